@@ -1,0 +1,91 @@
+"""DDIMProbe: what sampling does to the latents, tracked over training."""
+
+from __future__ import annotations
+
+import lightning as L
+
+from ldmprobe.callbacks.probe_callback import ProbeCallback
+from ldmprobe.callbacks.probe_data import reference_of
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
+from ldmprobe.probing.analyses import Analysis
+from ldmprobe.probing.ddim import probe_ddim
+from ldmprobe.probing.probe import Ranks
+from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.probing.reference import Reference
+
+
+class DDIMProbe(ProbeCallback):
+    """Samples latents by DDIM from fixed noise, with the EMA weights if there are any, and analyses every step.
+
+    Logged for each timestep t of the grid, over ``trainer/global_step``:
+
+    =============================  ==================================================================  =============
+    key                            what                                                                unit
+    =============================  ==================================================================  =============
+    probe/step_kl/tNNNN            KL(before ‖ after) of a denoiser pass, moment-matched Gaussians     nats/dimension
+    probe/step_kl_reverse/tNNNN    KL(after ‖ before)                                                  nats/dimension
+    probe/step_kl_ideal/tNNNN      the same for a perfect denoiser of Gaussian data like the real      nats/dimension
+    probe/step_kl_forward/tNNNN    the same for the forward process                                    nats/dimension
+    probe/step_kl_softmax/tNNNN    paper-style softmax KL                                              nats
+    probe/pca_explained_{1,2}      share of real latents' variance along PC 1, PC 2                    1
+    =============================  ==================================================================  =============
+
+    and as W&B media ``probe/pca_scatter``, ``probe/pca_table``, ``probe/step_kl_curves``, ``probe/step_kl_heatmap``, ``probe/samples``.
+
+    Args:
+        every_n_steps: optimiser steps between probes.
+        num_samples: N, at least 8.
+        num_steps: S, DDIM steps.
+        timestep_spacing: "leading", "trailing" or "linspace"; default: the scheduler's.
+        guidance_scale: of classifier-free guidance; 1 is none.
+        batch_size: latents through the network at once.
+        num_reference: real latents, of training images, that bases and ideal curves are fitted on.
+        seed: of the starting noise, the same at every probe.
+        analyses: default: StepKL, PCAScatter, SampleImages.
+    """
+
+    def __init__(
+        self,
+        every_n_steps: int = 500,
+        num_samples: int = 256,
+        num_steps: int = 50,
+        timestep_spacing: str | None = None,
+        guidance_scale: float = 1.0,
+        batch_size: int = 256,
+        num_reference: int = 4096,
+        seed: int = 0,
+        analyses: list[Analysis] | None = None,
+    ) -> None:
+        super().__init__(every_n_steps)
+        if num_samples < 8:
+            raise ConfigurationError(f"DDIMProbe got num_samples {num_samples}; expected at least 8.")
+        if num_steps < 1:
+            raise ConfigurationError(f"DDIMProbe got num_steps {num_steps}; expected at least 1.")
+        self.num_samples, self.num_steps, self.timestep_spacing = num_samples, num_steps, timestep_spacing
+        self.guidance_scale, self.batch_size, self.seed = guidance_scale, batch_size, seed
+        self.num_reference, self.analyses = num_reference, analyses
+        self._reference: Reference | None = None
+
+    def check(self, model: DiffusionModel) -> None:
+        model.schedule.ddim_grid(self.num_steps, self.timestep_spacing)
+
+    def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
+        model = diffusion_model_of(pl_module)
+        if self._reference is None:
+            self._reference = reference_of(trainer, model, self.num_reference)
+        with self.progress(trainer) as progress:
+            return probe_ddim(
+                model,
+                self._reference,
+                num_samples=self.num_samples,
+                num_steps=self.num_steps,
+                timestep_spacing=self.timestep_spacing,
+                guidance_scale=self.guidance_scale,
+                batch_size=self.batch_size,
+                seed=self.seed,
+                analyses=self.analyses,
+                step=trainer.global_step,
+                ranks=ranks,
+                progress=progress,
+            )

@@ -1,0 +1,57 @@
+"""TrainingLoss: the raw training loss per band of log-SNR, as it trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from ldmprobe.callbacks.probe_callback import ProbeCallback
+from ldmprobe.probing.probe import Ranks
+from ldmprobe.probing.record import Curve, ProbeRecord
+
+BAND_EDGES = torch.arange(-12.0, 12.1, 1.5, dtype=torch.float64)
+
+
+class TrainingLoss(ProbeCallback):
+    """Mean unweighted squared ε-error of the training samples since the last record, per band of log-SNR (fixed edges, 1.5 apart).
+
+    Each sample counts 1/(T p(t)) times, so that the average means the same under any timestep sampler; with the importance-
+    *weighted* loss, a sampler that follows the loss would hide the imbalance it follows. Needs a ``training_step`` that returns
+    ``epsilon_mse``, ``log_snr`` and ``sampling_probability`` per sample, as LatentDiffusion's does.
+
+    Logs ``probe/training_mse/logsnr+X.X``, named by the middle of the band.
+    """
+
+    def __init__(self, every_n_steps: int = 100) -> None:
+        super().__init__(every_n_steps)
+        self._sums = torch.zeros(2, len(BAND_EDGES) - 1, dtype=torch.float64)  # Σ w·error, Σ w
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if isinstance(outputs, dict) and "epsilon_mse" in outputs:
+            band = torch.bucketize(outputs["log_snr"].double().cpu(), BAND_EDGES) - 1
+            band = band.clamp(0, len(BAND_EDGES) - 2)
+            weight = 1 / outputs["sampling_probability"].double().cpu()
+            self._sums[0].index_add_(0, band, weight * outputs["epsilon_mse"].double().cpu())
+            self._sums[1].index_add_(0, band, weight)
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord | None:
+        error, weight = ranks.all_reduce_sum(self._sums.to(pl_module.device)).cpu()
+        self._sums = torch.zeros_like(self._sums)
+        seen = weight > 0
+        if not bool(seen.any()):
+            return None
+        middle = ((BAND_EDGES[1:] + BAND_EDGES[:-1]) / 2)[seen].numpy()
+        curve = Curve(np.full(len(middle), -1), middle, (error / weight)[seen].numpy())
+        return ProbeRecord("training", trainer.global_step, curves={"training_mse": curve}, provenance={"unit": "squared ε-error"})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self._sums}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._sums = state_dict["sums"]

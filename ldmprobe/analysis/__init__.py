@@ -1,0 +1,1 @@
+"""Statistics of sample sets. Torch only; knows no model."""

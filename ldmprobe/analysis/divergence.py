@@ -1,0 +1,75 @@
+r"""KL divergence between two sample sets, as the KL of moment-matched Gaussians in a fixed decorrelating basis.
+
+Per direction, with variance ratio r = v_x/v_y and mean gap δ:
+
+.. math:: KL(x \| y) = \tfrac12 \left[ r - 1 - \ln r + \delta^2 / v_y \right] \quad\text{nats}
+
+It is the KL of Gaussians with the same means and variances, not of the distributions themselves (which is larger where
+they are not Gaussian, and which no estimator reaches at these sample sizes and dimensions).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ldmprobe.analysis.moments import PairedMoments
+
+
+def gaussian_kl(mean_x: Tensor, var_x: Tensor, mean_y: Tensor, var_y: Tensor) -> Tensor:
+    """KL(N(mean_x, var_x) ‖ N(mean_y, var_y)) per direction, in nats."""
+    ratio = var_x / var_y
+    return 0.5 * (ratio - 1 - ratio.log() + (mean_x - mean_y) ** 2 / var_y)
+
+
+def paired_gaussian_kl(moments: PairedMoments, reverse: bool = False) -> Tensor:
+    """KL(x ‖ y) per direction between *paired* samples, corrected for their finite number; shape (..., D), nats.
+
+    The two sides of a sampling step share their trajectories. Given y, E[s_x²/s_y²] = (σ_x²/σ_y²) [ρ² + (1−ρ²)(N−1)/(N−3)],
+    E[1/s_y²] = (N−1)/((N−3) σ_y²), and the squared gap of the means is too large by var(x−y)/N; the logarithm of the
+    ratio is unbiased as it is, both variances having the same degrees of freedom.
+
+    Args:
+        moments: at least 4 samples.
+        reverse: KL(y ‖ x) instead.
+
+    Returns:
+        nats per direction; NaN in a direction that does not vary on one of the sides.
+    """
+    n, mean_x, mean_y = moments.n, moments.mean_x, moments.mean_y
+    var_x, var_y = (moments.var_y, moments.var_x) if reverse else (moments.var_x, moments.var_y)
+    cov = moments.cov_xy
+    rho2 = cov**2 / (var_x * var_y)
+    rho2 = (1 - (1 - rho2) * (n - 1) / (n - 2)).clamp(0, 1)
+    inflation = (n - 1) / (n - 3)
+    ratio = var_x / var_y
+    var_difference = (var_x + var_y - 2 * cov).clamp(min=0)
+    gap = ((mean_x - mean_y) ** 2 - var_difference / n) / inflation / var_y
+    kl = 0.5 * (ratio / (rho2 + (1 - rho2) * inflation) - 1 - ratio.log() + gap)
+    return torch.where((var_x > 0) & (var_y > 0), kl, torch.nan)
+
+
+def independent_gaussian_kl(n: int, mean_x: Tensor, var_x: Tensor, mean_y: Tensor, var_y: Tensor) -> Tensor:
+    """KL(x ‖ y) per direction between two *independent* sets of ``n`` samples each, corrected for their finite number.
+
+    Uncorrected it reads (2n−1)/(n(n−3)) nats per direction between two sets from one Gaussian.
+    """
+    ratio = var_x / var_y
+    inflation = (n - 1) / (n - 3)
+    corrected = ratio / inflation
+    gap = (mean_x - mean_y) ** 2 / var_y / inflation - (corrected + 1) / n
+    return 0.5 * (corrected - 1 - ratio.log() + gap)
+
+
+def softmax_kl(x: Tensor, y: Tensor) -> Tensor:
+    """"Paper-style softmax KL": mean over samples of KL(softmax(x_i) ‖ softmax(y_i)), in nats.
+
+    Each latent is flattened and pushed through a softmax, which is how ``torch.nn.functional.kl_div`` is commonly used on
+    feature maps and a likely reading of Roh et al., who do not say which KL they measured. It is a per-sample displacement,
+    blind to a constant shift; it compares no distributions of latents.
+
+    Args:
+        x, y: shape (N, D).
+    """
+    log_p, log_q = x.double().log_softmax(1), y.double().log_softmax(1)
+    return (log_p.exp() * (log_p - log_q)).sum(1).mean()

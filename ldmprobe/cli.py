@@ -1,0 +1,91 @@
+"""The ``ldmprobe`` command. Imports nothing heavy before it is needed: ``--help`` and ``--version`` answer at once."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ldmprobe import __version__
+from ldmprobe.errors import ConfigurationError
+
+_TRAINER_COMMANDS = {
+    "fit": "train or finetune from a YAML file, probing on the way",
+    "validate": "held-out loss of a checkpoint",
+    "test": "the same on the test loader",
+}
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code (2 for anything a user can put right)."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        if argv and argv[0] in _TRAINER_COMMANDS:
+            from ldmprobe.training.cli import run
+
+            run(argv)
+            return 0
+        return _other_command(argv)
+    except ConfigurationError as error:
+        print(f"ldmprobe: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _other_command(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="ldmprobe",
+        description="Train latent diffusion models and see, per noise level, what they have learnt.",
+        epilog="ldmprobe fit --config configs/digits.yaml   (ldmprobe fit --help lists everything a configuration can hold)",
+    )
+    parser.add_argument("--version", action="version", version=f"ldmprobe {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, text in _TRAINER_COMMANDS.items():
+        commands.add_parser(name, help=text, add_help=False)
+
+    probe = commands.add_parser("probe", help="probe a checkpoint or a diffusers pipeline, without training")
+    probe.add_argument("model", help="checkpoint of LatentDiffusion (.ckpt), or folder or hub id of a diffusers pipeline")
+    probe.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new directory for records, figures, report.html")
+    probe.add_argument("--data", metavar="DATASET", help="as ImageData's dataset: for everything that needs real latents")
+    probe.add_argument("--image-column", default="image", help="of --data (default: image)")
+    probe.add_argument("--label-column", help="of --data, for class-conditional models")
+    probe.add_argument("--image-size", type=int, help="that --data's images are resized to")
+    probe.add_argument("--num-reference", type=int, default=4096, help="real images to compare with (default: 4096)")
+    _sampling_arguments(probe, num_samples=256)
+
+    sample = commands.add_parser("sample", help="draw a grid of samples")
+    sample.add_argument("model", help="checkpoint of LatentDiffusion (.ckpt), or folder or hub id of a diffusers pipeline")
+    sample.add_argument("--out", type=Path, default=Path("samples.png"), help="PNG to write (default: samples.png)")
+    sample.add_argument("--columns", type=int, default=10, help="of the grid (default: 10)")
+    _sampling_arguments(sample, num_samples=50)
+
+    report = commands.add_parser("report", help="one self-contained HTML page from a run directory")
+    report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
+    report.add_argument("--out", type=Path, metavar="FILE", help="default: RUN_DIR/report.html")
+
+    args = parser.parse_args(argv)
+    if args.command == "report":
+        from ldmprobe.tracking.report import write_report
+
+        print(write_report(args.run_dir, args.out))
+        return 0
+    from ldmprobe import standalone
+
+    if args.command == "probe":
+        print(standalone.probe(args))
+    else:
+        print(standalone.sample(args))
+    return 0
+
+
+def _sampling_arguments(parser: argparse.ArgumentParser, num_samples: int) -> None:
+    parser.add_argument("--num-samples", type=int, default=num_samples, help=f"(default: {num_samples})")
+    parser.add_argument("--num-steps", type=int, default=50, help="DDIM steps (default: 50)")
+    parser.add_argument("--timestep-spacing", choices=["leading", "trailing", "linspace"], help="default: the scheduler's")
+    parser.add_argument("--guidance-scale", type=float, default=1.0, help="of classifier-free guidance (default: 1, none)")
+    parser.add_argument("--batch-size", type=int, default=64, help="latents through the network at once (default: 64)")
+    parser.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
+    parser.add_argument("--device", default=None, help='such as "cuda" (default: cuda where there is one, else cpu)')
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Images from any Hugging Face dataset, and small built-in data that needs no network."""

@@ -1,0 +1,216 @@
+"""ImageData: a LightningDataModule over any Hugging Face dataset of images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, Literal
+
+import lightning as L
+import numpy as np
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ldmprobe.data.rows import RowReader, collate
+from ldmprobe.data.sources import choose_splits, load_splits
+from ldmprobe.data.stream import HubStream, ShuffledStream, SkippingLoader, StreamPositions
+from ldmprobe.errors import ConfigurationError
+
+
+class ImageData(L.LightningDataModule):
+    """Images (with labels, captions) from any Hugging Face dataset, as batches in [−1, 1].
+
+    Training is one endless epoch in which batch k depends on (seed, k) alone: limit it by ``max_steps``, not ``max_epochs``, and
+    validate by ``val_check_interval`` in batches with ``check_val_every_n_epoch: null``.
+
+    Batches are dicts: ``image`` (N, C, H, W) float32, ``index`` (N,) the row, and ``label`` (N,), ``caption`` if their
+    columns are named.
+
+    Args:
+        dataset: hub id; folder of parquet files, from ``save_to_disk``, or of images; parquet file; "builtin:digits",
+            "builtin:shapes" or "builtin:gaussian".
+        dataset_kwargs: further arguments of ``datasets.load_dataset`` (``name``, ``revision``, ``data_files``, …) or parameters of
+            the built-in dataset.
+        image_column, label_column, caption_column: names of columns; the latter two are optional.
+        train_split: name of the training split.
+        held_out_split: name of the held-out split. Default: "validation" or "test" where there is one, else
+            ``held_out_fraction`` of the training rows, always the same (of a stream: its first ``held_out_rows``).
+        image_size: images become square of this many pixels; default: they all have one size already.
+        channels: 1, 3 or 4; default: those of the first image.
+        resize: "crop" scales the short side and crops the long one, "squash" ignores the aspect ratio.
+        random_crop, random_flip: augmentation of training images.
+        batch_size: per rank.
+        num_workers: processes that decode images.
+        streaming: read rows as needed, for what does not fit on disk; shuffled through ``shuffle_buffer`` rows.
+        num_classes: for label columns that do not say (a stream's integer column).
+        check_rows: how many rows of each split are decoded before training, to find unreadable images early.
+        seed: of the order and augmentation of training images.
+
+    Raises:
+        ConfigurationError: in ``setup``, before training: no such dataset, split or column; no rows; unreadable image.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        dataset_kwargs: dict[str, Any] | None = None,
+        image_column: str = "image",
+        label_column: str | None = None,
+        caption_column: str | None = None,
+        train_split: str = "train",
+        held_out_split: str | None = None,
+        held_out_fraction: float = 0.1,
+        held_out_rows: int = 1000,
+        image_size: int | None = None,
+        channels: int | None = None,
+        resize: Literal["crop", "squash"] = "crop",
+        random_crop: bool = False,
+        random_flip: bool = False,
+        batch_size: int = 64,
+        num_workers: int = 0,
+        streaming: bool = False,
+        shuffle_buffer: int = 1000,
+        num_classes: int | None = None,
+        check_rows: int = 500,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ConfigurationError(f"ImageData got batch_size {batch_size}; expected at least 1.")
+        if channels not in (None, 1, 3, 4):
+            raise ConfigurationError(f"ImageData got channels {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA).")
+        if not 0 < held_out_fraction < 1:
+            raise ConfigurationError(f"ImageData got held_out_fraction {held_out_fraction}; expected a number in (0, 1).")
+        self.dataset, self.dataset_kwargs = dataset, dataset_kwargs or {}
+        self.train_split, self.held_out_split = train_split, held_out_split
+        self.held_out_fraction, self.held_out_rows = held_out_fraction, held_out_rows
+        self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
+        self.streaming, self.shuffle_buffer, self.check_rows = streaming, shuffle_buffer, check_rows
+        self.reader = RowReader(
+            image_column, label_column, caption_column, image_size, channels, resize, random_crop, random_flip
+        )
+        self.num_classes = num_classes
+        self.class_names: list[str] | None = None
+        self.image_shape: tuple[int, ...] = ()
+        self._train: Any = None
+        self._held_out: Any = None
+
+    def prepare_data(self) -> None:
+        """Downloads once per node, before ranks load it."""
+        load_splits(self.dataset, streaming=self.streaming, **self.dataset_kwargs)
+
+    def setup(self, stage: str | None = None) -> None:
+        if self._train is not None:
+            return
+        splits = load_splits(self.dataset, streaming=self.streaming, **self.dataset_kwargs)
+        train, held_out = choose_splits(
+            splits, self.train_split, self.held_out_split, self.held_out_fraction, self.held_out_rows
+        )
+        reader = self.reader
+        wanted = [c for c in (reader.image_column, reader.label_column, reader.caption_column) if c is not None]
+        for rows in (train, held_out):
+            columns = rows.column_names or list(next(iter(rows), {}))
+            for column in wanted:
+                if column not in columns:
+                    raise ConfigurationError(f"There is no column {column!r}; the dataset has {', '.join(map(repr, columns))}.")
+        self._train, self._held_out = (_undecoded(rows.select_columns(wanted), reader.image_column) for rows in (train, held_out))
+        self._read_classes()
+        for name, rows in (("training", self._train), ("held-out", self._held_out)):
+            shape = None
+            for i, row in enumerate(islice(rows, self.check_rows)):
+                shape = reader.read(row, i)["image"].shape
+                if self.image_shape and tuple(shape) != self.image_shape:
+                    raise ConfigurationError(
+                        f"Row {i} of the {name} split has an image of shape {tuple(shape)}, others {self.image_shape}; set the "
+                        "data's `image_size` and `channels`."
+                    )
+                self.image_shape = tuple(shape)
+            if shape is None and self.check_rows > 0:
+                raise ConfigurationError(f"The {name} split is empty.")
+
+    def _read_classes(self) -> None:
+        column = self.reader.label_column
+        if column is None:
+            return
+        feature = (self._train.features or {}).get(column)
+        if hasattr(feature, "names"):
+            self.class_names = list(feature.names)
+            self.num_classes = self.num_classes or len(self.class_names)
+        if not hasattr(self._train, "__len__"):
+            if self.num_classes is None:
+                raise ConfigurationError(f"A stream does not say how many classes {column!r} has; set the data's `num_classes`.")
+            return
+        for rows in (self._train, self._held_out):
+            labels = np.asarray(rows.with_format("numpy")[column][:])
+            if labels.dtype.kind not in "iu":
+                raise ConfigurationError(f"Column {column!r} holds {labels.dtype} values; expected integer class labels.")
+            top = int(labels.max())
+            self.num_classes = self.num_classes or top + 1
+            if labels.min() < 0 or top >= self.num_classes:
+                row = int(((labels < 0) | (labels >= self.num_classes)).argmax())
+                raise ConfigurationError(
+                    f"Row {row} has class label {int(labels[row])} in column {column!r}, which is out of range; expected 0 to "
+                    f"{self.num_classes - 1}."
+                )
+
+    def train_dataloader(self) -> Any:
+        trainer = self.trainer
+        rank, world_size, first_batch = 0, 1, 0
+        if trainer is not None:
+            if trainer.max_epochs not in (None, -1) and trainer.max_steps == -1:
+                raise ConfigurationError(
+                    "ImageData is one endless epoch: limit training by `trainer.max_steps` (and leave out `trainer.max_epochs`)."
+                )
+            rank, world_size = trainer.global_rank, trainer.world_size
+            first_batch = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+        workers: dict[str, Any] = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        if not self.streaming:
+            stream = ShuffledStream(self._train, self.reader, self.seed)
+            positions = StreamPositions(self.batch_size, first_batch, rank, world_size)
+            return DataLoader(stream, sampler=positions, batch_size=None, **workers)
+        from datasets.distributed import split_dataset_by_node
+
+        rows = split_dataset_by_node(self._train, rank=rank, world_size=world_size)
+        stream = HubStream(rows, self.reader, self.seed, self.batch_size, self.shuffle_buffer)
+        loader = DataLoader(stream, batch_size=None, **workers)
+        return loader if first_batch == 0 else SkippingLoader(loader, first_batch)
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(_Rows(self._held_out, self.reader), batch_size=self.batch_size, collate_fn=collate)
+
+    def test_dataloader(self) -> DataLoader:
+        return self.val_dataloader()
+
+    def reference_batches(self, num_images: int, held_out: bool = False) -> Iterator[dict[str, Any]]:
+        """``num_images`` training (or held-out) images, or all there are, drawn in a fixed order that no seed changes, without
+        augmentation: what probes compare with. The same on every rank. (Of a stream: its first.)"""
+        rows = self._held_out if held_out else self._train
+        if hasattr(rows, "__len__"):
+            order = np.random.default_rng(0).permutation(len(rows))[:num_images]
+            samples: Iterator[Any] = (self.reader.read(rows[int(i)], int(i)) for i in order)
+        else:
+            samples = (self.reader.read(row, i) for i, row in enumerate(islice(rows, num_images)))
+        while batch := list(islice(samples, 256)):
+            yield collate(batch)
+
+
+class _Rows(Dataset):
+    """The rows of a split, without augmentation; a stream's (few) held-out rows are read into memory."""
+
+    def __init__(self, rows: Any, reader: RowReader) -> None:
+        self.rows = rows if hasattr(rows, "__len__") else list(rows)
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        return self.reader.read(self.rows[i], i)
+
+
+def _undecoded(rows: Any, image_column: str) -> Any:
+    """Images as bytes: decoded by RowReader, which can name the row of one that cannot be read."""
+    from datasets import Image
+
+    feature = (rows.features or {}).get(image_column)
+    return rows.cast_column(image_column, Image(decode=False)) if isinstance(feature, Image) else rows

@@ -1,0 +1,131 @@
+"""From a row of a dataset to tensors: decode, convert, resize, crop, flip, scale to [−1, 1]."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldmprobe.errors import ConfigurationError
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+@dataclass(frozen=True)
+class RowReader:
+    """Reads image, label and caption of a row.
+
+    PIL images and uint8 arrays go from [0, 255] to [−1, 1]; float arrays (C, H, W) are taken as they are.
+
+    Attributes:
+        size: images become size × size; None keeps theirs.
+        channels: 1 (grey), 3 (RGB), 4 (RGBA); images of another mode are converted.
+        resize: "crop" scales the short side and crops, "squash" ignores the aspect ratio.
+        random_crop, random_flip: augmentation, in training only.
+    """
+
+    image_column: str
+    label_column: str | None
+    caption_column: str | None
+    size: int | None
+    channels: int | None
+    resize: Literal["crop", "squash"] = "crop"
+    random_crop: bool = False
+    random_flip: bool = False
+
+    def read(self, row: dict[str, Any], row_number: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
+        """One sample: ``image`` (C, H, W) float32, ``index``, and ``label``, ``caption`` if named.
+
+        Args:
+            rng: for augmentation; None for none.
+
+        Raises:
+            ConfigurationError: the image cannot be read; the row is named.
+        """
+        sample: dict[str, Any] = {"image": self._image(row[self.image_column], row_number, rng), "index": row_number}
+        if self.label_column is not None:
+            sample["label"] = int(row[self.label_column])
+        if self.caption_column is not None:
+            sample["caption"] = str(row[self.caption_column])
+        return sample
+
+    def _image(self, value: Any, row_number: int, rng: np.random.Generator | None) -> Tensor:
+        from PIL import Image
+
+        try:
+            if isinstance(value, dict):  # undecoded: {"bytes": ..., "path": ...}
+                value = Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"])
+            if not isinstance(value, Image.Image):
+                array = np.asarray(value)
+                if array.dtype.kind == "f":
+                    return torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
+                value = _to_pil(array)
+            if value.mode.startswith("I") or value.mode == "F":
+                value = _to_eight_bits(value)
+            return self._resized(value.convert(_MODES[self.channels or len(value.getbands())]), rng)
+        except (OSError, ValueError, TypeError, KeyError, SyntaxError, AttributeError) as error:
+            raise ConfigurationError(
+                f"Row {row_number}, column {self.image_column!r}: the image cannot be read ({error}). Remove the row or repair it."
+            ) from error
+
+    def _resized(self, image: Any, rng: np.random.Generator | None) -> Tensor:
+        from PIL import Image, ImageOps
+
+        if self.size is not None and image.size != (self.size, self.size):
+            if self.resize == "squash":
+                image = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
+            else:
+                centre = tuple(rng.random(2)) if rng is not None and self.random_crop else (0.5, 0.5)
+                image = ImageOps.fit(image, (self.size, self.size), Image.Resampling.BICUBIC, centering=centre)
+        if rng is not None and self.random_flip and rng.random() < 0.5:
+            image = ImageOps.mirror(image)
+        array = np.asarray(image, dtype=np.float32)
+        array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+        return torch.from_numpy(np.ascontiguousarray(array)) / 127.5 - 1
+
+
+def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Samples to a batch: ``image`` (N, C, H, W), ``label`` and ``index`` (N,) int64, ``caption`` a list of strings.
+
+    Raises:
+        ConfigurationError: images of different shapes; the rows are named.
+    """
+    first = samples[0]["image"].shape
+    for sample in samples:
+        if sample["image"].shape != first:
+            raise ConfigurationError(
+                f"Row {sample['index']} has an image of shape {tuple(sample['image'].shape)}, row {samples[0]['index']} of "
+                f"{tuple(first)}; set the data's `image_size` and `channels`."
+            )
+    batch: dict[str, Any] = {"image": torch.stack([sample["image"] for sample in samples])}
+    for key in ("index", "label"):
+        if key in samples[0]:
+            batch[key] = torch.tensor([sample[key] for sample in samples])
+    if "caption" in samples[0]:
+        batch["caption"] = [sample["caption"] for sample in samples]
+    return batch
+
+
+def _to_pil(array: np.ndarray) -> Any:
+    from PIL import Image
+
+    if array.ndim == 3 and array.shape[0] in _MODES and array.shape[2] not in _MODES:
+        array = array.transpose(1, 2, 0)
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[:, :, 0]
+    if array.min() < 0 or array.max() > 255:
+        raise ValueError(f"integer pixels from {array.min()} to {array.max()}, expected 0 to 255")
+    return Image.fromarray(array.astype(np.uint8))
+
+
+def _to_eight_bits(image: Any) -> Any:
+    """16- and 32-bit grey to 8 bits; PIL's own conversion clips at 255."""
+    from PIL import Image
+
+    array = np.asarray(image, dtype=np.float64)
+    top = 255.0 if array.max() <= 255 else 65535.0 if array.max() <= 65535 else array.max()
+    return Image.fromarray((array / top * 255).round().astype(np.uint8))

@@ -1,0 +1,92 @@
+"""Where images come from: built in, a folder, a file, or the Hugging Face hub. Every failure says what to write instead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ldmprobe.data.builtin import load_builtin
+from ldmprobe.errors import ConfigurationError
+
+HELD_OUT_NAMES = ("validation", "valid", "val", "test")
+_SPLIT_SEED = 20_26  # of the held-out rows taken where a dataset has none; part of every run's comparability
+
+
+def load_splits(dataset: str, streaming: bool = False, **kwargs: Any) -> dict[str, Any]:
+    """The splits of a dataset by name.
+
+    Args:
+        dataset: "builtin:digits", "builtin:shapes" or "builtin:gaussian"; a folder (from ``save_to_disk``, parquet files or an
+            image folder); a parquet file; or a hub id.
+        streaming: read rows as they are needed instead of preparing the dataset on disk.
+        kwargs: parameters of the built-in dataset, or of ``datasets.load_dataset``.
+
+    Raises:
+        ConfigurationError: nothing there, or nothing that can be read.
+    """
+    if dataset.startswith("builtin:"):
+        table = load_builtin(dataset.removeprefix("builtin:"), **kwargs)
+        return {"train": table.to_iterable_dataset(num_shards=4) if streaming else table}
+
+    from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+
+    path = Path(dataset).expanduser()
+    try:
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            loaded = load_from_disk(str(path))
+            if streaming:
+                raise ConfigurationError(
+                    f"{dataset} was written by save_to_disk and is memory-mapped as it is; leave out `streaming`."
+                )
+        elif path.suffix == ".parquet" and path.is_file():
+            loaded = load_dataset("parquet", data_files={"train": str(path)}, streaming=streaming, **kwargs)
+        else:
+            loaded = load_dataset(str(path) if path.exists() else dataset, streaming=streaming, **kwargs)
+    except ConfigurationError:
+        raise
+    except Exception as error:  # the datasets library raises many kinds, all meaning "not loadable"
+        where = "holds no dataset that can be read" if path.exists() else "is no folder here and was not found on the hub"
+        raise ConfigurationError(
+            f"Dataset {dataset!r} {where} ({type(error).__name__}: {_first_line(error)}). Expected a hub id, a folder of parquet "
+            "files, a folder from save_to_disk, an image folder, or builtin:digits, builtin:shapes, builtin:gaussian."
+        ) from error
+    if isinstance(loaded, (Dataset, IterableDataset)):
+        return {"train": loaded}
+    return dict(loaded) if isinstance(loaded, DatasetDict) or hasattr(loaded, "keys") else {"train": loaded}
+
+
+def choose_splits(
+    splits: dict[str, Any], train_split: str, held_out_split: str | None, held_out_fraction: float, held_out_rows: int
+) -> tuple[Any, Any]:
+    """Training and held-out rows. Where no split is named for holding out and none has a usual name, a fixed part of the
+    training split is taken: random rows (independent of the training seed), or the first ``held_out_rows`` of a stream.
+
+    Raises:
+        ConfigurationError: a named split does not exist, or one is empty.
+    """
+    for name in (train_split, held_out_split):
+        if name is not None and name not in splits:
+            raise ConfigurationError(f"There is no split {name!r}; the dataset has {', '.join(map(repr, splits))}.")
+    if held_out_split is None:
+        held_out_split = next((name for name in HELD_OUT_NAMES if name in splits and name != train_split), None)
+    train = splits[train_split]
+    if held_out_split is not None:
+        held_out = splits[held_out_split]
+    elif hasattr(train, "__len__"):
+        if len(train) < 2:
+            raise ConfigurationError(
+                f"Split {train_split!r} has {len(train)} row(s); expected at least 2, one of them to hold out."
+            )
+        size = min(len(train) - 1, max(1, round(held_out_fraction * len(train))))
+        parts = train.train_test_split(test_size=size, seed=_SPLIT_SEED)
+        train, held_out = parts["train"], parts["test"]
+    else:
+        train, held_out = train.skip(held_out_rows), train.take(held_out_rows)
+    for name, rows in ((train_split, train), (held_out_split or "held-out", held_out)):
+        if hasattr(rows, "__len__") and len(rows) == 0:
+            raise ConfigurationError(f"Split {name!r} is empty.")
+    return train, held_out
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or "no message").splitlines()[0][:300]

@@ -1,0 +1,92 @@
+"""Endless training streams in which batch k is a function of (seed, k) alone: reproducible, and resumable anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+
+from ldmprobe.data.rows import RowReader, collate
+
+
+class ShuffledStream(Dataset):
+    """Position p of the stream is row ``permutation(seed, p // n)[p % n]``, augmented with randomness of (seed, p)."""
+
+    def __init__(self, rows: Any, reader: RowReader, seed: int) -> None:
+        self.rows, self.reader, self.seed = rows, reader, seed
+        self._pass = -1
+        self._permutation = np.empty(0, dtype=np.int64)
+
+    def __getitem__(self, positions: list[int]) -> dict[str, Any]:
+        return collate([self._sample(position) for position in positions])
+
+    def _sample(self, position: int) -> dict[str, Any]:
+        which_pass, offset = divmod(position, len(self.rows))
+        if which_pass != self._pass:
+            self._permutation = np.random.default_rng((self.seed, which_pass)).permutation(len(self.rows))
+            self._pass = which_pass
+        row = int(self._permutation[offset])
+        return self.reader.read(self.rows[row], row, np.random.default_rng((self.seed, which_pass, offset)))
+
+
+class StreamPositions(DistributedSampler):
+    """Batch k, from ``first_batch`` on and without end: the stream positions of this rank's part of it.
+
+    A DistributedSampler, so that Lightning does not put its own in its place.
+    """
+
+    def __init__(self, batch_size: int, first_batch: int, rank: int, world_size: int) -> None:
+        self.batch_size, self.first_batch = batch_size, first_batch
+        self.rank, self.num_replicas = rank, world_size
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
+        k = self.first_batch
+        while True:
+            start = (k * self.num_replicas + self.rank) * self.batch_size
+            yield list(range(start, start + self.batch_size))
+            k += 1
+
+    def __len__(self) -> int:
+        raise TypeError("a training stream has no end")
+
+
+class HubStream(IterableDataset):
+    """A streaming dataset, shuffled anew in each pass through a buffer, without end; sharded over ranks (by the caller,
+    with ``split_dataset_by_node``) and over workers (by ``datasets`` itself)."""
+
+    def __init__(self, rows: Any, reader: RowReader, seed: int, batch_size: int, buffer_size: int) -> None:
+        self.rows, self.reader, self.seed, self.batch_size = rows, reader, seed, batch_size
+        self.buffer_size = buffer_size
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        rows = self.rows.shuffle(seed=self.seed, buffer_size=self.buffer_size) if self.buffer_size > 1 else self.rows
+        samples: list[dict[str, Any]] = []
+        which_pass = 0
+        while True:
+            rows.set_epoch(which_pass)
+            count = 0
+            for count, row in enumerate(rows, 1):
+                rng = np.random.default_rng((self.seed, which_pass, count))
+                samples.append(self.reader.read(row, count - 1, rng))
+                if len(samples) == self.batch_size:
+                    yield collate(samples)
+                    samples = []
+            if count == 0:  # fewer shards than workers: this one has nothing to read
+                return
+            which_pass += 1
+
+
+class SkippingLoader:
+    """A loader that passes over its first batches: the exact (if slow) way to resume a stream that cannot seek."""
+
+    def __init__(self, loader: DataLoader, first_batch: int) -> None:
+        self.loader, self.first_batch = loader, first_batch
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = iter(self.loader)
+        for _ in range(self.first_batch):
+            next(batches)
+        return batches

@@ -1,0 +1,1 @@
+"""The noising process: schedules, prediction targets, weights, timestep samplers, DDIM."""

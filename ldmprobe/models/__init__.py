@@ -1,0 +1,1 @@
+"""Denoisers, codecs, conditioning: what is trained and probed."""

@@ -1,0 +1,75 @@
+"""DiffusionModel: the pieces a probe needs, taken from a LightningModule in training, a checkpoint, or a pretrained pipeline.
+
+A user's own LightningModule is probed by returning one of these from a method called ``diffusion_model``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.conditioning import Conditioning, Unconditional
+from ldmprobe.models.denoiser import Condition, as_denoiser
+
+
+@dataclass
+class DiffusionModel:
+    """A denoiser with its noise schedule, latent shape, codec and conditioning.
+
+    Attributes:
+        network: the denoiser network, a diffusers model or any module that follows the Denoiser protocol.
+        schedule: its noise schedule and prediction type.
+        latent_shape: (C, H, W).
+        codec: pixels ↔ latents; identity by default.
+        conditioning: none by default.
+        weights: which weights these are, such as "ema" or "raw"; goes into the record.
+    """
+
+    network: nn.Module
+    schedule: NoiseSchedule
+    latent_shape: tuple[int, ...]
+    codec: LatentCodec = field(default_factory=LatentCodec)
+    conditioning: Conditioning = field(default_factory=Unconditional)
+    weights: str = "raw"
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Everything whose train/eval mode a probe sets and restores."""
+        return [self.network, self.codec, self.conditioning]
+
+    def predict(
+        self, z_t: Tensor, timestep: Tensor, condition: Condition, guidance_scale: float = 1.0
+    ) -> Tensor:
+        """The denoiser's prediction at z_t (N, C, H, W), t (N,); with classifier-free guidance where the scale is not 1:
+        null + scale · (conditional − null)."""
+        denoise = as_denoiser(self.network)
+        conditional = denoise(z_t, timestep, condition)
+        if guidance_scale == 1.0 or not condition:
+            return conditional
+        null = denoise(z_t, timestep, self.conditioning.null(len(z_t), z_t.device))
+        return null + guidance_scale * (conditional - null)
+
+
+def diffusion_model_of(module: Any) -> DiffusionModel:
+    """What a LightningModule's ``diffusion_model()`` returns.
+
+    Raises:
+        ConfigurationError: it has no such method.
+    """
+    method = getattr(module, "diffusion_model", None)
+    if method is None:
+        raise ConfigurationError(
+            f"{type(module).__name__} cannot be probed: give it a method `diffusion_model(self) -> ldmprobe.DiffusionModel` that "
+            "returns its network, noise schedule and latent shape."
+        )
+    return method()

@@ -1,0 +1,1 @@
+"""Probes: look at a model without disturbing it, and return a ProbeRecord."""

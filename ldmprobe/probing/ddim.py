@@ -1,0 +1,123 @@
+"""The DDIM probe: one set of trajectories from fixed noise, many analyses fed step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldmprobe.diffusion.trajectory import ddim_steps
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.analyses import Analysis, PCAScatter, SampleImages, StepKL, Trajectory
+from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress, sample_noise
+from ldmprobe.probing.record import ProbeRecord, fingerprint
+from ldmprobe.probing.reference import Reference
+
+
+def probe_ddim(
+    model: DiffusionModel,
+    reference: Reference | None = None,
+    num_samples: int = 256,
+    num_steps: int = 50,
+    timestep_spacing: str | None = None,
+    guidance_scale: float = 1.0,
+    batch_size: int = 256,
+    seed: int = 0,
+    analyses: Sequence[Analysis] | None = None,
+    step: int = 0,
+    ranks: Ranks | None = None,
+    progress: Progress = no_progress,
+) -> ProbeRecord:
+    """Sample ``num_samples`` latents by ``num_steps`` DDIM steps and feed each step to the analyses.
+
+    Sample i starts from the same noise and has the same condition at every probe of a run, whatever the batch size or number
+    of ranks.
+
+    Args:
+        model: what to probe.
+        reference: real latents; without it there is no ideal curve, and PCA is fitted on the final samples.
+        num_samples: N, at least 8.
+        num_steps: S, 1 to T.
+        timestep_spacing: "leading", "trailing" or "linspace"; default: the scheduler's.
+        guidance_scale: of classifier-free guidance; anything but 1 shifts the marginals by design, so that curves are no longer
+            comparable with the ideal.
+        batch_size: how many latents go through the network at once.
+        analyses: default: StepKL, PCAScatter, SampleImages.
+        step: optimiser steps taken so far.
+        ranks: how the samples are shared out; default: one process.
+        progress: called after each sampling step.
+
+    Returns:
+        A record called "ddim", the same on every rank.
+
+    Raises:
+        ConfigurationError: N or S out of range, before anything is sampled.
+    """
+    if num_samples < 8:
+        raise ConfigurationError(f"num_samples is {num_samples}; expected at least 8, so that a variance means something.")
+    if batch_size < 1:
+        raise ConfigurationError(f"batch_size is {batch_size}; expected at least 1.")
+    if reference is not None and tuple(reference.basis.shape) != tuple(model.latent_shape):
+        raise ConfigurationError(
+            f"The reference was fitted on latents of shape {tuple(reference.basis.shape)}, the model's are {tuple(model.latent_shape)}; "
+            "use the data and codec of this model."
+        )
+    grid = model.schedule.ddim_grid(num_steps, timestep_spacing)
+    ranks = ranks or Ranks()
+    analyses = [StepKL(), PCAScatter(), SampleImages()] if analyses is None else list(analyses)
+    device = model.device
+    sample_ids = ranks.share(num_samples)
+    condition = model.conditioning.for_samples(sample_ids.to(device))
+
+    def denoise(z_t: Tensor, timestep: int) -> Tensor:
+        predictions = []
+        for start in range(0, len(z_t), batch_size):
+            chunk = slice(start, start + batch_size)
+            t = torch.full((len(z_t[chunk]),), timestep, device=device)
+            part = {name: value[chunk] for name, value in condition.items()}
+            predictions.append(model.predict(z_t[chunk], t, part, guidance_scale))
+        return torch.cat(predictions)
+
+    findings: dict[str, dict[str, Any]] = {"scalars": {}, "curves": {}, "scatters": {}, "images": {}, "provenance": {}}
+    with evaluating(model.modules):
+        z_T = sample_noise(sample_ids.tolist(), model.latent_shape, seed).to(device)
+        trajectory = Trajectory(model, grid, sample_ids, num_samples, reference, ranks)
+        for analysis in analyses:
+            analysis.begin(trajectory)
+        for ddim_step in ddim_steps(denoise, z_T, grid, model.schedule.prediction_type):
+            for analysis in analyses:
+                analysis.update(ddim_step)
+            progress(ddim_step.index + 1, grid.num_steps)
+        for analysis in analyses:
+            found = analysis.finish()
+            for kind, collected in findings.items():
+                collected.update(getattr(found, kind))
+    provenance = {
+        "num_samples": num_samples,
+        "num_steps": num_steps,
+        "timestep_spacing": timestep_spacing or model.schedule.scheduler.config.get("timestep_spacing", "leading"),
+        "guidance_scale": guidance_scale,
+        "seed": seed,
+        "weights": model.weights,
+        "latent_shape": list(model.latent_shape),
+        "prediction_type": model.schedule.prediction_type,
+        "reference_latents": reference.num_latents if reference else 0,
+        **findings.pop("provenance"),
+    }
+    labels = _sample_labels(model, num_samples)
+    if labels is not None:
+        provenance["sample_labels"] = labels
+    fingerprints = {
+        "grid": fingerprint(grid.timesteps, grid.alpha_t.float(), grid.alpha_s.float()),
+        "reference": reference.fingerprint if reference else "none",
+        "sampler": fingerprint("ddim", num_samples, guidance_scale, seed, list(model.latent_shape)),
+    }
+    return ProbeRecord("ddim", step, **findings, provenance=provenance, fingerprints=fingerprints)
+
+
+def _sample_labels(model: DiffusionModel, num_samples: int) -> list[int] | None:
+    condition = model.conditioning.for_samples(torch.arange(num_samples))
+    return condition["class_labels"].tolist() if "class_labels" in condition else None

@@ -1,0 +1,71 @@
+"""What every probe shares: looking without disturbing, noise that belongs to the sample, and work shared over ranks."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+Progress = Callable[[int, int], None]
+"""Called with (steps done, steps in all) as a probe proceeds; may raise to stop it."""
+
+
+def no_progress(done: int, total: int) -> None:
+    """Shows nothing."""
+
+
+@contextmanager
+def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Eval mode, no gradients, no autocast; then everything as it was, also after an exception: the training flag of each
+    module, and the random state of Python, NumPy, torch and CUDA. (Buffers are not copied: eval mode leaves them alone.)"""
+    flags = [(module, module.training) for root in modules for module in root.modules()]
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    device_type = "cuda" if cuda_states else "cpu"
+    try:
+        for module, _ in flags:
+            module.training = False
+        # no_grad, not inference_mode: tensors cached under the latter break the next backward pass.
+        with torch.no_grad(), torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        for module, training in flags:
+            module.training = training
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        torch.set_rng_state(torch_state)
+        if cuda_states:
+            torch.cuda.set_rng_state_all(cuda_states)
+
+
+def sample_noise(sample_ids: Iterable[int], shape: tuple[int, ...], seed: int, stream: int = 0) -> Tensor:
+    """Standard normal noise (N, *shape), float32 on the CPU: sample i's depends on (seed, stream, i) alone, whatever the batch
+    size or number of ranks."""
+    noise = [
+        np.random.default_rng((seed, stream, i)).standard_normal(shape, dtype=np.float32) for i in sample_ids
+    ]
+    return torch.from_numpy(np.stack(noise)) if noise else torch.empty(0, *shape)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """How work is shared: rank r of W takes samples r, r + W, …; results are summed over all. One process by default."""
+
+    rank: int = 0
+    world_size: int = 1
+    all_reduce_sum: Callable[[Tensor], Tensor] = staticmethod(lambda tensor: tensor)
+
+    def share(self, num_samples: int) -> Tensor:
+        """The numbers of this rank's samples, (n,), int64."""
+        return torch.arange(self.rank, num_samples, self.world_size)
+
+    def gather_rows(self, rows: Tensor, sample_ids: Tensor, num_samples: int) -> Tensor:
+        """All samples' rows (num_samples, …), float64 on the CPU, from each rank's own (n, …)."""
+        everything = torch.zeros(num_samples, *rows.shape[1:], dtype=torch.float64, device=rows.device)
+        everything[sample_ids.to(rows.device)] = rows.double()
+        return self.all_reduce_sum(everything).cpu()

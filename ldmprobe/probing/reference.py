@@ -1,0 +1,108 @@
+"""Reference: what real latents look like. Fitted once per run, kept on disk, and the yardstick of every probe."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ldmprobe.analysis.basis import LatentBasis
+from ldmprobe.analysis.pca import PCABasis
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.probing.record import fingerprint
+
+_CLOUD = 512  # real latents whose projection is drawn behind the scatters
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Two bases fitted on the same real latents, and how these lie in them.
+
+    Attributes:
+        basis: decorrelating directions with mean and variance along each; for KL and closed forms.
+        pca: the two leading principal components; for scatters.
+        cloud: shape (M, 2), up to 512 real latents projected on ``pca``.
+        num_latents: how many it was fitted on.
+    """
+
+    basis: LatentBasis
+    pca: PCABasis
+    cloud: Tensor
+    num_latents: int
+
+    @classmethod
+    def fit(cls, latents: Tensor) -> Reference:
+        """From real latents (N, C, H, W).
+
+        Raises:
+            ConfigurationError: fewer than 8, or not finite.
+        """
+        if len(latents) < 8:
+            raise ConfigurationError(f"The reference has {len(latents)} real latents; expected at least 8.")
+        if not bool(torch.isfinite(latents).all()):
+            raise ConfigurationError("The codec gives latents that are not finite; encode in float32 or bfloat16.")
+        latents = latents.detach().cpu().float()
+        pca = PCABasis.fit(latents.flatten(1))
+        return cls(LatentBasis.fit(latents), pca, pca.project(latents[:_CLOUD].flatten(1)), len(latents))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Rounded, so that it is the same on every machine that computes the same latents."""
+        numbers = (self.basis.mean, self.basis.variance, self.pca.variance)
+        return fingerprint(self.basis.kind, self.num_latents, *([f"{x:.3e}" for x in t.tolist()[:64]] for t in numbers))
+
+    def save(self, path: Path) -> None:
+        """As safetensors, in place at once."""
+        from safetensors.torch import save_file
+
+        tensors = {
+            "rotation": self.basis.rotation,
+            "mean": self.basis.mean,
+            "variance": self.basis.variance,
+            "pca_mean": self.pca.mean,
+            "pca_components": self.pca.components,
+            "pca_variance": self.pca.variance,
+            "cloud": self.cloud,
+        }
+        header = {
+            "kind": self.basis.kind,
+            "shape": list(self.basis.shape),
+            "total_variance": self.pca.total_variance,
+            "num_latents": self.num_latents,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {"ldmprobe": json.dumps(header)})
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Reference:
+        """What :meth:`save` wrote."""
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as file:
+            header = json.loads(file.metadata()["ldmprobe"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+        basis = LatentBasis(
+            header["kind"], tuple(header["shape"]), tensors["rotation"], tensors["mean"], tensors["variance"]
+        )
+        pca = PCABasis(
+            tensors["pca_mean"], tensors["pca_components"], tensors["pca_variance"], header["total_variance"]
+        )
+        return cls(basis, pca, tensors["cloud"], header["num_latents"])
+
+
+@torch.no_grad()
+def encode_images(codec: LatentCodec, image_batches: Iterable[Tensor]) -> Tensor:
+    """Latents (N, c, h, w), on the CPU, of batches of images; posterior mode, no randomness."""
+    device = codec.scale.device
+    latents = [codec.encode(images.to(device), sample_posterior=False).cpu() for images in image_batches]
+    if not latents:
+        raise ConfigurationError("There are no images to encode.")
+    return torch.cat(latents)

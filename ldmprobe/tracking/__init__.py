@@ -1,0 +1,1 @@
+"""Records on disk, figures, the report page, loggers."""

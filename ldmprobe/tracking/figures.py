@@ -1,0 +1,146 @@
+"""Static figures (matplotlib), each a function of records: for W&B, TensorBoard and print."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.tracking.style import ACCENT, FORWARD, IDEAL, REAL, STEP_COLOURS, class_colour, step_colour
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def pca_figure(record: ProbeRecord) -> Figure:
+    """PCA scatters of the latents at several noise levels, real latents at the same level in grey behind them."""
+    scatters, real = record.scatters["pca"], record.scatters.get("pca_real")
+    columns = min(3, len(scatters))
+    rows = -(-len(scatters) // columns)
+    figure, axes = _subplots(rows, columns, (3.1 * columns, 2.9 * rows + 0.5))
+    labels = record.provenance.get("sample_labels")
+    for i, axis in enumerate(axes.flat):
+        if i >= len(scatters):
+            axis.axis("off")
+            continue
+        scatter = scatters[i]
+        cloud = real[i].xy if real else scatter.xy
+        if real:
+            axis.scatter(*cloud.T, s=5, color=REAL, alpha=0.6, linewidths=0, label="real latents, noised to this level")
+        colours = [class_colour(label) for label in labels] if labels else ACCENT
+        axis.scatter(*scatter.xy.T, s=9, c=colours, alpha=0.9, linewidths=0, label="samples")
+        axis.set_title(level_name(scatter.timestep, scatter.log_snr), fontsize=10)
+        everything = np.concatenate([cloud, scatter.xy])
+        limit = 1.08 * np.nanmax(np.abs(everything)) if np.isfinite(everything).any() else 1.0
+        axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+        axis.tick_params(labelsize=8)
+    share = [record.scalars.get(f"pca_explained_{k}", float("nan")) for k in (1, 2)]
+    what = record.provenance.get("pca_basis", "real latents")
+    figure.supxlabel(f"PC 1 ({share[0]:.0%} of the variance of {what})", fontsize=9)
+    figure.supylabel(f"PC 2 ({share[1]:.0%})", fontsize=9)
+    figure.suptitle(f"Latents during DDIM sampling, training step {record.step:,}", fontsize=11)
+    if real:
+        note = "grey: real latents noised to the same level"
+        figure.text(0.995, 0.005, note + (", colour: class" if labels else ""), ha="right", va="bottom", fontsize=8, color="#555")
+    return figure
+
+
+def kl_figure(records: Sequence[ProbeRecord], metric: str = "step_kl") -> Figure:
+    """KL of the latents before and after each denoiser pass, one curve per record, the ideal beside them."""
+    figure, axes = _subplots(1, 1, (6.4, 4.0))
+    axis = axes[0, 0]
+    for i, record in enumerate(records):
+        curve = record.curves[metric]
+        colour = step_colour(i / max(len(records) - 1, 1))
+        label = f"step {record.step:,}" if i in (0, len(records) - 1) else None
+        axis.plot(curve.timestep, _positive(curve.value), color=colour, lw=1.4, label=label)
+        if i == len(records) - 1 and curve.lower is not None and curve.upper is not None:
+            axis.fill_between(curve.timestep, _positive(curve.lower), _positive(curve.upper), color=colour, alpha=0.2, lw=0)
+    for name, colour, style, label in (
+        ("step_kl_ideal", IDEAL, "--", "ideal (perfect denoiser)"),
+        ("step_kl_forward", FORWARD, ":", "forward process"),
+    ):
+        if name in records[-1].curves:
+            curve = records[-1].curves[name]
+            axis.plot(curve.timestep, _positive(curve.value), color=colour, ls=style, lw=1.6, label=label)
+    axis.set(yscale="log", xlabel="timestep (sampling runs left to right)", ylabel="KL before ‖ after [nats per dimension]")
+    axis.invert_xaxis()
+    axis.legend(frameon=False, fontsize=8)
+    axis.set_title("Change of the latents' distribution per denoiser pass", fontsize=11)
+    return figure
+
+
+def heatmap_figure(records: Sequence[ProbeRecord], metric: str = "step_kl", log: bool = True) -> Figure:
+    """A metric over training step (across) and timestep (up): how each noise level develops."""
+    from matplotlib.colors import LinearSegmentedColormap, LogNorm
+
+    figure, axes = _subplots(1, 1, (6.4, 4.0))
+    axis = axes[0, 0]
+    values = np.stack([record.curves[metric].value for record in records], axis=1)
+    timestep = records[-1].curves[metric].timestep
+    positive = values[np.isfinite(values) & (values > 0)]
+    norm = LogNorm(positive.min(), positive.max()) if log and positive.size and positive.min() < positive.max() else None
+    image = axis.pcolormesh(
+        np.arange(len(records) + 1),
+        np.arange(len(timestep) + 1),
+        np.where(values > 0, values, np.nan) if norm else values,
+        norm=norm,
+        cmap=LinearSegmentedColormap.from_list("steps", STEP_COLOURS),
+    )
+    ticks = np.unique(np.linspace(0, len(records) - 1, min(6, len(records))).round().astype(int))
+    axis.set_xticks(ticks + 0.5, [f"{records[i].step:,}" for i in ticks])
+    rows = np.unique(np.linspace(0, len(timestep) - 1, 6).round().astype(int))
+    axis.set_yticks(rows + 0.5, [str(timestep[i]) for i in rows])
+    axis.set(xlabel="training step", ylabel="timestep (sampling runs up)")
+    axis.set_title(f"{metric} over training", fontsize=11)
+    figure.colorbar(image, ax=axis, label="nats per dimension" if "kl" in metric else metric)
+    return figure
+
+
+def samples_figure(record: ProbeRecord, columns: int = 10) -> Figure:
+    """The probe's decoded samples as a grid."""
+    from PIL import Image
+
+    images = [np.asarray(Image.open(io.BytesIO(png))) for png in record.images["samples"]]
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    figure, axes = _subplots(rows, columns, (0.8 * columns, 0.8 * rows + 0.4))
+    for i, axis in enumerate(axes.flat):
+        axis.axis("off")
+        if i < len(images):
+            axis.imshow(images[i], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+    figure.suptitle(f"Samples, training step {record.step:,}", fontsize=10)
+    return figure
+
+
+def level_name(timestep: int, log_snr: float) -> str:
+    """How a noise level is called under a plot."""
+    if timestep == 0 and not np.isfinite(log_snr):
+        return "final latents"
+    return f"t = {timestep}, log-SNR {log_snr:.1f}"
+
+
+def figure_png(figure: Figure, dpi: int = 130) -> bytes:
+    """The figure as PNG."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi)
+    return buffer.getvalue()
+
+
+def _subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+    # Figure, not pyplot: no global state and no backend, so that it works in any thread of any program.
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _positive(values: np.ndarray) -> np.ndarray:
+    """For a logarithmic axis: what is not positive becomes a gap."""
+    return np.where(values > 0, values, np.nan)

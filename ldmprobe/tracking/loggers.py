@@ -1,0 +1,52 @@
+"""Probe records to whatever loggers a Trainer has: scalars to all, media to those that take them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.tracking import figures
+
+
+def scalar_metrics(record: ProbeRecord) -> dict[str, float]:
+    """Every number of a record's curves and scalars under a name of its own, such as ``probe/step_kl/t0981``."""
+    metrics = {f"probe/{name}": value for name, value in record.scalars.items()}
+    for name, curve in record.curves.items():
+        for timestep, value in zip(curve.timestep.tolist(), curve.value.tolist(), strict=True):
+            # The training loss is by band of log-SNR, which has no timestep.
+            if timestep >= 0:
+                metrics[f"probe/{name}/t{timestep:04d}"] = value
+        if curve.timestep.size and curve.timestep[0] < 0:
+            metrics |= {f"probe/{name}/logsnr{x:+05.1f}": y for x, y in zip(curve.log_snr, curve.value, strict=True)}
+    return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
+
+
+def log_record(loggers: Iterable[Any], record: ProbeRecord, history: Sequence[ProbeRecord]) -> None:
+    """Send a record, already on disk, to each logger.
+
+    Args:
+        history: all records of the same probe so far, this one last.
+    """
+    for logger in loggers:
+        logger.log_metrics(scalar_metrics(record), step=record.step)
+        kind = type(logger).__name__
+        if kind == "WandbLogger":
+            from ldmprobe.tracking.wandb import log_media
+
+            log_media(logger, record, history)
+        elif kind == "TensorBoardLogger":
+            _tensorboard_media(logger, record, history)
+
+
+def _tensorboard_media(logger: Any, record: ProbeRecord, history: Sequence[ProbeRecord]) -> None:
+    writer = logger.experiment
+    if "pca" in record.scatters:
+        writer.add_figure("probe/pca_scatter", figures.pca_figure(record), record.step)
+    if "step_kl" in record.curves:
+        writer.add_figure("probe/step_kl", figures.kl_figure(history), record.step)
+        writer.add_figure("probe/step_kl_heatmap", figures.heatmap_figure(history), record.step)
+    if "samples" in record.images:
+        writer.add_figure("probe/samples", figures.samples_figure(record), record.step)

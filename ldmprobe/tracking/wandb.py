@@ -1,0 +1,85 @@
+"""Probe records in Weights & Biases. The only file that imports wandb.
+
+Scalars go through Lightning's logger with ``step=trainer.global_step`` and so share its ``trainer/global_step`` axis; media carry the same
+column. Never ``experiment.log(step=…)``: wandb drops smaller steps silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.tracking.figures import heatmap_figure, pca_figure, samples_figure
+
+_CURVES_SHOWN = 8
+
+
+def log_media(logger: Any, record: ProbeRecord, history: Sequence[ProbeRecord]) -> None:
+    """Pictures, tables and line-series charts of a record.
+
+    Args:
+        logger: Lightning's WandbLogger.
+        history: all records of the same probe so far, this one last.
+    """
+    import wandb
+
+    media: dict[str, Any] = {}
+    caption = f"training step {record.step}"
+    if "pca" in record.scatters:
+        media["probe/pca_scatter"] = wandb.Image(_picture(pca_figure(record)), caption=caption)
+        media["probe/pca_table"] = _pca_table(record)
+    if "step_kl" in record.curves:
+        media["probe/step_kl_heatmap"] = wandb.Image(_picture(heatmap_figure(history)), caption=caption)
+        media["probe/step_kl_curves"] = _line_series(history, "step_kl", "step_kl_ideal", "KL per denoiser pass [nats/dim]")
+    if "denoising_mse" in record.curves:
+        media["probe/denoising_mse_curves"] = _line_series(
+            history, "denoising_mse", "denoising_mmse", "held-out squared ε-error"
+        )
+        media["probe/denoising_skill_curves"] = _line_series(history, "denoising_skill", None, "denoising skill")
+    if "samples" in record.images:
+        media["probe/samples"] = wandb.Image(_picture(samples_figure(record)), caption=caption)
+    if media:
+        logger.experiment.log({**media, "trainer/global_step": record.step})
+
+
+def _line_series(history: Sequence[ProbeRecord], metric: str, ideal: str | None, title: str) -> Any:
+    import wandb
+
+    chosen = history if len(history) <= _CURVES_SHOWN else [history[0], *history[1 - _CURVES_SHOWN :]]
+    lines = [(f"step {record.step}", record.curves[metric]) for record in chosen]
+    if ideal is not None and ideal in chosen[-1].curves:
+        lines.append(("ideal", chosen[-1].curves[ideal]))
+    return wandb.plot.line_series(
+        xs=[curve.log_snr.tolist() for _, curve in lines],
+        ys=[curve.value.tolist() for _, curve in lines],
+        keys=[name for name, _ in lines],
+        title=title,
+        xname="log-SNR",
+        split_table=True,
+    )
+
+
+def _pca_table(record: ProbeRecord) -> Any:
+    """One new table per probe: a growing one is frozen at its first version or costs quadratically."""
+    import wandb
+
+    labels = record.provenance.get("sample_labels")
+    rows = []
+    for name, kind in (("pca", "sample"), ("pca_real", "real")):
+        for scatter in record.scatters.get(name, []):
+            for i, (pc1, pc2) in enumerate(scatter.xy.tolist()):
+                label = labels[i] if labels and kind == "sample" else -1
+                rows.append([record.step, kind, scatter.timestep, i, label, pc1, pc2])
+    return wandb.Table(columns=["step", "kind", "timestep", "sample", "label", "pc1", "pc2"], data=rows)
+
+
+def _picture(figure: Any) -> np.ndarray:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(120)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()

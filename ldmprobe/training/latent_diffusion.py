@@ -1,0 +1,216 @@
+"""LatentDiffusion: the LightningModule that trains or finetunes a latent diffusion model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from ldmprobe.diffusion.prediction import epsilon_error_scale, prediction_target
+from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.diffusion.timesteps import TimestepSampler, UniformTimesteps
+from ldmprobe.diffusion.weighting import LossWeighting, PlainWeighting
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.conditioning import Conditioning, Unconditional
+from ldmprobe.models.denoiser import Condition, check_denoiser
+from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.probe import sample_noise
+from ldmprobe.training.checkpoint import check_same_model, model_card
+from ldmprobe.training.ema import EMA
+
+_MEASURED_IMAGES = 1024  # for the codec's scale
+
+
+def adamw(params: Any) -> torch.optim.Optimizer:
+    """AdamW at learning rate 1e-4, the default."""
+    return torch.optim.AdamW(params, lr=1e-4)
+
+
+class LatentDiffusion(L.LightningModule):
+    """Trains a denoiser on the latents of images: batches are dicts with ``image`` (N, C, H, W) in [−1, 1], ``index`` and,
+    if conditioned, ``label``.
+
+    Logs ``train/loss`` (weighted, what is minimised), ``val/loss`` and ``val/loss/tNNNN``: unweighted ε-errors on held-out data at
+    fixed timesteps with noise fixed per image, by the EMA weights if there are any.
+
+    Args:
+        network: the denoiser; a diffusers UNet2DModel, UNet2DConditionModel or DiTTransformer2DModel, or any module that
+            follows the Denoiser protocol.
+        codec: pixels ↔ latents; default: identity, diffusion in pixel space.
+        scheduler: a diffusers scheduler, for noise schedule and prediction type; default: Stable Diffusion's.
+        conditioning: default: none.
+        weighting: of noise levels in the loss; default: 1 on whatever the network predicts.
+        timesteps: which timesteps are drawn; default: uniform.
+        optimizer, lr_scheduler: any of torch's, stepped every optimiser step.
+        ema_decay: of the moving average of the trained parameters; None for none.
+        ema_warmup: start with a short memory.
+        compile: ``torch.compile`` the network.
+        validation_timesteps: how many fixed timesteps held-out images are denoised at.
+        latent_shape: (c, h, w); only needed with data other than ImageData and a network that is not of diffusers.
+        seed: of noise, timesteps and dropout: batch k draws from (seed, k, rank), so that a resumed run goes on identically.
+
+    Raises:
+        ConfigurationError: before training: data, codec, conditioning and network do not fit each other.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        codec: LatentCodec | None = None,
+        scheduler: Any = None,
+        conditioning: Conditioning | None = None,
+        weighting: LossWeighting | None = None,
+        timesteps: TimestepSampler | None = None,
+        optimizer: OptimizerCallable = adamw,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        ema_decay: float | None = 0.9999,
+        ema_warmup: bool = True,
+        compile: bool = False,
+        validation_timesteps: int = 8,
+        latent_shape: tuple[int, int, int] | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.codec = codec or LatentCodec()
+        self.schedule = NoiseSchedule(scheduler if scheduler is not None else stable_diffusion_scheduler())
+        self.conditioning = conditioning or Unconditional()
+        self.weighting = weighting or PlainWeighting()
+        self.timesteps = timesteps or UniformTimesteps()
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.ema = EMA(network, ema_decay, ema_warmup) if ema_decay is not None else None
+        if compile:
+            network.compile()
+        if not 1 <= validation_timesteps <= self.schedule.num_timesteps:
+            raise ConfigurationError(
+                f"validation_timesteps is {validation_timesteps}; expected 1 to {self.schedule.num_timesteps}."
+            )
+        last = self.schedule.num_timesteps - 1
+        self.validation_timesteps = np.linspace(last / 20, last, validation_timesteps).round().astype(int).tolist()
+        self.latent_shape = tuple(latent_shape) if latent_shape is not None else None
+        self.seed = seed
+
+    # --- before training -------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        data = self.trainer.datamodule
+        image_shape = getattr(data, "image_shape", None)
+        if image_shape:
+            if hasattr(data, "reference_batches"):
+                self.codec.measure_scale(batch["image"] for batch in data.reference_batches(_MEASURED_IMAGES))
+            self.latent_shape = self.codec.latent_shape(image_shape)
+            self.conditioning.check(self.network, data.num_classes)
+        elif self.latent_shape is None:
+            self.latent_shape = _latent_shape_of(self.network)
+        condition = self.conditioning.for_samples(torch.zeros(1, dtype=torch.long))
+        check_denoiser(self.network, self.latent_shape, condition, self.codec.scale.device)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        if self.lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        k = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        torch.manual_seed(int(np.random.SeedSequence((self.seed, k, self.global_rank)).generate_state(1)[0]))
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """The weighted loss, and for each sample (N,) what noise-level statistics need: ``epsilon_mse`` (raw), ``log_snr``,
+        ``sampling_probability`` (of its timestep)."""
+        z0 = self.codec.encode(batch["image"])
+        condition = self.conditioning.for_training(batch)
+        t = self.timesteps(len(z0), self.schedule)
+        epsilon = torch.randn_like(z0)
+        errors = self._prediction_errors(self.network, z0, epsilon, t.to(z0.device), condition)
+        log_snr = self.schedule.log_snr[t].to(z0.device, errors.dtype)
+        prediction_type = self.schedule.prediction_type
+        loss = (self.weighting.prediction_weight(log_snr, prediction_type) * errors).mean()
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(z0))
+        return {
+            "loss": loss,
+            "epsilon_mse": (errors * epsilon_error_scale(prediction_type, log_snr)).detach(),
+            "log_snr": log_snr,
+            "sampling_probability": self.timesteps.probabilities(self.schedule)[t],
+        }
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.network)
+
+    def _prediction_errors(
+        self, network: nn.Module, z0: Tensor, epsilon: Tensor, t: Tensor, condition: Condition
+    ) -> Tensor:
+        """Mean squared error of each prediction, (N,), in its own units."""
+        alpha, sigma = self.schedule.levels(t, z0)
+        model = self.diffusion_model(network)
+        prediction = model.predict(alpha * z0 + sigma * epsilon, t, condition)
+        target = prediction_target(self.schedule.prediction_type, z0, epsilon, alpha, sigma)
+        return (prediction.float() - target).pow(2).flatten(1).mean(1)
+
+    # --- held-out data ---------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        z0 = self.codec.encode(batch["image"], sample_posterior=False)
+        epsilon = sample_noise(batch["index"].tolist(), tuple(z0.shape[1:]), self.seed, stream=2).to(z0.device)
+        condition = self.conditioning.from_batch(batch)
+        network = self.diffusion_model().network
+        losses = []
+        for timestep in self.validation_timesteps:
+            t = torch.full((len(z0),), timestep, device=z0.device)
+            scale = epsilon_error_scale(self.schedule.prediction_type, self.schedule.log_snr[timestep])
+            losses.append(self._prediction_errors(network, z0, epsilon, t, condition).mean() * float(scale))
+            self.log(f"val/loss/t{timestep:04d}", losses[-1], batch_size=len(z0), sync_dist=True)
+        self.log("val/loss", torch.stack(losses).mean(), prog_bar=True, batch_size=len(z0), sync_dist=True)
+
+    test_step = validation_step
+
+    # --- for probes, checkpoints -----------------------------------------------------------------------------------
+
+    def diffusion_model(self, network: nn.Module | None = None) -> DiffusionModel:
+        """What probes look at: the EMA network if there is one, else the live one."""
+        if self.latent_shape is None:
+            self.latent_shape = _latent_shape_of(self.network)
+        weights = "raw" if self.ema is None else "ema"
+        if network is None:
+            network = self.network if self.ema is None else self.ema.network
+        return DiffusionModel(network, self.schedule, self.latent_shape, self.codec, self.conditioning, weights)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["ldmprobe"] = model_card(self)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        check_same_model(checkpoint, self)
+
+
+def stable_diffusion_scheduler() -> Any:
+    """DDIM on Stable Diffusion's schedule: 1,000 steps, scaled-linear β from 0.00085 to 0.012, no clipping (Rombach et al., 2022)."""
+    from diffusers import DDIMScheduler
+
+    return DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+
+
+def _latent_shape_of(network: nn.Module) -> tuple[int, ...]:
+    config = getattr(network, "config", {})
+    size, channels = config.get("sample_size"), config.get("in_channels")
+    if size is None or channels is None:
+        raise ConfigurationError(
+            f"The latent shape of {type(network).__name__} is not known; give LatentDiffusion its `latent_shape: [c, h, w]`."
+        )
+    height, width = (size, size) if isinstance(size, int) else size
+    return (channels, height, width)
