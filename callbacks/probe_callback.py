@@ -40,7 +40,7 @@ class ProbeCallback(L.Callback, ABC):
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord | None:
         """One record, the same on every rank; called on all of them."""
 
-    def check(self, model: DiffusionModel) -> None:  # noqa: B027 (optional)
+    def check(self, model: DiffusionModel) -> None:
         """Raise ConfigurationError if ``model`` cannot be probed as configured; called before training."""
 
     # --- when ------------------------------------------------------------------------------------------------------

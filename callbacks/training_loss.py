@@ -48,7 +48,9 @@ class TrainingLoss(ProbeCallback):
             return None
         middle = ((BAND_EDGES[1:] + BAND_EDGES[:-1]) / 2)[seen].numpy()
         curve = Curve(np.full(len(middle), -1), middle, (error / weight)[seen].numpy())
-        return ProbeRecord("training", trainer.global_step, curves={"training_mse": curve}, provenance={"unit": "squared ε-error"})
+        return ProbeRecord(
+            "training", trainer.global_step, curves={"training_mse": curve}, provenance={"unit": "squared ε-error"}
+        )
 
     def state_dict(self) -> dict[str, Any]:
         return {"sums": self._sums}

@@ -43,9 +43,15 @@ def _other_command(argv: list[str]) -> int:
         commands.add_parser(name, help=text, add_help=False)
 
     probe = commands.add_parser("probe", help="probe a checkpoint or a diffusers pipeline, without training")
-    probe.add_argument("model", help="checkpoint of LatentDiffusion (.ckpt), or folder or hub id of a diffusers pipeline")
-    probe.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new directory for records, figures, report.html")
-    probe.add_argument("--data", metavar="DATASET", help="as ImageData's dataset: for everything that needs real latents")
+    probe.add_argument(
+        "model", help="checkpoint of LatentDiffusion (.ckpt), or folder or hub id of a diffusers pipeline"
+    )
+    probe.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="a new directory for records, figures, report.html"
+    )
+    probe.add_argument(
+        "--data", metavar="DATASET", help="as ImageData's dataset: for everything that needs real latents"
+    )
     probe.add_argument("--image-column", default="image", help="of --data (default: image)")
     probe.add_argument("--label-column", help="of --data, for class-conditional models")
     probe.add_argument("--image-size", type=int, help="that --data's images are resized to")
@@ -53,7 +59,9 @@ def _other_command(argv: list[str]) -> int:
     _sampling_arguments(probe, num_samples=256)
 
     sample = commands.add_parser("sample", help="draw a grid of samples")
-    sample.add_argument("model", help="checkpoint of LatentDiffusion (.ckpt), or folder or hub id of a diffusers pipeline")
+    sample.add_argument(
+        "model", help="checkpoint of LatentDiffusion (.ckpt), or folder or hub id of a diffusers pipeline"
+    )
     sample.add_argument("--out", type=Path, default=Path("samples.png"), help="PNG to write (default: samples.png)")
     sample.add_argument("--columns", type=int, default=10, help="of the grid (default: 10)")
     _sampling_arguments(sample, num_samples=50)
@@ -80,8 +88,12 @@ def _other_command(argv: list[str]) -> int:
 def _sampling_arguments(parser: argparse.ArgumentParser, num_samples: int) -> None:
     parser.add_argument("--num-samples", type=int, default=num_samples, help=f"(default: {num_samples})")
     parser.add_argument("--num-steps", type=int, default=50, help="DDIM steps (default: 50)")
-    parser.add_argument("--timestep-spacing", choices=["leading", "trailing", "linspace"], help="default: the scheduler's")
-    parser.add_argument("--guidance-scale", type=float, default=1.0, help="of classifier-free guidance (default: 1, none)")
+    parser.add_argument(
+        "--timestep-spacing", choices=["leading", "trailing", "linspace"], help="default: the scheduler's"
+    )
+    parser.add_argument(
+        "--guidance-scale", type=float, default=1.0, help="of classifier-free guidance (default: 1, none)"
+    )
     parser.add_argument("--batch-size", type=int, default=64, help="latents through the network at once (default: 64)")
     parser.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
     parser.add_argument("--device", default=None, help='such as "cuda" (default: cuda where there is one, else cpu)')

@@ -58,7 +58,9 @@ def build(steps: int, seed: int) -> AutoencoderKL:
     autoencoder.half().float()  # what will be read back
     with torch.no_grad():
         latents = torch.cat([autoencoder.encode(images).latent_dist.mode() for images in train.split(256)])
-    autoencoder.register_to_config(shift_factor=round(float(latents.mean()), 6), scaling_factor=round(1 / float(latents.std()), 6))
+    autoencoder.register_to_config(
+        shift_factor=round(float(latents.mean()), 6), scaling_factor=round(1 / float(latents.std()), 6)
+    )
     return autoencoder
 
 

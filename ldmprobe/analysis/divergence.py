@@ -62,7 +62,7 @@ def independent_gaussian_kl(n: int, mean_x: Tensor, var_x: Tensor, mean_y: Tenso
 
 
 def softmax_kl(x: Tensor, y: Tensor) -> Tensor:
-    """"Paper-style softmax KL": mean over samples of KL(softmax(x_i) ‖ softmax(y_i)), in nats.
+    """ "Paper-style softmax KL": mean over samples of KL(softmax(x_i) ‖ softmax(y_i)), in nats.
 
     Each latent is flattened and pushed through a softmax, which is how ``torch.nn.functional.kl_div`` is commonly used on
     feature maps and a likely reading of Roh et al., who do not say which KL they measured. It is a per-sample displacement,

@@ -23,9 +23,7 @@ class PairedMoments:
     sums: Tensor
 
     @classmethod
-    def from_samples(
-        cls, x: Tensor, y: Tensor, sample_ids: Tensor, num_groups: int = NUM_GROUPS
-    ) -> PairedMoments:
+    def from_samples(cls, x: Tensor, y: Tensor, sample_ids: Tensor, num_groups: int = NUM_GROUPS) -> PairedMoments:
         """Sums per jackknife group of samples ``x``, ``y`` (N, D) numbered ``sample_ids`` (N,)."""
         groups = (sample_ids % num_groups).to(x.device)
         n = torch.zeros(num_groups, 1, dtype=torch.float64, device=x.device)

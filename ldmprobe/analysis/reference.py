@@ -58,9 +58,7 @@ def ideal_ddim(
     mu, lam = mean.double(), variance.double().clamp(min=0)
     path_mean, path_var = torch.zeros_like(mu), torch.ones_like(lam)
     rows = []
-    for a_t, b_t, a_s, b_s in zip(
-        *(level.double() for level in (alpha_t, sigma_t, alpha_s, sigma_s)), strict=True
-    ):
+    for a_t, b_t, a_s, b_s in zip(*(level.double() for level in (alpha_t, sigma_t, alpha_s, sigma_s)), strict=True):
         v_t, v_s = a_t**2 * lam + b_t**2, a_s**2 * lam + b_s**2
         m = (a_s * a_t * lam + b_s * b_t) / v_t
         next_mean, next_var = a_s * mu + m * (path_mean - a_t * mu), m**2 * path_var

@@ -99,7 +99,13 @@ def _outline(shape: str) -> list[tuple[float, float]]:
 
 
 def gaussian(
-    num_images: int = 4096, channels: int = 4, size: int = 8, exponent: float = 1.0, floor: float = 0.05, mean: float = 0.0, seed: int = 0
+    num_images: int = 4096,
+    channels: int = 4,
+    size: int = 8,
+    exponent: float = 1.0,
+    floor: float = 0.05,
+    mean: float = 0.0,
+    seed: int = 0,
 ) -> Any:
     """Gaussian "images" whose every statistic is known: variance i^−exponent + floor along the i-th 2-D cosine direction
     (low frequencies first), the same for each channel; ``image`` is a float array (C, H, W), taken as it is.
@@ -110,7 +116,9 @@ def gaussian(
     from scipy.fft import idctn
 
     rng = np.random.default_rng(seed)
-    coefficients = rng.standard_normal((num_images, channels, size, size)) * np.sqrt(gaussian_spectrum(size, exponent, floor))
+    coefficients = rng.standard_normal((num_images, channels, size, size)) * np.sqrt(
+        gaussian_spectrum(size, exponent, floor)
+    )
     images = (mean + idctn(coefficients, axes=(2, 3), norm="ortho")).astype(np.float32)
     features = Features({"image": Array3D((channels, size, size), "float32")})
     return Dataset.from_dict({"image": images}, features=features)
@@ -134,7 +142,9 @@ def load_builtin(name: str, **kwargs: Any) -> Any:
         ConfigurationError: no such dataset or parameter.
     """
     if name not in _BUILTIN:
-        raise ConfigurationError(f"There is no built-in dataset {name!r}; expected one of {', '.join(sorted(_BUILTIN))}.")
+        raise ConfigurationError(
+            f"There is no built-in dataset {name!r}; expected one of {', '.join(sorted(_BUILTIN))}."
+        )
     try:
         return _BUILTIN[name](**kwargs)
     except TypeError as error:

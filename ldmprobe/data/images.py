@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 import lightning as L
 import numpy as np
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldmprobe.data.rows import RowReader, collate
@@ -80,7 +79,9 @@ class ImageData(L.LightningDataModule):
         if channels not in (None, 1, 3, 4):
             raise ConfigurationError(f"ImageData got channels {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA).")
         if not 0 < held_out_fraction < 1:
-            raise ConfigurationError(f"ImageData got held_out_fraction {held_out_fraction}; expected a number in (0, 1).")
+            raise ConfigurationError(
+                f"ImageData got held_out_fraction {held_out_fraction}; expected a number in (0, 1)."
+            )
         self.dataset, self.dataset_kwargs = dataset, dataset_kwargs or {}
         self.train_split, self.held_out_split = train_split, held_out_split
         self.held_out_fraction, self.held_out_rows = held_out_fraction, held_out_rows
@@ -112,8 +113,12 @@ class ImageData(L.LightningDataModule):
             columns = rows.column_names or list(next(iter(rows), {}))
             for column in wanted:
                 if column not in columns:
-                    raise ConfigurationError(f"There is no column {column!r}; the dataset has {', '.join(map(repr, columns))}.")
-        self._train, self._held_out = (_undecoded(rows.select_columns(wanted), reader.image_column) for rows in (train, held_out))
+                    raise ConfigurationError(
+                        f"There is no column {column!r}; the dataset has {', '.join(map(repr, columns))}."
+                    )
+        self._train, self._held_out = (
+            _undecoded(rows.select_columns(wanted), reader.image_column) for rows in (train, held_out)
+        )
         self._read_classes()
         for name, rows in (("training", self._train), ("held-out", self._held_out)):
             shape = None
@@ -132,18 +137,22 @@ class ImageData(L.LightningDataModule):
         column = self.reader.label_column
         if column is None:
             return
-        feature = (self._train.features or {}).get(column)
+        feature: Any = (self._train.features or {}).get(column)
         if hasattr(feature, "names"):
             self.class_names = list(feature.names)
             self.num_classes = self.num_classes or len(self.class_names)
         if not hasattr(self._train, "__len__"):
             if self.num_classes is None:
-                raise ConfigurationError(f"A stream does not say how many classes {column!r} has; set the data's `num_classes`.")
+                raise ConfigurationError(
+                    f"A stream does not say how many classes {column!r} has; set the data's `num_classes`."
+                )
             return
         for rows in (self._train, self._held_out):
             labels = np.asarray(rows.with_format("numpy")[column][:])
             if labels.dtype.kind not in "iu":
-                raise ConfigurationError(f"Column {column!r} holds {labels.dtype} values; expected integer class labels.")
+                raise ConfigurationError(
+                    f"Column {column!r} holds {labels.dtype} values; expected integer class labels."
+                )
             top = int(labels.max())
             self.num_classes = self.num_classes or top + 1
             if labels.min() < 0 or top >= self.num_classes:
@@ -162,7 +171,8 @@ class ImageData(L.LightningDataModule):
                     "ImageData is one endless epoch: limit training by `trainer.max_steps` (and leave out `trainer.max_epochs`)."
                 )
             rank, world_size = trainer.global_rank, trainer.world_size
-            first_batch = trainer.fit_loop.epoch_loop.batch_progress.total.processed
+            progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+            first_batch = progress.processed
         workers: dict[str, Any] = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
         if not self.streaming:
             stream = ShuffledStream(self._train, self.reader, self.seed)
@@ -171,8 +181,8 @@ class ImageData(L.LightningDataModule):
         from datasets.distributed import split_dataset_by_node
 
         rows = split_dataset_by_node(self._train, rank=rank, world_size=world_size)
-        stream = HubStream(rows, self.reader, self.seed, self.batch_size, self.shuffle_buffer)
-        loader = DataLoader(stream, batch_size=None, **workers)
+        endless = HubStream(rows, self.reader, self.seed, self.batch_size, self.shuffle_buffer)
+        loader = DataLoader(endless, batch_size=None, **workers)
         return loader if first_batch == 0 else SkippingLoader(loader, first_batch)
 
     def val_dataloader(self) -> DataLoader:

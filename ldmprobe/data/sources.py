@@ -45,7 +45,9 @@ def load_splits(dataset: str, streaming: bool = False, **kwargs: Any) -> dict[st
     except ConfigurationError:
         raise
     except Exception as error:  # the datasets library raises many kinds, all meaning "not loadable"
-        where = "holds no dataset that can be read" if path.exists() else "is no folder here and was not found on the hub"
+        where = (
+            "holds no dataset that can be read" if path.exists() else "is no folder here and was not found on the hub"
+        )
         raise ConfigurationError(
             f"Dataset {dataset!r} {where} ({type(error).__name__}: {_first_line(error)}). Expected a hub id, a folder of parquet "
             "files, a folder from save_to_disk, an image folder, or builtin:digits, builtin:shapes, builtin:gaussian."

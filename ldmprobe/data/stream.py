@@ -42,7 +42,7 @@ class StreamPositions(DistributedSampler):
         self.rank, self.num_replicas = rank, world_size
         self.epoch = 0
 
-    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[list[int]]:
         k = self.first_batch
         while True:
             start = (k * self.num_replicas + self.rank) * self.batch_size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from importlib.resources import as_file, files
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -48,9 +48,9 @@ class LatentCodec(nn.Module):
             raise ConfigurationError(
                 f"{type(autoencoder).__name__} is not a supported autoencoder; expected one of {', '.join(_CODEC_CLASSES)}."
             )
-        self.autoencoder = autoencoder
+        self.autoencoder: Any = autoencoder
         self.sample_posterior = sample_posterior
-        config = {} if autoencoder is None else dict(autoencoder.config)
+        config: dict[str, Any] = {} if autoencoder is None else dict(self.autoencoder.config)
         scale_value, shift_value = 1.0, 0.0
         if scale == "config":
             scale_value = config.get("scaling_factor") or 1.0
@@ -160,6 +160,8 @@ def _load_autoencoder(name: str, subfolder: str | None) -> nn.Module:
                 f"{where} holds a {class_name}; expected one of {', '.join(classes)}. For a pipeline folder give its "
                 "`subfolder`, such as 'vae'."
             )
-        return classes[class_name].from_pretrained(name, subfolder=subfolder, use_safetensors=True, low_cpu_mem_usage=False)
+        return classes[class_name].from_pretrained(
+            name, subfolder=subfolder, use_safetensors=True, low_cpu_mem_usage=False
+        )
     except OSError as error:
         raise ConfigurationError(f"No autoencoder could be loaded from {where!r}: {error}") from error

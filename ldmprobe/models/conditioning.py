@@ -31,7 +31,7 @@ class Conditioning(nn.Module, ABC):
         """The condition of each sample, dropped where classifier-free guidance asks for it."""
         return self.from_batch(batch)
 
-    def check(self, network: nn.Module, data_classes: int | None) -> None:  # noqa: B027 (optional)
+    def check(self, network: nn.Module, data_classes: int | None) -> None:
         """Raise ConfigurationError if network or data do not fit, before training."""
 
 
@@ -97,3 +97,29 @@ class ClassConditioning(Conditioning):
                 f"{type(network).__name__} has num_class_embeds {embeds}; expected {self.num_classes + 1}: one for each of the "
                 f"{self.num_classes} classes and one for the null class."
             )
+
+
+class FixedText(Conditioning):
+    """One text for every sample, already encoded.
+
+    Args:
+        embedding: of the text, shape (1, tokens, width).
+        empty: of the empty text, the null condition.
+    """
+
+    embedding: Tensor
+    empty: Tensor
+
+    def __init__(self, embedding: Tensor, empty: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("embedding", embedding)
+        self.register_buffer("empty", empty)
+
+    def from_batch(self, batch: dict[str, Any]) -> Condition:
+        return self.for_samples(torch.arange(len(batch["image"])))
+
+    def for_samples(self, sample_ids: Tensor) -> Condition:
+        return {"encoder_hidden_states": self.embedding.expand(len(sample_ids), -1, -1)}
+
+    def null(self, num_samples: int, device: torch.device) -> Condition:
+        return {"encoder_hidden_states": self.empty.to(device).expand(num_samples, -1, -1)}

@@ -34,7 +34,9 @@ def as_denoiser(network: nn.Module) -> Denoiser:
     return denoise
 
 
-def check_denoiser(network: nn.Module, latent_shape: tuple[int, ...], condition: Condition, device: torch.device) -> None:
+def check_denoiser(
+    network: nn.Module, latent_shape: tuple[int, ...], condition: Condition, device: torch.device
+) -> None:
     """Try ``network`` on one zero latent, before any training.
 
     Raises:
@@ -81,5 +83,7 @@ def from_network_config(config: dict[str, Any], load: Callable[[str], type] | No
     class_name = config.pop("class_name")
     cls = getattr(diffusers, class_name, None)
     if cls is None:
-        raise ConfigurationError(f"The checkpoint needs diffusers.{class_name}, which diffusers {diffusers.__version__} lacks.")
+        raise ConfigurationError(
+            f"The checkpoint needs diffusers.{class_name}, which diffusers {diffusers.__version__} lacks."
+        )
     return cls.from_config(config)

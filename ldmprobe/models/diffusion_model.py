@@ -47,17 +47,17 @@ class DiffusionModel:
         """Everything whose train/eval mode a probe sets and restores."""
         return [self.network, self.codec, self.conditioning]
 
-    def predict(
-        self, z_t: Tensor, timestep: Tensor, condition: Condition, guidance_scale: float = 1.0
-    ) -> Tensor:
+    def predict(self, z_t: Tensor, timestep: Tensor, condition: Condition, guidance_scale: float = 1.0) -> Tensor:
         """The denoiser's prediction at z_t (N, C, H, W), t (N,); with classifier-free guidance where the scale is not 1:
         null + scale · (conditional − null)."""
         denoise = as_denoiser(self.network)
+        dtype = z_t.dtype
+        z_t = z_t.to(next(self.network.parameters()).dtype)  # a half-precision network samples in float32 all the same
         conditional = denoise(z_t, timestep, condition)
         if guidance_scale == 1.0 or not condition:
-            return conditional
+            return conditional.to(dtype)
         null = denoise(z_t, timestep, self.conditioning.null(len(z_t), z_t.device))
-        return null + guidance_scale * (conditional - null)
+        return (null + guidance_scale * (conditional - null)).to(dtype)
 
 
 def diffusion_model_of(module: Any) -> DiffusionModel:

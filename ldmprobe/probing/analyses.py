@@ -52,6 +52,11 @@ class Findings:
     images: dict[str, list[bytes]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
 
+    def update(self, other: Findings) -> None:
+        """Take in another analysis's findings."""
+        for name in ("scalars", "curves", "scatters", "images", "provenance"):
+            getattr(self, name).update(getattr(other, name))
+
 
 class Analysis(ABC):
     """Begins with a trajectory, is shown each step in order, and finishes with findings. Reusable: ``begin`` starts afresh.
@@ -104,7 +109,9 @@ class StepKL(Analysis):
         kl = paired_gaussian_kl(total).nanmean()
         lower, upper = jackknife_interval(kl, paired_gaussian_kl(left_out).nanmean(-1))
         soft = softmax_kl(step.z_t.flatten(1), step.z_s.flatten(1)) * len(ids)
-        soft_sum = ranks.all_reduce_sum(torch.stack([soft, torch.tensor(float(len(ids)), device=soft.device, dtype=soft.dtype)]))
+        soft_sum = ranks.all_reduce_sum(
+            torch.stack([soft, torch.tensor(float(len(ids)), device=soft.device, dtype=soft.dtype)])
+        )
         self.rows.append(
             {
                 "step_kl": float(kl),
@@ -184,7 +191,9 @@ class PCAScatter(Analysis):
             kept = {level: pca.project(z, self._level(level)[1]) for level, z in self.kept.items()}
         else:
             pca, kept = reference.pca, self.kept
-        findings = Findings(scatters={"pca": []}, provenance={"pca_basis": "real latents" if reference else "own final samples"})
+        findings = Findings(
+            scatters={"pca": []}, provenance={"pca_basis": "real latents" if reference else "own final samples"}
+        )
         for axis in (0, 1):
             findings.scalars[f"pca_explained_{axis + 1}"] = float(pca.explained[axis])
         for level, local in kept.items():

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
+from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from ldmprobe.diffusion.trajectory import ddim_steps
+from ldmprobe.diffusion.schedule import SamplingGrid
+from ldmprobe.diffusion.trajectory import DDIMStep, ddim_steps
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.analyses import Analysis, PCAScatter, SampleImages, StepKL, Trajectory
+from ldmprobe.probing.analyses import Analysis, Findings, PCAScatter, SampleImages, StepKL, Trajectory
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress, sample_noise
 from ldmprobe.probing.record import ProbeRecord, fingerprint
 from ldmprobe.probing.reference import Reference
@@ -57,7 +56,9 @@ def probe_ddim(
         ConfigurationError: N or S out of range, before anything is sampled.
     """
     if num_samples < 8:
-        raise ConfigurationError(f"num_samples is {num_samples}; expected at least 8, so that a variance means something.")
+        raise ConfigurationError(
+            f"num_samples is {num_samples}; expected at least 8, so that a variance means something."
+        )
     if batch_size < 1:
         raise ConfigurationError(f"batch_size is {batch_size}; expected at least 1.")
     if reference is not None and tuple(reference.basis.shape) != tuple(model.latent_shape):
@@ -68,8 +69,49 @@ def probe_ddim(
     grid = model.schedule.ddim_grid(num_steps, timestep_spacing)
     ranks = ranks or Ranks()
     analyses = [StepKL(), PCAScatter(), SampleImages()] if analyses is None else list(analyses)
-    device = model.device
     sample_ids = ranks.share(num_samples)
+    found = Findings()
+    with evaluating(model.modules):
+        trajectory = Trajectory(model, grid, sample_ids, num_samples, reference, ranks)
+        for analysis in analyses:
+            analysis.begin(trajectory)
+        for ddim_step in sample_trajectory(model, sample_ids, grid, guidance_scale, batch_size, seed):
+            for analysis in analyses:
+                analysis.update(ddim_step)
+            progress(ddim_step.index + 1, grid.num_steps)
+        for analysis in analyses:
+            found.update(analysis.finish())
+    provenance = {
+        "num_samples": num_samples,
+        "num_steps": num_steps,
+        "timestep_spacing": timestep_spacing or model.schedule.scheduler.config.get("timestep_spacing", "leading"),
+        "guidance_scale": guidance_scale,
+        "seed": seed,
+        "weights": model.weights,
+        "latent_shape": list(model.latent_shape),
+        "prediction_type": model.schedule.prediction_type,
+        "reference_latents": reference.num_latents if reference else 0,
+        **found.provenance,
+    }
+    labels = _sample_labels(model, num_samples)
+    if labels is not None:
+        provenance["sample_labels"] = labels
+    fingerprints = {
+        "grid": fingerprint(grid.timesteps, grid.alpha_t.float(), grid.alpha_s.float()),
+        "reference": reference.fingerprint if reference else "none",
+        "sampler": fingerprint("ddim", num_samples, guidance_scale, seed, list(model.latent_shape)),
+    }
+    return ProbeRecord(
+        "ddim", step, found.scalars, found.curves, found.scatters, found.images, provenance, fingerprints
+    )
+
+
+def sample_trajectory(
+    model: DiffusionModel, sample_ids: Tensor, grid: SamplingGrid, guidance_scale: float, batch_size: int, seed: int
+) -> Iterator[DDIMStep]:
+    """DDIM steps of the samples numbered ``sample_ids`` (n,), each from its own noise and with its own condition; at most
+    ``batch_size`` latents go through the network at once."""
+    device = model.device
     condition = model.conditioning.for_samples(sample_ids.to(device))
 
     def denoise(z_t: Tensor, timestep: int) -> Tensor:
@@ -81,41 +123,8 @@ def probe_ddim(
             predictions.append(model.predict(z_t[chunk], t, part, guidance_scale))
         return torch.cat(predictions)
 
-    findings: dict[str, dict[str, Any]] = {"scalars": {}, "curves": {}, "scatters": {}, "images": {}, "provenance": {}}
-    with evaluating(model.modules):
-        z_T = sample_noise(sample_ids.tolist(), model.latent_shape, seed).to(device)
-        trajectory = Trajectory(model, grid, sample_ids, num_samples, reference, ranks)
-        for analysis in analyses:
-            analysis.begin(trajectory)
-        for ddim_step in ddim_steps(denoise, z_T, grid, model.schedule.prediction_type):
-            for analysis in analyses:
-                analysis.update(ddim_step)
-            progress(ddim_step.index + 1, grid.num_steps)
-        for analysis in analyses:
-            found = analysis.finish()
-            for kind, collected in findings.items():
-                collected.update(getattr(found, kind))
-    provenance = {
-        "num_samples": num_samples,
-        "num_steps": num_steps,
-        "timestep_spacing": timestep_spacing or model.schedule.scheduler.config.get("timestep_spacing", "leading"),
-        "guidance_scale": guidance_scale,
-        "seed": seed,
-        "weights": model.weights,
-        "latent_shape": list(model.latent_shape),
-        "prediction_type": model.schedule.prediction_type,
-        "reference_latents": reference.num_latents if reference else 0,
-        **findings.pop("provenance"),
-    }
-    labels = _sample_labels(model, num_samples)
-    if labels is not None:
-        provenance["sample_labels"] = labels
-    fingerprints = {
-        "grid": fingerprint(grid.timesteps, grid.alpha_t.float(), grid.alpha_s.float()),
-        "reference": reference.fingerprint if reference else "none",
-        "sampler": fingerprint("ddim", num_samples, guidance_scale, seed, list(model.latent_shape)),
-    }
-    return ProbeRecord("ddim", step, **findings, provenance=provenance, fingerprints=fingerprints)
+    z_T = sample_noise(sample_ids.tolist(), model.latent_shape, seed).to(device)
+    return ddim_steps(denoise, z_T, grid, model.schedule.prediction_type)
 
 
 def _sample_labels(model: DiffusionModel, num_samples: int) -> list[int] | None:

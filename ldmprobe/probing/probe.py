@@ -46,10 +46,12 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
 def sample_noise(sample_ids: Iterable[int], shape: tuple[int, ...], seed: int, stream: int = 0) -> Tensor:
     """Standard normal noise (N, *shape), float32 on the CPU: sample i's depends on (seed, stream, i) alone, whatever the batch
     size or number of ranks."""
-    noise = [
-        np.random.default_rng((seed, stream, i)).standard_normal(shape, dtype=np.float32) for i in sample_ids
-    ]
+    noise = [np.random.default_rng((seed, stream, i)).standard_normal(shape, dtype=np.float32) for i in sample_ids]
     return torch.from_numpy(np.stack(noise)) if noise else torch.empty(0, *shape)
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Ranks:
 
     rank: int = 0
     world_size: int = 1
-    all_reduce_sum: Callable[[Tensor], Tensor] = staticmethod(lambda tensor: tensor)
+    all_reduce_sum: Callable[[Tensor], Tensor] = _alone
 
     def share(self, num_samples: int) -> Tensor:
         """The numbers of this rank's samples, (n,), int64."""

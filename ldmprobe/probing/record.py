@@ -124,7 +124,9 @@ class ProbeRecord:
                     )
         for metric, images in self.images.items():
             n = len(images)
-            blocks.append(_block(metric, index=np.arange(n), sample=np.arange(n), value=np.full(n, np.nan), image=images))
+            blocks.append(
+                _block(metric, index=np.arange(n), sample=np.arange(n), value=np.full(n, np.nan), image=images)
+            )
         table = pa.concat_tables(blocks) if blocks else _block("", value=[])
         table = table.add_column(0, "probe", pa.array([self.probe] * len(table), pa.string()))
         table = table.add_column(1, "step", pa.array([self.step] * len(table), pa.int64()))
@@ -150,7 +152,9 @@ class ProbeRecord:
             raise ValueError("not a probe record: its metadata has no key 'ldmprobe'")
         header = json.loads(metadata)
         if header["schema_version"] > SCHEMA_VERSION:
-            raise ValueError(f"written by a newer ldmprobe (schema {header['schema_version']}, this one reads {SCHEMA_VERSION})")
+            raise ValueError(
+                f"written by a newer ldmprobe (schema {header['schema_version']}, this one reads {SCHEMA_VERSION})"
+            )
         scalars: dict[str, float] = {}
         curves: dict[str, Curve] = {}
         images: dict[str, list[bytes]] = {}
@@ -158,7 +162,10 @@ class ProbeRecord:
         metrics = np.asarray(table["metric"].to_pylist(), dtype=object)
         for metric in dict.fromkeys(metrics.tolist()):
             rows = table.filter(pa.array(metrics == metric))
-            column = {name: rows[name].to_numpy() for name in ("index", "timestep", "log_snr", "sample", "value", "lower", "upper")}
+            column = {
+                name: rows[name].to_numpy()
+                for name in ("index", "timestep", "log_snr", "sample", "value", "lower", "upper")
+            }
             if rows["image"].null_count < len(rows):
                 images[metric] = rows["image"].to_pylist()
             elif column["sample"][0] >= 0:

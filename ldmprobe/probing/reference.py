@@ -78,7 +78,9 @@ class Reference:
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {"ldmprobe": json.dumps(header)})
+        save_file(
+            {name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {"ldmprobe": json.dumps(header)}
+        )
         partial.replace(path)
 
     @classmethod

@@ -44,7 +44,15 @@ def pca_figure(record: ProbeRecord) -> Figure:
     figure.suptitle(f"Latents during DDIM sampling, training step {record.step:,}", fontsize=11)
     if real:
         note = "grey: real latents noised to the same level"
-        figure.text(0.995, 0.005, note + (", colour: class" if labels else ""), ha="right", va="bottom", fontsize=8, color="#555")
+        figure.text(
+            0.995,
+            0.005,
+            note + (", colour: class" if labels else ""),
+            ha="right",
+            va="bottom",
+            fontsize=8,
+            color="#555",
+        )
     return figure
 
 
@@ -58,7 +66,9 @@ def kl_figure(records: Sequence[ProbeRecord], metric: str = "step_kl") -> Figure
         label = f"step {record.step:,}" if i in (0, len(records) - 1) else None
         axis.plot(curve.timestep, _positive(curve.value), color=colour, lw=1.4, label=label)
         if i == len(records) - 1 and curve.lower is not None and curve.upper is not None:
-            axis.fill_between(curve.timestep, _positive(curve.lower), _positive(curve.upper), color=colour, alpha=0.2, lw=0)
+            axis.fill_between(
+                curve.timestep, _positive(curve.lower), _positive(curve.upper), color=colour, alpha=0.2, lw=0
+            )
     for name, colour, style, label in (
         ("step_kl_ideal", IDEAL, "--", "ideal (perfect denoiser)"),
         ("step_kl_forward", FORWARD, ":", "forward process"),
@@ -66,7 +76,9 @@ def kl_figure(records: Sequence[ProbeRecord], metric: str = "step_kl") -> Figure
         if name in records[-1].curves:
             curve = records[-1].curves[name]
             axis.plot(curve.timestep, _positive(curve.value), color=colour, ls=style, lw=1.6, label=label)
-    axis.set(yscale="log", xlabel="timestep (sampling runs left to right)", ylabel="KL before ‖ after [nats per dimension]")
+    axis.set(
+        yscale="log", xlabel="timestep (sampling runs left to right)", ylabel="KL before ‖ after [nats per dimension]"
+    )
     axis.invert_xaxis()
     axis.legend(frameon=False, fontsize=8)
     axis.set_title("Change of the latents' distribution per denoiser pass", fontsize=11)
@@ -82,7 +94,9 @@ def heatmap_figure(records: Sequence[ProbeRecord], metric: str = "step_kl", log:
     values = np.stack([record.curves[metric].value for record in records], axis=1)
     timestep = records[-1].curves[metric].timestep
     positive = values[np.isfinite(values) & (values > 0)]
-    norm = LogNorm(positive.min(), positive.max()) if log and positive.size and positive.min() < positive.max() else None
+    norm = (
+        LogNorm(positive.min(), positive.max()) if log and positive.size and positive.min() < positive.max() else None
+    )
     image = axis.pcolormesh(
         np.arange(len(records) + 1),
         np.arange(len(timestep) + 1),

@@ -1,2 +1,278 @@
-def write_report(run_dir, out=None):
-    return run_dir
+"""The report: one self-contained HTML page from a run directory. Nothing is loaded from the network, everything is escaped."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ldmprobe import __version__
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.tracking import charts
+from ldmprobe.tracking.store import RecordStore
+
+_CHART_CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
+
+
+def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
+    """Write the report of the records in ``run_dir/probes`` to ``out`` (default: ``run_dir/report.html``).
+
+    Raises:
+        ConfigurationError: there are no records, or ``out`` cannot be written.
+    """
+    run_dir = Path(run_dir)
+    records = RecordStore(run_dir).require()
+    path = Path(out) if out is not None else run_dir / "report.html"
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.write_text(report_html(records, _config_text(run_dir), run_dir.resolve().name), encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise ConfigurationError(f"The report cannot be written to {path}: {error.strerror}.") from error
+    return path
+
+
+def report_html(records: Sequence[ProbeRecord], config_text: str | None, title: str) -> str:
+    """The page as text."""
+    from plotly.offline import get_plotlyjs
+
+    ddim = _comparable([record for record in records if record.probe == "ddim"])
+    denoising = _comparable([record for record in records if record.probe == "denoising"])
+    training = [record for record in records if record.probe == "training"]
+    sections = [
+        _samples_section(ddim),
+        _kl_section(ddim),
+        _heatmap_section(ddim, denoising),
+        _pca_section(ddim),
+        _denoising_section(denoising, training),
+        _provenance_section(records, config_text),
+    ]
+    css = (files("ldmprobe.tracking") / "report.css").read_text()
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)} · ldmprobe</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{css}</style>'
+        f"<script>{get_plotlyjs()}</script></head><body>{_header(title, records, ddim, denoising)}"
+        f"<main>{''.join(sections)}<footer>Written by ldmprobe {escape(__version__)}.</footer></main></body></html>"
+    )
+
+
+# --- sections --------------------------------------------------------------------------------------------------------
+
+
+def _header(
+    title: str, records: Sequence[ProbeRecord], ddim: Sequence[ProbeRecord], denoising: Sequence[ProbeRecord]
+) -> str:
+    last = max(record.step for record in records)
+    numbers = [("Training steps", f"{last:,}", ""), ("Probes on record", f"{len(ddim) + len(denoising)}", "")]
+    if denoising:
+        first, final = (record.scalars["denoising_bound_nats"] for record in (denoising[0], denoising[-1]))
+        numbers.append(("Held-out bound", f"{final:.1f}", f"nats, from {first:.0f}"))
+        lowest, level = _worst_skill(denoising[-1])
+        numbers.append(("Lowest skill", f"{lowest:.2f}", f"at log-SNR {level:.1f}"))
+    if ddim:
+        numbers.append(
+            (
+                "DDIM probe",
+                f"{ddim[-1].provenance['num_samples']} × {ddim[-1].provenance['num_steps']}",
+                "samples × steps",
+            )
+        )
+    cards = "".join(
+        f"<div><span>{escape(a)}</span><strong>{escape(b)}</strong> <em>{escape(c)}</em></div>" for a, b, c in numbers
+    )
+    return (
+        f"<header><h1>{escape(title)} <small>ldmprobe report</small></h1>"
+        f'<p class="summary">{_summary(denoising)}</p><div class="numbers">{cards}</div></header>'
+    )
+
+
+def _summary(denoising: Sequence[ProbeRecord]) -> str:
+    if not denoising:
+        return "What each noise level of this model does. Without held-out data there is no verdict on where it falls short."
+    final = denoising[-1].curves["denoising_skill"]
+    below = final.log_snr[(final.upper if final.upper is not None else final.value) < 0]
+    if below.size:
+        where = (
+            f"at log-SNR {below.min():.1f}" if below.size == 1 else f"in log-SNR {below.min():.1f} … {below.max():.1f}"
+        )
+        verdict = f"<b>Worse than a linear denoiser {where}</b>: those noise levels are not yet learnt, or weigh almost nothing (see nats)."
+    else:
+        verdict = "<b>Every noise level denoises held-out data at least as well as the best linear denoiser.</b>"
+    if len(denoising) > 1:
+        before, after = (record.curves["denoising_mse"] for record in denoising[-2:])
+        gain = denoising[-1].provenance["dimension"] * 0.375 * (before.value - after.value)
+        k = int(np.argmax(gain))
+        if gain[k] > 0:
+            verdict += (
+                f" Since the probe before the last, held-out error still fell most at log-SNR {after.log_snr[k]:.1f} "
+                f"(t = {after.timestep[k]}, {gain[k]:.2f} nats)."
+            )
+    return verdict
+
+
+def _samples_section(ddim: Sequence[ProbeRecord]) -> str:
+    shown = [record for record in ddim if record.images.get("samples")]
+    if not shown:
+        return ""
+    frames = [[_data_uri(png) for png in record.images["samples"]] for record in shown]
+    pictures = "".join(f'<img alt="sample {i}" src="{uri}">' for i, uri in enumerate(frames[-1]))
+    steps = [record.step for record in shown]
+    control = ""
+    if len(shown) > 1:
+        control = (
+            f'<div class="slider"><output id="samples-step">training step {steps[-1]:,}</output>'
+            f'<input id="samples-slider" type="range" min="0" max="{len(shown) - 1}" value="{len(shown) - 1}" '
+            f'aria-label="training step"></div><script>{_slider_script(frames, steps)}</script>'
+        )
+    return _section(
+        "Samples over training",
+        "The same starting noise"
+        + (" and class" if "sample_labels" in shown[-1].provenance else "")
+        + " at every probe; move the "
+        "slider to see what each sample becomes as the model trains.",
+        f'<div class="samples" id="samples">{pictures}</div>{control}',
+    )
+
+
+def _kl_section(ddim: Sequence[ProbeRecord]) -> str:
+    shown = [record for record in ddim if "step_kl" in record.curves]
+    if not shown:
+        return ""
+    first = _section(
+        "KL before and after each denoiser pass",
+        "The paper's measurement: how much one pass changes the distribution of the latents. <b>A perfect model shows this shape "
+        "too</b>, near 0 early and steep late: read a curve only by its distance from the dashed ideal.",
+        _chart(charts.kl_chart(shown)),
+    )
+    if "step_kl_ideal" not in shown[-1].curves:
+        return first
+    second = _section(
+        "The same, relative to the ideal",
+        "1 is what a perfect denoiser of Gaussian data with these latents' mean and covariance would do. A level that stays away from 1, "
+        "or drifts, is where to look first; real latents are not Gaussian, so a healthy model need not reach 1 everywhere.",
+        _chart(charts.ratio_chart(shown)),
+    )
+    return f'<div class="pair">{first}{second}</div>'
+
+
+def _heatmap_section(ddim: Sequence[ProbeRecord], denoising: Sequence[ProbeRecord]) -> str:
+    ddim = [record for record in ddim if "step_kl" in record.curves]
+    if not ddim and not denoising:
+        return ""
+    return _section(
+        "Noise level × training step",
+        "How each noise level develops. White is where it should be (KL) or where a linear denoiser is (skill, nats); a horizontal band that "
+        "keeps its colour while the rest fades is a level that training leaves behind.",
+        _chart(charts.heatmap_chart(ddim, denoising)),
+    )
+
+
+def _pca_section(ddim: Sequence[ProbeRecord]) -> str:
+    shown = [record for record in ddim if record.scatters.get("pca")]
+    if not shown:
+        return ""
+    shares = [shown[-1].scalars.get(f"pca_explained_{k}", float("nan")) for k in (1, 2)]
+    real = "pca_real" in shown[-1].scatters
+    behind = " Grey: real latents noised to the same level, which is where the samples should be." if real else ""
+    return _section(
+        "Latents during sampling",
+        f"Projected on two principal components of {escape(str(shown[-1].provenance.get('pca_basis')))}, fitted once and kept for the whole run "
+        f"({shares[0]:.0%} and {shares[1]:.0%} of their variance)." + behind,
+        _chart(charts.pca_chart(shown)),
+    )
+
+
+def _denoising_section(denoising: Sequence[ProbeRecord], training: Sequence[ProbeRecord]) -> str:
+    if not denoising and not training:
+        return ""
+    parts = []
+    if denoising:
+        parts.append(
+            _section(
+                "Denoising skill on held-out data",
+                "No sampling: held-out latents are noised and denoised once. 0 is the best linear (Wiener) denoiser; below 0 is worse than "
+                "that, an absolute red flag wherever the level still weighs something in nats.",
+                _chart(charts.skill_chart(denoising)),
+            )
+        )
+    parts.append(
+        _section(
+            "Training and held-out error by noise level",
+            "Raw, unweighted, whatever the loss weighting and timestep sampler. Training far below held-out is overfitting at that level.",
+            _chart(charts.loss_chart(denoising, training)),
+        )
+    )
+    history = _section(
+        "Error over training",
+        "One line per noise level. A level whose line has levelled off has learnt what it will; one that still falls has not been trained enough.",
+        _chart(charts.history_chart(denoising, training)),
+    )
+    return f'<div class="pair">{"".join(parts)}</div>{history}'
+
+
+def _provenance_section(records: Sequence[ProbeRecord], config_text: str | None) -> str:
+    rows = []
+    for probe in dict.fromkeys(record.probe for record in records):
+        last = [record for record in records if record.probe == probe][-1]
+        facts = {"last record": f"step {last.step:,}, {last.created}", **last.provenance, **last.fingerprints}
+        facts.pop("sample_labels", None)
+        listed = "; ".join(f"{escape(str(key))}: {escape(str(value))}" for key, value in facts.items())
+        rows.append(f"<tr><th>{escape(probe)}</th><td>{listed}</td></tr>")
+    config = ""
+    if config_text is not None:
+        config = f"<details><summary>Configuration</summary><pre>{escape(config_text)}</pre></details>"
+    return _section(
+        "How it was measured",
+        "Records are compared only where their fingerprints (grid, reference, sampler, held-out data) agree.",
+        f"<details open><summary>Provenance</summary><table>{''.join(rows)}</table></details>{config}",
+    )
+
+
+# --- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def _comparable(records: list[ProbeRecord]) -> list[ProbeRecord]:
+    """Those measured as the last one was."""
+    return [record for record in records if record.fingerprints == records[-1].fingerprints]
+
+
+def _worst_skill(record: ProbeRecord) -> tuple[float, float]:
+    curve = record.curves["denoising_skill"]
+    k = int(np.nanargmin(curve.value))
+    return float(curve.value[k]), float(curve.log_snr[k])
+
+
+def _section(heading: str, text: str, body: str) -> str:
+    return f"<section><h2>{escape(heading)}</h2><p>{text}</p>{body}</section>"
+
+
+def _chart(figure: Any) -> str:
+    return figure.to_html(
+        full_html=False, include_plotlyjs=False, config=_CHART_CONFIG, default_width="100%", auto_play=False
+    )
+
+
+def _data_uri(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
+
+
+def _slider_script(frames: list[list[str]], steps: list[int]) -> str:
+    return (
+        f"(() => {{ const frames = {json.dumps(frames)}, steps = {json.dumps(steps)};"
+        "const images = document.querySelectorAll('#samples img'), label = document.getElementById('samples-step');"
+        "document.getElementById('samples-slider').addEventListener('input', event => {"
+        "const k = +event.target.value; frames[k].forEach((uri, i) => { images[i].src = uri; });"
+        "label.textContent = 'training step ' + steps[k].toLocaleString('en'); }); })();"
+    )
+
+
+def _config_text(run_dir: Path) -> str | None:
+    path = run_dir / "config.yaml"
+    return path.read_text(encoding="utf-8") if path.is_file() else None

@@ -27,7 +27,9 @@ def claim(run_dir: str | Path, resuming: bool) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigurationError(f"{folder} cannot be created: {error.strerror}. Choose another `--run_dir`.") from error
+        raise ConfigurationError(
+            f"{folder} cannot be created: {error.strerror}. Choose another `--run_dir`."
+        ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigurationError(f"There is no permission to write in {folder}. Choose another `--run_dir`.")
     return folder

@@ -16,9 +16,9 @@ from ldmprobe.probing.record import ProbeRecord
 class RecordStore:
     """The folder ``run_dir/probes``. Readable as one table with pandas, DuckDB and ``datasets``::
 
-        pandas.read_parquet("runs/digits/probes")
-        duckdb.sql("select * from 'runs/digits/probes/*.parquet'")
-        datasets.load_dataset("parquet", data_files="runs/digits/probes/*.parquet")
+    pandas.read_parquet("runs/digits/probes")
+    duckdb.sql("select * from 'runs/digits/probes/*.parquet'")
+    datasets.load_dataset("parquet", data_files="runs/digits/probes/*.parquet")
     """
 
     def __init__(self, run_dir: str | Path) -> None:
@@ -60,5 +60,7 @@ class RecordStore:
         """
         records = self.read()
         if not records:
-            raise ConfigurationError(f"There are no probe records in {self.folder}; expected a run directory with `probes/`.")
+            raise ConfigurationError(
+                f"There are no probe records in {self.folder}; expected a run directory with `probes/`."
+            )
         return records

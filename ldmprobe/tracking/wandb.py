@@ -33,7 +33,9 @@ def log_media(logger: Any, record: ProbeRecord, history: Sequence[ProbeRecord]) 
         media["probe/pca_table"] = _pca_table(record)
     if "step_kl" in record.curves:
         media["probe/step_kl_heatmap"] = wandb.Image(_picture(heatmap_figure(history)), caption=caption)
-        media["probe/step_kl_curves"] = _line_series(history, "step_kl", "step_kl_ideal", "KL per denoiser pass [nats/dim]")
+        media["probe/step_kl_curves"] = _line_series(
+            history, "step_kl", "step_kl_ideal", "KL per denoiser pass [nats/dim]"
+        )
     if "denoising_mse" in record.curves:
         media["probe/denoising_mse_curves"] = _line_series(
             history, "denoising_mse", "denoising_mmse", "held-out squared ε-error"

@@ -44,7 +44,9 @@ def check_same_model(checkpoint: dict[str, Any], module: LatentDiffusion) -> Non
         if isinstance(value, dict) and isinstance(other, dict):
             key = next(key for key in {**value, **other} if _plain(value.get(key)) != _plain(other.get(key)))
             detail = f"its {part} has {key} = {other.get(key)}, this run's has {value.get(key)}"
-        raise ConfigurationError(f"The checkpoint is of another model: {detail}. Give the configuration it was trained with.")
+        raise ConfigurationError(
+            f"The checkpoint is of another model: {detail}. Give the configuration it was trained with."
+        )
 
 
 def load_diffusion_model(path: Path) -> DiffusionModel:

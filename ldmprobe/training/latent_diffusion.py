@@ -98,7 +98,7 @@ class LatentDiffusion(L.LightningModule):
     # --- before training -------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        data = self.trainer.datamodule
+        data: Any = getattr(self.trainer, "datamodule", None)
         image_shape = getattr(data, "image_shape", None)
         if image_shape:
             if hasattr(data, "reference_batches"):

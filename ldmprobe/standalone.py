@@ -1,0 +1,151 @@
+"""Probing and sampling without Lightning: a checkpoint or a diffusers pipeline, straight from the command line."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.ddim import probe_ddim, sample_trajectory
+from ldmprobe.probing.denoising import HeldOut, probe_denoising
+from ldmprobe.probing.probe import evaluating
+from ldmprobe.probing.reference import Reference, encode_images
+
+
+def load_model(name: str, device: str | None = None) -> DiffusionModel:
+    """The model in a LatentDiffusion checkpoint (``.ckpt``) or a diffusers pipeline (folder or hub id), on ``device``."""
+    if name.endswith(".ckpt") or Path(name).is_file():
+        from ldmprobe.training.checkpoint import load_diffusion_model
+
+        model = load_diffusion_model(Path(name))
+    else:
+        from ldmprobe.models.pretrained import load_pipeline
+
+        model = load_pipeline(name)
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    for module in model.modules:
+        module.to(chosen)
+    return model
+
+
+@torch.no_grad()
+def sample_images(
+    model: DiffusionModel,
+    num_samples: int,
+    num_steps: int = 50,
+    timestep_spacing: str | None = None,
+    guidance_scale: float = 1.0,
+    batch_size: int = 64,
+    seed: int = 0,
+) -> Tensor:
+    """Decoded DDIM samples (N, C, H, W), about [−1, 1]; sample i is the same as a probe's.
+
+    Raises:
+        ConfigurationError: fewer than one sample, or a number of steps out of range.
+    """
+    if num_samples < 1:
+        raise ConfigurationError(f"num_samples is {num_samples}; expected at least 1.")
+    grid = model.schedule.ddim_grid(num_steps, timestep_spacing)
+    images = []
+    with evaluating(model.modules):
+        for ids in torch.arange(num_samples).split(batch_size):
+            for step in sample_trajectory(model, ids, grid, guidance_scale, batch_size, seed):
+                final = step.z_s
+            images.append(model.codec.decode(final).cpu())
+    return torch.cat(images)
+
+
+def probe(args: Namespace) -> str:
+    """``ldmprobe probe``: records, the paper's two figures and a report in a new directory."""
+    from tqdm import tqdm
+
+    from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure
+    from ldmprobe.tracking.report import write_report
+    from ldmprobe.tracking.run_directory import claim
+    from ldmprobe.tracking.store import RecordStore
+
+    out = claim(args.out, resuming=False)
+    model = load_model(args.model, args.device)
+    reference, held_out = _real_latents(args, model) if args.data else (None, None)
+    store = RecordStore(out)
+    with tqdm(desc="DDIM probe", leave=False) as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        record = probe_ddim(
+            model,
+            reference,
+            num_samples=args.num_samples,
+            num_steps=args.num_steps,
+            timestep_spacing=args.timestep_spacing,
+            guidance_scale=args.guidance_scale,
+            batch_size=args.batch_size,
+            seed=args.seed,
+            progress=progress,
+        )
+    store.append(record)
+    if reference is not None and held_out is not None:
+        reference.save(out / "reference.safetensors")
+        store.append(probe_denoising(model, held_out, reference, batch_size=args.batch_size, seed=args.seed))
+    (out / "pca.png").write_bytes(figure_png(pca_figure(record)))
+    (out / "step_kl.png").write_bytes(figure_png(kl_figure([record])))
+    return f"report: {write_report(out)}\nfigures: {out / 'pca.png'}, {out / 'step_kl.png'}"
+
+
+def sample(args: Namespace) -> str:
+    """``ldmprobe sample``: a grid of samples as PNG."""
+    from PIL import Image
+
+    if args.out.suffix != ".png":
+        raise ConfigurationError(f"--out is {args.out}; expected a file name that ends in .png.")
+    if args.out.exists():
+        raise ConfigurationError(f"{args.out} exists already; choose another --out.")
+    model = load_model(args.model, args.device)
+    images = sample_images(
+        model, args.num_samples, args.num_steps, args.timestep_spacing, args.guidance_scale, args.batch_size, args.seed
+    )
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image_grid(images, args.columns)).save(args.out)
+    return str(args.out)
+
+
+def image_grid(images: Tensor, columns: int, gap: int = 2) -> Any:
+    """Images (N, C, H, W) in [−1, 1] side by side: uint8 array (rows, columns[, 3])."""
+    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
+    pixels = pixels[:, :3] if pixels.shape[1] >= 3 else pixels[:, :1]
+    n, channels, height, width = pixels.shape
+    columns = max(1, min(columns, n))
+    rows = -(-n // columns)
+    grid = torch.full((channels, rows * (height + gap) - gap, columns * (width + gap) - gap), 255, dtype=torch.uint8)
+    for i, image in enumerate(pixels):
+        top, left = i // columns * (height + gap), i % columns * (width + gap)
+        grid[:, top : top + height, left : left + width] = image
+    return grid.permute(1, 2, 0).squeeze(2).numpy()
+
+
+def _real_latents(args: Namespace, model: DiffusionModel) -> tuple[Reference, HeldOut]:
+    from ldmprobe.data.images import ImageData
+
+    size = args.image_size
+    channels = model.codec.image_channels or model.latent_shape[0]
+    data = ImageData(
+        args.data, image_column=args.image_column, label_column=args.label_column, image_size=size, channels=channels
+    )
+    data.setup()
+    shape = model.codec.latent_shape(data.image_shape)
+    if tuple(shape) != tuple(model.latent_shape):
+        raise ConfigurationError(
+            f"The images of {args.data} become latents of shape {tuple(shape)}, the model's are {tuple(model.latent_shape)}; set --image-size."
+        )
+    model.conditioning.check(model.network, data.num_classes)
+    with evaluating(model.modules):
+        latents = encode_images(model.codec, (batch["image"] for batch in data.reference_batches(args.num_reference)))
+        held_out = HeldOut.encode(model.codec, model.conditioning, data.reference_batches(512, held_out=True))
+    return Reference.fit(latents), held_out
