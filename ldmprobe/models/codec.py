@@ -50,7 +50,7 @@ class LatentCodec(nn.Module):
             )
         self.autoencoder: Any = autoencoder
         self.sample_posterior = sample_posterior
-        config: dict[str, Any] = {} if autoencoder is None else dict(self.autoencoder.config)
+        config: dict[str, Any] = dict(getattr(autoencoder, "config", {}))
         scale_value, shift_value = 1.0, 0.0
         if scale == "config":
             scale_value = config.get("scaling_factor") or 1.0

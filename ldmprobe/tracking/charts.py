@@ -68,10 +68,9 @@ def pca_chart(records: Sequence[ProbeRecord]) -> go.Figure:
     for i, place in enumerate(places):
         moving.append(len(figure.data))
         figure.add_trace(_points(scatters[i].xy, colours, 5.5, 0.9, "samples", hover), *place)
-        every = np.concatenate(
-            [s for r in records for s in (r.scatters["pca"][i].xy,)] + ([real[i].xy] if real else [])
-        )
-        limit = float(1.06 * np.nanpercentile(np.abs(every), 99.8)) or 1.0
+        # Early samples may lie far outside; the frame is that of real latents and the last samples.
+        framed = np.concatenate([scatters[i].xy, *([real[i].xy] if real else [])])
+        limit = float(1.1 * np.nanmax(np.abs(framed), initial=0.1))
         figure.update_xaxes(range=[-limit, limit], row=place[0], col=place[1])
         figure.update_yaxes(range=[-limit, limit], row=place[0], col=place[1])
     figure.frames = [
@@ -244,7 +243,8 @@ def _curves_by_step(
 
 
 def _band(figure: go.Figure, x: np.ndarray, curve: Curve, colour: str, positive: bool) -> None:
-    assert curve.lower is not None and curve.upper is not None
+    assert curve.lower is not None
+    assert curve.upper is not None
     lower = np.maximum(curve.lower, np.abs(curve.value) * 1e-2) if positive else curve.lower
     red, green, blue = (int(colour[k : k + 2], 16) for k in (1, 3, 5))
     figure.add_trace(

@@ -18,7 +18,7 @@ from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking import charts
 from ldmprobe.tracking.store import RecordStore
 
-_CHART_CONFIG = {"displaylogo": False, "responsive": True, "modeBarButtonsToRemove": ["lasso2d", "select2d"]}
+_CHART_CONFIG = {"displayModeBar": False, "responsive": True}
 
 
 def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
