@@ -1,0 +1,73 @@
+"""What tests share: the one tolerance convention, and small models made on the spot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import DDIMScheduler, UNet2DModel
+from torch import Tensor, nn
+
+from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.models.diffusion_model import DiffusionModel
+
+FLOAT64 = {"rtol": 1e-10, "atol": 1e-12}  # float64 mathematics
+FLOAT32 = {"rtol": 1e-5, "atol": 1e-6}  # float32 against a closed form
+WHOLE_PATH = {"rtol": 1e-4, "atol": 1e-4}  # a whole sampling path against diffusers
+
+
+def sd_scheduler(**overrides: Any) -> DDIMScheduler:
+    """Stable Diffusion's schedule."""
+    settings = {
+        "beta_start": 0.00085,
+        "beta_end": 0.012,
+        "beta_schedule": "scaled_linear",
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+        "steps_offset": 1,
+    }
+    return DDIMScheduler(**{**settings, **overrides})
+
+
+def tiny_unet(channels: int = 2, size: int = 8, num_class_embeds: int | None = None, dropout: float = 0.0) -> UNet2DModel:
+    """A U-Net that trains a step in milliseconds."""
+    return UNet2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        num_class_embeds=num_class_embeds,
+        dropout=dropout,
+    )
+
+
+class GaussianDenoiser(nn.Module):
+    """The exact ε-denoiser of data N(mean, variance) with independent entries: ε* = σ (z − α mean)/(α² variance + σ²).
+
+    Args:
+        mean, variance: shape (C, H, W).
+    """
+
+    def __init__(self, mean: Tensor, variance: Tensor, schedule: NoiseSchedule) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(mean)
+        self.variance = nn.Parameter(variance)
+        self.schedule = schedule
+
+    def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        alpha, sigma = self.schedule.levels(t, z_t)
+        return sigma * (z_t - alpha * self.mean) / (alpha**2 * self.variance + sigma**2)
+
+
+def gaussian_model(shape: tuple[int, ...] = (2, 4, 4), dtype: torch.dtype = torch.float64, **scheduler: Any) -> DiffusionModel:
+    """A perfect model of Gaussian data with a power-law spectrum."""
+    generator = torch.Generator().manual_seed(0)
+    dimension = int(torch.tensor(shape).prod())
+    variance = (1 / torch.arange(1, dimension + 1, dtype=torch.float64) + 0.05).view(shape)
+    mean = 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64)
+    schedule = NoiseSchedule(sd_scheduler(**scheduler))
+    return DiffusionModel(GaussianDenoiser(mean.to(dtype), variance.to(dtype), schedule), schedule, shape)
