@@ -12,7 +12,7 @@ import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.probing.probe import Progress, Ranks
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking.loggers import log_record
@@ -35,6 +35,7 @@ class ProbeCallback(L.Callback, ABC):
             raise ConfigurationError(f"{type(self).__name__} got every_n_steps {every_n_steps}; expected at least 1.")
         self.every_n_steps = every_n_steps
         self._last_step = -1
+        self._resuming = False
 
     @abstractmethod
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord | None:
@@ -45,9 +46,13 @@ class ProbeCallback(L.Callback, ABC):
 
     # --- when ------------------------------------------------------------------------------------------------------
 
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if stage == "fit" and trainer.is_global_zero:
-            claim(trainer.default_root_dir, resuming=trainer.ckpt_path is not None)
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        self._resuming = True
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            claim(trainer.default_root_dir, self._resuming)
+        self.check(diffusion_model_of(pl_module))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step == 0:

@@ -71,7 +71,11 @@ def probe(args: Namespace) -> str:
 
     out = claim(args.out, resuming=False)
     model = load_model(args.model, args.device)
-    reference, held_out = _real_latents(args, model) if args.data else (None, None)
+    reference, held_out = None, None
+    if args.data is not None:
+        reference, held_out = real_latents(
+            model, args.data, args.image_column, args.label_column, args.image_size, args.num_reference
+        )
     store = RecordStore(out)
     with tqdm(desc="DDIM probe", leave=False) as bar:
 
@@ -88,12 +92,16 @@ def probe(args: Namespace) -> str:
             guidance_scale=args.guidance_scale,
             batch_size=args.batch_size,
             seed=args.seed,
+            step=model.trained_steps,
             progress=progress,
         )
     store.append(record)
     if reference is not None and held_out is not None:
         reference.save(out / "reference.safetensors")
-        store.append(probe_denoising(model, held_out, reference, batch_size=args.batch_size, seed=args.seed))
+        denoising = probe_denoising(
+            model, held_out, reference, batch_size=args.batch_size, seed=args.seed, step=model.trained_steps
+        )
+        store.append(denoising)
     (out / "pca.png").write_bytes(figure_png(pca_figure(record)))
     (out / "step_kl.png").write_bytes(figure_png(kl_figure([record])))
     return f"report: {write_report(out)}\nfigures: {out / 'pca.png'}, {out / 'step_kl.png'}"
@@ -130,22 +138,41 @@ def image_grid(images: Tensor, columns: int, gap: int = 2) -> Any:
     return grid.permute(1, 2, 0).squeeze(2).numpy()
 
 
-def _real_latents(args: Namespace, model: DiffusionModel) -> tuple[Reference, HeldOut]:
+def real_latents(
+    model: DiffusionModel,
+    dataset: str,
+    image_column: str = "image",
+    label_column: str | None = None,
+    image_size: int | None = None,
+    num_reference: int = 4096,
+    num_held_out: int = 512,
+) -> tuple[Reference, HeldOut]:
+    """A dataset's training images as reference, and its held-out images, both encoded by the model's codec.
+
+    Args:
+        dataset, image_column, label_column, image_size: as :class:`~ldmprobe.data.images.ImageData`'s; the channels are the model's.
+
+    Raises:
+        ConfigurationError: no such data, or its latents are not shaped like the model's.
+    """
     from ldmprobe.data.images import ImageData
 
-    size = args.image_size
-    channels = model.codec.image_channels or model.latent_shape[0]
     data = ImageData(
-        args.data, image_column=args.image_column, label_column=args.label_column, image_size=size, channels=channels
+        dataset,
+        image_column=image_column,
+        label_column=label_column,
+        image_size=image_size,
+        channels=model.codec.image_channels or model.latent_shape[0],
     )
     data.setup()
     shape = model.codec.latent_shape(data.image_shape)
     if tuple(shape) != tuple(model.latent_shape):
         raise ConfigurationError(
-            f"The images of {args.data} become latents of shape {tuple(shape)}, the model's are {tuple(model.latent_shape)}; set --image-size."
+            f"The images of {dataset} become latents of shape {tuple(shape)}, the model's are {tuple(model.latent_shape)}; set "
+            "--image-size."
         )
     model.conditioning.check(model.network, data.num_classes)
     with evaluating(model.modules):
-        latents = encode_images(model.codec, (batch["image"] for batch in data.reference_batches(args.num_reference)))
-        held_out = HeldOut.encode(model.codec, model.conditioning, data.reference_batches(512, held_out=True))
+        latents = encode_images(model.codec, (batch["image"] for batch in data.reference_batches(num_reference)))
+        held_out = HeldOut.encode(model.codec, model.conditioning, data.reference_batches(num_held_out, held_out=True))
     return Reference.fit(latents), held_out

@@ -44,7 +44,7 @@ class PCABasis:
         mean = data.mean(0)
         centred = data - mean
         if 2 * num_components < min(n, d):
-            _, singular, vt = svds(centred, k=num_components, v0=np.ones(min(n, d)))
+            _, singular, vt = svds(centred, k=num_components, v0=np.random.default_rng(0).standard_normal(min(n, d)))
             order = np.argsort(-singular)
             singular, vt = singular[order], vt[order]
         else:

@@ -29,6 +29,7 @@ class DiffusionModel:
         codec: pixels ↔ latents; identity by default.
         conditioning: none by default.
         weights: which weights these are, such as "ema" or "raw"; goes into the record.
+        trained_steps: optimiser steps behind these weights, where known.
     """
 
     network: nn.Module
@@ -37,6 +38,7 @@ class DiffusionModel:
     codec: LatentCodec = field(default_factory=LatentCodec)
     conditioning: Conditioning = field(default_factory=Unconditional)
     weights: str = "raw"
+    trained_steps: int = 0
 
     @property
     def device(self) -> torch.device:

@@ -10,7 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ldmprobe.probing.record import Curve, ProbeRecord
-from ldmprobe.tracking.figures import level_name
+from ldmprobe.tracking.figures import level_names
 from ldmprobe.tracking.style import ACCENT, FORWARD, IDEAL, REAL, STEP_COLOURS, class_colour, step_colour
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
@@ -53,7 +53,7 @@ def pca_chart(records: Sequence[ProbeRecord]) -> go.Figure:
     scatters, real = first.scatters["pca"], first.scatters.get("pca_real")
     columns = min(3, len(scatters))
     rows = -(-len(scatters) // columns)
-    titles = [level_name(scatter.timestep, scatter.log_snr) for scatter in scatters]
+    titles = level_names(scatters)
     figure = make_subplots(
         rows, columns, subplot_titles=titles, horizontal_spacing=0.06, vertical_spacing=0.14 if rows > 1 else 0.1
     )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.probing.record import ProbeRecord, Scatter
 from ldmprobe.tracking.style import ACCENT, FORWARD, IDEAL, REAL, STEP_COLOURS, class_colour, step_colour
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ def pca_figure(record: ProbeRecord) -> Figure:
     rows = -(-len(scatters) // columns)
     figure, axes = _subplots(rows, columns, (3.1 * columns, 2.9 * rows + 0.5))
     labels = record.provenance.get("sample_labels")
+    names = level_names(scatters)
     for i, axis in enumerate(axes.flat):
         if i >= len(scatters):
             axis.axis("off")
@@ -32,7 +33,7 @@ def pca_figure(record: ProbeRecord) -> Figure:
             axis.scatter(*cloud.T, s=5, color=REAL, alpha=0.6, linewidths=0, label="real latents, noised to this level")
         colours = [class_colour(label) for label in labels] if labels else ACCENT
         axis.scatter(*scatter.xy.T, s=9, c=colours, alpha=0.9, linewidths=0, label="samples")
-        axis.set_title(level_name(scatter.timestep, scatter.log_snr), fontsize=10)
+        axis.set_title(names[i], fontsize=10)
         everything = np.concatenate([cloud, scatter.xy])
         limit = 1.08 * np.nanmax(np.abs(everything)) if np.isfinite(everything).any() else 1.0
         axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
@@ -41,7 +42,7 @@ def pca_figure(record: ProbeRecord) -> Figure:
     what = record.provenance.get("pca_basis", "real latents")
     figure.supxlabel(f"PC 1 ({share[0]:.0%} of the variance of {what})", fontsize=9)
     figure.supylabel(f"PC 2 ({share[1]:.0%})", fontsize=9)
-    figure.suptitle(f"Latents during DDIM sampling, training step {record.step:,}", fontsize=11)
+    figure.suptitle(f"Latents during DDIM sampling{_at(record)}", fontsize=11)
     if real:
         note = "grey: real latents noised to the same level"
         figure.text(
@@ -62,8 +63,9 @@ def kl_figure(records: Sequence[ProbeRecord], metric: str = "step_kl") -> Figure
     axis = axes[0, 0]
     for i, record in enumerate(records):
         curve = record.curves[metric]
-        colour = step_colour(i / max(len(records) - 1, 1))
-        label = f"step {record.step:,}" if i in (0, len(records) - 1) else None
+        colour = step_colour(i / max(len(records) - 1, 1)) if len(records) > 1 else ACCENT
+        label = f"training step {record.step:,}" if i in (0, len(records) - 1) else None
+        label = "this model" if len(records) == 1 else label
         axis.plot(curve.timestep, _positive(curve.value), color=colour, lw=1.4, label=label)
         if i == len(records) - 1 and curve.lower is not None and curve.upper is not None:
             axis.fill_between(
@@ -126,15 +128,19 @@ def samples_figure(record: ProbeRecord, columns: int = 10) -> Figure:
         axis.axis("off")
         if i < len(images):
             axis.imshow(images[i], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    figure.suptitle(f"Samples, training step {record.step:,}", fontsize=10)
+    figure.suptitle(f"Samples{_at(record)}", fontsize=10)
     return figure
 
 
-def level_name(timestep: int, log_snr: float) -> str:
-    """How a noise level is called under a plot."""
-    if timestep == 0 and not np.isfinite(log_snr):
-        return "final latents"
-    return f"t = {timestep}, log-SNR {log_snr:.1f}"
+def level_names(scatters: Sequence[Scatter]) -> list[str]:
+    """How the noise levels of a PCA scatter are called; the last one is the end of sampling."""
+    names = [f"t = {scatter.timestep}, log-SNR {scatter.log_snr:.1f}" for scatter in scatters]
+    return [*names[:-1], "final latents"]
+
+
+def _at(record: ProbeRecord) -> str:
+    """When a record was made; a model that was not trained here has no step."""
+    return f", training step {record.step:,}" if record.step else ""
 
 
 def figure_png(figure: Figure, dpi: int = 130) -> bytes:

@@ -111,7 +111,7 @@ def _summary(denoising: Sequence[ProbeRecord]) -> str:
         k = int(np.argmax(gain))
         if gain[k] > 0:
             verdict += (
-                f" Since the probe before the last, held-out error still fell most at log-SNR {after.log_snr[k]:.1f} "
+                f" Between the last two probes, held-out error fell most at log-SNR {after.log_snr[k]:.1f} "
                 f"(t = {after.timestep[k]}, {gain[k]:.2f} nats)."
             )
     return verdict

@@ -79,7 +79,8 @@ def load_diffusion_model(path: Path) -> DiffusionModel:
     conditioning: Conditioning = ClassConditioning(card["num_classes"]) if card["num_classes"] else Unconditional()
     schedule = NoiseSchedule(from_network_config(card["scheduler"]))
     weights = "ema" if card["ema"] else "raw"
-    return DiffusionModel(network.eval(), schedule, tuple(card["latent_shape"]), codec, conditioning, weights)
+    shape, steps = tuple(card["latent_shape"]), int(checkpoint["global_step"])
+    return DiffusionModel(network.eval(), schedule, shape, codec, conditioning, weights, steps)
 
 
 def _part(state_dict: dict[str, Any], prefix: str) -> dict[str, Any]:

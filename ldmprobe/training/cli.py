@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -25,7 +26,8 @@ class SaveConfig(SaveConfigCallback):
         if stage != "fit":
             return
         text = self.parser.dump(self.config, skip_none=False)
-        folder = claim(trainer.default_root_dir, resuming=trainer.ckpt_path is not None)
+        folder = Path(trainer.default_root_dir)
+        folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(text)
         for logger in trainer.loggers:
             logger.log_hyperparams(self.config.as_dict())

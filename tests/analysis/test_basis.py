@@ -1,0 +1,105 @@
+"""LatentBasis: an isometry in which real latents are uncorrelated."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import fft
+
+from ldmprobe.analysis import basis as basis_module
+from ldmprobe.analysis.basis import LatentBasis
+from tests.helpers import FLOAT32, FLOAT64
+
+SHAPE = (3, 4, 6)  # not square, so that rows and columns cannot be mixed up
+
+
+def latents(n: int) -> torch.Tensor:
+    """Correlated in every way: white noise through a fixed mixing matrix."""
+    generator = torch.Generator().manual_seed(0)
+    d = int(np.prod(SHAPE))
+    mixing = torch.randn(d, d, generator=generator, dtype=torch.float64) / d**0.5
+    return (torch.randn(n, d, generator=generator, dtype=torch.float64) @ mixing + 0.5).view(n, *SHAPE)
+
+
+def stationary_latents(n: int) -> torch.Tensor:
+    """Channels mixed, neighbours correlated: moving averages of white noise, like images."""
+    generator = torch.Generator().manual_seed(0)
+    wide = torch.randn(n, 3, SHAPE[1] + 4, SHAPE[2] + 4, generator=generator, dtype=torch.float64)
+    smooth = wide.unfold(2, 5, 1).mean(-1).unfold(3, 5, 1).mean(-1)
+    mixing = torch.tensor([[1.0, 0.5, 0.2], [0.0, 1.0, 0.7], [0.0, 0.0, 0.4]], dtype=torch.float64)
+    return torch.einsum("kc,nchw->nkhw", mixing, smooth)
+
+
+def mean_correlation(rows: torch.Tensor) -> float:
+    """Mean |correlation| between different columns."""
+    correlation = np.abs(np.corrcoef(rows.numpy().T))
+    d = len(correlation)
+    return float((correlation.sum() - d) / (d * (d - 1)))
+
+
+@pytest.mark.parametrize(("n", "kind"), [(144, "pca"), (143, "dct"), (8, "dct")])
+def test_exact_pca_needs_two_latents_per_direction(n: int, kind: str):
+    assert LatentBasis.fit(latents(n)).kind == kind
+
+
+def test_large_latents_get_the_cosine_basis(monkeypatch):
+    monkeypatch.setattr(basis_module, "MAX_PCA_DIMENSION", 71)
+    assert LatentBasis.fit(latents(200)).kind == "dct"
+
+
+@pytest.mark.parametrize("n", [200, 50])
+def test_rotation_is_an_isometry(n: int):
+    x = latents(n)
+    rotated = LatentBasis.fit(x).rotate(x)
+    torch.testing.assert_close(rotated @ rotated.T, x.flatten(1) @ x.flatten(1).T, **FLOAT64)
+
+
+@pytest.mark.parametrize("n", [200, 50])
+def test_mean_and_variance_are_those_of_the_rotated_latents(n: int):
+    x = latents(n)
+    basis = LatentBasis.fit(x)
+    rotated = basis.rotate(x).numpy()
+    np.testing.assert_allclose(basis.mean.numpy(), rotated.mean(0), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(basis.variance.numpy(), rotated.var(0, ddof=1), rtol=1e-9)
+    assert float(basis.variance.sum()) == pytest.approx(float(x.flatten(1).var(0).sum()), rel=1e-10)
+
+
+def test_pca_basis_decorrelates_exactly_and_holds_the_eigenvalues_in_order():
+    x = latents(200)
+    basis = LatentBasis.fit(x)
+    covariance = np.cov(basis.rotate(x).numpy().T)
+    eigenvalues = np.linalg.eigvalsh(np.cov(x.flatten(1).numpy().T))[::-1]
+    np.testing.assert_allclose(covariance, np.diag(eigenvalues), atol=1e-10)
+    np.testing.assert_allclose(basis.variance.numpy(), eigenvalues, rtol=1e-8, atol=1e-12)
+
+
+def test_cosine_basis_decorrelates_image_like_latents_nearly():
+    x = stationary_latents(2000)
+    basis = LatentBasis.fit(x[:100])
+    assert basis.kind == "dct"
+    # Chance level at N = 2000 is √(2/π)/√N = .018.
+    assert mean_correlation(x.flatten(1)) > 0.2
+    assert mean_correlation(basis.rotate(x)) < 0.06
+
+
+def test_cosine_basis_is_scipys_dct_after_the_rotation_of_channels():
+    x = latents(50)
+    basis = LatentBasis.fit(x)
+    mixed = np.einsum("kc,nchw->nkhw", basis.rotation.numpy(), x.numpy())
+    expected = fft.dctn(mixed, axes=(2, 3), norm="ortho").reshape(50, -1)
+    np.testing.assert_allclose(basis.rotate(x).numpy(), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_channels_of_the_cosine_basis_are_principal_components():
+    x = latents(50)
+    flat = x.movedim(1, -1).reshape(-1, 3).numpy()
+    rotation = LatentBasis.fit(x).rotation.numpy()
+    covariance = np.cov((flat @ rotation.T).T)
+    np.testing.assert_allclose(covariance, np.diag(np.linalg.eigvalsh(np.cov(flat.T))[::-1]), atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [200, 50])
+def test_rotate_keeps_the_dtype(n: int):
+    x = latents(n)
+    basis = LatentBasis.fit(x)
+    assert basis.rotate(x.float()).dtype == torch.float32
+    torch.testing.assert_close(basis.rotate(x.float()).double(), basis.rotate(x), rtol=1e-4, atol=10 * FLOAT32["atol"])

@@ -1,0 +1,159 @@
+"""The ideal process in closed form against diffusers with the exact denoiser (MEASUREMENT.md, section 1)."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import integrate
+
+from ldmprobe.analysis.reference import IdealDDIM, gaussian_mmse, ideal_ddim
+from ldmprobe.diffusion.schedule import NoiseSchedule, SamplingGrid
+from tests.helpers import FLOAT64, GaussianDenoiser, gaussian_model, sd_scheduler
+
+# diffusers keeps ᾱ in float32, so that its own steps are exact to some 1e-7 only
+FLOAT32_TABLE = {"rtol": 1e-6, "atol": 1e-6}
+
+
+def ideal_of(mean: torch.Tensor, variance: torch.Tensor, grid: SamplingGrid) -> IdealDDIM:
+    return ideal_ddim(mean, variance, grid.alpha_t, grid.sigma_t, grid.alpha_s, grid.sigma_s)
+
+
+def diffusers_path_of_points(model, num_steps: int, spacing: str, points: torch.Tensor) -> torch.Tensor:
+    """Latents (S + 1, N, C, H, W) on diffusers' way from ``points``, with the exact denoiser."""
+    scheduler = sd_scheduler(timestep_spacing=spacing)
+    scheduler.set_timesteps(num_steps)
+    path = [points]
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            epsilon = model.network(path[-1], t.expand(len(points)), {})
+            path.append(scheduler.step(epsilon, t, path[-1], eta=0.0).prev_sample)
+    return torch.stack(path)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+def test_golden_the_whole_path_equals_diffusers_with_the_exact_denoiser(spacing: str):
+    """Each step is affine and acts on each direction alone, so two points, 0 and 1 in every direction, show all of it:
+    the first travels with the mean, their distance with the standard deviation."""
+    model = gaussian_model()
+    mean, variance = model.network.mean.detach().flatten(), model.network.variance.detach().flatten()
+    points = torch.stack([torch.zeros(2, 4, 4), torch.ones(2, 4, 4)]).double()
+    path = diffusers_path_of_points(model, 50, spacing, points).flatten(2)
+    path_mean, path_var = path[:, 0], (path[:, 1] - path[:, 0]) ** 2
+    ideal = ideal_of(mean, variance, model.schedule.ddim_grid(50, spacing))
+    torch.testing.assert_close(ideal.mean_t, path_mean[:-1], **FLOAT32_TABLE)
+    torch.testing.assert_close(ideal.mean_s, path_mean[1:], **FLOAT32_TABLE)
+    torch.testing.assert_close(ideal.var_t, path_var[:-1], **FLOAT32_TABLE)
+    torch.testing.assert_close(ideal.var_s, path_var[1:], **FLOAT32_TABLE)
+
+
+def test_golden_two_points_suffice_because_the_path_is_affine_in_each_direction():
+    model = gaussian_model()
+    z = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    path = diffusers_path_of_points(
+        model, 20, "leading", torch.cat([z, torch.zeros_like(z[:1]), torch.ones_like(z[:1])])
+    )
+    slope = path[-1, 4] - path[-1, 3]
+    torch.testing.assert_close(path[-1, :3], slope * z + path[-1, 3], **FLOAT32_TABLE)
+
+
+def test_step_kl_equals_equation_2_of_the_slope():
+    model = gaussian_model()
+    mean, lam = model.network.mean.detach().flatten(), model.network.variance.detach().flatten()
+    grid = model.schedule.ddim_grid(50)
+    ideal = ideal_of(mean, lam, grid)
+    a_t, b_t, a_s, b_s = ((level**2)[:, None] for level in (grid.alpha_t, grid.sigma_t, grid.alpha_s, grid.sigma_s))
+    m = ((a_s * a_t).sqrt() * lam + (b_s * b_t).sqrt()) / (a_t * lam + b_t)
+    expected = 0.5 * (m**-2 - 1 + 2 * m.log() + (ideal.mean_t - ideal.mean_s) ** 2 / ideal.var_s)
+    torch.testing.assert_close(ideal.step_kl(), expected, rtol=1e-8, atol=1e-12)
+
+
+def test_identity_4_even_a_perfect_model_underdisperses():
+    lam = torch.logspace(-3, 1, 9, dtype=torch.float64)
+    grid = NoiseSchedule(sd_scheduler()).ddim_grid(50)
+    ideal = ideal_of(torch.zeros_like(lam), lam, grid)
+    m2 = ideal.var_s / ideal.var_t
+    angle = (torch.arccos(grid.alpha_t) - torch.arccos(grid.alpha_s))[:, None]
+    expected = 1 - lam * angle.sin() ** 2 / (ideal.forward_var_t * ideal.forward_var_s)
+    found = m2 * ideal.forward_var_t / ideal.forward_var_s
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=0)
+    assert (found <= 1).all()
+
+
+def test_forward_moments_are_those_of_noised_gaussian_data():
+    mean, lam = torch.tensor([0.5, -1.0]), torch.tensor([2.0, 0.1])
+    grid = NoiseSchedule(sd_scheduler()).ddim_grid(10)
+    ideal = ideal_of(mean, lam, grid)
+    torch.testing.assert_close(ideal.forward_mean_t, grid.alpha_t[:, None] * mean.double(), **FLOAT64)
+    torch.testing.assert_close(
+        ideal.forward_var_s, grid.alpha_s[:, None] ** 2 * lam.double() + grid.sigma_s[:, None] ** 2, **FLOAT64
+    )
+    q_t, q_s = (
+        torch.distributions.Normal(mean, var.sqrt())
+        for mean, var in ((ideal.forward_mean_t, ideal.forward_var_t), (ideal.forward_mean_s, ideal.forward_var_s))
+    )
+    torch.testing.assert_close(
+        ideal.forward_step_kl(), torch.distributions.kl_divergence(q_t, q_s), rtol=1e-8, atol=1e-12
+    )
+
+
+def test_more_steps_bring_the_path_to_the_data():
+    lam = torch.tensor([0.1, 0.3, 1.0, 3.0], dtype=torch.float64)
+    schedule = NoiseSchedule(sd_scheduler(set_alpha_to_one=True, timestep_spacing="trailing"))
+    errors = [
+        (ideal_of(torch.ones_like(lam), lam, schedule.ddim_grid(steps)).var_s[-1] / lam - 1).abs().max()
+        for steps in (10, 50, 250)
+    ]
+    assert errors[0] > 2 * errors[1] > 4 * errors[2]
+    assert errors[2] < 0.1
+
+
+def test_a_perfect_model_draws_a_curve_that_is_flat_early_and_steep_late():
+    variance = 1 / torch.arange(1, 1025, dtype=torch.float64) + 0.05
+    kl = ideal_of(torch.zeros(1024), variance, NoiseSchedule(sd_scheduler()).ddim_grid(50)).step_kl().mean(1)
+    assert kl[48] / kl[0] > 1000
+    assert kl[-10:].mean() / kl[:10].mean() > 50
+
+
+@pytest.mark.parametrize("log_snr", [-6.0, 0.0, 5.0])
+@pytest.mark.parametrize("variance", [0.05, 1.0, 4.0])
+def test_gaussian_mmse_equals_the_posterior_variance_of_the_noise(variance: float, log_snr: float):
+    """Integrated numerically: E Var(ε | z) for z = α x + σ ε, all Gaussian."""
+    alpha, sigma = (1 / (1 + np.exp(-sign * log_snr)) ** 0.5 for sign in (1, -1))
+    v = alpha**2 * variance + sigma**2
+    z = 1.3  # the posterior variance does not depend on it
+
+    def density(e: float, power: int) -> float:
+        return e**power * np.exp(-(e**2) / 2 - (z - sigma * e) ** 2 / (2 * alpha**2 * variance))
+
+    centre, width = sigma * z / v, alpha * (variance / v) ** 0.5
+    limits = (centre - 10 * width, centre + 10 * width)
+    m0, m1, m2 = (integrate.quad(density, *limits, args=(power,))[0] for power in (0, 1, 2))
+    found = gaussian_mmse(torch.tensor([variance], dtype=torch.float64), torch.tensor(log_snr, dtype=torch.float64))
+    assert float(found) == pytest.approx(m2 / m0 - (m1 / m0) ** 2, rel=1e-6)
+
+
+def test_gaussian_mmse_is_what_the_exact_denoiser_reaches():
+    model = gaussian_model()
+    assert isinstance(model.network, GaussianDenoiser)
+    mean, variance = model.network.mean.detach(), model.network.variance.detach()
+    n, generator = 4000, torch.Generator().manual_seed(0)
+    z0 = mean + variance.sqrt() * torch.randn(n, *mean.shape, generator=generator, dtype=torch.float64)
+    epsilon = torch.randn(n, *mean.shape, generator=generator, dtype=torch.float64)
+    for timestep in (10, 300, 900):
+        t = torch.full((n,), timestep)
+        with torch.no_grad():
+            answer = model.network(model.schedule.add_noise(z0, epsilon, t), t, {})
+        errors = (answer - epsilon).pow(2).flatten(1).mean(1)
+        mmse = gaussian_mmse(variance.flatten(), model.schedule.log_snr[timestep])
+        assert abs(float(errors.mean() - mmse)) < 4 * float(errors.std()) / n**0.5  # about 1 % each
+
+
+def test_gaussian_mmse_averages_over_directions_and_keeps_the_shape_of_the_levels():
+    variance, log_snr = torch.tensor([0.1, 1.0, 3.0]), torch.linspace(-5, 5, 6).view(2, 3)
+    snr = np.exp(log_snr.double().numpy())[..., None] * variance.double().numpy()
+    torch.testing.assert_close(
+        gaussian_mmse(variance, log_snr), torch.from_numpy((snr / (snr + 1)).mean(-1)), **FLOAT64
+    )
+
+
+def test_a_direction_without_variance_is_pure_noise_and_fully_known():
+    assert float(gaussian_mmse(torch.tensor([0.0, -1e-12]), torch.tensor(3.0))) == 0

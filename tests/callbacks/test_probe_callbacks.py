@@ -1,0 +1,183 @@
+"""When probes run, where records go, and what each logger is given. One contract for every probe callback."""
+
+import inspect
+import io
+import math
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from PIL import Image
+
+import ldmprobe.callbacks
+from ldmprobe.callbacks import DDIMProbe, DenoisingProbe, ProbeCallback, ReportWriter, TrainingLoss
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.tracking.store import RecordStore
+from tests.tracking.wandb_file import read_history
+from tests.training.test_latent_diffusion import digits, module, trainer
+
+
+def probes(every_n_steps=2):
+    return [
+        DDIMProbe(every_n_steps, num_samples=16, num_steps=4),
+        DenoisingProbe(every_n_steps, num_samples=16),
+        TrainingLoss(every_n_steps),
+    ]
+
+
+def test_every_probe_callback_is_covered_here():
+    kinds = {cls for _, cls in inspect.getmembers(ldmprobe.callbacks, inspect.isclass) if issubclass(cls, ProbeCallback)}
+    assert kinds - {ProbeCallback} == {type(probe) for probe in probes()}
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_probes_run_at_step_0_every_n_steps_and_at_the_end(tmp_path, accumulate):
+    trainer(tmp_path, max_steps=5, accumulate_grad_batches=accumulate, callbacks=probes(2)).fit(module(), digits())
+    store = RecordStore(tmp_path)
+    assert [record.step for record in store.read("ddim")] == [0, 2, 4, 5]
+    assert [record.step for record in store.read("denoising")] == [0, 2, 4, 5]
+    assert [record.step for record in store.read("training")] == [2, 4, 5]
+
+
+def test_a_last_step_that_is_due_is_probed_once(tmp_path):
+    trainer(tmp_path, max_steps=4, callbacks=probes(2)).fit(module(), digits())
+    assert [record.step for record in RecordStore(tmp_path).read("ddim")] == [0, 2, 4]
+
+
+def test_a_resumed_run_neither_loses_nor_doubles_records(tmp_path):
+    whole = tmp_path / "whole"
+    trainer(whole, max_steps=6, callbacks=probes(2)).fit(module(), digits())
+    parts = tmp_path / "parts"
+    first = trainer(parts, max_steps=3, callbacks=probes(2))
+    first.fit(module(), digits())
+    first.save_checkpoint(tmp_path / "three.ckpt")
+    trainer(parts, max_steps=6, callbacks=probes(2)).fit(module(), digits(), ckpt_path=str(tmp_path / "three.ckpt"))
+    for probe, metric in (("ddim", "step_kl"), ("denoising", "denoising_mse")):
+        expected = {record.step: record.curves[metric].value for record in RecordStore(whole).read(probe)}
+        found = {record.step: record.curves[metric].value for record in RecordStore(parts).read(probe)}
+        assert set(found) == set(expected) | {3}  # the end of the first part is a record too
+        for step, value in expected.items():
+            np.testing.assert_array_equal(found[step], value)
+
+
+def test_the_basis_is_fitted_once_and_kept(tmp_path):
+    first = trainer(tmp_path, max_steps=2, callbacks=probes(2))
+    first.fit(module(), digits())
+    before = (tmp_path / "reference.safetensors").read_bytes()
+    first.save_checkpoint(tmp_path / "two.ckpt")
+    trainer(tmp_path, max_steps=4, callbacks=probes(2)).fit(module(), digits(), ckpt_path=str(tmp_path / "two.ckpt"))
+    assert (tmp_path / "reference.safetensors").read_bytes() == before
+
+
+def test_a_directory_with_another_run_is_refused_before_training(tmp_path):
+    trainer(tmp_path, max_steps=2, callbacks=probes(2)).fit(module(), digits())
+    with pytest.raises(ConfigurationError, match="already holds a run"):
+        trainer(tmp_path, max_steps=2, callbacks=probes(2)).fit(module(), digits())
+
+
+def test_probes_use_the_averaged_weights_and_say_so(tmp_path):
+    model = module(ema_decay=0.0)  # the average is the live network
+    trainer(tmp_path / "ema", max_steps=2, callbacks=probes(2)).fit(model, digits())
+    raw = module(ema_decay=None)
+    trainer(tmp_path / "raw", max_steps=2, callbacks=probes(2)).fit(raw, digits())
+    one, other = (RecordStore(tmp_path / name).read("ddim")[-1] for name in ("ema", "raw"))
+    assert (one.provenance["weights"], other.provenance["weights"]) == ("ema", "raw")
+    # decay 0 with warm-up is min(0, …) = 0: the same weights, so the same record.
+    np.testing.assert_allclose(one.curves["step_kl"].value, other.curves["step_kl"].value, rtol=1e-5)
+    slow = module(ema_decay=0.9999)
+    trainer(tmp_path / "slow", max_steps=2, callbacks=probes(2)).fit(slow, digits())
+    lagging = RecordStore(tmp_path / "slow").read("ddim")[-1].curves["step_kl"].value
+    assert not np.allclose(lagging, other.curves["step_kl"].value, rtol=1e-5)
+
+
+def test_training_loss_per_band_is_the_mean_of_its_samples(tmp_path):
+    seen = []
+
+    class Spy(L.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen.append((outputs["log_snr"].double(), outputs["epsilon_mse"].double()))
+
+    trainer(tmp_path, max_steps=4, callbacks=[Spy(), TrainingLoss(4)]).fit(module(), digits())
+    log_snr, error = (torch.cat(column) for column in zip(*seen, strict=True))
+    curve = RecordStore(tmp_path).read("training")[-1].curves["training_mse"]
+    for middle, value in zip(curve.log_snr, curve.value, strict=True):
+        inside = (log_snr > middle - 0.75) & (log_snr <= middle + 0.75)
+        assert value == pytest.approx(float(error[inside].mean()), rel=1e-6)
+
+
+def test_wandb_holds_every_scalar_and_picture_of_every_probe(tmp_path):
+    logger = WandbLogger(project="test", offline=True, save_dir=str(tmp_path))
+    trainer(tmp_path, max_steps=4, logger=logger, log_every_n_steps=1, callbacks=probes(2)).fit(module(), digits())
+    logger.experiment.finish()
+    rows = read_history(tmp_path)
+    for record in RecordStore(tmp_path).read("ddim"):
+        here = [row for row in rows if row.get("trainer/global_step") == record.step]
+        merged = {key: value for row in here for key, value in row.items()}
+        curve = record.curves["step_kl"]
+        for timestep, value in zip(curve.timestep, curve.value, strict=True):
+            logged = merged.get(f"probe/step_kl/t{timestep:04d}")
+            assert logged == pytest.approx(value) or (logged is None and not math.isfinite(value))
+        for key, kind in (
+            ("probe/pca_scatter", "image-file"),
+            ("probe/step_kl_heatmap", "image-file"),
+            ("probe/samples", "image-file"),
+            ("probe/pca_table", "table-file"),
+        ):
+            found = {tuple(k.split(".")): v for k, v in merged.items() if k == key or k.startswith(f"{key}.")}
+            assert kind in str(found), (key, found)
+        picture = next((tmp_path / "wandb").glob("offline-run-*/files/media/images/probe/pca_scatter*.png"))
+        assert Image.open(picture).size[0] > 600
+    assert any("probe/step_kl_curves_table" in key for row in rows for key in row)
+    steps = [row["trainer/global_step"] for row in rows if "probe/denoising_bound_nats" in row]
+    assert steps == [0, 2, 4]
+
+
+def test_tensorboard_gets_scalars_and_pictures(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    logger = TensorBoardLogger(str(tmp_path), name="tb")
+    trainer(tmp_path, max_steps=2, logger=logger, callbacks=probes(2)).fit(module(), digits())
+    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0})
+    events.Reload()
+    assert [event.step for event in events.Scalars("probe/denoising_bound_nats")] == [0, 2]
+    picture = Image.open(io.BytesIO(events.Images("probe/pca_scatter")[-1].encoded_image_string))
+    assert picture.size[0] > 300
+
+
+def test_csv_logger_gets_the_scalars(tmp_path):
+    logger = CSVLogger(str(tmp_path), name="csv")
+    trainer(tmp_path, max_steps=2, logger=logger, callbacks=probes(2)).fit(module(), digits())
+    text = next((tmp_path / "csv").rglob("metrics.csv")).read_text()
+    assert "probe/step_kl/t0751" in text.splitlines()[0]
+
+
+def test_report_is_written_at_the_end(tmp_path):
+    trainer(tmp_path, max_steps=2, callbacks=[*probes(2), ReportWriter()]).fit(module(), digits())
+    assert "Denoising skill on held-out data" in (tmp_path / "report.html").read_text()
+
+
+def test_a_module_that_cannot_be_probed_is_told_what_it_lacks(tmp_path):
+    class Plain(L.LightningModule):
+        def training_step(self, batch, batch_idx):
+            raise AssertionError("must not be reached")
+
+        def configure_optimizers(self):
+            return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1)
+
+    with pytest.raises(ConfigurationError, match=r"Plain cannot be probed: give it a method `diffusion_model"):
+        trainer(tmp_path, callbacks=[DDIMProbe(2)]).fit(Plain(), digits())
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: DDIMProbe(every_n_steps=0), "every_n_steps 0; expected at least 1"),
+        (lambda: DDIMProbe(num_samples=0), "num_samples 0; expected at least 8"),
+        (lambda: DDIMProbe(num_steps=0), "num_steps 0; expected at least 1"),
+    ],
+)
+def test_impossible_settings_are_refused_at_construction(build, message):
+    with pytest.raises(ConfigurationError, match=message):
+        build()

@@ -1,0 +1,167 @@
+"""The same pictures come out of every kind of source."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
+from PIL import Image as PILImage
+
+from ldmprobe.data.images import ImageData
+from ldmprobe.data.sources import choose_splits, load_splits
+from ldmprobe.errors import ConfigurationError
+
+TRAIN, TEST = range(12), range(12, 16)
+KINDS = ["parquet folder", "save_to_disk", "DatasetDict", "imagefolder"]
+
+
+def _picture(i: int) -> PILImage.Image:
+    """A picture that tells its number: grey level 10 i."""
+    return PILImage.new("L", (8, 8), 10 * i)
+
+
+def _table(numbers) -> Dataset:
+    features = Features({"image": Image(), "label": ClassLabel(names=["even", "odd"])})
+    columns = {"image": [_picture(i) for i in numbers], "label": [i % 2 for i in numbers]}
+    return Dataset.from_dict(columns, features=features)
+
+
+def _write(kind: str, folder: Path) -> str:
+    if kind == "parquet folder":  # as on the hub, the training split in two shards
+        (folder / "data").mkdir(parents=True)
+        for shard in range(2):
+            _table(TRAIN).shard(2, shard).to_parquet(folder / "data" / f"train-0000{shard}-of-00002.parquet")
+        _table(TEST).to_parquet(folder / "data" / "test-00000-of-00001.parquet")
+    elif kind == "save_to_disk":
+        _table([*TRAIN, *TEST]).save_to_disk(folder)
+    elif kind == "DatasetDict":
+        DatasetDict({"train": _table(TRAIN), "test": _table(TEST)}).save_to_disk(folder)
+    elif kind == "imagefolder":
+        for split, numbers in (("train", TRAIN), ("test", TEST)):
+            for i in numbers:
+                path = folder / split / ("odd" if i % 2 else "even") / f"{i:02d}.png"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                _picture(i).save(path)
+    elif kind == "parquet file":
+        folder.mkdir()
+        _table([*TRAIN, *TEST]).to_parquet(folder / "pictures.parquet")
+        return str(folder / "pictures.parquet")
+    return str(folder)
+
+
+def _contents(data: ImageData, held_out: bool) -> list[tuple[int, int]]:
+    """(number, label) of every picture."""
+    found = []
+    for batch in data.reference_batches(1000, held_out=held_out):
+        numbers = ((batch["image"][:, 0, 0, 0] + 1) * 127.5 / 10).round().int().tolist()
+        found += zip(numbers, batch["label"].tolist(), strict=True)
+    return sorted(found)
+
+
+def _expected(numbers) -> list[tuple[int, int]]:
+    return [(i, i % 2) for i in numbers]
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "parquet file"])
+def test_every_kind_of_source_gives_every_picture_with_its_label(kind, tmp_path):
+    data = ImageData(_write(kind, tmp_path / "pictures"), label_column="label")
+    data.setup()
+    train, held_out = _contents(data, held_out=False), _contents(data, held_out=True)
+    assert sorted(train + held_out) == _expected([*TRAIN, *TEST])
+    assert data.class_names == ["even", "odd"]
+    if kind in ("parquet folder", "DatasetDict", "imagefolder"):  # they have a test split
+        assert held_out == _expected(TEST)
+
+
+@pytest.mark.parametrize("kind", ["parquet folder", "imagefolder", "parquet file"])
+def test_a_source_can_be_streamed(kind, tmp_path):
+    data = ImageData(
+        _write(kind, tmp_path / "pictures"), label_column="label", streaming=True, num_classes=2, held_out_rows=4
+    )
+    data.setup()
+    train, held_out = _contents(data, held_out=False), _contents(data, held_out=True)
+    assert sorted(train + held_out) == _expected([*TRAIN, *TEST])
+    assert len(held_out) == 4
+
+
+def test_builtin_data_can_be_streamed():
+    data = ImageData("builtin:shapes", {"num_images": 20, "size": 8}, "image", "label", streaming=True, held_out_rows=5)
+    data.setup()
+    assert len(_contents(data, held_out=False)) == 15
+    assert len(_contents(data, held_out=True)) == 5
+
+
+def test_a_folder_from_save_to_disk_is_not_streamed(tmp_path):
+    with pytest.raises(ConfigurationError, match="leave out `streaming`"):
+        load_splits(_write("save_to_disk", tmp_path / "pictures"), streaming=True)
+
+
+def test_dataset_kwargs_reach_load_dataset(tmp_path):
+    folder = _write("parquet folder", tmp_path / "pictures")
+    splits = load_splits(folder, data_files={"train": "data/test-*.parquet"})
+    assert {name: len(rows) for name, rows in splits.items()} == {"train": len(TEST)}
+
+
+def test_the_held_out_rows_are_always_the_same_and_no_training_rows():
+    table = _table(range(20))
+    parts = [choose_splits({"train": table}, "train", None, 0.25, 0) for _ in range(2)]
+    train, held_out = ([np.asarray(image)[0, 0] for image in rows["image"]] for rows in parts[0])
+    assert [np.asarray(image)[0, 0] for image in parts[1][1]["image"]] == held_out
+    assert len(held_out) == 5
+    assert sorted(train + held_out) == [10 * i for i in range(20)]
+
+
+def test_usual_names_are_found_and_the_training_split_is_never_held_out():
+    table = _table(range(6))
+    splits = {"test": table, "validation": table.select(range(2))}
+    assert len(choose_splits(splits, "test", None, 0.1, 0)[1]) == 2
+    train, held_out = choose_splits({"test": table}, "test", None, 0.5, 0)
+    assert (len(train), len(held_out)) == (3, 3)
+
+
+def test_a_named_split_is_taken():
+    table = _table(range(6))
+    splits = {"train": table, "test": table, "extra": table.select(range(2))}
+    assert len(choose_splits(splits, "train", "extra", 0.1, 0)[1]) == 2
+
+
+@pytest.mark.parametrize(("train", "held_out"), [("training", None), ("train", "training")])
+def test_an_unknown_split_is_refused_with_the_known_ones(train, held_out):
+    splits = {"train": _table(range(4)), "test": _table(range(4))}
+    with pytest.raises(ConfigurationError, match="There is no split 'training'; the dataset has 'train', 'test'"):
+        choose_splits(splits, train, held_out, 0.1, 0)
+
+
+@pytest.mark.parametrize("empty", ["train", "test"])
+def test_an_empty_split_is_refused_by_name(empty):
+    splits = {"train": _table(range(4)), "test": _table(range(4))} | {empty: _table([])}
+    with pytest.raises(ConfigurationError, match=f"Split '{empty}' is empty"):
+        choose_splits(splits, "train", None, 0.1, 0)
+
+
+@pytest.mark.parametrize("rows", [0, 1])
+def test_too_few_rows_to_hold_one_out_are_refused(rows):
+    with pytest.raises(ConfigurationError, match=rf"has {rows} row\(s\); expected at least 2"):
+        choose_splits({"train": _table(range(rows))}, "train", None, 0.1, 0)
+
+
+def test_what_is_nowhere_is_refused_with_what_to_write():
+    with pytest.raises(
+        ConfigurationError, match="'no/such-dataset' is no folder here and was not found on the hub"
+    ) as error:
+        load_splits("no/such-dataset")
+    assert "Expected a hub id, a folder of parquet files" in str(error.value)
+
+
+def test_a_folder_without_data_is_refused(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigurationError, match="holds no dataset that can be read"):
+        load_splits(str(tmp_path / "folder"))
+
+
+def test_a_broken_parquet_file_is_refused(tmp_path):
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 but not really")
+    with pytest.raises(ConfigurationError, match="holds no dataset that can be read"):
+        load_splits(str(tmp_path / "broken.parquet"))

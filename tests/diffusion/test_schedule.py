@@ -1,0 +1,151 @@
+"""NoiseSchedule against diffusers' own tables, and its sampling grids against diffusers' own lists of timesteps."""
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    LCMScheduler,
+    PNDMScheduler,
+    ScoreSdeVeScheduler,
+)
+
+from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.errors import ConfigurationError
+from tests.helpers import FLOAT32, FLOAT64, sd_scheduler
+
+
+def test_schedule_is_variance_preserving_in_float64_and_its_snr_falls():
+    schedule = NoiseSchedule(sd_scheduler())
+    assert schedule.alpha.dtype == schedule.sigma.dtype == torch.float64
+    assert schedule.num_timesteps == 1000
+    torch.testing.assert_close(schedule.alpha**2 + schedule.sigma**2, torch.ones(1000, dtype=torch.float64), **FLOAT64)
+    assert (schedule.log_snr.diff() < 0).all()
+
+
+def test_log_snr_is_log_of_alpha_squared_over_sigma_squared():
+    schedule = NoiseSchedule(sd_scheduler())
+    a = schedule.scheduler.alphas_cumprod.double()
+    torch.testing.assert_close(schedule.log_snr, torch.logit(a), **FLOAT64)
+
+
+def test_log_snr_is_minus_infinity_at_zero_terminal_snr():
+    schedule = NoiseSchedule(sd_scheduler(rescale_betas_zero_snr=True))
+    assert schedule.log_snr[-1] == -torch.inf
+    assert schedule.log_snr[:-1].isfinite().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_add_noise_equals_diffusers(dtype: torch.dtype):
+    scheduler = sd_scheduler()
+    x0, epsilon = torch.randn(2, 5, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    t = torch.tensor([0, 1, 500, 998, 999])
+    ours = NoiseSchedule(scheduler).add_noise(x0, epsilon, t)
+    assert ours.dtype == dtype
+    torch.testing.assert_close(ours, scheduler.add_noise(x0, epsilon, t), **FLOAT32)
+
+
+@pytest.mark.parametrize("shape", [(3,), (3, 7), (3, 2, 4, 4)])
+def test_levels_broadcast_against_latents_of_any_rank(shape: tuple[int, ...]):
+    schedule = NoiseSchedule(sd_scheduler())
+    alpha, sigma = schedule.levels(torch.tensor([0, 10, 999]), torch.zeros(shape))
+    assert alpha.shape == sigma.shape == (3, *(1,) * (len(shape) - 1))
+    torch.testing.assert_close(alpha.flatten().double(), schedule.alpha[[0, 10, 999]], **FLOAT32)
+
+
+def test_timesteps_at_finds_every_timestep_by_its_own_log_snr_and_clamps_outside():
+    schedule = NoiseSchedule(sd_scheduler())
+    assert schedule.timesteps_at(schedule.log_snr).tolist() == list(range(1000))
+    assert schedule.timesteps_at(torch.tensor([100.0, -100.0])).tolist() == [0, 999]
+
+
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("num_steps", [1, 7, 50, 333])
+def test_ddim_grid_visits_the_timesteps_of_diffusers(spacing: str, num_steps: int):
+    scheduler = sd_scheduler(timestep_spacing=spacing)
+    scheduler.set_timesteps(num_steps)
+    grid = NoiseSchedule(sd_scheduler()).ddim_grid(num_steps, spacing)
+    assert grid.num_steps == num_steps
+    assert grid.timesteps.tolist() == scheduler.timesteps.tolist()
+    torch.testing.assert_close(grid.log_snr, NoiseSchedule(scheduler).log_snr[scheduler.timesteps], **FLOAT64)
+
+
+def test_ddim_grid_takes_its_spacing_from_the_scheduler_unless_told_otherwise():
+    schedule = NoiseSchedule(sd_scheduler(timestep_spacing="trailing"))
+    assert torch.equal(schedule.ddim_grid(50).timesteps, schedule.ddim_grid(50, "trailing").timesteps)
+    assert not torch.equal(schedule.ddim_grid(50).timesteps, schedule.ddim_grid(50, "leading").timesteps)
+
+
+def test_ddim_grid_takes_the_default_spacing_of_a_scheduler_of_another_class():
+    schedule = NoiseSchedule(DPMSolverMultistepScheduler())  # linspace by default, where DDIM is leading
+    assert torch.equal(schedule.ddim_grid(10).timesteps, schedule.ddim_grid(10, "linspace").timesteps)
+
+
+def test_consecutive_steps_meet_where_the_number_of_steps_divides():
+    grid = NoiseSchedule(sd_scheduler()).ddim_grid(50, "leading")
+    torch.testing.assert_close(grid.alpha_s[:-1], grid.alpha_t[1:], **FLOAT64)
+    torch.testing.assert_close(grid.sigma_s[:-1], grid.sigma_t[1:], **FLOAT64)
+
+
+@pytest.mark.parametrize("set_alpha_to_one", [True, False])
+def test_last_step_arrives_at_the_schedulers_final_level(set_alpha_to_one: bool):
+    scheduler = sd_scheduler(set_alpha_to_one=set_alpha_to_one)
+    grid = NoiseSchedule(scheduler).ddim_grid(50)
+    assert float(grid.alpha_s[-1]) ** 2 == pytest.approx(float(scheduler.final_alpha_cumprod), rel=1e-12)
+    assert (float(grid.sigma_s[-1]) == 0) == set_alpha_to_one
+
+
+def test_every_number_of_trailing_steps_stays_on_the_schedule():
+    # np.arange(T, 0, -T/S) ends in a stray t = -1 for 62 of the 1000 values of S, 61 being the least.
+    schedule = NoiseSchedule(sd_scheduler())
+    wrong = []
+    for num_steps in [*range(1, 130), 201, 999, 1000]:
+        grid = schedule.ddim_grid(num_steps, "trailing")
+        if grid.num_steps != num_steps or int(grid.timesteps.min()) < 0:
+            wrong.append(num_steps)
+    assert wrong == []
+
+
+@pytest.mark.parametrize("scheduler", [DDIMScheduler(), DDPMScheduler(), DDIMScheduler(clip_sample_range=3.0)])
+def test_clip_range_is_that_of_a_scheduler_that_clips(scheduler):
+    assert NoiseSchedule(scheduler).ddim_grid(10).clip_range == scheduler.config.clip_sample_range
+
+
+@pytest.mark.parametrize(
+    "scheduler", [sd_scheduler(), DDPMScheduler(clip_sample=False), PNDMScheduler(), LCMScheduler()], ids=type
+)
+def test_there_is_no_clip_range_where_the_scheduler_does_not_clip(scheduler):
+    assert not scheduler.config.get("clip_sample", False)
+    assert NoiseSchedule(scheduler).ddim_grid(10).clip_range is None
+
+
+@pytest.mark.parametrize("num_steps", [0, -1, 1001])
+def test_number_of_steps_out_of_range_is_an_error(num_steps: int):
+    with pytest.raises(ConfigurationError, match=rf"num_steps is {num_steps}; expected 1 to 1000"):
+        NoiseSchedule(sd_scheduler()).ddim_grid(num_steps)
+
+
+def test_unknown_spacing_is_an_error():
+    with pytest.raises(ConfigurationError, match="sideways"):
+        NoiseSchedule(sd_scheduler()).ddim_grid(10, "sideways")
+
+
+def test_offset_that_leaves_the_schedule_is_an_error_that_names_the_way_out():
+    with pytest.raises(ConfigurationError, match=r"steps_offset 1 leave the schedule.*'trailing'"):
+        NoiseSchedule(sd_scheduler(steps_offset=1)).ddim_grid(1000, "leading")
+
+
+def test_scheduler_without_alphas_cumprod_is_an_error():
+    with pytest.raises(ConfigurationError, match=r"ScoreSdeVeScheduler has no table.*Use a variance-preserving"):
+        NoiseSchedule(ScoreSdeVeScheduler())
+
+
+def test_dynamic_thresholding_is_an_error():
+    with pytest.raises(ConfigurationError, match="set `thresholding: false`"):
+        NoiseSchedule(sd_scheduler(thresholding=True))
+
+
+def test_unknown_prediction_type_is_an_error():
+    with pytest.raises(ConfigurationError, match="'score'; expected one of epsilon, sample, v_prediction"):
+        NoiseSchedule(sd_scheduler(prediction_type="score"))

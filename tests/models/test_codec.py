@@ -1,0 +1,255 @@
+"""LatentCodec: loads what diffusers saves, and owns the scale."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DModel, VQModel
+
+from ldmprobe.data.images import ImageData
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
+from tests.helpers import FLOAT32, tiny_unet
+
+KINDS = ["AutoencoderKL", "VQModel", "AutoencoderTiny"]
+SCALE = {"AutoencoderKL": 0.4, "VQModel": 0.3, "AutoencoderTiny": 0.5}
+SHIFT = {"AutoencoderKL": 0.25, "VQModel": 0.0, "AutoencoderTiny": 0.0}
+
+
+def tiny_autoencoder(kind: str, channels: int = 3, levels: int = 3):
+    """Divides images by 2^(levels − 1); two latent channels."""
+    torch.manual_seed(0)
+    if kind == "AutoencoderTiny":
+        return AutoencoderTiny(
+            in_channels=channels,
+            out_channels=channels,
+            encoder_block_out_channels=(8,) * levels,
+            decoder_block_out_channels=(8,) * levels,
+            num_encoder_blocks=(1,) * levels,
+            num_decoder_blocks=(1,) * levels,
+            latent_channels=2,
+            scaling_factor=SCALE[kind],
+        )
+    common = {
+        "in_channels": channels,
+        "out_channels": channels,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "block_out_channels": (8,) * levels,
+        "latent_channels": 2,
+        "norm_num_groups": 4,
+        "scaling_factor": SCALE[kind],
+    }
+    if kind == "VQModel":
+        return VQModel(num_vq_embeddings=16, **common)
+    return AutoencoderKL(shift_factor=SHIFT[kind], **common)
+
+
+def _images(n: int = 4, channels: int = 3, size: int = 16, seed: int = 1) -> torch.Tensor:
+    return torch.rand(n, channels, size, size, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+
+
+@torch.no_grad()
+def _raw_latents(autoencoder, images):
+    encoded = autoencoder.encode(images)
+    return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+
+
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
+@pytest.mark.parametrize("subfolder", [None, "vae"])
+def test_an_autoencoder_from_a_folder_is_the_one_that_was_saved(kind, subfolder, tmp_path):
+    autoencoder = tiny_autoencoder(kind).eval()
+    autoencoder.save_pretrained(tmp_path / (subfolder or ""))
+    codec = LatentCodec(str(tmp_path), subfolder=subfolder)
+    assert type(codec.autoencoder).__name__ == kind
+    expected = (_raw_latents(autoencoder, _images()) - SHIFT[kind]) * SCALE[kind]
+    torch.testing.assert_close(codec.encode(_images()), expected, **FLOAT32)
+    assert codec.latent_shape((3, 16, 16)) == (2, 4, 4)
+
+
+def test_decode_undoes_the_scale_whatever_it_is(kind):
+    autoencoder = tiny_autoencoder(kind).eval()
+    with torch.no_grad():
+        expected = autoencoder.decode(_raw_latents(autoencoder, _images())).sample
+    codecs = [LatentCodec(autoencoder, scale) for scale in ("config", 1.0, 7.5, "measure")]
+    codecs[-1].measure_scale([_images(seed=2)])
+    for codec in codecs:
+        torch.testing.assert_close(codec.decode(codec.encode(_images())), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_number_is_taken_as_the_scale(kind):
+    autoencoder = tiny_autoencoder(kind).eval()
+    codec = LatentCodec(autoencoder, scale=2.0)
+    torch.testing.assert_close(codec.encode(_images()), 2 * _raw_latents(autoencoder, _images()), **FLOAT32)
+
+
+def test_measured_latents_have_mean_0_and_variance_1(kind):
+    codec = LatentCodec(tiny_autoencoder(kind), scale="measure")
+    codec.measure_scale([_images(5, seed=1), _images(3, seed=2)])  # batches of unequal size
+    latents = codec.encode(torch.cat([_images(5, seed=1), _images(3, seed=2)])).double()
+    assert abs(latents.mean()) < 1e-5
+    assert latents.var(correction=0) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_scale_is_measured_once_and_travels_in_the_state_dict():
+    codec = LatentCodec(tiny_autoencoder("AutoencoderKL"), scale="measure")
+    codec.measure_scale([_images()])
+    before = codec.scale.clone()
+    codec.measure_scale([100 * _images()])
+    assert torch.equal(codec.scale, before)
+    other = LatentCodec(tiny_autoencoder("AutoencoderKL"), scale="measure")
+    other.load_state_dict(codec.state_dict())
+    other.measure_scale([100 * _images()])
+    assert torch.equal(other.scale, before)
+
+
+def test_a_known_scale_is_not_measured():
+    codec = LatentCodec(tiny_autoencoder("AutoencoderKL"))
+    codec.measure_scale([_images()])
+    assert float(codec.scale) == pytest.approx(SCALE["AutoencoderKL"])
+    assert float(codec.shift) == pytest.approx(SHIFT["AutoencoderKL"])
+
+
+def test_without_an_autoencoder_latents_are_the_images():
+    codec = LatentCodec()
+    images = _images(channels=5)
+    assert torch.equal(codec.encode(images), images)
+    assert torch.equal(codec.decode(images), images)
+    assert codec.latent_shape((5, 7, 7)) == (5, 7, 7)
+    assert codec.image_channels is None
+
+
+def test_pixels_too_can_be_scaled():
+    codec = LatentCodec(scale="measure")
+    codec.measure_scale([_images(64) * 3 + 2])
+    latents = codec.encode(_images(64) * 3 + 2)
+    assert abs(latents.mean()) < 1e-5
+    assert latents.var(correction=0) == pytest.approx(1, abs=1e-4)
+    torch.testing.assert_close(codec.decode(latents), _images(64) * 3 + 2, rtol=1e-4, atol=1e-4)
+
+
+def test_the_posterior_is_sampled_only_if_asked_and_never_for_probes():
+    codec = LatentCodec(tiny_autoencoder("AutoencoderKL"), sample_posterior=True)
+    assert not torch.equal(codec.encode(_images()), codec.encode(_images()))
+    mode = codec.encode(_images(), sample_posterior=False)
+    assert torch.equal(mode, codec.encode(_images(), sample_posterior=False))
+    assert torch.equal(mode, LatentCodec(codec.autoencoder).encode(_images()))
+
+
+def test_it_stays_in_eval_mode_and_frozen(kind):
+    codec = LatentCodec(tiny_autoencoder(kind).train())
+    parent = torch.nn.ModuleList([codec]).train()
+    assert parent.training
+    assert not any(module.training for module in codec.modules())
+    assert not any(parameter.requires_grad for parameter in codec.parameters())
+    assert not codec.encode(_images().requires_grad_()).requires_grad
+
+
+def test_latents_are_float32_under_autocast(kind):
+    codec = LatentCodec(tiny_autoencoder(kind))
+    expected = codec.encode(_images())
+    with torch.autocast("cpu", torch.bfloat16):
+        latents = codec.encode(_images())
+        images = codec.decode(latents.bfloat16())
+    assert torch.equal(latents, expected)
+    assert images.dtype == torch.float32
+
+
+def test_the_digits_autoencoder_reconstructs_held_out_digits():
+    data = ImageData("builtin:digits", image_size=32)
+    data.setup()
+    codec = LatentCodec("builtin:digits")
+    images = next(data.reference_batches(150, held_out=True))["image"]
+    error = (codec.decode(codec.encode(images)) - images).pow(2).mean()
+    assert error < 1e-3
+    assert images.var() > 0.1  # an empty picture would not do
+    assert codec.latent_shape(data.image_shape) == (2, 8, 8)
+
+
+def test_the_digits_autoencoders_latents_have_about_unit_variance():
+    data = ImageData("builtin:digits", image_size=32)
+    data.setup()
+    latents = LatentCodec("builtin:digits").encode(next(data.reference_batches(256))["image"])
+    assert 0.8 < latents.std() < 1.25
+    assert abs(latents.mean()) < 0.2
+
+
+def test_the_digits_autoencoder_is_small():
+    folder = files("ldmprobe.models") / "digits_autoencoder"
+    assert sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) < 300_000
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------------
+
+
+def test_the_wrong_number_of_channels_is_refused_with_what_to_write(kind):
+    codec = LatentCodec(tiny_autoencoder(kind, channels=1))
+    with pytest.raises(ConfigurationError, match=rf"3 channel\(s\) but {kind} encodes 1; set the data's `channels: 1`"):
+        codec.latent_shape((3, 16, 16))
+
+
+@pytest.mark.parametrize("size", [18, 30])
+def test_a_size_that_cannot_be_divided_is_refused_with_one_that_can(kind, size):
+    codec = LatentCodec(tiny_autoencoder(kind))
+    fitting = size // 4 * 4
+    with pytest.raises(ConfigurationError, match=rf"factor 4 .*`image_size` to a multiple of 4, such as {fitting}\."):
+        codec.latent_shape((3, size, size))
+
+
+def test_images_smaller_than_the_factor_are_refused(kind):
+    with pytest.raises(ConfigurationError, match="image_size"):
+        LatentCodec(tiny_autoencoder(kind)).latent_shape((3, 2, 2))
+
+
+@pytest.mark.parametrize("name", ["no/such-autoencoder", "/no/such/folder/at/all"])
+def test_an_autoencoder_that_is_nowhere_is_refused(name):
+    with pytest.raises(ConfigurationError, match=f"No autoencoder could be loaded from '{name}'"):
+        LatentCodec(name)
+
+
+def test_a_folder_with_another_model_is_refused_by_its_class(tmp_path):
+    tiny_unet().save_pretrained(tmp_path)
+    with pytest.raises(
+        ConfigurationError, match="holds a UNet2DModel; expected one of AutoencoderKL, VQModel, AutoencoderTiny"
+    ):
+        LatentCodec(str(tmp_path))
+
+
+def test_a_module_of_another_class_is_refused():
+    with pytest.raises(ConfigurationError, match="UNet2DModel is not a supported autoencoder"):
+        LatentCodec(
+            UNet2DModel(
+                block_out_channels=(32, 32), down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2
+            )
+        )
+
+
+def test_broken_weights_are_refused(tmp_path):
+    tiny_autoencoder("AutoencoderKL").save_pretrained(tmp_path)
+    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ConfigurationError, match="No autoencoder could be loaded from"):
+        LatentCodec(str(tmp_path))
+
+
+def test_pickled_weights_are_refused(tmp_path):
+    tiny_autoencoder("AutoencoderKL").save_pretrained(tmp_path, safe_serialization=False)
+    with pytest.raises(ConfigurationError, match="No autoencoder could be loaded from"):
+        LatentCodec(str(tmp_path))
+
+
+@pytest.mark.parametrize("images", [torch.zeros(4, 1, 8, 8), torch.full((4, 1, 8, 8), float("nan"))])
+def test_images_that_do_not_vary_have_no_scale(images):
+    with pytest.raises(ConfigurationError, match="do not vary"):
+        LatentCodec(scale="measure").measure_scale([images])
+
+
+def test_no_images_have_no_scale():
+    with pytest.raises(ConfigurationError, match="no scale can be measured"):
+        LatentCodec(scale="measure").measure_scale([])

@@ -1,0 +1,105 @@
+"""Conditions: from a batch, for a probe's samples, and none."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from diffusers import DiTTransformer2DModel
+from torch import nn
+
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.conditioning import ClassConditioning, FixedText, Unconditional
+from tests.helpers import tiny_unet
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5])
+def test_labels_become_the_null_class_as_often_as_asked(dropout):
+    torch.manual_seed(0)
+    n = 20_000
+    labels = torch.arange(n) % 7
+    trained = ClassConditioning(7, dropout).for_training({"label": labels})["class_labels"]
+    dropped = trained == 7
+    assert abs(dropped.double().mean() - dropout) <= 4 * math.sqrt(dropout * (1 - dropout) / n)  # standard error
+    assert torch.equal(trained[~dropped], labels[~dropped])
+
+
+def test_labels_are_dropped_in_training_only():
+    labels = torch.arange(1000) % 7
+    assert torch.equal(ClassConditioning(7, 0.9).from_batch({"label": labels})["class_labels"], labels)
+
+
+def test_a_samples_class_is_a_function_of_its_number():
+    conditioning = ClassConditioning(3)
+    assert conditioning.for_samples(torch.arange(5))["class_labels"].tolist() == [0, 1, 2, 0, 1]
+    assert conditioning.for_samples(torch.tensor([4]))["class_labels"].tolist() == [1]
+
+
+def test_the_null_class_comes_after_the_last():
+    null = ClassConditioning(10).null(4, CPU)["class_labels"]
+    assert null.tolist() == [10] * 4
+    assert null.dtype == torch.int64
+
+
+def test_the_null_class_is_one_that_a_fitting_network_embeds():
+    network, conditioning = tiny_unet(num_class_embeds=11), ClassConditioning(10)
+    conditioning.check(network, 10)
+    network(torch.zeros(2, 2, 8, 8), torch.tensor([0, 1]), **conditioning.null(2, CPU))
+
+
+def test_unconditional_is_nothing():
+    conditioning, ids = Unconditional(), torch.arange(3)
+    conditions = [conditioning.from_batch({"image": torch.zeros(3, 1, 2, 2)}), conditioning.for_samples(ids)]
+    assert [*conditions, conditioning.null(3, CPU), conditioning.for_training({})] == [{}] * 4
+
+
+def test_fixed_text_is_the_same_for_every_sample():
+    text, empty = torch.randn(1, 4, 6), torch.randn(1, 4, 6)
+    conditioning = FixedText(text, empty)
+    for condition in (conditioning.for_samples(torch.arange(3)), conditioning.from_batch({"image": torch.zeros(3, 1)})):
+        assert torch.equal(condition["encoder_hidden_states"], text.expand(3, 4, 6))
+    assert torch.equal(conditioning.null(3, CPU)["encoder_hidden_states"], empty.expand(3, 4, 6))
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"num_classes": 0}, {"num_classes": 3, "dropout": 1.0}, {"num_classes": 3, "dropout": -0.1}]
+)
+def test_arguments_out_of_range_are_refused(wrong):
+    with pytest.raises(ConfigurationError, match="ClassConditioning got .*; expected"):
+        ClassConditioning(**wrong)
+
+
+def test_a_batch_without_labels_is_refused():
+    with pytest.raises(ConfigurationError, match="set the data's `label_column`"):
+        ClassConditioning(3).from_batch({"image": torch.zeros(1)})
+
+
+def test_data_without_labels_is_refused():
+    with pytest.raises(ConfigurationError, match="set the data's `label_column`"):
+        ClassConditioning(3).check(nn.Identity(), None)
+
+
+def test_data_with_more_classes_is_refused_with_what_to_write():
+    with pytest.raises(ConfigurationError, match=r"class label is out of range: .* \(labels 0 to 9\).* set it to 10"):
+        ClassConditioning(5).check(nn.Identity(), 10)
+
+
+@pytest.mark.parametrize("embeds", [None, 10])
+def test_a_u_net_without_room_for_the_null_class_is_refused(embeds):
+    with pytest.raises(ConfigurationError, match=f"UNet2DModel has num_class_embeds {embeds}; expected 11"):
+        ClassConditioning(10).check(tiny_unet(num_class_embeds=embeds), 10)
+
+
+def test_a_dit_with_fewer_classes_is_refused():
+    network = DiTTransformer2DModel(
+        2, 8, in_channels=2, num_layers=1, sample_size=8, num_embeds_ada_norm=5, norm_num_groups=2
+    )
+    ClassConditioning(5).check(network, 5)
+    with pytest.raises(ConfigurationError, match="num_embeds_ada_norm 5; expected 10"):
+        ClassConditioning(10).check(network, 10)

@@ -1,0 +1,161 @@
+"""as_denoiser: diffusers networks and plain modules answer alike."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiTTransformer2DModel, UNet2DConditionModel
+from torch import nn
+
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.denoiser import as_denoiser, check_denoiser, from_network_config, network_config
+from tests.helpers import tiny_unet
+
+CPU = torch.device("cpu")
+Z, T = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 500, 999])
+
+
+def tiny_text_unet() -> UNet2DConditionModel:
+    return UNet2DConditionModel(
+        sample_size=8,
+        in_channels=2,
+        out_channels=2,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=12,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+
+
+def tiny_dit(num_classes: int = 5) -> DiTTransformer2DModel:
+    return DiTTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=2,
+        out_channels=4,
+        num_layers=1,
+        sample_size=8,
+        patch_size=2,
+        norm_num_groups=2,
+        num_embeds_ada_norm=num_classes,
+    )
+
+
+CASES = {
+    "UNet2DModel": (tiny_unet, {}),
+    "UNet2DModel with classes": (lambda: tiny_unet(num_class_embeds=6), {"class_labels": torch.tensor([0, 3, 5])}),
+    "UNet2DConditionModel": (tiny_text_unet, {"encoder_hidden_states": torch.randn(3, 4, 12)}),
+    "DiTTransformer2DModel": (tiny_dit, {"class_labels": torch.tensor([0, 3, 5])}),
+}
+
+
+@pytest.fixture(params=CASES)
+def case(request):
+    torch.manual_seed(0)
+    make, condition = CASES[request.param]
+    network = make().eval()
+    for parameter in network.parameters():  # DiT starts with zeros, which would hide everything
+        nn.init.normal_(parameter, std=0.1)
+    return network, condition
+
+
+@torch.no_grad()
+def test_a_diffusers_network_predicts_as_in_diffusers(case):
+    network, condition = case
+    prediction = as_denoiser(network)(Z, T, condition)
+    assert prediction.shape == Z.shape
+    assert torch.equal(prediction, network(Z, T, **condition).sample[:, :2])
+    assert not torch.equal(prediction, as_denoiser(network)(Z, T.flip(0), condition))
+
+
+@torch.no_grad()
+def test_the_condition_reaches_the_network(case):
+    network, condition = case
+    if condition:
+        other = {name: value.flip(0) for name, value in condition.items()}
+        denoise = as_denoiser(network)
+        assert not torch.allclose(denoise(Z, T, condition), denoise(Z, T, other), atol=1e-5)
+
+
+def test_any_module_that_follows_the_protocol_is_taken_as_it_is():
+    class Plain(nn.Module):
+        def forward(self, z_t, t, condition):
+            return z_t * t.view(-1, 1, 1, 1)
+
+    module = Plain()
+    assert as_denoiser(module) is module
+    check_denoiser(module, (2, 8, 8), {}, CPU)
+
+
+def test_a_fitting_network_passes_the_check_and_keeps_its_modes(case):
+    network, condition = case
+    network.train()
+    network.conv_in.eval() if hasattr(network, "conv_in") else network.pos_embed.eval()
+    before = [module.training for module in network.modules()]
+    check_denoiser(network, (2, 8, 8), {name: value[:1] for name, value in condition.items()}, CPU)
+    assert [module.training for module in network.modules()] == before
+    assert True in before
+    assert False in before
+
+
+def test_the_modes_are_restored_after_a_failed_check():
+    network = tiny_unet().train()
+    with pytest.raises(ConfigurationError):
+        check_denoiser(network, (3, 8, 8), {}, CPU)
+    assert all(module.training for module in network.modules())
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 7, 7)])
+def test_latents_that_do_not_fit_are_refused_with_what_to_write(shape):
+    with pytest.raises(ConfigurationError, match=r"UNet2DModel cannot take latents of shape") as error:
+        check_denoiser(tiny_unet(channels=2), shape, {}, CPU)
+    assert f"Make its in_channels and out_channels {shape[0]} and its number of levels fit {shape[-1]}" in str(
+        error.value
+    )
+
+
+def test_an_answer_of_another_shape_is_refused():
+    class Smaller(nn.Module):
+        def forward(self, z_t, t, condition):
+            return z_t[:, :1]
+
+    with pytest.raises(ConfigurationError, match=r"Smaller answers latents of shape \(2, 8, 8\) with \(1, 8, 8\)"):
+        check_denoiser(Smaller(), (2, 8, 8), {}, CPU)
+
+
+@pytest.mark.parametrize("name", ["UNet2DModel with classes", "UNet2DConditionModel", "DiTTransformer2DModel"])
+def test_a_network_without_its_condition_is_refused(name):
+    with pytest.raises(ConfigurationError, match="cannot take latents"):
+        check_denoiser(CASES[name][0](), (2, 8, 8), {}, CPU)
+
+
+@torch.no_grad()
+def test_a_network_is_rebuilt_from_its_configuration(case):
+    network, condition = case
+    twin = from_network_config(network_config(network)).eval()
+    twin.load_state_dict(network.state_dict())
+    assert torch.equal(as_denoiser(twin)(Z, T, condition), as_denoiser(network)(Z, T, condition))
+
+
+def test_a_scheduler_is_rebuilt_from_its_configuration():
+    scheduler = DDIMScheduler(beta_schedule="scaled_linear", prediction_type="v_prediction")
+    twin = from_network_config(network_config(scheduler))
+    assert isinstance(twin, DDIMScheduler)
+    assert torch.equal(twin.alphas_cumprod, scheduler.alphas_cumprod)
+    assert twin.config.prediction_type == "v_prediction"
+
+
+def test_a_configuration_is_plain_values_and_its_own_copy():
+    config = network_config(tiny_unet())
+    config["block_out_channels"] = None
+    assert network_config(tiny_unet())["block_out_channels"] == (8, 16)
+    assert not any(key.startswith("_") for key in config)
+    assert network_config(nn.Linear(1, 1)) is None
+
+
+def test_a_class_that_diffusers_lacks_is_refused_by_name():
+    with pytest.raises(ConfigurationError, match="needs diffusers.UNet9DModel, which diffusers .* lacks"):
+        from_network_config({"class_name": "UNet9DModel"})

@@ -1,0 +1,90 @@
+"""Gaussian data whose every moment is known, and how two records are compared."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldmprobe.analysis.basis import LatentBasis
+from ldmprobe.analysis.pca import PCABasis
+from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.probe import Ranks
+from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.probing.reference import Reference
+
+
+def draw(model: DiffusionModel, n: int, seed: int = 1) -> Tensor:
+    """Latents (n, C, H, W) of the data that ``model`` is perfect for."""
+    mean, variance = model.network.mean.detach(), model.network.variance.detach()
+    noise = torch.randn(n, *mean.shape, generator=torch.Generator().manual_seed(seed), dtype=mean.dtype)
+    return mean + variance.sqrt() * noise
+
+
+def exact_reference(model: DiffusionModel) -> Reference:
+    """As if fitted on infinitely many latents: their directions are the axes, in falling order of variance."""
+    mean, variance = model.network.mean.detach().flatten(), model.network.variance.detach().flatten()
+    eye = torch.eye(len(mean), dtype=torch.float64)
+    pca = PCABasis(mean.float(), eye[:2].float(), variance[:2], float(variance.sum()))
+    cloud = pca.project(draw(model, 512).flatten(1).float())
+    return Reference(LatentBasis("pca", model.latent_shape, eye, mean, variance), pca, cloud, 10**9)
+
+
+def on_ranks(world_size: int, work: Callable[[Ranks], ProbeRecord]) -> list[ProbeRecord]:
+    """What ``work`` returns on each of several ranks: threads that wait for each other at every sum."""
+    barrier = threading.Barrier(world_size, timeout=30)
+    parts: list[Any] = [None] * world_size
+
+    def rank_of(rank: int) -> Ranks:
+        def all_reduce_sum(tensor: Tensor) -> Tensor:
+            parts[rank] = tensor
+            barrier.wait()
+            total = torch.stack(parts).sum(0)
+            barrier.wait()
+            return total
+
+        return Ranks(rank, world_size, all_reduce_sum)
+
+    def run(rank: int) -> ProbeRecord | Exception:
+        try:
+            return work(rank_of(rank))
+        except Exception as error:  # noqa: BLE001 (raised below, in the calling thread)
+            barrier.abort()
+            return error
+
+    with ThreadPoolExecutor(world_size) as pool:
+        results = list(pool.map(run, range(world_size)))
+    errors = [result for result in results if isinstance(result, Exception)]
+    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        raise error  # the one that broke the barrier first
+    return results
+
+
+def assert_same_record(found: ProbeRecord, expected: ProbeRecord, **tolerance: float) -> None:
+    """Everything but the time; numbers exactly, or within ``tolerance``."""
+    assert (found.probe, found.step) == (expected.probe, expected.step)
+    assert (found.provenance, found.fingerprints) == (expected.provenance, expected.fingerprints)
+    assert found.images == expected.images
+    numbers = numbers_of(found), numbers_of(expected)
+    assert list(numbers[0]) == list(numbers[1])
+    for name in numbers[0]:
+        np.testing.assert_allclose(numbers[0][name], numbers[1][name], err_msg=name, **{"rtol": 0.0, **tolerance})
+
+
+def numbers_of(record: ProbeRecord) -> dict[str, np.ndarray]:
+    """Every number of a record, by a name that says where it was."""
+    numbers = {name: np.array(value) for name, value in record.scalars.items()}
+    for name, curve in record.curves.items():
+        for part in ("timestep", "log_snr", "value", "lower", "upper"):
+            if getattr(curve, part) is not None:
+                numbers[f"{name}.{part}"] = np.asarray(getattr(curve, part))
+    for name, scatters in record.scatters.items():
+        for k, scatter in enumerate(scatters):
+            numbers[f"{name}.{k}.level"] = np.array([scatter.timestep, scatter.log_snr])
+            numbers[f"{name}.{k}.xy"] = scatter.xy
+    return numbers

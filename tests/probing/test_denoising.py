@@ -1,0 +1,196 @@
+"""The denoising probe on Gaussian data, where the best linear denoiser is the best of all: skill 0 at every level."""
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ldmprobe.diffusion.prediction import prediction_target
+from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.conditioning import ClassConditioning, Unconditional
+from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.denoising import LOG_SNR_SPACING, HeldOut, log_snr_grid, probe_denoising
+from ldmprobe.probing.record import ProbeRecord
+from tests.helpers import gaussian_model
+from tests.probing.gaussian import assert_same_record, draw, exact_reference, on_ranks
+
+NUM_LATENTS = 512
+SAME = {"rtol": 1e-5, "atol": 1e-6}
+
+
+class ScaledBand(nn.Module):
+    """A denoiser whose ε is ``factor`` times too large at timesteps in [start, stop)."""
+
+    def __init__(self, network: nn.Module, start: int, stop: int, factor: float = 1.5) -> None:
+        super().__init__()
+        self.network, self.start, self.stop, self.factor = network, start, stop, factor
+
+    def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        inside = ((t >= self.start) & (t < self.stop)).view(-1, 1, 1, 1)
+        epsilon = self.network(z_t, t, condition)
+        return torch.where(inside, self.factor * epsilon, epsilon)
+
+
+class WithDropout(nn.Module):
+    """A denoiser that answers otherwise in train mode."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.dropout = network, nn.Dropout(0.5)
+
+    def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        return self.dropout(self.network(z_t, t, condition))
+
+
+class AsPrediction(nn.Module):
+    """An ε-denoiser restated as one of another prediction type."""
+
+    def __init__(self, network: nn.Module, schedule: NoiseSchedule, prediction_type: str) -> None:
+        super().__init__()
+        self.network, self.schedule, self.prediction_type = network, schedule, prediction_type
+
+    def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        alpha, sigma = self.schedule.levels(t, z_t)
+        epsilon = self.network(z_t, t, condition)
+        return prediction_target(self.prediction_type, (z_t - sigma * epsilon) / alpha, epsilon, alpha, sigma)
+
+
+def probe(model: DiffusionModel, **arguments) -> ProbeRecord:
+    perfect = gaussian_model()
+    held_out = HeldOut(draw(perfect, NUM_LATENTS, seed=5), {})
+    return probe_denoising(model, held_out, exact_reference(perfect), **arguments)
+
+
+@pytest.fixture(scope="module")
+def perfect() -> ProbeRecord:
+    return probe(gaussian_model())
+
+
+def test_grid_runs_from_noise_to_data_in_even_steps_of_log_snr():
+    model = gaussian_model()
+    t = log_snr_grid(model)
+    log_snr = model.schedule.log_snr
+    assert (t.diff() < 0).all()
+    on_grid = log_snr[t] / LOG_SNR_SPACING
+    gap = float(log_snr.diff().abs().max())  # the coarsest the timesteps get, near the data
+    assert float((on_grid - on_grid.round()).abs().max()) * LOG_SNR_SPACING <= gap / 2
+    assert (on_grid.round().diff() == 1).all()
+    ends = float(log_snr.min()), float(log_snr.max())
+    assert float(log_snr[t[0]]) - ends[0] < 2 * LOG_SNR_SPACING
+    assert ends[1] - float(log_snr[t[-1]]) < 2 * LOG_SNR_SPACING
+
+
+def test_grid_leaves_out_a_level_without_signal():
+    model = gaussian_model(rescale_betas_zero_snr=True)
+    assert model.schedule.log_snr[log_snr_grid(model)].isfinite().all()
+
+
+def test_skill_of_a_perfect_model_is_zero_at_every_level(perfect: ProbeRecord):
+    """Within the 95 % interval (1.96 standard errors) nearly everywhere; 3 standard errors at every one of some 16 levels,
+    which share latents and noise."""
+    skill = perfect.curves["denoising_skill"]
+    half_width = (skill.upper - skill.lower) / 2
+    distance = np.abs(skill.value) / half_width
+    assert len(distance) >= 12
+    assert (distance < 1).mean() >= 0.8
+    assert distance.max() < 3 / 1.96
+    assert half_width.max() < 0.06
+
+
+def test_mse_of_a_perfect_model_is_what_its_own_errors_average_to(perfect: ProbeRecord):
+    model = gaussian_model()
+    curve = perfect.curves["denoising_mse"]
+    assert curve.timestep.tolist() == log_snr_grid(model).tolist()
+    np.testing.assert_allclose(curve.log_snr, model.schedule.log_snr[curve.timestep].numpy(), rtol=1e-12)
+    # In closed form, averaged over data and noise: mean of aλ/(aλ + b).
+    a = model.schedule.alpha[curve.timestep].numpy()[:, None] ** 2
+    signal = a * model.network.variance.detach().numpy().reshape(1, -1)
+    closed_form = (signal / (signal + 1 - a)).mean(1)
+    np.testing.assert_allclose(perfect.curves["denoising_mmse"].value, closed_form, rtol=1e-10)
+    np.testing.assert_allclose(curve.value, closed_form, rtol=0.1)
+
+
+def test_the_four_curves_hang_together(perfect: ProbeRecord):
+    mse, mmse, skill, nats = (perfect.curves[f"denoising_{name}"] for name in ("mse", "mmse", "skill", "nats"))
+    per_level = 0.5 * 32 * LOG_SNR_SPACING
+    np.testing.assert_allclose(skill.value, 1 - mse.value / mmse.value, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(nats.value, per_level * (mmse.value - mse.value), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(nats.upper - nats.lower, per_level * (mse.upper - mse.lower), rtol=1e-9)
+    assert perfect.scalars["denoising_bound_nats"] == pytest.approx(per_level * mse.value.sum())
+    assert mmse.lower is None
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 150), (300, 600), (700, 1000)])
+def test_scaling_epsilon_in_a_band_lowers_skill_there_and_nowhere_else(perfect: ProbeRecord, start: int, stop: int):
+    model = gaussian_model()
+    model.network = ScaledBand(model.network, start, stop)
+    found, before = probe(model).curves["denoising_skill"], perfect.curves["denoising_skill"]
+    inside = (found.timestep >= start) & (found.timestep < stop)
+    assert 0 < inside.sum() < len(inside)
+    np.testing.assert_array_equal(found.value[~inside], before.value[~inside])
+    # E‖1.5 ε* − ε‖² = MMSE + ¼ E‖ε*‖² and E‖ε*‖² = 1 − MMSE, so that skill falls to −¼ (1 − MMSE)/MMSE.
+    mmse = perfect.curves["denoising_mmse"].value[inside]
+    half_width = (found.upper - found.lower)[inside] / 2
+    assert (np.abs(found.value[inside] + 0.25 * (1 - mmse) / mmse) < 3 / 1.96 * half_width).all()
+
+
+def test_a_visible_defect_is_outside_the_interval():
+    model = gaussian_model()
+    model.network = ScaledBand(model.network, 300, 600)
+    skill = probe(model).curves["denoising_skill"]
+    inside = (skill.timestep >= 300) & (skill.timestep < 600)
+    assert (skill.upper[inside] < 0).all()
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "v_prediction"])
+def test_prediction_type_does_not_matter(perfect: ProbeRecord, prediction_type: str):
+    model = gaussian_model(prediction_type=prediction_type)
+    model.network = AsPrediction(model.network, model.schedule, prediction_type)
+    assert_same_record(probe(model), perfect, **SAME)
+
+
+def test_the_same_probe_twice_is_identical(perfect: ProbeRecord):
+    assert_same_record(probe(gaussian_model()), perfect)
+
+
+def test_batch_size_does_not_matter(perfect: ProbeRecord):
+    assert_same_record(probe(gaussian_model(), batch_size=7), perfect, **SAME)
+
+
+def test_two_ranks_agree_with_one_process_and_with_each_other(perfect: ProbeRecord):
+    for record in on_ranks(2, lambda ranks: probe(gaussian_model(), ranks=ranks)):
+        assert_same_record(record, perfect, **SAME)
+
+
+def test_a_rank_without_latents_still_takes_part():
+    def work(ranks=None):
+        model = gaussian_model()
+        return probe_denoising(model, HeldOut(draw(model, 2), {}), exact_reference(model), ranks=ranks)
+
+    alone = work()
+    for record in on_ranks(3, work):
+        assert_same_record(record, alone, **SAME)
+
+
+def test_probing_leaves_a_model_in_training_as_it_was(perfect: ProbeRecord):
+    model = gaussian_model()
+    model.network = WithDropout(model.network).train()
+    rng = torch.get_rng_state()
+    assert_same_record(probe(model), perfect)  # no dropout while probing
+    assert torch.equal(torch.get_rng_state(), rng)
+    assert all(module.training for module in model.network.modules())
+
+
+def test_held_out_joins_batches_with_their_conditions():
+    images, labels = torch.rand(10, 1, 4, 4), torch.arange(10)
+    batches = [{"image": i, "label": l} for i, l in zip(images.split(4), labels.split(4), strict=True)]
+    held_out = HeldOut.encode(LatentCodec(scale=2.0), ClassConditioning(10), batches)
+    torch.testing.assert_close(held_out.latents, 2 * images)
+    assert held_out.condition["class_labels"].tolist() == list(range(10))
+
+
+def test_no_held_out_images_are_an_error():
+    with pytest.raises(ConfigurationError, match="no held-out images"):
+        HeldOut.encode(LatentCodec(), Unconditional(), [])

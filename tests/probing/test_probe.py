@@ -1,0 +1,141 @@
+"""What every probe shares: it looks without disturbing, and its noise belongs to the sample."""
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from torch import nn
+
+from ldmprobe.probing.probe import Ranks, evaluating, sample_noise
+
+
+def mixed_modes() -> nn.Sequential:
+    """A module whose parts are in different modes, as when fine-tuning with frozen batch norms."""
+    network = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2)), nn.Linear(2, 2))
+    network.train()
+    network[1][1].eval()
+    network[2].eval()
+    return network
+
+
+def flags(network: nn.Module) -> list[bool]:
+    return [module.training for module in network.modules()]
+
+
+GENERATORS: list[Callable[[], object]] = [
+    lambda: random.random(),
+    lambda: float(np.random.rand()),
+    lambda: float(torch.rand(())),
+]
+
+
+def draw_and_reseed() -> None:
+    for draw in GENERATORS:
+        draw()
+    random.seed(99)
+    np.random.seed(99)
+    torch.manual_seed(99)
+
+
+def test_inside_all_modules_evaluate_without_gradients():
+    network, other = mixed_modes(), nn.Dropout()
+    with evaluating([network, other]):
+        assert not any(flags(network) + flags(other))
+        assert not network[0](torch.ones(1, 2)).requires_grad
+
+
+def test_inside_there_is_no_autocast():
+    x = torch.ones(2, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (x @ x).dtype == torch.bfloat16
+        with evaluating([]):
+            assert (x @ x).dtype == torch.float32
+        assert (x @ x).dtype == torch.bfloat16
+
+
+def test_modes_return_module_by_module():
+    network = mixed_modes()
+    before = flags(network)
+    assert len(set(before)) == 2
+    with evaluating([network, network]):
+        pass
+    assert flags(network) == before
+    assert torch.is_grad_enabled()
+
+
+def test_modes_return_after_an_exception():
+    network = mixed_modes()
+    before = flags(network)
+    with pytest.raises(KeyError), evaluating([network]):
+        raise KeyError
+    assert flags(network) == before
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("draw", GENERATORS, ids=["python", "numpy", "torch"])
+@pytest.mark.parametrize("fails", [False, True])
+def test_random_state_returns_also_after_an_exception(draw: Callable[[], object], fails: bool):
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    draw()
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    expected = draw()
+    random.setstate(states[0])
+    np.random.set_state(states[1])
+    torch.set_rng_state(states[2])
+    try:
+        with evaluating([]):
+            draw_and_reseed()
+            if fails:
+                raise KeyError
+    except KeyError:
+        pass
+    assert draw() == expected
+
+
+def test_a_samples_noise_does_not_depend_on_batch_order_or_company():
+    whole = sample_noise(range(10), (2, 3), seed=0)
+    assert whole.shape == (10, 2, 3)
+    assert whole.dtype == torch.float32
+    assert torch.equal(sample_noise([7, 3], (2, 3), seed=0), whole[[7, 3]])
+    assert torch.equal(torch.cat([sample_noise([i], (2, 3), seed=0) for i in range(10)]), whole)
+
+
+def test_noise_differs_between_seeds_streams_and_samples():
+    draws = [sample_noise([i], (4,), seed, stream) for i in (0, 1) for seed in (0, 1) for stream in (0, 1)]
+    assert len({tuple(draw.flatten().tolist()) for draw in draws}) == 8
+
+
+def test_noise_is_standard_normal_within_and_across_samples():
+    noise = sample_noise(range(2000), (20,), seed=0).double().numpy()
+    assert stats.kstest(noise.ravel(), "norm").pvalue > 1e-3
+    assert abs(np.corrcoef(noise.T)[np.triu_indices(20, 1)]).max() < 5 / 2000**0.5  # 5 standard errors, 190 pairs
+    assert abs(np.corrcoef(noise[:-1].ravel(), noise[1:].ravel())[0, 1]) < 4 / 38_000**0.5
+
+
+def test_noise_of_no_samples_is_empty():
+    assert sample_noise([], (2, 3), seed=0).shape == (0, 2, 3)
+
+
+@pytest.mark.parametrize(("num_samples", "world_size"), [(10, 1), (10, 2), (11, 4), (2, 3)])
+def test_shares_of_all_ranks_are_each_sample_once(num_samples: int, world_size: int):
+    shares = [Ranks(rank, world_size).share(num_samples) for rank in range(world_size)]
+    assert sorted(torch.cat(shares).tolist()) == list(range(num_samples))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_rows_gathered_on_two_ranks_add_up_to_those_of_one_process():
+    rows = torch.randn(11, 3, generator=torch.Generator().manual_seed(0))
+    parts = []
+    for rank in range(2):
+        ranks = Ranks(rank, 2)
+        ids = ranks.share(11)
+        parts.append(ranks.gather_rows(rows[ids], ids, 11))
+    alone = Ranks().gather_rows(rows, Ranks().share(11), 11)
+    assert alone.dtype == torch.float64
+    assert torch.equal(parts[0] + parts[1], alone)
+    assert torch.equal(alone, rows.double())

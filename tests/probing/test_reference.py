@@ -1,0 +1,94 @@
+"""Reference: fitted on real latents, the same again from disk."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.decomposition import PCA
+
+from ldmprobe.analysis.basis import LatentBasis
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.probing.reference import Reference, encode_images
+from tests.helpers import FLOAT32, gaussian_model
+from tests.probing.gaussian import draw
+
+
+def latents(n: int, seed: int = 1) -> torch.Tensor:
+    return draw(gaussian_model(), n, seed).float()
+
+
+@pytest.mark.parametrize(("n", "kind"), [(100, "pca"), (20, "dct")])
+def test_saved_and_loaded_it_is_the_same(n: int, kind: str, tmp_path: Path):
+    reference = Reference.fit(latents(n))
+    path = tmp_path / "new folder" / "reference.safetensors"
+    reference.save(path)
+    again = Reference.load(path)
+    assert again.basis.kind == reference.basis.kind == kind
+    assert again.basis.shape == reference.basis.shape == (2, 4, 4)
+    for name in ("rotation", "mean", "variance"):
+        assert torch.equal(getattr(again.basis, name), getattr(reference.basis, name)), name
+    for name in ("mean", "components", "variance"):
+        assert torch.equal(getattr(again.pca, name), getattr(reference.pca, name)), name
+    assert again.pca.total_variance == reference.pca.total_variance
+    assert torch.equal(again.cloud, reference.cloud)
+    assert again.num_latents == n
+    assert again.fingerprint == reference.fingerprint
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    z = latents(5, seed=2)
+    assert torch.equal(again.basis.rotate(z), reference.basis.rotate(z))
+
+
+def test_saving_replaces_what_was_there(tmp_path: Path):
+    path = tmp_path / "reference.safetensors"
+    Reference.fit(latents(20)).save(path)
+    Reference.fit(latents(30)).save(path)
+    assert Reference.load(path).num_latents == 30
+
+
+def test_fingerprint_follows_the_latents():
+    assert Reference.fit(latents(100)).fingerprint == Reference.fit(latents(100)).fingerprint
+    assert Reference.fit(latents(100)).fingerprint != Reference.fit(latents(100, seed=2)).fingerprint
+    assert Reference.fit(latents(100)).fingerprint != Reference.fit(1.01 * latents(100)).fingerprint
+
+
+def test_cloud_is_the_first_512_latents_on_their_two_principal_components():
+    z = latents(600)
+    reference = Reference.fit(z)
+    assert reference.cloud.shape == (512, 2)
+    expected = (
+        PCA(2, svd_solver="full").fit(z.flatten(1).double().numpy()).transform(z[:512].flatten(1).double().numpy())
+    )
+    np.testing.assert_allclose(np.abs(reference.cloud.numpy()), np.abs(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_bases_are_those_of_the_latents():
+    z = latents(100)
+    reference = Reference.fit(z)
+    torch.testing.assert_close(reference.basis.mean, LatentBasis.fit(z).mean)
+    torch.testing.assert_close(reference.pca.variance, reference.basis.variance[:2], **FLOAT32)
+
+
+def test_too_few_latents_are_an_error():
+    with pytest.raises(ConfigurationError, match="has 7 real latents; expected at least 8"):
+        Reference.fit(latents(7))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_latents_that_are_not_finite_are_an_error(bad: float):
+    z = latents(20)
+    z[3, 0, 0, 0] = bad
+    with pytest.raises(ConfigurationError, match="not finite; encode in float32 or bfloat16"):
+        Reference.fit(z)
+
+
+def test_encoding_joins_batches_through_the_codec():
+    images = latents(10)
+    codec = LatentCodec(scale=2.0)
+    torch.testing.assert_close(encode_images(codec, images.split(4)), 2 * images, **FLOAT32)
+
+
+def test_no_images_are_an_error():
+    with pytest.raises(ConfigurationError, match="no images to encode"):
+        encode_images(LatentCodec(), [])

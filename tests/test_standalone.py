@@ -1,0 +1,303 @@
+"""``ldmprobe probe`` and ``ldmprobe sample`` on diffusers pipeline folders of every supported family."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Value
+from datasets import Image as ImageFeature
+from diffusers import (
+    AutoencoderKL,
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    LDMPipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    VQModel,
+)
+from PIL import Image
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from ldmprobe.cli import main
+from ldmprobe.models.pretrained import load_pipeline
+from ldmprobe.standalone import image_grid, load_model, sample_images
+from ldmprobe.tracking.store import RecordStore
+from tests.helpers import WHOLE_PATH, sd_scheduler, tiny_unet
+
+FAMILIES = ["DDPMPipeline", "DDIMPipeline", "LDMPipeline", "DiTPipeline", "StableDiffusionPipeline"]
+TINY = ["--num-samples", "8", "--num-steps", "3", "--device", "cpu"]
+
+
+def _autoencoder(cls, **options):
+    return cls(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=2,
+        norm_num_groups=4,
+        **options,
+    )
+
+
+def _clip(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
+    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
+    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
+    folder.mkdir(parents=True)
+    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=12)
+    config = CLIPTextConfig(
+        vocab_size=len(tokens),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    return CLIPTextModel(config), tokenizer
+
+
+def _pipeline(family: str, folder: Path):
+    torch.manual_seed(0)
+    if family == "DDPMPipeline":
+        return DDPMPipeline(tiny_unet(channels=3), DDPMScheduler())
+    if family == "DDIMPipeline":
+        return DDIMPipeline(tiny_unet(channels=3), DDIMScheduler())
+    if family == "LDMPipeline":
+        return LDMPipeline(_autoencoder(VQModel, num_vq_embeddings=16, scaling_factor=0.5), tiny_unet(), sd_scheduler())
+    vae = _autoencoder(AutoencoderKL, scaling_factor=0.5)
+    if family == "DiTPipeline":
+        transformer = DiTTransformer2DModel(
+            2, 8, in_channels=2, out_channels=4, num_layers=1, sample_size=8, num_embeds_ada_norm=5, norm_num_groups=2
+        )
+        for parameter in transformer.parameters():  # DiT starts with zeros
+            torch.nn.init.normal_(parameter, std=0.1)
+        return DiTPipeline(transformer, vae, sd_scheduler())
+    unet = UNet2DConditionModel(
+        sample_size=8,
+        in_channels=2,
+        out_channels=2,
+        layers_per_block=1,
+        block_out_channels=(8, 16),
+        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+        cross_attention_dim=16,
+        attention_head_dim=4,
+        norm_num_groups=4,
+    )
+    text_encoder, tokenizer = _clip(folder / "clip")
+    return StableDiffusionPipeline(
+        vae, text_encoder, tokenizer, unet, sd_scheduler(), None, None, requires_safety_checker=False
+    )
+
+
+@pytest.fixture(scope="module")
+def pipelines(tmp_path_factory) -> dict[str, Path]:
+    """A saved pipeline of each family, by name."""
+    root = tmp_path_factory.mktemp("pipelines")
+    for family in FAMILIES:
+        _pipeline(family, root).save_pretrained(root / family)
+    return {family: root / family for family in FAMILIES}
+
+
+def _pictures(path: Path, mode: str = "RGB", n: int = 24, size: int = 16) -> str:
+    rng = np.random.default_rng(0)
+    images = [Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).convert(mode) for _ in range(n)]
+    features = Features({"image": ImageFeature(), "label": Value("int64")})
+    Dataset.from_dict({"image": images, "label": [i % 5 for i in range(n)]}, features=features).to_parquet(path)
+    return str(path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_probe_writes_a_record_two_figures_and_a_report(family, pipelines, tmp_path, capsys):
+    assert main(["probe", str(pipelines[family]), "--out", str(tmp_path / "out"), *TINY]) == 0
+    (record,) = RecordStore(tmp_path / "out").read()
+    assert (record.probe, record.provenance["num_samples"], record.provenance["num_steps"]) == ("ddim", 8, 3)
+    assert len(record.curves["step_kl"].value) == 3
+    for name in ("pca.png", "step_kl.png"):
+        assert Image.open(tmp_path / "out" / name).size[0] > 100
+    assert "</html>" in (tmp_path / "out" / "report.html").read_text()
+    assert f"report: {tmp_path / 'out' / 'report.html'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_sample_writes_a_grid(family, pipelines, tmp_path):
+    out = tmp_path / "new" / "grid.png"
+    assert main(["sample", str(pipelines[family]), "--out", str(out), "--columns", "4", *TINY]) == 0
+    side = 8 if family in ("DDPMPipeline", "DDIMPipeline") else 16
+    grid = Image.open(out)
+    assert (grid.mode, grid.size) == ("RGB", (4 * side + 6, 2 * side + 2))
+    assert np.asarray(grid).std() > 1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["LDMPipeline", "StableDiffusionPipeline"])
+def test_latents_are_decoded_as_in_diffusers(family, pipelines):
+    model = load_pipeline(str(pipelines[family]))
+    z = torch.randn(2, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    autoencoder = (VQModel if family == "LDMPipeline" else AutoencoderKL).from_pretrained(
+        pipelines[family], subfolder="vqvae" if family == "LDMPipeline" else "vae"
+    )
+    torch.testing.assert_close(model.codec.decode(z), autoencoder.decode(z / 0.5).sample, **WHOLE_PATH)
+
+
+@torch.no_grad()
+def test_samples_are_those_of_diffusers_from_the_same_noise(pipelines):
+    from ldmprobe.probing.probe import sample_noise
+
+    images = sample_images(load_model(str(pipelines["DDIMPipeline"]), "cpu"), 2, 4, batch_size=1)
+    pipeline = DDIMPipeline.from_pretrained(pipelines["DDIMPipeline"])
+    pipeline.scheduler.set_timesteps(4)
+    z = sample_noise([0, 1], (3, 8, 8), 0)
+    for t in pipeline.scheduler.timesteps:
+        z = pipeline.scheduler.step(pipeline.unet(z, t).sample, t, z, eta=0.0).prev_sample
+    torch.testing.assert_close(images, z, **WHOLE_PATH)
+
+
+def test_the_prompt_reaches_a_text_model(pipelines):
+    name = str(pipelines["StableDiffusionPipeline"])
+    plain, prompted = load_pipeline(name), load_pipeline(name, "a red cat")
+    ids = torch.arange(2)
+    text, null = prompted.conditioning.for_samples(ids), prompted.conditioning.null(2, torch.device("cpu"))
+    assert text["encoder_hidden_states"].shape == (2, 12, 16)
+    assert not torch.allclose(text["encoder_hidden_states"], null["encoder_hidden_states"])
+    torch.testing.assert_close(plain.conditioning.for_samples(ids), plain.conditioning.null(2, torch.device("cpu")))
+
+
+def test_samples_do_not_depend_on_the_batch_size(pipelines):
+    model = load_model(str(pipelines["DiTPipeline"]), "cpu")
+    torch.testing.assert_close(sample_images(model, 7, 2, batch_size=3), sample_images(model, 7, 2), **WHOLE_PATH)
+    assert not torch.allclose(sample_images(model, 7, 2), sample_images(model, 7, 2, seed=1), atol=1e-2)
+
+
+def test_classes_differ_and_guidance_changes_the_samples(pipelines):
+    model = load_model(str(pipelines["DiTPipeline"]), "cpu")
+    assert model.conditioning.num_classes == 5
+    assert not torch.allclose(sample_images(model, 4, 2), sample_images(model, 4, 2, guidance_scale=4.0), atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["DDPMPipeline", "LDMPipeline", "DiTPipeline", "StableDiffusionPipeline"])
+def test_with_data_a_probe_also_compares_with_real_latents(family, pipelines, tmp_path):
+    data = ["--data", _pictures(tmp_path / "pictures.parquet")]
+    size = ["--image-size", "8"] if family == "DDPMPipeline" else []
+    label = ["--label-column", "label"] if family == "DiTPipeline" else []
+    assert main(["probe", str(pipelines[family]), "--out", "out", *TINY, *data, *size, *label]) == 0
+    records = {record.probe: record for record in RecordStore("out").read()}
+    assert set(records) == {"ddim", "denoising"}
+    assert records["ddim"].provenance["reference_latents"] == 22  # 24, of which a tenth is held out
+    assert "step_kl_ideal" in records["ddim"].curves
+    assert Path("out/reference.safetensors").is_file()
+
+
+def test_a_grey_pixel_model_is_probed_with_built_in_digits(tmp_path):
+    DDPMPipeline(tiny_unet(channels=1), DDPMScheduler()).save_pretrained(tmp_path / "grey")
+    command = ["probe", "grey", "--out", "out", *TINY, "--data", "builtin:digits", "--num-reference", "50"]
+    assert main(command) == 0
+    assert main(["sample", "grey", "--out", "grey.png", *TINY]) == 0
+    assert Image.open("grey.png").mode == "L"
+
+
+def test_a_grid_fills_rows_from_the_left():
+    images = torch.stack([torch.full((1, 2, 2), value) for value in (-1.0, 0.0, 1.0)])
+    expected = np.full((6, 6), 255, dtype=np.uint8)
+    expected[:2, :2], expected[:2, 4:], expected[4:, :2] = 0, 128, 255
+    np.testing.assert_array_equal(image_grid(images, columns=2), expected)
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------------
+
+
+def _refused(command: list, capsys, text: str) -> None:
+    files = sorted(Path().rglob("*"))
+    assert main([str(word) for word in command]) == 2
+    error = capsys.readouterr().err
+    assert text in error
+    assert error.count("ldmprobe: error:") == 1
+    assert "Traceback" not in error
+    assert [path for path in sorted(Path().rglob("*")) if path.is_file() and path not in files] == []
+
+
+def test_an_unsupported_family_is_refused_by_name(pipelines, tmp_path, capsys):
+    family = tmp_path / "other"
+    family.mkdir()
+    (family / "model_index.json").write_text(
+        json.dumps({"_class_name": "FluxPipeline", "_diffusers_version": "0.32.0"})
+    )
+    for command in (["probe", family, "--out", "out"], ["sample", family]):
+        _refused(command, capsys, "is a FluxPipeline, which cannot be probed yet; supported are DDPMPipeline")
+
+
+def test_images_of_another_size_are_refused(pipelines, capsys, tmp_path):
+    data = _pictures(tmp_path / "pictures.parquet", size=24)
+    command = ["probe", pipelines["LDMPipeline"], "--out", "out", *TINY, "--data", data]
+    _refused(command, capsys, "become latents of shape (2, 12, 12), the model's are (2, 8, 8); set --image-size")
+
+
+def test_data_without_labels_is_refused_for_a_class_conditional_model(pipelines, capsys, tmp_path):
+    data = _pictures(tmp_path / "pictures.parquet")
+    command = ["probe", pipelines["DiTPipeline"], "--out", "out", *TINY, "--data", data]
+    _refused(command, capsys, "label")
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        (["--num-samples", "0"], "num_samples is 0; expected at least"),
+        (["--num-steps", "0"], "num_steps is 0; expected 1 to 1000"),
+        (["--num-steps", "1001"], "num_steps is 1001; expected 1 to 1000"),
+        (["--batch-size", "0"], "batch_size is 0; expected at least 1"),
+    ],
+)
+@pytest.mark.parametrize("command", ["probe", "sample"])
+def test_numbers_out_of_range_are_refused(command, option, text, pipelines, capsys):
+    out = "out" if command == "probe" else "out.png"
+    _refused([command, pipelines["DDPMPipeline"], "--out", out, *TINY, *option], capsys, text)
+
+
+def test_an_unknown_device_is_refused(pipelines, capsys):
+    _refused(["sample", pipelines["DDPMPipeline"], *TINY, "--device", "abacus"], capsys, "abacus")
+
+
+def test_a_refused_probe_can_be_put_right_and_run_again(pipelines, capsys):
+    command = ["probe", str(pipelines["DDPMPipeline"]), "--out", "out", *TINY]
+    _refused([*command, "--num-steps", "0"], capsys, "num_steps is 0")
+    assert main(command) == 0
+
+
+def test_sample_overwrites_nothing(pipelines, capsys):
+    Path("kept.png").write_bytes(b"mine")
+    _refused(["sample", pipelines["DDPMPipeline"], "--out", "kept.png"], capsys, "kept.png exists already")
+    assert Path("kept.png").read_bytes() == b"mine"
+    _refused(
+        ["sample", pipelines["DDPMPipeline"], "--out", "kept.jpg"], capsys, "expected a file name that ends in .png"
+    )
+
+
+def test_sample_into_a_place_that_cannot_be_made_is_refused(pipelines, capsys):
+    Path("file").write_text("mine")
+    _refused(["sample", pipelines["DDPMPipeline"], "--out", "file/grid.png", *TINY], capsys, "file")
+
+
+def test_probe_overwrites_no_run(pipelines, capsys):
+    command = ["probe", pipelines["DDPMPipeline"], "--out", "out", *TINY]
+    assert main([str(word) for word in command]) == 0
+    before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
+    _refused(command, capsys, "out already holds a run")
+    assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(capsys):
+    Path("notes.ckpt").write_text("nothing")
+    _refused(["sample", "notes.ckpt"], capsys, "notes.ckpt is not a readable checkpoint")
+    _refused(["sample", "missing.ckpt"], capsys, "missing.ckpt is not a readable checkpoint")

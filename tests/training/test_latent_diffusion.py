@@ -1,0 +1,220 @@
+"""Training as a user does it: from a plain Trainer script."""
+
+import copy
+
+import lightning as L
+import pytest
+import torch
+from torch import nn
+
+from ldmprobe.callbacks import DDIMProbe, DenoisingProbe, TrainingLoss
+from ldmprobe.data.images import ImageData
+from ldmprobe.diffusion.timesteps import StarvedBand
+from ldmprobe.diffusion.weighting import MinSNR
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.conditioning import ClassConditioning
+from ldmprobe.training.checkpoint import load_diffusion_model
+from ldmprobe.training.latent_diffusion import LatentDiffusion
+from tests.helpers import sd_scheduler, tiny_unet
+
+
+def digits(**kwargs):
+    return ImageData("builtin:digits", label_column="label", batch_size=16, check_rows=5, **kwargs)
+
+
+def module(**kwargs):
+    torch.manual_seed(0)
+    network = tiny_unet(channels=1, num_class_embeds=11, dropout=0.1)
+    settings = {"conditioning": ClassConditioning(10), "ema_decay": 0.99, "validation_timesteps": 3}
+    return LatentDiffusion(network, optimizer=_adam, **{**settings, **kwargs})
+
+
+def _adam(params):
+    return torch.optim.AdamW(params, lr=2e-3)
+
+
+def trainer(folder, max_steps=6, **kwargs):
+    settings = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": False,
+        "val_check_interval": 3,
+        "limit_val_batches": 1,
+        "num_sanity_val_steps": 0,
+    }
+    return L.Trainer(
+        default_root_dir=str(folder), max_steps=max_steps, max_epochs=-1, check_val_every_n_epoch=None, **{**settings, **kwargs}
+    )
+
+
+def assert_same_state(one, other):
+    assert one.keys() == other.keys()
+    different = [name for name in one if not torch.equal(one[name], other[name])]
+    assert different == []
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_loss_falls_for_every_prediction_type(tmp_path, prediction_type):
+    # Held-out ε-error by the EMA weights, same images, noise and timesteps, before and after.
+    model = module(scheduler=sd_scheduler(prediction_type=prediction_type), ema_decay=0.9)
+    fit = trainer(tmp_path, max_steps=60, val_check_interval=60, limit_val_batches=2)
+    data = digits()
+    before = fit.validate(model, data, verbose=False)[0]["val/loss"]
+    fit.fit(model, data)
+    after = fit.validate(model, data, verbose=False)[0]["val/loss"]
+    assert after < 0.85 * before
+
+
+def test_probes_change_nothing_that_is_trained(tmp_path):
+    plain, probed = module(), module()
+    trainer(tmp_path / "plain", accumulate_grad_batches=2).fit(plain, digits())
+    probes = [
+        DDIMProbe(every_n_steps=2, num_samples=8, num_steps=3),
+        DenoisingProbe(every_n_steps=1, num_samples=8),
+        TrainingLoss(every_n_steps=2),
+    ]
+    trainer(tmp_path / "probed", accumulate_grad_batches=2, callbacks=probes).fit(probed, digits())
+    assert_same_state(plain.state_dict(), probed.state_dict())
+
+
+def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
+    whole = module()
+    trainer(tmp_path / "whole", max_steps=8).fit(whole, digits())
+    first = trainer(tmp_path / "first", max_steps=5)
+    first.fit(module(), digits())
+    first.save_checkpoint(tmp_path / "five.ckpt")
+    resumed = module()
+    trainer(tmp_path / "second", max_steps=8).fit(resumed, digits(), ckpt_path=str(tmp_path / "five.ckpt"))
+    assert_same_state(whole.state_dict(), resumed.state_dict())
+
+
+def test_number_of_workers_changes_nothing(tmp_path):
+    none, two = module(), module()
+    trainer(tmp_path / "none", max_steps=3).fit(none, digits())
+    trainer(tmp_path / "two", max_steps=3).fit(two, digits(num_workers=2))
+    assert_same_state(none.state_dict(), two.state_dict())
+
+
+def test_average_follows_optimiser_steps_not_batches(tmp_path):
+    model = module()
+    trainer(tmp_path, max_steps=3, accumulate_grad_batches=2).fit(model, digits())
+    assert int(model.ema.num_updates) == 3
+
+
+def test_checkpoint_rebuilds_the_averaged_model(tmp_path):
+    model = module(codec=LatentCodec(scale="measure"), scheduler=sd_scheduler(prediction_type="v_prediction"))
+    fit = trainer(tmp_path, max_steps=3)
+    fit.fit(model, digits())
+    fit.save_checkpoint(tmp_path / "model.ckpt")
+    loaded = load_diffusion_model(tmp_path / "model.ckpt")
+    assert (loaded.weights, loaded.trained_steps, loaded.latent_shape) == ("ema", 3, (1, 8, 8))
+    assert loaded.schedule.prediction_type == "v_prediction"
+    assert_same_state(loaded.network.state_dict(), model.ema.network.state_dict())
+    assert torch.equal(loaded.codec.scale, model.codec.scale)
+    z, t = torch.randn(2, 1, 8, 8), torch.tensor([10, 900])
+    condition = {"class_labels": torch.tensor([1, 2])}
+    with torch.no_grad():
+        torch.testing.assert_close(loaded.predict(z, t, condition), model.diffusion_model().predict(z, t, condition))
+
+
+def test_checkpoint_of_another_model_is_refused_by_name(tmp_path):
+    fit = trainer(tmp_path, max_steps=1)
+    fit.fit(module(), digits())
+    fit.save_checkpoint(tmp_path / "model.ckpt")
+    other = module(scheduler=sd_scheduler(prediction_type="v_prediction"))
+    with pytest.raises(ConfigurationError, match=r"another model: its scheduler has prediction_type = epsilon, this run's has v_pred"):
+        trainer(tmp_path / "other", max_steps=2).fit(other, digits(), ckpt_path=str(tmp_path / "model.ckpt"))
+
+
+def test_gradient_of_a_weighted_loss_is_that_of_the_weights_times_raw_errors(tmp_path):
+    model = module(weighting=MinSNR(), timesteps=StarvedBand(0, 500))
+    data = digits()
+    fit = trainer(tmp_path, max_steps=1)
+    fit.fit(model, data)
+    batch = next(data.reference_batches(16))
+    torch.manual_seed(3)
+    model.log = lambda *args, **kwargs: None  # outside of a loop there is nothing to log to
+    out = model.training_step(batch, 0)
+    weight = (5 * torch.exp(-out["log_snr"])).clamp(max=1)
+    torch.testing.assert_close(out["loss"], (weight * out["epsilon_mse"]).mean())
+    probability = StarvedBand(0, 500).probabilities(model.schedule)
+    assert set(out["sampling_probability"].tolist()) <= set(probability.unique().tolist())
+
+
+def test_codec_that_measures_its_scale_gives_unit_latents(tmp_path):
+    model = module(codec=LatentCodec(scale="measure"))
+    data = digits()
+    trainer(tmp_path, max_steps=1).fit(model, data)
+    latents = torch.cat([model.codec.encode(batch["image"]) for batch in data.reference_batches(1024)])
+    assert float(latents.mean()) == pytest.approx(0, abs=1e-4)
+    assert float(latents.std()) == pytest.approx(1, abs=1e-4)
+
+
+def test_plain_tensor_loaders_work_without_a_datamodule(tmp_path):
+    images = torch.rand(64, 1, 8, 8) * 2 - 1
+    batches = [{"image": part, "index": torch.arange(len(part))} for part in images.split(16)]
+    model = LatentDiffusion(tiny_unet(channels=1), validation_timesteps=2)
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    fit = trainer(tmp_path, callbacks=[DDIMProbe(2, num_samples=8, num_steps=2), DenoisingProbe(2, num_samples=8)])
+    fit.fit(model, loader, loader)
+    assert len(list((tmp_path / "probes").glob("*.parquet"))) == 8
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_lower_precision_trains_and_probes(tmp_path, precision):
+    model = module()
+    fit = trainer(tmp_path, precision=precision, callbacks=[DDIMProbe(3, num_samples=8, num_steps=2)])
+    fit.fit(model, digits())
+    assert all(torch.isfinite(value).all() for value in model.state_dict().values())
+
+
+class OneLayer(nn.Module):
+    """The least that follows the Denoiser protocol."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, z_t, t, condition):
+        return self.layer(z_t)
+
+
+@pytest.mark.slow
+def test_compiled_network_keeps_its_checkpoint_keys(tmp_path):
+    network = OneLayer()
+    keys = set(LatentDiffusion(copy.deepcopy(network)).state_dict())
+    compiled = LatentDiffusion(network, compile=True, validation_timesteps=1)
+    trainer(tmp_path, max_steps=2).fit(compiled, digits())
+    assert set(compiled.state_dict()) == keys
+
+
+def test_checkpoint_of_a_network_that_is_not_of_diffusers_says_how_to_probe_it(tmp_path):
+    fit = trainer(tmp_path, max_steps=1)
+    fit.fit(LatentDiffusion(OneLayer()), digits())
+    fit.save_checkpoint(tmp_path / "own.ckpt")
+    with pytest.raises(ConfigurationError, match=r"holds a OneLayer, which is not of diffusers; probe it from Python"):
+        load_diffusion_model(tmp_path / "own.ckpt")
+
+
+def test_learning_rate_schedule_steps_with_the_optimiser(tmp_path):
+    def schedule(optimizer):
+        return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+
+    model = module(lr_scheduler=schedule)
+    fit = trainer(tmp_path, max_steps=4, accumulate_grad_batches=2)
+    fit.fit(model, digits())
+    assert fit.optimizers[0].param_groups[0]["lr"] == pytest.approx(2e-3 / 5)
+
+
+def test_validation_noise_is_fixed_and_draws_nothing(tmp_path):
+    model, data = module(), digits()
+    fit = trainer(tmp_path)
+    state = copy.deepcopy(torch.get_rng_state())
+    first = fit.validate(model, data, verbose=False)
+    torch.manual_seed(123)
+    second = fit.validate(model, data, verbose=False)
+    assert first == second
+    assert state is not None
