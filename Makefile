@@ -9,7 +9,7 @@ demo: $(STAMP) ## train a latent diffusion model on real digits, probe it, write
 	$(BIN)/python scripts/demo.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 8
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

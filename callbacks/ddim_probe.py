@@ -62,6 +62,8 @@ class DDIMProbe(ProbeCallback):
             raise ConfigurationError(f"DDIMProbe got num_samples {num_samples}; expected at least 8.")
         if num_steps < 1:
             raise ConfigurationError(f"DDIMProbe got num_steps {num_steps}; expected at least 1.")
+        if batch_size < 1:
+            raise ConfigurationError(f"DDIMProbe got batch_size {batch_size}; expected at least 1.")
         self.num_samples, self.num_steps, self.timestep_spacing = num_samples, num_steps, timestep_spacing
         self.guidance_scale, self.batch_size, self.seed = guidance_scale, batch_size, seed
         self.num_reference, self.analyses = num_reference, analyses

@@ -6,6 +6,7 @@ import lightning as L
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.callbacks.probe_data import held_out_of, reference_of
+from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import diffusion_model_of
 from ldmprobe.probing.denoising import HeldOut, probe_denoising
 from ldmprobe.probing.probe import Ranks
@@ -43,6 +44,10 @@ class DenoisingProbe(ProbeCallback):
         seed: int = 0,
     ) -> None:
         super().__init__(every_n_steps)
+        if min(num_samples, batch_size) < 1:
+            raise ConfigurationError(
+                f"DenoisingProbe got num_samples {num_samples}, batch_size {batch_size}; expected at least 1 of each."
+            )
         self.num_samples, self.batch_size, self.num_reference, self.seed = num_samples, batch_size, num_reference, seed
         self._reference: Reference | None = None
         self._held_out: HeldOut | None = None

@@ -52,6 +52,12 @@ class ProbeCallback(L.Callback, ABC):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero:
             claim(trainer.default_root_dir, self._resuming)
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if sum(type(callback) is type(self) for callback in callbacks) > 1:
+            raise ConfigurationError(
+                f"There are several {type(self).__name__} callbacks, whose records would be mixed up; keep one. (A configuration after "
+                "another adds to its callbacks with `callbacks+:` and replaces them with `callbacks:`.)"
+            )
         self.check(diffusion_model_of(pl_module))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

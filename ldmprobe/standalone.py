@@ -28,8 +28,11 @@ def load_model(name: str, device: str | None = None) -> DiffusionModel:
 
         model = load_pipeline(name)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    for module in model.modules:
-        module.to(chosen)
+    try:
+        for module in model.modules:
+            module.to(chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigurationError(f"There is no device {chosen!r} here: {str(error).splitlines()[0]}") from error
     return model
 
 
@@ -48,8 +51,9 @@ def sample_images(
     Raises:
         ConfigurationError: fewer than one sample, or a number of steps out of range.
     """
-    if num_samples < 1:
-        raise ConfigurationError(f"num_samples is {num_samples}; expected at least 1.")
+    for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+        if value < 1:
+            raise ConfigurationError(f"{name} is {value}; expected at least 1.")
     grid = model.schedule.ddim_grid(num_steps, timestep_spacing)
     images = []
     with evaluating(model.modules):
@@ -69,13 +73,13 @@ def probe(args: Namespace) -> str:
     from ldmprobe.tracking.run_directory import claim
     from ldmprobe.tracking.store import RecordStore
 
-    out = claim(args.out, resuming=False)
     model = load_model(args.model, args.device)
     reference, held_out = None, None
     if args.data is not None:
         reference, held_out = real_latents(
             model, args.data, args.image_column, args.label_column, args.image_size, args.num_reference
         )
+    out = claim(args.out, resuming=False)
     store = RecordStore(out)
     with tqdm(desc="DDIM probe", leave=False) as bar:
 
@@ -116,10 +120,13 @@ def sample(args: Namespace) -> str:
     if args.out.exists():
         raise ConfigurationError(f"{args.out} exists already; choose another --out.")
     model = load_model(args.model, args.device)
+    try:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigurationError(f"{args.out} cannot be written: {error.strerror}. Choose another --out.") from error
     images = sample_images(
         model, args.num_samples, args.num_steps, args.timestep_spacing, args.guidance_scale, args.batch_size, args.seed
     )
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(image_grid(images, args.columns)).save(args.out)
     return str(args.out)
 

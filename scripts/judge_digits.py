@@ -40,10 +40,16 @@ def judge(checkpoint: str, num_samples: int, guidance_scale: float, seed: int) -
     print(f"{'':34}{num_samples} samples   {len(real)} held-out real digits")
     print(f"{'recognised with p > 0.9':34}{sure:>11.1%}   {real_sure:>10.1%}")
     print(f"{'label right':34}{right:>11.1%}   {real_right:>10.1%}")
-    print(f"{'distance to nearest training digit':34}{np.median(distance):>11.2f}   {np.median(real_distance):>10.2f}   (median)")
+    print(
+        f"{'distance to nearest training digit':34}{np.median(distance):>11.2f}   {np.median(real_distance):>10.2f}   (median)"
+    )
     print(f"{'':34}{np.quantile(distance, 0.05):>11.2f}   {np.quantile(real_distance, 0.05):>10.2f}   (5 % quantile)")
     passed = sure >= 0.90 and right >= 0.95 and np.median(distance) > 0.7 * np.median(real_distance)
-    print("passed" if passed else "FAILED: expected at least 90 % recognised, 95 % right, and distances like those of real digits")
+    print(
+        "passed"
+        if passed
+        else "FAILED: expected at least 90 % recognised, 95 % right, and distances like those of real digits"
+    )
     return bool(passed)
 
 

@@ -25,7 +25,9 @@ def make_figures(args: argparse.Namespace) -> list[Path]:
     reference: Reference | None = None
     if args.data is not None:
         reference, _ = real_latents(model, args.data, args.image_column, args.label_column, args.image_size)
-    record = probe_ddim(model, reference, args.num_samples, args.num_steps, batch_size=args.batch_size, step=model.trained_steps)
+    record = probe_ddim(
+        model, reference, args.num_samples, args.num_steps, batch_size=args.batch_size, step=model.trained_steps
+    )
     args.out.mkdir(parents=True, exist_ok=True)
     paths = [args.out / "latents_pca.png", args.out / "step_kl.png"]
     for path, figure in zip(paths, (pca_figure(record), kl_figure([record])), strict=True):

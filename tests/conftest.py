@@ -13,7 +13,7 @@ import torch
 
 @pytest.fixture(autouse=True, scope="session")
 def _threads() -> None:
-    torch.set_num_threads(min(2, os.cpu_count() or 1))
+    torch.set_num_threads(1)  # tests run in parallel, a process per core
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,9 @@ def sd_scheduler(**overrides: Any) -> DDIMScheduler:
     return DDIMScheduler(**{**settings, **overrides})
 
 
-def tiny_unet(channels: int = 2, size: int = 8, num_class_embeds: int | None = None, dropout: float = 0.0) -> UNet2DModel:
+def tiny_unet(
+    channels: int = 2, size: int = 8, num_class_embeds: int | None = None, dropout: float = 0.0
+) -> UNet2DModel:
     """A U-Net that trains a step in milliseconds."""
     return UNet2DModel(
         sample_size=size,
@@ -63,7 +65,9 @@ class GaussianDenoiser(nn.Module):
         return sigma * (z_t - alpha * self.mean) / (alpha**2 * self.variance + sigma**2)
 
 
-def gaussian_model(shape: tuple[int, ...] = (2, 4, 4), dtype: torch.dtype = torch.float64, **scheduler: Any) -> DiffusionModel:
+def gaussian_model(
+    shape: tuple[int, ...] = (2, 4, 4), dtype: torch.dtype = torch.float64, **scheduler: Any
+) -> DiffusionModel:
     """A perfect model of Gaussian data with a power-law spectrum."""
     generator = torch.Generator().manual_seed(0)
     dimension = int(torch.tensor(shape).prod())

@@ -46,7 +46,7 @@ def paired_gaussian_kl(moments: PairedMoments, reverse: bool = False) -> Tensor:
     var_difference = (var_x + var_y - 2 * cov).clamp(min=0)
     gap = ((mean_x - mean_y) ** 2 - var_difference / n) / inflation / var_y
     kl = 0.5 * (ratio / (rho2 + (1 - rho2) * inflation) - 1 - ratio.log() + gap)
-    return torch.where((var_x > 0) & (var_y > 0), kl, torch.nan)
+    return torch.where(moments.varies, kl, torch.nan)
 
 
 def independent_gaussian_kl(n: int, mean_x: Tensor, var_x: Tensor, mean_y: Tensor, var_y: Tensor) -> Tensor:

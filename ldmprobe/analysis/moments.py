@@ -63,6 +63,12 @@ class PairedMoments:
         return (self.sums[3] - self.sums[1] ** 2 / self.n) / (self.n - 1)
 
     @property
+    def varies(self) -> Tensor:
+        """Whether both sides vary in each direction, beyond the rounding of their sums."""
+        floor = 1e-12 * self.sums[2:4] / self.n
+        return (self.var_x > floor[0]) & (self.var_y > floor[1])
+
+    @property
     def cov_xy(self) -> Tensor:
         return (self.sums[4] - self.sums[0] * self.sums[1] / self.n) / (self.n - 1)
 

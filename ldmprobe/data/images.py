@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any, Literal
 
@@ -11,7 +12,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from ldmprobe.data.rows import RowReader, collate
-from ldmprobe.data.sources import choose_splits, load_splits
+from ldmprobe.data.sources import ROW_NUMBER, choose_splits, load_splits
 from ldmprobe.data.stream import HubStream, ShuffledStream, SkippingLoader, StreamPositions
 from ldmprobe.errors import ConfigurationError
 
@@ -103,23 +104,27 @@ class ImageData(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self._train is not None:
             return
+        self._check_limits()
         splits = load_splits(self.dataset, streaming=self.streaming, **self.dataset_kwargs)
         train, held_out = choose_splits(
             splits, self.train_split, self.held_out_split, self.held_out_fraction, self.held_out_rows
         )
         reader = self.reader
-        wanted = [c for c in (reader.image_column, reader.label_column, reader.caption_column) if c is not None]
+        named = [c for c in (reader.image_column, reader.label_column, reader.caption_column) if c is not None]
         for rows in (train, held_out):
             columns = rows.column_names or list(next(iter(rows), {}))
-            for column in wanted:
+            for column in named:
                 if column not in columns:
                     raise ConfigurationError(
                         f"There is no column {column!r}; the dataset has {', '.join(map(repr, columns))}."
                     )
         self._train, self._held_out = (
-            _undecoded(rows.select_columns(wanted), reader.image_column) for rows in (train, held_out)
+            _undecoded(_only(rows, named), reader.image_column) for rows in (train, held_out)
         )
         self._read_classes()
+        reader = self.reader = replace(
+            reader, num_classes=self.num_classes, unit="Streamed image" if self.streaming else "Row"
+        )
         for name, rows in (("training", self._train), ("held-out", self._held_out)):
             shape = None
             for i, row in enumerate(islice(rows, self.check_rows)):
@@ -132,6 +137,18 @@ class ImageData(L.LightningDataModule):
                 self.image_shape = tuple(shape)
             if shape is None and self.check_rows > 0:
                 raise ConfigurationError(f"The {name} split is empty.")
+
+    def _check_limits(self) -> None:
+        trainer = self.trainer
+        if (
+            trainer is not None
+            and trainer.state.fn == "fit"
+            and trainer.max_steps == -1
+            and trainer.max_epochs not in (None, -1)
+        ):
+            raise ConfigurationError(
+                "ImageData is one endless epoch: limit training by `trainer.max_steps` (and leave out `trainer.max_epochs`)."
+            )
 
     def _read_classes(self) -> None:
         column = self.reader.label_column
@@ -166,10 +183,6 @@ class ImageData(L.LightningDataModule):
         trainer = self.trainer
         rank, world_size, first_batch = 0, 1, 0
         if trainer is not None:
-            if trainer.max_epochs not in (None, -1) and trainer.max_steps == -1:
-                raise ConfigurationError(
-                    "ImageData is one endless epoch: limit training by `trainer.max_steps` (and leave out `trainer.max_epochs`)."
-                )
             rank, world_size = trainer.global_rank, trainer.world_size
             progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
             first_batch = progress.processed
@@ -181,7 +194,7 @@ class ImageData(L.LightningDataModule):
         from datasets.distributed import split_dataset_by_node
 
         rows = split_dataset_by_node(self._train, rank=rank, world_size=world_size)
-        endless = HubStream(rows, self.reader, self.seed, self.batch_size, self.shuffle_buffer)
+        endless = HubStream(rows, self.reader, self.seed, self.batch_size, self.shuffle_buffer, rank)
         loader = DataLoader(endless, batch_size=None, **workers)
         return loader if first_batch == 0 else SkippingLoader(loader, first_batch)
 
@@ -216,6 +229,11 @@ class _Rows(Dataset):
 
     def __getitem__(self, i: int) -> dict[str, Any]:
         return self.reader.read(self.rows[i], i)
+
+
+def _only(rows: Any, columns: list[str]) -> Any:
+    """The named columns, and the row numbers where the split was taken from another."""
+    return rows.select_columns([*columns, *(c for c in (rows.column_names or []) if c == ROW_NUMBER)])
 
 
 def _undecoded(rows: Any, image_column: str) -> Any:

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldmprobe.data.sources import ROW_NUMBER
 from ldmprobe.errors import ConfigurationError
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_CHANNELS = {"P": 3, "PA": 3, "CMYK": 3, "LA": 1, "La": 1}  # of modes whose bands are not their channels
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ class RowReader:
         channels: 1 (grey), 3 (RGB), 4 (RGBA); images of another mode are converted.
         resize: "crop" scales the short side and crops, "squash" ignores the aspect ratio.
         random_crop, random_flip: augmentation, in training only.
+        num_classes: labels must be below it, where it is known.
+        unit: what a number in a message counts; of a stream only the order of reading is known.
     """
 
     image_column: str
@@ -36,6 +40,8 @@ class RowReader:
     resize: Literal["crop", "squash"] = "crop"
     random_crop: bool = False
     random_flip: bool = False
+    num_classes: int | None = None
+    unit: str = "Row"
 
     def read(self, row: dict[str, Any], row_number: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
         """One sample: ``image`` (C, H, W) float32, ``index``, and ``label``, ``caption`` if named.
@@ -46,12 +52,23 @@ class RowReader:
         Raises:
             ConfigurationError: the image cannot be read; the row is named.
         """
+        row_number = int(row.get(ROW_NUMBER, row_number))
         sample: dict[str, Any] = {"image": self._image(row[self.image_column], row_number, rng), "index": row_number}
         if self.label_column is not None:
-            sample["label"] = int(row[self.label_column])
+            sample["label"] = self._label(row[self.label_column], row_number)
         if self.caption_column is not None:
             sample["caption"] = str(row[self.caption_column])
         return sample
+
+    def _label(self, value: Any, row_number: int) -> int:
+        label = int(value) if isinstance(value, (int, np.integer)) else -1
+        if label < 0 or (self.num_classes is not None and label >= self.num_classes):
+            top = "" if self.num_classes is None else f" to {self.num_classes - 1}"
+            raise ConfigurationError(
+                f"{self.unit} {row_number} has class label {value!r} in column {self.label_column!r}, which is out of range; expected "
+                f"0{top}."
+            )
+        return label
 
     def _image(self, value: Any, row_number: int, rng: np.random.Generator | None) -> Tensor:
         from PIL import Image
@@ -66,10 +83,11 @@ class RowReader:
                 value = _to_pil(array)
             if value.mode.startswith("I") or value.mode == "F":
                 value = _to_eight_bits(value)
-            return self._resized(value.convert(_MODES[self.channels or len(value.getbands())]), rng)
+            channels = self.channels or _CHANNELS.get(value.mode, len(value.getbands()))
+            return self._resized(value.convert(_MODES[channels]), rng)
         except (OSError, ValueError, TypeError, KeyError, SyntaxError, AttributeError) as error:
             raise ConfigurationError(
-                f"Row {row_number}, column {self.image_column!r}: the image cannot be read ({error}). Remove the row or repair it."
+                f"{self.unit} {row_number}, column {self.image_column!r}: the image cannot be read ({error}). Remove the row or repair it."
             ) from error
 
     def _resized(self, image: Any, rng: np.random.Generator | None) -> Tensor:
@@ -123,9 +141,16 @@ def _to_pil(array: np.ndarray) -> Any:
 
 
 def _to_eight_bits(image: Any) -> Any:
-    """16- and 32-bit grey to 8 bits; PIL's own conversion clips at 255."""
+    """16- and 32-bit grey, and float grey, to 8 bits; PIL's own conversion clips at 255."""
     from PIL import Image
 
     array = np.asarray(image, dtype=np.float64)
-    top = 255.0 if array.max() <= 255 else 65535.0 if array.max() <= 65535 else array.max()
+    if image.mode.startswith("I;16"):
+        top = 65535.0
+    elif image.mode == "F" and array.max() <= 1:
+        top = 1.0
+    else:
+        top = 255.0 if array.max() <= 255 else 65535.0
+    if array.min() < 0 or array.max() > top:
+        raise ValueError(f"grey values from {array.min():g} to {array.max():g}, expected 0 to {top:g}")
     return Image.fromarray((array / top * 255).round().astype(np.uint8))

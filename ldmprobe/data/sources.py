@@ -5,9 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ldmprobe.data.builtin import load_builtin
 from ldmprobe.errors import ConfigurationError
 
+ROW_NUMBER = "__row__"
 HELD_OUT_NAMES = ("validation", "valid", "val", "test")
 _SPLIT_SEED = 20_26  # of the held-out rows taken where a dataset has none; part of every run's comparability
 
@@ -80,7 +83,8 @@ def choose_splits(
                 f"Split {train_split!r} has {len(train)} row(s); expected at least 2, one of them to hold out."
             )
         size = min(len(train) - 1, max(1, round(held_out_fraction * len(train))))
-        parts = train.train_test_split(test_size=size, seed=_SPLIT_SEED)
+        numbered = train.add_column(ROW_NUMBER, np.arange(len(train)))  # so that messages name rows of the dataset
+        parts = numbered.train_test_split(test_size=size, seed=_SPLIT_SEED)
         train, held_out = parts["train"], parts["test"]
     else:
         train, held_out = train.skip(held_out_rows), train.take(held_out_rows)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, get_worker_info
 
 from ldmprobe.data.rows import RowReader, collate
 
@@ -57,19 +57,23 @@ class HubStream(IterableDataset):
     """A streaming dataset, shuffled anew in each pass through a buffer, without end; sharded over ranks (by the caller,
     with ``split_dataset_by_node``) and over workers (by ``datasets`` itself)."""
 
-    def __init__(self, rows: Any, reader: RowReader, seed: int, batch_size: int, buffer_size: int) -> None:
+    def __init__(
+        self, rows: Any, reader: RowReader, seed: int, batch_size: int, buffer_size: int, rank: int = 0
+    ) -> None:
         self.rows, self.reader, self.seed, self.batch_size = rows, reader, seed, batch_size
-        self.buffer_size = buffer_size
+        self.buffer_size, self.rank = buffer_size, rank
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         rows = self.rows.shuffle(seed=self.seed, buffer_size=self.buffer_size) if self.buffer_size > 1 else self.rows
+        worker = get_worker_info()
+        part = (self.seed, self.rank, worker.id if worker else 0)
         samples: list[dict[str, Any]] = []
         which_pass = 0
         while True:
             rows.set_epoch(which_pass)
             count = 0
             for count, row in enumerate(rows, 1):
-                rng = np.random.default_rng((self.seed, which_pass, count))
+                rng = np.random.default_rng((*part, which_pass, count))
                 samples.append(self.reader.read(row, count - 1, rng))
                 if len(samples) == self.batch_size:
                     yield collate(samples)

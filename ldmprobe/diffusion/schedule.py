@@ -109,7 +109,8 @@ class NoiseSchedule:
         return (self.log_snr[None, :] - log_snr.to(torch.float64)[:, None]).abs().argmin(dim=1)
 
     def ddim_grid(self, num_steps: int, timestep_spacing: str | None = None) -> SamplingGrid:
-        """The levels of ``num_steps`` DDIM steps exactly as ``diffusers.DDIMScheduler`` takes them.
+        """The levels of ``num_steps`` DDIM steps as ``diffusers.DDIMScheduler`` takes them (less a stray step at t = −1 that it
+        adds to some trailing grids).
 
         Args:
             num_steps: S, from 1 to T.
@@ -124,13 +125,19 @@ class NoiseSchedule:
             raise ConfigurationError(
                 f"num_steps is {num_steps}; expected 1 to {self.num_timesteps}, the scheduler's training timesteps."
             )
-        overrides = {} if timestep_spacing is None else {"timestep_spacing": timestep_spacing}
+        # Given one by one: from_config would put DDIM's own defaults in the place of another class's.
+        config = self.scheduler.config
+        settings = {
+            "timestep_spacing": timestep_spacing or config.get("timestep_spacing", "leading"),
+            "clip_sample": config.get("clip_sample", False),
+        }
         try:
-            ddim = DDIMScheduler.from_config(self.scheduler.config, **overrides)
+            ddim = DDIMScheduler.from_config(config, **settings)
             ddim.set_timesteps(num_steps)
         except ValueError as error:
             raise ConfigurationError(str(error)) from error
         t = ddim.timesteps.cpu()
+        t = t[t >= 0]  # of some trailing grids diffusers' rounding makes one step too many, at t = −1
         if int(t.max()) >= self.num_timesteps:
             raise ConfigurationError(
                 f"{num_steps} steps with steps_offset {ddim.config.steps_offset} leave the schedule of "

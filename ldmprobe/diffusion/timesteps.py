@@ -58,5 +58,9 @@ class StarvedBand(TimestepSampler):
 
     def probabilities(self, schedule: NoiseSchedule) -> Tensor:
         density = torch.ones(schedule.num_timesteps, dtype=torch.float64)
+        if self.start >= len(density):
+            raise ConfigurationError(
+                f"StarvedBand starts at {self.start}, beyond the schedule's {len(density)} timesteps."
+            )
         density[self.start : self.stop] = self.share
         return density / density.sum()

@@ -108,6 +108,8 @@ class LatentCodec(nn.Module):
             count += z.numel()
             total += float(z.sum())
             total_squared += float((z**2).sum())
+        if count == 0:
+            raise ConfigurationError("There are no training images, so no scale can be measured.")
         mean = total / count
         variance = total_squared / count - mean**2
         if not variance > 0:
@@ -132,8 +134,13 @@ class LatentCodec(nn.Module):
                 f"data's `channels: {channels}`."
             )
         image = torch.zeros(1, *image_shape, device=self.scale.device)
-        latent = self.encode(image, sample_posterior=False)
-        decoded = self.decode(latent).shape[1:]
+        try:
+            latent = self.encode(image, sample_posterior=False)
+            decoded = self.decode(latent).shape[1:]
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"Images of {image_shape[1]}×{image_shape[2]} cannot be encoded ({error}); set the data's `image_size` larger."
+            ) from error
         if tuple(decoded[1:]) != tuple(image_shape[1:]):
             factor = max(1, decoded[-1] // latent.shape[-1])
             fitting = max(factor, image_shape[-1] // factor * factor)

@@ -91,7 +91,14 @@ class ClassConditioning(Conditioning):
                 f"A class label is out of range: the data has {data_classes} classes (labels 0 to {data_classes - 1}) but "
                 f"ClassConditioning has num_classes {self.num_classes}; set it to {data_classes}."
             )
-        embeds = getattr(network, "config", {}).get("num_class_embeds", self.num_classes + 1)
+        config = getattr(network, "config", {})
+        classes = config.get("num_embeds_ada_norm")
+        if classes is not None and classes != self.num_classes:
+            raise ConfigurationError(
+                f"{type(network).__name__} has num_embeds_ada_norm {classes}; expected {self.num_classes}, ClassConditioning's "
+                "num_classes."
+            )
+        embeds = config.get("num_class_embeds", self.num_classes + 1)
         if embeds is None or embeds < self.num_classes + 1:
             raise ConfigurationError(
                 f"{type(network).__name__} has num_class_embeds {embeds}; expected {self.num_classes + 1}: one for each of the "

@@ -27,9 +27,11 @@ def as_denoiser(network: nn.Module) -> Denoiser:
     if not hasattr(network, "config"):
         return network
 
+    predicts_variance = type(network).__name__ == "DiTTransformer2DModel"  # appended to its prediction
+
     def denoise(z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         prediction = network(z_t, t, **condition).sample
-        return prediction[:, : z_t.shape[1]]  # DiT appends a variance to its prediction
+        return prediction[:, : z_t.shape[1]] if predicts_variance else prediction
 
     return denoise
 

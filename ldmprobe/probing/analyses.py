@@ -108,10 +108,11 @@ class StepKL(Analysis):
         total, left_out = moments.total(), moments.leave_one_out()
         kl = paired_gaussian_kl(total).nanmean()
         lower, upper = jackknife_interval(kl, paired_gaussian_kl(left_out).nanmean(-1))
-        soft = softmax_kl(step.z_t.flatten(1), step.z_s.flatten(1)) * len(ids)
-        soft_sum = ranks.all_reduce_sum(
-            torch.stack([soft, torch.tensor(float(len(ids)), device=soft.device, dtype=soft.dtype)])
-        )
+        soft_sum = torch.zeros(2, dtype=torch.float64, device=before.device)  # Σ, n
+        if len(ids):
+            soft_sum[0] = softmax_kl(step.z_t.flatten(1), step.z_s.flatten(1)) * len(ids)
+            soft_sum[1] = len(ids)
+        soft_sum = ranks.all_reduce_sum(soft_sum)
         self.rows.append(
             {
                 "step_kl": float(kl),

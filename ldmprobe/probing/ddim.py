@@ -122,7 +122,7 @@ def sample_trajectory(
             t = torch.full((len(z_t[chunk]),), timestep, device=device)
             part = {name: value[chunk] for name, value in condition.items()}
             predictions.append(model.predict(z_t[chunk], t, part, guidance_scale))
-        return torch.cat(predictions)
+        return torch.cat(predictions) if predictions else torch.empty_like(z_t)
 
     z_T = sample_noise(sample_ids.tolist(), model.latent_shape, seed).to(device)
     return ddim_steps(denoise, z_T, grid, model.schedule.prediction_type)

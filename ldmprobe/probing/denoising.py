@@ -104,7 +104,7 @@ def probe_denoising(
                 prediction = model.predict(z_t, torch.full((len(z_t),), timestep, device=device), part)
                 _, epsilon = to_x0_and_epsilon(schedule.prediction_type, prediction, z_t, alpha, sigma)
                 level.append((epsilon - noise[chunk]).double().pow(2).flatten(1).mean(1))
-            errors.append(torch.cat(level))
+            errors.append(torch.cat(level) if level else torch.empty(0, dtype=torch.float64, device=device))
             progress(k + 1, len(timesteps))
         squared = ranks.gather_rows(torch.stack(errors, 1), mine, len(held_out.latents))
     n, dimension = len(squared), held_out.latents[0].numel()

@@ -26,12 +26,11 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
     flags = [(module, module.training) for root in modules for module in root.modules()]
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    device_type = "cuda" if cuda_states else "cpu"
     try:
         for module, _ in flags:
             module.training = False
         # no_grad, not inference_mode: tensors cached under the latter break the next backward pass.
-        with torch.no_grad(), torch.autocast(device_type, enabled=False):
+        with torch.no_grad(), torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
             yield
     finally:
         for module, training in flags:

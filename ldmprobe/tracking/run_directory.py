@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ldmprobe.errors import ConfigurationError
 
-_TRACES = ("probes/*.parquet", "checkpoints/*.ckpt", "report.html")
+_TRACES = ("probes/*.parquet", "checkpoints/*.ckpt", "report.html", "reference.safetensors")
 
 
 def claim(run_dir: str | Path, resuming: bool) -> Path:

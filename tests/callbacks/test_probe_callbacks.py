@@ -28,7 +28,9 @@ def probes(every_n_steps=2):
 
 
 def test_every_probe_callback_is_covered_here():
-    kinds = {cls for _, cls in inspect.getmembers(ldmprobe.callbacks, inspect.isclass) if issubclass(cls, ProbeCallback)}
+    kinds = {
+        cls for _, cls in inspect.getmembers(ldmprobe.callbacks, inspect.isclass) if issubclass(cls, ProbeCallback)
+    }
     assert kinds - {ProbeCallback} == {type(probe) for probe in probes()}
 
 
@@ -151,6 +153,11 @@ def test_csv_logger_gets_the_scalars(tmp_path):
     trainer(tmp_path, max_steps=2, logger=logger, callbacks=probes(2)).fit(module(), digits())
     text = next((tmp_path / "csv").rglob("metrics.csv")).read_text()
     assert "probe/step_kl/t0751" in text.splitlines()[0]
+
+
+def test_two_probes_of_one_kind_are_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"several DDIMProbe callbacks, whose records would be mixed up"):
+        trainer(tmp_path, callbacks=[DDIMProbe(2), DDIMProbe(3)]).fit(module(), digits())
 
 
 def test_report_is_written_at_the_end(tmp_path):

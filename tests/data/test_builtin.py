@@ -107,7 +107,7 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 
 
 def test_an_unknown_parameter_is_refused_by_name():
-    with pytest.raises(ConfigurationError, match="builtin:shapes does not take these dataset_kwargs.*'colour'"):
+    with pytest.raises(ConfigurationError, match=r"builtin:shapes does not take these dataset_kwargs.*'colour'"):
         load_builtin("shapes", colour="red")
 
 

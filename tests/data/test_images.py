@@ -170,7 +170,7 @@ def test_images_of_different_sizes_are_refused(tmp_path):
 
 def test_a_label_above_the_number_of_classes_is_refused_and_named(tmp_path):
     path = _parquet(tmp_path / "a.parquet", _grey(10), [0, 1] * 4 + [5, 5])
-    with pytest.raises(ConfigurationError, match="class label 5 in column 'label'.*expected 0 to 2"):
+    with pytest.raises(ConfigurationError, match=r"class label 5 in column 'label'.*expected 0 to 2"):
         ImageData(path, label_column="label", num_classes=3).setup()
 
 

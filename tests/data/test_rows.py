@@ -167,7 +167,7 @@ def test_label_and_caption_are_read_if_named():
 
 
 def test_a_missing_label_is_refused_and_its_row_named():
-    with pytest.raises(ConfigurationError, match="Row 4.*'label'"):
+    with pytest.raises(ConfigurationError, match=r"Row 4.*'label'"):
         RowReader("image", "label", None, None, None).read({"image": _half_white("L"), "label": None}, 4)
 
 

@@ -71,7 +71,7 @@ def test_fixed_text_is_the_same_for_every_sample():
     "wrong", [{"num_classes": 0}, {"num_classes": 3, "dropout": 1.0}, {"num_classes": 3, "dropout": -0.1}]
 )
 def test_arguments_out_of_range_are_refused(wrong):
-    with pytest.raises(ConfigurationError, match="ClassConditioning got .*; expected"):
+    with pytest.raises(ConfigurationError, match=r"ClassConditioning got .*; expected"):
         ClassConditioning(**wrong)
 
 

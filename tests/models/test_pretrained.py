@@ -50,7 +50,7 @@ def test_another_family_is_refused_by_name(folder, family):
 
 
 def test_a_folder_without_a_pipeline_is_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match="no diffusers pipeline: there is no readable model_index.json"):
+    with pytest.raises(ConfigurationError, match=r"no diffusers pipeline: there is no readable model_index.json"):
         load_pipeline(str(tmp_path))
 
 
@@ -62,12 +62,12 @@ def test_a_name_that_is_nowhere_is_refused(name):
 
 def test_pickled_weights_are_refused(tmp_path):
     DDPMPipeline(tiny_unet(), DDPMScheduler()).save_pretrained(tmp_path, safe_serialization=False)
-    with pytest.raises(ConfigurationError, match="DDPMPipeline in .* cannot be loaded"):
+    with pytest.raises(ConfigurationError, match=r"DDPMPipeline in .* cannot be loaded"):
         load_pipeline(str(tmp_path))
 
 
 def test_broken_weights_are_refused(folder):
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ConfigurationError, match="DDPMPipeline in .* cannot be loaded"):
+    with pytest.raises(ConfigurationError, match=r"DDPMPipeline in .* cannot be loaded"):
         load_pipeline(str(folder))

@@ -13,7 +13,7 @@ from ldmprobe.probing.reference import Reference
 from tests.helpers import gaussian_model, sd_scheduler, tiny_unet
 from tests.probing.gaussian import assert_same_record, draw, exact_reference, on_ranks
 
-SAME = {"rtol": 1e-5, "atol": 1e-6}
+SAME = {"rtol": 1e-5, "atol": 1e-9}
 
 
 def unet_model(**network) -> DiffusionModel:

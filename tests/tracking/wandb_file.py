@@ -25,7 +25,9 @@ def read_history(run_dir: Path) -> list[dict[str, Any]]:
     rows = []
     for record in records:
         if record.HasField("history"):
-            rows.append({".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item})
+            rows.append(
+                {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+            )
     return rows
 
 

@@ -46,7 +46,11 @@ def trainer(folder, max_steps=6, **kwargs):
         "num_sanity_val_steps": 0,
     }
     return L.Trainer(
-        default_root_dir=str(folder), max_steps=max_steps, max_epochs=-1, check_val_every_n_epoch=None, **{**settings, **kwargs}
+        default_root_dir=str(folder),
+        max_steps=max_steps,
+        max_epochs=-1,
+        check_val_every_n_epoch=None,
+        **{**settings, **kwargs},
     )
 
 
@@ -125,7 +129,9 @@ def test_checkpoint_of_another_model_is_refused_by_name(tmp_path):
     fit.fit(module(), digits())
     fit.save_checkpoint(tmp_path / "model.ckpt")
     other = module(scheduler=sd_scheduler(prediction_type="v_prediction"))
-    with pytest.raises(ConfigurationError, match=r"another model: its scheduler has prediction_type = epsilon, this run's has v_pred"):
+    with pytest.raises(
+        ConfigurationError, match=r"another model: its scheduler has prediction_type = epsilon, this run's has v_pred"
+    ):
         trainer(tmp_path / "other", max_steps=2).fit(other, digits(), ckpt_path=str(tmp_path / "model.ckpt"))
 
 

@@ -1,0 +1,53 @@
+"""Every YAML says how it is run, and builds what it names."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from lightning.pytorch.callbacks import LearningRateMonitor
+
+from ldmprobe.callbacks import DDIMProbe, DenoisingProbe, ReportWriter, TrainingLoss
+from ldmprobe.training.cli import LDMProbeCLI, build_cli
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+WHOLE = sorted(path for path in CONFIGS.glob("*.yaml") if "model" in yaml.safe_load(path.read_text()))
+
+
+def build(tmp_path, *configs, overrides=()) -> LDMProbeCLI:
+    arguments = [part for config in configs for part in ("--config", str(config))]
+    return build_cli([*arguments, "--run_dir", str(tmp_path / "run"), *overrides], run=False)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_first_line_is_the_command(path):
+    assert path.read_text().startswith("# ldmprobe fit --config ")
+    assert path.name in path.read_text().splitlines()[0]
+
+
+@pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.stem)
+def test_configuration_builds_model_data_and_trainer(tmp_path, path):
+    cli = build(tmp_path, path)
+    assert cli.trainer.default_root_dir == str(tmp_path / "run")
+    checkpoints = [callback for callback in cli.trainer.callbacks if type(callback).__name__ == "ModelCheckpoint"]
+    assert [callback.dirpath for callback in checkpoints] == [str(tmp_path / "run" / "checkpoints")]
+    for logger in cli.trainer.loggers:
+        assert str(logger.save_dir).startswith(str(tmp_path / "run"))
+
+
+def test_fragment_of_probes_appends_to_the_callbacks(tmp_path):
+    own = yaml.safe_load((CONFIGS / "gaussian.yaml").read_text())
+    own["trainer"]["callbacks"] = [{"class_path": "lightning.pytorch.callbacks.LearningRateMonitor"}]
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(own))
+    kinds = {
+        type(callback) for callback in build(tmp_path, tmp_path / "own.yaml", CONFIGS / "probes.yaml").trainer.callbacks
+    }
+    assert {LearningRateMonitor, DDIMProbe, DenoisingProbe, TrainingLoss, ReportWriter} <= kinds
+
+
+def test_short_names_work_on_the_command_line(tmp_path):
+    cli = build(
+        tmp_path,
+        CONFIGS / "gaussian.yaml",
+        overrides=["--trainer.callbacks+=DDIMProbe", "--trainer.callbacks.every_n_steps=7"],
+    )
+    assert [c.every_n_steps for c in cli.trainer.callbacks if isinstance(c, DDIMProbe)] == [500, 7]

@@ -1,0 +1,67 @@
+"""The direction of imports: each package has a rank, and none imports one below it."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ORDER = [
+    ["errors", "diffusion", "analysis"],
+    ["models", "data"],
+    ["probing"],
+    ["tracking", "training"],
+    ["callbacks"],
+    ["standalone", "cli"],
+]
+RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
+# The command line of training knows the callbacks' short names.
+EXCEPTIONS = {("ldmprobe/training/cli.py", "callbacks")}
+PURE = ("diffusion", "analysis")
+HEAVY = {"lightning", "wandb", "diffusers", "datasets"}
+
+SOURCES = sorted((ROOT / "ldmprobe").rglob("*.py")) + sorted((ROOT / "callbacks").rglob("*.py"))
+SOURCES = [path for path in SOURCES if "ldmprobe/callbacks" not in path.as_posix()]
+
+
+def imports(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+def package_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).parts
+    return parts[0] if parts[0] == "callbacks" else parts[1].removesuffix(".py")
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_imports_flow_one_way(path):
+    package = package_of(path)
+    if package == "__init__":
+        return
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "ldmprobe" and len(parts) > 1 and parts[1] in RANK:
+            place = path.relative_to(ROOT).as_posix()
+            assert RANK[parts[1]] <= RANK[package] or (place, parts[1]) in EXCEPTIONS, f"{place} imports {name}"
+
+
+@pytest.mark.parametrize("path", [path for path in SOURCES if package_of(path) in PURE], ids=lambda path: path.name)
+def test_mathematics_knows_no_framework(path):
+    top = ast.parse(path.read_text()).body
+    at_import = {alias.name.split(".")[0] for node in top if isinstance(node, ast.Import) for alias in node.names}
+    at_import |= {node.module.split(".")[0] for node in top if isinstance(node, ast.ImportFrom) and node.module}
+    assert not at_import & HEAVY
+    if package_of(path) == "analysis":
+        assert not {name.split(".")[0] for name in imports(path)} & HEAVY
+
+
+def test_only_one_file_imports_wandb():
+    assert [path.name for path in SOURCES if any(name.split(".")[0] == "wandb" for name in imports(path))] == [
+        "wandb.py"
+    ]
