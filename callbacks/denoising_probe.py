@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import lightning as L
 
-from ldmprobe.callbacks.probe_callback import ProbeCallback
+from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
 from ldmprobe.callbacks.probe_data import held_out_of, reference_of
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import diffusion_model_of
@@ -12,6 +12,7 @@ from ldmprobe.probing.denoising import HeldOut, probe_denoising
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.probing.reference import Reference
+from ldmprobe.tracking.store import RecordStore
 
 
 class DenoisingProbe(ProbeCallback):
@@ -24,12 +25,19 @@ class DenoisingProbe(ProbeCallback):
     probe/denoising_mmse/tNNNN        that of the best linear denoiser, in closed form                per dimension
     probe/denoising_skill/tNNNN       1 − mse/mmse: below 0 is worse than a Wiener filter             1
     probe/denoising_nats/tNNNN        gain over the linear denoiser                                   nats
+    probe/calibration_residual/tNNNN  share of the error that a linear correction would still remove  1
+    probe/calibration_nats/tNNNN      the same                                                        nats
+    probe/denoising_progress/tNNNN    gained since the last probe, paired                             nats
     probe/denoising_bound_nats        ½ D Σ MSE Δlog-SNR, lower is better                             nats
+    probe/imbalance_gini              how unevenly the recoverable error is spread over log-SNR       1
+    probe/imbalance_share/logsnr±NN   share of it in the band that begins there                       1
+    probe/calibration_residual_band/logsnr±NN   residual of that band                                1
     ================================  ==============================================================  ==========
 
     Args:
         every_n_steps: optimiser steps between probes.
-        num_samples: held-out images, as many as there are up to this.
+        num_images: held-out images, as many as there are up to this.
+        num_draws: noised latents per level; with fewer images, each is drawn several times.
         batch_size: latents through the network at once.
         num_reference: training images that the linear denoiser is fitted on.
         seed: of the noise.
@@ -38,34 +46,46 @@ class DenoisingProbe(ProbeCallback):
     def __init__(
         self,
         every_n_steps: int = 500,
-        num_samples: int = 512,
+        num_images: int = 512,
+        num_draws: int = 512,
         batch_size: int = 256,
         num_reference: int = 4096,
         seed: int = 0,
     ) -> None:
         super().__init__(every_n_steps)
-        if min(num_samples, batch_size) < 1:
-            raise ConfigurationError(
-                f"DenoisingProbe got num_samples {num_samples}, batch_size {batch_size}; expected at least 1 of each."
-            )
-        self.num_samples, self.batch_size, self.num_reference, self.seed = num_samples, batch_size, num_reference, seed
+        for name, value, least in (
+            ("num_images", num_images, 8),
+            ("num_draws", num_draws, 32),
+            ("batch_size", batch_size, 1),
+        ):
+            if value < least:
+                raise ConfigurationError(f"DenoisingProbe got {name} {value}; expected at least {least}.")
+        self.num_images, self.num_draws, self.batch_size = num_images, num_draws, batch_size
+        self.num_reference, self.seed = num_reference, seed
         self._reference: Reference | None = None
         self._held_out: HeldOut | None = None
+        self._previous: ProbeRecord | None = None
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
         model = diffusion_model_of(pl_module)
         if self._reference is None:
             self._reference = reference_of(trainer, model, self.num_reference)
         if self._held_out is None:
-            self._held_out = held_out_of(trainer, model, self.num_samples)
+            self._held_out = held_out_of(trainer, model, self.num_images)
+        if self._previous is None and trainer.global_step > 0:  # resumed
+            earlier = RecordStore(run_directory(trainer)).read("denoising")
+            self._previous = next((record for record in reversed(earlier) if record.step < trainer.global_step), None)
         with self.progress(trainer) as progress:
-            return probe_denoising(
+            self._previous = probe_denoising(
                 model,
                 self._held_out,
                 self._reference,
+                num_draws=self.num_draws,
                 batch_size=self.batch_size,
                 seed=self.seed,
                 step=trainer.global_step,
+                previous=self._previous,
                 ranks=ranks,
                 progress=progress,
             )
+        return self._previous

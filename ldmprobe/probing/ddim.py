@@ -103,7 +103,14 @@ def probe_ddim(
         "sampler": fingerprint("ddim", num_samples, guidance_scale, seed, list(model.latent_shape)),
     }
     return ProbeRecord(
-        "ddim", step, found.scalars, found.curves, found.scatters, found.images, provenance, fingerprints
+        "ddim",
+        step,
+        found.scalars,
+        found.curves,
+        found.scatters,
+        images=found.images,
+        provenance=provenance,
+        fingerprints=fingerprints,
     )
 
 

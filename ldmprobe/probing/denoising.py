@@ -1,9 +1,13 @@
 r"""The denoising probe: how well each noise level denoises held-out data, on a grid of log-SNR that no training choice moves.
 
-.. math:: \text{skill}(\lambda) = 1 - \frac{\text{MSE}_\epsilon(\lambda)}{\text{MMSE}_\text{Gauss}(\lambda)}
+Three views of the same forward passes, and no sampling:
 
-Skill is 0 for the best *linear* denoiser and below 0 for anything worse. In nats: ½ D Δλ (MMSE_Gauss − MSE) per level (the I-MMSE relation;
-Kong et al., 2023, arXiv:2302.03792), which weighs the levels by what they contribute to the likelihood bound.
+.. math:: \text{skill}(\lambda) = 1 - \frac{\text{MSE}_\epsilon(\lambda)}{\text{MMSE}_\text{Gauss}(\lambda)}, \qquad
+          \text{nats} = \tfrac12 D\,\Delta\lambda\,(\text{MMSE}_\text{Gauss} - \text{MSE}_\epsilon), \qquad R(\lambda)
+
+Skill is 0 for the best *linear* denoiser and below 0 for anything worse. Nats (the I-MMSE relation; Kong et al., 2023,
+arXiv:2302.03792) weigh the levels by what they contribute to the likelihood bound. R is the calibration residual of
+``ldmprobe.analysis.calibration``: the share of the level's loss that a linear correction would still remove.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldmprobe.analysis.calibration import NUM_FOLDS, CalibrationSums, calibration
+from ldmprobe.analysis.imbalance import summarise
 from ldmprobe.analysis.reference import gaussian_mmse
 from ldmprobe.diffusion.prediction import to_x0_and_epsilon
 from ldmprobe.errors import ConfigurationError
@@ -24,7 +30,7 @@ from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.models.denoiser import Condition
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress, sample_noise
-from ldmprobe.probing.record import Curve, ProbeRecord, fingerprint
+from ldmprobe.probing.record import Curve, PerSample, ProbeRecord, fingerprint
 from ldmprobe.probing.reference import Reference, encode_images
 
 LOG_SNR_SPACING = 0.75
@@ -63,75 +69,148 @@ def probe_denoising(
     model: DiffusionModel,
     held_out: HeldOut,
     reference: Reference,
+    num_draws: int = 512,
     batch_size: int = 256,
     seed: int = 0,
     step: int = 0,
+    previous: ProbeRecord | None = None,
     ranks: Ranks | None = None,
     progress: Progress = no_progress,
 ) -> ProbeRecord:
-    """Denoise held-out latents at each level, with noise fixed per sample.
+    """Denoise held-out latents at each level, with noise fixed per draw.
 
-    Curves over the grid (95 % intervals over samples):
+    Curves over the grid (95 % intervals over draws; over folds of images for the residual):
 
-    ==================  ===========================================================
-    denoising_mse       mean squared ε-error per dimension, raw
-    denoising_mmse      the best linear denoiser's, in closed form
-    denoising_skill     1 − mse/mmse
-    denoising_nats      what the network gains over the linear one, nats per level
-    ==================  ===========================================================
+    =====================  =====================================================================================
+    denoising_mse          mean squared ε-error per dimension, raw
+    denoising_mmse         the best linear denoiser's, in closed form
+    denoising_skill        1 − mse/mmse
+    denoising_nats         what the network gains over the linear one, nats per level
+    calibration_residual   R: the share of the squared error that a linear correction, cross-fitted, would remove
+    calibration_nats       the same in nats per level: what training can still recover there, at least
+    denoising_progress     what was gained since ``previous``, nats per level, paired
+    =====================  =====================================================================================
 
-    Scalar ``denoising_bound_nats``: ½ D Σ MSE Δλ, the part of the likelihood bound that the grid covers (lower is better).
+    Per sample ``denoising_errors`` (levels, draws), for paired comparisons. Scalars: ``denoising_bound_nats``, ½ D Σ MSE Δλ, the part of the
+    likelihood bound that the grid covers (lower is better); ``imbalance_gini`` and ``imbalance_share/…``, how the recoverable
+    excess is spread over bands of log-SNR. The provenance holds the ``summary``, one sentence.
+
+    Args:
+        num_draws: noised latents per level: each image is drawn as often as it takes, with noise of its own each time.
+        previous: the record of the same probe before this one, for progress.
 
     Returns:
         A record called "denoising", the same on every rank.
+
+    Raises:
+        ConfigurationError: fewer draws than 32, or a reference of other latents.
     """
+    if num_draws < 4 * NUM_FOLDS:
+        raise ConfigurationError(
+            f"num_draws is {num_draws}; expected at least {4 * NUM_FOLDS}, for its cross-fitted statistics."
+        )
+    if tuple(reference.basis.shape) != tuple(held_out.latents.shape[1:]):
+        raise ConfigurationError(
+            f"The reference was fitted on latents of shape {tuple(reference.basis.shape)}, the held-out ones are "
+            f"{tuple(held_out.latents.shape[1:])}; use the same data and codec for both."
+        )
     timesteps = log_snr_grid(model)
     ranks = ranks or Ranks()
-    mine = ranks.share(len(held_out.latents))
+    num_images = len(held_out.latents)
+    mine = ranks.share(num_draws)
+    image = mine % num_images
     device, schedule = model.device, model.schedule
+    levels = []
     with evaluating(model.modules):
-        z0 = held_out.latents[mine].to(device)
-        condition = {name: value[mine].to(device) for name, value in held_out.condition.items()}
+        z0 = held_out.latents[image].to(device)
+        condition = {name: value[image].to(device) for name, value in held_out.condition.items()}
         noise = sample_noise(mine.tolist(), tuple(z0.shape[1:]), seed, stream=1).to(device)
-        errors = []
+        fold = (image % NUM_FOLDS).to(device)
+        errors = torch.zeros(len(mine), len(timesteps), dtype=torch.float64, device=device)
         for k, timestep in enumerate(timesteps.tolist()):
             alpha, sigma = float(schedule.alpha[timestep]), float(schedule.sigma[timestep])
-            level = []
-            for start in range(0, len(z0), batch_size):
+            sums: CalibrationSums | None = None
+            for start in range(0, max(len(z0), 1), batch_size):
                 chunk = slice(start, start + batch_size)
                 z_t = alpha * z0[chunk] + sigma * noise[chunk]
                 part = {name: value[chunk] for name, value in condition.items()}
-                prediction = model.predict(z_t, torch.full((len(z_t),), timestep, device=device), part)
+                if len(z_t):
+                    prediction = model.predict(z_t, torch.full((len(z_t),), timestep, device=device), part)
+                else:
+                    prediction = z_t
                 _, epsilon = to_x0_and_epsilon(schedule.prediction_type, prediction, z_t, alpha, sigma)
-                level.append((epsilon - noise[chunk]).double().pow(2).flatten(1).mean(1))
-            errors.append(torch.cat(level) if level else torch.empty(0, dtype=torch.float64, device=device))
+                error = noise[chunk] - epsilon
+                errors[chunk, k] = error.double().pow(2).flatten(1).mean(1)
+                e, z, p = (reference.basis.rotate(value) for value in (error, z_t, epsilon))
+                batch_sums = CalibrationSums.from_samples(e, z, p, fold[chunk])
+                sums = batch_sums if sums is None else sums + batch_sums
+            assert sums is not None
+            reduced = (ranks.all_reduce_sum(value) for value in (sums.n, sums.gram, sums.cross, sums.squares))
+            levels.append(calibration(CalibrationSums(*reduced)))
             progress(k + 1, len(timesteps))
-        squared = ranks.gather_rows(torch.stack(errors, 1), mine, len(held_out.latents))
-    n, dimension = len(squared), held_out.latents[0].numel()
+        squared = ranks.gather_rows(errors, mine, num_draws)
     log_snr = schedule.log_snr[timesteps]
-    mse = squared.mean(0)
-    half_width = 1.96 * squared.std(0) / n**0.5
-    mmse = gaussian_mmse(reference.basis.variance, log_snr)
+    dimension = held_out.latents[0].numel()
     nats = 0.5 * dimension * LOG_SNR_SPACING
+    of_image = torch.arange(num_draws) % num_images
+    mse, half_width = squared.mean(0), _half_width(squared, of_image)
+    mmse = gaussian_mmse(reference.basis.variance, log_snr)
+    residual, residual_width, excess = (
+        torch.tensor([getattr(level, name) for level in levels], dtype=torch.float64)
+        for name in ("residual", "half_width", "excess")
+    )
 
     def curve(value: Tensor, width: Tensor | None = None) -> Curve:
         limits = (None, None) if width is None else ((value - width).numpy(), (value + width).numpy())
         return Curve(timesteps.numpy(), log_snr.numpy(), value.numpy(), *limits)
 
+    curves = {
+        "denoising_mse": curve(mse, half_width),
+        "denoising_mmse": curve(mmse),
+        "denoising_skill": curve(1 - mse / mmse, half_width / mmse),
+        "denoising_nats": curve(nats * (mmse - mse), nats * half_width),
+        "calibration_residual": curve(residual, residual_width),
+        "calibration_nats": curve(nats * excess, nats * residual_width * mse),
+    }
+    fingerprints = {
+        "grid": fingerprint(timesteps, log_snr.float()),
+        "reference": reference.fingerprint,
+        "held_out": fingerprint(
+            num_draws, seed, [f"{x:.3e}" for x in held_out.latents.flatten(1).mean(1).tolist()[:64]]
+        ),
+    }
+    if previous is not None and previous.fingerprints == fingerprints and previous.step < step:
+        before = torch.from_numpy(previous.per_sample["denoising_errors"].value.copy()).T
+        gain = before - squared
+        curves["denoising_progress"] = curve(nats * gain.mean(0), nats * _half_width(gain, of_image))
+    imbalance = summarise(log_snr.numpy(), residual.numpy(), residual_width.numpy(), mse.numpy(), nats)
     return ProbeRecord(
         "denoising",
         step,
-        scalars={"denoising_bound_nats": float(nats * mse.sum())},
-        curves={
-            "denoising_mse": curve(mse, half_width),
-            "denoising_mmse": curve(mmse),
-            "denoising_skill": curve(1 - mse / mmse, half_width / mmse),
-            "denoising_nats": curve(nats * (mmse - mse), nats * half_width),
+        scalars={
+            "denoising_bound_nats": float(nats * mse.sum()),
+            "imbalance_gini": imbalance.gini,
+            **{f"imbalance_share/logsnr{band.low:+03.0f}": band.share for band in imbalance.bands},
+            **{f"calibration_residual_band/logsnr{band.low:+03.0f}": band.residual for band in imbalance.bands},
         },
-        provenance={"num_samples": n, "seed": seed, "weights": model.weights, "dimension": dimension},
-        fingerprints={
-            "grid": fingerprint(timesteps, log_snr.float()),
-            "reference": reference.fingerprint,
-            "held_out": fingerprint(n, [f"{x:.3e}" for x in held_out.latents.flatten(1).mean(1).tolist()[:64]]),
+        curves=curves,
+        per_sample={"denoising_errors": PerSample(timesteps.numpy(), log_snr.numpy(), squared.T.numpy())},
+        provenance={
+            "num_draws": num_draws,
+            "num_images": num_images,
+            "seed": seed,
+            "weights": model.weights,
+            "dimension": dimension,
+            "progress_since_step": previous.step if "denoising_progress" in curves and previous is not None else None,
+            "summary": imbalance.sentence,
         },
+        fingerprints=fingerprints,
     )
+
+
+def _half_width(values: Tensor, group: Tensor) -> Tensor:
+    """Of the 95 % interval of the mean of ``values`` (N, L), whose draws of one image, ``group`` (N,), are not independent."""
+    deviation = torch.zeros(int(group.max()) + 1, values.shape[1], dtype=values.dtype)
+    deviation.index_add_(0, group, values - values.mean(0))
+    groups = len(deviation)
+    return 1.96 * (groups / (groups - 1) * (deviation**2).sum(0)).sqrt() / len(values)

@@ -71,13 +71,22 @@ class Scatter:
 
 
 @dataclass(frozen=True)
+class PerSample:
+    """A number per noise level and sample: ``value`` (S, N), levels as a curve's. What paired comparisons are made of."""
+
+    timestep: np.ndarray
+    log_snr: np.ndarray
+    value: np.ndarray
+
+
+@dataclass(frozen=True)
 class ProbeRecord:
     """What one run of one probe found.
 
     Attributes:
         probe: which probe.
         step: optimiser steps taken when it ran.
-        scalars, curves, scatters, images: by metric name. A scatter is one per noise level; an image is PNG bytes.
+        scalars, curves, scatters, per_sample, images: by metric name. A scatter is one per noise level; an image is PNG bytes.
         provenance: what it was measured with: sample numbers, steps, weights, versions; plain JSON values.
         fingerprints: hashes of grid, reference, basis, codec, sampler: records are comparable where these agree.
         created: UTC, ISO 8601.
@@ -88,6 +97,7 @@ class ProbeRecord:
     scalars: dict[str, float] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)
     scatters: dict[str, list[Scatter]] = field(default_factory=dict)
+    per_sample: dict[str, PerSample] = field(default_factory=dict)
     images: dict[str, list[bytes]] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
@@ -122,6 +132,18 @@ class ProbeRecord:
                             value=scatter.xy[:, axis],
                         )
                     )
+        for metric, each in self.per_sample.items():
+            levels, n = each.value.shape
+            blocks.append(
+                _block(
+                    metric,
+                    index=np.repeat(np.arange(levels), n),
+                    timestep=np.repeat(each.timestep, n),
+                    log_snr=np.repeat(each.log_snr, n),
+                    sample=np.tile(np.arange(n), levels),
+                    value=each.value.ravel(),
+                )
+            )
         for metric, images in self.images.items():
             n = len(images)
             blocks.append(
@@ -159,6 +181,7 @@ class ProbeRecord:
         curves: dict[str, Curve] = {}
         images: dict[str, list[bytes]] = {}
         axes: dict[str, Any] = {}
+        per_sample: dict[str, PerSample] = {}
         metrics = np.asarray(table["metric"].to_pylist(), dtype=object)
         for metric in dict.fromkeys(metrics.tolist()):
             rows = table.filter(pa.array(metrics == metric))
@@ -168,8 +191,13 @@ class ProbeRecord:
             }
             if rows["image"].null_count < len(rows):
                 images[metric] = rows["image"].to_pylist()
-            elif column["sample"][0] >= 0:
+            elif metric.endswith(("/pc1", "/pc2")):
                 axes[metric] = column
+            elif column["sample"][0] >= 0:
+                levels = int(column["index"].max()) + 1
+                first = slice(None, None, len(rows) // levels)
+                value = column["value"].reshape(levels, -1)
+                per_sample[metric] = PerSample(column["timestep"][first], column["log_snr"][first], value)
             elif column["index"][0] < 0:
                 scalars[metric] = float(column["value"][0])
             else:
@@ -195,6 +223,7 @@ class ProbeRecord:
             scalars,
             curves,
             scatters,
+            per_sample,
             images,
             header["provenance"],
             header["fingerprints"],

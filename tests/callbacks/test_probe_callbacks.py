@@ -22,7 +22,7 @@ from tests.training.test_latent_diffusion import digits, module, trainer
 def probes(every_n_steps=2):
     return [
         DDIMProbe(every_n_steps, num_samples=16, num_steps=4),
-        DenoisingProbe(every_n_steps, num_samples=16),
+        DenoisingProbe(every_n_steps, num_images=16, num_draws=32),
         TrainingLoss(every_n_steps),
     ]
 

@@ -77,7 +77,7 @@ def test_probes_change_nothing_that_is_trained(tmp_path):
     trainer(tmp_path / "plain", accumulate_grad_batches=2).fit(plain, digits())
     probes = [
         DDIMProbe(every_n_steps=2, num_samples=8, num_steps=3),
-        DenoisingProbe(every_n_steps=1, num_samples=8),
+        DenoisingProbe(every_n_steps=1, num_images=16, num_draws=32),
         TrainingLoss(every_n_steps=2),
     ]
     trainer(tmp_path / "probed", accumulate_grad_batches=2, callbacks=probes).fit(probed, digits())
@@ -164,7 +164,9 @@ def test_plain_tensor_loaders_work_without_a_datamodule(tmp_path):
     batches = [{"image": part, "index": torch.arange(len(part))} for part in images.split(16)]
     model = LatentDiffusion(tiny_unet(channels=1), validation_timesteps=2)
     loader = torch.utils.data.DataLoader(batches, batch_size=None)
-    fit = trainer(tmp_path, callbacks=[DDIMProbe(2, num_samples=8, num_steps=2), DenoisingProbe(2, num_samples=8)])
+    fit = trainer(
+        tmp_path, callbacks=[DDIMProbe(2, num_samples=8, num_steps=2), DenoisingProbe(2, num_images=16, num_draws=32)]
+    )
     fit.fit(model, loader, loader)
     assert len(list((tmp_path / "probes").glob("*.parquet"))) == 8
 
