@@ -1,6 +1,6 @@
-"""What a denoiser predicts, and how to get from one to the other: ε, x_0 ("sample") and v = α ε − σ x_0.
+"""What a denoiser predicts, and how to get from one to the other: ε, x_0 ("sample"), v = α ε − σ x_0 and flow velocity u = ε − x_0.
 
-v-prediction: Salimans & Ho, 2022 (arXiv:2202.00512), section 4.
+v: Salimans & Ho, 2022 (arXiv:2202.00512), section 4. u, with α = 1 − σ: Lipman et al., 2023 (arXiv:2210.02747).
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ def prediction_target(prediction_type: str, x0: Tensor, epsilon: Tensor, alpha: 
         return epsilon
     if prediction_type == "sample":
         return x0
+    if prediction_type == "flow":
+        return epsilon - x0
     return alpha * epsilon - sigma * x0
 
 
@@ -30,16 +32,20 @@ def to_x0_and_epsilon(
         return (z_t - sigma * prediction) / alpha, prediction
     if prediction_type == "sample":
         return prediction, (z_t - alpha * prediction) / sigma
+    if prediction_type == "flow":
+        return z_t - sigma * prediction, z_t + alpha * prediction
     return alpha * z_t - sigma * prediction, alpha * prediction + sigma * z_t
 
 
 def epsilon_error_scale(prediction_type: str, log_snr: Tensor) -> Tensor:
     """Factor from the squared error of a prediction to that of the ε it implies: ‖Δε‖² = factor · ‖Δprediction‖².
 
-    ε: 1.  x_0: SNR.  v: SNR/(SNR+1).  Multiplying a weight in ε-units by it gives the weight on the prediction's own error.
+    ε: 1.  x_0: SNR.  v: SNR/(SNR+1).  u: α², α = √SNR/(1+√SNR).  Multiplying a weight in ε-units by it gives the weight on the prediction's own error.
     """
     if prediction_type == "epsilon":
         return torch.ones_like(log_snr)
     if prediction_type == "sample":
         return log_snr.exp()
+    if prediction_type == "flow":
+        return (log_snr / 2).sigmoid() ** 2
     return log_snr.sigmoid()

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ldmprobe.errors import ConfigurationError
 
-PREDICTION_TYPES = ("epsilon", "sample", "v_prediction")
+PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class SamplingGrid:
     """The noise levels that S deterministic sampling steps visit: step k goes from (α_t, σ_t)[k] to (α_s, σ_s)[k].
 
     Attributes:
-        timesteps: shape (S,), int64, what the denoiser is told.
+        timesteps: shape (S,), what the denoiser is told: int64, or float32 for flow matching.
         alpha_t, sigma_t: shape (S,), float64, the level each step starts from.
         alpha_s, sigma_s: shape (S,), float64, the level it arrives at.
         clip_range: where the scheduler clips x̂_0, or None.
@@ -50,35 +50,62 @@ class SamplingGrid:
 class NoiseSchedule:
     """α_t and σ_t for every training timestep, the prediction type, and the sampling grids that diffusers would use.
 
+    Attributes:
+        alpha, sigma: shape (T,), float64, by timestep; noise grows with it.
+        model_time: shape (T,), what the denoiser is told at each timestep: t itself, or T·σ_t for flow matching.
+        prediction_type: "epsilon", "sample", "v_prediction" or "flow".
+
     Args:
         scheduler: a diffusers scheduler with an ``alphas_cumprod`` table (DDPM, DDIM, PNDM, DPM-Solver, ...: everything
-            variance preserving).
+            variance preserving), or a FlowMatchEulerDiscreteScheduler without dynamic shifting.
 
     Raises:
-        ConfigurationError: the scheduler has no such table, clips by dynamic thresholding, or has an unknown prediction type.
+        ConfigurationError: the scheduler is of neither kind, clips by dynamic thresholding, has an unknown prediction type, or
+            asks an ε-prediction for x_0 where the terminal SNR is zero.
     """
 
     def __init__(self, scheduler: Any) -> None:
-        name = type(scheduler).__name__
-        if not isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor):
-            raise ConfigurationError(
-                f"{name} has no table of ᾱ_t (`alphas_cumprod`). Use a variance-preserving diffusers scheduler, such as "
-                "DDIMScheduler or DDPMScheduler."
-            )
-        config = scheduler.config
-        self.prediction_type: str = config.get("prediction_type", "epsilon")
-        if self.prediction_type not in PREDICTION_TYPES:
-            raise ConfigurationError(
-                f"{name} has prediction_type {self.prediction_type!r}; expected one of {', '.join(PREDICTION_TYPES)}."
-            )
+        name, config = type(scheduler).__name__, scheduler.config
         if config.get("thresholding", False):
             raise ConfigurationError(
                 f"{name} uses dynamic thresholding, which has no closed form; set `thresholding: false`."
             )
         self.scheduler = scheduler
-        alphas_cumprod = scheduler.alphas_cumprod.detach().to("cpu", torch.float64)
-        self.alpha = alphas_cumprod.sqrt()
-        self.sigma = (1 - alphas_cumprod).sqrt()
+        if name == "FlowMatchEulerDiscreteScheduler":
+            self._read_flow(scheduler)
+        elif isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor):
+            alphas_cumprod = scheduler.alphas_cumprod.detach().to("cpu", torch.float64)
+            self.alpha, self.sigma = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
+            self.model_time = torch.arange(len(alphas_cumprod))
+            self.prediction_type: str = config.get("prediction_type", "epsilon")
+        else:
+            raise ConfigurationError(
+                f"{name} has no table of ᾱ_t (`alphas_cumprod`). Use a variance-preserving diffusers scheduler, such as "
+                "DDIMScheduler or DDPMScheduler, or FlowMatchEulerDiscreteScheduler."
+            )
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ConfigurationError(
+                f"{name} has prediction_type {self.prediction_type!r}; expected one of {', '.join(PREDICTION_TYPES[:3])}."
+            )
+        if self.prediction_type == "epsilon" and float(self.alpha.min()) == 0:
+            raise ConfigurationError(
+                f"{name} has zero terminal SNR, where a prediction of ε says nothing of x_0; set `prediction_type: v_prediction`."
+            )
+
+    def _read_flow(self, scheduler: Any) -> None:
+        """Rectified flow, z = (1 − σ) x_0 + σ ε, prediction u = ε − x_0 (Lipman et al., 2023, arXiv:2210.02747)."""
+        curves = [f"use_{name}_sigmas" for name in ("karras", "exponential", "beta")]
+        for setting in ("use_dynamic_shifting", "shift_terminal", "invert_sigmas", "stochastic_sampling", *curves):
+            if scheduler.config.get(setting):
+                raise ConfigurationError(
+                    f"FlowMatchEulerDiscreteScheduler with `{setting}` cannot be probed; switch it off."
+                )
+        steps = scheduler.config.num_train_timesteps
+        uniform = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+        self.sigma = scheduler.shift * uniform / (1 + (scheduler.shift - 1) * uniform)
+        self.alpha = 1 - self.sigma
+        self.model_time = (steps * self.sigma).float()
+        self.prediction_type = "flow"
 
     @property
     def num_timesteps(self) -> int:
@@ -125,6 +152,8 @@ class NoiseSchedule:
             raise ConfigurationError(
                 f"num_steps is {num_steps}; expected 1 to {self.num_timesteps}, the scheduler's training timesteps."
             )
+        if self.prediction_type == "flow":
+            return self._flow_grid(num_steps)
         # Given one by one: from_config would put DDIM's own defaults in the place of another class's.
         config = self.scheduler.config
         settings = {
@@ -149,3 +178,10 @@ class NoiseSchedule:
         a_s = torch.where(s >= 0, self.alpha[s.clamp(min=0)] ** 2, float(ddim.final_alpha_cumprod))
         clip_range = float(ddim.config.clip_sample_range) if ddim.config.clip_sample else None
         return SamplingGrid(t, a_t.sqrt(), (1 - a_t).sqrt(), a_s.sqrt(), (1 - a_s).clamp(min=0).sqrt(), clip_range)
+
+    def _flow_grid(self, num_steps: int) -> SamplingGrid:
+        """For flow matching the same step, z_s = α_s x̂_0 + σ_s ε̂, is Euler's."""
+        euler = type(self.scheduler).from_config(self.scheduler.config)
+        euler.set_timesteps(num_steps)
+        sigmas = euler.sigmas.double().cpu()
+        return SamplingGrid(euler.timesteps.cpu(), 1 - sigmas[:-1], sigmas[:-1], 1 - sigmas[1:], sigmas[1:])

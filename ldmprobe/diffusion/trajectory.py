@@ -23,7 +23,7 @@ class DDIMStep:
     """
 
     index: int
-    timestep: int
+    timestep: float
     z_t: Tensor
     z_s: Tensor
     x0: Tensor
@@ -31,7 +31,7 @@ class DDIMStep:
 
 
 def ddim_steps(
-    denoise: Callable[[Tensor, int], Tensor], z_T: Tensor, grid: SamplingGrid, prediction_type: str
+    denoise: Callable[[Tensor, float], Tensor], z_T: Tensor, grid: SamplingGrid, prediction_type: str
 ) -> Iterator[DDIMStep]:
     """Sample from noise ``z_T`` (N, C, H, W), yielding each step (Song et al., 2021, arXiv:2010.02502, eq. 12, η = 0).
 

@@ -122,7 +122,7 @@ def sample_trajectory(
     device = model.device
     condition = model.conditioning.for_samples(sample_ids.to(device))
 
-    def denoise(z_t: Tensor, timestep: int) -> Tensor:
+    def denoise(z_t: Tensor, timestep: float) -> Tensor:
         predictions = []
         for start in range(0, len(z_t), batch_size):
             chunk = slice(start, start + batch_size)

@@ -135,7 +135,8 @@ def probe_denoising(
                 z_t = alpha * z0[chunk] + sigma * noise[chunk]
                 part = {name: value[chunk] for name, value in condition.items()}
                 if len(z_t):
-                    prediction = model.predict(z_t, torch.full((len(z_t),), timestep, device=device), part)
+                    told = schedule.model_time[timestep].expand(len(z_t)).to(device)
+                    prediction = model.predict(z_t, told, part)
                 else:
                     prediction = z_t
                 _, epsilon = to_x0_and_epsilon(schedule.prediction_type, prediction, z_t, alpha, sigma)

@@ -152,7 +152,8 @@ class LatentDiffusion(L.LightningModule):
         """Mean squared error of each prediction, (N,), in its own units."""
         alpha, sigma = self.schedule.levels(t, z0)
         model = self.diffusion_model(network)
-        prediction = model.predict(alpha * z0 + sigma * epsilon, t, condition)
+        told = self.schedule.model_time[t.cpu()].to(t.device)
+        prediction = model.predict(alpha * z0 + sigma * epsilon, told, condition)
         target = prediction_target(self.schedule.prediction_type, z0, epsilon, alpha, sigma)
         return (prediction.float() - target).pow(2).flatten(1).mean(1)
 
