@@ -5,11 +5,12 @@ from __future__ import annotations
 import lightning as L
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback
-from ldmprobe.callbacks.probe_data import reference_of
+from ldmprobe.callbacks.probe_data import held_out_of, reference_of
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.probing.analyses import Analysis
 from ldmprobe.probing.ddim import probe_ddim
+from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.probing.reference import Reference
@@ -28,6 +29,14 @@ class DDIMProbe(ProbeCallback):
     probe/step_kl_ideal/tNNNN      the same for a perfect denoiser of Gaussian data like the real      nats/dimension
     probe/step_kl_forward/tNNNN    the same for the forward process                                    nats/dimension
     probe/step_kl_softmax/tNNNN    paper-style softmax KL                                              nats
+    probe/step_kl_floor/tNNNN      what an uncorrected estimate would read above step_kl                nats/dimension
+    probe/step_kl_js/tNNNN         Jensen-Shannon divergence of the same Gaussians                      nats/dimension
+    probe/step_kl_ratio/bandK/…    step_kl ÷ ideal in eigen-band K (0: largest variance)                1
+    probe/variance_ratio/bandK/…   variance of samples ÷ that of real latents at the same level         1
+    probe/marginal_gap/tNNNN       KL(p_s ‖ q_s) of samples from real latents at the same level         nats/dimension
+    probe/marginal_gap_ideal/…     what the steps' length alone costs a perfect denoiser                nats/dimension
+    probe/one_step_excess/tNNNN    error of one step from true latents, less the linear optimum's       1/dimension
+    probe/x0_drift/tNNNN           mean squared change of x̂_0 since the step before                     1/dimension
     probe/pca_explained_{1,2}      share of real latents' variance along PC 1, PC 2                    1
     =============================  ==================================================================  =============
 
@@ -42,7 +51,7 @@ class DDIMProbe(ProbeCallback):
         batch_size: latents through the network at once.
         num_reference: real latents, of training images, that bases and ideal curves are fitted on.
         seed: of the starting noise, the same at every probe.
-        analyses: default: StepKL, PCAScatter, SampleImages.
+        analyses: default: all of them: StepKL, PCAScatter, X0Drift, SampleImages, MarginalGap, OneStepError.
     """
 
     def __init__(
@@ -68,6 +77,7 @@ class DDIMProbe(ProbeCallback):
         self.guidance_scale, self.batch_size, self.seed = guidance_scale, batch_size, seed
         self.num_reference, self.analyses = num_reference, analyses
         self._reference: Reference | None = None
+        self._held_out: HeldOut | None = None
 
     def check(self, model: DiffusionModel) -> None:
         model.schedule.ddim_grid(self.num_steps, self.timestep_spacing)
@@ -76,6 +86,7 @@ class DDIMProbe(ProbeCallback):
         model = diffusion_model_of(pl_module)
         if self._reference is None:
             self._reference = reference_of(trainer, model, self.num_reference)
+            self._held_out = held_out_of(trainer, model, num_images=128)
         with self.progress(trainer) as progress:
             return probe_ddim(
                 model,
@@ -87,6 +98,7 @@ class DDIMProbe(ProbeCallback):
                 batch_size=self.batch_size,
                 seed=self.seed,
                 analyses=self.analyses,
+                held_out=self._held_out,
                 step=trainer.global_step,
                 ranks=ranks,
                 progress=progress,

@@ -10,7 +10,7 @@ import torch
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.denoising import HeldOut
+from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.reference import Reference, encode_images
 

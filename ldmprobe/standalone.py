@@ -12,7 +12,8 @@ from torch import Tensor
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.ddim import probe_ddim, sample_trajectory
-from ldmprobe.probing.denoising import HeldOut, probe_denoising
+from ldmprobe.probing.denoising import probe_denoising
+from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.reference import Reference, encode_images
 
@@ -96,6 +97,7 @@ def probe(args: Namespace) -> str:
             guidance_scale=args.guidance_scale,
             batch_size=args.batch_size,
             seed=args.seed,
+            held_out=held_out,
             step=model.trained_steps,
             progress=progress,
         )

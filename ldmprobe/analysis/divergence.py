@@ -10,6 +10,7 @@ they are not Gaussian, and which no estimator reaches at these sample sizes and 
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -59,6 +60,40 @@ def independent_gaussian_kl(n: int, mean_x: Tensor, var_x: Tensor, mean_y: Tenso
     corrected = ratio / inflation
     gap = (mean_x - mean_y) ** 2 / var_y / inflation - (corrected + 1) / n
     return 0.5 * (corrected - 1 - ratio.log() + gap)
+
+
+def gaussian_kl_to_known(n: Tensor | int, mean_x: Tensor, var_x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    """KL(x ‖ N(mean, var)) per direction of ``n`` samples to a *known* Gaussian, corrected for their finite number, in nats.
+
+    The variance and the squared gap are linear in unbiased estimates; E ln s_x² = ln σ_x² + ψ((n−1)/2) − ln((n−1)/2).
+    NaN in a direction that does not vary.
+    """
+    half = torch.as_tensor((torch.as_tensor(n, dtype=torch.float64) - 1) / 2)
+    log_bias = torch.special.digamma(half) - half.log()
+    ratio = var_x / var
+    kl = 0.5 * (ratio - 1 - (ratio.log() - log_bias) + ((mean_x - mean) ** 2 - var_x / n) / var)
+    return torch.where((var_x > 0) & (var > 0), kl, torch.nan)
+
+
+def gaussian_js(mean_x: Tensor, var_x: Tensor, mean_y: Tensor, var_y: Tensor, num_nodes: int = 48) -> Tensor:
+    """Jensen-Shannon divergence of two Gaussians per direction, in nats, at most ln 2; by Gauss-Hermite quadrature under each."""
+    nodes, weights = (
+        torch.from_numpy(values).to(mean_x.device) for values in np.polynomial.hermite_e.hermegauss(num_nodes)
+    )
+    weights = weights / weights.sum()
+    sides = ((mean_x, var_x), (mean_y, var_y))
+
+    def log_density(z: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+        return -0.5 * ((z - mean) ** 2 / var + var.log())
+
+    total = torch.zeros_like(mean_x, dtype=torch.float64)
+    for mean, var in sides:
+        z = mean[..., None] + var[..., None].sqrt() * nodes
+        log_p, log_q = (log_density(z, m[..., None], v[..., None]) for m, v in sides)
+        own = log_density(z, mean[..., None], var[..., None])
+        mixture = torch.logaddexp(log_p, log_q) - np.log(2)
+        total = total + 0.5 * ((own - mixture) * weights).sum(-1)
+    return total
 
 
 def softmax_kl(x: Tensor, y: Tensor) -> Tensor:

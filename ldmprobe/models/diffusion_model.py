@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldmprobe.diffusion.prediction import to_x0_and_epsilon
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
@@ -60,6 +61,14 @@ class DiffusionModel:
             return conditional.to(dtype)
         null = denoise(z_t, timestep, self.conditioning.null(len(z_t), z_t.device))
         return (null + guidance_scale * (conditional - null)).to(dtype)
+
+    def denoised(
+        self, z_t: Tensor, timestep: float, alpha: float, sigma: float, condition: Condition
+    ) -> tuple[Tensor, Tensor]:
+        """(x̂_0, ε̂) at z_t = α x_0 + σ ε (N, C, H, W), all at one ``timestep`` as the network is told it, without guidance."""
+        told = torch.full((len(z_t),), timestep, device=z_t.device, dtype=self.schedule.model_time.dtype)
+        prediction = self.predict(z_t, told, condition)
+        return to_x0_and_epsilon(self.schedule.prediction_type, prediction, z_t, alpha, sigma)
 
 
 def diffusion_model_of(module: Any) -> DiffusionModel:

@@ -11,7 +11,18 @@ from ldmprobe.diffusion.schedule import SamplingGrid
 from ldmprobe.diffusion.trajectory import DDIMStep, ddim_steps
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.analyses import Analysis, Findings, PCAScatter, SampleImages, StepKL, Trajectory
+from ldmprobe.probing.analyses import (
+    Analysis,
+    Findings,
+    MarginalGap,
+    OneStepError,
+    PCAScatter,
+    SampleImages,
+    StepKL,
+    Trajectory,
+    X0Drift,
+)
+from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress, sample_noise
 from ldmprobe.probing.record import ProbeRecord, fingerprint
 from ldmprobe.probing.reference import Reference
@@ -27,6 +38,7 @@ def probe_ddim(
     batch_size: int = 256,
     seed: int = 0,
     analyses: Sequence[Analysis] | None = None,
+    held_out: HeldOut | None = None,
     step: int = 0,
     ranks: Ranks | None = None,
     progress: Progress = no_progress,
@@ -38,6 +50,7 @@ def probe_ddim(
 
     Args:
         model: what to probe.
+        held_out: held-out latents, for analyses that look at single steps.
         reference: real latents; without it there is no ideal curve, and PCA is fitted on the final samples.
         num_samples: N, at least 8.
         num_steps: S, 1 to T.
@@ -45,7 +58,8 @@ def probe_ddim(
         guidance_scale: of classifier-free guidance; anything but 1 shifts the marginals by design, so that curves are no longer
             comparable with the ideal.
         batch_size: how many latents go through the network at once.
-        analyses: default: StepKL, PCAScatter, SampleImages.
+        analyses: default: StepKL, PCAScatter, X0Drift, SampleImages, and with a reference MarginalGap, with held-out latents
+            OneStepError.
         step: optimiser steps taken so far.
         ranks: how the samples are shared out; default: one process.
         progress: called after each sampling step.
@@ -69,11 +83,11 @@ def probe_ddim(
         )
     grid = model.schedule.ddim_grid(num_steps, timestep_spacing)
     ranks = ranks or Ranks()
-    analyses = [StepKL(), PCAScatter(), SampleImages()] if analyses is None else list(analyses)
+    analyses = default_analyses(reference, held_out) if analyses is None else list(analyses)
     sample_ids = ranks.share(num_samples)
     found = Findings()
     with evaluating(model.modules):
-        trajectory = Trajectory(model, grid, sample_ids, num_samples, reference, ranks)
+        trajectory = Trajectory(model, grid, sample_ids, num_samples, reference, ranks, held_out)
         for analysis in analyses:
             analysis.begin(trajectory)
         for ddim_step in sample_trajectory(model, sample_ids, grid, guidance_scale, batch_size, seed):
@@ -114,6 +128,16 @@ def probe_ddim(
     )
 
 
+def default_analyses(reference: Reference | None, held_out: HeldOut | None) -> list[Analysis]:
+    """All analyses that can be made of what there is."""
+    analyses: list[Analysis] = [StepKL(), PCAScatter(), X0Drift(), SampleImages()]
+    if reference is not None:
+        analyses.append(MarginalGap())
+    if reference is not None and held_out is not None:
+        analyses.append(OneStepError())
+    return analyses
+
+
 def sample_trajectory(
     model: DiffusionModel, sample_ids: Tensor, grid: SamplingGrid, guidance_scale: float, batch_size: int, seed: int
 ) -> Iterator[DDIMStep]:
@@ -126,7 +150,7 @@ def sample_trajectory(
         predictions = []
         for start in range(0, len(z_t), batch_size):
             chunk = slice(start, start + batch_size)
-            t = torch.full((len(z_t[chunk]),), timestep, device=device)
+            t = torch.full((len(z_t[chunk]),), timestep, device=device, dtype=model.schedule.model_time.dtype)
             part = {name: value[chunk] for name, value in condition.items()}
             predictions.append(model.predict(z_t[chunk], t, part, guidance_scale))
         return torch.cat(predictions) if predictions else torch.empty_like(z_t)

@@ -12,10 +12,6 @@ arXiv:2302.03792) weigh the levels by what they contribute to the likelihood bou
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -23,37 +19,14 @@ from torch import Tensor
 from ldmprobe.analysis.calibration import NUM_FOLDS, CalibrationSums, calibration
 from ldmprobe.analysis.imbalance import summarise
 from ldmprobe.analysis.reference import gaussian_mmse
-from ldmprobe.diffusion.prediction import to_x0_and_epsilon
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.codec import LatentCodec
-from ldmprobe.models.conditioning import Conditioning
-from ldmprobe.models.denoiser import Condition
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress, sample_noise
 from ldmprobe.probing.record import Curve, PerSample, ProbeRecord, fingerprint
-from ldmprobe.probing.reference import Reference, encode_images
+from ldmprobe.probing.reference import Reference
 
 LOG_SNR_SPACING = 0.75
-
-
-@dataclass(frozen=True)
-class HeldOut:
-    """Held-out latents (N, C, H, W) with the condition of each, on the CPU; the same on every rank."""
-
-    latents: Tensor
-    condition: Condition
-
-    @classmethod
-    def encode(cls, codec: LatentCodec, conditioning: Conditioning, batches: Iterable[dict[str, Any]]) -> HeldOut:
-        """From batches of held-out images."""
-        latents, conditions = [], []
-        for batch in batches:
-            latents.append(encode_images(codec, [batch["image"]]))
-            conditions.append(conditioning.from_batch(batch))
-        if not latents:
-            raise ConfigurationError("There are no held-out images to probe with.")
-        merged = {name: torch.cat([condition[name].cpu() for condition in conditions]) for name in conditions[0]}
-        return cls(torch.cat(latents), merged)
 
 
 def log_snr_grid(model: DiffusionModel) -> Tensor:
@@ -134,12 +107,8 @@ def probe_denoising(
                 chunk = slice(start, start + batch_size)
                 z_t = alpha * z0[chunk] + sigma * noise[chunk]
                 part = {name: value[chunk] for name, value in condition.items()}
-                if len(z_t):
-                    told = schedule.model_time[timestep].expand(len(z_t)).to(device)
-                    prediction = model.predict(z_t, told, part)
-                else:
-                    prediction = z_t
-                _, epsilon = to_x0_and_epsilon(schedule.prediction_type, prediction, z_t, alpha, sigma)
+                told = float(schedule.model_time[timestep])
+                _, epsilon = model.denoised(z_t, told, alpha, sigma, part) if len(z_t) else (z_t, z_t)
                 error = noise[chunk] - epsilon
                 errors[chunk, k] = error.double().pow(2).flatten(1).mean(1)
                 e, z, p = (reference.basis.rotate(value) for value in (error, z_t, epsilon))

@@ -11,7 +11,8 @@ from ldmprobe.analysis.reference import ideal_ddim
 from ldmprobe.diffusion.trajectory import DDIMStep
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.analyses import Analysis, Findings, PCAScatter, SampleImages, StepKL, Trajectory, png_bytes
+from ldmprobe.probing.analyses import Analysis, Findings, PCAScatter, SampleImages, StepKL, Trajectory
+from ldmprobe.probing.analyses.samples import png_bytes
 from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.probe import sample_noise
 from ldmprobe.probing.record import ProbeRecord

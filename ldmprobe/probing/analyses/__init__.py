@@ -1,0 +1,21 @@
+"""What can be read off a DDIM trajectory: each analysis a file."""
+
+from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
+from ldmprobe.probing.analyses.marginal_gap import MarginalGap
+from ldmprobe.probing.analyses.one_step_error import OneStepError
+from ldmprobe.probing.analyses.pca_scatter import PCAScatter
+from ldmprobe.probing.analyses.samples import SampleImages
+from ldmprobe.probing.analyses.step_kl import StepKL
+from ldmprobe.probing.analyses.x0_drift import X0Drift
+
+__all__ = [
+    "Analysis",
+    "Findings",
+    "MarginalGap",
+    "OneStepError",
+    "PCAScatter",
+    "SampleImages",
+    "StepKL",
+    "Trajectory",
+    "X0Drift",
+]

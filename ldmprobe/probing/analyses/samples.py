@@ -1,0 +1,55 @@
+"""SampleImages: what the sampled latents decode to."""
+
+from __future__ import annotations
+
+import io
+
+import torch
+from torch import Tensor
+
+from ldmprobe.diffusion.trajectory import DDIMStep
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
+
+
+class SampleImages(Analysis):
+    """The first samples, decoded: images ``samples``, as PNG.
+
+    Args:
+        num_images: how many.
+    """
+
+    def __init__(self, num_images: int = 20) -> None:
+        if num_images < 1:
+            raise ConfigurationError(f"SampleImages got num_images {num_images}; expected at least 1.")
+        self.num_images = num_images
+
+    def begin(self, trajectory: Trajectory) -> None:
+        self.trajectory = trajectory
+        self.final: Tensor | None = None
+
+    def update(self, step: DDIMStep) -> None:
+        if step.index == self.trajectory.grid.num_steps - 1:
+            self.final = step.z_s
+
+    def finish(self) -> Findings:
+        t = self.trajectory
+        number = min(self.num_images, t.num_samples)
+        mine = t.sample_ids < number
+        assert self.final is not None
+        chosen = self.final[mine.to(self.final.device)]
+        # A rank with no chosen sample decodes one anyway, to know the shape of an image.
+        decoded = t.model.codec.decode(chosen if len(chosen) else self.final[:1])[: len(chosen)]
+        images = t.ranks.gather_rows(decoded, t.sample_ids[mine], number)
+        return Findings(images={"samples": [png_bytes(image) for image in images]})
+
+
+def png_bytes(image: Tensor) -> bytes:
+    """An image (C, H, W) in [−1, 1] as PNG; the first of two or more than four channels is shown in grey."""
+    from PIL import Image
+
+    array = ((image.detach().cpu().nan_to_num().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    picture = Image.fromarray(array.transpose(1, 2, 0)) if len(array) in (3, 4) else Image.fromarray(array[0])
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

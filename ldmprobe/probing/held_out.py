@@ -1,0 +1,36 @@
+"""HeldOut: latents that training has not seen, with their conditions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.conditioning import Conditioning
+from ldmprobe.models.denoiser import Condition
+from ldmprobe.probing.reference import encode_images
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out latents (N, C, H, W) with the condition of each, on the CPU; the same on every rank."""
+
+    latents: Tensor
+    condition: Condition
+
+    @classmethod
+    def encode(cls, codec: LatentCodec, conditioning: Conditioning, batches: Iterable[dict[str, Any]]) -> HeldOut:
+        """From batches of held-out images."""
+        latents, conditions = [], []
+        for batch in batches:
+            latents.append(encode_images(codec, [batch["image"]]))
+            conditions.append(conditioning.from_batch(batch))
+        if not latents:
+            raise ConfigurationError("There are no held-out images to probe with.")
+        merged = {name: torch.cat([condition[name].cpu() for condition in conditions]) for name in conditions[0]}
+        return cls(torch.cat(latents), merged)
