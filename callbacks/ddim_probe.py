@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning as L
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback
-from ldmprobe.callbacks.probe_data import held_out_of, reference_of
+from ldmprobe.callbacks.probe_data import has_held_out, held_out_of, reference_of
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.probing.analyses import Analysis
@@ -86,7 +86,7 @@ class DDIMProbe(ProbeCallback):
         model = diffusion_model_of(pl_module)
         if self._reference is None:
             self._reference = reference_of(trainer, model, self.num_reference)
-            self._held_out = held_out_of(trainer, model, num_images=128)
+            self._held_out = held_out_of(trainer, model, num_images=128) if has_held_out(trainer) else None
         with self.progress(trainer) as progress:
             return probe_ddim(
                 model,

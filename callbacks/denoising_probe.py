@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import lightning as L
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
@@ -42,6 +45,7 @@ class DenoisingProbe(ProbeCallback):
         batch_size: latents through the network at once.
         num_reference: training images that the linear denoiser is fitted on.
         seed: of the noise.
+        held_out: batches of held-out images, for a Trainer that validates on none; default: the validation data.
     """
 
     def __init__(
@@ -52,6 +56,7 @@ class DenoisingProbe(ProbeCallback):
         batch_size: int = 256,
         num_reference: int = 4096,
         seed: int = 0,
+        held_out: Iterable[Any] | None = None,
     ) -> None:
         super().__init__(every_n_steps)
         for name, value, least in (
@@ -62,7 +67,7 @@ class DenoisingProbe(ProbeCallback):
             if value < least:
                 raise ConfigurationError(f"DenoisingProbe got {name} {value}; expected at least {least}.")
         self.num_images, self.num_draws, self.batch_size = num_images, num_draws, batch_size
-        self.num_reference, self.seed = num_reference, seed
+        self.num_reference, self.seed, self.held_out = num_reference, seed, held_out
         self._reference: Reference | None = None
         self._held_out: HeldOut | None = None
         self._previous: ProbeRecord | None = None
@@ -72,7 +77,7 @@ class DenoisingProbe(ProbeCallback):
         if self._reference is None:
             self._reference = reference_of(trainer, model, self.num_reference)
         if self._held_out is None:
-            self._held_out = held_out_of(trainer, model, self.num_images)
+            self._held_out = held_out_of(trainer, model, self.num_images, self.held_out)
         if self._previous is None and trainer.global_step > 0:  # resumed
             earlier = RecordStore(run_directory(trainer)).read("denoising")
             self._previous = next((record for record in reversed(earlier) if record.step < trainer.global_step), None)

@@ -36,10 +36,25 @@ def reference_of(trainer: L.Trainer, model: DiffusionModel, num_images: int) -> 
     return reference
 
 
-def held_out_of(trainer: L.Trainer, model: DiffusionModel, num_images: int) -> HeldOut:
-    """Held-out images, encoded, with their conditions."""
+def held_out_of(
+    trainer: L.Trainer, model: DiffusionModel, num_images: int, batches: Iterable[Any] | None = None
+) -> HeldOut:
+    """Held-out images, encoded, with their conditions: of ``batches`` where they are given, else the Trainer's validation data.
+
+    Raises:
+        ConfigurationError: there are none.
+    """
+    chosen = _batches(trainer, num_images, held_out=True)
+    if batches is not None:
+        chosen = _limited((_as_dict(batch) for batch in batches), num_images)
     with evaluating(model.modules):
-        return HeldOut.encode(model.codec, model.conditioning, _batches(trainer, num_images, held_out=True))
+        return HeldOut.encode(model.codec, model.conditioning, chosen)
+
+
+def has_held_out(trainer: L.Trainer) -> bool:
+    """Whether :func:`held_out_of` will find any."""
+    data: Any = getattr(trainer, "datamodule", None)
+    return hasattr(data, "reference_batches") or trainer.val_dataloaders is not None
 
 
 def _batches(trainer: L.Trainer, num_images: int, held_out: bool) -> Iterator[dict[str, Any]]:
@@ -48,11 +63,11 @@ def _batches(trainer: L.Trainer, num_images: int, held_out: bool) -> Iterator[di
         yield from data.reference_batches(num_images, held_out)
         return
     loader: Any = trainer.val_dataloaders if held_out else trainer.train_dataloader
-    if loader is None and held_out and hasattr(data, "val_dataloader"):
-        loader = data.val_dataloader()
     if loader is None:
-        what = "validation" if held_out else "training"
-        raise ConfigurationError(f"A probe found no {what} data; give the Trainer a {what} dataloader.")
+        raise ConfigurationError(
+            "DenoisingProbe found no validation data; give the Trainer a validation dataloader (and its module a validation_step), or "
+            "the probe its own: `DenoisingProbe(held_out=loader)`."
+        )
     loaders = loader if isinstance(loader, (list, tuple)) else [loader]
     yield from _limited((_as_dict(batch) for one in loaders for batch in one), num_images)
 

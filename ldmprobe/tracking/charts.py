@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from ldmprobe.probing.record import Curve, ProbeRecord
 from ldmprobe.tracking.figures import level_names
-from ldmprobe.tracking.style import ACCENT, FORWARD, IDEAL, REAL, STEP_COLOURS, class_colour, step_colour
+from ldmprobe.tracking.style import ACCENT, FORWARD, IDEAL, REAL, STEP_COLOURS, WARNING, class_colour, step_colour
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
 _STEP_SCALE = [[i / (len(STEP_COLOURS) - 1), colour] for i, colour in enumerate(STEP_COLOURS)]
@@ -102,20 +102,25 @@ def heatmap_chart(ddim: Sequence[ProbeRecord], denoising: Sequence[ProbeRecord])
             ideal = np.stack([record.curves["step_kl_ideal"].value for record in ddim], axis=1)
             with np.errstate(divide="ignore", invalid="ignore"):
                 ratio = np.log10(np.where(kl > 0, kl, np.nan) / ideal)
-            options.append(("KL ÷ ideal", _heatmap(ddim, timestep, ratio, "log10<br>KL ÷ ideal", diverging=1.0)))
+            options.append(
+                ("KL ÷ ideal", _heatmap(ddim, timestep, ratio, "log10<br>KL ÷ ideal", 1.0, high_is_bad=True))
+            )
         with np.errstate(divide="ignore", invalid="ignore"):
             options.append(
                 ("KL per pass", _heatmap(ddim, timestep, np.log10(np.where(kl > 0, kl, np.nan)), "log10<br>nats/dim"))
             )
     if denoising:
-        for metric, label, unit in (
-            ("denoising_skill", "Denoising skill", "skill"),
-            ("denoising_nats", "Gain in nats", "nats"),
+        for metric, label, unit, limit in (
+            ("calibration_residual", "Residual R", "R", 0.3),
+            ("denoising_skill", "Denoising skill", "skill", 1.0),
+            ("denoising_nats", "Gain in nats", "nats", None),
         ):
             values = np.stack([record.curves[metric].value for record in denoising], axis=1)
             timestep = denoising[-1].curves[metric].timestep
-            limit = 1.0 if metric == "denoising_skill" else float(np.nanpercentile(np.abs(values), 90))
-            options.append((label, _heatmap(denoising, timestep, values, unit, diverging=limit)))
+            limit = limit or float(np.nanpercentile(np.abs(values), 90))
+            options.append(
+                (label, _heatmap(denoising, timestep, values, unit, limit, metric == "calibration_residual"))
+            )
     figure = go.Figure([trace for _, trace in options])
     for i, trace in enumerate(figure.data):
         trace.visible = i == 0
@@ -141,6 +146,46 @@ def skill_chart(records: Sequence[ProbeRecord]) -> go.Figure:
     figure = _finish(figure, "log-SNR (noisy to clean)", "skill: 1 − MSE ÷ linear optimum")
     lowest = min(float(np.nanmin(record.curves["denoising_skill"].value)) for record in records[-1:])
     figure.update_yaxes(range=[max(min(lowest * 1.15, -0.6), -4.0), 1.02])
+    return figure
+
+
+def residual_chart(records: Sequence[ProbeRecord]) -> go.Figure:
+    """Calibration residual over log-SNR, coloured by training step; 0 is calibrated."""
+    figure = go.Figure()
+    figure.add_hline(y=0, line={"color": IDEAL, "dash": "dash", "width": 2})
+    _curves_by_step(figure, records, "calibration_residual", interval=True, over_log_snr=True)
+    figure = _finish(figure, "log-SNR (noisy to clean)", "R: recoverable share of the loss")
+    last = records[-1].curves["calibration_residual"]
+    top = float(np.nanmax(last.upper if last.upper is not None else last.value))
+    figure.update_yaxes(range=[-0.05, min(max(1.3 * top, 0.2), 1.02)])
+    return figure
+
+
+def nats_chart(records: Sequence[ProbeRecord]) -> go.Figure:
+    """The latest record in nats per level: gained over the linear optimum, still recoverable, and gained since the last probe."""
+    figure = go.Figure()
+    last = records[-1]
+    for metric, name, colour in (
+        ("denoising_nats", "gained over a linear denoiser", STEP_COLOURS[3]),
+        ("calibration_nats", "still recoverable, at least", WARNING),
+        ("denoising_progress", "gained since the last probe", "#d4790e"),
+    ):
+        if metric in last.curves:
+            curve = last.curves[metric]
+            error = None
+            if curve.lower is not None and curve.upper is not None:
+                error = {
+                    "type": "data",
+                    "array": (curve.upper - curve.lower) / 2,
+                    "thickness": 1,
+                    "width": 0,
+                    "color": "#777",
+                }
+            figure.add_trace(
+                go.Bar(x=np.round(curve.log_snr, 2), y=curve.value, name=name, marker={"color": colour}, error_y=error)
+            )
+    figure = _finish(figure, "log-SNR (noisy to clean)", "nats per level")
+    figure.update_layout(barmode="group", bargap=0.25)
     return figure
 
 
@@ -286,12 +331,15 @@ def _step_colour_bar(figure: go.Figure, low: float, high: float, title: str) -> 
 
 
 def _heatmap(
-    records: Sequence[ProbeRecord], timestep: np.ndarray, values: np.ndarray, unit: str, diverging: float | None = None
+    records: Sequence[ProbeRecord],
+    timestep: np.ndarray,
+    values: np.ndarray,
+    unit: str,
+    diverging: float | None = None,
+    high_is_bad: bool = False,
 ) -> go.Heatmap:
-    scale: Any = "RdBu" if diverging else _STEP_SCALE
+    scale: Any = _STEP_SCALE if diverging is None else "RdBu_r" if high_is_bad else "RdBu"
     limits = {"zmin": -diverging, "zmax": diverging} if diverging else {}
-    if diverging and "KL" in unit:
-        scale = "RdBu_r"
     return go.Heatmap(
         x=[f"{record.step:,}" for record in records],
         y=[str(t) for t in timestep],

@@ -51,6 +51,7 @@ def report_html(records: Sequence[ProbeRecord], config_text: str | None, title: 
         _kl_section(ddim),
         _heatmap_section(ddim, denoising),
         _pca_section(ddim),
+        _calibration_section(denoising),
         _denoising_section(denoising, training),
         _provenance_section(records, config_text),
     ]
@@ -102,19 +103,11 @@ def _summary(denoising: Sequence[ProbeRecord]) -> str:
         where = (
             f"at log-SNR {below.min():.1f}" if below.size == 1 else f"in log-SNR {below.min():.1f} … {below.max():.1f}"
         )
-        verdict = f"<b>Worse than a linear denoiser {where}</b>: those noise levels are not yet learnt, or weigh almost nothing (see nats)."
+        skill = f"Worse than a linear denoiser {where}."
     else:
-        verdict = "<b>Every noise level denoises held-out data at least as well as the best linear denoiser.</b>"
-    if len(denoising) > 1:
-        before, after = (record.curves["denoising_mse"] for record in denoising[-2:])
-        gain = denoising[-1].provenance["dimension"] * 0.375 * (before.value - after.value)
-        k = int(np.argmax(gain))
-        if gain[k] > 0:
-            verdict += (
-                f" Between the last two probes, held-out error fell most at log-SNR {after.log_snr[k]:.1f} "
-                f"(t = {after.timestep[k]}, {gain[k]:.2f} nats)."
-            )
-    return verdict
+        skill = "Every noise level denoises held-out data at least as well as the best linear denoiser."
+    sentence = str(denoising[-1].provenance.get("summary", ""))
+    return f"<b>{escape(sentence[:1].upper() + sentence[1:])}</b> {escape(skill)}"
 
 
 def _samples_section(ddim: Sequence[ProbeRecord]) -> str:
@@ -187,6 +180,23 @@ def _pca_section(ddim: Sequence[ProbeRecord]) -> str:
         f"({shares[0]:.0%} and {shares[1]:.0%} of their variance)." + behind,
         _chart(charts.pca_chart(shown)),
     )
+
+
+def _calibration_section(denoising: Sequence[ProbeRecord]) -> str:
+    if not denoising:
+        return ""
+    residual = _section(
+        "Where loss can still be recovered",
+        "The calibration residual R: the share of a noise level's held-out error that a linear correction, fitted on other images, would "
+        "remove. 0 is calibrated; what is above is error that training has yet to remove, at least.",
+        _chart(charts.residual_chart(denoising[1:] or denoising)),
+    )
+    nats = _section(
+        "The same levels in nats",
+        "What each level weighs in the likelihood bound. A large R or a low skill matters only where this does.",
+        _chart(charts.nats_chart(denoising)),
+    )
+    return f'<div class="pair">{residual}{nats}</div>'
 
 
 def _denoising_section(denoising: Sequence[ProbeRecord], training: Sequence[ProbeRecord]) -> str:

@@ -1,0 +1,56 @@
+"""Training from YAML: what is where afterwards, and going on with it."""
+
+from pathlib import Path
+
+import torch
+import yaml
+
+from ldmprobe.cli import main
+from ldmprobe.tracking.store import RecordStore
+
+CONFIG = Path(__file__).resolve().parent.parent.parent / "configs" / "gaussian.yaml"
+SMALL = [
+    "--data.init_args.dataset_kwargs={num_images: 200, channels: 2, size: 4}",
+    "--data.init_args.batch_size=8",
+    "--model.init_args.network.init_args.sample_size=4",
+    "--model.init_args.network.init_args.in_channels=2",
+    "--model.init_args.network.init_args.out_channels=2",
+    "--model.init_args.network.init_args.block_out_channels=[8, 16]",
+    "--model.init_args.network.init_args.norm_num_groups=4",
+    "--trainer.val_check_interval=4",
+    "--trainer.accelerator=cpu",
+]
+
+
+def fit(run_dir, max_steps, *more):
+    return main(
+        ["fit", "--config", str(CONFIG), f"--run_dir={run_dir}", f"--trainer.max_steps={max_steps}", *SMALL, *more]
+    )
+
+
+def test_everything_of_a_run_is_in_its_directory(tmp_path):
+    assert fit(tmp_path / "run", 4) == 0
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert {"config.yaml", "probes", "checkpoints", "report.html", "reference.safetensors"} <= names
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["max_steps"] == 4
+    assert {path.name for path in tmp_path.iterdir()} - {"hf_cache"} == {"run"}
+
+
+def test_a_run_goes_on_from_its_last_checkpoint_as_if_it_had_not_stopped(tmp_path):
+    assert fit(tmp_path / "whole", 8) == 0
+    assert fit(tmp_path / "parts", 4) == 0
+    assert fit(tmp_path / "parts", 8) == 2  # it holds a run
+    assert fit(tmp_path / "parts", 8, "--ckpt_path=last") == 0
+    whole, parts = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("whole", "parts")
+    )
+    assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
+    assert [record.step for record in RecordStore(tmp_path / "parts").read("ddim")] == [0, 4, 8]
+
+
+def test_the_saved_configuration_runs_again(tmp_path):
+    assert fit(tmp_path / "run", 2) == 0
+    saved = str(tmp_path / "run" / "config.yaml")
+    assert main(["fit", "--config", saved, f"--run_dir={tmp_path / 'again'}"]) == 0
+    assert RecordStore(tmp_path / "again").read("ddim")[-1].step == 2
