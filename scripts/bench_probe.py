@@ -1,0 +1,192 @@
+"""What a DDIM probe costs beyond its U-Net passes, side by side in one run.
+
+    python scripts/bench_probe.py            (ten minutes on two cores)
+    python scripts/bench_probe.py --quick    (two)
+
+1. whole probe, all analyses, record on disk ÷ the bare passes it makes (demo's U-Net; an SD-sized latent 4×64×64 with a small U-Net)
+2. scikit-learn PCA + scipy KL on stored trajectories ÷ our analyses on the stream, D = 16,384
+3. exponent of the analyses' time in N and in S; peak memory at S = 10 and 100
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import UNet2DModel
+from scipy.stats import entropy
+from sklearn.decomposition import PCA
+from torch import Tensor, nn
+
+from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.ddim import default_analyses, probe_ddim
+from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.reference import Reference
+from ldmprobe.tracking.store import RecordStore
+from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
+
+
+class Free(nn.Module):
+    """A denoiser that costs nothing, to see what everything else costs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        return z_t * self.scale
+
+
+def demo_unet() -> UNet2DModel:
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=2,
+        out_channels=2,
+        layers_per_block=1,
+        block_out_channels=(48, 96),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=32,
+        norm_num_groups=16,
+    )
+
+
+def small_unet() -> UNet2DModel:
+    return UNet2DModel(
+        sample_size=64,
+        in_channels=4,
+        out_channels=4,
+        layers_per_block=1,
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=16,
+    )
+
+
+def setting(network: nn.Module, shape: tuple[int, int, int]) -> tuple[DiffusionModel, Reference, HeldOut]:
+    generator = torch.Generator().manual_seed(0)
+    model = DiffusionModel(network.eval(), NoiseSchedule(stable_diffusion_scheduler()), shape)
+    dimension = int(np.prod(shape))
+    latents = torch.randn(min(1024, 4 * dimension), *shape, generator=generator)
+    return model, Reference.fit(latents), HeldOut(latents[:128], {})
+
+
+def timed(work: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+@torch.no_grad()
+def bare_passes(model: DiffusionModel, num_samples: int, num_steps: int, held_out: int, batch_size: int) -> None:
+    z = torch.randn(num_samples, *model.latent_shape)
+    extra = torch.randn(held_out, *model.latent_shape)
+    for step in range(num_steps):
+        for part in (*z.split(batch_size), extra):
+            model.predict(part, torch.full((len(part),), step), {})
+
+
+def overhead(
+    name: str, network: nn.Module, shape: tuple[int, int, int], n: int, steps: int, batch: int, rounds: int
+) -> None:
+    model, reference, held_out = setting(network, shape)
+    ratios = []
+    for k in range(rounds):
+        with tempfile.TemporaryDirectory() as folder:
+
+            def whole(folder: str = folder) -> None:
+                record = probe_ddim(model, reference, n, steps, batch_size=batch, held_out=held_out)
+                RecordStore(folder).append(record)
+
+            pair = [lambda: timed(whole), lambda: timed(lambda: bare_passes(model, n, steps, 128, batch))]
+            times = [work() for work in (pair if k % 2 == 0 else pair[::-1])]
+            whole_time, bare_time = times if k % 2 == 0 else times[::-1]
+            ratios.append(whole_time / bare_time)
+    print(
+        f"| {name}, N={n}, S={steps}: whole probe ÷ bare passes | {np.median(ratios):.3f} ({min(ratios):.3f}…{max(ratios):.3f}) |",
+        flush=True,
+    )
+
+
+def against_libraries(n: int, steps: int) -> None:
+    shape = (4, 64, 64)
+    model, reference, _ = setting(Free(), shape)
+    ours = timed(
+        lambda: probe_ddim(model, reference, n, steps, batch_size=n, analyses=default_analyses(reference, None)[:2])
+    )
+    stored = [torch.randn(n, 4 * 64 * 64).numpy() for _ in range(steps + 1)]
+
+    def libraries() -> None:
+        for before, after in pairwise(stored):
+            PCA(n_components=2, svd_solver="full").fit_transform(after)
+            for i in range(0, before.shape[1], 64):  # one direction in 64; scaled below
+                edges = np.histogram_bin_edges(np.concatenate([before[:, i], after[:, i]]), 32)
+                entropy(np.histogram(before[:, i], edges)[0] + 1, np.histogram(after[:, i], edges)[0] + 1)
+
+    theirs = timed(libraries)
+    print(
+        f"| D=16384, N={n}, S={steps}: scikit-learn PCA + scipy KL (1 direction in 64) ÷ ours (all directions) | {theirs / ours:.1f} |",
+        flush=True,
+    )
+
+
+def exponents(quick: bool) -> None:
+    model, reference, _ = setting(Free(), (4, 32, 32))
+    kept = default_analyses(reference, None)[:2]
+
+    def cost(n: int, steps: int) -> float:
+        return min(timed(lambda: probe_ddim(model, reference, n, steps, batch_size=n, analyses=kept)) for _ in range(3))
+
+    sizes, lengths = ([128, 256, 512], [10, 20, 40]) if quick else ([128, 256, 512, 1024], [10, 20, 40, 80])
+    for label, xs, ys in (("N", sizes, [cost(n, 20) for n in sizes]), ("S", lengths, [cost(256, s) for s in lengths])):
+        slope = np.polyfit(np.log(xs), np.log(ys), 1)[0]
+        print(f"| exponent of the analyses' time in {label} ({xs[0]}…{xs[-1]}, D=4096) | {slope:.2f} |", flush=True)
+
+
+def memory() -> None:
+    peaks = {}
+    for steps in (10, 100):
+        done = subprocess.run(
+            [sys.executable, __file__, "--peak", str(steps)], capture_output=True, text=True, check=True
+        )
+        peaks[steps] = float(done.stdout.strip().splitlines()[-1])
+    print(
+        f"| peak memory at S=100 ÷ S=10 (D=16384, N=256) | {peaks[100] / peaks[10]:.3f} ({peaks[100]:.0f} MB) |",
+        flush=True,
+    )
+
+
+def peak(steps: int) -> None:
+    model, reference, _ = setting(Free(), (4, 64, 64))
+    probe_ddim(model, reference, 256, steps, analyses=default_analyses(reference, None)[:2])
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    if args.peak:
+        peak(args.peak)
+        sys.exit()
+    print(f"{Path(__file__).name}, {torch.get_num_threads()} threads\n\n| what | ratio |\n|---|---|")
+    rounds = 1 if args.quick else 3
+    overhead("demo's U-Net, 2×8×8", demo_unet(), (2, 8, 8), 512, 10 if args.quick else 50, 256, rounds)
+    overhead(
+        "small U-Net, 4×64×64", small_unet(), (4, 64, 64), 64 if args.quick else 512, 3 if args.quick else 5, 64, rounds
+    )
+    against_libraries(256, 4 if args.quick else 20)
+    exponents(args.quick)
+    memory()

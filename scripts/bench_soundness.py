@@ -1,0 +1,399 @@
+"""Is what the probes say true? Writes the tables of docs/MEASUREMENT.md.
+
+    python scripts/bench_soundness.py golden
+    python scripts/bench_soundness.py estimators                       (five minutes on two cores)
+    python scripts/bench_soundness.py faults --data digits --seeds 5 --healthy 8 --out runs/faults       (quarter of an hour a data set)
+    python scripts/bench_soundness.py faults --data PARQUET_FOLDER --image-column img --out runs/faults
+
+golden      our sampling path and closed forms against diffusers with the exact denoiser of Gaussian data
+estimators  bias and coverage of the KL, over sample numbers, dimensions, truths, spectra and tails
+faults      planted faults: is each detected (z ≥ 3 against healthy runs' own spread) and located in the right band of log-SNR?
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from scipy.optimize import brentq
+from torch import Tensor, nn
+
+from ldmprobe.analysis.divergence import independent_gaussian_kl, paired_gaussian_kl
+from ldmprobe.analysis.imbalance import BAND_WIDTH
+from ldmprobe.analysis.moments import PairedMoments, jackknife_interval
+from ldmprobe.analysis.reference import ideal_ddim
+from ldmprobe.data.images import ImageData
+from ldmprobe.diffusion.prediction import prediction_target
+from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.diffusion.trajectory import ddim_steps
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.denoising import probe_denoising
+from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.reference import Reference, encode_images
+from ldmprobe.training.ema import EMA
+from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
+
+# --- golden ----------------------------------------------------------------------------------------------------------
+
+
+def schedulers() -> dict[str, Any]:
+    sd = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+    return {
+        "SD leading": DDIMScheduler(**sd, set_alpha_to_one=False, steps_offset=1),
+        "SD trailing": DDIMScheduler(**sd, timestep_spacing="trailing"),
+        "SD, v": DDIMScheduler(**sd, prediction_type="v_prediction", timestep_spacing="trailing"),
+        "SD, x0": DDIMScheduler(**sd, prediction_type="sample", set_alpha_to_one=False),
+        "zero-terminal SNR, v": DDIMScheduler(
+            **sd, prediction_type="v_prediction", timestep_spacing="trailing", rescale_betas_zero_snr=True
+        ),
+        "DDPM linear": DDPMScheduler(clip_sample=False),
+        "cosine": DDIMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False),
+        "flow Euler, shift 1": FlowMatchEulerDiscreteScheduler(),
+        "flow Euler, shift 3": FlowMatchEulerDiscreteScheduler(shift=3.0),
+    }
+
+
+def golden() -> None:
+    d = 64
+    mean = 0.3 * torch.randn(d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    variance = 1 / torch.arange(1, d + 1, dtype=torch.float64) + 0.05
+    z_T = torch.randn(16, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    print("| schedule | S | closed form, float64 | float32 | diffusers' own step, float64 |\n|---|---|---|---|---|")
+    for name, scheduler in schedulers().items():
+        schedule = NoiseSchedule(scheduler)
+        for steps in (10, 50, 999):
+            grid = schedule.ddim_grid(steps)
+            ideal = ideal_ddim(mean, variance, grid.alpha_t, grid.sigma_t, grid.alpha_s, grid.sigma_s)
+            deviations = []
+            for dtype in (torch.float64, torch.float32):
+                worst = 0.0
+                exact = Exact(schedule, grid, mean, variance)
+                for step in ddim_steps(exact, z_T.to(dtype), grid, schedule.prediction_type):
+                    expected = ideal.mean_s[step.index] + ideal.var_s[step.index].sqrt() * z_T
+                    worst = max(worst, relative(step.z_s, expected))
+                deviations.append(worst)
+            theirs = diffusers_path(schedule, grid, Exact(schedule, grid, mean, variance), z_T, steps)
+            last = [
+                step.z_s
+                for step in ddim_steps(Exact(schedule, grid, mean, variance), z_T, grid, schedule.prediction_type)
+            ][-1]
+            print(f"| {name} | {steps} | {deviations[0]:.0e} | {deviations[1]:.0e} | {relative(last, theirs):.0e} |")
+
+
+class Exact:
+    """The exact denoiser of N(mean, diag variance), called once a step in the grid's order."""
+
+    def __init__(self, schedule: NoiseSchedule, grid: Any, mean: Tensor, variance: Tensor) -> None:
+        self.kind, self.grid, self.mean, self.variance, self.k = schedule.prediction_type, grid, mean, variance, 0
+
+    def __call__(self, z: Tensor, timestep: float) -> Tensor:
+        alpha, sigma = self.grid.alpha_t[self.k], self.grid.sigma_t[self.k]
+        self.k += 1
+        mean, variance = self.mean.to(z.dtype), self.variance.to(z.dtype)
+        centred = (z - float(alpha) * mean) / (float(alpha) ** 2 * variance + float(sigma) ** 2)
+        x0, epsilon = mean + float(alpha) * variance * centred, float(sigma) * centred
+        return prediction_target(self.kind, x0, epsilon, alpha.to(z.dtype), sigma.to(z.dtype))
+
+
+def diffusers_path(schedule: NoiseSchedule, grid: Any, exact: Exact, z: Tensor, steps: int) -> Tensor:
+    if schedule.prediction_type == "flow":
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(schedule.scheduler.config)
+    else:
+        kept = {"clip_sample": False, "timestep_spacing": schedule.scheduler.config.timestep_spacing}
+        scheduler = DDIMScheduler.from_config(schedule.scheduler.config, **kept)
+        scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    scheduler.set_timesteps(steps)
+    for t in scheduler.timesteps:
+        z = scheduler.step(exact(z, float(t)), t, z).prev_sample.double()
+    return z
+
+
+def relative(one: Tensor, other: Tensor) -> float:
+    return float((one.double() - other.double()).abs().max() / other.double().abs().max())
+
+
+# --- estimators ------------------------------------------------------------------------------------------------------
+
+
+def estimators(repeats: int) -> None:
+    print(
+        "| form | spectrum | tails | N | D | true KL | mean estimate | bias | coverage of 95 % | raw reads |\n"
+        + "|---" * 10
+        + "|"
+    )
+    for tails in ("Gaussian", "Student t5"):
+        for spectrum in ("white", "power law"):
+            for n, d in (
+                (64, 16),
+                (64, 256),
+                (64, 16384),
+                (256, 256),
+                (1024, 256),
+                (1024, 4096),
+                (4096, 16),
+                (4096, 256),
+            ):
+                for truth in (0.0, 0.1, 1.0, 10.0, 100.0):
+                    if tails != "Gaussian" and (spectrum == "white" or truth not in (0.0, 1.0, 10.0) or n * d > 2**18):
+                        continue
+                    if n * d > 2**18 and truth not in (0.0, 10.0):
+                        continue
+                    rounds = max(8, min(repeats, 2**25 // (n * d)))
+                    estimate_row("paired", spectrum, tails, n, d, truth, rounds)
+                    if truth in (0.0, 10.0) and n * d <= 2**18 and tails == "Gaussian":
+                        estimate_row("independent", spectrum, tails, n, d, truth, rounds)
+
+
+def estimate_row(form: str, spectrum: str, tails: str, n: int, d: int, truth: float, rounds: int) -> None:
+    generator = torch.Generator().manual_seed(n * 1_000_003 + d * 31 + int(truth * 10))
+    scale = torch.ones(d) if spectrum == "white" else torch.arange(1, d + 1).float() ** -0.5
+    # The KL is shared evenly over directions: ½(r − 1 − ln r) = truth/D, with the samples of one side r times the other's variance.
+    ratio = 1.0 if truth == 0 else brentq(lambda r: 0.5 * (r - 1 - np.log(r)) - truth / d, 1.0, 1e6)
+    rho = 0.99
+    found, covered, raw = [], [], []
+    for _ in range(rounds):
+        y = draw(tails, n, d, generator)
+        x = draw(tails, n, d, generator)
+        if form == "paired":
+            x = rho * y + (1 - rho**2) ** 0.5 * x
+        x, y = x * scale * ratio**0.5, y * scale
+        moments = PairedMoments.from_samples(x, y, torch.arange(n))
+        total, left_out = moments.total(), moments.leave_one_out()
+        if form == "paired":
+            value, replicates = paired_gaussian_kl(total).sum(), paired_gaussian_kl(left_out).sum(-1)
+        else:
+            value = independent(total).sum()
+            replicates = independent(left_out).sum(-1)
+        lower, upper = jackknife_interval(value, replicates)
+        found.append(float(value))
+        covered.append(float(lower) <= truth <= float(upper))
+        r = total.var_x / total.var_y
+        raw.append(float((0.5 * (r - 1 - r.log() + (total.mean_x - total.mean_y) ** 2 / total.var_y)).sum()))
+    error = np.std(found) / rounds**0.5
+    bias = f"{np.mean(found) - truth:+.3g} ± {1.96 * error:.1g}"
+    print(
+        f"| {form} | {spectrum} | {tails} | {n} | {d} | {truth:g} | {np.mean(found):.4g} | {bias} | {np.mean(covered):.2f} of {rounds} | "
+        f"{np.mean(raw):.3g} |",
+        flush=True,
+    )
+
+
+def independent(m: PairedMoments) -> Tensor:
+    return independent_gaussian_kl(m.n, m.mean_x, m.var_x, m.mean_y, m.var_y)
+
+
+def draw(tails: str, n: int, d: int, generator: torch.Generator) -> Tensor:
+    z = torch.randn(n, d, generator=generator)
+    if tails == "Gaussian":
+        return z
+    chi2 = sum(torch.randn(n, d, generator=generator) ** 2 for _ in range(5))
+    return z * (3 / chi2) ** 0.5  # Student t with 5 degrees of freedom, variance 1
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+STARVED = {"starved early": (700, 1000), "starved middle": (200, 500), "starved late": (0, 60)}
+AT_PROBE = ("scaled by 1.05", "shifted by 0.05", "frozen")
+FAULT_BAND = (200, 500)
+
+
+def faults(args: argparse.Namespace) -> None:
+    args.out.mkdir(parents=True, exist_ok=True)
+    jobs = [("healthy", seed) for seed in range(args.healthy)]
+    jobs += [(fault, seed) for seed in range(args.seeds) for fault in STARVED]
+    work = [(args, fault, seed) for fault, seed in jobs if not path_of(args, fault, seed).exists()]
+    with get_context("spawn").Pool(args.processes) as pool:
+        for done in pool.imap_unordered(train_and_probe, work):
+            print(done, flush=True)
+    judge(args)
+
+
+def path_of(args: argparse.Namespace, fault: str, seed: int) -> Path:
+    return args.out / f"{Path(args.data).name}-{fault.replace(' ', '_')}-{seed}.json"
+
+
+def train_and_probe(job: tuple[argparse.Namespace, str, int]) -> str:
+    """One run; its denoising probe (and, of a healthy one, probes with each fault put in afterwards) as JSON."""
+    args, fault, seed = job
+    torch.set_num_threads(1)
+    latents, held_out, reference = real_latents(args)
+    schedule = NoiseSchedule(stable_diffusion_scheduler())
+    torch.manual_seed(seed)
+    shape = tuple(latents.shape[1:])
+    network = UNet2DModel(
+        sample_size=8,
+        in_channels=shape[0],
+        out_channels=shape[0],
+        layers_per_block=1,
+        block_out_channels=(32, 64),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=16,
+    )
+    density = torch.ones(1000)
+    if fault in STARVED:
+        low, high = STARVED[fault]
+        density[low:high] = 0.01
+    ema, earlier = EMA(network, 0.995), None
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
+    decay = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=args.steps, pct_start=0.1)
+    for step in range(args.steps):
+        z0 = latents[torch.randint(len(latents), (64,))]
+        t = torch.multinomial(density, 64, replacement=True)
+        noise = torch.randn_like(z0)
+        loss = (network(schedule.add_noise(z0, noise, t), t).sample - noise).pow(2).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        decay.step()
+        ema.update(network)
+        if step == int(0.3 * args.steps):
+            earlier = EMA(ema.network, 0.0).network
+    probes = {fault: ema.network}
+    if fault == "healthy" and seed < args.seeds and earlier is not None:
+        for late in AT_PROBE:
+            probes[late] = Faulty(ema.network, earlier, late)
+    for name, probed in probes.items():
+        model = DiffusionModel(probed, schedule, shape)
+        record = probe_denoising(model, held_out, reference, num_draws=1024, batch_size=512)
+        curves = {
+            metric: record.curves[metric].value.tolist()
+            for metric in ("calibration_residual", "denoising_skill", "denoising_mse")
+        }
+        levels = {
+            "log_snr": record.curves["denoising_mse"].log_snr.tolist(),
+            "timestep": record.curves["denoising_mse"].timestep.tolist(),
+        }
+        path_of(args, name, seed).write_text(json.dumps({**levels, **curves, "training_loss": float(loss)}))
+    return f"{Path(args.data).name}: {fault}, seed {seed}"
+
+
+class Faulty(nn.Module):
+    """A network with a fault put into a band of timesteps."""
+
+    def __init__(self, network: nn.Module, earlier: nn.Module, fault: str) -> None:
+        super().__init__()
+        self.network, self.earlier, self.fault = network, earlier, fault
+
+    def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        low, high = FAULT_BAND
+        healthy = self.network(z_t, t).sample
+        if not low <= int(t[0]) < high:
+            return healthy
+        if self.fault == "frozen":
+            return self.earlier(z_t, t).sample
+        return healthy * 1.05 if self.fault.startswith("scaled") else healthy + 0.05
+
+
+def real_latents(args: argparse.Namespace) -> tuple[Tensor, HeldOut, Reference]:
+    """8×8 latents or pixels: digits through the shipped codec, any other data as pixels."""
+    codec = LatentCodec("builtin:digits") if args.data == "digits" else LatentCodec()
+    kwargs = {"size": 8, "num_images": 6000} if args.data == "shapes" else {}
+    name = f"builtin:{args.data}" if args.data in ("digits", "shapes") else args.data
+    column = "image" if args.data in ("digits", "shapes") else args.image_column
+    data = ImageData(name, kwargs, image_column=column, image_size=32 if args.data == "digits" else 8, check_rows=5)
+    data.setup()
+    latents = encode_images(codec, images(data.reference_batches(20_000)))
+    held = encode_images(codec, images(data.reference_batches(1024, held_out=True)))
+    scale = latents.std()
+    return latents / scale, HeldOut(held / scale, {}), Reference.fit(latents[:4096] / scale)
+
+
+def images(batches: Iterator[dict[str, Any]]) -> Iterator[Tensor]:
+    return (batch["image"] for batch in batches)
+
+
+def judge(args: argparse.Namespace) -> None:
+    """z-scores of each band of log-SNR against healthy runs; a run is flagged where the largest is at least 3."""
+    healthy = [read(args, "healthy", seed) for seed in range(args.healthy)]
+    print(
+        f"\n| {Path(args.data).name}: fault | seeds | detected | located | median largest z | flagged by total loss (z ≥ 3) |\n|---|---|---|---|---|---|"
+    )
+    false = 0
+    for k in range(args.healthy):
+        others = [run for i, run in enumerate(healthy) if i != k]
+        false += bool(score(healthy[k], others)[0].max() >= 3)
+    print(f"| none (each against the others) | {args.healthy} | {false} flagged | | | |")
+    for fault in (*STARVED, *AT_PROBE):
+        low, high = STARVED.get(fault, FAULT_BAND)
+        runs = [(seed, read(args, fault, seed)) for seed in range(args.seeds)]
+        detected = located = plain = 0
+        largest = []
+        for seed, run in runs:
+            others = healthy if fault in STARVED else [h for i, h in enumerate(healthy) if i != seed]
+            z, bands = score(run, others)
+            largest.append(float(z.max()))
+            detected += largest[-1] >= 3
+            inside = {
+                int(np.floor(s / BAND_WIDTH))
+                for s, t in zip(run["log_snr"], run["timestep"], strict=True)
+                if low <= t < high
+            }
+            located += largest[-1] >= 3 and int(bands[z.argmax()]) in inside
+            losses = np.array([np.mean(other["denoising_mse"]) for other in others])
+            plain += (np.mean(run["denoising_mse"]) - losses.mean()) / losses.std(ddof=1) >= 3
+        print(f"| {fault} | {len(runs)} | {detected} | {located} | {np.median(largest):.1f} | {plain} |")
+
+
+def read(args: argparse.Namespace, fault: str, seed: int) -> dict[str, Any]:
+    return json.loads(path_of(args, fault, seed).read_text())
+
+
+def score(run: dict[str, Any], healthy: list[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """Per band the larger z of (residual's excess, lost skill), on a logarithmic scale so that runs of one kind spread evenly."""
+    bands = np.unique(np.floor(np.array(run["log_snr"]) / BAND_WIDTH)).astype(int)
+    scores = []
+    for measure in (excess, lost_skill):
+        base = np.array([measure(other, bands) for other in healthy])
+        spread = np.maximum(base.std(0, ddof=1), 0.02) * (1 + 1 / len(base)) ** 0.5
+        scores.append((measure(run, bands) - base.mean(0)) / spread)
+    return np.maximum(*scores), bands
+
+
+def excess(run: dict[str, Any], bands: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(banded(run, "calibration_residual", bands), 0) + 0.01)
+
+
+def lost_skill(run: dict[str, Any], bands: np.ndarray) -> np.ndarray:
+    return np.log(banded(run, "denoising_mse", bands))
+
+
+def banded(run: dict[str, Any], metric: str, bands: np.ndarray) -> np.ndarray:
+    of = np.floor(np.array(run["log_snr"]) / BAND_WIDTH).astype(int)
+    values, mse = np.array(run[metric]), np.array(run["denoising_mse"])
+    weight = mse if metric == "calibration_residual" else np.ones_like(mse)
+    return np.array([(values * weight)[of == b].sum() / weight[of == b].sum() for b in bands])
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("golden")
+    commands.add_parser("estimators").add_argument("--repeats", type=int, default=200)
+    planted = commands.add_parser("faults")
+    planted.add_argument("--data", default="digits", help='"digits", "shapes", or a dataset as ImageData takes it')
+    planted.add_argument("--image-column", default="image")
+    planted.add_argument("--seeds", type=int, default=5)
+    planted.add_argument("--healthy", type=int, default=8)
+    planted.add_argument("--steps", type=int, default=600)
+    planted.add_argument("--processes", type=int, default=2)
+    planted.add_argument("--out", type=Path, default=Path("runs/faults"))
+    args = parser.parse_args()
+    if args.command == "golden":
+        golden()
+    elif args.command == "estimators":
+        torch.set_num_threads(1)
+        estimators(args.repeats)
+    else:
+        faults(args)
+    sys.exit(0)
