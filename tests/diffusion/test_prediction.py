@@ -1,17 +1,19 @@
-"""Conversions between ε, x_0 and v."""
+"""Conversions between ε, x_0, v and flow velocity."""
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from ldmprobe.diffusion.prediction import epsilon_error_scale, prediction_target, to_x0_and_epsilon
 from ldmprobe.diffusion.schedule import PREDICTION_TYPES, NoiseSchedule
 from tests.helpers import FLOAT32, FLOAT64, sd_scheduler
 
-TIMESTEPS = torch.tensor([0, 1, 100, 500, 900, 999])
+TIMESTEPS = torch.tensor([0, 1, 100, 500, 900, 998])
 
 
-def noised():
-    schedule = NoiseSchedule(sd_scheduler())
+def noised(prediction_type: str = "epsilon"):
+    flow = prediction_type == "flow"
+    schedule = NoiseSchedule(FlowMatchEulerDiscreteScheduler(shift=3.0) if flow else sd_scheduler())
     generator = torch.Generator().manual_seed(0)
     x0, epsilon = torch.randn(2, len(TIMESTEPS), 2, 4, 4, generator=generator, dtype=torch.float64)
     alpha, sigma = schedule.levels(TIMESTEPS, x0)
@@ -20,7 +22,7 @@ def noised():
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_the_target_converts_back_to_x0_and_epsilon(prediction_type: str):
-    _, x0, epsilon, alpha, sigma = noised()
+    _, x0, epsilon, alpha, sigma = noised(prediction_type)
     target = prediction_target(prediction_type, x0, epsilon, alpha, sigma)
     found_x0, found_epsilon = to_x0_and_epsilon(prediction_type, target, alpha * x0 + sigma * epsilon, alpha, sigma)
     torch.testing.assert_close(found_x0, x0, **FLOAT64)
@@ -35,7 +37,7 @@ def test_v_target_equals_diffusers_get_velocity():
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_any_prediction_stays_consistent_with_z_t(prediction_type: str):
-    _, x0, epsilon, alpha, sigma = noised()
+    _, x0, epsilon, alpha, sigma = noised(prediction_type)
     z_t = alpha * x0 + sigma * epsilon
     prediction = torch.randn(z_t.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found_x0, found_epsilon = to_x0_and_epsilon(prediction_type, prediction, z_t, alpha, sigma)
@@ -44,7 +46,7 @@ def test_any_prediction_stays_consistent_with_z_t(prediction_type: str):
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 def test_epsilon_error_scale_converts_squared_errors(prediction_type: str):
-    schedule, x0, epsilon, alpha, sigma = noised()
+    schedule, x0, epsilon, alpha, sigma = noised(prediction_type)
     z_t = alpha * x0 + sigma * epsilon
     target = prediction_target(prediction_type, x0, epsilon, alpha, sigma)
     error = torch.randn(z_t.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
@@ -60,3 +62,15 @@ def test_v_prediction_is_finite_at_both_ends_of_a_zero_terminal_snr_schedule():
         v = alpha * epsilon - sigma * x0
         found = to_x0_and_epsilon("v_prediction", v, alpha * x0 + sigma * epsilon, alpha, sigma)
         torch.testing.assert_close(found, (x0, epsilon))
+
+
+def test_flow_prediction_is_finite_at_both_ends():
+    x0, epsilon = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    for alpha, sigma in ((0.0, 1.0), (1.0, 0.0)):
+        found = to_x0_and_epsilon("flow", epsilon - x0, alpha * x0 + sigma * epsilon, alpha, sigma)
+        torch.testing.assert_close(found, (x0, epsilon))
+
+
+def test_epsilon_error_scale_of_flow_is_the_square_of_alpha():
+    schedule = NoiseSchedule(FlowMatchEulerDiscreteScheduler(shift=3.0))
+    torch.testing.assert_close(epsilon_error_scale("flow", schedule.log_snr), schedule.alpha**2, **FLOAT64)

@@ -31,7 +31,7 @@ def test_log_snr_is_log_of_alpha_squared_over_sigma_squared():
 
 
 def test_log_snr_is_minus_infinity_at_zero_terminal_snr():
-    schedule = NoiseSchedule(sd_scheduler(rescale_betas_zero_snr=True))
+    schedule = NoiseSchedule(sd_scheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction"))
     assert schedule.log_snr[-1] == -torch.inf
     assert schedule.log_snr[:-1].isfinite().all()
 
@@ -149,3 +149,20 @@ def test_dynamic_thresholding_is_an_error():
 def test_unknown_prediction_type_is_an_error():
     with pytest.raises(ConfigurationError, match="'score'; expected one of epsilon, sample, v_prediction"):
         NoiseSchedule(sd_scheduler(prediction_type="score"))
+
+
+@pytest.mark.parametrize("kind", [DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler])
+def test_epsilon_prediction_at_zero_terminal_snr_is_an_error_that_names_the_way_out(kind):
+    # DPMSolver's table ends in ᾱ = 2⁻²⁴ instead of 0, and is no more of use.
+    with pytest.raises(ConfigurationError, match=r"zero terminal SNR.*set `prediction_type: v_prediction`"):
+        NoiseSchedule(kind(rescale_betas_zero_snr=True, prediction_type="epsilon"))
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_zero_terminal_snr_is_welcome_where_x0_is_predicted(prediction_type: str):
+    scheduler = sd_scheduler(
+        rescale_betas_zero_snr=True, prediction_type=prediction_type, timestep_spacing="trailing", set_alpha_to_one=True
+    )
+    grid = NoiseSchedule(scheduler).ddim_grid(10)
+    assert (float(grid.alpha_t[0]), float(grid.sigma_t[0])) == (0, 1)
+    assert (grid.alpha_t[1:] > 0).all()

@@ -74,7 +74,7 @@ def test_uniform_log_snr_is_uniform_between_the_schedules_ends(schedule: NoiseSc
 
 
 def test_uniform_log_snr_leaves_out_a_timestep_without_signal():
-    schedule = NoiseSchedule(sd_scheduler(rescale_betas_zero_snr=True))
+    schedule = NoiseSchedule(sd_scheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction"))
     p = UniformLogSNR().probabilities(schedule)
     assert p.isfinite().all()
     assert p[-1] == 0

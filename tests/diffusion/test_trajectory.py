@@ -66,11 +66,12 @@ def test_path_equals_diffusers_in_float32():
     assert_same_path(sd_scheduler(), 50, torch.float32)
 
 
-def test_path_equals_diffusers_from_zero_terminal_snr():
+@pytest.mark.parametrize("num_steps", [10, 20, 50])
+def test_path_equals_diffusers_from_zero_terminal_snr(num_steps: int):
     scheduler = sd_scheduler(
         rescale_betas_zero_snr=True, timestep_spacing="trailing", prediction_type="v_prediction", set_alpha_to_one=True
     )
-    assert_same_path(scheduler, 20)
+    assert_same_path(scheduler, num_steps)
 
 
 def test_clipping_matters_in_the_comparison():

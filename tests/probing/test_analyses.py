@@ -11,7 +11,7 @@ from ldmprobe.analysis.reference import ideal_ddim
 from ldmprobe.diffusion.trajectory import DDIMStep
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.analyses import Analysis, Findings, PCAScatter, SampleImages, StepKL, Trajectory
+from ldmprobe.probing.analyses import Analysis, Findings, PCAScatter, SampleImages, StepKL, Trajectory, X0Drift
 from ldmprobe.probing.analyses.samples import png_bytes
 from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.probe import sample_noise
@@ -20,6 +20,7 @@ from tests.helpers import FLOAT32, gaussian_model
 from tests.probing.gaussian import assert_same_record, exact_reference
 
 NUM_SAMPLES, NUM_STEPS = 512, 50
+WITHOUT_REFERENCE = {"step_kl", "step_kl_floor", "step_kl_reverse", "step_kl_js", "step_kl_softmax"}
 
 
 class KeepSteps(Analysis):
@@ -115,7 +116,8 @@ def test_softmax_kl_curve_is_torchs_kl_div_between_the_latents_of_each_step(reco
 
 def test_curves_lie_over_the_timesteps_going_in(record: ProbeRecord, model: DiffusionModel):
     grid = model.schedule.ddim_grid(NUM_STEPS)
-    assert set(record.curves) == {"step_kl", "step_kl_reverse", "step_kl_ideal", "step_kl_forward", "step_kl_softmax"}
+    bands = {f"{name}/band{k}" for name in ("step_kl_ratio", "variance_ratio") for k in range(4)}
+    assert set(record.curves) == WITHOUT_REFERENCE | {"step_kl_ideal", "step_kl_forward"} | bands
     for curve in record.curves.values():
         np.testing.assert_array_equal(curve.timestep, grid.timesteps.numpy())
         np.testing.assert_array_equal(curve.log_snr, grid.log_snr.numpy())
@@ -124,7 +126,7 @@ def test_curves_lie_over_the_timesteps_going_in(record: ProbeRecord, model: Diff
 def test_without_reference_there_is_no_closed_form_and_the_basis_is_a_cosine_transform(
     without_reference: ProbeRecord, record: ProbeRecord
 ):
-    assert set(without_reference.curves) == {"step_kl", "step_kl_reverse", "step_kl_softmax"}
+    assert set(without_reference.curves) == WITHOUT_REFERENCE | {"x0_drift"}
     assert without_reference.provenance["kl_basis"] == "dct"
     assert record.provenance["kl_basis"] == "pca"
     assert record.provenance["kl_dimension"] == without_reference.provenance["kl_dimension"] == 32
@@ -216,7 +218,7 @@ def test_png_clips_and_survives_values_that_are_not_finite():
 
 
 def test_an_analysis_can_be_used_again(model: DiffusionModel, without_reference: ProbeRecord):
-    analyses = [StepKL(), PCAScatter(), SampleImages()]
+    analyses = [StepKL(), PCAScatter(), X0Drift(), SampleImages()]
     probe_ddim(model, exact_reference(model), 8, 3, analyses=analyses)
     assert_same_record(probe_ddim(model, None, 64, 10, analyses=analyses), without_reference)
 

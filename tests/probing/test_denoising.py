@@ -83,7 +83,8 @@ def test_grid_runs_from_noise_to_data_in_even_steps_of_log_snr():
 
 
 def test_grid_leaves_out_a_level_without_signal():
-    model = gaussian_model(rescale_betas_zero_snr=True)
+    model = gaussian_model(rescale_betas_zero_snr=True, prediction_type="v_prediction")
+    assert model.schedule.log_snr[-1] == -torch.inf
     assert model.schedule.log_snr[log_snr_grid(model)].isfinite().all()
 
 

@@ -4,9 +4,12 @@ from pathlib import Path
 
 import torch
 import yaml
+from lightning.pytorch.cli import LightningCLI
 
 from ldmprobe.cli import main
+from ldmprobe.data.images import ImageData
 from ldmprobe.tracking.store import RecordStore
+from ldmprobe.training.latent_diffusion import LatentDiffusion
 
 CONFIG = Path(__file__).resolve().parent.parent.parent / "configs" / "gaussian.yaml"
 SMALL = [
@@ -54,3 +57,40 @@ def test_the_saved_configuration_runs_again(tmp_path):
     saved = str(tmp_path / "run" / "config.yaml")
     assert main(["fit", "--config", saved, f"--run_dir={tmp_path / 'again'}"]) == 0
     assert RecordStore(tmp_path / "again").read("ddim")[-1].step == 2
+
+
+def test_module_and_data_work_in_a_lightning_cli_of_ones_own(tmp_path):
+    network = {
+        "class_path": "diffusers.UNet2DModel",
+        "init_args": {
+            "sample_size": 8,
+            "in_channels": 1,
+            "out_channels": 1,
+            "layers_per_block": 1,
+            "block_out_channels": [8, 16],
+            "down_block_types": ["DownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "UpBlock2D"],
+            "norm_num_groups": 4,
+        },
+    }
+    settings = {
+        "model": {"network": network, "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}}},
+        "data": {"dataset": "builtin:digits", "batch_size": 8, "check_rows": 5},
+        "trainer": {
+            "max_steps": 2,
+            "check_val_every_n_epoch": None,
+            "accelerator": "cpu",
+            "logger": False,
+            "enable_checkpointing": False,
+            "default_root_dir": str(tmp_path / "run"),
+            "callbacks": {
+                "class_path": "DDIMProbe",
+                "init_args": {"every_n_steps": 2, "num_samples": 8, "num_steps": 2},
+            },
+        },
+    }
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump(settings))
+    LightningCLI(
+        LatentDiffusion, ImageData, args=["fit", "--config", str(tmp_path / "own.yaml")], save_config_callback=None
+    )
+    assert [record.step for record in RecordStore(tmp_path / "run").read("ddim")] == [0, 2]
