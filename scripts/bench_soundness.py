@@ -274,7 +274,7 @@ def train_and_probe(job: tuple[argparse.Namespace, str, int]) -> str:
             "log_snr": record.curves["denoising_mse"].log_snr.tolist(),
             "timestep": record.curves["denoising_mse"].timestep.tolist(),
         }
-        path_of(args, name, seed).write_text(json.dumps({**levels, **curves, "training_loss": float(loss)}))
+        path_of(args, name, seed).write_text(json.dumps({**levels, **curves, "training_loss": float(loss.detach())}))
     return f"{Path(args.data).name}: {fault}, seed {seed}"
 
 

@@ -7,7 +7,7 @@ Schedules are kept in float64 and cast where they meet the model.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -45,6 +45,11 @@ class SamplingGrid:
     def log_snr(self) -> Tensor:
         """log-SNR at the start of each step, shape (S,)."""
         return 2 * (self.alpha_t.log() - self.sigma_t.log())
+
+    def after(self, start: int) -> SamplingGrid:
+        """The same grid without its first ``start`` steps."""
+        names = ("timesteps", "alpha_t", "sigma_t", "alpha_s", "sigma_s")
+        return replace(self, **{name: getattr(self, name)[start:] for name in names})
 
 
 class NoiseSchedule:

@@ -72,6 +72,14 @@ class LatentCodec(nn.Module):
         """Channels of the images it encodes; None (any) for the identity."""
         return None if self.autoencoder is None else int(self.autoencoder.config.in_channels)
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """What tells this codec from another, as plain values: class and configuration, scale and shift."""
+        config = dict(getattr(self.autoencoder, "config", {}))
+        named = {key: value for key, value in config.items() if not key.startswith("_")}
+        scale, shift = f"{float(self.scale):.4e}", f"{float(self.shift):.4e}"
+        return {"class_name": type(self.autoencoder).__name__, **named, "scale": scale, "shift": shift}
+
     @torch.no_grad()
     def encode(self, images: Tensor, sample_posterior: bool | None = None) -> Tensor:
         """Images (N, C, H, W) in [−1, 1] → latents (N, c, h, w), always in float32."""

@@ -114,6 +114,7 @@ def probe_ddim(
     fingerprints = {
         "grid": fingerprint(grid.timesteps, grid.alpha_t.float(), grid.alpha_s.float()),
         "reference": reference.fingerprint if reference else "none",
+        "codec": fingerprint(model.codec.description),
         "sampler": fingerprint("ddim", num_samples, guidance_scale, seed, list(model.latent_shape)),
     }
     return ProbeRecord(

@@ -145,6 +145,7 @@ def probe_denoising(
     fingerprints = {
         "grid": fingerprint(timesteps, log_snr.float()),
         "reference": reference.fingerprint,
+        "codec": fingerprint(model.codec.description),
         "held_out": fingerprint(
             num_draws, seed, [f"{x:.3e}" for x in held_out.latents.flatten(1).mean(1).tolist()[:64]]
         ),

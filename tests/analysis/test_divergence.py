@@ -1,12 +1,21 @@
 """KL estimates against torch.distributions, against simulations whose truth is known, and against F.kl_div."""
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from scipy import integrate, stats
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from ldmprobe.analysis.divergence import gaussian_kl, independent_gaussian_kl, paired_gaussian_kl, softmax_kl
+from ldmprobe.analysis.divergence import (
+    gaussian_js,
+    gaussian_kl,
+    gaussian_kl_to_known,
+    independent_gaussian_kl,
+    paired_gaussian_kl,
+    softmax_kl,
+)
 from ldmprobe.analysis.moments import PairedMoments
 from tests.helpers import FLOAT64
 
@@ -121,3 +130,89 @@ def test_softmax_kl_equals_torchs_kl_div_of_softmaxed_latents():
 def test_softmax_kl_is_blind_to_a_constant_shift():
     x = torch.randn(8, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     assert float(softmax_kl(x, x + 3)) == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("truth", TRUTHS)
+@pytest.mark.parametrize(("n", "repeats"), [(8, 20000), (64, 5000), (512, 1500)])
+def test_kl_to_a_known_gaussian_is_exactly_unbiased(n: int, repeats: int, truth: tuple):
+    gap, var_x, var_y = truth
+    x = torch.randn(n, repeats, generator=torch.Generator().manual_seed(n), dtype=torch.float64) * var_x**0.5 + gap
+    mean, variance, zero = x.mean(0), x.var(0), torch.zeros(repeats, dtype=torch.float64)
+    estimates = gaussian_kl_to_known(n, mean, variance, zero, zero + var_y)
+    standard_error = float(estimates.std()) / repeats**0.5
+    assert abs(float(estimates.mean()) - true_kl(truth)) < 4 * standard_error
+    uncorrected = gaussian_kl(mean, variance, zero, zero + var_y)
+    assert float(uncorrected.mean()) - true_kl(truth) > 6 * standard_error  # a bias that this could have seen
+
+
+def test_kl_to_a_known_gaussian_takes_another_number_for_each_row():
+    generator = torch.Generator().manual_seed(0)
+    mean, variance = (
+        torch.randn(3, 5, generator=generator).double(),
+        torch.rand(3, 5, generator=generator).double() + 0.1,
+    )
+    n, zero = torch.tensor([[8.0], [64.0], [512.0]], dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
+    together = gaussian_kl_to_known(n, mean, variance, zero, zero + 1)
+    for row, number in enumerate((8, 64, 512)):
+        alone = gaussian_kl_to_known(number, mean[row], variance[row], zero, zero + 1)
+        torch.testing.assert_close(together[row], alone, **FLOAT64)
+
+
+def test_kl_to_a_known_gaussian_reads_nan_where_either_side_does_not_vary():
+    one = torch.ones(3, dtype=torch.float64)
+    variance, known = torch.tensor([1.0, 0.0, 1.0]).double(), torch.tensor([1.0, 1.0, 0.0]).double()
+    assert gaussian_kl_to_known(64, one, variance, one, known).isnan().tolist() == [False, True, True]
+
+
+def integrated_js(mean_x: float, var_x: float, mean_y: float, var_y: float) -> float:
+    p, q = stats.norm(mean_x, var_x**0.5), stats.norm(mean_y, var_y**0.5)
+
+    def integrand(z: float) -> float:
+        log_p, log_q = p.logpdf(z), q.logpdf(z)
+        mixture = np.logaddexp(log_p, log_q) - np.log(2)
+        return 0.5 * (np.exp(log_p) * (log_p - mixture) + np.exp(log_q) * (log_q - mixture))
+
+    edges = np.unique([side.mean() + k * side.std() for side in (p, q) for k in (-12, -5, -2, -1, 0, 1, 2, 5, 12)])
+    return sum(integrate.quad(integrand, *edges[k : k + 2])[0] for k in range(len(edges) - 1))
+
+
+def js(*moments: float) -> float:
+    return float(gaussian_js(*(torch.tensor([value], dtype=torch.float64) for value in moments)))
+
+
+JS_CASES = [
+    (0.0, 1.0, 0.0, 1.0),
+    (0.0, 1.0, 0.1, 1.0),
+    (0.3, 1.0, 0.0, 1.2),
+    (0.0, 1.0, 0.0, 4.0),
+    (0.0, 1.0, 3.0, 0.5),
+    (5.0, 1.0, -5.0, 1.0),
+    (0.0, 1.0, 0.0, 20.0),
+    (0.0, 1.0, 0.0, 100.0),
+    (1.0, 1e-4, 0.0, 1.0),
+]
+
+
+@pytest.mark.parametrize("case", JS_CASES)
+def test_js_equals_numerical_integration_both_ways_round(case: tuple[float, ...]):
+    expected = integrated_js(*case)
+    assert js(*case) == pytest.approx(expected, rel=1e-4, abs=1e-10)
+    assert js(*case[2:], *case[:2]) == pytest.approx(expected, rel=1e-4, abs=1e-10)
+
+
+@pytest.mark.parametrize("case", [*JS_CASES, (0.0, 1.0, 1e3, 1.0), (0.0, 1.0, 0.0, 1e8)])
+def test_js_is_at_most_ln_2_and_never_negative(case: tuple[float, ...]):
+    assert -1e-12 < js(*case) <= np.log(2) * (1 + 1e-12)
+
+
+def test_js_of_sets_far_apart_is_ln_2():
+    assert js(0.0, 1.0, 100.0, 1.0) == pytest.approx(np.log(2))
+
+
+def test_js_is_per_direction_and_takes_any_shape():
+    generator = torch.Generator().manual_seed(0)
+    mean_x, mean_y = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
+    var_x, var_y = torch.rand(2, 3, 4, generator=generator, dtype=torch.float64) + 0.5
+    found = gaussian_js(mean_x, var_x, mean_y, var_y)
+    assert found.shape == (3, 4)
+    assert float(found[1, 2]) == pytest.approx(js(*(float(x[1, 2]) for x in (mean_x, var_x, mean_y, var_y))))

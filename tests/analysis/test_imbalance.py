@@ -58,7 +58,9 @@ def test_without_excess_shares_and_gini_are_0():
 
 
 def test_sentence_names_the_bands_with_most_to_gain_in_nats_first():
-    expected = "log-SNR −3…+0 still recovers 30% of its loss (6.0 nats), −6…−3 still recovers 5% of its loss (1.0 nats); "
+    expected = (
+        "log-SNR −3…+0 still recovers 30% of its loss (6.0 nats), −6…−3 still recovers 5% of its loss (1.0 nats); "
+    )
     assert of_bands([0.05, 0.3, 0.004, -0.01]).sentence == expected + "the rest at most 0%."
 
 

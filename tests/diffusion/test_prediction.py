@@ -8,7 +8,7 @@ from ldmprobe.diffusion.prediction import epsilon_error_scale, prediction_target
 from ldmprobe.diffusion.schedule import PREDICTION_TYPES, NoiseSchedule
 from tests.helpers import FLOAT32, FLOAT64, sd_scheduler
 
-TIMESTEPS = torch.tensor([0, 1, 100, 500, 900, 998])
+TIMESTEPS = torch.tensor([0, 1, 100, 500, 900, 999])
 
 
 def noised(prediction_type: str = "epsilon"):

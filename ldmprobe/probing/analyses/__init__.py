@@ -1,6 +1,7 @@
 """What can be read off a DDIM trajectory: each analysis a file."""
 
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
+from ldmprobe.probing.analyses.inherited_error import InheritedError
 from ldmprobe.probing.analyses.marginal_gap import MarginalGap
 from ldmprobe.probing.analyses.one_step_error import OneStepError
 from ldmprobe.probing.analyses.pca_scatter import PCAScatter
@@ -11,6 +12,7 @@ from ldmprobe.probing.analyses.x0_drift import X0Drift
 __all__ = [
     "Analysis",
     "Findings",
+    "InheritedError",
     "MarginalGap",
     "OneStepError",
     "PCAScatter",

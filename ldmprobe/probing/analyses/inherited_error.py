@@ -1,0 +1,79 @@
+"""InheritedError: how much of the samples' final error comes from which part of the chain."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from ldmprobe.analysis.divergence import gaussian_kl_to_known
+from ldmprobe.analysis.moments import PairedMoments, jackknife_interval
+from ldmprobe.diffusion.trajectory import DDIMStep, ddim_steps
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
+from ldmprobe.probing.probe import sample_noise
+from ldmprobe.probing.record import Curve
+
+
+class InheritedError(Analysis):
+    """Chains started not from noise but from *real* latents noised to several levels, and sampled to the end: curve
+    ``gap_from_level``, KL of their final latents from real ones, in nats per dimension, 95 % jackknife interval, over the level they
+    started from. A chain inherits nothing from above its start, so the fall from one level to the next is what the steps between add.
+
+    Costs about ``num_levels``/2 sampling runs of ``num_latents``; not among the default analyses. Needs real latents; the fewer
+    there are, the wider the interval.
+
+    Args:
+        num_levels: how many, evenly spaced in sampling steps.
+        num_latents: held-out latents, at most as many as the probe was given.
+    """
+
+    def __init__(self, num_levels: int = 4, num_latents: int = 512) -> None:
+        if num_levels < 1 or num_latents < 32:
+            raise ConfigurationError(
+                f"InheritedError got num_levels {num_levels}, num_latents {num_latents}; expected at least 1 and 32."
+            )
+        self.num_levels, self.num_latents = num_levels, num_latents
+
+    def begin(self, trajectory: Trajectory) -> None:
+        if trajectory.reference is None or trajectory.held_out is None:
+            raise ConfigurationError("InheritedError needs real latents; give the probe data.")
+        self.trajectory = trajectory
+
+    def update(self, step: DDIMStep) -> None:
+        """The chains from noise are not needed."""
+
+    def finish(self) -> Findings:
+        trajectory, grid, ranks = self.trajectory, self.trajectory.grid, self.trajectory.ranks
+        assert trajectory.held_out is not None
+        assert trajectory.reference is not None
+        model, basis = trajectory.model, trajectory.reference.basis
+        held_out = trajectory.held_out
+        number = min(self.num_latents, len(held_out.latents))
+        mine = ranks.share(number)
+        z0 = held_out.latents[mine].to(model.device)
+        noise = sample_noise(mine.tolist(), tuple(model.latent_shape), seed=0, stream=4).to(model.device)
+        condition = {name: value[mine].to(model.device) for name, value in held_out.condition.items()}
+
+        def denoise(z_t: torch.Tensor, timestep: float) -> torch.Tensor:
+            told = torch.full((len(z_t),), timestep, device=z_t.device, dtype=model.schedule.model_time.dtype)
+            return model.predict(z_t, told, condition) if len(z_t) else z_t
+
+        starts = sorted({round(k) for k in np.linspace(0, grid.num_steps, self.num_levels, endpoint=False)})
+        alpha, sigma = float(grid.alpha_s[-1]), float(grid.sigma_s[-1])
+        mean, variance = alpha * basis.mean, alpha**2 * basis.variance + sigma**2
+        rows = []
+        for start in starts:
+            z = float(grid.alpha_t[start]) * z0 + float(grid.sigma_t[start]) * noise
+            for step in ddim_steps(denoise, z, grid.after(start), model.schedule.prediction_type):
+                z = step.z_s
+            end = basis.rotate(z)
+            local = PairedMoments.from_samples(end, end, mine)
+            moments = PairedMoments(ranks.all_reduce_sum(local.n), ranks.all_reduce_sum(local.sums))
+            total, left_out = moments.total(), moments.leave_one_out()
+            known = mean.to(end.device), variance.to(end.device)
+            gap = gaussian_kl_to_known(total.n, total.mean_x, total.var_x, *known).nanmean()
+            replicates = gaussian_kl_to_known(left_out.n, left_out.mean_x, left_out.var_x, *known).nanmean(-1)
+            rows.append([float(gap), *(float(limit) for limit in jackknife_interval(gap, replicates))])
+        value, lower, upper = np.array(rows).T
+        timesteps = grid.timesteps[starts].round().long().numpy()
+        return Findings(curves={"gap_from_level": Curve(timesteps, grid.log_snr[starts].numpy(), value, lower, upper)})
