@@ -47,6 +47,36 @@ def ratio_chart(records: Sequence[ProbeRecord]) -> go.Figure:
     return _finish(figure, "timestep (sampling runs left to right)", "KL ÷ ideal KL", log_y=True, reverse_x=True)
 
 
+def gap_chart(records: Sequence[ProbeRecord]) -> go.Figure:
+    """Distance of the samples from real latents at the same level, beside what a perfect denoiser would leave."""
+    figure = go.Figure()
+    _curves_by_step(figure, records, "marginal_gap", interval=True)
+    ideal = records[-1].curves["marginal_gap_ideal"]
+    line = {"color": IDEAL, "dash": "dash", "width": 2.2}
+    figure.add_trace(
+        go.Scatter(x=ideal.timestep, y=_gap(ideal.value), name="ideal: the steps' length alone", line=line)
+    )
+    return _finish(figure, "timestep (sampling runs left to right)", "nats per dimension", log_y=True, reverse_x=True)
+
+
+def variance_chart(record: ProbeRecord) -> go.Figure:
+    """The latest probe's sample variance ÷ real variance, per eigen-band."""
+    figure = go.Figure()
+    figure.add_hline(y=1, line={"color": IDEAL, "dash": "dash", "width": 2})
+    bands = sorted(name for name in record.curves if name.startswith("variance_ratio/band"))
+    for k, name in enumerate(bands):
+        curve = record.curves[name]
+        label = "largest" if k == 0 else "smallest" if k == len(bands) - 1 else ""
+        colour = step_colour(k / max(len(bands) - 1, 1))
+        name = f"band {k}" + (f" ({label} variance)" if label else "")
+        figure.add_trace(
+            go.Scatter(x=curve.timestep, y=_gap(curve.value), name=name, line={"color": colour, "width": 2})
+        )
+    return _finish(
+        figure, "timestep (sampling runs left to right)", "variance of samples ÷ real", log_y=True, reverse_x=True
+    )
+
+
 def pca_chart(records: Sequence[ProbeRecord]) -> go.Figure:
     """PCA scatters at several noise levels, with a slider over training."""
     first = records[-1]

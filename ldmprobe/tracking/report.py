@@ -49,6 +49,7 @@ def report_html(records: Sequence[ProbeRecord], config_text: str | None, title: 
     sections = [
         _samples_section(ddim),
         _kl_section(ddim),
+        _gap_section(ddim),
         _heatmap_section(ddim, denoising),
         _pca_section(ddim),
         _calibration_section(denoising),
@@ -153,6 +154,24 @@ def _kl_section(ddim: Sequence[ProbeRecord]) -> str:
         _chart(charts.ratio_chart(shown)),
     )
     return f'<div class="pair">{first}{second}</div>'
+
+
+def _gap_section(ddim: Sequence[ProbeRecord]) -> str:
+    shown = [record for record in ddim if "marginal_gap" in record.curves]
+    if not shown or "variance_ratio/band0" not in shown[-1].curves:
+        return ""
+    gap = _section(
+        "Samples against real latents, level by level",
+        "KL of the sampled latents from real ones noised to the same level. Errors are carried from left to right: a rise says where the samples "
+        "leave the data, not which level is to blame.",
+        _chart(charts.gap_chart(shown)),
+    )
+    variance = _section(
+        "How: their variance, by eigen-band",
+        "The latest probe. Below 1 the samples have lost variety along those directions; above 1 they hold noise that real latents do not.",
+        _chart(charts.variance_chart(shown[-1])),
+    )
+    return f'<div class="pair">{gap}{variance}</div>'
 
 
 def _heatmap_section(ddim: Sequence[ProbeRecord], denoising: Sequence[ProbeRecord]) -> str:

@@ -9,14 +9,66 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from diffusers import FlowMatchEulerDiscreteScheduler
+from torch import Tensor, nn
 
 from ldmprobe.analysis.basis import LatentBasis
 from ldmprobe.analysis.pca import PCABasis
+from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.probing.reference import Reference
+from tests.helpers import gaussian_model
+
+
+class ScaledBand(nn.Module):
+    """A denoiser whose ε is ``factor`` times too large at timesteps in [start, stop)."""
+
+    def __init__(self, network: nn.Module, start: int, stop: int, factor: float = 1.5) -> None:
+        super().__init__()
+        self.network, self.start, self.stop, self.factor = network, start, stop, factor
+
+    def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        inside = ((t >= self.start) & (t < self.stop)).view(-1, 1, 1, 1)
+        epsilon = self.network(z_t, t, condition)
+        return torch.where(inside, self.factor * epsilon, epsilon)
+
+
+class GaussianX0(nn.Module):
+    """The exact posterior mean of ε and x_0 given z, restated as v or flow velocity, for every level α = 0 included.
+
+    E[ε|z] = σ (z − αμ)/v and E[x_0|z] = μ + αλ (z − αμ)/v, v = α²λ + σ². Flow matching is told T·σ, not a timestep.
+    """
+
+    def __init__(self, mean: Tensor, variance: Tensor, schedule: NoiseSchedule) -> None:
+        super().__init__()
+        self.mean, self.variance, self.schedule = nn.Parameter(mean), nn.Parameter(variance), schedule
+
+    def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        flow = self.schedule.prediction_type == "flow"
+        if flow:
+            sigma = (t.to(z_t.dtype) / self.schedule.num_timesteps).view(-1, 1, 1, 1)
+            alpha = 1 - sigma
+        else:
+            alpha, sigma = self.schedule.levels(t, z_t)
+        centred = (z_t - alpha * self.mean) / (alpha**2 * self.variance + sigma**2)
+        epsilon, x0 = sigma * centred, self.mean + alpha * self.variance * centred
+        return epsilon - x0 if flow else alpha * epsilon - sigma * x0
+
+
+def flow_model(shift: float = 1.0) -> DiffusionModel:
+    """A perfect flow-matching model of the same data as ``gaussian_model()``."""
+    like, schedule = gaussian_model(), NoiseSchedule(FlowMatchEulerDiscreteScheduler(shift=shift))
+    network = GaussianX0(like.network.mean.detach(), like.network.variance.detach(), schedule)
+    return DiffusionModel(network, schedule, like.latent_shape)
+
+
+def v_model(**scheduler: Any) -> DiffusionModel:
+    """A perfect v-prediction model of the same data as ``gaussian_model()``."""
+    like = gaussian_model(prediction_type="v_prediction", **scheduler)
+    network = GaussianX0(like.network.mean.detach(), like.network.variance.detach(), like.schedule)
+    return DiffusionModel(network, like.schedule, like.latent_shape)
 
 
 def draw(model: DiffusionModel, n: int, seed: int = 1) -> Tensor:

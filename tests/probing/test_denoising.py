@@ -1,5 +1,7 @@
 """The denoising probe on Gaussian data, where the best linear denoiser is the best of all: skill 0 at every level."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -12,25 +14,14 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, Unconditional
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import LOG_SNR_SPACING, HeldOut, log_snr_grid, probe_denoising
+from ldmprobe.probing.probe import sample_noise
 from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.probing.reference import Reference
 from tests.helpers import gaussian_model
-from tests.probing.gaussian import assert_same_record, draw, exact_reference, on_ranks
+from tests.probing.gaussian import ScaledBand, assert_same_record, draw, exact_reference, numbers_of, on_ranks
 
 NUM_LATENTS = 512
 SAME = {"rtol": 1e-5, "atol": 1e-6}
-
-
-class ScaledBand(nn.Module):
-    """A denoiser whose ε is ``factor`` times too large at timesteps in [start, stop)."""
-
-    def __init__(self, network: nn.Module, start: int, stop: int, factor: float = 1.5) -> None:
-        super().__init__()
-        self.network, self.start, self.stop, self.factor = network, start, stop, factor
-
-    def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        inside = ((t >= self.start) & (t < self.stop)).view(-1, 1, 1, 1)
-        epsilon = self.network(z_t, t, condition)
-        return torch.where(inside, self.factor * epsilon, epsilon)
 
 
 class WithDropout(nn.Module):
@@ -195,3 +186,158 @@ def test_held_out_joins_batches_with_their_conditions():
 def test_no_held_out_images_are_an_error():
     with pytest.raises(ConfigurationError, match="no held-out images"):
         HeldOut.encode(LatentCodec(), Unconditional(), [])
+
+
+@pytest.fixture(scope="module")
+def many() -> ProbeRecord:
+    return probe(gaussian_model(), num_draws=4096)
+
+
+def test_calibration_of_a_perfect_model_is_0_within_its_interval(perfect: ProbeRecord, many: ProbeRecord):
+    """The interval is 2.365 standard errors, and fitting two numbers to nothing costs 16/(7n), .0045 of 512 and .0006 of 4096."""
+    for record, cost in ((perfect, 16 / 7 / 512), (many, 16 / 7 / 4096)):
+        residual, mse = record.curves["calibration_residual"], record.curves["denoising_mse"]
+        half_width = (residual.upper - residual.lower) / 2
+        assert (half_width > 0).all()
+        assert (np.abs(residual.value + cost) < half_width).mean() >= 0.8
+        assert (residual.lower < 0).all()
+        assert (np.abs(residual.value) < 2 * half_width + cost).all()
+        nats = record.curves["calibration_nats"]
+        per_level = 0.5 * 32 * LOG_SNR_SPACING
+        np.testing.assert_allclose(nats.value, per_level * residual.value * mse.value, rtol=1e-6)
+        np.testing.assert_allclose(nats.upper - nats.lower, per_level * mse.value * 2 * half_width, rtol=1e-6)
+
+
+def test_summary_of_a_perfect_model_finds_nothing(many: ProbeRecord):
+    assert many.provenance["summary"].startswith("No band of noise levels still has a measurable linear excess")
+
+
+@pytest.mark.parametrize(("start", "stop"), [(300, 600), (700, 1000)])
+def test_scaling_epsilon_by_5_percent_raises_calibration_there_and_nowhere_else(
+    many: ProbeRecord, start: int, stop: int
+):
+    """E‖1.05 ε* − ε‖² = MMSE + .0025 (1 − MMSE), the last term being what a linear correction removes."""
+    model = gaussian_model()
+    model.network = ScaledBand(model.network, start, stop, 1.05)
+    record = probe(model, num_draws=4096)
+    found, before = record.curves["calibration_residual"], many.curves["calibration_residual"]
+    inside = (found.timestep >= start) & (found.timestep < stop)
+    assert 0 < inside.sum() < len(inside)
+    np.testing.assert_array_equal(found.value[~inside], before.value[~inside])
+    assert (found.lower[inside] > 0).all()
+    mmse = many.curves["denoising_mmse"].value[inside]
+    share = 0.0025 * (1 - mmse) / (mmse + 0.0025 * (1 - mmse))
+    half_width = (found.upper - found.lower)[inside] / 2
+    assert (np.abs(found.value[inside] - share) < 4 / 2.365 * half_width).all()
+    worst = max((name for name in record.scalars if "imbalance_share" in name), key=record.scalars.get)
+    low = float(worst.split("logsnr")[1])
+    in_band = (found.log_snr >= low) & (found.log_snr < low + 3)
+    assert inside[in_band].any()
+
+
+def test_shares_of_the_bands_sum_to_one_and_gini_agrees():
+    model = gaussian_model()
+    model.network = ScaledBand(model.network, 0, 1000, 1.2)
+    record = probe(model)
+    shares = np.array([value for name, value in record.scalars.items() if name.startswith("imbalance_share/")])
+    assert len(shares) >= 4
+    assert shares.sum() == pytest.approx(1)
+    relative_difference = np.abs(shares[:, None] - shares).mean() / (2 * shares.mean())
+    assert record.scalars["imbalance_gini"] == pytest.approx(relative_difference)
+
+
+def test_per_sample_errors_are_those_of_each_draw(perfect: ProbeRecord):
+    model = gaussian_model()
+    each = perfect.per_sample["denoising_errors"]
+    noise = sample_noise(range(NUM_LATENTS), (2, 4, 4), seed=0, stream=1).double()
+    z0 = draw(model, NUM_LATENTS, seed=5)
+    assert each.value.shape == (len(each.timestep), NUM_LATENTS)
+    for k in (0, len(each.timestep) // 2, -1):
+        t = torch.full((NUM_LATENTS,), int(each.timestep[k]))
+        with torch.no_grad():
+            epsilon = model.network(model.schedule.add_noise(z0, noise, t), t, {})
+        expected = (epsilon - noise).pow(2).flatten(1).mean(1)
+        np.testing.assert_allclose(each.value[k], expected.numpy(), rtol=1e-5)
+    np.testing.assert_allclose(each.value.mean(1), perfect.curves["denoising_mse"].value, rtol=1e-12)
+
+
+def test_per_sample_errors_survive_the_table(perfect: ProbeRecord):
+    again = ProbeRecord.from_table(perfect.to_table())
+    assert_same_record(again, perfect)
+    assert list(again.per_sample) == ["denoising_errors"]
+    for name in ("value", "timestep", "log_snr"):
+        found, expected = (getattr(record.per_sample["denoising_errors"], name) for record in (again, perfect))
+        np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("from_table", [False, True])
+def test_progress_is_the_paired_difference_of_two_records_in_nats(perfect: ProbeRecord, from_table: bool):
+    model = gaussian_model()
+    model.network = ScaledBand(model.network, 300, 600, 1.2)
+    worse = probe(model, step=100)
+    previous = ProbeRecord.from_table(worse.to_table()) if from_table else worse
+    record = probe(gaussian_model(), step=200, previous=previous)
+    found = record.curves["denoising_progress"]
+    gain = worse.per_sample["denoising_errors"].value - record.per_sample["denoising_errors"].value
+    nats = 0.5 * 32 * LOG_SNR_SPACING
+    np.testing.assert_allclose(found.value, nats * gain.mean(1), rtol=1e-9, atol=1e-12)
+    # One draw per image: the ordinary standard error of the mean.
+    half_width = nats * 1.96 * gain.std(1, ddof=1) / NUM_LATENTS**0.5
+    np.testing.assert_allclose((found.upper - found.lower) / 2, half_width, rtol=1e-6, atol=1e-12)
+    inside = (found.timestep >= 300) & (found.timestep < 600)
+    assert (found.lower[inside] > 0).all()
+    assert (found.value[~inside] == 0).all()
+    assert record.provenance["progress_since_step"] == 100
+
+
+def test_progress_is_only_told_of_an_earlier_comparable_record(perfect: ProbeRecord):
+    assert "denoising_progress" not in perfect.curves
+    assert perfect.provenance["progress_since_step"] is None
+    other_noise = probe(gaussian_model(), seed=1)
+    for previous, step in ((perfect, 0), (replace(perfect, step=7), 5), (other_noise, 10)):
+        record = probe(gaussian_model(), step=step, previous=previous)
+        assert "denoising_progress" not in record.curves
+        assert record.provenance["progress_since_step"] is None
+
+
+def test_an_image_drawn_again_gets_other_noise():
+    perfect = gaussian_model()
+    held_out = HeldOut(draw(perfect, 8, seed=5), {})
+    record = probe_denoising(perfect, held_out, exact_reference(perfect), num_draws=64)
+    errors = record.per_sample["denoising_errors"].value
+    assert errors.shape[1] == 64
+    assert all(len(np.unique(level)) == 64 for level in errors)
+    assert (record.provenance["num_draws"], record.provenance["num_images"]) == (64, 8)
+
+
+def test_intervals_count_images_not_draws():
+    """The standard error of a mean of clusters: draws of one image are one observation."""
+    perfect = gaussian_model()
+    record = probe_denoising(perfect, HeldOut(draw(perfect, 16), {}), exact_reference(perfect), num_draws=128)
+    errors, mse = record.per_sample["denoising_errors"].value, record.curves["denoising_mse"]
+    of_image = errors.reshape(len(errors), 8, 16).mean(1)
+    expected = 1.96 * of_image.std(1, ddof=1) / 4
+    np.testing.assert_allclose((mse.upper - mse.lower) / 2, expected, rtol=1e-6)
+
+
+def test_a_single_held_out_image_is_enough_or_an_error_that_says_so():
+    perfect = gaussian_model()
+    held_out = HeldOut(draw(perfect, 1), {})
+    try:
+        record = probe_denoising(perfect, held_out, exact_reference(perfect), num_draws=64)
+    except ConfigurationError as error:
+        assert "image" in str(error)
+    else:
+        assert np.isfinite(numbers_of(record)["denoising_mse.value"]).all()
+
+
+def test_too_few_draws_are_an_error():
+    with pytest.raises(ConfigurationError, match="num_draws is 8; expected at least 32"):
+        probe(gaussian_model(), num_draws=8)
+
+
+def test_reference_of_other_latents_is_an_error():
+    model = gaussian_model()
+    other = Reference.fit(draw(gaussian_model((1, 4, 4)), 20))
+    with pytest.raises(ConfigurationError, match=r"shape \(1, 4, 4\), the held-out ones are \(2, 4, 4\)"):
+        probe_denoising(model, HeldOut(draw(model, 32), {}), other)

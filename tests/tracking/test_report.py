@@ -46,6 +46,8 @@ def test_page_has_every_section_and_loads_nothing(run_dir, tmp_path):
         "Samples over training",
         "KL before and after each denoiser pass",
         "The same, relative to the ideal",
+        "Samples against real latents, level by level",
+        "How: their variance, by eigen-band",
         "Noise level × training step",
         "Latents during sampling",
         "Where loss can still be recovered",
@@ -58,7 +60,7 @@ def test_page_has_every_section_and_loads_nothing(run_dir, tmp_path):
         assert f"<h2>{heading}</h2>" in html
     assert not re.search(r"<(script|img|iframe)[^>]+src=[\"'](?!data:)", html)
     assert "<link" not in html.replace("<link>", "")
-    assert html.count('class="plotly-graph-div"') == 9
+    assert html.count('class="plotly-graph-div"') == 11
 
 
 def test_names_and_configuration_are_text_not_markup(records):
