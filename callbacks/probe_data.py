@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from ldmprobe.callbacks.probe_callback import run_directory
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
@@ -17,8 +18,6 @@ from ldmprobe.probing.reference import Reference, encode_images
 
 def reference_of(trainer: L.Trainer, model: DiffusionModel, num_images: int) -> Reference:
     """The run's reference: read from ``reference.safetensors`` in its directory, or fitted on training images and put there."""
-    from ldmprobe.callbacks.probe_callback import run_directory
-
     path = run_directory(trainer) / "reference.safetensors"
     if path.exists():
         reference = Reference.load(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
@@ -73,7 +72,7 @@ def network_config(network: Any) -> dict[str, Any] | None:
     return {"class_name": type(network).__name__, **copy.deepcopy(config)}
 
 
-def from_network_config(config: dict[str, Any], load: Callable[[str], type] | None = None) -> Any:
+def from_network_config(config: dict[str, Any]) -> Any:
     """The diffusers module (or scheduler) that :func:`network_config` described, with fresh weights.
 
     Raises:

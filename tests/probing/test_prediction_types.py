@@ -1,0 +1,117 @@
+"""The same probes on a flow-matching and a v-prediction model that are perfect for the same Gaussian data."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.ddim import probe_ddim
+from ldmprobe.probing.denoising import LOG_SNR_SPACING, log_snr_grid, probe_denoising
+from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.record import Curve, ProbeRecord
+from tests.helpers import gaussian_model
+from tests.probing.gaussian import draw, exact_reference, flow_model, v_model
+
+MODELS: dict[str, Callable[[], DiffusionModel]] = {
+    "flow": flow_model,
+    "flow, shift 3": lambda: flow_model(3.0),
+    "v": v_model,
+    "v from zero SNR": lambda: v_model(rescale_betas_zero_snr=True, timestep_spacing="trailing", set_alpha_to_one=True),
+}
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def model(request: pytest.FixtureRequest) -> DiffusionModel:
+    return MODELS[request.param]()
+
+
+@pytest.fixture(scope="module")
+def ddim(model: DiffusionModel) -> ProbeRecord:
+    held_out = HeldOut(draw(gaussian_model(), 512, seed=5), {})
+    return probe_ddim(model, exact_reference(model), 512, 50, held_out=held_out)
+
+
+@pytest.fixture(scope="module")
+def denoising(model: DiffusionModel) -> ProbeRecord:
+    held_out = HeldOut(draw(gaussian_model(), 512, seed=5), {})
+    return probe_denoising(model, held_out, exact_reference(model))
+
+
+def assert_covers(
+    curve: Curve, truth: np.ndarray | float, at_least: int, limit: float = 2.0, share: float = 0.8
+) -> None:
+    """Levels share their samples and miss together: ``share`` within the 95 % interval, none beyond ``limit`` half-widths."""
+    half_width = (curve.upper - curve.lower) / 2
+    known = np.isfinite(half_width) & (half_width > 1e-12)
+    assert known.sum() >= at_least
+    distance = np.abs(curve.value - truth)[known] / half_width[known]
+    assert (distance < 1).mean() >= share
+    assert distance.max() < limit
+
+
+def test_step_kl_is_the_ideal_one_within_its_interval(ddim: ProbeRecord):
+    assert_covers(ddim.curves["step_kl"], ddim.curves["step_kl_ideal"].value, 48)
+
+
+def test_marginal_gap_is_the_ideal_one_within_its_interval(ddim: ProbeRecord):
+    assert_covers(ddim.curves["marginal_gap"], ddim.curves["marginal_gap_ideal"].value, 48)
+
+
+def test_one_step_error_is_0_within_its_interval(ddim: ProbeRecord):
+    """All steps see the same latents and noise, and miss together: none by more than 3 standard errors, most by less than 1.96.
+    The first step from α = 0 has no floor in ε-units."""
+    assert_covers(ddim.curves["one_step_excess"], 0.0, 48, limit=3 / 1.96, share=0.6)
+
+
+def test_curves_of_a_flow_lie_over_whole_timesteps():
+    model = flow_model(3.0)
+    grid = model.schedule.ddim_grid(10)
+    record = probe_ddim(model, exact_reference(model), 8, 10)
+    np.testing.assert_allclose(record.curves["step_kl"].timestep, 1000 * grid.sigma_t.numpy(), atol=0.501)
+    assert record.provenance["prediction_type"] == "flow"
+
+
+def test_skill_is_0_within_its_interval(denoising: ProbeRecord):
+    assert_covers(denoising.curves["denoising_skill"], 0.0, 12, limit=3 / 1.96)
+
+
+def test_calibration_is_0_within_its_interval(denoising: ProbeRecord):
+    """Less 16/(7n), what fitting two numbers to nothing costs."""
+    residual = denoising.curves["calibration_residual"]
+    assert_covers(residual, -16 / 7 / 512, 12)
+    assert (residual.lower < 0).all()
+
+
+def test_levels_are_distinct_and_on_the_log_snr_grid(model: DiffusionModel):
+    """Each level is counted once: a timestep that stood for two would weigh twice in nats."""
+    t = log_snr_grid(model)
+    assert (t.diff() < 0).all()
+    log_snr = model.schedule.log_snr
+    assert log_snr[t].isfinite().all()
+    coarsest = log_snr[log_snr.isfinite()].diff().abs().max()
+    on_grid = log_snr[t] / LOG_SNR_SPACING
+    assert float((on_grid - on_grid.round()).abs().max()) * LOG_SNR_SPACING <= float(coarsest) / 2 + 1e-9
+
+
+def test_mse_is_that_of_epsilon_whatever_is_predicted():
+    """At the same log-SNR the posterior is the same: the flow's mse there is that of the ε-model in closed form."""
+    model = flow_model()
+    record = probe_denoising(model, HeldOut(draw(model, 512, seed=5), {}), exact_reference(model))
+    signal = model.network.variance.detach().numpy().reshape(1, -1) * np.exp(
+        record.curves["denoising_mse"].log_snr[:, None]
+    )
+    closed_form = (signal / (signal + 1)).mean(1)
+    np.testing.assert_allclose(record.curves["denoising_mmse"].value, closed_form, rtol=1e-9)
+    np.testing.assert_allclose(record.curves["denoising_mse"].value, closed_form, rtol=0.1)
+
+
+def test_a_flow_network_is_told_t_times_sigma():
+    """Told anything else, a network that reads its noise level from the timestep would not be perfect."""
+    model, told = flow_model(3.0), []
+    forward = model.network.forward
+    model.network.forward = lambda z, t, condition: told.append(t) or forward(z, t, condition)
+    probe_denoising(model, HeldOut(draw(model, 32), {}), exact_reference(model), num_draws=32)
+    expected = 1000 * model.schedule.sigma[log_snr_grid(model)]
+    torch.testing.assert_close(torch.stack([t[0] for t in told]).double(), expected, rtol=1e-6, atol=1e-4)
