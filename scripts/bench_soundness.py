@@ -13,6 +13,7 @@ faults      planted faults: is each detected (z ≥ 3 against healthy runs' own 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import sys
 from collections.abc import Iterator
@@ -258,7 +259,7 @@ def train_and_probe(job: tuple[argparse.Namespace, str, int]) -> str:
         decay.step()
         ema.update(network)
         if step == int(0.3 * args.steps):
-            earlier = EMA(ema.network, 0.0).network
+            earlier = copy.deepcopy(ema.network)
     probes = {fault: ema.network}
     if fault == "healthy" and seed < args.seeds and earlier is not None:
         for late in AT_PROBE:

@@ -10,7 +10,8 @@ they are not Gaussian, and which no estimator reaches at these sample sizes and 
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 import torch
 from torch import Tensor
 
@@ -75,25 +76,26 @@ def gaussian_kl_to_known(n: Tensor | int, mean_x: Tensor, var_x: Tensor, mean: T
     return torch.where((var_x > 0) & (var > 0), kl, torch.nan)
 
 
-def gaussian_js(mean_x: Tensor, var_x: Tensor, mean_y: Tensor, var_y: Tensor, num_nodes: int = 48) -> Tensor:
-    """Jensen-Shannon divergence of two Gaussians per direction, in nats, at most ln 2; by Gauss-Hermite quadrature under each."""
-    nodes, weights = (
-        torch.from_numpy(values).to(mean_x.device) for values in np.polynomial.hermite_e.hermegauss(num_nodes)
+def gaussian_js(mean_x: Tensor, var_x: Tensor, mean_y: Tensor, var_y: Tensor, num_nodes: int = 256) -> Tensor:
+    """Jensen-Shannon divergence of two Gaussians per direction, in nats, at most ln 2.
+
+    Trapezoid rule in u, z = c + s sinh u about the narrower of the two, which converges exponentially for any ratio of variances.
+    """
+    sides = [(mean.double(), var.double()) for mean, var in ((mean_x, var_x), (mean_y, var_y))]
+    (mean_x, var_x), (mean_y, var_y) = sides
+    centre = torch.where(var_x <= var_y, mean_x, mean_y)[..., None]
+    scale = torch.minimum(var_x, var_y).sqrt()
+    reach = 8 * torch.maximum(var_x, var_y).sqrt() + (mean_x - mean_y).abs()
+    top = torch.asinh(reach / scale)
+    u = top[..., None] * torch.linspace(-1, 1, num_nodes, dtype=torch.float64, device=mean_x.device)
+    z = centre + scale[..., None] * u.sinh()
+    log_p, log_q = (
+        -0.5 * ((z - mean[..., None]) ** 2 / var[..., None] + (2 * torch.pi * var[..., None]).log())
+        for mean, var in sides
     )
-    weights = weights / weights.sum()
-    sides = ((mean_x, var_x), (mean_y, var_y))
-
-    def log_density(z: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-        return -0.5 * ((z - mean) ** 2 / var + var.log())
-
-    total = torch.zeros_like(mean_x, dtype=torch.float64)
-    for mean, var in sides:
-        z = mean[..., None] + var[..., None].sqrt() * nodes
-        log_p, log_q = (log_density(z, m[..., None], v[..., None]) for m, v in sides)
-        own = log_density(z, mean[..., None], var[..., None])
-        mixture = torch.logaddexp(log_p, log_q) - np.log(2)
-        total = total + 0.5 * ((own - mixture) * weights).sum(-1)
-    return total
+    mixture = torch.logaddexp(log_p, log_q) - math.log(2)
+    integrand = 0.5 * (log_p.exp() * (log_p - mixture) + log_q.exp() * (log_q - mixture)) * u.cosh()
+    return (integrand.sum(-1) * 2 * top / (num_nodes - 1) * scale).clamp(max=math.log(2))
 
 
 def softmax_kl(x: Tensor, y: Tensor) -> Tensor:

@@ -88,11 +88,14 @@ class NoiseSchedule:
                 f"{name} has no table of ᾱ_t (`alphas_cumprod`). Use a variance-preserving diffusers scheduler, such as "
                 "DDIMScheduler or DDPMScheduler, or FlowMatchEulerDiscreteScheduler."
             )
-        if self.prediction_type not in PREDICTION_TYPES:
+        known = PREDICTION_TYPES if name == "FlowMatchEulerDiscreteScheduler" else PREDICTION_TYPES[:3]
+        if self.prediction_type not in known:
             raise ConfigurationError(
                 f"{name} has prediction_type {self.prediction_type!r}; expected one of {', '.join(PREDICTION_TYPES[:3])}."
             )
-        if self.prediction_type == "epsilon" and float(self.alpha.min()) == 0:
+        # Some classes of diffusers put 2⁻²⁴ in the place of the zero.
+        zero_terminal = bool(config.get("rescale_betas_zero_snr")) or float(self.alpha.min()) == 0
+        if self.prediction_type == "epsilon" and zero_terminal:
             raise ConfigurationError(
                 f"{name} has zero terminal SNR, where a prediction of ε says nothing of x_0; set `prediction_type: v_prediction`."
             )
@@ -187,6 +190,7 @@ class NoiseSchedule:
     def _flow_grid(self, num_steps: int) -> SamplingGrid:
         """For flow matching the same step, z_s = α_s x̂_0 + σ_s ε̂, is Euler's."""
         euler = type(self.scheduler).from_config(self.scheduler.config)
+        euler.set_shift(self.scheduler.shift)
         euler.set_timesteps(num_steps)
         sigmas = euler.sigmas.double().cpu()
         return SamplingGrid(euler.timesteps.cpu(), 1 - sigmas[:-1], sigmas[:-1], 1 - sigmas[1:], sigmas[1:])

@@ -35,7 +35,7 @@ def log_snr_grid(model: DiffusionModel) -> Tensor:
     finite = log_snr[log_snr.isfinite()]
     first = int(np.ceil(float(finite.min()) / LOG_SNR_SPACING))
     last = int(np.floor(float(finite.max()) / LOG_SNR_SPACING))
-    return model.schedule.timesteps_at(LOG_SNR_SPACING * torch.arange(first, last + 1))
+    return model.schedule.timesteps_at(LOG_SNR_SPACING * torch.arange(first, last + 1)).unique().flip(0)
 
 
 def probe_denoising(
@@ -81,6 +81,10 @@ def probe_denoising(
     if num_draws < 4 * NUM_FOLDS:
         raise ConfigurationError(
             f"num_draws is {num_draws}; expected at least {4 * NUM_FOLDS}, for its cross-fitted statistics."
+        )
+    if len(held_out.latents) < 2:
+        raise ConfigurationError(
+            f"There is {len(held_out.latents)} held-out image; expected at least 2, better {NUM_FOLDS} or more, for intervals."
         )
     if tuple(reference.basis.shape) != tuple(held_out.latents.shape[1:]):
         raise ConfigurationError(

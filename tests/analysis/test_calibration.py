@@ -1,7 +1,7 @@
 """The calibration residual on Gaussian data, where the optimal denoiser, and so what is wrong with any other, is known.
 
-ε* = σ (z − α μ)/(α² λ + σ²) leaves MMSE = mean α²λ/(α²λ + σ²), and E ε*² = 1 − MMSE. A denoiser ε* + d, d a function of z, leaves
-MSE = MMSE + E d², and R = E d²/MSE if d is linear.
+ε* = σ (z − α μ)/(α² λ + σ²) leaves MMSE = mean α²λ/(α²λ + σ²), and E ε*² = 1 − MMSE. A denoiser ε* + d,
+d a function of z, leaves MSE = MMSE + E d², and R = E d²/MSE if d is linear.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def test_the_exact_denoiser_reads_0_or_less_within_its_interval(a: float):
 
 @pytest.mark.parametrize("a", [0.05, 0.7, 0.999])
 def test_the_exact_denoiser_reads_below_0_by_what_the_cross_fit_costs(a: float):
-    """Two numbers (ε* is affine in z), fitted on 7/8 of n samples: −2·8/(7n) on average. 4 standard errors over 60 experiments."""
+    """Two numbers (ε* is affine in z), fitted on 7/8 of n samples: −2·8/(7n) on average. 4 standard errors over 60
+    experiments."""
     n = 256
     residual = np.array([measured(a, n, seed).residual for seed in range(60)])
     standard_error = residual.std(ddof=1) / 60**0.5
@@ -113,8 +114,8 @@ def test_a_defect_that_is_not_linear_in_z_is_not_seen():
 
 
 def test_the_interval_covers_the_true_share():
-    """95 % nominal, from 8 folds: at least 90 of 100; .95 has a binomial standard error of .022 there. 2048 samples, where what the
-    cross-fit costs (.001) is small against the half-width (.007)."""
+    """95 % nominal, from 8 folds: at least 90 of 100; .95 has a binomial standard error of .022 there. 2048
+    samples, where what the cross-fit costs (.001) is small against the half-width (.007)."""
     found = [measured(0.3, 2048, seed, DEFECTS["leak"][0]) for seed in range(100)]
     assert sum(abs(each.residual - share("leak", 0.3)) < each.half_width for each in found) >= 90
 
@@ -122,8 +123,9 @@ def test_the_interval_covers_the_true_share():
 @pytest.mark.parametrize("defect", DEFECTS)
 @pytest.mark.parametrize("a", [0.3, 0.7])
 def test_with_few_samples_the_interval_covers_the_share_less_what_the_cross_fit_costs(defect: str, a: float):
-    """R is a *lower* bound: (1 − R)·16/(7n) = .004 below the share. At least 88 of 100, 3.2 binomial standard errors (.022) below
-    .95, in each of six cases; the lower end may lie above the share itself in 2.5 %: at most 7 of 100, 2.9 standard errors (.016)."""
+    """R is a *lower* bound: (1 − R)·16/(7n) = .004 below the share. At least 88 of 100, 3.2 binomial standard errors
+    (.022) below .95, in each of six cases; the lower end may lie above the share itself in 2.5 %: at most 7 of 100,
+    2.9 standard errors (.016)."""
     n, truth = 512, share(defect, a)
     found = [measured(a, n, seed, DEFECTS[defect][0]) for seed in range(100)]
     expected = truth - (1 - truth) * 16 / (7 * n)
@@ -132,8 +134,8 @@ def test_with_few_samples_the_interval_covers_the_share_less_what_the_cross_fit_
 
 
 def test_the_interval_is_not_much_wider_than_need_be():
-    """Over 60 experiments the mean half-width is 2.365 standard deviations; 25 % is 2.7 times .092, the standard error of the
-    standard deviation, 1/√118."""
+    """Over 60 experiments the mean half-width is 2.365 standard deviations; 25 % is 2.7 times .092, the standard error
+    of the standard deviation, 1/√118."""
     found = [measured(0.3, 512, seed, DEFECTS["leak"][0]) for seed in range(60)]
     spread = np.std([each.residual for each in found], ddof=1)
     assert np.mean([each.half_width for each in found]) == pytest.approx(2.365 * spread, rel=0.25)

@@ -194,7 +194,8 @@ def many() -> ProbeRecord:
 
 
 def test_calibration_of_a_perfect_model_is_0_within_its_interval(perfect: ProbeRecord, many: ProbeRecord):
-    """The interval is 2.365 standard errors, and fitting two numbers to nothing costs 16/(7n), .0045 of 512 and .0006 of 4096."""
+    """The interval is 2.365 standard errors, and fitting two numbers to nothing costs 16/(7n), .0045 of 512 and .0006
+    of 4096."""
     for record, cost in ((perfect, 16 / 7 / 512), (many, 16 / 7 / 4096)):
         residual, mse = record.curves["calibration_residual"], record.curves["denoising_mse"]
         half_width = (residual.upper - residual.lower) / 2

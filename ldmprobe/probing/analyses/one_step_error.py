@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldmprobe.analysis.reference import gaussian_mmse
 from ldmprobe.diffusion.trajectory import DDIMStep
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
@@ -12,14 +11,14 @@ from ldmprobe.probing.probe import sample_noise
 
 
 class OneStepError(Analysis):
-    """Error of one DDIM step from *true* noised latents, paired: ‖ẑ_s − (α_s z_0 + σ_s ε)‖² per dimension, same (z_0, ε), minus what the
-    best linear denoiser would leave: curve ``one_step_excess`` (below 0: better than linear), with 95 % interval over latents.
+    """Error of one DDIM step from *true* noised latents: ‖ẑ_s − (α_s z_0 + σ_s ε)‖² per dimension, less that of the best linear denoiser on
+    the same (z_0, ε): curve ``one_step_excess`` (below 0: better than linear), with 95 % interval over latents.
 
     Unlike the marginal gap it inherits nothing: a level that is high here is at fault itself. Costs one more pass per step over
-    ``num_latents`` real latents. Needs them.
+    ``num_latents`` held-out latents. Needs them, and a reference.
 
     Args:
-        num_latents: real latents, at most as many as the reference kept (512).
+        num_latents: at most as many as the probe was given.
     """
 
     def __init__(self, num_latents: int = 128) -> None:
@@ -28,10 +27,11 @@ class OneStepError(Analysis):
         self.num_latents = num_latents
 
     def begin(self, trajectory: Trajectory) -> None:
-        if trajectory.held_out is None:
-            raise ConfigurationError("OneStepError needs held-out latents; give the probe data.")
-        self.trajectory = trajectory
-        held_out, device = trajectory.held_out, trajectory.model.device
+        held_out, reference = trajectory.held_out, trajectory.reference
+        if held_out is None or reference is None:
+            raise ConfigurationError("OneStepError needs held-out latents and a reference; give the probe data.")
+        self.trajectory, self.basis = trajectory, reference.basis
+        device = trajectory.model.device
         self.number = min(self.num_latents, len(held_out.latents))
         self.mine = trajectory.ranks.share(self.number)
         self.z0 = held_out.latents[self.mine].to(device)
@@ -41,23 +41,22 @@ class OneStepError(Analysis):
 
     def update(self, step: DDIMStep) -> None:
         grid, k, model = self.trajectory.grid, step.index, self.trajectory.model
-        alpha_t, sigma_t, alpha_s, sigma_s = (
-            float(level[k]) for level in (grid.alpha_t, grid.sigma_t, grid.alpha_s, grid.sigma_s)
-        )
+        levels = [float(level[k]) for level in (grid.alpha_t, grid.sigma_t, grid.alpha_s, grid.sigma_s)]
+        alpha_t, sigma_t, alpha_s, sigma_s = levels
         z_t = alpha_t * self.z0 + sigma_t * self.noise
-        x0, epsilon = model.denoised(z_t, step.timestep, alpha_t, sigma_t, self.condition)
-        reached = alpha_s * x0 + sigma_s * epsilon
-        error = (reached - alpha_s * self.z0 - sigma_s * self.noise).double().pow(2).flatten(1).mean(1)
-        every = self.trajectory.ranks.gather_rows(error, self.mine, self.number)
+        if len(z_t):
+            x0, epsilon = model.denoised(z_t, step.timestep, alpha_t, sigma_t, self.condition)
+        else:
+            x0, epsilon = z_t, z_t
+        truth = self.basis.rotate(alpha_s * self.z0 + sigma_s * self.noise).double()
+        error = (self.basis.rotate(alpha_s * x0 + sigma_s * epsilon).double() - truth).pow(2).mean(1)
+        mean, variance = self.basis.mean.to(z_t.device), self.basis.variance.to(z_t.device)
+        slope = (alpha_s * alpha_t * variance + sigma_s * sigma_t) / (alpha_t**2 * variance + sigma_t**2)
+        linear = alpha_s * mean + slope * (self.basis.rotate(z_t).double() - alpha_t * mean)
+        excess = error - (linear - truth).pow(2).mean(1)
+        every = self.trajectory.ranks.gather_rows(excess, self.mine, self.number)
         self.rows.append((float(every.mean()), 1.96 * float(every.std()) / self.number**0.5))
 
     def finish(self) -> Findings:
-        grid, reference = self.trajectory.grid, self.trajectory.reference
-        error, width = np.array(self.rows).T
-        assert reference is not None
-        # A step turns an error Δε into (σ_s − α_s σ_t/α_t) Δε.
-        factor = (grid.sigma_s - grid.alpha_s * grid.sigma_t / grid.alpha_t) ** 2
-        floor = (factor * gaussian_mmse(reference.basis.variance, grid.log_snr)).numpy()
-        floor = np.where(np.isfinite(floor), floor, np.nan)
-        excess = error - floor
+        excess, width = np.array(self.rows).T
         return Findings(curves={"one_step_excess": self.trajectory.curve(excess, excess - width, excess + width)})
