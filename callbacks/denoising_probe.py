@@ -45,6 +45,7 @@ class DenoisingProbe(ProbeCallback):
         batch_size: latents through the network at once.
         num_reference: training images that the linear denoiser is fitted on.
         seed: of the noise.
+        image_loss: also the error of decoded x̂_0, in pixels (``probe/image_mse/tNNNN``).
         held_out: batches of held-out images, for a Trainer that validates on none; default: the validation data.
     """
 
@@ -57,6 +58,7 @@ class DenoisingProbe(ProbeCallback):
         num_reference: int = 4096,
         seed: int = 0,
         held_out: Iterable[Any] | None = None,
+        image_loss: bool = False,
     ) -> None:
         super().__init__(every_n_steps)
         for name, value, least in (
@@ -68,6 +70,7 @@ class DenoisingProbe(ProbeCallback):
                 raise ConfigurationError(f"DenoisingProbe got {name} {value}; expected at least {least}.")
         self.num_images, self.num_draws, self.batch_size = num_images, num_draws, batch_size
         self.num_reference, self.seed, self.held_out = num_reference, seed, held_out
+        self.image_loss = image_loss
         self._reference: Reference | None = None
         self._held_out: HeldOut | None = None
         self._previous: ProbeRecord | None = None
@@ -89,6 +92,7 @@ class DenoisingProbe(ProbeCallback):
                 num_draws=self.num_draws,
                 batch_size=self.batch_size,
                 seed=self.seed,
+                image_loss=self.image_loss,
                 step=trainer.global_step,
                 previous=self._previous,
                 ranks=ranks,

@@ -45,6 +45,7 @@ def probe_denoising(
     num_draws: int = 512,
     batch_size: int = 256,
     seed: int = 0,
+    image_loss: bool = False,
     step: int = 0,
     previous: ProbeRecord | None = None,
     ranks: Ranks | None = None,
@@ -62,6 +63,7 @@ def probe_denoising(
     calibration_residual   R: the share of the squared error that a linear correction, cross-fitted, would remove
     calibration_nats       the same in nats per level: what training can still recover there, at least
     denoising_progress     what was gained since ``previous``, nats per level, paired
+    image_mse              with ``image_loss``: mean squared error of the decoded x̂_0, in pixels of [−1, 1]
     =====================  =====================================================================================
 
     Per sample ``denoising_errors`` (levels, draws), for paired comparisons. Scalars: ``denoising_bound_nats``, ½ D Σ MSE Δλ, the part of the
@@ -70,6 +72,7 @@ def probe_denoising(
 
     Args:
         num_draws: noised latents per level: each image is drawn as often as it takes, with noise of its own each time.
+        image_loss: also decode each x̂_0 and compare it with the decoded latent (costs two decodings per draw and level).
         previous: the record of the same probe before this one, for progress.
 
     Returns:
@@ -103,6 +106,7 @@ def probe_denoising(
         condition = {name: value[image].to(device) for name, value in held_out.condition.items()}
         noise = sample_noise(mine.tolist(), tuple(z0.shape[1:]), seed, stream=1).to(device)
         fold = (image % NUM_FOLDS).to(device)
+        image_errors = torch.zeros(len(mine), len(timesteps) if image_loss else 0, dtype=torch.float64, device=device)
         errors = torch.zeros(len(mine), len(timesteps), dtype=torch.float64, device=device)
         for k, timestep in enumerate(timesteps.tolist()):
             alpha, sigma = float(schedule.alpha[timestep]), float(schedule.sigma[timestep])
@@ -112,7 +116,10 @@ def probe_denoising(
                 z_t = alpha * z0[chunk] + sigma * noise[chunk]
                 part = {name: value[chunk] for name, value in condition.items()}
                 told = float(schedule.model_time[timestep])
-                _, epsilon = model.denoised(z_t, told, alpha, sigma, part) if len(z_t) else (z_t, z_t)
+                x0, epsilon = model.denoised(z_t, told, alpha, sigma, part) if len(z_t) else (z_t, z_t)
+                if image_loss and len(z_t):
+                    difference = model.codec.decode(x0) - model.codec.decode(z0[chunk])
+                    image_errors[chunk, k] = difference.double().pow(2).flatten(1).mean(1)
                 error = noise[chunk] - epsilon
                 errors[chunk, k] = error.double().pow(2).flatten(1).mean(1)
                 e, z, p = (reference.basis.rotate(value) for value in (error, z_t, epsilon))
@@ -123,6 +130,7 @@ def probe_denoising(
             levels.append(calibration(CalibrationSums(*reduced)))
             progress(k + 1, len(timesteps))
         squared = ranks.gather_rows(errors, mine, num_draws)
+        image_squared = ranks.gather_rows(image_errors, mine, num_draws)
     log_snr = schedule.log_snr[timesteps]
     dimension = held_out.latents[0].numel()
     nats = 0.5 * dimension * LOG_SNR_SPACING
@@ -146,6 +154,8 @@ def probe_denoising(
         "calibration_residual": curve(residual, residual_width),
         "calibration_nats": curve(nats * excess, nats * residual_width * mse),
     }
+    if image_loss:
+        curves["image_mse"] = curve(image_squared.mean(0), _half_width(image_squared, of_image))
     fingerprints = {
         "grid": fingerprint(timesteps, log_snr.float()),
         "reference": reference.fingerprint,

@@ -337,3 +337,11 @@ def test_reference_of_other_latents_is_an_error():
     other = Reference.fit(draw(gaussian_model((1, 4, 4)), 20))
     with pytest.raises(ConfigurationError, match=r"shape \(1, 4, 4\), the held-out ones are \(2, 4, 4\)"):
         probe_denoising(model, HeldOut(draw(model, 32), {}), other)
+
+
+def test_image_loss_of_the_identity_codec_is_the_error_of_x0(perfect: ProbeRecord):
+    curve = probe(gaussian_model(), image_loss=True).curves["image_mse"]
+    assert "image_mse" not in perfect.curves
+    # With the identity codec, ‖x̂0 − x0‖² = ‖ε̂ − ε‖²/SNR.
+    expected = perfect.curves["denoising_mse"].value * np.exp(-curve.log_snr)
+    np.testing.assert_allclose(curve.value, expected, rtol=1e-4)
