@@ -13,14 +13,21 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import evaluating
+from ldmprobe.probing.record import fingerprint
 from ldmprobe.probing.reference import Reference, encode_images
 
 
 def reference_of(trainer: L.Trainer, model: DiffusionModel, num_images: int) -> Reference:
     """The run's reference: read from ``reference.safetensors`` in its directory, or fitted on training images and put there."""
     path = run_directory(trainer) / "reference.safetensors"
+    codec = fingerprint(model.codec.description)
     if path.exists():
         reference = Reference.load(path)
+        if reference.codec != codec:
+            raise ConfigurationError(
+                f"{path} was fitted on latents of another codec than this model's (or of another latent scale); choose another run "
+                "directory."
+            )
         if tuple(reference.basis.shape) != tuple(model.latent_shape):
             raise ConfigurationError(
                 f"{path} is of latents of shape {tuple(reference.basis.shape)}, this model's are {tuple(model.latent_shape)}; choose "
@@ -29,7 +36,7 @@ def reference_of(trainer: L.Trainer, model: DiffusionModel, num_images: int) -> 
         return reference
     with evaluating(model.modules):
         batches = _batches(trainer, num_images, held_out=False)
-        reference = Reference.fit(encode_images(model.codec, (batch["image"] for batch in batches)))
+        reference = Reference.fit(encode_images(model.codec, (batch["image"] for batch in batches)), codec)
     if trainer.is_global_zero:
         reference.save(path)
     return reference

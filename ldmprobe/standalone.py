@@ -15,6 +15,7 @@ from ldmprobe.probing.ddim import probe_ddim, sample_trajectory
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import evaluating
+from ldmprobe.probing.record import fingerprint
 from ldmprobe.probing.reference import Reference, encode_images
 
 
@@ -184,4 +185,4 @@ def real_latents(
     with evaluating(model.modules):
         latents = encode_images(model.codec, (batch["image"] for batch in data.reference_batches(num_reference)))
         held_out = HeldOut.encode(model.codec, model.conditioning, data.reference_batches(num_held_out, held_out=True))
-    return Reference.fit(latents), held_out
+    return Reference.fit(latents, fingerprint(model.codec.description)), held_out

@@ -29,16 +29,18 @@ class Reference:
         pca: the two leading principal components; for scatters.
         cloud: shape (M, 2), up to 512 real latents projected on ``pca``.
         num_latents: how many it was fitted on.
+        codec: fingerprint of the codec that made them, if known.
     """
 
     basis: LatentBasis
     pca: PCABasis
     cloud: Tensor
     num_latents: int
+    codec: str = ""
 
     @classmethod
-    def fit(cls, latents: Tensor) -> Reference:
-        """From real latents (N, C, H, W).
+    def fit(cls, latents: Tensor, codec: str = "") -> Reference:
+        """From real latents (N, C, H, W), and the fingerprint of the codec they come from.
 
         Raises:
             ConfigurationError: fewer than 8, or not finite.
@@ -49,7 +51,7 @@ class Reference:
             raise ConfigurationError("The codec gives latents that are not finite; encode in float32 or bfloat16.")
         latents = latents.detach().cpu().float()
         pca = PCABasis.fit(latents.flatten(1))
-        return cls(LatentBasis.fit(latents), pca, pca.project(latents[:_CLOUD].flatten(1)), len(latents))
+        return cls(LatentBasis.fit(latents), pca, pca.project(latents[:_CLOUD].flatten(1)), len(latents), codec)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -75,6 +77,7 @@ class Reference:
             "shape": list(self.basis.shape),
             "total_variance": self.pca.total_variance,
             "num_latents": self.num_latents,
+            "codec": self.codec,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
@@ -97,7 +100,7 @@ class Reference:
         pca = PCABasis(
             tensors["pca_mean"], tensors["pca_components"], tensors["pca_variance"], header["total_variance"]
         )
-        return cls(basis, pca, tensors["cloud"], header["num_latents"])
+        return cls(basis, pca, tensors["cloud"], header["num_latents"], header["codec"])
 
 
 @torch.no_grad()

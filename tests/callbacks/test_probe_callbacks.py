@@ -14,6 +14,7 @@ from PIL import Image
 import ldmprobe.callbacks
 from ldmprobe.callbacks import DDIMProbe, DenoisingProbe, ProbeCallback, ReportWriter, TrainingLoss
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
 from ldmprobe.tracking.store import RecordStore
 from tests.tracking.wandb_file import read_history
 from tests.training.test_latent_diffusion import digits, module, trainer
@@ -71,6 +72,19 @@ def test_the_basis_is_fitted_once_and_kept(tmp_path):
     first.save_checkpoint(tmp_path / "two.ckpt")
     trainer(tmp_path, max_steps=4, callbacks=probes(2)).fit(module(), digits(), ckpt_path=str(tmp_path / "two.ckpt"))
     assert (tmp_path / "reference.safetensors").read_bytes() == before
+
+
+def test_a_basis_of_another_codec_is_refused(tmp_path):
+    first = trainer(tmp_path, max_steps=2, callbacks=probes(2))
+    first.fit(module(codec=LatentCodec(scale=1.0)), digits())
+    first.save_checkpoint(tmp_path / "two.ckpt")
+    state = torch.load(tmp_path / "two.ckpt", weights_only=True)
+    state["state_dict"]["codec.scale"] *= 2
+    torch.save(state, tmp_path / "two.ckpt")
+    again = trainer(tmp_path, max_steps=4, callbacks=probes(2))
+    other = module(codec=LatentCodec(scale=2.0))
+    with pytest.raises(ConfigurationError, match="fitted on latents of another codec"):
+        again.fit(other, digits(), ckpt_path=str(tmp_path / "two.ckpt"))
 
 
 def test_a_directory_with_another_run_is_refused_before_training(tmp_path):
