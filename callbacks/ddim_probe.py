@@ -26,21 +26,17 @@ class DDIMProbe(ProbeCallback):
     =============================  ==================================================================  =============
     probe/step_kl/tNNNN            KL(before ‖ after) of a denoiser pass, moment-matched Gaussians     nats/dimension
     probe/step_kl_reverse/tNNNN    KL(after ‖ before)                                                  nats/dimension
-    probe/step_kl_ideal/tNNNN      the same for a perfect denoiser of Gaussian data like the real      nats/dimension
-    probe/step_kl_forward/tNNNN    the same for the forward process                                    nats/dimension
+    probe/step_kl_js/tNNNN         Jensen-Shannon divergence of the same Gaussians                     nats/dimension
     probe/step_kl_softmax/tNNNN    paper-style softmax KL                                              nats
-    probe/step_kl_floor/tNNNN      what an uncorrected estimate would read above step_kl                nats/dimension
-    probe/step_kl_js/tNNNN         Jensen-Shannon divergence of the same Gaussians                      nats/dimension
-    probe/step_kl_ratio/bandK/…    step_kl ÷ ideal in eigen-band K (0: largest variance)                1
-    probe/variance_ratio/bandK/…   variance of samples ÷ that of real latents at the same level         1
-    probe/marginal_gap/tNNNN       KL(p_s ‖ q_s) of samples from real latents at the same level         nats/dimension
-    probe/marginal_gap_ideal/…     what the steps' length alone costs a perfect denoiser                nats/dimension
-    probe/one_step_excess/tNNNN    error of one step from true latents, less the linear optimum's       1/dimension
-    probe/x0_drift/tNNNN           mean squared change of x̂_0 since the step before                     1/dimension
+    probe/marginal_gap/tNNNN       KL(p_s ‖ q_s) of samples from real latents at the same level        nats/dimension
+    probe/one_step_excess/tNNNN    error of one step from true latents, less the linear optimum's      1/dimension
+    probe/x0_drift/tNNNN           mean squared change of x̂_0 since the step before                    1/dimension
     probe/pca_explained_{1,2}      share of real latents' variance along PC 1, PC 2                    1
     =============================  ==================================================================  =============
 
-    and as W&B media ``probe/pca_scatter``, ``probe/pca_table``, ``probe/step_kl_curves``, ``probe/step_kl_heatmap``, ``probe/samples``.
+    and as W&B media ``probe/pca_scatter``, ``probe/pca_table``, ``probe/step_kl_curves``, ``probe/step_kl_heatmap``, ``probe/samples``. In the
+    record only: closed forms (``step_kl_ideal``, ``step_kl_forward``, ``marginal_gap_ideal``), ``step_kl_floor``, and the eigen-bands'
+    ``step_kl_ratio/bandK`` and ``variance_ratio/bandK``.
 
     Args:
         every_n_steps: optimiser steps between probes.

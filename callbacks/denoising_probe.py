@@ -26,7 +26,6 @@ class DenoisingProbe(ProbeCallback):
     key                               what                                                            unit
     ================================  ==============================================================  ==========
     probe/denoising_mse/tNNNN         squared ε-error                                                 per dimension
-    probe/denoising_mmse/tNNNN        that of the best linear denoiser, in closed form                per dimension
     probe/denoising_skill/tNNNN       1 − mse/mmse: below 0 is worse than a Wiener filter             1
     probe/denoising_nats/tNNNN        gain over the linear denoiser                                   nats
     probe/calibration_residual/tNNNN  share of the error that a linear correction would still remove  1

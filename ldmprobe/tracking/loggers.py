@@ -11,10 +11,17 @@ from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking import figures
 
 
+# Closed forms do not change over training, and a chart per eigen-band and timestep would drown a dashboard: in the record only.
+RECORD_ONLY = ("step_kl_ideal", "step_kl_forward", "step_kl_floor", "marginal_gap_ideal", "denoising_mmse")
+
+
 def scalar_metrics(record: ProbeRecord) -> dict[str, float]:
-    """Every number of a record's curves and scalars under a name of its own, such as ``probe/step_kl/t0981``."""
+    """The numbers of a record's scalars and curves under names of their own, such as ``probe/step_kl/t0981``; all of them but those of
+    closed forms and eigen-bands."""
     metrics = {f"probe/{name}": value for name, value in record.scalars.items()}
     for name, curve in record.curves.items():
+        if name in RECORD_ONLY or "/band" in name:
+            continue
         for timestep, value in zip(curve.timestep.tolist(), curve.value.tolist(), strict=True):
             # The training loss is by band of log-SNR, which has no timestep.
             if timestep >= 0:

@@ -139,3 +139,11 @@ def test_training_bands_are_named_by_log_snr():
     curve = Curve(np.array([-1, -1]), np.array([-5.25, 3.75]), np.array([0.1, 0.2]))
     names = set(scalar_metrics(ProbeRecord("training", 3, curves={"training_mse": curve})))
     assert names == {"probe/training_mse/logsnr-05.2", "probe/training_mse/logsnr+03.8"}
+
+
+def test_closed_forms_and_eigen_bands_stay_in_the_record(records):
+    ddim = of(records, "ddim")[-1]
+    assert {"step_kl_ideal", "variance_ratio/band0"} <= set(ddim.curves)
+    names = scalar_metrics(ddim)
+    assert any(name.startswith("probe/step_kl/t") for name in names)
+    assert not any("ideal" in name or "band" in name for name in names)
