@@ -20,7 +20,7 @@ class LatentCodec(nn.Module):
     Args:
         autoencoder: folder or hub id of a diffusers AutoencoderKL, VQModel or AutoencoderTiny; "builtin:digits" for the one
             shipped here; such a module itself; or None for the identity (diffusion in pixel space).
-        scale: "config" takes ``scaling_factor`` and ``shift_factor`` from the autoencoder's config; "measure" sets one
+        scale: "config" takes ``scaling_factor`` and ``shift_factor`` from the autoencoder's config, and measures where it has none; "measure" sets one
             scale and shift from training images so that latents have mean 0 and variance 1; a number is taken as it is.
         subfolder: of the pipeline folder, such as "vae".
         sample_posterior: draw from the posterior of an AutoencoderKL (from the global generator) instead of taking its
@@ -51,15 +51,16 @@ class LatentCodec(nn.Module):
         self.autoencoder: Any = autoencoder
         self.sample_posterior = sample_posterior
         config: dict[str, Any] = dict(getattr(autoencoder, "config", {}))
+        known = autoencoder is None or config.get("scaling_factor") is not None
+        measure = scale == "measure" or (scale == "config" and not known)
         scale_value, shift_value = 1.0, 0.0
-        if scale == "config":
-            scale_value = config.get("scaling_factor") or 1.0
-            shift_value = config.get("shift_factor") or 0.0
-        elif scale != "measure":
+        if scale == "config" and not measure:
+            scale_value, shift_value = config.get("scaling_factor") or 1.0, config.get("shift_factor") or 0.0
+        elif not measure:
             scale_value = float(scale)
         self.register_buffer("scale", torch.tensor(float(scale_value)))
         self.register_buffer("shift", torch.tensor(float(shift_value)))
-        self.register_buffer("measured", torch.tensor(scale != "measure"))
+        self.register_buffer("measured", torch.tensor(not measure))
         self.requires_grad_(False)
         self.train(False)
 

@@ -10,7 +10,6 @@ import numpy as np
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking import figures
 
-
 # Closed forms do not change over training, and a chart per eigen-band and timestep would drown a dashboard: in the record only.
 RECORD_ONLY = ("step_kl_ideal", "step_kl_forward", "step_kl_floor", "marginal_gap_ideal", "denoising_mmse")
 

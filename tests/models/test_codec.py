@@ -253,3 +253,13 @@ def test_images_that_do_not_vary_have_no_scale(images):
 def test_no_images_have_no_scale():
     with pytest.raises(ConfigurationError, match="no scale can be measured"):
         LatentCodec(scale="measure").measure_scale([])
+
+
+def test_a_config_without_a_scale_has_it_measured():
+    autoencoder = tiny_autoencoder("AutoencoderKL")
+    autoencoder.register_to_config(scaling_factor=None, shift_factor=None)
+    codec = LatentCodec(autoencoder)
+    images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    codec.measure_scale([images])
+    latents = codec.encode(images, sample_posterior=False)
+    assert float(latents.std(correction=0)) == pytest.approx(1, abs=1e-4)
