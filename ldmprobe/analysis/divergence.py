@@ -41,14 +41,21 @@ def paired_gaussian_kl(moments: PairedMoments, reverse: bool = False) -> Tensor:
     n, mean_x, mean_y = moments.n, moments.mean_x, moments.mean_y
     var_x, var_y = (moments.var_y, moments.var_x) if reverse else (moments.var_x, moments.var_y)
     cov = moments.cov_xy
-    rho2 = cov**2 / (var_x * var_y)
-    rho2 = (1 - (1 - rho2) * (n - 1) / (n - 2)).clamp(0, 1)
+    rho2 = 1 - unbiased_unexplained(1 - cov**2 / (var_x * var_y), n).clamp(0, 1)
     inflation = (n - 1) / (n - 3)
     ratio = var_x / var_y
     var_difference = (var_x + var_y - 2 * cov).clamp(min=0)
     gap = ((mean_x - mean_y) ** 2 - var_difference / n) / inflation / var_y
     kl = 0.5 * (ratio / (rho2 + (1 - rho2) * inflation) - 1 - ratio.log() + gap)
     return torch.where(moments.varies, kl, torch.nan)
+
+
+def unbiased_unexplained(unexplained: Tensor, n: Tensor) -> Tensor:
+    """1 − ρ² from the sample's 1 − r²: (n−3)/(n−2) (1−r²) ₂F₁(1, 1; n/2; 1−r²), unbiased for normal pairs (Olkin & Pratt, 1958, eq. 2.7;
+    four terms of the series)."""
+    u = unexplained
+    series = 1 + 2 * u / n * (1 + 4 * u / (n + 2) * (1 + 6 * u / (n + 4)))
+    return (n - 3) / (n - 2) * u * series
 
 
 def independent_gaussian_kl(n: int, mean_x: Tensor, var_x: Tensor, mean_y: Tensor, var_y: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from ldmprobe.analysis.divergence import (
     independent_gaussian_kl,
     paired_gaussian_kl,
     softmax_kl,
+    unbiased_unexplained,
 )
 from ldmprobe.analysis.moments import PairedMoments
 from tests.helpers import FLOAT64
@@ -217,3 +218,16 @@ def test_js_is_per_direction_and_takes_any_shape():
     found = gaussian_js(mean_x, var_x, mean_y, var_y)
     assert found.shape == (3, 4)
     assert float(found[1, 2]) == pytest.approx(js(*(float(x[1, 2]) for x in (mean_x, var_x, mean_y, var_y))))
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.6, 0.99])
+def test_unexplained_variance_is_unbiased(rho):
+    # 20,000 directions of 32 pairs each; 4 standard errors.
+    x, noise = (
+        torch.randn(32, 20_000, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in (1, 2)
+    )
+    y = rho * x + (1 - rho**2) ** 0.5 * noise
+    moments = PairedMoments.from_samples(x, y, torch.arange(32)).total()
+    sample = 1 - moments.cov_xy**2 / (moments.var_x * moments.var_y)
+    found = unbiased_unexplained(sample, moments.n)
+    assert abs(float(found.mean()) - (1 - rho**2)) < 4 * float(found.std()) / 20_000**0.5
