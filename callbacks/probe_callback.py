@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
-from ldmprobe.probing.probe import Progress, Ranks
+from ldmprobe.probing.probe import Progress, Ranks, progress_bar
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking.loggers import log_record
 from ldmprobe.tracking.run_directory import claim
@@ -88,19 +88,16 @@ class ProbeCallback(L.Callback, ABC):
             store = RecordStore(trainer.default_root_dir)
             store.append(record)
             if trainer.loggers:
-                log_record(trainer.loggers, record, store.read(record.probe))
+                log_record(trainer.loggers, record, lambda: store.read(record.probe))
 
     @contextmanager
     def progress(self, trainer: L.Trainer) -> Iterator[Progress]:
         """A progress bar with the time left, where the Trainer shows one; ends the probe at a SIGTERM."""
-        from tqdm import tqdm
-
         shown = trainer.is_global_zero and trainer.progress_bar_callback is not None
-        with tqdm(desc=type(self).__name__, disable=not shown, leave=False, dynamic_ncols=True) as bar:
+        with progress_bar(type(self).__name__, shown) as show:
 
             def update(done: int, total: int) -> None:
-                bar.total = total
-                bar.update(done - bar.n)
+                show(done, total)
                 if trainer.world_size == 1 and trainer.received_sigterm:
                     raise SIGTERMException
 

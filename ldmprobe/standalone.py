@@ -14,7 +14,7 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.ddim import probe_ddim, sample_trajectory
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.probe import evaluating
+from ldmprobe.probing.probe import evaluating, progress_bar
 from ldmprobe.probing.record import fingerprint
 from ldmprobe.probing.reference import Reference, encode_images
 
@@ -68,8 +68,6 @@ def sample_images(
 
 def probe(args: Namespace) -> str:
     """``ldmprobe probe``: records, the paper's two figures and a report in a new directory."""
-    from tqdm import tqdm
-
     from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure
     from ldmprobe.tracking.report import write_report
     from ldmprobe.tracking.run_directory import claim
@@ -83,12 +81,7 @@ def probe(args: Namespace) -> str:
         )
     out = claim(args.out, resuming=False)
     store = RecordStore(out)
-    with tqdm(desc="DDIM probe", leave=False) as bar:
-
-        def progress(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
+    with progress_bar("DDIM probe") as progress:
         record = probe_ddim(
             model,
             reference,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -36,6 +37,10 @@ class PairedMoments:
 
     def __add__(self, other: PairedMoments) -> PairedMoments:
         return PairedMoments(self.n + other.n, self.sums + other.sums)
+
+    def summed(self, all_reduce_sum: Callable[[Tensor], Tensor]) -> PairedMoments:
+        """Those of all ranks together."""
+        return PairedMoments(all_reduce_sum(self.n), all_reduce_sum(self.sums))
 
     def total(self) -> PairedMoments:
         """All groups together."""

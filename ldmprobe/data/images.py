@@ -98,8 +98,9 @@ class ImageData(L.LightningDataModule):
         self._held_out: Any = None
 
     def prepare_data(self) -> None:
-        """Downloads once per node, before ranks load it."""
-        load_splits(self.dataset, streaming=self.streaming, **self.dataset_kwargs)
+        """Downloads once per node, before ranks load it. Built-in data is made where it is used."""
+        if not self.dataset.startswith("builtin:"):
+            load_splits(self.dataset, streaming=self.streaming, **self.dataset_kwargs)
 
     def setup(self, stage: str | None = None) -> None:
         if self._train is not None:

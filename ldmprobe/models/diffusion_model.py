@@ -5,6 +5,7 @@ A user's own LightningModule is probed by returning one of these from a method c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,13 +63,31 @@ class DiffusionModel:
         null = denoise(z_t, timestep, self.conditioning.null(len(z_t), z_t.device))
         return (null + guidance_scale * (conditional - null)).to(dtype)
 
+    def conditioned(
+        self, condition: Condition, batch_size: int, guidance_scale: float = 1.0
+    ) -> Callable[[Tensor, float], Tensor]:
+        """(z_t, timestep as the network is told it) → prediction, for the samples of ``condition``, at most ``batch_size`` at once:
+        what :func:`~ldmprobe.diffusion.trajectory.ddim_steps` takes."""
+
+        def denoise(z_t: Tensor, timestep: float) -> Tensor:
+            predictions = []
+            for start in range(0, len(z_t), batch_size):
+                chunk = slice(start, start + batch_size)
+                part = {name: value[chunk] for name, value in condition.items()}
+                predictions.append(self.predict(z_t[chunk], self._told(z_t[chunk], timestep), part, guidance_scale))
+            return torch.cat(predictions) if predictions else torch.empty_like(z_t)
+
+        return denoise
+
     def denoised(
         self, z_t: Tensor, timestep: float, alpha: float, sigma: float, condition: Condition
     ) -> tuple[Tensor, Tensor]:
         """(x̂_0, ε̂) at z_t = α x_0 + σ ε (N, C, H, W), all at one ``timestep`` as the network is told it, without guidance."""
-        told = torch.full((len(z_t),), timestep, device=z_t.device, dtype=self.schedule.model_time.dtype)
-        prediction = self.predict(z_t, told, condition)
+        prediction = self.predict(z_t, self._told(z_t, timestep), condition)
         return to_x0_and_epsilon(self.schedule.prediction_type, prediction, z_t, alpha, sigma)
+
+    def _told(self, z_t: Tensor, timestep: float) -> Tensor:
+        return torch.full((len(z_t),), timestep, device=z_t.device, dtype=self.schedule.model_time.dtype)
 
 
 def diffusion_model_of(module: Any) -> DiffusionModel:

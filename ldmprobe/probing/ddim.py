@@ -146,16 +146,7 @@ def sample_trajectory(
     ``batch_size`` latents go through the network at once."""
     device = model.device
     condition = model.conditioning.for_samples(sample_ids.to(device))
-
-    def denoise(z_t: Tensor, timestep: float) -> Tensor:
-        predictions = []
-        for start in range(0, len(z_t), batch_size):
-            chunk = slice(start, start + batch_size)
-            t = torch.full((len(z_t[chunk]),), timestep, device=device, dtype=model.schedule.model_time.dtype)
-            part = {name: value[chunk] for name, value in condition.items()}
-            predictions.append(model.predict(z_t[chunk], t, part, guidance_scale))
-        return torch.cat(predictions) if predictions else torch.empty_like(z_t)
-
+    denoise = model.conditioned(condition, batch_size, guidance_scale)
     z_T = sample_noise(sample_ids.tolist(), model.latent_shape, seed).to(device)
     return ddim_steps(denoise, z_T, grid, model.schedule.prediction_type)
 

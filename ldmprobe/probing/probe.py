@@ -20,6 +20,20 @@ def no_progress(done: int, total: int) -> None:
 
 
 @contextmanager
+def progress_bar(name: str, shown: bool = True) -> Iterator[Progress]:
+    """A progress bar with the time left."""
+    from tqdm import tqdm
+
+    with tqdm(desc=name, disable=not shown, leave=False, dynamic_ncols=True) as bar:
+
+        def update(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        yield update
+
+
+@contextmanager
 def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Eval mode, no gradients, no autocast; then everything as it was, also after an exception: the training flag of each
     module, and the random state of Python, NumPy, torch and CUDA. (Buffers are not copied: eval mode leaves them alone.)"""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,21 +30,22 @@ def scalar_metrics(record: ProbeRecord) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
 
 
-def log_record(loggers: Iterable[Any], record: ProbeRecord, history: Sequence[ProbeRecord]) -> None:
+def log_record(loggers: Iterable[Any], record: ProbeRecord, history: Callable[[], Sequence[ProbeRecord]]) -> None:
     """Send a record, already on disk, to each logger.
 
     Args:
-        history: all records of the same probe so far, this one last.
+        history: reads all records of the same probe so far, this one last; called only where they are drawn.
     """
+    drawn = bool(record.scatters or record.images or "step_kl" in record.curves or "denoising_mse" in record.curves)
     for logger in loggers:
         logger.log_metrics(scalar_metrics(record), step=record.step)
         kind = type(logger).__name__
-        if kind == "WandbLogger":
+        if kind == "WandbLogger" and drawn:
             from ldmprobe.tracking.wandb import log_media
 
-            log_media(logger, record, history)
-        elif kind == "TensorBoardLogger":
-            _tensorboard_media(logger, record, history)
+            log_media(logger, record, history())
+        elif kind == "TensorBoardLogger" and drawn:
+            _tensorboard_media(logger, record, history())
 
 
 def _tensorboard_media(logger: Any, record: ProbeRecord, history: Sequence[ProbeRecord]) -> None:

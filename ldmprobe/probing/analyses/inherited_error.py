@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 
 from ldmprobe.analysis.divergence import gaussian_kl_to_known
 from ldmprobe.analysis.moments import PairedMoments, jackknife_interval
@@ -53,11 +52,7 @@ class InheritedError(Analysis):
         z0 = held_out.latents[mine].to(model.device)
         noise = sample_noise(mine.tolist(), tuple(model.latent_shape), seed=0, stream=4).to(model.device)
         condition = {name: value[mine].to(model.device) for name, value in held_out.condition.items()}
-
-        def denoise(z_t: torch.Tensor, timestep: float) -> torch.Tensor:
-            told = torch.full((len(z_t),), timestep, device=z_t.device, dtype=model.schedule.model_time.dtype)
-            return model.predict(z_t, told, condition) if len(z_t) else z_t
-
+        denoise = model.conditioned(condition, batch_size=256)
         starts = sorted({round(k) for k in np.linspace(0, grid.num_steps, self.num_levels, endpoint=False)})
         alpha, sigma = float(grid.alpha_s[-1]), float(grid.sigma_s[-1])
         mean, variance = alpha * basis.mean, alpha**2 * basis.variance + sigma**2
@@ -67,8 +62,7 @@ class InheritedError(Analysis):
             for step in ddim_steps(denoise, z, grid.after(start), model.schedule.prediction_type):
                 z = step.z_s
             end = basis.rotate(z)
-            local = PairedMoments.from_samples(end, end, mine)
-            moments = PairedMoments(ranks.all_reduce_sum(local.n), ranks.all_reduce_sum(local.sums))
+            moments = PairedMoments.from_samples(end, end, mine).summed(ranks.all_reduce_sum)
             total, left_out = moments.total(), moments.leave_one_out()
             known = mean.to(end.device), variance.to(end.device)
             gap = gaussian_kl_to_known(total.n, total.mean_x, total.var_x, *known).nanmean()

@@ -38,8 +38,7 @@ class MarginalGap(Analysis):
     def update(self, step: DDIMStep) -> None:
         ranks = self.trajectory.ranks
         after = self.basis.rotate(step.z_s)
-        local = PairedMoments.from_samples(after, after, self.trajectory.sample_ids)
-        moments = PairedMoments(ranks.all_reduce_sum(local.n), ranks.all_reduce_sum(local.sums))
+        moments = PairedMoments.from_samples(after, after, self.trajectory.sample_ids).summed(ranks.all_reduce_sum)
         mean = self.ideal.forward_mean_s[step.index].to(after.device)
         variance = self.ideal.forward_var_s[step.index].to(after.device)
         total, left_out = moments.total(), moments.leave_one_out()

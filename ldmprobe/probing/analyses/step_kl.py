@@ -57,8 +57,7 @@ class StepKL(Analysis):
         ranks, ids = self.trajectory.ranks, self.trajectory.sample_ids
         before = self.basis.rotate(step.z_t) if self.before is None else self.before
         after = self.basis.rotate(step.z_s)
-        local = PairedMoments.from_samples(before, after, ids)
-        moments = PairedMoments(ranks.all_reduce_sum(local.n), ranks.all_reduce_sum(local.sums))
+        moments = PairedMoments.from_samples(before, after, ids).summed(ranks.all_reduce_sum)
         total, left_out = moments.total(), moments.leave_one_out()
         per_direction = paired_gaussian_kl(total)
         kl = per_direction.nanmean()
