@@ -1,0 +1,36 @@
+"""Chains from real latents: a fault is inherited by those that start above it, and by no other."""
+
+import pytest
+
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.analyses import InheritedError
+from ldmprobe.probing.ddim import probe_ddim
+from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.record import Curve
+from tests.helpers import gaussian_model
+from tests.probing.gaussian import ScaledBand, draw, exact_reference
+
+
+def gap(model: DiffusionModel) -> Curve:
+    perfect = gaussian_model()
+    held_out = HeldOut(draw(perfect, 512, seed=5), {})
+    analyses = [InheritedError(num_levels=4)]
+    return probe_ddim(model, exact_reference(perfect), 8, 40, analyses=analyses, held_out=held_out).curves[
+        "gap_from_level"
+    ]
+
+
+def test_a_fault_is_in_the_chains_that_start_above_it_and_in_no_other():
+    perfect = gaussian_model()
+    network = ScaledBand(perfect.network, 300, 600, 1.3)
+    healthy, faulty = gap(perfect), gap(DiffusionModel(network, perfect.schedule, perfect.latent_shape))
+    assert healthy.timestep.tolist() == [976, 726, 476, 226]
+    assert (faulty.lower[:3] > healthy.upper[:3]).all()
+    assert faulty.value[3] == pytest.approx(healthy.value[3], rel=1e-9)
+    assert faulty.value[2] < faulty.value[1]  # half of the band is above t = 476
+
+
+def test_without_real_latents_it_is_an_error():
+    with pytest.raises(ConfigurationError, match="InheritedError needs real latents"):
+        probe_ddim(gaussian_model(), None, 8, 2, analyses=[InheritedError()])
