@@ -65,6 +65,8 @@ def variance_chart(record: ProbeRecord) -> go.Figure:
         figure.add_trace(
             go.Scatter(x=curve.timestep, y=gaps(curve.value), name=name, line={"color": colour, "width": 2})
         )
-    return finish(
+    figure = finish(
         figure, "timestep (sampling runs left to right)", "variance of samples ÷ real", log_y=True, reverse_x=True
     )
+    figure.update_yaxes(dtick="D2", exponentformat="none")  # it spans less than a decade or two
+    return figure
