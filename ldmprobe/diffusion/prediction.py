@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 
 def prediction_target(prediction_type: str, x0: Tensor, epsilon: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -42,10 +43,15 @@ def epsilon_error_scale(prediction_type: str, log_snr: Tensor) -> Tensor:
 
     ε: 1.  x_0: SNR.  v: SNR/(SNR+1).  u: α², α = √SNR/(1+√SNR).  Multiplying a weight in ε-units by it gives the weight on the prediction's own error.
     """
+    return log_epsilon_error_scale(prediction_type, log_snr).exp()
+
+
+def log_epsilon_error_scale(prediction_type: str, log_snr: Tensor) -> Tensor:
+    """Its logarithm."""
     if prediction_type == "epsilon":
-        return torch.ones_like(log_snr)
+        return torch.zeros_like(log_snr)
     if prediction_type == "sample":
-        return log_snr.exp()
+        return log_snr
     if prediction_type == "flow":
-        return (log_snr / 2).sigmoid() ** 2
-    return log_snr.sigmoid()
+        return 2 * logsigmoid(log_snr / 2)
+    return logsigmoid(log_snr)

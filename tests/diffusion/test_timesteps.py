@@ -1,54 +1,151 @@
-"""Timestep samplers: what they say of themselves, and what they draw."""
+"""Timestep samplers: what they say of themselves, what they draw, and the recipes of their papers."""
+
+import math
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
+from ldmprobe.diffusion.adaptive_timesteps import AdaptiveTimesteps, LossSecondMoment
 from ldmprobe.diffusion.schedule import NoiseSchedule
-from ldmprobe.diffusion.timesteps import StarvedBand, TimestepSampler, UniformLogSNR, UniformTimesteps
+from ldmprobe.diffusion.timesteps import (
+    BetaTimesteps,
+    CosMap,
+    Laplace,
+    LogitNormal,
+    LogNormalSigma,
+    LogSNRDensity,
+    Mode,
+    SpeeD,
+    StarvedBand,
+    Stratified,
+    TimestepSampler,
+    UniformLogSNR,
+    UniformTimesteps,
+)
 from ldmprobe.errors import ConfigurationError
+from tests.diffusion.catalogue import SAMPLERS, STATIC_SAMPLERS, concrete_classes, schedules
 from tests.helpers import FLOAT64, sd_scheduler
 
-SAMPLERS = [UniformTimesteps(), UniformLogSNR(), StarvedBand(300, 600), StarvedBand(0, 150, 0.2)]
 NUM_DRAWS = 50_000
+
+each_sampler = pytest.mark.parametrize("name", SAMPLERS)
+each_schedule = pytest.mark.parametrize("of", schedules())
 
 
 @pytest.fixture(scope="module")
 def schedule() -> NoiseSchedule:
-    return NoiseSchedule(sd_scheduler())
+    return schedules()["stable diffusion, ε"]
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: type(sampler).__name__)
-def test_probabilities_are_a_distribution_over_all_timesteps(sampler: TimestepSampler, schedule: NoiseSchedule):
-    p = sampler.probabilities(schedule)
+def test_every_sampler_is_in_the_catalogue_of_the_tests():
+    assert {type(make()) for make in SAMPLERS.values()} == concrete_classes(TimestepSampler)
+    static = {of for of in concrete_classes(TimestepSampler) if not issubclass(of, AdaptiveTimesteps)}
+    assert {type(make()) for make in STATIC_SAMPLERS.values()} == static
+
+
+# --- densities --------------------------------------------------------------------------------------------------------
+
+
+@each_sampler
+@each_schedule
+def test_probabilities_are_a_distribution_over_all_timesteps(name: str, of: str):
+    p = SAMPLERS[name]().probabilities(schedules()[of])
     assert p.shape == (1000,)
     assert p.dtype == torch.float64
-    assert (p > 0).all()
+    assert p.isfinite().all()
+    assert (p >= 0).all()
     assert float(p.sum()) == pytest.approx(1, rel=1e-10)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: type(sampler).__name__)
-def test_draws_follow_the_stated_probabilities(sampler: TimestepSampler, schedule: NoiseSchedule):
+@each_sampler
+def test_every_timestep_of_a_schedule_with_signal_and_noise_is_drawn(name: str, schedule: NoiseSchedule):
+    assert (SAMPLERS[name]().probabilities(schedule) > 0).all()
+
+
+@each_sampler
+@each_schedule
+def test_loss_factor_is_finite_and_above_0_wherever_a_timestep_is_drawn(name: str, of: str):
+    sampler = SAMPLERS[name]()
+    p, factor = sampler.probabilities(schedules()[of]), sampler.loss_factor(schedules()[of])
+    assert factor.shape == (1000,)
+    assert factor.dtype == torch.float64
+    assert factor.isfinite().all()
+    assert (factor[p > 0] > 0).all()
+
+
+@each_sampler
+@pytest.mark.parametrize("of", ["stable diffusion, ε", "flow, shift 3"])
+def test_draws_follow_the_stated_probabilities(name: str, of: str):
+    sampler = SAMPLERS[name]()
     torch.manual_seed(0)
-    t = sampler(NUM_DRAWS, schedule)
+    t = sampler(NUM_DRAWS, schedules()[of])
     assert t.shape == (NUM_DRAWS,)
     assert t.dtype == torch.int64
-    share = np.bincount(t.numpy() // 50, minlength=20) / NUM_DRAWS
-    p = sampler.probabilities(schedule).view(20, 50).sum(1).numpy()
-    standard_error = np.sqrt(p * (1 - p) / NUM_DRAWS)  # binomial: .001 where p = .05
-    assert (np.abs(share - p) < 4 * standard_error).all()
-    assert stats.chisquare(share * NUM_DRAWS, p * NUM_DRAWS).pvalue > 1e-3
+    assert t.device.type == "cpu"
+    p = sampler.probabilities(schedules()[of]).numpy()
+    drawn = np.bincount(t.numpy(), minlength=1000)
+    # Neighbours put together until each bin of the histogram expects 100 draws or more.
+    group = np.floor(np.cumsum(p) * 0.999 * NUM_DRAWS / 100).astype(int)
+    share = np.bincount(group, drawn) / NUM_DRAWS
+    p = np.bincount(group, p)
+    share, p = share[p > 0], p[p > 0]
+    standard_error = np.sqrt(p * (1 - p) / NUM_DRAWS)
+    assert (np.abs(share - p) < 5 * standard_error).all()
+    assert stats.chisquare(share, p).statistic * NUM_DRAWS < stats.chi2(len(p) - 1).isf(1e-3)
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: type(sampler).__name__)
-def test_draws_come_from_torchs_global_generator(sampler: TimestepSampler, schedule: NoiseSchedule):
-    draws = []
+@each_sampler
+def test_a_timestep_without_probability_is_never_drawn(name: str):
+    schedule = schedules()["zero terminal, v"]
+    sampler = SAMPLERS[name]()
+    torch.manual_seed(0)
+    assert (sampler.probabilities(schedule)[sampler(NUM_DRAWS, schedule)] > 0).all()
+
+
+@each_sampler
+def test_draws_come_from_torchs_global_generator(name: str, schedule: NoiseSchedule):
+    sampler, draws = SAMPLERS[name](), []
     for seed in (0, 0, 1):
         torch.manual_seed(seed)
         draws.append(sampler(100, schedule))
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
+
+
+# --- over the timestep ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("a", "b"), [(1, 1), (2, 5), (0.8, 1), (0.5, 0.5)])
+@pytest.mark.parametrize("of", ["stable diffusion, ε", "zero terminal, v"])
+def test_beta_equals_scipys(a: float, b: float, of: str):
+    expected = np.diff(stats.beta(a, b).cdf(np.linspace(0, 1, 1001)))
+    torch.testing.assert_close(
+        BetaTimesteps(a, b).probabilities(schedules()[of]), torch.from_numpy(expected), **FLOAT64
+    )
+
+
+@pytest.mark.parametrize("num_timesteps", [1000, 500])
+def test_speed_draws_as_in_the_paper(num_timesteps: int):
+    k, tau = 5, 700 * num_timesteps // 1000
+    t = np.arange(1, num_timesteps + 1)
+    expected = np.where(t <= tau, k, 1) / (num_timesteps + tau * (k - 1))  # section 3.3
+    schedule = NoiseSchedule(sd_scheduler(num_train_timesteps=num_timesteps))
+    torch.testing.assert_close(SpeeD().probabilities(schedule), torch.from_numpy(expected), **FLOAT64)
+
+
+@pytest.mark.parametrize("ceiling", [0.6, 0.8])
+def test_speed_weighs_by_the_change_of_the_variance(ceiling: float, schedule: NoiseSchedule):
+    change = np.gradient(1 - schedule.scheduler.alphas_cumprod.double().numpy())
+    expected = 1 - ceiling + (2 * ceiling - 1) * (change - change.min()) / (change.max() - change.min())
+    factor = SpeeD(ceiling=ceiling).loss_factor(schedule)
+    torch.testing.assert_close(factor, torch.from_numpy(expected), **FLOAT64)
+    assert (float(factor.min()), float(factor.max())) == pytest.approx((1 - ceiling, ceiling))
+
+
+def test_speed_with_ceiling_one_half_does_not_weigh(schedule: NoiseSchedule):
+    assert set(SpeeD(ceiling=0.5).loss_factor(schedule).tolist()) == {0.5}
 
 
 @pytest.mark.parametrize(("start", "stop", "share"), [(300, 600, 0.01), (0, 150, 0.2), (700, 1000, 1.0)])
@@ -64,21 +161,138 @@ def test_starved_band_draws_a_timestep_inside_share_times_as_often(start, stop, 
     assert float(p[inside].sum()) == pytest.approx((stop - start) * share * outside_level, rel=1e-10)
 
 
+# --- over the log-SNR ----------------------------------------------------------------------------------------------------
+
+
+def log_snr_of(flow_time: np.ndarray) -> np.ndarray:
+    with np.errstate(divide="ignore"):
+        return 2 * np.log((1 - flow_time) / flow_time)
+
+
+def mode(u: np.ndarray, scale: float) -> np.ndarray:
+    return 1 - u - scale * (np.cos(np.pi / 2 * u) ** 2 - 1 + u)
+
+
+def shifted(time: np.ndarray, shift: float) -> np.ndarray:
+    return shift * time / (1 + (shift - 1) * time)
+
+
+# What each paper draws, brought to log-SNR; ``normal`` and ``u`` are standard normal and uniform.
+RECIPES = {
+    # Karras et al., 2022 and 2024: ln σ ~ N(P_mean, P_std²)
+    "EDM": (LogNormalSigma(), lambda normal, u: -2 * (-1.2 + 1.2 * normal)),
+    "EDM2": (LogNormalSigma(-0.4, 1.0), lambda normal, u: -2 * (-0.4 + normal)),
+    # Esser et al., 2024, section 3.1 and eq. 23
+    "logit-normal": (LogitNormal(), lambda normal, u: log_snr_of(1 / (1 + np.exp(-normal)))),
+    "logit-normal .5, .6": (
+        LogitNormal(0.5, 0.6),
+        lambda normal, u: log_snr_of(1 / (1 + np.exp(-(0.5 + 0.6 * normal)))),
+    ),
+    "logit-normal, shift 3": (
+        LogitNormal(shift=3.0),
+        lambda normal, u: log_snr_of(shifted(1 / (1 + np.exp(-normal)), 3.0)),
+    ),
+    "mode 1.29": (Mode(), lambda normal, u: log_snr_of(mode(u, 1.29))),
+    "mode −.9": (Mode(-0.9), lambda normal, u: log_snr_of(mode(u, -0.9))),
+    "mode 1.75": (Mode(1.75), lambda normal, u: log_snr_of(mode(u, 1.75))),
+    "mode at its bound": (Mode(2 / (math.pi - 2)), lambda normal, u: log_snr_of(mode(u, 2 / (math.pi - 2)))),
+    "CosMap": (CosMap(), lambda normal, u: log_snr_of(1 - 1 / (np.tan(np.pi / 2 * u) + 1))),
+    # Hang et al., 2024: λ = μ − b sgn(.5 − u) ln(1 − 2|u − .5|)
+    "Laplace": (Laplace(), lambda normal, u: -0.5 * np.sign(0.5 - u) * np.log(1 - 2 * np.abs(u - 0.5))),
+    "Laplace 1, 2": (Laplace(1, 2), lambda normal, u: 1 - 2 * np.sign(0.5 - u) * np.log(1 - 2 * np.abs(u - 0.5))),
+    "uniform": (UniformLogSNR(), lambda normal, u: 60 * u - 30),
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("of", ["stable diffusion, ε", "flow", "flow, shift 3", "zero terminal, v"])
+def test_density_is_that_of_the_papers_recipe_within_the_schedules_range(name: str, of: str):
+    sampler, recipe = RECIPES[name]
+    generator = np.random.default_rng(0)
+    drawn = recipe(generator.standard_normal(400_000), generator.random(400_000))
+    log_snr = schedules()[of].log_snr.numpy()
+    finite = np.isfinite(log_snr)
+    levels = log_snr[finite]
+    drawn = drawn[(drawn > levels[-1]) & (drawn < levels[0])]
+    # A draw counts for the timestep nearest to it: distribution functions are compared where one ends and the next begins.
+    borders = (levels[1:] + levels[:-1]) / 2
+    theirs = 1 - np.searchsorted(np.sort(drawn), borders, side="right") / len(drawn)
+    ours = sampler.probabilities(schedules()[of]).numpy()[finite].cumsum()[:-1]
+    assert np.abs(ours - theirs).max() < 2.2 / len(drawn) ** 0.5  # Kolmogorov–Smirnov at one in 10,000
+
+
+@pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.5, 0.7)])
+def test_shift_moves_log_snr_by_minus_2_ln_shift(mean: float, std: float):
+    """As a schedule's does: shifted timesteps of a shifted schedule are the plain ones of the plain schedule."""
+    plain, moved = schedules()["flow"], schedules()["flow, shift 3"]
+    torch.testing.assert_close(moved.log_snr[:-1], plain.log_snr[:-1] - 2 * math.log(3), **FLOAT64)
+    found = LogitNormal(mean, std, shift=3).probabilities(moved)
+    torch.testing.assert_close(found, LogitNormal(mean, std).probabilities(plain), **FLOAT64)
+
+
+def test_log_normal_and_logit_normal_are_one_family(schedule: NoiseSchedule):
+    ours, other = LogNormalSigma(-0.4, 1.0), LogitNormal(mean=-0.4)
+    torch.testing.assert_close(ours.probabilities(schedule), other.probabilities(schedule), **FLOAT64)
+
+
 def test_uniform_log_snr_is_uniform_between_the_schedules_ends(schedule: NoiseSchedule):
-    torch.manual_seed(0)
-    log_snr = schedule.log_snr[UniformLogSNR()(5000, schedule)].numpy()
-    low, high = float(schedule.log_snr.min()), float(schedule.log_snr.max())
-    # The first timestep spans half its gap of .7 on one side only: the steps of the distribution are at most .06 high.
-    assert stats.kstest(log_snr, stats.uniform(low, high - low).cdf).statistic < 0.06
+    p, log_snr = UniformLogSNR().probabilities(schedule), schedule.log_snr
+    low, high = float(log_snr.min()), float(log_snr.max())
+    above = (high - (log_snr[1:] + log_snr[:-1]) / 2) / (high - low)
+    torch.testing.assert_close(p.cumsum(0)[:-1], above, rtol=1e-9, atol=1e-9)
     assert stats.kstest(schedule.log_snr.numpy(), stats.uniform(low, high - low).cdf).statistic > 0.1
 
 
-def test_uniform_log_snr_leaves_out_a_timestep_without_signal():
-    schedule = NoiseSchedule(sd_scheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction"))
-    p = UniformLogSNR().probabilities(schedule)
-    assert p.isfinite().all()
+@pytest.mark.parametrize("name", [name for name, make in STATIC_SAMPLERS.items() if isinstance(make(), LogSNRDensity)])
+@pytest.mark.parametrize("of", ["zero terminal, v", "flow"])
+def test_a_timestep_without_signal_is_left_out_of_a_density_over_log_snr(name: str, of: str):
+    p = SAMPLERS[name]().probabilities(schedules()[of])
     assert p[-1] == 0
-    assert float(p.sum()) == pytest.approx(1, rel=1e-10)
+    assert (p[:-1] > 0).all()
+
+
+def test_a_density_outside_the_schedule_is_an_error(schedule: NoiseSchedule):
+    with pytest.raises(
+        ConfigurationError, match=r"LogNormalSigma draws nothing within .* log-SNR -5.4 … 7.1; move its"
+    ):
+        LogNormalSigma(mean=50, std=0.1).probabilities(schedule)
+
+
+# --- variance -----------------------------------------------------------------------------------------------------------
+
+
+def test_stratified_draws_each_of_as_many_equally_likely_timesteps_once(schedule: NoiseSchedule):
+    torch.manual_seed(0)
+    t = Stratified(UniformTimesteps())(1000, schedule)
+    assert t.sort().values.tolist() == list(range(1000))
+    assert abs(float(np.corrcoef(t.numpy(), np.arange(1000))[0, 1])) < 0.1  # ranks and images see no order
+
+
+@pytest.mark.parametrize("name", ["uniform", "uniform in log-SNR", "logit-normal", "second moment"])
+def test_stratified_keeps_the_expectation_and_lowers_the_variance_of_a_batch(name: str, schedule: NoiseSchedule):
+    sampler, loss = SAMPLERS[name](), (0.3 * schedule.log_snr).tanh()
+    expected = float((sampler.probabilities(schedule) * loss).sum())
+    torch.manual_seed(0)
+    plain, stratified = (
+        np.array([float(loss[draw(32, schedule)].mean()) for _ in range(400)])
+        for draw in (sampler, Stratified(sampler))
+    )
+    assert abs(stratified.mean() - expected) < 4 * stratified.std() / 20
+    assert abs(plain.mean() - expected) < 4 * plain.std() / 20
+    assert stratified.var() < plain.var() / 20
+
+
+def test_stratified_passes_its_samplers_factor_on(schedule: NoiseSchedule):
+    assert torch.equal(Stratified(SpeeD()).loss_factor(schedule), SpeeD().loss_factor(schedule))
+
+
+def test_stratified_lets_an_adaptive_sampler_hear_the_losses():
+    inner = LossSecondMoment(3, history=1)
+    Stratified(inner).observe(torch.arange(3), torch.zeros(3), torch.tensor([1.0, 2.0, 3.0]))
+    assert inner.losses.flatten().tolist() == [1, 2, 3]
+
+
+# --- bad arguments --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("start", "stop"), [(5, 5), (6, 5), (-1, 5)])
@@ -91,3 +305,42 @@ def test_empty_band_is_an_error(start: int, stop: int):
 def test_share_outside_0_to_1_is_an_error(share: float):
     with pytest.raises(ConfigurationError, match=rf"share is {share}; expected a number in \(0, 1\]"):
         StarvedBand(0, 10, share)
+
+
+def test_a_band_beyond_the_schedule_is_an_error(schedule: NoiseSchedule):
+    with pytest.raises(ConfigurationError, match="StarvedBand starts at 1000, beyond the schedule's 1000 timesteps"):
+        StarvedBand(1000, 1100).probabilities(schedule)
+
+
+@pytest.mark.parametrize(("a", "b"), [(0, 1), (1, 0), (-1, 1), (1, math.nan)])
+def test_beta_with_a_parameter_that_is_not_above_0_is_an_error(a: float, b: float):
+    with pytest.raises(ConfigurationError, match=f"BetaTimesteps got a {a}, b {b}; expected numbers above 0"):
+        BetaTimesteps(a, b)
+
+
+@pytest.mark.parametrize(
+    "setting",
+    [{"tau": 0}, {"tau": 1001}, {"suppression": 0.5}, {"ceiling": 0.4}, {"ceiling": 1}, {"ceiling": math.nan}],
+)
+def test_speed_out_of_range_is_an_error(setting: dict[str, float]):
+    (name, value), *_ = setting.items()
+    with pytest.raises(ConfigurationError, match=f"SpeeD got .*{name} {value}.*; expected 0 < tau <= 1000"):
+        SpeeD(**setting)
+
+
+@pytest.mark.parametrize("scale", [-1.01, 1.76, math.nan])
+def test_mode_where_its_map_folds_is_an_error(scale: float):
+    with pytest.raises(ConfigurationError, match=f"Mode got scale {scale}; expected a number from −1 to 1.75"):
+        Mode(scale)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "argument"),
+    [(LogNormalSigma, "std"), (LogitNormal, "std"), (LogitNormal, "shift"), (Laplace, "scale")],
+)
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan])
+def test_an_argument_that_is_not_above_0_is_an_error(sampler: type[TimestepSampler], argument: str, value: float):
+    with pytest.raises(
+        ConfigurationError, match=f"{sampler.__name__} got {argument} {value}; expected a number above 0"
+    ):
+        sampler(**{argument: value})

@@ -1,0 +1,144 @@
+"""The catalogue of weightings, samplers and schedules, each made anew: what the tests of this folder run over."""
+
+from __future__ import annotations
+
+import copy
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+
+import ldmprobe.diffusion
+from ldmprobe.diffusion.adaptive_timesteps import AdaptiveLoss, AdaptiveTimesteps, LossSecondMoment
+from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.diffusion.timesteps import (
+    BetaTimesteps,
+    CosMap,
+    Laplace,
+    LogitNormal,
+    LogNormalSigma,
+    Mode,
+    SpeeD,
+    StarvedBand,
+    Stratified,
+    TimestepSampler,
+    UniformLogSNR,
+    UniformTimesteps,
+)
+from ldmprobe.diffusion.weighting import (
+    EDM,
+    P2,
+    Debiased,
+    LearnedUncertainty,
+    LossWeighting,
+    MaxSNR,
+    MinSNR,
+    PlainWeighting,
+    Sigmoid,
+    SNRPlusOne,
+    SNRPower,
+    SoftMinSNR,
+)
+from tests.helpers import sd_scheduler
+
+
+def _learned() -> LearnedUncertainty:
+    """With an uncertainty that is not 0."""
+    torch.manual_seed(0)
+    weighting = LearnedUncertainty(num_features=16).double()
+    torch.nn.init.normal_(weighting.linear.weight)
+    return weighting
+
+
+WEIGHTINGS: dict[str, Callable[[], LossWeighting]] = {
+    "plain": PlainWeighting,
+    "simple": SNRPower,
+    "even x0": lambda: SNRPower(-1),
+    "inverse SNR": lambda: SNRPower(-2),
+    "min-SNR": MinSNR,
+    "truncated SNR": MaxSNR,
+    "max-SNR-5": lambda: MaxSNR(5),
+    "soft-min-SNR": SoftMinSNR,
+    "SNR+1": SNRPlusOne,
+    "P2": P2,
+    "P2, gamma .5": lambda: P2(gamma=0.5),
+    "debiased": Debiased,
+    "EDM": EDM,
+    "sigmoid": Sigmoid,
+    "learned": _learned,
+}
+
+STATIC_SAMPLERS: dict[str, Callable[[], TimestepSampler]] = {
+    "uniform": UniformTimesteps,
+    "beta": lambda: BetaTimesteps(0.8, 1.5),
+    "SpeeD": SpeeD,
+    "starved": lambda: StarvedBand(300, 600),
+    "uniform in log-SNR": UniformLogSNR,
+    "EDM": LogNormalSigma,
+    "EDM2": lambda: LogNormalSigma(-0.4, 1.0),
+    "logit-normal": LogitNormal,
+    "logit-normal, shift 3": lambda: LogitNormal(shift=3),
+    "Laplace": Laplace,
+    "mode": Mode,
+    "CosMap": CosMap,
+    "stratified": lambda: Stratified(LogitNormal()),
+}
+
+
+@cache
+def _taught(kind: type[AdaptiveTimesteps]) -> AdaptiveTimesteps:
+    """After ten losses of every timestep of Stable Diffusion's schedule: larger towards low noise, none alike."""
+    sampler = kind()
+    log_snr = schedules()["stable diffusion, ε"].log_snr.repeat_interleave(10)
+    t = torch.arange(1000).repeat_interleave(10)
+    noise = torch.rand(len(t), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sampler.observe(t, log_snr, (0.3 * log_snr).exp() * (0.5 + noise))
+    return sampler
+
+
+def _new_and_taught(kind: type[AdaptiveTimesteps]) -> AdaptiveTimesteps:
+    return copy.deepcopy(_taught(kind))
+
+
+ADAPTIVE_SAMPLERS: dict[str, Callable[[], TimestepSampler]] = {
+    "second moment, new": LossSecondMoment,
+    "second moment": lambda: _new_and_taught(LossSecondMoment),
+    "adaptive, new": AdaptiveLoss,
+    "adaptive": lambda: _new_and_taught(AdaptiveLoss),
+    "adaptive, stratified": lambda: Stratified(_new_and_taught(AdaptiveLoss)),
+}
+
+SAMPLERS = {**STATIC_SAMPLERS, **ADAPTIVE_SAMPLERS}
+
+
+@cache
+def schedules() -> dict[str, NoiseSchedule]:
+    """Of 1,000 timesteps: every prediction type, with zero terminal SNR where it may be."""
+    zero_terminal = {"rescale_betas_zero_snr": True}
+    return {
+        "stable diffusion, ε": NoiseSchedule(sd_scheduler()),
+        "stable diffusion, x0": NoiseSchedule(sd_scheduler(prediction_type="sample")),
+        "stable diffusion, v": NoiseSchedule(sd_scheduler(prediction_type="v_prediction")),
+        "cosine, ε": NoiseSchedule(sd_scheduler(beta_schedule="squaredcos_cap_v2")),
+        "zero terminal, x0": NoiseSchedule(sd_scheduler(prediction_type="sample", **zero_terminal)),
+        "zero terminal, v": NoiseSchedule(sd_scheduler(prediction_type="v_prediction", **zero_terminal)),
+        "flow": NoiseSchedule(FlowMatchEulerDiscreteScheduler()),
+        "flow, shift 3": NoiseSchedule(FlowMatchEulerDiscreteScheduler(shift=3.0)),
+    }
+
+
+def concrete_classes(base: type) -> set[type]:
+    """Every class of ldmprobe.diffusion below ``base`` that can be made."""
+    for module in pkgutil.iter_modules(ldmprobe.diffusion.__path__):
+        importlib.import_module(f"ldmprobe.diffusion.{module.name}")
+    found, open_classes = set(), [base]
+    while open_classes:
+        of = open_classes.pop()
+        open_classes += of.__subclasses__()
+        if not inspect.isabstract(of) and of.__module__.startswith("ldmprobe.diffusion"):
+            found.add(of)
+    return found
