@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ldmprobe.probing.record import ProbeRecord
-from ldmprobe.tracking.charts.layout import STEP_SCALE, finish
+from ldmprobe.tracking.charts.layout import STEP_SCALE, buttons, finish
 
 
 def heatmap_chart(ddim: Sequence[ProbeRecord], denoising: Sequence[ProbeRecord]) -> go.Figure:
@@ -44,13 +44,13 @@ def heatmap_chart(ddim: Sequence[ProbeRecord], denoising: Sequence[ProbeRecord])
     figure = go.Figure([trace for _, trace in options])
     for i, trace in enumerate(figure.data):
         trace.visible = i == 0
-    buttons = [
+    choices = [
         {"label": label, "method": "update", "args": [{"visible": [j == i for j in range(len(options))]}]}
         for i, (label, _) in enumerate(options)
     ]
     figure = finish(figure, "training step", "timestep (sampling runs up)")
     figure.update_layout(
-        updatemenus=[_buttons(buttons)],
+        updatemenus=[buttons(choices)],
         margin={"t": 60},
         xaxis={"type": "category"},
         yaxis={"type": "category", "nticks": 12},
@@ -77,18 +77,3 @@ def _heatmap(
         hovertemplate="training step %{x}<br>t = %{y}<br>%{z:.3g}<extra></extra>",
         **limits,
     )
-
-
-def _buttons(buttons: list[dict[str, Any]]) -> dict[str, Any]:
-    return {
-        "type": "buttons",
-        "direction": "right",
-        "buttons": buttons,
-        "x": 0,
-        "xanchor": "left",
-        "y": 1.04,
-        "yanchor": "bottom",
-        "bgcolor": "#f4f5f7",
-        "bordercolor": "#dfe3e8",
-        "font": {"size": 12},
-    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -30,7 +31,7 @@ def curves_by_step(
         x = curve.log_snr if over_log_snr else curve.timestep
         value = curve.value if divide_by is None else curve.value / record.curves[divide_by].value
         if interval and i == len(records) - 1 and curve.lower is not None and curve.upper is not None:
-            _band(figure, x, curve, colour, positive=not over_log_snr)
+            band(figure, x, curve, colour, positive=not over_log_snr)
         figure.add_trace(
             go.Scatter(
                 x=x,
@@ -47,7 +48,8 @@ def curves_by_step(
     step_colour_bar(figure, min(steps), max(steps), "training<br>step")
 
 
-def _band(figure: go.Figure, x: np.ndarray, curve: Curve, colour: str, positive: bool) -> None:
+def band(figure: go.Figure, x: np.ndarray, curve: Curve, colour: str, positive: bool) -> None:
+    """The 95 % interval of a curve, shaded; ``positive`` for a logarithmic axis."""
     assert curve.lower is not None
     assert curve.upper is not None
     lower = np.maximum(curve.lower, np.abs(curve.value) * 1e-2) if positive else curve.lower
@@ -58,6 +60,7 @@ def _band(figure: go.Figure, x: np.ndarray, curve: Curve, colour: str, positive:
             y=np.concatenate([curve.upper, lower[::-1]]),
             fill="toself",
             fillcolor=f"rgba({red},{green},{blue},0.22)",
+            mode="lines",  # plotly adds markers where there are few points
             line={"width": 0},
             name="95 % interval, last",
             hoverinfo="skip",
@@ -107,6 +110,22 @@ def finish(figure: go.Figure, x: str, y: str, log_y: bool = False, reverse_x: bo
     if log_y:
         figure.update_yaxes(type="log", exponentformat="power", dtick=1)
     return figure
+
+
+def buttons(choices: list[dict[str, Any]]) -> dict[str, Any]:
+    """A row of buttons above the chart."""
+    return {
+        "type": "buttons",
+        "direction": "right",
+        "buttons": choices,
+        "x": 0,
+        "xanchor": "left",
+        "y": 1.04,
+        "yanchor": "bottom",
+        "bgcolor": "#f4f5f7",
+        "bordercolor": "#dfe3e8",
+        "font": {"size": 12},
+    }
 
 
 def gaps(values: np.ndarray) -> list[float | None]:

@@ -1,0 +1,166 @@
+r"""Are two denoisers different, where, and how many training steps is that worth? Paired statistics of per-draw errors.
+
+Both denoise the same noised images, so what differs between images cancels in the difference d of their errors. Draws of one image are
+not independent; the standard error sums them per image g first (cluster-robust; Liang & Zeger, 1986) and is read with Student's t:
+
+.. math:: \widehat{\text{se}}^2 = \frac{G}{G-1} \frac{1}{N^2} \sum_{g=1}^{G} \Big( \sum_{n \in g} (d_n - \bar d) \Big)^2,
+          \qquad \bar d / \widehat{\text{se}} \sim t_{G-1}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student_t
+
+from ldmprobe.analysis.imbalance import BAND_WIDTH
+
+
+@dataclass(frozen=True)
+class ClusteredMean:
+    """Means over draws, shape (...): with the half-width of their 95 % intervals and the p-value of "it is 0", two-sided."""
+
+    value: np.ndarray
+    half_width: np.ndarray
+    p_value: np.ndarray
+
+
+def clustered_mean(values: np.ndarray, cluster: np.ndarray) -> ClusteredMean:
+    """The mean of ``values`` (..., N) over draws that are independent between clusters only.
+
+    Args:
+        cluster: of each draw, (N,), 0 … G−1.
+
+    Raises:
+        ValueError: there are fewer than two clusters, and so no interval.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    clusters = len(np.unique(cluster))
+    if clusters < 2:
+        raise ValueError(f"got draws of {clusters} cluster; expected at least 2, or there is no interval")
+    mean = values.mean(-1)
+    member = (cluster[:, None] == np.unique(cluster)).astype(np.float64)  # (N, G)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a network that has diverged
+        sums = (values - mean[..., None]) @ member
+        error = np.sqrt(clusters / (clusters - 1) * (sums**2).sum(-1)) / values.shape[-1]
+        p_value = 2 * student_t.sf(np.abs(mean) / error, clusters - 1)
+    p_value = np.where((mean == 0) & (error == 0), 1.0, p_value)  # the same network twice
+    return ClusteredMean(mean, student_t.ppf(0.975, clusters - 1) * error, p_value)
+
+
+def holm(p_values: np.ndarray) -> np.ndarray:
+    """p-values (K,) corrected for there being K of them (Holm, 1979): none is wrongly below α with probability 1 − α. NaN are passed over."""
+    adjusted = np.full(len(p_values), np.nan)
+    known = np.flatnonzero(np.isfinite(p_values))
+    order = known[np.argsort(p_values[known], kind="stable")]
+    factor = np.arange(len(order), 0, -1)
+    adjusted[order] = np.minimum(np.maximum.accumulate(factor * p_values[order]), 1.0)
+    return adjusted
+
+
+def band_name(low: float, high: float) -> str:
+    """Such as "−3…0" and "0…+3"."""
+    return "…".join("0" if edge == 0 else f"{edge:+.0f}".replace("-", "−") for edge in (low, high))
+
+
+@dataclass(frozen=True)
+class BandGain:
+    """By how much one denoiser is better than another within a band of log-SNR.
+
+    Attributes:
+        low, high: the band's edges; infinite for all noise levels together.
+        gain: in nats of the likelihood bound; above 0 is better.
+        half_width: of its 95 % interval.
+        p_value: of no difference, on its own.
+        adjusted: the same, corrected for everything it was tested together with.
+    """
+
+    low: float
+    high: float
+    gain: float
+    half_width: float
+    p_value: float
+    adjusted: float
+
+    @property
+    def everywhere(self) -> bool:
+        return bool(np.isinf(self.low))
+
+    @property
+    def significant(self) -> bool:
+        """At 5 %, corrected."""
+        return self.adjusted < 0.05
+
+    @property
+    def name(self) -> str:
+        return "all" if self.everywhere else band_name(self.low, self.high)
+
+
+def gains_by_band(
+    log_snr: np.ndarray, first: np.ndarray, others: Sequence[np.ndarray], cluster: np.ndarray, nats_per_mse: float
+) -> list[list[BandGain]]:
+    """Of each other denoiser over the first: a band each, noisy to clean, and all noise levels together at the end.
+
+    The bands of all denoisers are corrected as one family (Holm), and so are their totals.
+
+    Args:
+        log_snr: of the levels, (L,).
+        first, others: squared errors per level and draw, (L, N) each, of the same images and noise.
+        cluster: the image of each draw, (N,).
+        nats_per_mse: ½ D Δlog-SNR.
+    """
+    band = np.floor(log_snr / BAND_WIDTH)
+    edges = [(b * BAND_WIDTH, (b + 1) * BAND_WIDTH) for b in np.unique(band)] + [(-np.inf, np.inf)]
+    found = []
+    for other in others:
+        each = first - other
+        summed = [each[(log_snr >= low) & (log_snr < high)].sum(0) for low, high in edges]
+        found.append(clustered_mean(nats_per_mse * np.stack(summed), cluster))
+    if not found:
+        return []
+    p_values = np.stack([gain.p_value for gain in found])  # (others, bands + 1)
+    adjusted = np.concatenate(
+        [holm(p_values[:, :-1].ravel()).reshape(len(found), -1), holm(p_values[:, -1])[:, None]], 1
+    )
+    return [
+        [
+            BandGain(
+                low, high, float(gain.value[k]), float(gain.half_width[k]), float(gain.p_value[k]), float(corrected[k])
+            )
+            for k, (low, high) in enumerate(edges)
+        ]
+        for gain, corrected in zip(found, adjusted, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class StepsToReach:
+    """Training steps until an excess has gone, interpolated between probes; NaN where it has not.
+
+    Attributes:
+        steps: where the excess itself crosses 0.
+        lower, upper: where the ends of its 95 % interval do.
+    """
+
+    steps: float
+    lower: float
+    upper: float
+
+
+def steps_to_reach(steps: np.ndarray, excess: np.ndarray, half_width: np.ndarray) -> StepsToReach:
+    """When ``excess`` (K,), known to within ``half_width``, first falls to 0 over the probes at ``steps``."""
+    lower, upper = excess - half_width, excess + half_width
+    return StepsToReach(*(_first_crossing(steps, values) for values in (excess, lower, upper)))
+
+
+def _first_crossing(steps: np.ndarray, values: np.ndarray) -> float:
+    below = np.flatnonzero(values <= 0)
+    if not below.size:
+        return float("nan")
+    k = int(below[0])
+    if k == 0 or not np.isfinite(values[k - 1]):
+        return float(steps[k])
+    share = values[k - 1] / (values[k - 1] - values[k])
+    return float(steps[k - 1] + share * (steps[k] - steps[k - 1]))

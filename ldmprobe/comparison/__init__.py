@@ -1,0 +1,1 @@
+"""``ldmprobe compare``: runs laid side by side."""

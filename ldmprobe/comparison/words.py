@@ -1,0 +1,67 @@
+"""A comparison in words and figures, as HTML."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+
+from ldmprobe.analysis.comparison import BandGain
+
+_NAMED = 4  # of many runs, in a heading
+
+
+def listed(names: Sequence[str]) -> str:
+    """Such as "A, B and C"; text, not HTML."""
+    if len(names) > _NAMED:
+        return f"{len(names)} others"
+    return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), names[-1]])
+
+
+def mark(band: BandGain) -> str:
+    """A class of compare.css."""
+    return "unclear" if not band.significant else "better" if band.gain > 0 else "worse"
+
+
+def verdict(label: str, band: BandGain) -> str:
+    """Such as "B is better at log-SNR −3…0 by 1.2 ± 0.3 nats"."""
+    label = escape(label)
+    where = "over all levels" if band.everywhere else f"at log-SNR {band.name}"
+    if not math.isfinite(band.gain):
+        return f"{label} or the first run is not finite {where}"
+    if band.gain == band.half_width == 0:
+        return f"{label} is the same {where}"
+    width = _number(band.half_width, band.half_width)
+    if band.significant:
+        gain, word = _number(abs(band.gain), band.half_width), mark(band)
+        return f'{label} is <span class="{word}">{word}</span> {where} by {gain} ± {width} nats'
+    low, high = (_number(band.gain + sign * band.half_width, band.half_width, "+") for sign in (-1, 1))
+    reason = " for sure, with so many bands tested" if band.p_value < 0.05 and not band.everywhere else ""
+    return f"{label} cannot be told apart {where}{reason}: between {low} and {high} nats"
+
+
+def sorted_out(totals: Mapping[str, BandGain]) -> list[str]:
+    """Which of many runs are better, worse, or neither, over all levels."""
+    groups = {"better": "better", "worse": "worse", "unclear": "not told apart"}
+    found = {word: [escape(label) for label, total in totals.items() if mark(total) == word] for word in groups}
+    return [f'<span class="{word}">{groups[word]}</span>: {", ".join(names)}' for word, names in found.items() if names]
+
+
+def plus_minus(value: float, half_width: float) -> str:
+    if not math.isfinite(value):
+        return "not finite"
+    return f"{_number(value, half_width, '+')} ± {_number(half_width, half_width)}"
+
+
+def probability(p: float) -> str:
+    return "" if not math.isfinite(p) else "&lt; 0.001" if p < 0.001 else f"{p:.3f}" if p < 0.1 else f"{p:.2f}"
+
+
+def one_decimal(value: float) -> str:
+    return f"{value:,.1f}" if math.isfinite(value) else "not finite"
+
+
+def _number(value: float, half_width: float, sign: str = "-") -> str:
+    """With as many decimals as its interval leaves meaning to."""
+    decimals = min(max(1 - math.floor(math.log10(half_width)), 0), 6) if half_width > 0 else 1
+    return f"{value:{sign},.{decimals}f}".replace("-", "−")
