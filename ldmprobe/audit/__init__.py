@@ -1,0 +1,1 @@
+"""``ldmprobe audit``: the proof that probes leave training as it is."""

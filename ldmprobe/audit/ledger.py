@@ -1,0 +1,177 @@
+"""Ledger: the state of a training run as digests, item by item, so that two states can be compared and what differs be named."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
+from typing import Any, NamedTuple
+
+import lightning as L
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from ldmprobe.training.ema import EMA
+
+_WORTH_THREADS = 10_000_000  # bytes
+
+
+class Item(NamedTuple):
+    """One thing of a state: the digest of its bytes, and how many they are."""
+
+    digest: str
+    num_bytes: int
+
+
+Ledger = dict[str, dict[str, Item]]
+"""Kind → name → item."""
+
+# Kinds in the order in which they are compared, causes before effects; and how one item of each is called.
+KINDS = {
+    "data": "the batch of data",
+    "random state": "the random state of {}",
+    "training flags": "the training flag of {}",
+    "trained or frozen": "requires_grad of {}",
+    "parameters": "parameter {}",
+    "moving average": "the moving average's {}",
+    "buffers": "buffer {}",
+    "extra state": "the state {}",
+    "gradients": "the gradient of {}",
+    "optimiser state": "the optimiser's {}",
+    "learning-rate schedule": "the learning-rate schedule's {}",
+    "gradient scaler": "the gradient scaler's {}",
+    "loop counters": "the loop counter {}",
+    "logged metrics": "the logged metric {}",
+}
+
+
+def take_ledger(
+    trainer: L.Trainer, module: L.LightningModule, averages: Mapping[str, nn.Module] | None = None
+) -> Ledger:
+    """The state of training, as it is now: all kinds but data and logged metrics.
+
+    Args:
+        averages: moving averages that the module does not hold, by name.
+    """
+    entries = list(_entries(trainer, module, averages or {}))
+    values = [value for _, _, value in entries]
+    if sum(value.nbytes for value in values if isinstance(value, Tensor)) < _WORTH_THREADS:
+        items = [digest(value) for value in values]
+    else:  # hashlib lets go of the interpreter lock: a large model is hashed on all cores
+        with ThreadPoolExecutor() as threads:
+            items = list(threads.map(digest, values))
+    ledger: Ledger = {}
+    for (kind, name, _), item in zip(entries, items, strict=True):
+        ledger.setdefault(kind, {})[name] = item
+    return ledger
+
+
+def differences(one: Ledger, other: Ledger) -> Iterator[tuple[str, str]]:
+    """(kind, name) of each item that is not the same in both, in the order of :data:`KINDS`."""
+    for kind in KINDS:
+        mine, theirs = one.get(kind, {}), other.get(kind, {})
+        for name in mine | theirs:
+            if name not in mine or name not in theirs or mine[name].digest != theirs[name].digest:
+                yield kind, name
+
+
+def in_words(kind: str, name: str) -> str:
+    """An item in plain words, such as "parameter network.conv_in.weight"."""
+    return KINDS[kind].format(name)
+
+
+def digest(value: Any) -> Item:
+    """Of tensors, arrays, numbers, text, and nested collections of them: type, shape and raw bytes. No pickle, which is not
+    a function of the value. Of any other object only the type."""
+    state = blake2b(digest_size=16)
+    num_bytes = 0
+
+    def feed(header: str, content: Any = b"") -> None:
+        nonlocal num_bytes
+        state.update(f"{header};".encode())
+        state.update(content)
+        num_bytes += len(content)
+
+    def visit(value: Any) -> None:
+        if isinstance(value, Tensor):
+            raw = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            feed(f"{value.dtype} {tuple(value.shape)}", raw)
+        elif isinstance(value, np.ndarray):
+            feed(f"{value.dtype} {value.shape}", value.tobytes())
+        elif isinstance(value, Mapping):
+            feed(f"mapping {len(value)}")
+            for key, item in value.items():
+                visit(key)
+                visit(item)
+        elif isinstance(value, (list, tuple)):
+            feed(f"sequence {len(value)}")
+            for item in value:
+                visit(item)
+        elif isinstance(value, (int, float, complex, str, bytes, np.generic, torch.dtype, type(None))):
+            feed(type(value).__name__, repr(value).encode())
+        elif dataclasses.is_dataclass(value):
+            visit(vars(value))
+        else:
+            feed(type(value).__qualname__)
+
+    visit(value)
+    return Item(state.hexdigest(), num_bytes)
+
+
+def _entries(
+    trainer: L.Trainer, module: L.LightningModule, averages: Mapping[str, nn.Module]
+) -> Iterator[tuple[str, str, Any]]:
+    yield "random state", "Python", random.getstate()
+    yield "random state", "NumPy", np.random.get_state()
+    yield "random state", "torch", torch.get_rng_state()
+    if torch.cuda.is_available():
+        for device, cuda_state in enumerate(torch.cuda.get_rng_state_all()):
+            yield "random state", f"CUDA device {device}", cuda_state
+    for name, part in module.named_modules():
+        yield "training flags", name or type(module).__name__, part.training
+    averaged = tuple(f"{name}." for name, part in module.named_modules() if isinstance(part, (EMA, AveragedModel)))
+    for name, parameter in module.named_parameters():
+        kind = "moving average" if name.startswith(averaged) else "parameters"
+        yield "trained or frozen", name, parameter.requires_grad
+        yield kind, name, parameter
+        yield "gradients", name, parameter.grad
+    for name, average in averages.items():
+        for key, value in average.state_dict().items():
+            yield "moving average", f"{name}.{key}", value
+    for name, buffer in module.named_buffers():
+        yield "moving average" if name.startswith(averaged) else "buffers", name, buffer
+    for name, part in module.named_modules():
+        if type(part).get_extra_state is not nn.Module.get_extra_state:
+            for key, value in _flat(part.get_extra_state()):
+                yield "extra state", f"{name}.{key}", value
+    names = {id(parameter): name for name, parameter in module.named_parameters()}
+    for i, optimizer in enumerate(trainer.optimizers):
+        which = f" of optimiser {i}" if len(trainer.optimizers) > 1 else ""
+        for group, settings in enumerate(optimizer.param_groups):
+            for key, value in settings.items():
+                if key != "params":
+                    yield "optimiser state", f"{key} of parameter group {group}{which}", value
+        for k, (tensor, value) in enumerate(optimizer.state.items()):
+            owner = names.get(id(tensor), f"parameter {k}, which the module does not name")
+            for part_name, part_value in value.items() if isinstance(value, Mapping) else [("state", value)]:
+                yield "optimiser state", f"{part_name} of {owner}{which}", part_value
+    for i, config in enumerate(trainer.lr_scheduler_configs):
+        which = f" of schedule {i}" if len(trainer.lr_scheduler_configs) > 1 else ""
+        for key, value in config.scheduler.state_dict().items():
+            yield "learning-rate schedule", f"{key}{which}", value
+    for key, value in trainer.precision_plugin.state_dict().items():
+        yield "gradient scaler", key, value
+    for name, value in _flat(trainer.fit_loop.state_dict()):
+        yield "loop counters", name, value
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

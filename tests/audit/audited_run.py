@@ -1,0 +1,212 @@
+"""What the audit is tried on: a small run by YAML, networks and probes of one's own, and probes that disturb it."""
+
+import random
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import torch
+import yaml
+from torch import nn
+from torch.utils.data import DataLoader
+
+from ldmprobe.audit.audit import Comparison, Observation, compare, observe, read_configuration
+from ldmprobe.callbacks import DDIMProbe, ProbeCallback
+from ldmprobe.probing.probe import Ranks
+
+ALL_PROBES = [
+    {"class_path": "ldmprobe.callbacks.DDIMProbe", "init_args": {"num_samples": 8, "num_steps": 3}},
+    {"class_path": "ldmprobe.callbacks.DenoisingProbe", "init_args": {"num_images": 16, "num_draws": 32}},
+    {"class_path": "ldmprobe.callbacks.TrainingLoss"},
+    {"class_path": "ldmprobe.callbacks.ReportWriter"},
+]
+
+
+def unet(dropout=0.1):
+    return {
+        "class_path": "diffusers.UNet2DModel",
+        "init_args": {
+            "sample_size": 4,
+            "in_channels": 2,
+            "out_channels": 2,
+            "layers_per_block": 1,
+            "block_out_channels": [8, 16],
+            "down_block_types": ["DownBlock2D", "DownBlock2D"],
+            "up_block_types": ["UpBlock2D", "UpBlock2D"],
+            "norm_num_groups": 4,
+            "dropout": dropout,
+        },
+    }
+
+
+def own(name, **init_args):
+    return {"class_path": f"{__name__}.{name}", "init_args": init_args}
+
+
+def write_config(path: Path, callbacks=ALL_PROBES, model=None, data=None, own_data=None, **trainer) -> Path:
+    """A configuration with accumulation, clipping, dropout, a moving average, a learning-rate schedule and validation."""
+    settings = {
+        "run_dir": str(path.parent / "never_written"),
+        "model": {
+            "class_path": "ldmprobe.training.latent_diffusion.LatentDiffusion",
+            "init_args": {
+                "network": unet(),
+                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
+                "lr_scheduler": {
+                    "class_path": "torch.optim.lr_scheduler.OneCycleLR",
+                    "init_args": {"max_lr": 0.01, "total_steps": 50},
+                },
+                "ema_decay": 0.9,
+                "validation_timesteps": 2,
+                **(model or {}),
+            },
+        },
+        "data": own_data
+        or {
+            "class_path": "ldmprobe.data.images.ImageData",
+            "init_args": {
+                "dataset": "builtin:gaussian",
+                "dataset_kwargs": {"num_images": 64, "channels": 2, "size": 4},
+                "batch_size": 8,
+                **(data or {}),
+            },
+        },
+        "trainer": {
+            "max_steps": 50,
+            "accelerator": "cpu",
+            "accumulate_grad_batches": 2,
+            "gradient_clip_val": 1.0,
+            "val_check_interval": 25,
+            "limit_val_batches": 1,
+            "logger": False,
+            "callbacks": list(callbacks),
+            **trainer,
+        },
+    }
+    path.write_text(yaml.safe_dump(settings))
+    return path
+
+
+def audit_in_process(config: Path, steps: int = 4) -> tuple[Observation, Comparison]:
+    """The two runs of ``ldmprobe audit``, without its fresh processes, which cost seconds each."""
+    settings = read_configuration(["--config", str(config)])
+    folder = config.parent
+    plain = observe(settings, folder / "plain", steps, probed=False)
+    probed = observe(settings, folder / "probed", steps, probed=True)
+    return probed, compare(plain, probed)
+
+
+class OwnData(L.LightningDataModule):
+    """A user's own loaders: shuffled by a generator, with workers that stay between epochs."""
+
+    def __init__(self, num_workers: int) -> None:
+        super().__init__()
+        rows = [{"image": torch.full((2, 4, 4), i / 32), "index": i} for i in range(32)]
+        workers = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
+        generator = torch.Generator().manual_seed(0)
+        self.train_dataloader = lambda: DataLoader(rows, 8, shuffle=True, generator=generator, **workers)
+        self.val_dataloader = lambda: DataLoader(rows, 8, **workers)
+
+
+class NormedDenoiser(nn.Module):
+    """A user's own network, with batch norm and dropout."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(2, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Dropout(0.2), nn.SiLU(), nn.Conv2d(8, 2, 3, padding=1)
+        )
+
+    def forward(self, z_t, t, condition):
+        return self.layers(z_t)
+
+
+class AtEveryTurn(DDIMProbe):
+    """Probes with gradients half gathered, fully gathered but unused, just used, and around validation."""
+
+    def __init__(self) -> None:
+        super().__init__(num_samples=8, num_steps=2)
+
+    def _look(self, trainer, pl_module, *_):
+        self.probe(trainer, pl_module, Ranks())
+
+    on_after_backward = on_before_optimizer_step = on_train_batch_end = _look
+    on_validation_start = on_validation_end = _look
+
+
+class Disturbing(ProbeCallback):
+    """Looks at the model, and does one thing that a probe must not do."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__(every_n_steps=100)
+        self.how = how
+
+    def probe(self, trainer, pl_module, ranks):
+        if trainer.global_step > 0:
+            getattr(self, f"_{self.how}")(trainer, pl_module)
+
+    def _draws_from_torch(self, trainer, pl_module):
+        torch.randn(3)
+
+    def _draws_from_numpy(self, trainer, pl_module):
+        np.random.rand()
+
+    def _draws_from_python(self, trainer, pl_module):
+        random.random()
+
+    def _leaves_eval_mode_on(self, trainer, pl_module):
+        pl_module.network.layers.eval()
+
+    def _steps_batch_norm(self, trainer, pl_module):
+        with torch.no_grad():
+            pl_module.network(torch.ones(4, 2, 4, 4), torch.zeros(4), {})
+
+    def _touches_a_weight(self, trainer, pl_module):
+        weight = pl_module.network.layers[0].weight
+        weight.data.view(-1)[0] = torch.nextafter(weight.data.view(-1)[0], torch.tensor(torch.inf))
+
+    def _touches_the_average(self, trainer, pl_module):
+        pl_module.ema.network.layers[0].bias.data[0] += 1
+
+    def _leaves_a_gradient(self, trainer, pl_module):
+        with torch.enable_grad():
+            pl_module.network.layers[4].bias.sum().backward()
+
+    def _freezes_a_weight(self, trainer, pl_module):
+        pl_module.network.layers[0].weight.requires_grad_(False)
+
+    def _changes_the_optimiser(self, trainer, pl_module):
+        next(iter(trainer.optimizers[0].state.values()))["exp_avg"].mul_(2)
+
+    def _changes_the_learning_rate(self, trainer, pl_module):
+        trainer.optimizers[0].param_groups[0]["lr"] *= 2
+
+    def _steps_the_schedule(self, trainer, pl_module):
+        trainer.lr_scheduler_configs[0].scheduler.last_epoch += 1
+
+    def _counts_a_batch(self, trainer, pl_module):
+        trainer.fit_loop.epoch_loop.batch_progress.increment_ready()
+
+    def _logs_a_training_metric(self, trainer, pl_module):
+        trainer.logger.log_metrics({"train/loss": 0.0}, step=trainer.global_step)
+
+    def _raises(self, trainer, pl_module):
+        raise RuntimeError("nothing to see")
+
+    def _looks(self, trainer, pl_module):
+        pl_module.diffusion_model()
+
+
+class Restless(L.Callback):
+    """Makes training itself unrepeatable: in earnest, or in a logged time only."""
+
+    runs = 0
+
+    def __init__(self, in_earnest: bool) -> None:
+        Restless.runs += 1
+        self.in_earnest = in_earnest
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if self.in_earnest:
+            random.seed(f"{id(self)} {Restless.runs}")
+        trainer.logger.log_metrics({"seconds": Restless.runs + id(self)}, step=trainer.global_step)

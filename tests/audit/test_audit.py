@@ -1,0 +1,195 @@
+"""The audit catches what a probe changes, names it and its culprit, and knows what it cannot tell."""
+
+import copy
+
+import pytest
+import torch
+
+from ldmprobe.audit.audit import _unsteady_metrics, audit, compare, observe, read_configuration, verdict
+from ldmprobe.audit.ledger import differences, digest
+from ldmprobe.cli import main
+from ldmprobe.errors import ConfigurationError
+from tests.audit.audited_run import own, write_config
+
+PLANTED = {
+    "draws_from_torch": "the random state of torch",
+    "draws_from_numpy": "the random state of NumPy",
+    "draws_from_python": "the random state of Python",
+    "leaves_eval_mode_on": "the training flag of network.layers and 5 more",
+    "steps_batch_norm": "buffer network.layers.1.running_mean and 3 more",  # and variance, count, torch's state by dropout
+    "touches_a_weight": "parameter network.layers.0.weight",
+    "touches_the_average": "the moving average's ema.network.layers.0.bias",
+    "leaves_a_gradient": "the gradient of network.layers.4.bias",
+    "freezes_a_weight": "requires_grad of network.layers.0.weight",
+    "changes_the_optimiser": "the optimiser's exp_avg of network.layers.0.weight",
+    "changes_the_learning_rate": "the optimiser's lr of parameter group 0",
+    "steps_the_schedule": "the learning-rate schedule's last_epoch",
+    "counts_a_batch": "the loop counter epoch_loop.batch_progress.total.ready and 1 more",
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """Two steps of a small run with the given probes, or without."""
+    folder = tmp_path_factory.mktemp("audited")
+    path = write_config(
+        folder / "run.yaml", model={"network": own("NormedDenoiser")}, callbacks=[own("Disturbing", how="looks")]
+    )
+    config = read_configuration(["--config", str(path)])
+
+    def observed(*callbacks, probed=True):
+        settings = copy.deepcopy(config)
+        settings["trainer"]["callbacks"] = list(callbacks)
+        return observe(settings, folder / f"{len(list(folder.iterdir()))}", 2, probed)
+
+    return observed
+
+
+@pytest.fixture(scope="module")
+def plain(run):
+    return run(probed=False)
+
+
+@pytest.mark.parametrize("how", PLANTED)
+def test_a_planted_disturbance_is_caught_and_named(run, plain, how):
+    probed = run(own("Disturbing", how=how))
+    first = probed.disturbances[0]
+    what = PLANTED[how]
+    if how == "steps_batch_norm":
+        assert first.changed[0] == "the random state of torch"  # by dropout
+        assert [name.rpartition(".")[2] for name in first.changed[1:]] == [
+            "running_mean",
+            "running_var",
+            "num_batches_tracked",
+        ]
+    else:
+        assert str(first) == f"Disturbing changed {what} (step 1, in on_train_batch_end)"
+    compared = compare(plain, probed)
+    assert compared.first == f"step 1, after batch 2: {first.changed[0]}"
+    undisturbed, text = verdict(probed, compared, compare(plain, plain))
+    assert not undisturbed
+    assert f"Disturbed: {first}" in " ".join(text.split())
+
+
+def test_a_metric_of_training_that_a_probe_logs_is_caught(run, plain):
+    probed = run(own("Disturbing", how="logs_a_training_metric"))
+    assert compare(plain, probed).first == "in the log: the logged metric train/loss at step 1"
+
+
+def test_a_probe_that_only_looks_disturbs_nothing(run, plain):
+    probed = run(own("Disturbing", how="looks"))
+    compared = compare(plain, probed)
+    undisturbed, text = verdict(probed, compared, None)
+    assert undisturbed
+    assert "0 bytes differ; the 3 runs of the probes left everything as they found it" in " ".join(text.split())
+    assert all(row.differing == 0 for row in compared.rows.values())
+
+
+def test_a_probe_that_fails_is_told_of(run, plain):
+    probed = run(own("Disturbing", how="raises"))
+    undisturbed, text = verdict(probed, compare(plain, probed), None)
+    assert undisturbed
+    assert text.startswith(
+        "Disturbing failed, so that less was tried than should have been (RuntimeError: nothing to see)."
+    )
+
+
+def test_training_that_is_not_repeatable_is_told_from_a_disturbance(run):
+    def restless():
+        return own("Restless", in_earnest=True)
+
+    plain, again = (run(restless(), probed=False) for _ in range(2))
+    for how, expected in (("looks", True), ("draws_from_numpy", False)):
+        probed = run(restless(), own("Disturbing", how=how))
+        undisturbed, text = verdict(probed, compare(plain, probed), compare(plain, again))
+        assert undisturbed == expected
+        assert "two runs without any differ, first at step 0, after batch 1: the random state of Python" in " ".join(
+            text.split()
+        )
+
+
+def test_logged_times_are_left_out(run):
+    settings = own("Restless", in_earnest=False)
+    plain, again = (run(settings, probed=False) for _ in range(2))
+    assert compare(plain, again).first is not None
+    assert _unsteady_metrics(plain, again) == {"seconds"}
+    assert compare(plain, again, leave_out={"seconds"}).first is None
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.tensor([1.0]), torch.nextafter(torch.tensor([1.0]), torch.tensor(2.0))),
+        (torch.tensor(0.0), torch.tensor(-0.0)),
+        (torch.zeros(2, 3), torch.zeros(3, 2)),
+        (torch.zeros(2, dtype=torch.float16), torch.zeros(2, dtype=torch.bfloat16)),
+        ({"a": 1}, {"a": 2}),
+        ({"a": 1}, {"b": 1}),
+        ([1, [2]], [[1], 2]),
+        (True, 1),
+        (None, False),
+        ("1", 1),
+    ],
+)
+def test_digests_tell_values_apart(one, other):
+    assert digest(one).digest != digest(other).digest
+    assert digest(one) == digest(copy.deepcopy(one))
+
+
+def test_bytes_are_counted_whatever_the_layout():
+    image = torch.arange(24, dtype=torch.bfloat16).view(2, 3, 4)
+    assert digest(image).num_bytes == 48
+    assert digest(image.transpose(0, 2)) == digest(image.transpose(0, 2).contiguous())
+
+
+def test_what_is_missing_differs():
+    one = {"parameters": {"a": digest(1), "b": digest(2)}}
+    assert list(differences(one, {"parameters": {"a": digest(1)}})) == [("parameters", "b")]
+    assert list(differences({}, one)) == [("parameters", "a"), ("parameters", "b")]
+
+
+def test_a_configuration_without_probes_is_refused(tmp_path):
+    path = write_config(tmp_path / "run.yaml", callbacks=[])
+    with pytest.raises(ConfigurationError, match=r"names no probe, so there is nothing to audit; add some"):
+        audit(["--config", str(path)])
+
+
+def test_too_few_steps_are_refused(tmp_path, capsys):
+    assert main(["audit", "--config", "any.yaml", "--steps", "1"]) == 2
+    assert "--steps is 1; expected at least 2" in capsys.readouterr().err
+
+
+def test_an_argument_that_fit_does_not_know_is_refused(tmp_path, capsys):
+    path = write_config(tmp_path / "run.yaml")
+    with pytest.raises(SystemExit) as end:
+        main(["audit", "--config", str(path), "--trainer.no_such_thing=1"])
+    assert end.value.code == 2
+    assert "no_such_thing" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_command_says_undisturbed_and_writes_nothing(tmp_path, capsys):
+    path = write_config(tmp_path / "run.yaml")
+    before = sorted(tmp_path.rglob("*"))
+    assert main(["audit", "--config", str(path), "--steps", "2", "--trainer.gradient_clip_val=0.5"]) == 0
+    text = " ".join(capsys.readouterr().out.split())
+    assert "DDIMProbe 3×, DenoisingProbe 3×, TrainingLoss 3×, ReportWriter 1×" in text
+    assert "Undisturbed: with probes, training is bit-identical to training without, 0 bytes differ" in text
+    assert [path for path in sorted(tmp_path.rglob("*")) if "hf_cache" not in path.parts] == before
+
+
+@pytest.mark.slow
+def test_the_command_names_the_culprit(tmp_path, capsys):
+    path = write_config(tmp_path / "run.yaml", callbacks=[own("Disturbing", how="draws_from_numpy")])
+    assert main(["audit", "--config", str(path), "--steps", "2"]) == 1
+    text = " ".join(capsys.readouterr().out.split())
+    assert "without probes, once more" in text
+    assert "Disturbed: Disturbing changed the random state of NumPy (step 1, in on_train_batch_end)." in text
+    assert "differs from training without, first at step 1, after batch 2: the random state of NumPy." in text
+
+
+@pytest.mark.slow
+def test_an_error_in_training_is_told_as_fit_tells_it(tmp_path, capsys):
+    path = write_config(tmp_path / "run.yaml", data={"dataset": "no/such/folder"})
+    assert main(["audit", "--config", str(path), "--steps", "2"]) == 2
+    assert "no/such/folder" in capsys.readouterr().err
