@@ -3,13 +3,16 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test lint types clean
+.PHONY: demo test test-reliability lint types clean
 
 demo: $(STAMP) ## train a latent diffusion model on real digits, probe it, write the report
 	$(BIN)/python scripts/demo.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 8
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not reliability"
+
+test-reliability: $(STAMP) ## the long proofs of docs/RELIABILITY.md
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m reliability -s
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

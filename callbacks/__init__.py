@@ -5,8 +5,20 @@ Importable as ``ldmprobe.callbacks``; the files stand at the top of the reposito
 
 from ldmprobe.callbacks.ddim_probe import DDIMProbe
 from ldmprobe.callbacks.denoising_probe import DenoisingProbe
+from ldmprobe.callbacks.exact_resume import ExactResume
+from ldmprobe.callbacks.logger_guard import LoggerGuard
+from ldmprobe.callbacks.non_finite import NonFinite
 from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.callbacks.report_writer import ReportWriter
 from ldmprobe.callbacks.training_loss import TrainingLoss
 
-__all__ = ["DDIMProbe", "DenoisingProbe", "ProbeCallback", "ReportWriter", "TrainingLoss"]
+__all__ = [
+    "DDIMProbe",
+    "DenoisingProbe",
+    "ExactResume",
+    "LoggerGuard",
+    "NonFinite",
+    "ProbeCallback",
+    "ReportWriter",
+    "TrainingLoss",
+]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import lightning as L
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
 from ldmprobe.callbacks.probe_data import held_out_of, reference_of
+from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import diffusion_model_of
 from ldmprobe.probing.denoising import probe_denoising
@@ -81,8 +83,7 @@ class DenoisingProbe(ProbeCallback):
         if self._held_out is None:
             self._held_out = held_out_of(trainer, model, self.num_images, self.held_out)
         if self._previous is None and trainer.global_step > 0:  # resumed
-            earlier = RecordStore(run_directory(trainer)).read("denoising")
-            self._previous = next((record for record in reversed(earlier) if record.step < trainer.global_step), None)
+            self._previous = from_rank_zero(trainer, lambda: _last_before(trainer.global_step, run_directory(trainer)))
         with self.progress(trainer) as progress:
             self._previous = probe_denoising(
                 model,
@@ -98,3 +99,8 @@ class DenoisingProbe(ProbeCallback):
                 progress=progress,
             )
         return self._previous
+
+
+def _last_before(step: int, run_dir: Path) -> ProbeRecord | None:
+    earlier = RecordStore(run_dir).read("denoising")
+    return next((record for record in reversed(earlier) if record.step < step), None)

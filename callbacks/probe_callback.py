@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,13 +12,17 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
+from ldmprobe.probing.non_finite import first_not_finite
 from ldmprobe.probing.probe import Progress, Ranks, progress_bar
 from ldmprobe.probing.record import ProbeRecord
-from ldmprobe.tracking.loggers import log_record
+from ldmprobe.tracking.loggers import log_record, log_scalars
 from ldmprobe.tracking.run_directory import claim
 from ldmprobe.tracking.store import RecordStore
+
+_log = logging.getLogger(__name__)
 
 
 class ProbeCallback(L.Callback, ABC):
@@ -26,14 +31,24 @@ class ProbeCallback(L.Callback, ABC):
 
     Steps are optimiser steps (``trainer.global_step``), whatever the gradient accumulation.
 
+    A probe that raises, or whose record cannot be written, does not end training: the first error is logged with its traceback,
+    later ones in a line, and all are counted, in ``failures`` and for the loggers in ``probe_failures/<Probe>``. Raised all the
+    same are a ConfigurationError; any error before the first optimiser step, when nothing is lost yet; and, with several
+    processes, an error in :meth:`probe`, since the other ranks would wait for this one for ever.
+
     Args:
         every_n_steps: at least 1.
+
+    Attributes:
+        failures: how many probes have failed since training was started or resumed.
     """
 
     def __init__(self, every_n_steps: int = 500) -> None:
         if every_n_steps < 1:
             raise ConfigurationError(f"{type(self).__name__} got every_n_steps {every_n_steps}; expected at least 1.")
         self.every_n_steps = every_n_steps
+        self.failures = 0
+        self._nan_told = False
         self._last_step = -1
         self._resuming = False
 
@@ -50,8 +65,7 @@ class ProbeCallback(L.Callback, ABC):
         self._resuming = True
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
-            claim(trainer.default_root_dir, self._resuming)
+        from_rank_zero(trainer, lambda: claim(trainer.default_root_dir, self._resuming))
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if sum(type(callback) is type(self) for callback in callbacks) > 1:
             raise ConfigurationError(
@@ -75,20 +89,64 @@ class ProbeCallback(L.Callback, ABC):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step != self._last_step:
             self._run(trainer, pl_module)
+        if self.failures:
+            _log.warning("%s failed %d times in this run; its records have gaps.", type(self).__name__, self.failures)
 
-    # --- what happens to a record ----------------------------------------------------------------------------------
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Lightning leaves the training loop out where a run is resumed at its very end.
+        if self._resuming and self._last_step < 0 and trainer.global_step % self.every_n_steps:
+            self._run(trainer, pl_module)
+
+    # --- what happens to a record, or to an error ------------------------------------------------------------------
 
     def _run(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._last_step = trainer.global_step
         ranks = Ranks(
             trainer.global_rank, trainer.world_size, lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum")
         )
-        record = self.probe(trainer, pl_module, ranks)
+        record: ProbeRecord | None = None
+        with self._going_on(trainer, alone=trainer.world_size == 1):
+            self._look_for_nan(trainer, pl_module)
+            record = self.probe(trainer, pl_module, ranks)
         if record is not None and trainer.is_global_zero:
-            store = RecordStore(trainer.default_root_dir)
-            store.append(record)
-            if trainer.loggers:
-                log_record(trainer.loggers, record, lambda: store.read(record.probe))
+            with self._going_on(trainer, alone=True):
+                store = RecordStore(trainer.default_root_dir)
+                store.append(record)
+                if trainer.loggers:
+                    log_record(trainer.loggers, record, lambda: store.read(record.probe))
+
+    def _look_for_nan(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Say once that a model with NaN in its weights is probed; its record has gaps."""
+        name = None if self._nan_told else first_not_finite(diffusion_model_of(pl_module).network.named_parameters())
+        if name is not None:
+            self._nan_told = True
+            _log.warning(
+                "%s at step %d probes a network whose parameter %s has NaN or Inf in it: from here on its records have gaps.",
+                type(self).__name__,
+                trainer.global_step,
+                name,
+            )
+
+    @contextmanager
+    def _going_on(self, trainer: L.Trainer, alone: bool) -> Iterator[None]:
+        """Keep an error from ending training, where no other rank waits for this one."""
+        try:
+            yield
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            name, step = type(self).__name__, trainer.global_step
+            if step == 0:
+                error.add_note(
+                    f"{name} failed before the first optimiser step: repair it, or take it out of the callbacks."
+                )
+                raise
+            if not alone:
+                raise
+            self.failures += 1
+            told = f"{name} failed at step {step} ({type(error).__name__}: {error}); training goes on."
+            _log.error(told, exc_info=self.failures == 1)
+            log_scalars(trainer.loggers, {f"probe_failures/{name}": float(self.failures)}, step)
 
     @contextmanager
     def progress(self, trainer: L.Trainer) -> Iterator[Progress]:

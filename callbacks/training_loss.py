@@ -52,8 +52,19 @@ class TrainingLoss(ProbeCallback):
             "training", trainer.global_step, curves={"training_mse": curve}, provenance={"unit": "squared ε-error"}
         )
 
+    # --- in a checkpoint, the sums of all ranks: rank zero's alone count after a resume ----------------------------
+
     def state_dict(self) -> dict[str, Any]:
         return {"sums": self._sums}
 
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        sums = self._sums.clone().to(pl_module.device)
+        checkpoint["callbacks"][self.state_key]["sums"] = trainer.strategy.reduce(sums, reduce_op="sum").cpu()
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._sums = state_dict["sums"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not trainer.is_global_zero:
+            self._sums = torch.zeros_like(self._sums)
+        super().on_train_start(trainer, pl_module)

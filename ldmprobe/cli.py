@@ -25,6 +25,10 @@ def main(argv: list[str] | None = None) -> int:
 
             run(argv)
             return 0
+        if argv and argv[0] == "audit":
+            from ldmprobe.audit.audit import audit
+
+            return audit(argv[1:])
         return _other_command(argv)
     except ConfigurationError as error:
         print(f"ldmprobe: error: {error}", file=sys.stderr)
@@ -41,6 +45,7 @@ def _other_command(argv: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     for name, text in _TRAINER_COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
+    commands.add_parser("audit", help="prove that a configuration's probes leave its training as it is", add_help=False)
 
     probe = commands.add_parser("probe", help="probe a checkpoint or a diffusers pipeline, without training")
     probe.add_argument(
@@ -70,7 +75,21 @@ def _other_command(argv: list[str]) -> int:
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     report.add_argument("--out", type=Path, metavar="FILE", help="default: RUN_DIR/report.html")
 
+    compare = commands.add_parser("compare", help="runs against the first of them: one HTML page and one table")
+    compare.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="two or more")
+    compare.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="a new directory, or that of an earlier comparison"
+    )
+    compare.add_argument(
+        "--labels", nargs="+", metavar="NAME", help="what to call the runs (default: their directories' names)"
+    )
+
     args = parser.parse_args(argv)
+    if args.command == "compare":
+        from ldmprobe.comparison.compare import write_comparison
+
+        print(write_comparison(args.run_dirs, args.out, args.labels))
+        return 0
     if args.command == "report":
         from ldmprobe.tracking.report import write_report
 

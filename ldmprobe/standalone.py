@@ -21,7 +21,7 @@ from ldmprobe.probing.reference import Reference, encode_images
 
 def load_model(name: str, device: str | None = None) -> DiffusionModel:
     """The model in a LatentDiffusion checkpoint (``.ckpt``) or a diffusers pipeline (folder or hub id), on ``device``."""
-    if name.endswith(".ckpt") or Path(name).is_file():
+    if name.endswith(".ckpt") or Path(name).is_file() or (Path(name) / ".metadata").is_file():
         from ldmprobe.training.checkpoint import load_diffusion_model
 
         model = load_diffusion_model(Path(name))

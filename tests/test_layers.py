@@ -11,7 +11,8 @@ ORDER = [
     ["models", "data"],
     ["probing"],
     ["tracking", "training"],
-    ["callbacks"],
+    ["callbacks", "comparison"],
+    ["audit"],
     ["standalone", "cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}

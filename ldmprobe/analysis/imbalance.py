@@ -76,7 +76,7 @@ def summarise(
         )
     positive = np.array([max(row[-1], 0.0) for row in found])
     total = positive.sum()
-    shares = positive / total if total > 0 else np.zeros(len(found))
+    shares = positive / total if total != 0 else np.zeros(len(found))  # NaN where a level's loss is
     bands = [Band(*row, share=float(share)) for row, share in zip(found, shares, strict=True)]
     return Imbalance(bands, _gini(positive), _sentence(bands))
 
@@ -89,6 +89,10 @@ def _gini(values: np.ndarray) -> float:
 
 
 def _sentence(bands: list[Band]) -> str:
+    lost = [band.name for band in bands if not np.isfinite(band.residual)]
+    if lost:
+        where = "at every noise level" if len(lost) == len(bands) else f"in log-SNR {', '.join(lost)}"
+        return f"Predictions have NaN or Inf in them {where}: nothing can be said of these, nor of how the loss is shared out."
     above = sorted((band for band in bands if band.lower > 0.01), key=lambda band: -band.excess_nats)
     if not above:
         return "No band of noise levels still has a measurable linear excess: what R can see is calibrated to within 1 % of the loss."

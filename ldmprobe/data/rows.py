@@ -75,7 +75,10 @@ class RowReader:
 
         try:
             if isinstance(value, dict):  # undecoded: {"bytes": ..., "path": ...}
-                value = Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"])
+                Image.init()
+                # Not EPS, which is a program, and which Ghostscript would run.
+                formats = [name for name in Image.OPEN if name != "EPS"]
+                value = Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"], formats=formats)
             if not isinstance(value, Image.Image):
                 array = np.asarray(value)
                 if array.dtype.kind == "f":
@@ -85,7 +88,7 @@ class RowReader:
                 value = _to_eight_bits(value)
             channels = self.channels or _CHANNELS.get(value.mode, len(value.getbands()))
             return self._resized(value.convert(_MODES[channels]), rng)
-        except (OSError, ValueError, TypeError, KeyError, SyntaxError, AttributeError) as error:
+        except Exception as error:  # Pillow's formats raise many kinds, all meaning "not readable"
             raise ConfigurationError(
                 f"{self.unit} {row_number}, column {self.image_column!r}: the image cannot be read ({error}). Remove the row or repair it."
             ) from error

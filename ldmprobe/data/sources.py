@@ -25,8 +25,13 @@ def load_splits(dataset: str, streaming: bool = False, **kwargs: Any) -> dict[st
         kwargs: parameters of the built-in dataset, or of ``datasets.load_dataset``.
 
     Raises:
-        ConfigurationError: nothing there, or nothing that can be read.
+        ConfigurationError: nothing there, or nothing that can be read without running code or unpickling.
     """
+    if dataset == "pandas" or kwargs.get("trust_remote_code"):
+        raise ConfigurationError(
+            f"Dataset {dataset!r} would be read by running code that comes with it, or from pickles, which is the same; convert it to "
+            "parquet and give the parquet file."
+        )
     if dataset.startswith("builtin:"):
         table = load_builtin(dataset.removeprefix("builtin:"), **kwargs)
         return {"train": table.to_iterable_dataset(num_shards=4) if streaming else table}

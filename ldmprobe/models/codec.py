@@ -179,5 +179,7 @@ def _load_autoencoder(name: str, subfolder: str | None) -> nn.Module:
         return classes[class_name].from_pretrained(
             name, subfolder=subfolder, use_safetensors=True, low_cpu_mem_usage=False
         )
-    except OSError as error:
+    except ConfigurationError:
+        raise
+    except Exception as error:  # diffusers raises many kinds, all meaning "not loadable"
         raise ConfigurationError(f"No autoencoder could be loaded from {where!r}: {error}") from error

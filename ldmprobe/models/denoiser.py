@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from typing import Any, Protocol
 
 import torch
@@ -81,10 +82,11 @@ def from_network_config(config: dict[str, Any]) -> Any:
     import diffusers
 
     config = dict(config)
-    class_name = config.pop("class_name")
-    cls = getattr(diffusers, class_name, None)
-    if cls is None:
+    class_name = str(config.pop("class_name", None))
+    cls: Any = getattr(diffusers, class_name, None)
+    known = inspect.isclass(cls) and issubclass(cls, (diffusers.ModelMixin, diffusers.SchedulerMixin))
+    if not known:
         raise ConfigurationError(
-            f"The checkpoint needs diffusers.{class_name}, which diffusers {diffusers.__version__} lacks."
+            f"The checkpoint needs a model or scheduler diffusers.{class_name}, which diffusers {diffusers.__version__} lacks."
         )
     return cls.from_config(config)

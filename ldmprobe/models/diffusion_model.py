@@ -5,12 +5,14 @@ A user's own LightningModule is probed by returning one of these from a method c
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from ldmprobe.diffusion.prediction import to_x0_and_epsilon
 from ldmprobe.diffusion.schedule import NoiseSchedule
@@ -18,6 +20,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, Unconditional
 from ldmprobe.models.denoiser import Condition, as_denoiser
+from ldmprobe.models.out_of_memory import free_cached_memory, is_out_of_memory
 
 
 @dataclass
@@ -32,6 +35,7 @@ class DiffusionModel:
         conditioning: none by default.
         weights: which weights these are, such as "ema" or "raw"; goes into the record.
         trained_steps: optimiser steps behind these weights, where known.
+        fitting_batch_size: how many samples a probe's pass had memory for, once one ran out of it.
     """
 
     network: nn.Module
@@ -41,6 +45,7 @@ class DiffusionModel:
     conditioning: Conditioning = field(default_factory=Unconditional)
     weights: str = "raw"
     trained_steps: int = 0
+    fitting_batch_size: int | None = field(default=None, init=False)
 
     @property
     def device(self) -> torch.device:
@@ -66,25 +71,59 @@ class DiffusionModel:
     def conditioned(
         self, condition: Condition, batch_size: int, guidance_scale: float = 1.0
     ) -> Callable[[Tensor, float], Tensor]:
-        """(z_t, timestep as the network is told it) → prediction, for the samples of ``condition``, at most ``batch_size`` at once:
-        what :func:`~ldmprobe.diffusion.trajectory.ddim_steps` takes."""
+        """(z_t, timestep as the network is told it) → prediction, for the samples of ``condition``, at most ``batch_size`` at once, fewer
+        where memory runs out: what :func:`~ldmprobe.diffusion.trajectory.ddim_steps` takes."""
 
         def denoise(z_t: Tensor, timestep: float) -> Tensor:
-            predictions = []
-            for start in range(0, len(z_t), batch_size):
-                chunk = slice(start, start + batch_size)
-                part = {name: value[chunk] for name, value in condition.items()}
-                predictions.append(self.predict(z_t[chunk], self._told(z_t[chunk], timestep), part, guidance_scale))
-            return torch.cat(predictions) if predictions else torch.empty_like(z_t)
+            return self._predict_in_chunks(z_t, timestep, condition, batch_size, guidance_scale)
 
         return denoise
 
     def denoised(
         self, z_t: Tensor, timestep: float, alpha: float, sigma: float, condition: Condition
     ) -> tuple[Tensor, Tensor]:
-        """(x̂_0, ε̂) at z_t = α x_0 + σ ε (N, C, H, W), all at one ``timestep`` as the network is told it, without guidance."""
-        prediction = self.predict(z_t, self._told(z_t, timestep), condition)
+        """(x̂_0, ε̂) at z_t = α x_0 + σ ε (N, C, H, W), all at one ``timestep`` as the network is told it, without guidance; in
+        chunks where memory runs out."""
+        prediction = self._predict_in_chunks(z_t, timestep, condition, batch_size=len(z_t))
         return to_x0_and_epsilon(self.schedule.prediction_type, prediction, z_t, alpha, sigma)
+
+    def _predict_in_chunks(
+        self, z_t: Tensor, timestep: float, condition: Condition, batch_size: int, guidance_scale: float = 1.0
+    ) -> Tensor:
+        """:meth:`predict`, at most ``batch_size`` samples at once. A chunk for which memory runs out is halved, and so are
+        those after it: samples do not depend on their neighbours, so that the result is the same to rounding."""
+        predictions: list[Tensor] = []
+        start, refused = 0, None
+        while start < len(z_t):
+            chunk = slice(start, start + min(batch_size, self.fitting_batch_size or batch_size))
+            part = {name: value[chunk] for name, value in condition.items()}
+            prediction = self._predict_if_it_fits(z_t[chunk], timestep, part, guidance_scale)
+            size = len(z_t[chunk])
+            if prediction is None:
+                refused, self.fitting_batch_size = refused or size, size // 2
+            else:
+                predictions.append(prediction)
+                start += size
+        if refused is not None:
+            warnings.warn(
+                f"Memory ran out in a probe with {refused} samples at once; it went on with {self.fitting_batch_size}. To spare it the "
+                f"attempt set its `batch_size: {self.fitting_batch_size}`.",
+                stacklevel=2,
+            )
+        return torch.cat(predictions) if predictions else torch.empty_like(z_t)
+
+    def _predict_if_it_fits(
+        self, z_t: Tensor, timestep: float, condition: Condition, guidance_scale: float
+    ) -> Tensor | None:
+        """None where memory ran out. With a single sample there is nothing left to halve, and the error is raised."""
+        try:
+            return self.predict(z_t, self._told(z_t, timestep), condition, guidance_scale)
+        except (RuntimeError, MemoryError) as error:
+            # Each pass through a sharded network is a collective: one rank that makes more of them would hang the others.
+            if len(z_t) == 1 or isinstance(self.network, FSDPModule) or not is_out_of_memory(error):
+                raise
+        free_cached_memory()  # only here have the traceback and the tensors it holds been let go
+        return None
 
     def _told(self, z_t: Tensor, timestep: float) -> Tensor:
         return torch.full((len(z_t),), timestep, device=z_t.device, dtype=self.schedule.model_time.dtype)

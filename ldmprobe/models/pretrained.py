@@ -1,4 +1,4 @@
-"""A diffusers pipeline, from a folder or the hub, taken apart into a DiffusionModel."""
+"""A diffusers pipeline, from a folder or the hub, taken apart into a DiffusionModel. Only safetensors are read, and no code that it brings."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ldmprobe.models.conditioning import ClassConditioning, Conditioning, FixedT
 from ldmprobe.models.diffusion_model import DiffusionModel
 
 SUPPORTED = ("DDPMPipeline", "DDIMPipeline", "LDMPipeline", "DiTPipeline", "StableDiffusionPipeline")
+_LIBRARIES = ("diffusers", "transformers")
 
 
 def load_pipeline(name: str, prompt: str = "") -> DiffusionModel:
@@ -27,24 +28,53 @@ def load_pipeline(name: str, prompt: str = "") -> DiffusionModel:
     from diffusers import DiffusionPipeline
 
     try:
-        family = DiffusionPipeline.load_config(name).get("_class_name")
-    except (OSError, ValueError) as error:
+        index = dict(DiffusionPipeline.load_config(name))
+    except Exception as error:  # diffusers raises many kinds, all meaning "not loadable"
         raise ConfigurationError(
             f"{name!r} is no diffusers pipeline: there is no readable model_index.json, here or on the hub ({error})."
         ) from error
+    family = str(index.get("_class_name"))
     if family not in SUPPORTED:
         raise ConfigurationError(
             f"{name} is a {family}, which cannot be probed yet; supported are {', '.join(SUPPORTED)}."
         )
+    _check_components(name, index)
     try:
-        pipeline: Any = DiffusionPipeline.from_pretrained(
+        pipeline = DiffusionPipeline.from_pretrained(
             name,
             use_safetensors=True,
+            trust_remote_code=False,
             low_cpu_mem_usage=False,
             **({"safety_checker": None} if "Stable" in family else {}),
         )
-    except (OSError, ValueError) as error:
-        raise ConfigurationError(f"The {family} in {name} cannot be loaded: {error}") from error
+        return _taken_apart(pipeline, family, prompt)
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(f"The {family} in {name} cannot be loaded: {error or type(error).__name__}") from error
+
+
+def _check_components(name: str, index: dict[str, Any]) -> None:
+    """Refuse components that are not of diffusers or transformers, or that bring code of their own."""
+    for component, entry in index.items():
+        network = component in ("unet", "transformer", "scheduler")
+        if (
+            component.startswith("_")
+            or component == "safety_checker"
+            or not (network or isinstance(entry, (list, tuple)))
+        ):
+            continue
+        listed = list(entry) if isinstance(entry, (list, tuple)) else [entry]
+        if listed == [None, None] and not network:  # a part that the pipeline does without
+            continue
+        if len(listed) != 2 or listed[0] not in _LIBRARIES or str(listed[1]).startswith("Auto"):
+            raise ConfigurationError(
+                f"{name} asks for {'.'.join(map(str, listed))} as its {component}; expected a class of {' or '.join(_LIBRARIES)}. "
+                "Code that a pipeline brings along is never run."
+            )
+
+
+def _taken_apart(pipeline: Any, family: str, prompt: str) -> DiffusionModel:
     network = pipeline.transformer if family == "DiTPipeline" else pipeline.unet
     autoencoder = getattr(pipeline, "vqvae", None) or getattr(pipeline, "vae", None)
     size = network.config.sample_size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -90,7 +91,9 @@ def probe_ddim(
         trajectory = Trajectory(model, grid, sample_ids, num_samples, reference, ranks, held_out)
         for analysis in analyses:
             analysis.begin(trajectory)
-        for ddim_step in sample_trajectory(model, sample_ids, grid, guidance_scale, batch_size, seed):
+        even_ids = ranks.even_share(num_samples)
+        for even_step in sample_trajectory(model, even_ids, grid, guidance_scale, batch_size, seed):
+            ddim_step = _first(len(sample_ids), even_step)
             for analysis in analyses:
                 analysis.update(ddim_step)
             progress(ddim_step.index + 1, grid.num_steps)
@@ -149,6 +152,11 @@ def sample_trajectory(
     denoise = model.conditioned(condition, batch_size, guidance_scale)
     z_T = sample_noise(sample_ids.tolist(), model.latent_shape, seed).to(device)
     return ddim_steps(denoise, z_T, grid, model.schedule.prediction_type)
+
+
+def _first(n: int, step: DDIMStep) -> DDIMStep:
+    """The same step of the first ``n`` latents."""
+    return replace(step, z_t=step.z_t[:n], z_s=step.z_s[:n], x0=step.x0[:n], epsilon=step.epsilon[:n])
 
 
 def _sample_labels(model: DiffusionModel, num_samples: int) -> list[int] | None:

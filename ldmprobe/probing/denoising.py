@@ -62,6 +62,8 @@ def probe_denoising(
     denoising_nats         what the network gains over the linear one, nats per level
     calibration_residual   R: the share of the squared error that a linear correction, cross-fitted, would remove
     calibration_nats       the same in nats per level: what training can still recover there, at least
+    prediction_gain        E[ε·ε_θ]/E[ε_θ²], what predictions would have to be multiplied by; 1 is calibrated
+    prediction_offset      root mean square over channels of the error's mean, in units of the noise; 0 is calibrated
     denoising_progress     what was gained since ``previous``, nats per level, paired
     image_mse              with ``image_loss``: mean squared error of the decoded x̂_0, in pixels of [−1, 1]
     =====================  =====================================================================================
@@ -97,31 +99,36 @@ def probe_denoising(
     timesteps = log_snr_grid(model)
     ranks = ranks or Ranks()
     num_images = len(held_out.latents)
-    mine = ranks.share(num_draws)
-    image = mine % num_images
+    mine, even = ranks.share(num_draws), ranks.even_share(num_draws)
+    image = even % num_images
     device, schedule = model.device, model.schedule
     levels = []
     with evaluating(model.modules):
         z0 = held_out.latents[image].to(device)
         condition = {name: value[image].to(device) for name, value in held_out.condition.items()}
-        noise = sample_noise(mine.tolist(), tuple(z0.shape[1:]), seed, stream=1).to(device)
+        noise = sample_noise(even.tolist(), tuple(z0.shape[1:]), seed, stream=1).to(device)
         fold = (image % NUM_FOLDS).to(device)
-        image_errors = torch.zeros(len(mine), len(timesteps) if image_loss else 0, dtype=torch.float64, device=device)
-        errors = torch.zeros(len(mine), len(timesteps), dtype=torch.float64, device=device)
+        fold[len(mine) :] = -1  # of none: thrown away
+        image_errors = torch.zeros(len(even), len(timesteps) if image_loss else 0, dtype=torch.float64, device=device)
+        errors, products, squares = torch.zeros(3, len(even), len(timesteps), dtype=torch.float64, device=device)
+        offsets = torch.zeros(len(even), len(timesteps), z0.shape[1], dtype=torch.float64, device=device)
         for k, timestep in enumerate(timesteps.tolist()):
             alpha, sigma = float(schedule.alpha[timestep]), float(schedule.sigma[timestep])
             sums: CalibrationSums | None = None
-            for start in range(0, max(len(z0), 1), batch_size):
+            for start in range(0, len(z0), batch_size):
                 chunk = slice(start, start + batch_size)
                 z_t = alpha * z0[chunk] + sigma * noise[chunk]
                 part = {name: value[chunk] for name, value in condition.items()}
                 told = float(schedule.model_time[timestep])
-                x0, epsilon = model.denoised(z_t, told, alpha, sigma, part) if len(z_t) else (z_t, z_t)
-                if image_loss and len(z_t):
+                x0, epsilon = model.denoised(z_t, told, alpha, sigma, part)
+                if image_loss:
                     difference = model.codec.decode(x0) - model.codec.decode(z0[chunk])
                     image_errors[chunk, k] = difference.double().pow(2).flatten(1).mean(1)
                 error = noise[chunk] - epsilon
                 errors[chunk, k] = error.double().pow(2).flatten(1).mean(1)
+                products[chunk, k] = (noise[chunk].double() * epsilon).flatten(1).mean(1)
+                squares[chunk, k] = epsilon.double().pow(2).flatten(1).mean(1)
+                offsets[chunk, k] = error.double().flatten(2).mean(2)
                 e, z, p = (reference.basis.rotate(value) for value in (error, z_t, epsilon))
                 batch_sums = CalibrationSums.from_samples(e, z, p, fold[chunk])
                 sums = batch_sums if sums is None else sums + batch_sums
@@ -129,7 +136,9 @@ def probe_denoising(
             reduced = (ranks.all_reduce_sum(value) for value in (sums.n, sums.gram, sums.cross, sums.squares))
             levels.append(calibration(CalibrationSums(*reduced)))
             progress(k + 1, len(timesteps))
-        squared = ranks.gather_rows(errors, mine, num_draws)
+        squared, product, square, offset = (
+            ranks.gather_rows(rows, mine, num_draws) for rows in (errors, products, squares, offsets)
+        )
         image_squared = ranks.gather_rows(image_errors, mine, num_draws)
     log_snr = schedule.log_snr[timesteps]
     dimension = held_out.latents[0].numel()
@@ -137,6 +146,9 @@ def probe_denoising(
     of_image = torch.arange(num_draws) % num_images
     mse, half_width = squared.mean(0), _half_width(squared, of_image)
     mmse = gaussian_mmse(reference.basis.variance, log_snr)
+    gain = product.mean(0) / square.mean(0)
+    gain_width = _half_width(product - gain * square, of_image) / square.mean(0)
+    offset_width = _half_width(offset.flatten(1), of_image).view(len(timesteps), -1).pow(2).mean(1).sqrt()
     residual, residual_width, excess = (
         torch.tensor([getattr(level, name) for level in levels], dtype=torch.float64)
         for name in ("residual", "half_width", "excess")
@@ -153,6 +165,8 @@ def probe_denoising(
         "denoising_nats": curve(nats * (mmse - mse), nats * half_width),
         "calibration_residual": curve(residual, residual_width),
         "calibration_nats": curve(nats * excess, nats * residual_width * mse),
+        "prediction_gain": curve(gain, gain_width),
+        "prediction_offset": curve(offset.mean(0).pow(2).mean(1).sqrt(), offset_width),
     }
     if image_loss:
         curves["image_mse"] = curve(image_squared.mean(0), _half_width(image_squared, of_image))
@@ -161,7 +175,7 @@ def probe_denoising(
         "reference": reference.fingerprint,
         "codec": fingerprint(model.codec.description),
         "held_out": fingerprint(
-            num_draws, seed, [f"{x:.3e}" for x in held_out.latents.flatten(1).mean(1).tolist()[:64]]
+            num_draws, num_images, seed, [f"{x:.3e}" for x in held_out.latents.flatten(1).mean(1).tolist()[:64]]
         ),
     }
     if previous is not None and previous.fingerprints == fingerprints and previous.step < step:

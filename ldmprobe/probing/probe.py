@@ -69,7 +69,11 @@ def _alone(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Ranks:
-    """How work is shared: rank r of W takes samples r, r + W, …; results are summed over all. One process by default."""
+    """How work is shared: rank r of W takes samples r, r + W, …; results are summed over all. One process by default.
+
+    Where the network is sharded, each pass through it is a collective, and a rank that makes one more than another waits for ever.
+    So latents go through it by :meth:`even_share`, which is equally long on every rank.
+    """
 
     rank: int = 0
     world_size: int = 1
@@ -79,8 +83,14 @@ class Ranks:
         """The numbers of this rank's samples, (n,), int64."""
         return torch.arange(self.rank, num_samples, self.world_size)
 
+    def even_share(self, num_samples: int) -> Tensor:
+        """:meth:`share`, made up to the length of the longest rank's by sample 0, whose results here are to be thrown away."""
+        longest = -(-num_samples // self.world_size)
+        mine = self.share(num_samples)
+        return torch.cat([mine, mine.new_zeros(longest - len(mine))])
+
     def gather_rows(self, rows: Tensor, sample_ids: Tensor, num_samples: int) -> Tensor:
-        """All samples' rows (num_samples, …), float64 on the CPU, from each rank's own (n, …)."""
+        """All samples' rows (num_samples, …), float64 on the CPU, from each rank's own (n, …); further rows are thrown away."""
         everything = torch.zeros(num_samples, *rows.shape[1:], dtype=torch.float64, device=rows.device)
-        everything[sample_ids.to(rows.device)] = rows.double()
+        everything[sample_ids.to(rows.device)] = rows[: len(sample_ids)].double()
         return self.all_reduce_sum(everything).cpu()

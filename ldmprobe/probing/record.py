@@ -25,12 +25,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 SCHEMA_VERSION = 1
 SCHEMA = pa.schema(
@@ -48,6 +51,12 @@ SCHEMA = pa.schema(
         ("image", pa.binary()),
     ]
 )
+
+
+_PROBE_NAME = re.compile(r"[a-z0-9_]{1,64}")  # part of a file's name
+_MAX_ROWS = 20_000_000
+_MAX_BYTES = 2_000_000_000  # uncompressed; a few kilobytes of Parquet can stand for as many
+_COLUMNS = ("index", "timestep", "log_snr", "sample", "value", "lower", "upper")
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,9 @@ class ProbeRecord:
         provenance: what it was measured with: sample numbers, steps, weights, versions; plain JSON values.
         fingerprints: hashes of grid, reference, basis, codec, sampler: records are comparable where these agree.
         created: UTC, ISO 8601.
+
+    Raises:
+        ValueError: a probe whose name could not be part of a file's (``[a-z0-9_]``), or a negative step.
     """
 
     probe: str
@@ -102,6 +114,12 @@ class ProbeRecord:
     provenance: dict[str, Any] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.probe, str) or not _PROBE_NAME.fullmatch(self.probe):
+            raise ValueError(f"the probe is called {self.probe!r}; expected lower-case letters, digits and underscores")
+        if not isinstance(self.step, int) or isinstance(self.step, bool) or not 0 <= self.step < 2**63:
+            raise ValueError(f"the step is {self.step!r}; expected a number from 0")
 
     def to_table(self) -> pa.Table:
         """The tidy table described above."""
@@ -163,72 +181,146 @@ class ProbeRecord:
         return table.cast(SCHEMA).replace_schema_metadata({"ldmprobe": json.dumps(header)})
 
     @classmethod
+    def read(cls, path: Path) -> ProbeRecord:
+        """The record in a Parquet file, whoever wrote it.
+
+        Raises:
+            OSError: the file cannot be read.
+            ValueError: it is no Parquet, or no record; nothing else is raised, whatever the file holds.
+        """
+        if path.exists() and not path.is_file():
+            raise ValueError("not a regular file")  # reading a pipe or a device would never end
+        try:
+            with pq.ParquetFile(path) as file:
+                groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+                rows, size = file.metadata.num_rows, sum(group.total_byte_size for group in groups)
+                if rows > _MAX_ROWS or size > _MAX_BYTES:
+                    raise ValueError(f"{rows:,} rows of {size:,} bytes are more than a probe finds")
+                table = file.read()
+        except (OSError, ValueError):
+            raise
+        except Exception as error:  # pyarrow has a dozen kinds
+            raise ValueError(f"not readable as Parquet ({type(error).__name__}: {error})") from error
+        return cls.from_table(table)
+
+    @classmethod
     def from_table(cls, table: pa.Table) -> ProbeRecord:
         """The record that :meth:`to_table` wrote.
 
         Raises:
-            ValueError: no ldmprobe table, or of a newer schema.
+            ValueError: no ldmprobe table, of a newer schema, or one that contradicts itself; nothing else is raised, whatever
+                the table holds.
         """
         metadata = (table.schema.metadata or {}).get(b"ldmprobe")
         if metadata is None:
             raise ValueError("not a probe record: its metadata has no key 'ldmprobe'")
+        header = _header(metadata)
+        try:
+            parts = _parts(_checked(table, header))
+        except ValueError:
+            raise
+        except Exception as error:  # pyarrow has a dozen kinds
+            raise ValueError(f"a table that is no record's ({type(error).__name__}: {error})") from error
+        del header["schema_version"]
+        return cls(**parts, **header)
+
+
+def _header(metadata: bytes) -> dict[str, Any]:
+    """The file's metadata, each entry of its type."""
+    try:
         header = json.loads(metadata)
-        if header["schema_version"] > SCHEMA_VERSION:
-            raise ValueError(
-                f"written by a newer ldmprobe (schema {header['schema_version']}, this one reads {SCHEMA_VERSION})"
-            )
-        scalars: dict[str, float] = {}
-        curves: dict[str, Curve] = {}
-        images: dict[str, list[bytes]] = {}
-        axes: dict[str, Any] = {}
-        per_sample: dict[str, PerSample] = {}
-        metrics = np.asarray(table["metric"].to_pylist(), dtype=object)
-        for metric in dict.fromkeys(metrics.tolist()):
-            rows = table.filter(pa.array(metrics == metric))
-            column = {
-                name: rows[name].to_numpy()
-                for name in ("index", "timestep", "log_snr", "sample", "value", "lower", "upper")
-            }
-            if rows["image"].null_count < len(rows):
-                images[metric] = rows["image"].to_pylist()
-            elif metric.endswith(("/pc1", "/pc2")):
-                axes[metric] = column
-            elif column["sample"][0] >= 0:
-                levels = int(column["index"].max()) + 1
-                first = slice(None, None, len(rows) // levels)
-                value = column["value"].reshape(levels, -1)
-                per_sample[metric] = PerSample(column["timestep"][first], column["log_snr"][first], value)
-            elif column["index"][0] < 0:
-                scalars[metric] = float(column["value"][0])
-            else:
-                known = bool(np.isfinite(column["lower"]).any())
-                curves[metric] = Curve(
-                    column["timestep"],
-                    column["log_snr"],
-                    column["value"],
-                    column["lower"] if known else None,
-                    column["upper"] if known else None,
-                )
-        scatters: dict[str, list[Scatter]] = {}
-        for metric in (name.removesuffix("/pc1") for name in axes if name.endswith("/pc1")):
-            first, second = axes[f"{metric}/pc1"], axes[f"{metric}/pc2"]
-            scatters[metric] = []
-            for index in np.unique(first["index"]):
-                here = first["index"] == index
-                xy = np.stack([first["value"][here], second["value"][here]], axis=1)
-                scatters[metric].append(Scatter(int(first["timestep"][here][0]), float(first["log_snr"][here][0]), xy))
-        return cls(
-            header["probe"],
-            header["step"],
-            scalars,
-            curves,
-            scatters,
-            per_sample,
-            images,
-            header["provenance"],
-            header["fingerprints"],
-            header["created"],
+        json.dumps(header, ensure_ascii=False).encode()  # half a surrogate pair is JSON but no text
+    except RecursionError as error:
+        raise ValueError("its metadata is nested too deeply") from error
+    types: dict[str, type] = {
+        "schema_version": int,
+        "probe": str,
+        "step": int,
+        "created": str,
+        "provenance": dict,
+        "fingerprints": dict,
+    }
+    if not isinstance(header, dict):
+        raise ValueError(f"its metadata is a {type(header).__name__}; expected a mapping")  # noqa: TRY004
+    for key, kind in types.items():
+        if not isinstance(header.get(key), kind):
+            came = str(header.get(key))[:80]
+            raise ValueError(f"its metadata has {key} {came!r}; expected {kind.__name__}")  # noqa: TRY004
+    if header["schema_version"] > SCHEMA_VERSION:
+        raise ValueError(
+            f"written by a newer ldmprobe (schema {header['schema_version']}, this one reads {SCHEMA_VERSION})"
         )
+    return {key: header[key] for key in types}
+
+
+def _checked(table: pa.Table, header: dict[str, Any]) -> pa.Table:
+    """The table's columns in the record's types, complete, and of this record alone."""
+    missing = [name for name in SCHEMA.names if table.column_names.count(name) != 1]
+    if missing:
+        raise ValueError(f"expected one column {missing[0]!r}, came {table.column_names.count(missing[0])}")
+    table = table.select(SCHEMA.names).cast(SCHEMA)
+    for name in SCHEMA.names:
+        if name != "image" and table[name].null_count:
+            raise ValueError(f"column {name!r} has gaps")
+    for name in ("probe", "step"):
+        if table[name].unique().to_pylist() not in ([], [header[name]]):
+            raise ValueError(f"its rows are of another {name} than its metadata says, {header[name]}")
+    return table
+
+
+def _parts(table: pa.Table) -> dict[str, Any]:
+    """Scalars, curves, scatters, per_sample and images of a checked table."""
+    scalars: dict[str, float] = {}
+    curves: dict[str, Curve] = {}
+    per_sample: dict[str, PerSample] = {}
+    images: dict[str, list[bytes]] = {}
+    axes: dict[str, dict[str, np.ndarray]] = {}
+    metrics = np.asarray(table["metric"].to_pylist(), dtype=object)
+    for metric in dict.fromkeys(metrics.tolist()):
+        rows = table.filter(pa.array(metrics == metric))
+        column = {name: rows[name].to_numpy() for name in _COLUMNS}
+        n, index, sample = len(rows), column["index"], column["sample"]
+        if rows["image"].null_count < n:
+            _expect(metric, rows["image"].null_count == 0 and np.array_equal(index, np.arange(n)))
+            images[metric] = rows["image"].to_pylist()
+        elif metric.endswith(("/pc1", "/pc2")):
+            axes[metric] = column
+        elif sample[0] >= 0:
+            levels = int(index.max()) + 1
+            each = n // levels if levels > 0 else 0
+            _expect(metric, each * levels == n and np.array_equal(index, np.repeat(np.arange(levels), each)))
+            _expect(metric, np.array_equal(sample, np.tile(np.arange(each), levels)))
+            value = column["value"].reshape(levels, each)
+            per_sample[metric] = PerSample(column["timestep"][::each], column["log_snr"][::each], value)
+        elif index[0] < 0:
+            _expect(metric, n == 1)
+            scalars[metric] = float(column["value"][0])
+        else:
+            _expect(metric, np.array_equal(index, np.arange(n)))
+            ends = [None if np.isnan(column[end]).all() else column[end] for end in ("lower", "upper")]
+            curves[metric] = Curve(column["timestep"], column["log_snr"], column["value"], *ends)
+    scatters: dict[str, list[Scatter]] = {}
+    for name in dict.fromkeys(metric[: -len("/pc1")] for metric in axes):
+        _expect(name, {f"{name}/pc1", f"{name}/pc2"} <= axes.keys())
+        first, second = axes[f"{name}/pc1"], axes[f"{name}/pc2"]
+        _expect(name, all(np.array_equal(first[of], second[of]) for of in ("index", "timestep", "sample")))
+        scatters[name] = []
+        for level in np.unique(first["index"]):
+            here = first["index"] == level
+            xy = np.stack([first["value"][here], second["value"][here]], axis=1)
+            scatters[name].append(Scatter(int(first["timestep"][here][0]), float(first["log_snr"][here][0]), xy))
+    return {
+        "scalars": scalars,
+        "curves": curves,
+        "scatters": scatters,
+        "per_sample": per_sample,
+        "images": images,
+    }
+
+
+def _expect(metric: str, consistent: bool) -> None:
+    if not consistent:
+        raise ValueError(f"the rows of {metric!r} do not fit together")
 
 
 def fingerprint(*parts: Any) -> str:

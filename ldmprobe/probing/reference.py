@@ -88,19 +88,28 @@ class Reference:
 
     @classmethod
     def load(cls, path: Path) -> Reference:
-        """What :meth:`save` wrote."""
+        """What :meth:`save` wrote.
+
+        Raises:
+            ConfigurationError: it is damaged, or something else.
+        """
         from safetensors import safe_open
 
-        with safe_open(path, "pt") as file:
-            header = json.loads(file.metadata()["ldmprobe"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-        basis = LatentBasis(
-            header["kind"], tuple(header["shape"]), tensors["rotation"], tensors["mean"], tensors["variance"]
-        )
-        pca = PCABasis(
-            tensors["pca_mean"], tensors["pca_components"], tensors["pca_variance"], header["total_variance"]
-        )
-        return cls(basis, pca, tensors["cloud"], header["num_latents"], header["codec"])
+        try:
+            with safe_open(path, "pt") as file:
+                header = json.loads(file.metadata()["ldmprobe"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            basis = LatentBasis(
+                header["kind"], tuple(header["shape"]), tensors["rotation"], tensors["mean"], tensors["variance"]
+            )
+            pca = PCABasis(
+                tensors["pca_mean"], tensors["pca_components"], tensors["pca_variance"], header["total_variance"]
+            )
+            return cls(basis, pca, tensors["cloud"], header["num_latents"], header["codec"])
+        except Exception as error:  # safetensors, json and torch raise many kinds, all meaning the same
+            raise ConfigurationError(
+                f"{path} is not a readable reference ({type(error).__name__}: {error}); move it away, and it is fitted again."
+            ) from error
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import numpy as np
 
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking import figures
+from ldmprobe.tracking.logger_guard import going_on
 
 # Closed forms do not change over training, and a chart per eigen-band and timestep would drown a dashboard: in the record only.
 RECORD_ONLY = ("step_kl_ideal", "step_kl_forward", "step_kl_floor", "marginal_gap_ideal", "denoising_mmse")
@@ -31,21 +32,29 @@ def scalar_metrics(record: ProbeRecord) -> dict[str, float]:
 
 
 def log_record(loggers: Iterable[Any], record: ProbeRecord, history: Callable[[], Sequence[ProbeRecord]]) -> None:
-    """Send a record, already on disk, to each logger.
+    """Send a record, already on disk, to each logger; one that fails does not keep it from the others.
 
     Args:
         history: reads all records of the same probe so far, this one last; called only where they are drawn.
     """
     drawn = bool(record.scatters or record.images or "step_kl" in record.curves or "denoising_mse" in record.curves)
+    log_scalars(loggers, scalar_metrics(record), record.step)
     for logger in loggers:
-        logger.log_metrics(scalar_metrics(record), step=record.step)
         kind = type(logger).__name__
-        if kind == "WandbLogger" and drawn:
-            from ldmprobe.tracking.wandb import log_media
+        with going_on(logger):
+            if kind == "WandbLogger" and drawn:
+                from ldmprobe.tracking.wandb import log_media
 
-            log_media(logger, record, history())
-        elif kind == "TensorBoardLogger" and drawn:
-            _tensorboard_media(logger, record, history())
+                log_media(logger, record, history())
+            elif kind == "TensorBoardLogger" and drawn:
+                _tensorboard_media(logger, record, history())
+
+
+def log_scalars(loggers: Iterable[Any], metrics: dict[str, float], step: int) -> None:
+    """Send numbers to each logger; one that fails does not keep them from the others."""
+    for logger in loggers:
+        with going_on(logger):
+            logger.log_metrics(metrics, step=step)
 
 
 def _tensorboard_media(logger: Any, record: ProbeRecord, history: Sequence[ProbeRecord]) -> None:

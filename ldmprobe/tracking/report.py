@@ -1,24 +1,24 @@
-"""The report: one self-contained HTML page from a run directory. Nothing is loaded from the network, everything is escaped."""
+"""The report: one self-contained HTML page from a run directory.
+
+Records and configuration may be a stranger's. All their text is escaped; their images are shown only if they are PNGs; a section that cannot be
+drawn from them says so; and the page's own policy forbids the browser to load anything or to run a script that is not of this file.
+"""
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Sequence
 from html import escape
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ldmprobe import __version__
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking import charts
+from ldmprobe.tracking.comparable import comparable
+from ldmprobe.tracking.page import chart, guarded, page, sample_uris, script, section
 from ldmprobe.tracking.store import RecordStore
-
-_CHART_CONFIG = {"displayModeBar": False, "responsive": True}
 
 
 def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
@@ -36,33 +36,28 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
         partial.replace(path)
     except OSError as error:
         raise ConfigurationError(f"The report cannot be written to {path}: {error.strerror}.") from error
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 
 def report_html(records: Sequence[ProbeRecord], config_text: str | None, title: str) -> str:
     """The page as text."""
-    from plotly.offline import get_plotlyjs
-
-    ddim = _comparable([record for record in records if record.probe == "ddim"])
-    denoising = _comparable([record for record in records if record.probe == "denoising"])
+    ddim = comparable([record for record in records if record.probe == "ddim"])
+    denoising = comparable([record for record in records if record.probe == "denoising"])
     training = [record for record in records if record.probe == "training"]
     sections = [
-        _samples_section(ddim),
-        _kl_section(ddim),
-        _gap_section(ddim),
-        _heatmap_section(ddim, denoising),
-        _pca_section(ddim),
-        _calibration_section(denoising),
-        _denoising_section(denoising, training),
-        _provenance_section(records, config_text),
+        guarded("Samples over training", lambda: _samples_section(ddim)),
+        guarded("KL before and after each denoiser pass", lambda: _kl_section(ddim)),
+        guarded("Samples against real latents, level by level", lambda: _gap_section(ddim)),
+        guarded("Noise level × training step", lambda: _heatmap_section(ddim, denoising)),
+        guarded("Latents during sampling", lambda: _pca_section(ddim)),
+        guarded("Where loss can still be recovered", lambda: _calibration_section(denoising)),
+        guarded("Denoising skill on held-out data", lambda: _denoising_section(denoising, training)),
+        guarded("How it was measured", lambda: _provenance_section(records, config_text)),
     ]
-    css = (files("ldmprobe.tracking") / "report.css").read_text()
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)} · ldmprobe</title>'
-        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{css}</style>'
-        f"<script>{get_plotlyjs()}</script></head><body>{_header(title, records, ddim, denoising)}"
-        f"<main>{''.join(sections)}<footer>Written by ldmprobe {escape(__version__)}.</footer></main></body></html>"
-    )
+    header = guarded(title, lambda: _header(title, records, ddim, denoising))
+    return page(title, header, "".join(sections))
 
 
 # --- sections --------------------------------------------------------------------------------------------------------
@@ -105,6 +100,8 @@ def _summary(denoising: Sequence[ProbeRecord]) -> str:
             f"at log-SNR {below.min():.1f}" if below.size == 1 else f"in log-SNR {below.min():.1f} … {below.max():.1f}"
         )
         skill = f"Worse than a linear denoiser {where}."
+    elif not np.isfinite(final.value).all():
+        skill = ""
     else:
         skill = "Every noise level denoises held-out data at least as well as the best linear denoiser."
     sentence = str(denoising[-1].provenance.get("summary", ""))
@@ -115,7 +112,7 @@ def _samples_section(ddim: Sequence[ProbeRecord]) -> str:
     shown = [record for record in ddim if record.images.get("samples")]
     if not shown:
         return ""
-    frames = [[_data_uri(png) for png in record.images["samples"]] for record in shown]
+    frames = [sample_uris(record) for record in shown]
     pictures = "".join(f'<img alt="sample {i}" src="{uri}">' for i, uri in enumerate(frames[-1]))
     steps = [record.step for record in shown]
     control = ""
@@ -123,9 +120,9 @@ def _samples_section(ddim: Sequence[ProbeRecord]) -> str:
         control = (
             f'<div class="slider"><output id="samples-step">training step {steps[-1]:,}</output>'
             f'<input id="samples-slider" type="range" min="0" max="{len(shown) - 1}" value="{len(shown) - 1}" '
-            f'aria-label="training step"></div><script>{_slider_script(frames, steps)}</script>'
+            f'aria-label="training step"></div>{script(_slider_script(frames, steps))}'
         )
-    return _section(
+    return section(
         "Samples over training",
         "The same starting noise"
         + (" and class" if "sample_labels" in shown[-1].provenance else "")
@@ -139,19 +136,19 @@ def _kl_section(ddim: Sequence[ProbeRecord]) -> str:
     shown = [record for record in ddim if "step_kl" in record.curves]
     if not shown:
         return ""
-    first = _section(
+    first = section(
         "KL before and after each denoiser pass",
         "The paper's measurement: how much one pass changes the distribution of the latents. <b>A perfect model shows this shape "
         "too</b>, near 0 early and steep late: read a curve only by its distance from the dashed ideal.",
-        _chart(charts.kl_chart(shown)),
+        chart(charts.kl_chart(shown)),
     )
     if "step_kl_ideal" not in shown[-1].curves:
         return first
-    second = _section(
+    second = section(
         "The same, relative to the ideal",
         "1 is what a perfect denoiser of Gaussian data with these latents' mean and covariance would do. A level that stays away from 1, "
         "or drifts, is where to look first; real latents are not Gaussian, so a healthy model need not reach 1 everywhere.",
-        _chart(charts.ratio_chart(shown)),
+        chart(charts.ratio_chart(shown)),
     )
     return f'<div class="pair">{first}{second}</div>'
 
@@ -160,16 +157,16 @@ def _gap_section(ddim: Sequence[ProbeRecord]) -> str:
     shown = [record for record in ddim if "marginal_gap" in record.curves]
     if not shown or "variance_ratio/band0" not in shown[-1].curves:
         return ""
-    gap = _section(
+    gap = section(
         "Samples against real latents, level by level",
         "KL of the sampled latents from real ones noised to the same level. Errors are carried from left to right: a rise says where the samples "
         "leave the data, not which level is to blame.",
-        _chart(charts.gap_chart(shown)),
+        chart(charts.gap_chart(shown)),
     )
-    variance = _section(
+    variance = section(
         "How: their variance, by eigen-band",
         "The latest probe. Below 1 the samples have lost variety along those directions; above 1 they hold noise that real latents do not.",
-        _chart(charts.variance_chart(shown[-1])),
+        chart(charts.variance_chart(shown[-1])),
     )
     return f'<div class="pair">{gap}{variance}</div>'
 
@@ -178,11 +175,11 @@ def _heatmap_section(ddim: Sequence[ProbeRecord], denoising: Sequence[ProbeRecor
     ddim = [record for record in ddim if "step_kl" in record.curves]
     if not ddim and not denoising:
         return ""
-    return _section(
+    return section(
         "Noise level × training step",
         "How each noise level develops. White is where it should be (KL) or where a linear denoiser is (skill, nats); a horizontal band that "
         "keeps its colour while the rest fades is a level that training leaves behind.",
-        _chart(charts.heatmap_chart(ddim, denoising)),
+        chart(charts.heatmap_chart(ddim, denoising)),
     )
 
 
@@ -193,27 +190,27 @@ def _pca_section(ddim: Sequence[ProbeRecord]) -> str:
     shares = [shown[-1].scalars.get(f"pca_explained_{k}", float("nan")) for k in (1, 2)]
     real = "pca_real" in shown[-1].scatters
     behind = " Grey: real latents noised to the same level, which is where the samples should be." if real else ""
-    return _section(
+    return section(
         "Latents during sampling",
         f"Projected on two principal components of {escape(str(shown[-1].provenance.get('pca_basis')))}, fitted once and kept for the whole run "
         f"({shares[0]:.0%} and {shares[1]:.0%} of their variance)." + behind,
-        _chart(charts.pca_chart(shown)),
+        chart(charts.pca_chart(shown)),
     )
 
 
 def _calibration_section(denoising: Sequence[ProbeRecord]) -> str:
     if not denoising:
         return ""
-    residual = _section(
+    residual = section(
         "Where loss can still be recovered",
         "The calibration residual R: the share of a noise level's held-out error that a linear correction, fitted on other images, would "
         "remove. 0 is calibrated; what is above is error that training has yet to remove, at least.",
-        _chart(charts.residual_chart(denoising[1:] or denoising)),
+        chart(charts.residual_chart(denoising[1:] or denoising)),
     )
-    nats = _section(
+    nats = section(
         "The same levels in nats",
         "What each level weighs in the likelihood bound. A large R or a low skill matters only where this does.",
-        _chart(charts.nats_chart(denoising)),
+        chart(charts.nats_chart(denoising)),
     )
     return f'<div class="pair">{residual}{nats}</div>'
 
@@ -224,24 +221,24 @@ def _denoising_section(denoising: Sequence[ProbeRecord], training: Sequence[Prob
     parts = []
     if denoising:
         parts.append(
-            _section(
+            section(
                 "Denoising skill on held-out data",
                 "No sampling: held-out latents are noised and denoised once. 0 is the best linear (Wiener) denoiser; below 0 is worse than "
                 "that, an absolute red flag wherever the level still weighs something in nats.",
-                _chart(charts.skill_chart(denoising)),
+                chart(charts.skill_chart(denoising)),
             )
         )
     parts.append(
-        _section(
+        section(
             "Training and held-out error by noise level",
             "Raw, unweighted, whatever the loss weighting and timestep sampler. Training far below held-out is overfitting at that level.",
-            _chart(charts.loss_chart(denoising, training)),
+            chart(charts.loss_chart(denoising, training)),
         )
     )
-    history = _section(
+    history = section(
         "Error over training",
         "One line per noise level. A level whose line has levelled off has learnt what it will; one that still falls has not been trained enough.",
-        _chart(charts.history_chart(denoising, training)),
+        chart(charts.history_chart(denoising, training)),
     )
     return f'<div class="pair">{"".join(parts)}</div>{history}'
 
@@ -252,12 +249,12 @@ def _provenance_section(records: Sequence[ProbeRecord], config_text: str | None)
         last = [record for record in records if record.probe == probe][-1]
         facts = {"last record": f"step {last.step:,}, {last.created}", **last.provenance, **last.fingerprints}
         facts.pop("sample_labels", None)
-        listed = "; ".join(f"{escape(str(key))}: {escape(str(value))}" for key, value in facts.items())
+        listed = "; ".join(f"{escape(str(key)[:200])}: {escape(str(value)[:4000])}" for key, value in facts.items())
         rows.append(f"<tr><th>{escape(probe)}</th><td>{listed}</td></tr>")
     config = ""
     if config_text is not None:
         config = f"<details><summary>Configuration</summary><pre>{escape(config_text)}</pre></details>"
-    return _section(
+    return section(
         "How it was measured",
         "Records are compared only where their fingerprints (grid, reference, sampler, held-out data) agree.",
         f"<details open><summary>Provenance</summary><table>{''.join(rows)}</table></details>{config}",
@@ -267,29 +264,10 @@ def _provenance_section(records: Sequence[ProbeRecord], config_text: str | None)
 # --- pieces ----------------------------------------------------------------------------------------------------------
 
 
-def _comparable(records: list[ProbeRecord]) -> list[ProbeRecord]:
-    """Those measured as the last one was."""
-    return [record for record in records if record.fingerprints == records[-1].fingerprints]
-
-
 def _worst_skill(record: ProbeRecord) -> tuple[float, float]:
     curve = record.curves["denoising_skill"]
     k = int(np.nanargmin(curve.value))
     return float(curve.value[k]), float(curve.log_snr[k])
-
-
-def _section(heading: str, text: str, body: str) -> str:
-    return f"<section><h2>{escape(heading)}</h2><p>{text}</p>{body}</section>"
-
-
-def _chart(figure: Any) -> str:
-    return figure.to_html(
-        full_html=False, include_plotlyjs=False, config=_CHART_CONFIG, default_width="100%", auto_play=False
-    )
-
-
-def _data_uri(png: bytes) -> str:
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _slider_script(frames: list[list[str]], steps: list[int]) -> str:
@@ -304,4 +282,10 @@ def _slider_script(frames: list[list[str]], steps: list[int]) -> str:
 
 def _config_text(run_dir: Path) -> str | None:
     path = run_dir / "config.yaml"
-    return path.read_text(encoding="utf-8") if path.is_file() else None
+    try:
+        if not path.is_file():
+            return None
+        with path.open(encoding="utf-8", errors="replace") as file:
+            return file.read(1_000_000)
+    except OSError:
+        return None

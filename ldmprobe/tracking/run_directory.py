@@ -1,13 +1,18 @@
-"""One run, one directory: checked before anything is written."""
+"""One run, one directory, one process that writes it: checked before anything is written."""
 
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
 
+from filelock import BaseFileLock, FileLock, Timeout
+
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.tracking.whole_file import remove_partials
 
 _TRACES = ("probes/*.parquet", "checkpoints/*.ckpt", "report.html", "reference.safetensors")
+_held: dict[Path, BaseFileLock] = {}  # by this process
 
 
 def claim(run_dir: str | Path, resuming: bool) -> Path:
@@ -17,7 +22,7 @@ def claim(run_dir: str | Path, resuming: bool) -> Path:
         ConfigurationError: it holds another run (and this one does not resume it), or cannot be written.
     """
     folder = Path(run_dir)
-    if not resuming:
+    if not resuming and folder.resolve() not in _held:
         for pattern in _TRACES:
             if trace := next(folder.glob(pattern), None):
                 raise ConfigurationError(
@@ -33,3 +38,40 @@ def claim(run_dir: str | Path, resuming: bool) -> Path:
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigurationError(f"There is no permission to write in {folder}. Choose another `--run_dir`.")
     return folder
+
+
+def occupy(run_dir: str | Path, wait_s: float = 10.0) -> None:
+    """Keep every other process out of ``run_dir`` until :func:`vacate`, or until this one ends, however it ends: the lock is the
+    kernel's. Then clear away what a process that was killed has left half written.
+
+    Args:
+        wait_s: a killed run's data-loader workers take some seconds to notice; so long the directory is waited for.
+
+    Raises:
+        ConfigurationError: another process has it.
+    """
+    folder = Path(run_dir).resolve()
+    if folder in _held:
+        return
+    lock = FileLock(folder / ".lock", timeout=wait_s)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise ConfigurationError(
+            f"Another run is writing into {run_dir}. Wait until it has ended, or choose another `--run_dir`."
+        ) from None
+    except OSError as error:
+        warnings.warn(
+            f"{run_dir} cannot be locked ({error.strerror}): nothing keeps a second run from writing there.",
+            stacklevel=2,
+        )
+        return
+    _held[folder] = lock
+    remove_partials(folder / "probes")
+    remove_partials(folder / "checkpoints")
+
+
+def vacate() -> None:
+    """Let other processes have what this one occupied."""
+    while _held:
+        _held.popitem()[1].release()

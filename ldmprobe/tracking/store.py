@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.tracking.whole_file import whole_file
 
 
 class RecordStore:
@@ -29,17 +29,18 @@ class RecordStore:
         path = self.folder / f"{record.probe}-{record.step:08d}.parquet"
         if path.exists():
             return path
-        self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f".{path.name}.{os.getpid()}.partial"
-        try:
-            with partial.open("wb") as file:
-                pq.write_table(record.to_table(), file, compression="zstd")
-                file.flush()
-                os.fsync(file.fileno())
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole_file(path) as file:
+            pq.write_table(record.to_table(), file, compression="zstd")
         return path
+
+    def set_aside(self, after: int) -> None:
+        """Move records of later steps than ``after`` to ``run_dir/superseded``: a run that goes on from there takes them anew."""
+        aside = self.folder.parent / "superseded"
+        for path in self.folder.glob("*-*.parquet"):
+            step = path.stem.rpartition("-")[2]
+            if step.isdecimal() and int(step) > after:
+                aside.mkdir(exist_ok=True)
+                path.replace(aside / path.name)
 
     def read(self, probe: str | None = None) -> list[ProbeRecord]:
         """All records (of one probe), by training step. One that cannot be read is skipped with a warning."""
@@ -48,8 +49,8 @@ class RecordStore:
     def _read(self, probe: str | None) -> Iterator[ProbeRecord]:
         for path in sorted(self.folder.glob(f"{probe or '*'}-*.parquet")):
             try:
-                yield ProbeRecord.from_table(pq.ParquetFile(path).read())
-            except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+                yield ProbeRecord.read(path)
+            except (OSError, ValueError) as error:
                 warnings.warn(f"{path} is not a readable probe record and was skipped: {error}", stacklevel=3)
 
     def require(self) -> list[ProbeRecord]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking.figures import heatmap_figure, pca_figure, samples_figure
 
@@ -45,6 +46,17 @@ def log_media(logger: Any, record: ProbeRecord, history: Sequence[ProbeRecord]) 
         media["probe/samples"] = wandb.Image(_picture(samples_figure(record)), caption=caption)
     if media:
         logger.experiment.log({**media, "trainer/global_step": record.step})
+
+
+def start_error(error: BaseException) -> ConfigurationError | None:
+    """What to tell the user if ``error`` is wandb's own: a run that could not start, for want of a network, a server or a key."""
+    if not type(error).__module__.startswith("wandb."):
+        return None
+    reason = " ".join(str(error).split()).rstrip(".")
+    return ConfigurationError(
+        f"Weights & Biases could not start a run: {reason}. Set the logger's `offline: true` (and send the run later with "
+        "`wandb sync`), or check the network, WANDB_BASE_URL and WANDB_API_KEY."
+    )
 
 
 def _line_series(history: Sequence[ProbeRecord], metric: str, ideal: str | None, title: str) -> Any:

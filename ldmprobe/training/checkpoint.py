@@ -13,6 +13,7 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, Conditioning, Unconditional
 from ldmprobe.models.denoiser import from_network_config, network_config
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.training.sharded_checkpoint import is_sharded_checkpoint, load_sharded_checkpoint
 
 if TYPE_CHECKING:
     from ldmprobe.training.latent_diffusion import LatentDiffusion
@@ -50,15 +51,20 @@ def check_same_model(checkpoint: dict[str, Any], module: LatentDiffusion) -> Non
 
 
 def load_diffusion_model(path: Path) -> DiffusionModel:
-    """The model of a LatentDiffusion checkpoint, with its EMA weights if there are any, ready to be probed or sampled.
+    """The model of a LatentDiffusion checkpoint (a file, or the folder of a sharded one), with its EMA weights if there are any, ready
+    to be probed or sampled.
 
     Nothing is unpickled but tensors and plain values.
 
     Raises:
-        ConfigurationError: no such checkpoint, not one of LatentDiffusion, or of a network that is not of diffusers.
+        ConfigurationError: no such checkpoint, not one of LatentDiffusion, of a network that is not of diffusers, or of other weights
+            than it says.
     """
     try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if is_sharded_checkpoint(path):
+            checkpoint = load_sharded_checkpoint(path)
+        else:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds, all meaning "not a readable checkpoint"
         raise ConfigurationError(f"{path} is not a readable checkpoint: {type(error).__name__}: {error}") from error
     card = checkpoint.get("ldmprobe")
@@ -70,6 +76,15 @@ def load_diffusion_model(path: Path) -> DiffusionModel:
             f"{path} holds a {network_card['class_name']}, which is not of diffusers; probe it from Python: build your "
             "LatentDiffusion, load its state_dict and pass module.diffusion_model() to ldmprobe.probe_ddim."
         )
+    try:
+        return _rebuilt(checkpoint, card, network_card)
+    except ConfigurationError:
+        raise
+    except Exception as error:  # of many kinds, all meaning that card and weights do not belong together
+        raise ConfigurationError(f"{path} does not hold the model that it describes: {error}") from error
+
+
+def _rebuilt(checkpoint: dict[str, Any], card: dict[str, Any], network_card: dict[str, Any]) -> DiffusionModel:
     network = from_network_config(network_card)
     autoencoder = from_network_config(card["autoencoder"]) if card["autoencoder"] else None
     codec = LatentCodec(autoencoder)

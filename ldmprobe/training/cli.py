@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
+import signal
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import ldmprobe.callbacks
+from ldmprobe.callbacks.exact_resume import ExactResume
+from ldmprobe.callbacks.logger_guard import LoggerGuard
 from ldmprobe.data.images import ImageData  # noqa: F401 (short class names in YAML)
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.tracking.run_directory import claim
+from ldmprobe.tracking.run_directory import claim, occupy, vacate
+from ldmprobe.tracking.whole_file import whole_file
+from ldmprobe.training.checkpoint_io import WholeCheckpointIO, damage
+from ldmprobe.training.configuration_errors import configuration_errors, meant_for_the_user
+from ldmprobe.training.foreign_code import announce_foreign_code
 from ldmprobe.training.latent_diffusion import LatentDiffusion  # noqa: F401
+from ldmprobe.training.resume import continue_curves, keep_wandb_id, last_checkpoint
 
 
 class SaveConfig(SaveConfigCallback):
@@ -30,37 +41,74 @@ class SaveConfig(SaveConfigCallback):
             self.save_config(trainer, pl_module, "fit")
 
     def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        text = self.parser.dump(self.config)
-        folder = Path(trainer.default_root_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(text)
+        with whole_file(Path(trainer.default_root_dir) / "config.yaml") as file:
+            file.write(self.parser.dump(self.config).encode())
         for logger in trainer.loggers:
             logger.log_hyperparams(self.config.as_dict())
 
 
 class LDMProbeCLI(LightningCLI):
     """Any LightningModule and LightningDataModule by ``class_path``; ``run_dir`` sets ``trainer.default_root_dir``, the
-    ``save_dir`` of loggers and the ``dirpath`` of checkpoints, where these are not set themselves."""
+    ``save_dir`` of loggers and the ``dirpath`` of checkpoints, where these are not set themselves. Checkpoints are whole or not
+    there, one process has the run directory, and ``--ckpt_path last`` goes on exactly (:class:`ExactResume`)."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str, default="runs/run", help="where everything of the run goes")
         parser.link_arguments("run_dir", "trainer.default_root_dir")
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        with configuration_errors("read"):
+            super().parse_arguments(parser, args)
+        if subcommand := self.config.get("subcommand"):
+            _check_checkpoint(self.config[subcommand].get("ckpt_path"))
+
+    def _parse_ckpt_path(self) -> None:
+        """Not as Lightning does: a checkpoint's hyperparameters may name a class, which would be imported unseen."""
+
+    @configuration_errors("read")
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand] if self.subcommand else self.config
+        if "weights_only" in config and config.weights_only is None:
+            config.weights_only = True  # Lightning unpickles what comes from a URL
         run_dir = config.run_dir
         if self.subcommand in ("fit", None):
             claim(run_dir, resuming=config.get("ckpt_path") is not None)
-        _check_checkpoint(config.get("ckpt_path"))
         loggers = config.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             settings = getattr(logger, "init_args", None)
             if settings is not None and settings.get("save_dir") in (None, "."):
                 settings.save_dir = run_dir
+            continue_curves(logger)
         callbacks = config.trainer.callbacks or []
         for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
             if callback.class_path.endswith("ModelCheckpoint") and callback.init_args.get("dirpath") is None:
                 callback.init_args.dirpath = f"{run_dir}/checkpoints"
+
+    @configuration_errors("built")
+    def instantiate_classes(self) -> None:
+        super().instantiate_classes()
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        trainer = super().instantiate_trainer(**kwargs)
+        # Lightning's default, not one of the user's choice.
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = WholeCheckpointIO()
+        return trainer
+
+    def before_fit(self) -> None:
+        fit = self.config_init["fit"]
+        if self.trainer.is_global_zero:
+            occupy(fit.run_dir)
+            keep_wandb_id(self.trainer, fit.run_dir, resuming=fit.ckpt_path is not None)
+        if fit.ckpt_path == "last":
+            fit.ckpt_path = last_checkpoint(self.trainer, fit.run_dir, may_start=True)
+
+    def before_validate(self) -> None:
+        settings = self.config_init[self.subcommand]
+        if settings.ckpt_path == "last":
+            settings.ckpt_path = last_checkpoint(self.trainer, settings.run_dir, may_start=False)
+
+    before_test = before_validate
 
 
 def _check_checkpoint(path: str | None) -> None:
@@ -68,6 +116,8 @@ def _check_checkpoint(path: str | None) -> None:
         return
     if not Path(str(path)).exists():
         raise ConfigurationError(f"There is no checkpoint {path}; give an existing file, or `--ckpt_path last`.")
+    if fault := damage(Path(str(path))):
+        raise ConfigurationError(f"{path} is torn ({fault}); give another checkpoint, or `--ckpt_path last`.")
 
 
 def build_cli(argv: list[str], run: bool = True) -> LDMProbeCLI:
@@ -84,7 +134,11 @@ def build_cli(argv: list[str], run: bool = True) -> LDMProbeCLI:
         seed_everything_default=0,
         save_config_callback=SaveConfig if run else None,
         save_config_kwargs={"overwrite": True},
-        trainer_defaults={"max_epochs": -1, "check_val_every_n_epoch": None},
+        trainer_defaults={
+            "max_epochs": -1,
+            "check_val_every_n_epoch": None,
+            "callbacks": [ExactResume(), LoggerGuard()],
+        },
         auto_configure_optimizers=False,
     )
 
@@ -94,19 +148,20 @@ def run(argv: list[str]) -> None:
 
     Raises:
         ConfigurationError: anything a user can put right, before training.
+        SystemExit: 143 (128 + SIGTERM) where the process was told to end, so that a scheduler knows it has not finished.
     """
     # The codec and the moving average stay in eval mode on purpose.
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     try:
+        announce_foreign_code(argv)
         build_cli(argv)
-    except ConfigurationError:
-        raise
+    except SIGTERMException:
+        print("ldmprobe: terminated; `--ckpt_path last` goes on.", file=sys.stderr)
+        raise SystemExit(128 + signal.SIGTERM) from None
     except Exception as error:
-        # Lightning and jsonargparse wrap what constructors raise; the message for the user is the innermost.
-        cause: BaseException | None = error
-        while cause is not None:
-            if isinstance(cause, ConfigurationError):
-                raise cause from None
-            cause = cause.__cause__ or cause.__context__
+        if (told := meant_for_the_user(error)) is not None:
+            raise told from None
         raise
+    finally:
+        vacate()

@@ -22,6 +22,7 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.probe import sample_noise
 from ldmprobe.training.checkpoint import check_same_model, model_card
 from ldmprobe.training.ema import EMA
+from ldmprobe.training.sharding import check_strategy, check_trained, is_sharded, same_on_every_rank, shard
 
 _MEASURED_IMAGES = 1024  # for the codec's scale
 
@@ -98,6 +99,7 @@ class LatentDiffusion(L.LightningModule):
     # --- before training -------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
+        check_strategy(self.trainer.strategy)
         data: Any = getattr(self.trainer, "datamodule", None)
         image_shape = getattr(data, "image_shape", None)
         if image_shape:
@@ -109,6 +111,15 @@ class LatentDiffusion(L.LightningModule):
             self.latent_shape = _latent_shape_of(self.network)
         condition = self.conditioning.for_samples(torch.zeros(1, dtype=torch.long))
         check_denoiser(self.network, self.latent_shape, condition, self.codec.scale.device)
+
+    def configure_model(self) -> None:
+        """Shards the network and its average under ModelParallelStrategy."""
+        if self.device_mesh is None or is_sharded(self.network):
+            return
+        check_trained(self, self.network)
+        same_on_every_rank(self, self.trainer.strategy)
+        for network in (self.network,) if self.ema is None else (self.network, self.ema.network):
+            shard(network, self.device_mesh)
 
     def configure_optimizers(self) -> Any:
         optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])

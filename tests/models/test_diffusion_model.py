@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import resource
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -78,3 +84,81 @@ def test_a_module_offers_its_model_by_a_method(model):
 def test_a_module_without_the_method_is_refused_with_what_to_write():
     with pytest.raises(ConfigurationError, match=r"Linear cannot be probed: give it a method `diffusion_model\(self\)"):
         diffusion_model_of(nn.Linear(1, 1))
+
+
+@contextmanager
+def memory_left(num_bytes: int) -> Iterator[None]:
+    """No more than ``num_bytes`` of new address space: allocations beyond fail as they do on a full machine."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (used + num_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+class Hungry(nn.Module):
+    """Takes 64 MiB a sample, and keeps the batch sizes it could serve."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(0.5))
+        self.served: list[int] = []
+
+    def forward(self, z_t, t, condition):
+        torch.empty(len(z_t), 2**26, dtype=torch.uint8)
+        self.served.append(len(z_t))
+        return self.scale * z_t + 1e-3 * t.view(-1, 1, 1, 1) + condition["class_labels"].view(-1, 1, 1, 1)
+
+
+def _hungry() -> tuple[DiffusionModel, torch.Tensor, dict[str, torch.Tensor]]:
+    model = DiffusionModel(Hungry(), NoiseSchedule(sd_scheduler()), (1, 2, 2), conditioning=ClassConditioning(100))
+    z = torch.randn(40, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    return model, z, {"class_labels": torch.arange(40)}
+
+
+@torch.no_grad()
+def test_a_probe_out_of_memory_halves_its_batch_and_finds_the_same():
+    model, z, condition = _hungry()
+    expected = model.conditioned(condition, 4)(z, 500.0)
+    model.network.served.clear()
+    with memory_left(1000 * 2**20), pytest.warns(UserWarning, match=r"Memory ran out .* 40 samples .* went on with 10"):
+        found = model.conditioned(condition, 40)(z, 500.0)
+    assert torch.equal(found, expected)
+    assert model.network.served == [10, 10, 10, 10]
+
+
+@torch.no_grad()
+def test_the_batch_that_fitted_is_remembered_and_the_warning_not_repeated():
+    model, z, condition = _hungry()
+    whole = model.denoised(z, 500.0, 0.6, 0.8, condition)
+    assert model.network.served == [40]
+    with memory_left(1000 * 2**20), pytest.warns(UserWarning, match="went on with 10"):
+        model.denoised(z, 500.0, 0.6, 0.8, condition)
+    with memory_left(1000 * 2**20), warnings.catch_warnings(action="error"):
+        split = model.denoised(z, 500.0, 0.6, 0.8, condition)
+    assert model.network.served == [40, *[10] * 8]
+    for one, other in zip(whole, split, strict=True):
+        assert torch.equal(one, other)
+
+
+@torch.no_grad()
+def test_one_sample_that_does_not_fit_is_an_error():
+    model, z, condition = _hungry()
+    with memory_left(20 * 2**20), pytest.raises(RuntimeError, match="can't allocate memory"):
+        model.conditioned(condition, 40)(z, 500.0)
+
+
+@torch.no_grad()
+def test_another_error_of_the_network_is_raised_at_once():
+    model, z, _ = _hungry()
+    with pytest.raises(KeyError, match="class_labels"):
+        model.conditioned({}, 40)(z, 500.0)
+
+
+def test_a_training_pass_is_never_split():
+    model, z, condition = _hungry()
+    with memory_left(1000 * 2**20), pytest.raises(RuntimeError, match="can't allocate memory"):
+        model.predict(z, torch.full((40,), 500.0), condition)
+    assert model.network.served == []

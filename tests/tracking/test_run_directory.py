@@ -1,9 +1,16 @@
-"""One run, one directory."""
+"""One run, one directory, one process that writes it."""
+
+import os
+import signal
+import time
+from multiprocessing import get_context
 
 import pytest
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.tracking.run_directory import claim
+from ldmprobe.tracking.run_directory import claim, occupy, vacate
+
+FORK = get_context("fork")
 
 
 def test_a_new_directory_is_made(tmp_path):
@@ -23,3 +30,68 @@ def test_a_file_in_its_place_is_refused(tmp_path):
     (tmp_path / "run").touch()
     with pytest.raises(ConfigurationError, match="cannot be created"):
         claim(tmp_path / "run", resuming=False)
+
+
+# --- one process -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def _vacated():
+    yield
+    vacate()
+
+
+def _occupied_elsewhere(folder, then):
+    """A process that has the directory and then does ``then``."""
+
+    def hold(pipe):
+        occupy(folder)
+        pipe.send(True)
+        then()
+
+    here, there = FORK.Pipe()
+    process = FORK.Process(target=hold, args=(there,))
+    process.start()
+    assert here.recv()
+    return process
+
+
+def test_a_directory_that_another_process_has_is_refused_until_that_is_killed(tmp_path):
+    process = _occupied_elsewhere(tmp_path, then=lambda: time.sleep(60))
+    with pytest.raises(ConfigurationError, match=rf"Another run is writing into {tmp_path}"):
+        occupy(tmp_path, wait_s=0.2)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    occupy(tmp_path, wait_s=0.2)
+
+
+def test_a_directory_is_waited_for(tmp_path):
+    process = _occupied_elsewhere(tmp_path, then=lambda: time.sleep(1))
+    occupy(tmp_path, wait_s=30)
+    process.join()
+
+
+def test_what_this_process_has_it_may_claim_and_occupy_again_and_let_go(tmp_path):
+    occupy(tmp_path)
+    occupy(tmp_path, wait_s=0)
+    (tmp_path / "report.html").touch()
+    claim(tmp_path, resuming=False)  # its own
+    vacate()
+    with pytest.raises(ConfigurationError, match="already holds a run"):
+        claim(tmp_path, resuming=False)
+    process = _occupied_elsewhere(tmp_path, then=lambda: None)
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_what_a_killed_run_left_half_written_goes(tmp_path):
+    for name in (
+        "probes/.ddim-00000002.parquet.7.partial",
+        "checkpoints/.last.ckpt.7.partial",
+        "checkpoints/last.ckpt",
+    ):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    occupy(tmp_path)
+    left = [path.name for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
+    assert left == ["last.ckpt"]

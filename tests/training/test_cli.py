@@ -5,10 +5,13 @@ from pathlib import Path
 import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
 from ldmprobe.tracking.store import RecordStore
+from ldmprobe.training.checkpoint_io import WholeCheckpointIO
+from ldmprobe.training.cli import build_cli
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 
 CONFIG = Path(__file__).resolve().parent.parent.parent / "configs" / "gaussian.yaml"
@@ -94,3 +97,10 @@ def test_module_and_data_work_in_a_lightning_cli_of_ones_own(tmp_path):
         LatentDiffusion, ImageData, args=["fit", "--config", str(tmp_path / "own.yaml")], save_config_callback=None
     )
     assert [record.step for record in RecordStore(tmp_path / "run").read("ddim")] == [0, 2]
+
+
+def test_checkpoints_are_whole_unless_the_user_has_a_plugin_of_their_own(tmp_path):
+    arguments = ["--config", str(CONFIG), f"--run_dir={tmp_path / 'run'}", *SMALL]
+    assert type(build_cli(arguments, run=False).trainer.strategy.checkpoint_io) is WholeCheckpointIO
+    own = "--trainer.plugins=[lightning.pytorch.plugins.io.AsyncCheckpointIO]"
+    assert type(build_cli([*arguments, own], run=False).trainer.strategy.checkpoint_io) is AsyncCheckpointIO

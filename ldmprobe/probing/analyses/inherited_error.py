@@ -48,10 +48,10 @@ class InheritedError(Analysis):
         model, basis = trajectory.model, trajectory.reference.basis
         held_out = trajectory.held_out
         number = min(self.num_latents, len(held_out.latents))
-        mine = ranks.share(number)
-        z0 = held_out.latents[mine].to(model.device)
-        noise = sample_noise(mine.tolist(), tuple(model.latent_shape), seed=0, stream=4).to(model.device)
-        condition = {name: value[mine].to(model.device) for name, value in held_out.condition.items()}
+        mine, even = ranks.share(number), ranks.even_share(number)
+        z0 = held_out.latents[even].to(model.device)
+        noise = sample_noise(even.tolist(), tuple(model.latent_shape), seed=0, stream=4).to(model.device)
+        condition = {name: value[even].to(model.device) for name, value in held_out.condition.items()}
         denoise = model.conditioned(condition, batch_size=256)
         starts = sorted({round(k) for k in np.linspace(0, grid.num_steps, self.num_levels, endpoint=False)})
         alpha, sigma = float(grid.alpha_s[-1]), float(grid.sigma_s[-1])
@@ -61,7 +61,7 @@ class InheritedError(Analysis):
             z = float(grid.alpha_t[start]) * z0 + float(grid.sigma_t[start]) * noise
             for step in ddim_steps(denoise, z, grid.after(start), model.schedule.prediction_type):
                 z = step.z_s
-            end = basis.rotate(z)
+            end = basis.rotate(z[: len(mine)])
             moments = PairedMoments.from_samples(end, end, mine).summed(ranks.all_reduce_sum)
             total, left_out = moments.total(), moments.leave_one_out()
             known = mean.to(end.device), variance.to(end.device)

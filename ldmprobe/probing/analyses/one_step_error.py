@@ -33,10 +33,10 @@ class OneStepError(Analysis):
         self.trajectory, self.basis = trajectory, reference.basis
         device = trajectory.model.device
         self.number = min(self.num_latents, len(held_out.latents))
-        self.mine = trajectory.ranks.share(self.number)
-        self.z0 = held_out.latents[self.mine].to(device)
-        self.condition = {name: value[self.mine].to(device) for name, value in held_out.condition.items()}
-        self.noise = sample_noise(self.mine.tolist(), tuple(trajectory.model.latent_shape), seed=0, stream=3).to(device)
+        self.mine, even = trajectory.ranks.share(self.number), trajectory.ranks.even_share(self.number)
+        self.z0 = held_out.latents[even].to(device)
+        self.condition = {name: value[even].to(device) for name, value in held_out.condition.items()}
+        self.noise = sample_noise(even.tolist(), tuple(trajectory.model.latent_shape), seed=0, stream=3).to(device)
         self.rows: list[tuple[float, float]] = []
 
     def update(self, step: DDIMStep) -> None:
@@ -44,10 +44,7 @@ class OneStepError(Analysis):
         levels = [float(level[k]) for level in (grid.alpha_t, grid.sigma_t, grid.alpha_s, grid.sigma_s)]
         alpha_t, sigma_t, alpha_s, sigma_s = levels
         z_t = alpha_t * self.z0 + sigma_t * self.noise
-        if len(z_t):
-            x0, epsilon = model.denoised(z_t, step.timestep, alpha_t, sigma_t, self.condition)
-        else:
-            x0, epsilon = z_t, z_t
+        x0, epsilon = model.denoised(z_t, step.timestep, alpha_t, sigma_t, self.condition)
         truth = self.basis.rotate(alpha_s * self.z0 + sigma_s * self.noise).double()
         error = (self.basis.rotate(alpha_s * x0 + sigma_s * epsilon).double() - truth).pow(2).mean(1)
         mean, variance = self.basis.mean.to(z_t.device), self.basis.variance.to(z_t.device)

@@ -38,8 +38,8 @@ class SampleImages(Analysis):
         mine = t.sample_ids < number
         assert self.final is not None
         chosen = self.final[mine.to(self.final.device)]
-        # A rank with no chosen sample decodes one anyway, to know the shape of an image.
-        decoded = t.model.codec.decode(chosen if len(chosen) else self.final[:1])[: len(chosen)]
+        # A rank with no chosen sample decodes a zero anyway, to know the shape of an image.
+        decoded = t.model.codec.decode(chosen if len(chosen) else chosen.new_zeros(1, *chosen.shape[1:]))
         images = t.ranks.gather_rows(decoded, t.sample_ids[mine], number)
         return Findings(images={"samples": [png_bytes(image) for image in images]})
 

@@ -1,0 +1,97 @@
+"""NaN and Inf in a training step: seen by one reduction, then named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.probe import evaluating
+
+BAND_WIDTH = 1.5  # of log-SNR; bands begin at its multiples
+
+
+class Fault(NamedTuple):
+    """Where a NaN or Inf is: ``kind`` is "images", "latents", "parameter", "loss" or "gradient"; ``place`` names it."""
+
+    kind: str
+    place: str
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Whether every entry of every tensor is finite: told by their norms, which no NaN or Inf gets past, and only if one of these is not
+    finite, which may be an overflow, entry by entry. Of a sharded tensor only this rank's part is looked at."""
+    parts = [part for part in map(_local, tensors) if part.numel()]
+    if not parts:
+        return True
+    norms = torch._foreach_norm(parts)
+    largest = torch.stack([norm.to(norms[0]) for norm in norms]).max()
+    return bool(largest.isfinite()) or all(bool(part.isfinite().all()) for part in parts)
+
+
+def first_not_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor with a NaN or Inf in it."""
+    return next((name for name, tensor in named if not all_finite([tensor])), None)
+
+
+def find_fault(model: DiffusionModel | None, module: nn.Module, outputs: Any, batch: Any) -> Fault | None:
+    """The first of images, latents, parameters and loss that is not finite.
+
+    Args:
+        model: its codec encodes the images once more; None where there is none to look at.
+        module: whose parameters are looked through.
+        outputs: of ``training_step``: the loss, or a dict with ``loss`` and, for the band, ``epsilon_mse`` and ``log_snr`` (N,).
+        batch: what it was given: a dict with ``image`` (N, C, H, W) and, for the rows, ``index``.
+    """
+    samples = describe_samples(outputs)
+    images = batch.get("image") if isinstance(batch, dict) else None
+    if images is not None and (lost := _samples_not_finite(images)):
+        return Fault("images", f"the images of {_rows(batch, lost)}{samples}")
+    if images is not None and model is not None:
+        with evaluating(model.modules):
+            latents = model.codec.encode(images, sample_posterior=False)
+        if lost := _samples_not_finite(latents):
+            return Fault("latents", f"the latents of {_rows(batch, lost)}{samples}")
+    if name := first_not_finite(module.named_parameters()):
+        return Fault("parameter", f"parameter {name}{samples}")
+    if not all_finite(loss_of(outputs)):
+        return Fault("loss", f"the loss{samples}")
+    return None
+
+
+def loss_of(outputs: Any) -> list[Tensor]:
+    """The loss in a ``training_step``'s outputs, if there is one."""
+    loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
+    return [loss] if isinstance(loss, Tensor) else []
+
+
+def describe_samples(outputs: Any) -> str:
+    """How many samples have no finite error, and their bands of log-SNR; empty where none has, or there are no such outputs."""
+    if not (isinstance(outputs, dict) and "epsilon_mse" in outputs and "log_snr" in outputs):
+        return ""
+    lost = ~outputs["epsilon_mse"].detach().isfinite().cpu()
+    if not bool(lost.any()):
+        return ""
+    lows = (outputs["log_snr"].detach().double().cpu()[lost] / BAND_WIDTH).floor() * BAND_WIDTH
+    bands = [f"{low:+.1f} … {low + BAND_WIDTH:+.1f}" for low in lows.unique().tolist()]
+    return f" ({int(lost.sum())} of {len(lost)} samples, at log-SNR {', '.join(bands)})"
+
+
+def _samples_not_finite(tensor: Tensor) -> list[int]:
+    return (~tensor.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+
+
+def _rows(batch: dict[str, Any], positions: list[int]) -> str:
+    """Row numbers of the dataset where the batch has them, else positions in the batch."""
+    if "index" in batch:
+        return "row " + ", ".join(str(int(batch["index"][i])) for i in positions)
+    return "sample " + ", ".join(str(i) for i in positions) + " of the batch"
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """This rank's part of a sharded tensor, or the tensor itself."""
+    tensor = tensor.detach()
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor

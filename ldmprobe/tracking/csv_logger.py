@@ -1,0 +1,89 @@
+"""CSVLogger: one ``metrics.csv`` over the whole run, however often it is resumed."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
+from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+
+from ldmprobe.tracking.whole_file import whole_file
+
+
+class CSVLogger(LightningCSVLogger):
+    """Lightning's CSVLogger, but a resumed run goes on with the file of the run it resumes, where Lightning's begins another
+    (``version_1``) or deletes it. A row that is logged again, with the same step and columns, takes the old one's place."""
+
+    def __init__(
+        self,
+        save_dir: str,
+        name: str | None = "lightning_logs",
+        version: int | str | None = 0,
+        prefix: str = "",
+        flush_logs_every_n_steps: int = 100,
+    ) -> None:
+        super().__init__(save_dir, name, 0 if version is None else version, prefix, flush_logs_every_n_steps)
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        if self._experiment is None:
+            self._experiment = _GoingOn(self.log_dir)
+        return self._experiment
+
+
+class _GoingOn(ExperimentWriter):
+    """Appends to what is there; rewrites it, whole or not at all, only for a new column, a row that comes again, or a last line
+    that was cut off."""
+
+    def __init__(self, log_dir: str) -> None:
+        super().__init__(log_dir)
+        self.path = Path(self.metrics_file_path)
+        rows = _read(self.path)
+        self.metrics_keys = list(rows[0]) if rows else []
+        self._earlier = {_key(row) for row in rows}
+        self._cut_off = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
+
+    def _check_log_dir_exists(self) -> None:
+        """It may hold the rows to go on from."""
+
+    def save(self) -> None:
+        new, self.metrics = self.metrics, []
+        if not new:
+            return
+        again = self._earlier & {_key(row) for row in new}
+        self._earlier -= again
+        columns = sorted(set(self.metrics_keys).union(*new))
+        if again or self._cut_off or columns != self.metrics_keys or not self.path.exists():
+            self.metrics_keys, self._cut_off = columns, False
+            rows = [row for row in _read(self.path) if _key(row) not in again] + new
+            with whole_file(self.path) as file:
+                file.write(_text(rows, columns, header=True).encode())
+        else:
+            with self.path.open("ab") as file:
+                file.write(_text(new, columns).encode())
+
+
+def _key(row: dict[str, Any]) -> tuple[int, frozenset[str]]:
+    return int(row["step"]), frozenset(name for name, value in row.items() if value not in ("", None))
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    """The rows of a file, less a last one that was cut off while it was written."""
+    if not path.exists():
+        return []
+    whole_lines = path.read_bytes().decode(errors="replace").rpartition("\n")[0]
+    return [row for row in csv.DictReader(io.StringIO(whole_lines)) if None not in row.values() and row.get("step")]
+
+
+def _text(rows: list[dict[str, Any]], columns: list[str], header: bool = False) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, columns, restval="")
+    if header:
+        writer.writeheader()
+    writer.writerows(rows)
+    return buffer.getvalue()

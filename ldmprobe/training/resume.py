@@ -1,0 +1,80 @@
+"""``--ckpt_path last``: what a run goes on from, and that its curves go on too."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import WandbLogger
+
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.tracking.whole_file import remove_partials, whole_file
+from ldmprobe.training.checkpoint_io import newest_intact
+
+
+def last_checkpoint(trainer: L.Trainer, run_dir: str, may_start: bool) -> str | None:
+    """The run's newest intact checkpoint; None where it has none yet and ``may_start``, so that one command line serves to start
+    a run and to go on with it. Torn ones that stand in the way are told of and renamed to ``….torn``.
+
+    Raises:
+        ConfigurationError: no checkpoint is intact, or all are gone.
+    """
+    folders = [Path(run_dir)]
+    for callback in trainer.checkpoint_callbacks:
+        if isinstance(callback, ModelCheckpoint) and callback.dirpath and "://" not in str(callback.dirpath):
+            folders.append(Path(callback.dirpath))
+    saved, torn = newest_intact(folders)
+    faults = ", ".join(f"{path} ({fault})" for path, fault in torn.items())
+    if saved is None and torn:
+        raise ConfigurationError(
+            f"No checkpoint of the run in {run_dir} is intact: {faults}. Restore one from elsewhere, or start anew in another "
+            "`--run_dir`."
+        )
+    if saved is None and (not may_start or (Path(run_dir) / "report.html").exists()):
+        raise ConfigurationError(
+            f"There is no checkpoint in {run_dir}. Put one back, or start anew in another `--run_dir` without `--ckpt_path`."
+        )
+    if trainer.is_global_zero:
+        for folder in folders[1:]:
+            remove_partials(folder)
+        if saved is None and any(Path(run_dir).glob("probes/*.parquet")):
+            _say(f"the run in {run_dir} was stopped before its first checkpoint; it starts anew.")
+        if saved is not None and torn:
+            _say(f"torn: {faults}; going on from {saved.path}, which is of step {saved.global_step}.")
+        for path in torn if saved is not None else ():
+            path.rename(path.with_name(f"{path.name}.torn"))
+    return None if saved is None else str(saved.path)
+
+
+def continue_curves(logger: Any) -> None:
+    """Make a logger's configuration one that a resumed run goes on with, where Lightning's begins anew: a CSVLogger that keeps
+    its file, a TensorBoardLogger that keeps its folder."""
+    kind = str(getattr(logger, "class_path", ""))
+    if kind.startswith(("lightning.", "pytorch_lightning.")) and kind.endswith(".CSVLogger"):
+        logger.class_path = "ldmprobe.tracking.csv_logger.CSVLogger"
+    if kind.endswith((".CSVLogger", ".TensorBoardLogger")) and logger.init_args.get("version") is None:
+        logger.init_args.version = 0
+
+
+def keep_wandb_id(trainer: L.Trainer, run_dir: str, resuming: bool) -> None:
+    """Have W&B take a resumed run for the run it resumes: by its id, kept in ``run_dir/wandb_id``, unless the user gives one."""
+    if not any(isinstance(logger, WandbLogger) and logger.version is None for logger in trainer.loggers):
+        return
+    path = Path(run_dir) / "wandb_id"
+    if "WANDB_RUN_ID" in os.environ:
+        return
+    if not resuming or not path.exists():
+        with whole_file(path) as file:
+            file.write(secrets.token_hex(4).encode())
+    for logger in trainer.loggers:
+        if isinstance(logger, WandbLogger) and logger.version is None:
+            logger._wandb_init["id"] = logger._id = path.read_text()
+
+
+def _say(message: str) -> None:
+    print(f"ldmprobe: {message}", file=sys.stderr)

@@ -1,0 +1,217 @@
+"""NaN and Inf in training: named by step, tensor, band and row, and stopped, skipped or counted."""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import lightning as L
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from torch.utils.data import DataLoader
+
+from ldmprobe.callbacks import NonFinite
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.probing.non_finite import all_finite
+from ldmprobe.training.latent_diffusion import LatentDiffusion
+from tests.helpers import tiny_unet
+from tests.training.test_latent_diffusion import digits, module, trainer
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+
+class Plant(L.Callback):
+    """A fault in one training batch: ``into`` is called with the module; what it returns is undone after the batch. Keeps the weights
+    and the optimiser's state from before and after that batch."""
+
+    def __init__(self, batch_idx, into):
+        self.batch_idx, self.into, self.handle = batch_idx, into, None
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == self.batch_idx:
+            self.before = _state(trainer, pl_module)
+            self.handle = self.into(pl_module)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if batch_idx == self.batch_idx:
+            self.after, self.outputs = _state(trainer, pl_module), outputs
+            if self.handle is not None:
+                self.handle.remove()
+
+
+def _state(trainer, pl_module):
+    weights = {name: p.detach().clone() for name, p in pl_module.network.named_parameters()}
+    return weights, copy.deepcopy(trainer.optimizers[0].state_dict())
+
+
+def _same(one, other):
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def _overflow_at_high_noise(pl_module):
+    """Predictions overflow where t > 700, as half-precision ones do first at some levels."""
+
+    def hook(network, args, kwargs, output):
+        t = args[1] if len(args) > 1 else kwargs["timestep"]
+        return type(output)(sample=torch.where((t > 700).view(-1, 1, 1, 1), output.sample * 1e38 * 1e38, output.sample))
+
+    return pl_module.network.register_forward_hook(hook, with_kwargs=True)
+
+
+def _gradient_of_conv_out(pl_module):
+    return pl_module.network.conv_out.weight.register_hook(lambda gradient: gradient / 0)
+
+
+def _nan_in_conv_in(pl_module):
+    with torch.no_grad():
+        pl_module.network.conv_in.weight[0, 0, 0, 0] = torch.nan
+
+
+def test_a_loss_that_overflows_is_named_by_step_band_and_stops_before_the_weights_are_spoilt(tmp_path):
+    plant, model = Plant(3, _overflow_at_high_noise), module()
+    with pytest.raises(ConfigurationError, match=r"NaN or Inf at optimiser step 3, in the loss") as caught:
+        trainer(tmp_path, callbacks=[plant, NonFinite()]).fit(model, digits())
+    _same(plant.after, plant.before)
+    log_snr = plant.outputs["log_snr"][~plant.outputs["epsilon_mse"].isfinite()]
+    count, bands = re.search(r"\((\d+) of 16 samples, at log-SNR (.*?)\)", str(caught.value)).groups()
+    assert int(count) == len(log_snr) > 0
+    edges = [tuple(map(float, band.split(" … "))) for band in bands.split(", ")]
+    for value in log_snr.tolist():
+        assert any(low <= value <= high for low, high in edges)
+    assert max(high for _, high in edges) < -1  # t > 700 is below log-SNR −1
+
+
+@pytest.mark.parametrize(
+    ("fault", "place"),
+    [
+        (_gradient_of_conv_out, r"the gradient of network\.conv_out\.weight"),
+        (_nan_in_conv_in, r"parameter network\.conv_in\.weight \(16 of 16 samples"),
+    ],
+)
+def test_parameters_and_gradients_are_named(tmp_path, fault, place):
+    with pytest.raises(ConfigurationError, match=f"NaN or Inf at optimiser step 2, in {place}"):
+        trainer(tmp_path, callbacks=[Plant(2, fault), NonFinite()]).fit(module(), digits())
+
+
+def test_a_skipped_step_leaves_weights_and_moments_and_training_goes_on(tmp_path, caplog):
+    plant, model, logger = Plant(2, _overflow_at_high_noise), module(), CSVLogger(str(tmp_path), name="csv")
+    fit = trainer(tmp_path, callbacks=[plant, NonFinite("skip")], logger=logger, log_every_n_steps=1)
+    fit.fit(model, digits())
+    _same(plant.after, plant.before)
+    assert fit.global_step == 6
+    assert all(p.isfinite().all() for p in model.parameters())
+    assert not torch.equal(model.network.conv_in.weight, plant.after[0]["conv_in.weight"])  # later steps were taken
+    assert "The step was left out" in caplog.text
+    assert "1 optimiser steps of this run had NaN or Inf in them and were left out" in caplog.text
+    assert "non_finite_steps" in Path(logger.log_dir, "metrics.csv").read_text()
+
+
+def test_nothing_is_left_out_of_a_sound_run(tmp_path):
+    plain, watched = module(), module()
+    trainer(tmp_path / "plain", gradient_clip_val=1.0).fit(plain, digits())
+    trainer(tmp_path / "watched", gradient_clip_val=1.0, callbacks=[NonFinite("skip")]).fit(watched, digits())
+    _same(plain.state_dict(), watched.state_dict())
+
+
+def test_a_warning_is_given_once_and_the_steps_counted(tmp_path, caplog):
+    watch = NonFinite("warn")
+    model = module()
+    trainer(tmp_path, callbacks=[Plant(2, _nan_in_conv_in), watch]).fit(model, digits())
+    assert watch.steps == 4  # steps 2 to 5: nothing repairs the weights
+    told = [record.getMessage() for record in caplog.records if "There is NaN or Inf" in record.getMessage()]
+    assert len(told) == 1
+    assert "The step was taken all the same" in told[0]
+
+
+def test_skipping_ends_where_the_weights_themselves_are_lost(tmp_path):
+    with pytest.raises(ConfigurationError, match="No step can be taken with such weights; resume from an earlier"):
+        trainer(tmp_path, callbacks=[Plant(2, _nan_in_conv_in), NonFinite("skip")]).fit(module(), digits())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    ("value", "place"), [(float("nan"), "the images of row 5"), (1e38, "the latents of row 5")], ids=["image", "latent"]
+)
+def test_images_and_latents_are_named_by_row(tmp_path, accumulate, value, place):
+    # 1e38 is finite; its square, in the autoencoder's normalisation, is not.
+    rows = [{"image": torch.zeros(1, 16, 16), "index": i} for i in range(16)]
+    rows[5]["image"] = torch.full((1, 16, 16), value)
+    codec = LatentCodec("builtin:digits")
+    model = LatentDiffusion(tiny_unet(channels=2, size=4), codec=codec, latent_shape=(2, 4, 4), ema_decay=None)
+    fit = trainer(tmp_path, accumulate_grad_batches=accumulate, callbacks=[NonFinite()])
+    with pytest.raises(ConfigurationError, match=rf"optimiser step {1 // accumulate}, in {place} \(1 of 4 samples"):
+        fit.fit(model, DataLoader(rows, batch_size=4))
+
+
+def test_the_faulty_batch_of_several_accumulated_ones_is_named(tmp_path):
+    rows = [{"image": torch.zeros(1, 8, 8), "index": i} for i in range(16)]
+    rows[1]["image"] = torch.full((1, 8, 8), torch.inf)  # in the first of two batches
+    model = LatentDiffusion(tiny_unet(channels=1), latent_shape=(1, 8, 8), ema_decay=None)
+    with pytest.raises(ConfigurationError, match="optimiser step 0, in the images of row 1 "):
+        trainer(tmp_path, accumulate_grad_batches=2, callbacks=[NonFinite()]).fit(model, DataLoader(rows, batch_size=4))
+
+
+def test_any_other_module_is_watched_too(tmp_path):
+    class Regression(L.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(()))
+
+        def training_step(self, batch, batch_idx):
+            return (batch - self.weight).sqrt().mean()  # of zero, whose gradient is infinite
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters(), lr=0.1)
+
+    model = Regression()
+    with pytest.raises(ConfigurationError, match="optimiser step 1, in the gradient of weight"):
+        trainer(tmp_path, callbacks=[NonFinite()]).fit(model, DataLoader(torch.tensor([[1.0], [0.05]])))
+    assert bool(model.weight.isfinite())
+
+
+def test_a_large_gradient_is_finite():
+    assert all_finite([torch.full((1000,), 1e38), torch.zeros(3, dtype=torch.float64)])
+    assert not all_finite([torch.zeros(3), torch.tensor([0.0, torch.nan])])
+    assert not all_finite([torch.zeros(3), torch.tensor([0.0, -torch.inf])])
+    assert all_finite([])
+
+
+def test_an_unknown_policy_is_refused():
+    with pytest.raises(ConfigurationError, match="policy 'ignore'; expected one of stop, skip, warn"):
+        NonFinite("ignore")
+
+
+TWO_PROCESSES = """
+import sys, torch
+from pathlib import Path
+from tests.callbacks.test_non_finite import Plant, _overflow_at_high_noise
+from tests.training.test_latent_diffusion import digits, module, trainer
+from ldmprobe.callbacks import NonFinite
+
+plant = Plant(2, lambda module: _overflow_at_high_noise(module) if module.global_rank == 1 else None)
+watch, model = NonFinite("skip"), module()
+fit = trainer(sys.argv[1], max_steps=4, devices=2, strategy="ddp", callbacks=[plant, watch])
+fit.fit(model, digits())
+torch.testing.assert_close(plant.after, plant.before, rtol=0, atol=0)
+weights = torch.cat([p.detach().flatten() for p in model.network.parameters()])
+both = fit.strategy.all_gather(weights)
+assert torch.equal(both[0], both[1]) and both.isfinite().all()
+Path(sys.argv[1], f"rank{fit.global_rank}").write_text(f"{watch.steps} of {fit.global_step}")
+"""
+
+
+@pytest.mark.slow
+def test_all_processes_leave_out_a_step_that_is_lost_on_one(tmp_path):
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES)
+    command = [sys.executable, str(script), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["1 of 4", "1 of 4"]

@@ -1,0 +1,64 @@
+"""What only rank zero can know is told to all ranks, its errors too; and it sees the whole of a loader."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
+
+import torch
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+
+from ldmprobe.callbacks.probe_data import _whole
+from ldmprobe.callbacks.rank_zero import from_rank_zero
+from ldmprobe.errors import ConfigurationError
+
+
+def on_both_ranks(make):
+    """What ``from_rank_zero`` does on two ranks: threads that wait for each other at a broadcast."""
+    barrier, sent = threading.Barrier(2, timeout=30), []
+
+    def run(rank):
+        def broadcast(value):
+            if rank == 0:
+                sent.append(value)
+            barrier.wait()
+            return sent[0]
+
+        trainer = SimpleNamespace(is_global_zero=rank == 0, world_size=2, strategy=SimpleNamespace(broadcast=broadcast))
+        try:
+            return from_rank_zero(trainer, lambda: make(rank))
+        except Exception as error:  # noqa: BLE001 (looked at by the test)
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(run, range(2)))
+
+
+def test_every_rank_gets_what_rank_zero_has():
+    assert on_both_ranks(lambda rank: f"rank {rank}") == ["rank 0", "rank 0"]
+
+
+def test_what_a_user_can_put_right_is_raised_on_every_rank():
+    def make(rank):
+        raise ConfigurationError("There are no images: none at all.")
+
+    errors = on_both_ranks(make)
+    assert [type(error) for error in errors] == [ConfigurationError] * 2
+    assert {str(error) for error in errors} == {"There are no images: none at all."}
+
+
+def test_any_other_error_is_raised_on_every_rank():
+    def make(rank):
+        raise OSError("disk gone")
+
+    errors = on_both_ranks(make)
+    assert [type(error) for error in errors] == [OSError, RuntimeError]
+    assert str(errors[1]) == "On rank zero: OSError: disk gone"
+
+
+def test_a_loader_is_read_without_the_sampler_that_gives_each_rank_a_part():
+    rows = TensorDataset(torch.arange(10))
+    part = DataLoader(rows, batch_size=4, sampler=DistributedSampler(rows, num_replicas=2, rank=0, shuffle=False))
+    assert [batch[0].tolist() for batch in part] == [[0, 2, 4, 6], [8]]
+    assert [batch[0].tolist() for batch in _whole(part)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    alone = DataLoader(rows, batch_size=4)
+    assert _whole(alone) is alone

@@ -1,0 +1,1 @@
+"""Files and configurations that nobody sane would write: whatever they hold, no traceback reaches the user."""

@@ -1,0 +1,55 @@
+"""Under sharding each pass through the network is a collective: every rank makes as many, and no number depends on it."""
+
+import pytest
+import torch
+
+from ldmprobe.probing.analyses import InheritedError
+from ldmprobe.probing.ddim import default_analyses, probe_ddim
+from ldmprobe.probing.denoising import probe_denoising
+from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.probe import Ranks
+from tests.helpers import gaussian_model
+from tests.probing.gaussian import assert_same_record, draw, exact_reference, on_ranks
+
+TOLERANCE = {"rtol": 1e-9, "atol": 1e-12}  # float64, summed in another order
+
+
+def probes(ranks=None, batch_size=3):
+    """Both probes with every analysis, and how many passes they made through the network, of how many latents each."""
+    model, passes = gaussian_model(), []
+    model.network.register_forward_hook(lambda module, inputs, output: passes.append(len(inputs[0])))
+    reference, held_out = exact_reference(model), HeldOut(draw(model, 37), {})
+    analyses = [*default_analyses(reference, held_out), InheritedError(num_levels=2, num_latents=33)]
+    records = (
+        probe_ddim(model, reference, 10, 3, batch_size=batch_size, analyses=analyses, held_out=held_out, ranks=ranks),
+        probe_denoising(model, held_out, reference, num_draws=33, batch_size=batch_size, ranks=ranks, image_loss=True),
+    )
+    return records, passes
+
+
+@pytest.mark.parametrize(("world_size", "batch_size"), [(2, 3), (2, 5), (4, 1), (4, 256), (11, 2)])
+def test_every_rank_makes_as_many_passes_of_as_many_latents(world_size, batch_size):
+    expected, _ = probes()
+    results = on_ranks(world_size, lambda ranks: probes(ranks, batch_size))
+    passes = [passes for _, passes in results]
+    assert passes == [passes[0]] * world_size
+    for records, _ in results:
+        for found, record in zip(records, expected, strict=True):
+            assert_same_record(found, record, **TOLERANCE)
+
+
+@pytest.mark.parametrize(("num_samples", "world_size"), [(10, 1), (10, 2), (11, 4), (2, 3)])
+def test_an_even_share_is_the_share_made_up_to_one_length(num_samples, world_size):
+    ranks = [Ranks(rank, world_size) for rank in range(world_size)]
+    shares = [one.even_share(num_samples) for one in ranks]
+    assert {len(share) for share in shares} == {-(-num_samples // world_size)}
+    for one, share in zip(ranks, shares, strict=True):
+        mine = one.share(num_samples)
+        assert torch.equal(share[: len(mine)], mine)
+        assert not share[len(mine) :].any()
+
+
+def test_rows_of_samples_that_are_thrown_away_are_not_gathered():
+    ranks = Ranks(1, 2)
+    rows = torch.tensor([[1.0], [3.0], [99.0]])
+    assert ranks.gather_rows(rows, ranks.share(5), 5).flatten().tolist() == [0, 1, 0, 3, 0]

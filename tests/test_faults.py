@@ -1,0 +1,391 @@
+"""What goes wrong in a long run does not end it, or ends it in a sentence: each test injects the real fault."""
+
+from __future__ import annotations
+
+import io
+import logging
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from PIL import Image
+
+from ldmprobe.callbacks import DDIMProbe, LoggerGuard, ReportWriter
+from ldmprobe.data.images import ImageData
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.tracking.logger_guard import failures
+from ldmprobe.tracking.report import write_report
+from ldmprobe.tracking.store import RecordStore
+from ldmprobe.tracking.wandb import start_error
+from ldmprobe.training.latent_diffusion import LatentDiffusion
+from tests.helpers import tiny_unet
+from tests.training.test_latent_diffusion import assert_same_state, digits, module, trainer
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+class Failing(DDIMProbe):
+    """Raises ``error()`` half-way through sampling, in eval mode and with the random state advanced, at the steps ``at``."""
+
+    def __init__(self, error, at):
+        super().__init__(every_n_steps=1, num_samples=16, num_steps=4)
+        self.error, self.at = error, at
+
+    def probe(self, trainer, pl_module, ranks):
+        self.random_state = torch.get_rng_state()
+        return super().probe(trainer, pl_module, ranks)
+
+    def progress(self, trainer):
+        scope = super().progress(trainer)
+        if trainer.global_step not in self.at:
+            return scope
+
+        def fail(done, total):
+            if done == 2:
+                torch.rand(7)
+                self.error()
+
+        class Halfway:
+            __enter__, __exit__ = (lambda self: fail), (lambda self, *error: None)
+
+        return Halfway()
+
+
+def _divide():
+    return 1 / 0
+
+
+def _script(text: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python script in a process of its own."""
+    everything = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    command = [sys.executable, "-c", textwrap.dedent(text), *map(str, arguments)]
+    return subprocess.run(command, env=everything, capture_output=True, text=True, timeout=300, check=False)
+
+
+# --- a probe that raises ---------------------------------------------------------------------------------------------
+
+
+def test_training_goes_on_after_a_probe_that_raises_and_is_not_disturbed_by_it(tmp_path, caplog):
+    plain, model, probe = module(), module(), Failing(_divide, at=(2, 3, 5))
+    logger = CSVLogger(str(tmp_path), name="csv")
+    trainer(tmp_path / "plain").fit(plain, digits())
+    trainer(tmp_path / "run", callbacks=[probe], logger=logger).fit(model, digits())
+    assert_same_state(plain.state_dict(), model.state_dict())
+    assert [record.step for record in RecordStore(tmp_path / "run").read("ddim")] == [0, 1, 4, 6]
+    told = [record for record in caplog.records if "Failing failed at step" in record.getMessage()]
+    assert [bool(record.exc_info) for record in told] == [True, False, False]
+    assert "in _divide" in caplog.text
+    assert "ZeroDivisionError: division by zero" in caplog.text
+    assert "Failing failed 3 times in this run" in caplog.text
+    assert probe.failures == 3
+    text = Path(logger.log_dir, "metrics.csv").read_text()
+    assert "probe_failures/Failing" in text.splitlines()[0]
+
+
+def test_a_probe_that_cannot_work_ends_the_run_before_its_first_step(tmp_path):
+    model = module()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ZeroDivisionError) as caught:
+        trainer(tmp_path, callbacks=[Failing(_divide, at=(0,))]).fit(model, digits())
+    assert "Failing failed before the first optimiser step" in caught.value.__notes__[0]
+    assert_same_state(before, model.state_dict())
+
+
+def _misconfigured():
+    raise ConfigurationError("Write this instead.")
+
+
+def _sigterm():
+    raise SIGTERMException
+
+
+@pytest.mark.parametrize(("error", "kind"), [(_misconfigured, ConfigurationError), (_sigterm, SIGTERMException)])
+def test_what_a_user_can_put_right_and_the_end_of_the_process_pass_through(tmp_path, error, kind):
+    with pytest.raises(kind):
+        trainer(tmp_path, callbacks=[Failing(error, at=(2,))]).fit(module(), digits())
+
+
+RANKS = """
+    import os, sys
+    from tests.test_faults import Failing, _divide
+    from tests.training.test_latent_diffusion import digits, module, trainer
+
+    at = (2,) if os.environ.get("LOCAL_RANK") == "1" else ()
+    trainer(sys.argv[1], max_steps=3, devices=2, strategy="ddp", callbacks=[Failing(_divide, at)]).fit(module(), digits())
+"""
+
+
+@pytest.mark.slow
+def test_an_error_on_one_of_several_processes_ends_the_run_rather_than_leave_the_others_waiting(tmp_path):
+    (tmp_path / "two.py").write_text(textwrap.dedent(RANKS))
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "two.py"), str(tmp_path / "run")],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "ZeroDivisionError: division by zero" in done.stderr
+
+
+# --- SIGINT ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _interruptible():
+    """Lightning ignores further SIGINTs once it has caught one."""
+    before = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
+def test_ctrl_c_during_a_probe_leaves_no_half_record_and_the_run_goes_on_from_its_checkpoint(tmp_path):
+    whole = module(ema_decay=None)
+    trainer(tmp_path / "whole", max_steps=6, callbacks=[Failing(_divide, at=())]).fit(whole, digits())
+    flags = []
+
+    def interrupt():
+        flags.extend(part.training for part in stopped.network.modules())
+        os.kill(os.getpid(), signal.SIGINT)
+        raise AssertionError("the signal came too late")  # pragma: no cover
+
+    def checkpoints():
+        return ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=2, save_last=True)
+
+    stopped, run, probe = module(ema_decay=None), tmp_path / "run", Failing(interrupt, at=(5,))
+    fit = trainer(run, callbacks=[probe, checkpoints()], enable_checkpointing=True)
+    with pytest.raises(SystemExit) as ended:
+        fit.fit(stopped, digits())
+    assert ended.value.code == 1
+    assert flags
+    assert not any(flags)
+    assert all(part.training for part in stopped.network.modules())
+    assert torch.equal(torch.get_rng_state(), probe.random_state)
+    assert [record.step for record in RecordStore(run).read("ddim")] == [0, 1, 2, 3, 4]
+    assert sorted(path.suffix for path in (run / "probes").iterdir()) == [".parquet"] * 5
+    resumed = module(ema_decay=None)
+    again = trainer(run, callbacks=[Failing(_divide, at=()), checkpoints()], enable_checkpointing=True)
+    again.fit(resumed, digits(), ckpt_path=str(tmp_path / "checkpoints" / "last.ckpt"))
+    assert_same_state(whole.state_dict(), resumed.state_dict())
+    assert [record.step for record in RecordStore(run).read("ddim")] == [0, 1, 2, 3, 4, 5, 6]
+
+
+# --- a full disk -----------------------------------------------------------------------------------------------------
+
+FULL_DISK = """
+    import logging, resource, sys
+    from pathlib import Path
+    import lightning as L
+    from ldmprobe.callbacks import DDIMProbe, ReportWriter
+    from tests.training.test_latent_diffusion import digits, module, trainer
+
+    logging.basicConfig(filename=sys.argv[2])  # opened before the disk is full
+
+    class Full(L.Callback):  # no file may grow beyond 2 kB in steps 2 and 3, and from the end of training on
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.limit(2048 if trainer.global_step in (1, 2) else resource.RLIM_INFINITY)
+        def on_fit_end(self, trainer, pl_module):
+            self.limit(2048)
+        def limit(self, size):
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+    probe = DDIMProbe(1, num_samples=16, num_steps=4)
+    fit = trainer(sys.argv[1], max_steps=5, callbacks=[Full(), probe, ReportWriter()])
+    fit.fit(module(), digits())
+    Full().limit(resource.RLIM_INFINITY)
+    Path(sys.argv[1], "ended").write_text(f"{fit.global_step} {probe.failures}")
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_costs_records_and_the_report_but_not_the_run(tmp_path):
+    run, log = tmp_path / "run", tmp_path / "log"
+    done = _script(FULL_DISK, run, log)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (run / "ended").read_text() == "5 2"
+    assert [record.step for record in RecordStore(run).read()] == [0, 1, 4, 5]
+    assert {path.suffix for path in (run / "probes").iterdir()} == {
+        ".parquet"
+    }  # nothing partial, hidden files included
+    text = log.read_text()
+    assert "DDIMProbe failed at step 2 (OSError: [Errno 27] File too large" in text
+    first, second = text.split("DDIMProbe failed at step 3")
+    assert "Traceback" in first
+    assert "Traceback" not in second
+    assert "There is no report of this run" in text
+    assert not (run / "report.html").exists()
+    assert not list(run.glob(".*partial"))
+    assert write_report(run).exists()  # once there is room
+
+
+def test_a_report_that_does_not_fit_is_told_in_a_sentence(tmp_path):
+    trainer(tmp_path, max_steps=1, callbacks=[DDIMProbe(1, num_samples=16, num_steps=4)]).fit(module(), digits())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
+    try:
+        with pytest.raises(ConfigurationError, match=r"The report cannot be written to .*report\.html"):
+            write_report(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.glob("*report.html*")) + list(tmp_path.glob(".*report.html*"))
+
+
+# --- loggers ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_logger_that_fails_is_told_once_and_the_others_go_on(tmp_path, caplog):
+    lost, kept = (
+        CSVLogger(str(tmp_path), name="lost", flush_logs_every_n_steps=1),
+        CSVLogger(str(tmp_path), name="kept"),
+    )
+
+    class Lose(ReportWriter):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 2:  # its folder is gone, and a file in its place
+                folder = Path(lost.log_dir)
+                for path in folder.iterdir():
+                    path.unlink()
+                folder.rmdir()
+                folder.write_text("")
+
+    plain, model = module(), module()
+    trainer(tmp_path / "plain").fit(plain, digits())
+    callbacks = [Lose(), LoggerGuard(), DDIMProbe(2, num_samples=16, num_steps=4)]
+    fit = trainer(tmp_path / "run", callbacks=callbacks, logger=[lost, kept], log_every_n_steps=1)
+    with caplog.at_level(logging.WARNING):
+        fit.fit(model, digits())
+    assert_same_state(plain.state_dict(), model.state_dict())
+    assert failures(lost) > 2
+    assert failures(kept) == 0
+    told = [record.getMessage() for record in caplog.records if "CSVLogger failed" in record.getMessage()]
+    assert len(told) == 2  # the first time, and the count
+    assert f"failed {failures(lost) - 1} times" in told[1]  # once more in its own end
+    rows = Path(kept.log_dir, "metrics.csv").read_text().splitlines()
+    assert len(rows) > 6
+    assert [record.step for record in RecordStore(tmp_path / "run").read("ddim")] == [0, 2, 4, 6]
+
+
+WANDB_KILLED = """
+    import os, signal, sys
+    from pathlib import Path
+    import lightning as L
+    from lightning.pytorch.loggers import CSVLogger, WandbLogger
+    from ldmprobe.callbacks import DDIMProbe, LoggerGuard
+    from ldmprobe.tracking.logger_guard import failures
+    from tests.training.test_latent_diffusion import digits, module, trainer
+
+    class Kill(L.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 2:
+                tasks = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+                children = [int(pid) for task in tasks for pid in task.read_text().split()]
+                (core,) = [pid for pid in children if "wandb-core" in Path(f"/proc/{pid}/cmdline").read_text()]
+                os.kill(core, signal.SIGKILL)
+                os.waitpid(core, 0)
+
+    run = sys.argv[1]
+    wandb, csv = WandbLogger(project="x", offline=True, save_dir=run), CSVLogger(run, name="csv")
+    callbacks = [Kill(), DDIMProbe(2, num_samples=16, num_steps=4), LoggerGuard()]
+    fit = trainer(run, max_steps=6, callbacks=callbacks, logger=[wandb, csv], log_every_n_steps=1)
+    fit.fit(module(), digits())
+    Path(run, "ended").write_text(f"{fit.global_step} {failures(wandb) > 2} {failures(csv)}")
+"""
+
+
+@pytest.mark.slow
+def test_wandb_killed_in_the_middle_of_a_run_costs_only_its_curves(tmp_path):
+    done = _script(WANDB_KILLED, tmp_path, WANDB_MODE="offline")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "ended").read_text() == "6 True 0"
+    assert [record.step for record in RecordStore(tmp_path).read("ddim")] == [0, 2, 4, 6]
+    assert done.stderr.count("WandbLogger failed (") == 1
+    assert "times in this run, so its curves have gaps" in done.stderr
+    text = next((tmp_path / "csv").rglob("metrics.csv")).read_text()
+    assert text.count("\n") > 6
+
+
+WANDB_CANNOT_START = """
+    import os, sys
+    from lightning.pytorch.loggers import WandbLogger
+    from ldmprobe.tracking.wandb import start_error
+
+    SHORT = {"init_timeout": 5, "x_graphql_retry_max": 0, "x_graphql_timeout_seconds": 2}
+    for key in ("", 40 * "a"):  # without a key nobody is called; with one, nobody answers
+        os.environ["WANDB_API_KEY"] = key
+        try:
+            WandbLogger(project="x", save_dir=sys.argv[1], settings=SHORT).experiment
+        except Exception as error:
+            print("TOLD", " ".join(str(start_error(error)).split()))
+"""
+
+
+@pytest.mark.slow
+def test_wandb_that_cannot_start_is_told_with_what_to_write(tmp_path):
+    unreachable = {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "HOME": str(tmp_path)}
+    done = _script(WANDB_CANNOT_START, tmp_path, **unreachable)
+    told = [line for line in done.stdout.splitlines() if line.startswith("TOLD")]
+    assert len(told) == 2, done.stderr[-2000:]
+    assert "No API key configured" in told[0]
+    assert "No API key" not in told[1]
+    for line in told:
+        assert "Weights & Biases could not start a run" in line
+        assert "Set the logger's `offline: true`" in line
+
+
+def test_only_wandbs_own_errors_are_put_down_to_it():
+    assert start_error(ConnectionRefusedError("another service")) is None
+
+
+# --- a corrupt image -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_corrupt_image_met_in_the_middle_of_training_is_named_by_its_row(tmp_path, num_workers):
+    buffers = [io.BytesIO() for _ in range(40)]
+    for i, buffer in enumerate(buffers):
+        Image.fromarray(np.full((8, 8), 3 * i, dtype=np.uint8)).save(buffer, "png")
+    images = [{"bytes": buffer.getvalue(), "path": None} for buffer in buffers]
+    images[29]["bytes"] = images[29]["bytes"][:50]
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": images}, features=features).save_to_disk(str(tmp_path / "images"))
+    data = ImageData(str(tmp_path / "images"), batch_size=4, check_rows=5, num_workers=num_workers)
+    model = LatentDiffusion(tiny_unet(channels=1), ema_decay=None)
+    fit = trainer(tmp_path, max_steps=40, limit_val_batches=0)
+    with pytest.raises(ConfigurationError, match=r"Row 29, column 'image': the image cannot be read .*truncated"):
+        fit.fit(model, data)
+    assert 0 < fit.global_step < 40
+
+
+# --- weights that are lost -------------------------------------------------------------------------------------------
+
+
+def test_a_model_with_nan_in_its_weights_is_probed_with_gaps_and_said_so(tmp_path, caplog):
+    model = module(ema_decay=None)
+
+    class Spoil(ReportWriter):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx == 1:
+                with torch.no_grad():
+                    pl_module.network.conv_in.weight.fill_(torch.nan)
+
+    probe = DDIMProbe(1, num_samples=16, num_steps=4)
+    trainer(tmp_path, max_steps=3, callbacks=[Spoil(), probe]).fit(model, digits())
+    first, *_, last = RecordStore(tmp_path).read("ddim")
+    assert np.isfinite(first.curves["step_kl"].value).sum() >= 3
+    assert np.isnan(last.curves["step_kl"].value).all()
+    told = [record.getMessage() for record in caplog.records if "has NaN or Inf in it" in record.getMessage()]
+    assert told == [
+        "DDIMProbe at step 2 probes a network whose parameter conv_in.weight has NaN or Inf in it: from here on its records have gaps."
+    ]

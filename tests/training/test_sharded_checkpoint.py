@@ -1,0 +1,99 @@
+"""A folder of parts is read as one checkpoint, and nothing in it is run."""
+
+import os
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch.distributed.checkpoint import save
+
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.standalone import load_model
+from ldmprobe.training.checkpoint import load_diffusion_model
+from ldmprobe.training.sharded_checkpoint import is_sharded_checkpoint, load_sharded_checkpoint
+from tests.training.test_latent_diffusion import assert_same_state, digits, module, trainer
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """A checkpoint of one process, saved anew as ModelParallelStrategy does (here of one part)."""
+    fit = trainer(tmp_path, max_steps=1)
+    fit.fit(module(), digits())
+    fit.save_checkpoint(tmp_path / "whole.ckpt")
+    checkpoint = torch.load(tmp_path / "whole.ckpt", weights_only=True)
+    parts = {"state_dict": checkpoint.pop("state_dict"), "optimizer_0": checkpoint.pop("optimizer_states")[0]}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save(parts, checkpoint_id=tmp_path / "parts.ckpt", no_dist=True)
+    torch.save(checkpoint, tmp_path / "parts.ckpt" / "meta.pt")
+    return tmp_path / "parts.ckpt"
+
+
+def rewrite_index(path, change):
+    index = pickle.loads((path / ".metadata").read_bytes())
+    (path / ".metadata").write_bytes(pickle.dumps(change(index) or index))
+
+
+def test_parts_are_read_as_the_whole(sharded):
+    whole = torch.load(sharded.with_name("whole.ckpt"), weights_only=True)
+    assert is_sharded_checkpoint(sharded)
+    assert not is_sharded_checkpoint(sharded.with_name("whole.ckpt"))
+    loaded = load_sharded_checkpoint(sharded)
+    assert_same_state(loaded["state_dict"], whole["state_dict"])
+    assert loaded["global_step"] == 1
+    model = load_model(str(sharded), "cpu")
+    assert_same_state(
+        model.network.state_dict(), load_diffusion_model(sharded.with_name("whole.ckpt")).network.state_dict()
+    )
+
+
+class Runs:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_an_index_that_would_run_something_is_refused(sharded, tmp_path):
+    rewrite_index(sharded, lambda index: Runs(tmp_path / "ran"))
+    with pytest.raises(ConfigurationError, match=r"its index would run posix\.mkdir"):
+        load_diffusion_model(sharded)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_an_index_of_files_elsewhere_is_refused(sharded):
+    def elsewhere(index):
+        for part in index.storage_data.values():
+            part.relative_path = "../whole.ckpt"
+
+    rewrite_index(sharded, elsewhere)
+    with pytest.raises(ConfigurationError, match="names a file outside of it"):
+        load_diffusion_model(sharded)
+
+
+def test_a_weight_that_is_said_to_be_an_object_is_not_unpickled(sharded, tmp_path):
+    # torch.distributed.checkpoint unpickles such entries without a look.
+    class Save:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
+    name = "state_dict.ema.network.conv_in.weight"
+    state = {"state_dict": {"ema.network.conv_in.weight": Save()}}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save(state, checkpoint_id=tmp_path / "object.ckpt", no_dist=True)
+    theirs = pickle.loads((tmp_path / "object.ckpt" / ".metadata").read_bytes())
+    (part,) = theirs.storage_data.values()
+    (tmp_path / "object.ckpt" / part.relative_path).rename(sharded / "object.distcp")
+    part.relative_path = "object.distcp"
+
+    def replaced(index):
+        index.state_dict_metadata[name] = theirs.state_dict_metadata[name]
+        index.storage_data = {k: v for k, v in index.storage_data.items() if k.fqn != name} | theirs.storage_data
+
+    rewrite_index(sharded, replaced)
+    with pytest.raises(ConfigurationError, match=r"(?s)does not hold the model that it describes.*conv_in\.weight"):
+        load_diffusion_model(sharded)
+    assert not (tmp_path / "ran").exists()
