@@ -354,30 +354,30 @@ def read(args: argparse.Namespace, fault: str, seed: int) -> dict[str, Any]:
     return found
 
 
-# What a witness looks at, on a scale on which healthy runs spread evenly.
+# What a witness looks at, on a scale on which healthy runs spread evenly, and whether less of it is a fault too.
 PROBE: dict[str, Any] = {
-    "calibration_residual": lambda residual: np.log(np.maximum(residual, 0) + 0.01),
-    "denoising_mse": np.log,
-    "prediction_gain": lambda gain: gain,
-    "prediction_offset": lambda offset: offset,
+    "calibration_residual": (lambda residual: np.log(np.maximum(residual, 0) + 0.01), False),
+    "denoising_mse": (np.log, False),
+    "prediction_gain": (lambda gain: gain, True),
+    "prediction_offset": (lambda offset: offset, False),
 }
-STEP_KL: dict[str, Any] = {"step_kl": np.log}
-LOSS: dict[str, Any] = {"training_loss": np.log}
+STEP_KL: dict[str, Any] = {"step_kl": (np.log, True)}
+LOSS: dict[str, Any] = {"training_loss": (np.log, True)}
 
 
 def verdict(
     run: dict[str, Any], healthy: list[dict[str, Any]], witnesses: dict[str, Any], planted: tuple[int, int]
 ) -> tuple[float, bool, bool]:
     """(z, flagged, located). Each band of log-SNR of each measure is held against healthy runs by Student's t; z is the normal deviate of the
-    smallest two-sided p-value, times the number of values looked at (Bonferroni): a healthy run passes 3 once in 400 times."""
+    smallest p-value, times the number of values looked at (Bonferroni): a healthy run passes 3 once in 400 times."""
     low, high = planted
     smallest, count, inside = 1.0, 0, False
-    for metric, scale in witnesses.items():
+    for metric, (scale, two_sided) in witnesses.items():
         values, band_is_planted = banded(run, metric, low, high)
         base = np.array([scale(banded(other, metric, low, high)[0]) for other in healthy])
         n = len(base)
         t = (scale(values) - base.mean(0)) / (base.std(0, ddof=1) * (1 + 1 / n) ** 0.5)
-        p = 2 * student_t.sf(np.abs(t), n - 1)
+        p = 2 * student_t.sf(np.abs(t), n - 1) if two_sided else student_t.sf(t, n - 1)
         count += len(p)
         if p.min() < smallest:
             smallest, inside = float(p.min()), bool(band_is_planted[p.argmin()])

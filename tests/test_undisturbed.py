@@ -44,7 +44,7 @@ def test_no_byte_differs(tmp_path, cell):
     assert probed.disturbances == []
     assert compared.first is None
     assert probed.failures == {}
-    assert KINDS.keys() - compared.rows.keys() <= {"gradient scaler", "moving average", "buffers"}
+    assert KINDS.keys() - compared.rows.keys() <= {"gradient scaler", "moving average", "buffers", "extra state"}
     names = set(probed.probe_runs)
     assert names == (
         {"AtEveryTurn"}

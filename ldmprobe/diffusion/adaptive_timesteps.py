@@ -22,6 +22,7 @@ class AdaptiveTimesteps(TimestepSampler):
     Its state is no buffer: it stays on the CPU and in full precision, whatever the module is moved or cast to.
     """
 
+    adaptive = True
     state_names: tuple[str, ...]
 
     @abstractmethod

@@ -22,7 +22,13 @@ FloatArray = NDArray[np.float64]
 
 
 class TimestepSampler(nn.Module, ABC):
-    """p(t) over the T training timesteps. A module, so that an adaptive sampler can keep its state in the checkpoint."""
+    """p(t) over the T training timesteps. A module, so that an adaptive sampler can keep its state in the checkpoint.
+
+    Attributes:
+        adaptive: whether it listens to :meth:`observe`.
+    """
+
+    adaptive = False
 
     @abstractmethod
     def probabilities(self, schedule: NoiseSchedule) -> Tensor:
@@ -223,7 +229,7 @@ class Stratified(TimestepSampler):
 
     def __init__(self, sampler: TimestepSampler) -> None:
         super().__init__()
-        self.sampler = sampler
+        self.sampler, self.adaptive = sampler, sampler.adaptive
 
     def probabilities(self, schedule: NoiseSchedule) -> Tensor:
         return self.sampler.probabilities(schedule)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from ldmprobe.diffusion.schedule import NoiseSchedule
@@ -67,7 +68,7 @@ def _check_components(name: str, index: dict[str, Any]) -> None:
         listed = list(entry) if isinstance(entry, (list, tuple)) else [entry]
         if listed == [None, None] and not network:  # a part that the pipeline does without
             continue
-        if len(listed) != 2 or listed[0] not in _LIBRARIES or str(listed[1]).startswith("Auto"):
+        if len(listed) != 2 or listed[0] not in _LIBRARIES or re.match("Auto(?!encoder)", str(listed[1])):
             raise ConfigurationError(
                 f"{name} asks for {'.'.join(map(str, listed))} as its {component}; expected a class of {' or '.join(_LIBRARIES)}. "
                 "Code that a pipeline brings along is never run."

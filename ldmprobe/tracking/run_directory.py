@@ -74,4 +74,6 @@ def occupy(run_dir: str | Path, wait_s: float = 10.0) -> None:
 def vacate() -> None:
     """Let other processes have what this one occupied."""
     while _held:
-        _held.popitem()[1].release()
+        folder, lock = _held.popitem()
+        (folder / ".lock").unlink(missing_ok=True)  # while it is still ours
+        lock.release()

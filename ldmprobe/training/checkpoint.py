@@ -67,24 +67,26 @@ def load_diffusion_model(path: Path) -> DiffusionModel:
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds, all meaning "not a readable checkpoint"
         raise ConfigurationError(f"{path} is not a readable checkpoint: {type(error).__name__}: {error}") from error
-    card = checkpoint.get("ldmprobe")
-    if card is None:
+    card = checkpoint.get("ldmprobe") if isinstance(checkpoint, dict) else None
+    if not isinstance(card, dict):
         raise ConfigurationError(f"{path} was not written by ldmprobe.LatentDiffusion.")
+    try:
+        return _rebuilt(path, checkpoint, card)
+    except ConfigurationError:
+        raise
+    except Exception as error:  # of many kinds, all meaning that card and weights do not belong together
+        raise ConfigurationError(
+            f"{path} does not hold the model that it describes: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _rebuilt(path: Path, checkpoint: dict[str, Any], card: dict[str, Any]) -> DiffusionModel:
     network_card = dict(card["network"])
     if len(network_card) == 1:
         raise ConfigurationError(
             f"{path} holds a {network_card['class_name']}, which is not of diffusers; probe it from Python: build your "
             "LatentDiffusion, load its state_dict and pass module.diffusion_model() to ldmprobe.probe_ddim."
         )
-    try:
-        return _rebuilt(checkpoint, card, network_card)
-    except ConfigurationError:
-        raise
-    except Exception as error:  # of many kinds, all meaning that card and weights do not belong together
-        raise ConfigurationError(f"{path} does not hold the model that it describes: {error}") from error
-
-
-def _rebuilt(checkpoint: dict[str, Any], card: dict[str, Any], network_card: dict[str, Any]) -> DiffusionModel:
     network = from_network_config(network_card)
     autoencoder = from_network_config(card["autoencoder"]) if card["autoencoder"] else None
     codec = LatentCodec(autoencoder)

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from ldmprobe.diffusion.objective import TimestepObjective
 from ldmprobe.diffusion.prediction import epsilon_error_scale, prediction_target
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.timesteps import TimestepSampler, UniformTimesteps
@@ -47,6 +48,7 @@ class LatentDiffusion(L.LightningModule):
         conditioning: default: none.
         weighting: of noise levels in the loss; default: 1 on whatever the network predicts.
         timesteps: which timesteps are drawn; default: uniform.
+        normalise_weighting: to mean 1 under the timesteps' density, so that a weighting is not a change of learning rate, too.
         optimizer, lr_scheduler: any of torch's, stepped every optimiser step.
         ema_decay: of the moving average of the trained parameters; None for none.
         ema_warmup: start with a short memory.
@@ -67,6 +69,7 @@ class LatentDiffusion(L.LightningModule):
         conditioning: Conditioning | None = None,
         weighting: LossWeighting | None = None,
         timesteps: TimestepSampler | None = None,
+        normalise_weighting: bool = True,
         optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,
         ema_decay: float | None = 0.9999,
@@ -83,6 +86,7 @@ class LatentDiffusion(L.LightningModule):
         self.conditioning = conditioning or Unconditional()
         self.weighting = weighting or PlainWeighting()
         self.timesteps = timesteps or UniformTimesteps()
+        self.objective = TimestepObjective(self.schedule, self.weighting, self.timesteps, normalise_weighting)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.ema = EMA(network, ema_decay, ema_warmup) if ema_decay is not None else None
         if compile:
@@ -141,16 +145,25 @@ class LatentDiffusion(L.LightningModule):
         t = self.timesteps(len(z0), self.schedule)
         epsilon = torch.randn_like(z0)
         errors = self._prediction_errors(self.network, z0, epsilon, t.to(z0.device), condition)
+        loss = self.objective.losses(errors, t).mean()
+        self._tell_sampler(t, errors.detach())
         log_snr = self.schedule.log_snr[t].to(z0.device, errors.dtype)
-        prediction_type = self.schedule.prediction_type
-        loss = (self.weighting.prediction_weight(log_snr, prediction_type) * errors).mean()
         self.log("train/loss", loss, prog_bar=True, batch_size=len(z0))
         return {
             "loss": loss,
-            "epsilon_mse": (errors * epsilon_error_scale(prediction_type, log_snr)).detach(),
+            "epsilon_mse": (errors * epsilon_error_scale(self.schedule.prediction_type, log_snr)).detach(),
             "log_snr": log_snr,
             "sampling_probability": self.timesteps.probabilities(self.schedule)[t],
         }
+
+    def _tell_sampler(self, t: Tensor, errors: Tensor) -> None:
+        """An adaptive sampler hears of all ranks' losses, and so stays the same on every rank."""
+        if not self.timesteps.adaptive:
+            return
+        log_snr = self.schedule.log_snr[t]
+        losses = self.weighting.prediction_weight(log_snr, self.schedule.prediction_type).to(errors) * errors
+        seen: Any = self.all_gather([value.to(errors.device) for value in (t, log_snr, losses)])
+        self.timesteps.observe(*(value.flatten().cpu() for value in seen))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

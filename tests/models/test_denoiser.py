@@ -157,5 +157,7 @@ def test_a_configuration_is_plain_values_and_its_own_copy():
 
 
 def test_a_class_that_diffusers_lacks_is_refused_by_name():
-    with pytest.raises(ConfigurationError, match=r"needs diffusers.UNet9DModel, which diffusers .* lacks"):
+    with pytest.raises(
+        ConfigurationError, match=r"needs a model or scheduler diffusers.UNet9DModel, which diffusers .* lacks"
+    ):
         from_network_config({"class_name": "UNet9DModel"})

@@ -9,8 +9,9 @@ from torch import nn
 
 from ldmprobe.callbacks import DDIMProbe, DenoisingProbe, TrainingLoss
 from ldmprobe.data.images import ImageData
-from ldmprobe.diffusion.timesteps import StarvedBand
-from ldmprobe.diffusion.weighting import MinSNR
+from ldmprobe.diffusion.adaptive_timesteps import AdaptiveLoss
+from ldmprobe.diffusion.timesteps import StarvedBand, Stratified, UniformLogSNR
+from ldmprobe.diffusion.weighting import LearnedUncertainty, MinSNR
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning
@@ -136,7 +137,7 @@ def test_checkpoint_of_another_model_is_refused_by_name(tmp_path):
 
 
 def test_gradient_of_a_weighted_loss_is_that_of_the_weights_times_raw_errors(tmp_path):
-    model = module(weighting=MinSNR(), timesteps=StarvedBand(0, 500))
+    model = module(weighting=MinSNR(), timesteps=StarvedBand(0, 500), normalise_weighting=False)
     data = digits()
     fit = trainer(tmp_path, max_steps=1)
     fit.fit(model, data)
@@ -226,3 +227,24 @@ def test_validation_noise_is_fixed_and_draws_nothing(tmp_path):
     second = fit.validate(model, data, verbose=False)
     assert first == second
     assert state is not None
+
+
+@pytest.mark.parametrize("weighting", [MinSNR(), LearnedUncertainty()], ids=lambda weighting: type(weighting).__name__)
+def test_an_adaptive_sampler_hears_the_losses_and_its_state_is_in_the_checkpoint(tmp_path, weighting):
+    model = module(weighting=weighting, timesteps=Stratified(AdaptiveLoss()))
+    fit = trainer(tmp_path, max_steps=3)
+    fit.fit(model, digits())
+    sampler = model.timesteps.sampler
+    assert int(sampler.seen.sum()) == 3 * 16
+    p, uniform = (each.probabilities(model.schedule) for each in (model.timesteps, UniformLogSNR()))
+    assert not torch.allclose(p, uniform)
+    fit.save_checkpoint(tmp_path / "three.ckpt")
+    state = torch.load(tmp_path / "three.ckpt", weights_only=True)["state_dict"]
+    torch.testing.assert_close(state["timesteps.sampler._extra_state"]["average"], sampler.average, rtol=0, atol=0)
+
+
+def test_normalising_a_weighting_only_scales_it():
+    normalised, raw = (module(weighting=MinSNR(), normalise_weighting=on).objective for on in (True, False))
+    ratio = raw.weights() / normalised.weights()
+    torch.testing.assert_close(ratio, ratio[0].expand_as(ratio), rtol=1e-12, atol=0)
+    assert float((normalised.weights() * normalised.probabilities()).sum()) == pytest.approx(1, rel=1e-12)

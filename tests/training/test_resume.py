@@ -128,8 +128,8 @@ def test_records_after_the_checkpoint_are_taken_anew(config, whole, tmp_path):
     (folder / "checkpoints" / "epoch=0-step=12.ckpt").unlink()
     state = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["global_step"] == max(steps) == 12
-    assert run(arguments(config, folder, "--trainer.max_steps=14"), tmp_path / "output.txt") == 0
-    assert {record.step for record in RecordStore(folder).read("ddim")} == steps | {14}
+    assert run(arguments(config, folder, "--trainer.max_steps=13"), tmp_path / "output.txt") == 0
+    assert {record.step for record in RecordStore(folder).read("ddim")} == steps | {13}
     assert [row for row in metrics(whole) if row not in metrics(folder)] == []
 
 
