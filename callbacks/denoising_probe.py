@@ -32,6 +32,8 @@ class DenoisingProbe(ProbeCallback):
     probe/denoising_nats/tNNNN        gain over the linear denoiser                                   nats
     probe/calibration_residual/tNNNN  share of the error that a linear correction would still remove  1
     probe/calibration_nats/tNNNN      the same                                                        nats
+    probe/prediction_gain/tNNNN       what predictions would have to be multiplied by, 1 is calibrated  1
+    probe/prediction_offset/tNNNN     mean of the error by channel, root mean square, 0 is calibrated  noise's
     probe/denoising_progress/tNNNN    gained since the last probe, paired                             nats
     probe/denoising_bound_nats        ½ D Σ MSE Δlog-SNR, lower is better                             nats
     probe/imbalance_gini              how unevenly the recoverable error is spread over log-SNR       1

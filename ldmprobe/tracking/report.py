@@ -240,6 +240,18 @@ def _denoising_section(denoising: Sequence[ProbeRecord], training: Sequence[Prob
         "One line per noise level. A level whose line has levelled off has learnt what it will; one that still falls has not been trained enough.",
         chart(charts.history_chart(denoising, training)),
     )
+    if denoising and "prediction_gain" in denoising[-1].curves:
+        gain = section(
+            "Are predictions of the right size?",
+            "What they would have to be multiplied by to fit held-out noise best. Above 1 they are too small, below 1 too large; a few per cent "
+            "in a band show here long before they show in a loss.",
+            chart(
+                charts.gain_chart(
+                    [record for record in denoising[1:] or denoising if "prediction_gain" in record.curves]
+                )
+            ),
+        )
+        history = f'<div class="pair">{gain}{history}</div>'
     return f'<div class="pair">{"".join(parts)}</div>{history}'
 
 

@@ -48,6 +48,17 @@ class AsPrediction(nn.Module):
         return prediction_target(self.prediction_type, (z_t - sigma * epsilon) / alpha, epsilon, alpha, sigma)
 
 
+class Shifted(nn.Module):
+    """A denoiser with a constant added to its answer."""
+
+    def __init__(self, network: nn.Module, shift: float) -> None:
+        super().__init__()
+        self.network, self.shift = network, shift
+
+    def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        return self.network(z_t, t, condition) + self.shift
+
+
 def probe(model: DiffusionModel, **arguments) -> ProbeRecord:
     perfect = gaussian_model()
     held_out = HeldOut(draw(perfect, NUM_LATENTS, seed=5), {})
@@ -234,6 +245,27 @@ def test_scaling_epsilon_by_5_percent_raises_calibration_there_and_nowhere_else(
     low = float(worst.split("logsnr")[1])
     in_band = (found.log_snr >= low) & (found.log_snr < low + 3)
     assert inside[in_band].any()
+
+
+def test_gain_and_offset_of_a_perfect_model_are_1_and_0(many: ProbeRecord):
+    gain, offset = many.curves["prediction_gain"], many.curves["prediction_offset"]
+    assert (np.abs(gain.value - 1) < 1.5 * (gain.upper - gain.value)).all()
+    assert (np.abs(gain.value - 1) < gain.upper - gain.value).mean() >= 0.8
+    # A root mean square over two channels of something whose standard error is half_width/1.96.
+    assert (offset.value < 2 * (offset.upper - offset.value)).all()
+
+
+def test_gain_and_offset_show_a_factor_and_a_shift_where_they_are(many: ProbeRecord):
+    scaled, shifted = gaussian_model(), gaussian_model()
+    scaled.network = ScaledBand(scaled.network, 300, 600, 1.05)
+    shifted.network = Shifted(shifted.network, 0.05)
+    before, after = (record.curves["prediction_gain"] for record in (many, probe(scaled, num_draws=4096)))
+    inside = (after.timestep >= 300) & (after.timestep < 600)
+    np.testing.assert_allclose(after.value[inside], before.value[inside] / 1.05, rtol=1e-6)
+    np.testing.assert_array_equal(after.value[~inside], before.value[~inside])
+    offset = probe(shifted, num_draws=4096).curves["prediction_offset"]
+    assert (np.abs(offset.value - 0.05) < 2 * (offset.upper - offset.value)).all()
+    assert (offset.lower > 0).all()
 
 
 def test_shares_of_the_bands_sum_to_one_and_gini_agrees():

@@ -1,11 +1,19 @@
 """Interactive charts (plotly) of the report page, each a function of records."""
 
-from ldmprobe.tracking.charts.denoising import history_chart, loss_chart, nats_chart, residual_chart, skill_chart
+from ldmprobe.tracking.charts.denoising import (
+    gain_chart,
+    history_chart,
+    loss_chart,
+    nats_chart,
+    residual_chart,
+    skill_chart,
+)
 from ldmprobe.tracking.charts.heatmap import heatmap_chart
 from ldmprobe.tracking.charts.sampling import gap_chart, kl_chart, ratio_chart, variance_chart
 from ldmprobe.tracking.charts.scatter import pca_chart
 
 __all__ = [
+    "gain_chart",
     "gap_chart",
     "heatmap_chart",
     "history_chart",

@@ -35,6 +35,18 @@ def residual_chart(records: Sequence[ProbeRecord]) -> go.Figure:
     return figure
 
 
+def gain_chart(records: Sequence[ProbeRecord]) -> go.Figure:
+    """Prediction gain over log-SNR, coloured by training step; 1 is calibrated."""
+    figure = go.Figure()
+    figure.add_hline(y=1, line={"color": IDEAL, "dash": "dash", "width": 2})
+    curves_by_step(figure, records, "prediction_gain", interval=True, over_log_snr=True)
+    figure = finish(figure, "log-SNR (noisy to clean)", "gain: E[ε·ε̂] ÷ E[ε̂²]")
+    last = records[-1].curves["prediction_gain"].value
+    reach = min(max(1.15 * float(np.nanmax(np.abs(last - 1))), 0.1), 1.0)
+    figure.update_yaxes(range=[1 - reach, 1 + reach])
+    return figure
+
+
 def nats_chart(records: Sequence[ProbeRecord]) -> go.Figure:
     """The latest record in nats per level: gained over the linear optimum, still recoverable, and gained since the last probe."""
     figure = go.Figure()
