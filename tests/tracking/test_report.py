@@ -63,7 +63,7 @@ def test_page_has_every_section_and_loads_nothing(run_dir, tmp_path):
         assert f"<h2>{heading}</h2>" in html
     assert not re.search(r"<(script|img|iframe)[^>]+src=[\"'](?!data:)", html)
     assert "<link" not in html.replace("<link>", "")
-    assert html.count('class="plotly-graph-div"') == 11
+    assert html.count('class="plotly-graph-div"') == 12
 
 
 def test_names_and_configuration_are_text_not_markup(records):
