@@ -114,6 +114,8 @@ def start(argv: list[str], output: Path, prepare: Callable[..., None] | None = N
 
 
 def _child(argv: list[str], output: str, prepare: Callable[..., None] | None, prepare_args: tuple[Any, ...]) -> None:
+    # Of another test in this process; a run that is started by hand has a service of its own, which dies with it.
+    os.environ.pop("WANDB_SERVICE", None)
     torch.set_num_threads(1)
     stream = open(output, "a", buffering=1)  # noqa: SIM115 (the process's own output, as long as it lives)
     for descriptor in (1, 2):
