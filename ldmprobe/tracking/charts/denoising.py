@@ -85,6 +85,7 @@ def loss_chart(denoising: Sequence[ProbeRecord], training: Sequence[ProbeRecord]
             go.Scatter(
                 x=optimum.log_snr,
                 y=optimum.value,
+                mode="lines",
                 name="linear optimum",
                 line={"color": IDEAL, "dash": "dash", "width": 2.2},
             )
