@@ -12,7 +12,7 @@ test: $(STAMP)
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not reliability"
 
 test-reliability: $(STAMP) ## the long proofs of docs/RELIABILITY.md
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m reliability -s
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m reliability -rP
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ldmprobe.errors import ConfigurationError
 
 _CODEC_CLASSES = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
+_SCALING = {"scaling_factor": 1.0, "shift_factor": 0.0}  # what a configuration without them means
 
 
 class LatentCodec(nn.Module):
@@ -55,7 +56,7 @@ class LatentCodec(nn.Module):
         measure = scale == "measure" or (scale == "config" and not known)
         scale_value, shift_value = 1.0, 0.0
         if scale == "config" and not measure:
-            scale_value, shift_value = config.get("scaling_factor") or 1.0, config.get("shift_factor") or 0.0
+            scale_value, shift_value = (_number(config, name, default) for name, default in _SCALING.items())
         elif not measure:
             scale_value = float(scale)
         self.register_buffer("scale", torch.tensor(float(scale_value)))
@@ -158,6 +159,13 @@ class LatentCodec(nn.Module):
                 f"back as {decoded[1]}×{decoded[2]}); set the data's `image_size` to a multiple of {factor}, such as {fitting}."
             )
         return tuple(latent.shape[1:])
+
+
+def _number(config: dict[str, Any], name: str, default: float) -> float:
+    value = config.get(name) or default
+    if isinstance(value, (int, float)):
+        return float(value)
+    raise ConfigurationError(f"The autoencoder's {name} is {value!r}; expected a number.")
 
 
 def _load_autoencoder(name: str, subfolder: str | None) -> nn.Module:

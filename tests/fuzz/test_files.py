@@ -53,7 +53,7 @@ def spoilt(draw: Any, content: Any) -> Any:
         for step in path:
             holder = holder[step]
         if draw(st.booleans()) or key == "":
-            holder[key] = draw(st.sampled_from(DESPAIR) | st.integers(-3, 16) | json_values)
+            holder[key] = copy.deepcopy(draw(st.sampled_from(DESPAIR) | st.integers(-3, 16) | json_values))
         else:
             del holder[key]
     return content

@@ -263,3 +263,10 @@ def test_a_config_without_a_scale_has_it_measured():
     codec.measure_scale([images])
     latents = codec.encode(images, sample_posterior=False)
     assert float(latents.std(correction=0)) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_scaling_factor_that_is_no_number_is_refused():
+    autoencoder = AutoencoderKL(block_out_channels=(8,), norm_num_groups=4)
+    autoencoder.register_to_config(scaling_factor=[1.0])
+    with pytest.raises(ConfigurationError, match=r"scaling_factor is \[1.0\]; expected a number"):
+        LatentCodec(autoencoder)
