@@ -15,6 +15,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.tracking.whole_file import whole_file
+from ldmprobe.training.sharded_checkpoint import check_sharded_checkpoint
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -97,6 +98,7 @@ def damage(path: Path) -> str | None:
     try:
         if path.is_dir():
             _read_progress(path)
+            check_sharded_checkpoint(path)
             return None
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()

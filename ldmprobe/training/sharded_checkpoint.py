@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import pickle
 import warnings
 from pathlib import Path
@@ -51,6 +52,21 @@ def load_sharded_checkpoint(path: Path) -> dict[str, Any]:
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")
         load(state, storage_reader=reader, no_dist=True)
     return {**checkpoint, "state_dict": {name.removeprefix("state_dict."): value for name, value in state.items()}}
+
+
+def check_sharded_checkpoint(path: Path) -> None:
+    """Read the index and every part of it that is no tensor, plain values alone: Lightning, which unpickles both when a run is resumed, is
+    not given any other.
+
+    Raises:
+        pickle.UnpicklingError: there is something else in them.
+    """
+    index = _PlainReader(path).read_metadata()
+    for key, place in (index.storage_data or {}).items():
+        if not isinstance(index.state_dict_metadata.get(key.fqn), TensorStorageMetadata):
+            with (path / place.relative_path).open("rb") as file:
+                file.seek(place.offset)
+                torch.load(io.BytesIO(file.read(place.length)), map_location="cpu", weights_only=True)
 
 
 class _PlainReader(FileSystemReader):

@@ -9,6 +9,7 @@ from multiprocessing import get_context
 import lightning as L
 import pytest
 import torch
+import torch.distributed.checkpoint
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.tracking.whole_file import remove_partials, whole_file
@@ -147,7 +148,7 @@ def test_a_sharded_checkpoint_counts_when_its_parts_are_there(tmp_path):
     sharded.mkdir()
     torch.save(checkpoint(2), sharded / "meta.pt")
     assert newest_intact([tmp_path])[0].global_step == 1
-    (sharded / ".metadata").touch()
+    torch.distributed.checkpoint.save({"weight": torch.ones(2)}, checkpoint_id=sharded, no_dist=True)
     assert newest_intact([tmp_path])[0].path == sharded
 
 

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 import warnings
 
 import pytest
@@ -11,6 +12,7 @@ from torch.distributed.checkpoint import save
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.standalone import load_model
 from ldmprobe.training.checkpoint import load_diffusion_model
+from ldmprobe.training.checkpoint_io import damage
 from ldmprobe.training.sharded_checkpoint import is_sharded_checkpoint, load_sharded_checkpoint
 from tests.training.test_latent_diffusion import assert_same_state, digits, module, trainer
 
@@ -96,4 +98,16 @@ def test_a_weight_that_is_said_to_be_an_object_is_not_unpickled(sharded, tmp_pat
     rewrite_index(sharded, replaced)
     with pytest.raises(ConfigurationError, match=r"(?s)does not hold the model that it describes.*conv_in\.weight"):
         load_diffusion_model(sharded)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_run_does_not_go_on_from_parts_that_would_run_something(sharded, tmp_path):
+    assert damage(sharded) is None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save({"optimizer_0": {"lr": Runs(tmp_path / "ran")}}, checkpoint_id=tmp_path / "theirs.ckpt", no_dist=True)
+    shutil.copy(sharded / "meta.pt", tmp_path / "theirs.ckpt" / "meta.pt")
+    assert "UnpicklingError" in damage(tmp_path / "theirs.ckpt")
+    rewrite_index(sharded, lambda index: Runs(tmp_path / "ran"))
+    assert "would run" in damage(sharded)
     assert not (tmp_path / "ran").exists()
