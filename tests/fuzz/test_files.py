@@ -148,7 +148,7 @@ def _autoencoder(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "vae" / "config.json").read_text())
 
 
-@fuzz(25, 1_500, st.data())
+@fuzz(25, 300, st.data())
 def test_autoencoders_with_a_spoilt_config(folder: Path, data: Any) -> None:
     config = data.draw(
         spoilt(_autoencoder(folder)).map(json.dumps) | json_values.map(json.dumps) | st.text(max_size=20)
