@@ -29,22 +29,25 @@ def sd_scheduler(**overrides: Any) -> DDIMScheduler:
     return DDIMScheduler(**{**settings, **overrides})
 
 
-def tiny_unet(
-    channels: int = 2, size: int = 8, num_class_embeds: int | None = None, dropout: float = 0.0
-) -> UNet2DModel:
-    """A U-Net that trains a step in milliseconds."""
-    return UNet2DModel(
-        sample_size=size,
-        in_channels=channels,
-        out_channels=channels,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=4,
-        num_class_embeds=num_class_embeds,
-        dropout=dropout,
-    )
+def tiny_unet_settings(channels: int = 2, size: int = 8, **more: Any) -> dict[str, Any]:
+    """Of a U-Net that trains a step in milliseconds, as a configuration gives them."""
+    settings = {
+        "sample_size": size,
+        "in_channels": channels,
+        "out_channels": channels,
+        "layers_per_block": 1,
+        "block_out_channels": [8, 16],
+        "down_block_types": ["DownBlock2D", "DownBlock2D"],
+        "up_block_types": ["UpBlock2D", "UpBlock2D"],
+        "norm_num_groups": 4,
+    }
+    return {**settings, **more}
+
+
+def tiny_unet(channels: int = 2, size: int = 8, **more: Any) -> UNet2DModel:
+    """That U-Net, its settings as diffusers has them itself."""
+    settings = tiny_unet_settings(channels, size, **more)
+    return UNet2DModel(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
 
 
 class GaussianDenoiser(nn.Module):

@@ -11,17 +11,9 @@ from datasets import Dataset, Features, Image, Value
 from PIL import Image as PILImage
 
 from ldmprobe.cli import main
+from tests.helpers import tiny_unet_settings
 
-UNET = {
-    "sample_size": 8,
-    "in_channels": 3,
-    "out_channels": 3,
-    "layers_per_block": 1,
-    "block_out_channels": [8, 8],
-    "down_block_types": ["DownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "UpBlock2D"],
-    "norm_num_groups": 4,
-}
+UNET = tiny_unet_settings(channels=3, block_out_channels=[8, 8])
 DIGITS_CODEC = {"class_path": "ldmprobe.LatentCodec", "init_args": {"autoencoder": "builtin:digits"}}
 
 

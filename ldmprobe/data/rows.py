@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -75,10 +76,8 @@ class RowReader:
 
         try:
             if isinstance(value, dict):  # undecoded: {"bytes": ..., "path": ...}
-                Image.init()
-                # Not EPS, which is a program, and which Ghostscript would run.
-                formats = [name for name in Image.OPEN if name != "EPS"]
-                value = Image.open(io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"], formats=formats)
+                file = io.BytesIO(value["bytes"]) if value.get("bytes") else value["path"]
+                value = Image.open(file, formats=_readable_formats())
             if not isinstance(value, Image.Image):
                 array = np.asarray(value)
                 if array.dtype.kind == "f":
@@ -157,3 +156,12 @@ def _to_eight_bits(image: Any) -> Any:
     if array.min() < 0 or array.max() > top:
         raise ValueError(f"grey values from {array.min():g} to {array.max():g}, expected 0 to {top:g}")
     return Image.fromarray((array / top * 255).round().astype(np.uint8))
+
+
+@cache
+def _readable_formats() -> list[str]:
+    """All that Pillow reads but EPS, which is a program, and which Ghostscript would run."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in Image.OPEN if name != "EPS"]

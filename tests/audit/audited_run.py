@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader
 from ldmprobe.audit.audit import Comparison, Observation, compare, observe, read_configuration
 from ldmprobe.callbacks import DDIMProbe, ProbeCallback
 from ldmprobe.probing.probe import Ranks
+from tests.helpers import tiny_unet_settings
 
 ALL_PROBES = [
     {"class_path": "ldmprobe.callbacks.DDIMProbe", "init_args": {"num_samples": 8, "num_steps": 3}},
@@ -25,17 +26,7 @@ ALL_PROBES = [
 def unet(dropout=0.1):
     return {
         "class_path": "diffusers.UNet2DModel",
-        "init_args": {
-            "sample_size": 4,
-            "in_channels": 2,
-            "out_channels": 2,
-            "layers_per_block": 1,
-            "block_out_channels": [8, 16],
-            "down_block_types": ["DownBlock2D", "DownBlock2D"],
-            "up_block_types": ["UpBlock2D", "UpBlock2D"],
-            "norm_num_groups": 4,
-            "dropout": dropout,
-        },
+        "init_args": tiny_unet_settings(size=4, dropout=dropout),
     }
 
 

@@ -22,6 +22,7 @@ import torch
 import yaml
 
 from ldmprobe.tracking.store import RecordStore
+from tests.helpers import tiny_unet_settings
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
@@ -39,17 +40,7 @@ def write_config(folder: Path, max_steps: int = 12, logger: str = "csv", num_wor
             "init_args": {"project": "test", "offline": True},
         },
     }
-    network = {
-        "sample_size": 4,
-        "in_channels": 2,
-        "out_channels": 2,
-        "layers_per_block": 1,
-        "block_out_channels": [8, 16],
-        "down_block_types": ["DownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "UpBlock2D"],
-        "norm_num_groups": 4,
-        "dropout": 0.1,
-    }
+    network = tiny_unet_settings(size=4, dropout=0.1)
     ddim = {"every_n_steps": 2, "num_samples": 8, "num_steps": 2, "num_reference": 64}
     denoising = {"every_n_steps": 3, "num_images": 16, "num_draws": 32, "num_reference": 64}
     config = {

@@ -13,6 +13,7 @@ from ldmprobe.tracking.store import RecordStore
 from ldmprobe.training.checkpoint_io import WholeCheckpointIO
 from ldmprobe.training.cli import build_cli
 from ldmprobe.training.latent_diffusion import LatentDiffusion
+from tests.helpers import tiny_unet_settings
 
 CONFIG = Path(__file__).resolve().parent.parent.parent / "configs" / "gaussian.yaml"
 SMALL = [
@@ -65,16 +66,7 @@ def test_the_saved_configuration_runs_again(tmp_path):
 def test_module_and_data_work_in_a_lightning_cli_of_ones_own(tmp_path):
     network = {
         "class_path": "diffusers.UNet2DModel",
-        "init_args": {
-            "sample_size": 8,
-            "in_channels": 1,
-            "out_channels": 1,
-            "layers_per_block": 1,
-            "block_out_channels": [8, 16],
-            "down_block_types": ["DownBlock2D", "DownBlock2D"],
-            "up_block_types": ["UpBlock2D", "UpBlock2D"],
-            "norm_num_groups": 4,
-        },
+        "init_args": tiny_unet_settings(channels=1),
     }
     settings = {
         "model": {"network": network, "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}}},

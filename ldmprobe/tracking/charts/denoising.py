@@ -14,10 +14,7 @@ from ldmprobe.tracking.style import IDEAL, STEP_COLOURS, WARNING, step_colour
 
 def skill_chart(records: Sequence[ProbeRecord]) -> go.Figure:
     """Denoising skill over log-SNR, coloured by training step; 0 is the best linear denoiser."""
-    figure = go.Figure()
-    figure.add_hline(y=0, line={"color": IDEAL, "dash": "dash", "width": 2})
-    curves_by_step(figure, records, "denoising_skill", interval=True, over_log_snr=True)
-    figure = finish(figure, "log-SNR (noisy to clean)", "skill: 1 − MSE ÷ linear optimum")
+    figure = _beside_ideal(records, "denoising_skill", 0, "skill: 1 − MSE ÷ linear optimum")
     lowest = min(float(np.nanmin(record.curves["denoising_skill"].value)) for record in records[-1:])
     figure.update_yaxes(range=[max(min(lowest * 1.15, -0.6), -4.0), 1.02])
     return figure
@@ -25,10 +22,7 @@ def skill_chart(records: Sequence[ProbeRecord]) -> go.Figure:
 
 def residual_chart(records: Sequence[ProbeRecord]) -> go.Figure:
     """Calibration residual over log-SNR, coloured by training step; 0 is calibrated."""
-    figure = go.Figure()
-    figure.add_hline(y=0, line={"color": IDEAL, "dash": "dash", "width": 2})
-    curves_by_step(figure, records, "calibration_residual", interval=True, over_log_snr=True)
-    figure = finish(figure, "log-SNR (noisy to clean)", "R: recoverable share of the loss")
+    figure = _beside_ideal(records, "calibration_residual", 0, "R: recoverable share of the loss")
     last = records[-1].curves["calibration_residual"]
     top = float(np.nanmax(last.upper if last.upper is not None else last.value))
     figure.update_yaxes(range=[-0.05, min(max(1.3 * top, 0.2), 1.02)])
@@ -37,10 +31,7 @@ def residual_chart(records: Sequence[ProbeRecord]) -> go.Figure:
 
 def gain_chart(records: Sequence[ProbeRecord]) -> go.Figure:
     """Prediction gain over log-SNR, coloured by training step; 1 is calibrated."""
-    figure = go.Figure()
-    figure.add_hline(y=1, line={"color": IDEAL, "dash": "dash", "width": 2})
-    curves_by_step(figure, records, "prediction_gain", interval=True, over_log_snr=True)
-    figure = finish(figure, "log-SNR (noisy to clean)", "gain: E[ε·ε̂] ÷ E[ε̂²]")
+    figure = _beside_ideal(records, "prediction_gain", 1, "gain: E[ε·ε̂] ÷ E[ε̂²]")
     last = records[-1].curves["prediction_gain"].value
     reach = min(max(1.15 * float(np.nanmax(np.abs(last - 1))), 0.1), 1.0)
     figure.update_yaxes(range=[1 - reach, 1 + reach])
@@ -137,3 +128,11 @@ def history_chart(denoising: Sequence[ProbeRecord], training: Sequence[ProbeReco
             )
     step_colour_bar(figure, -6, 7, "log-SNR")
     return finish(figure, "training step", "squared ε-error per dimension", log_y=True)
+
+
+def _beside_ideal(records: Sequence[ProbeRecord], metric: str, ideal: float, title: str) -> go.Figure:
+    """A metric over log-SNR, coloured by training step, and its ideal, the same at every level."""
+    figure = go.Figure()
+    figure.add_hline(y=ideal, line={"color": IDEAL, "dash": "dash", "width": 2})
+    curves_by_step(figure, records, metric, interval=True, over_log_snr=True)
+    return finish(figure, "log-SNR (noisy to clean)", title)
