@@ -41,7 +41,10 @@ class ProbeCallback(L.Callback, ABC):
 
     Attributes:
         failures: how many probes have failed since training was started or resumed.
+        part_of_training: whether what is found is meant to change training; of the class.
     """
+
+    part_of_training = False
 
     def __init__(self, every_n_steps: int = 500) -> None:
         if every_n_steps < 1:

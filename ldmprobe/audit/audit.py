@@ -33,7 +33,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from torch import nn
 
 from ldmprobe.audit.ledger import KINDS, Ledger, differences, digest, in_words
-from ldmprobe.audit.observation import PROBES, Observation, Recorder, bracket, logged_metrics
+from ldmprobe.audit.observation import Observation, Recorder, bracket, is_probe, logged_metrics
 from ldmprobe.callbacks import ProbeCallback
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.training.cli import build_cli
@@ -123,7 +123,7 @@ def read_configuration(fit_arguments: list[str]) -> dict[str, Any]:
         if end.code:  # an argument was refused, and the user told
             raise
     config = yaml.safe_load(text.getvalue())
-    if not any(_is_a(callback, PROBES) for callback in _listed(config["trainer"]["callbacks"])):
+    if not any(is_probe(_class_of(callback)) for callback in _listed(config["trainer"]["callbacks"])):
         raise ConfigurationError(
             "The configuration names no probe, so there is nothing to audit; add some under `trainer.callbacks`, such as "
             "`ldmprobe.callbacks.DDIMProbe`, or a second file: `--config configs/probes.yaml`."
@@ -136,13 +136,17 @@ def audited(config: dict[str, Any], run_dir: Path, steps: int, probed: bool) -> 
     going to ``run_dir``: no checkpoints, W&B offline, other services' loggers left out."""
     config = copy.deepcopy(config)
     trainer = config["trainer"]
-    left_out = (Checkpoint, ProgressBar) if probed else (Checkpoint, ProgressBar, *PROBES)
+
+    def is_left_out(callback: dict[str, Any]) -> bool:
+        kind = _class_of(callback)
+        return issubclass(kind, (Checkpoint, ProgressBar)) or (not probed and is_probe(kind))
+
     # Validation once within the run, and short: what it does besides the probes is part of training.
     every = steps // 2 * (trainer["accumulate_grad_batches"] or 1)
     interval = trainer["val_check_interval"]
     config["run_dir"] = str(run_dir)
     config["trainer"] |= {
-        "callbacks": [callback for callback in _listed(trainer["callbacks"]) if not _is_a(callback, left_out)],
+        "callbacks": [callback for callback in _listed(trainer["callbacks"]) if not is_left_out(callback)],
         "logger": _loggers(trainer["logger"], run_dir),
         "max_steps": steps,
         "max_epochs": -1,
@@ -183,9 +187,9 @@ def _listed(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
-def _is_a(callback: dict[str, Any], classes: tuple[type, ...]) -> bool:
+def _class_of(callback: dict[str, Any]) -> type:
     found = pydoc.locate(callback["class_path"])
-    return isinstance(found, type) and issubclass(found, classes)
+    return found if isinstance(found, type) else object
 
 
 def _every_n_steps(steps: int) -> int:
@@ -206,11 +210,12 @@ def observe(config: dict[str, Any], folder: Path, steps: int, probed: bool) -> O
     averages = {
         f"{type(callback).__name__}.{name}": value
         for callback in callbacks
+        if not is_probe(type(callback))
         for name, value in vars(callback).items()
         if isinstance(value, nn.Module)
     }
     for callback in callbacks:
-        if isinstance(callback, PROBES):
+        if is_probe(type(callback)):
             bracket(callback, seen, averages)
         if isinstance(callback, ProbeCallback):
             callback.every_n_steps = min(callback.every_n_steps, _every_n_steps(steps))

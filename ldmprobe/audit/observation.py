@@ -14,8 +14,14 @@ from torch import nn
 from ldmprobe.audit.ledger import Ledger, differences, digest, in_words, take_ledger
 from ldmprobe.callbacks import ProbeCallback, ReportWriter
 
-PROBES = (ProbeCallback, ReportWriter)
 _OF_PROBES = ("probe/", "probe_failures/")
+
+
+def is_probe(kind: type) -> bool:
+    """Whether callbacks of this class look on without being part of training."""
+    if issubclass(kind, ProbeCallback):
+        return not kind.part_of_training
+    return issubclass(kind, ReportWriter)
 
 
 @dataclass

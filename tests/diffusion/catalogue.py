@@ -14,6 +14,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 import ldmprobe.diffusion
 from ldmprobe.diffusion.adaptive_timesteps import AdaptiveLoss, AdaptiveTimesteps, LossSecondMoment
+from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.timesteps import (
     BetaTimesteps,
@@ -104,6 +105,14 @@ def _new_and_taught(kind: type[AdaptiveTimesteps]) -> AdaptiveTimesteps:
     return copy.deepcopy(_taught(kind))
 
 
+def _steered(base: TimestepSampler | None = None) -> BalancedTimesteps:
+    """Towards the middle levels, which count more, too."""
+    sampler = BalancedTimesteps(base)
+    level = torch.tensor([-4.0, 0.0, 5.0])
+    sampler.steer(level, torch.tensor([0.5, 2.0, 1.0]), torch.tensor([1.0, 1.5, 0.5]))
+    return sampler
+
+
 ADAPTIVE_SAMPLERS: dict[str, Callable[[], TimestepSampler]] = {
     "second moment, new": LossSecondMoment,
     "second moment": lambda: _new_and_taught(LossSecondMoment),
@@ -112,7 +121,13 @@ ADAPTIVE_SAMPLERS: dict[str, Callable[[], TimestepSampler]] = {
     "adaptive, stratified": lambda: Stratified(_new_and_taught(AdaptiveLoss)),
 }
 
-SAMPLERS = {**STATIC_SAMPLERS, **ADAPTIVE_SAMPLERS}
+STEERED_SAMPLERS: dict[str, Callable[[], TimestepSampler]] = {
+    "balanced, new": BalancedTimesteps,
+    "balanced": _steered,
+    "balanced, adaptive base": lambda: _steered(_new_and_taught(LossSecondMoment)),
+}
+
+SAMPLERS = {**STATIC_SAMPLERS, **ADAPTIVE_SAMPLERS, **STEERED_SAMPLERS}
 
 
 @cache

@@ -8,6 +8,7 @@ import torch
 from scipy import stats
 
 from ldmprobe.diffusion.adaptive_timesteps import AdaptiveTimesteps, LossSecondMoment
+from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.timesteps import (
     BetaTimesteps,
@@ -41,7 +42,8 @@ def schedule() -> NoiseSchedule:
 
 def test_every_sampler_is_in_the_catalogue_of_the_tests():
     assert {type(make()) for make in SAMPLERS.values()} == concrete_classes(TimestepSampler)
-    static = {of for of in concrete_classes(TimestepSampler) if not issubclass(of, AdaptiveTimesteps)}
+    moving = (AdaptiveTimesteps, BalancedTimesteps)
+    static = {of for of in concrete_classes(TimestepSampler) if not issubclass(of, moving)}
     assert {type(make()) for make in STATIC_SAMPLERS.values()} == static
 
 

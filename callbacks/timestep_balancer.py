@@ -1,0 +1,217 @@
+"""TimestepBalancer: held-out progress decides which noise levels are trained more. The one callback here that changes training."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable
+from typing import Any
+
+import lightning as L
+import numpy as np
+import torch
+
+from ldmprobe.analysis.balancing import Controller, HeldOutProgress, Measured, bounded, moved
+from ldmprobe.callbacks.probe_callback import ProbeCallback
+from ldmprobe.callbacks.probe_data import held_out_of, reference_of
+from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
+from ldmprobe.probing.analyses import MarginalGap
+from ldmprobe.probing.ddim import probe_ddim
+from ldmprobe.probing.denoising import LOG_SNR_SPACING, probe_denoising
+from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.probe import Ranks
+from ldmprobe.probing.record import Curve, ProbeRecord
+from ldmprobe.probing.reference import Reference
+
+
+class TimestepBalancer(ProbeCallback):
+    """Probes held-out data a little and often, and steers a :class:`BalancedTimesteps <ldmprobe.diffusion.balanced_timesteps.BalancedTimesteps>`,
+    which must be the model's ``timesteps``, towards the noise levels where more training pays (``ldmprobe.analysis.balancing``).
+
+    Two things are set. The *density* of the draws follows the controller. The *weight* of a level's loss is its held-out error to the power of
+    −``equalise``: the gradient of a squared error is as large as its root, most of which, at low noise, no training can remove; weighted by 1/√MSE
+    all levels pull alike, and those with large errors do not drown the others (at 1, the weight of a regression with known variances, as in
+    EDM2's learned uncertainty; Karras et al., 2024, arXiv:2312.02696, eq. 14).
+
+    The controller's wish is kept within bounds: no level's density is more than ``max_ratio`` times or less than 1/``max_ratio`` of the mean;
+    the sampler's ``floor`` of all draws stays as it was; it is a moving average; and nothing changes unless at least ``hysteresis`` of
+    the draws would move. The sampler's probabilities sum to 1 and the loss keeps its mean weight of 1, so that the learning rate is what it was.
+
+    Each decision is a record "balance" with the curves ``balance_progress`` (nats per level and 1,000 steps), ``balance_target`` (what the
+    controller wants, 1 is the mean), ``balance_density`` (what is drawn by) and ``balance_weight`` (of the loss), and the scalars ``balance_moved`` (share of the draws that the
+    target would move), ``balance_steered`` (1 if it was followed) and ``balance_seconds`` (spent on this so far).
+
+    Unlike every other probe, this one changes training; it costs ``num_draws`` passes at some 17 levels each time. What it looks at is held-out
+    data, which in a strict sense is then no longer held out; the leak is one density over 17 levels.
+
+    Args:
+        every_n_steps: optimiser steps between decisions.
+        controller: default: :class:`HeldOutProgress <ldmprobe.analysis.balancing.HeldOutProgress>`.
+        num_images, num_draws: held-out images, and noised latents per level.
+        smoothing: share of the old in the moving average of the controller's wish.
+        max_ratio, hysteresis, equalise: as above; with ``equalise`` 0 all weights are 1.
+        dry_run: only record what it would do.
+        batch_size, num_reference, seed, held_out: as DenoisingProbe's.
+
+    Raises:
+        ConfigurationError: before training: the model has no BalancedTimesteps, or numbers out of range.
+    """
+
+    part_of_training = True
+
+    def __init__(
+        self,
+        every_n_steps: int = 100,
+        controller: Controller | None = None,
+        num_images: int = 128,
+        num_draws: int = 64,
+        smoothing: float = 0.5,
+        max_ratio: float = 8.0,
+        hysteresis: float = 0.02,
+        equalise: float = 0.5,
+        dry_run: bool = False,
+        batch_size: int = 256,
+        num_reference: int = 4096,
+        seed: int = 1,
+        held_out: Iterable[Any] | None = None,
+    ) -> None:
+        super().__init__(every_n_steps)
+        if not (0 <= smoothing < 1 and max_ratio > 1 and 0 <= hysteresis < 1):
+            raise ConfigurationError(
+                f"TimestepBalancer got smoothing {smoothing}, max_ratio {max_ratio}, hysteresis {hysteresis}; expected 0 <= smoothing < 1, "
+                "max_ratio > 1, 0 <= hysteresis < 1."
+            )
+        if not 0 <= equalise <= 1:
+            raise ConfigurationError(f"TimestepBalancer got equalise {equalise}; expected 0 to 1.")
+        if num_images < 8 or num_draws < 32 or batch_size < 1:
+            raise ConfigurationError(
+                f"TimestepBalancer got num_images {num_images}, num_draws {num_draws}, batch_size {batch_size}; expected at least 8, 32 and 1."
+            )
+        self.controller = controller or HeldOutProgress()
+        self.num_images, self.num_draws, self.batch_size = num_images, num_draws, batch_size
+        self.smoothing, self.max_ratio, self.hysteresis, self.dry_run = smoothing, max_ratio, hysteresis, dry_run
+        self.equalise = equalise
+        self.num_reference, self.seed, self.held_out = num_reference, seed, held_out
+        self.cost_seconds = 0.0
+        self._reference: Reference | None = None
+        self._held_out: HeldOut | None = None
+        self._state: dict[str, Any] = {}  # step, mse, target, density and weight of the last decision
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        self._sampler_of(pl_module)
+
+    def _sampler_of(self, pl_module: L.LightningModule) -> BalancedTimesteps | None:
+        found = [module for module in pl_module.modules() if isinstance(module, BalancedTimesteps)]
+        if len(found) != 1 and not self.dry_run:
+            raise ConfigurationError(
+                f"TimestepBalancer steers one BalancedTimesteps, and {type(pl_module).__name__} has {len(found)}; set the model's "
+                "`timesteps: {class_path: ldmprobe.diffusion.balanced_timesteps.BalancedTimesteps}`, or `dry_run: true`."
+            )
+        return found[0] if found else None
+
+    def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
+        began = time.process_time()
+        model = diffusion_model_of(pl_module)
+        if self._reference is None:
+            self._reference = reference_of(trainer, model, self.num_reference)
+            self._held_out = held_out_of(trainer, model, self.num_images, self.held_out)
+        assert self._held_out is not None
+        found = probe_denoising(
+            model,
+            self._held_out,
+            self._reference,
+            num_draws=self.num_draws,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            step=trainer.global_step,
+            ranks=ranks,
+        )
+        gap = self._gap(model, found, ranks) if self.controller.needs_gap else None
+        measured = self._measured(found, gap)
+        record = self._decide(found, measured, self._sampler_of(pl_module))
+        self.cost_seconds += time.process_time() - began
+        record.scalars["balance_seconds"] = self.cost_seconds
+        return record
+
+    def _measured(self, found: ProbeRecord, gap: np.ndarray | None) -> Measured:
+        mse = found.curves["denoising_mse"]
+        progress = np.zeros_like(mse.value)
+        if self._state and found.step > self._state["step"]:
+            progress = np.maximum(self._state["mse"] - mse.value, 0) / (found.step - self._state["step"])
+        nats_per_error = 0.5 * found.provenance["dimension"] * LOG_SNR_SPACING
+        return Measured(
+            mse.log_snr,
+            mse.value,
+            progress,
+            found.per_sample["denoising_errors"].value.std(1),
+            found.curves["denoising_mmse"].value,
+            np.maximum(found.curves["calibration_nats"].value, 0) / nats_per_error,
+            gap,
+        )
+
+    def _decide(self, found: ProbeRecord, measured: Measured, sampler: BalancedTimesteps | None) -> ProbeRecord:
+        density, target, weight = (
+            self._state.get(name, np.ones_like(measured.mse)) for name in ("density", "target", "weight")
+        )
+        wanted = self.controller.density(measured)
+        if wanted.any():
+            # Of what is wanted, not of progress: that is a hundred times as fast at the start, and would be remembered.
+            keep = self.smoothing if "target" in self._state else 0.0
+            target = keep * target + (1 - keep) * bounded(wanted, self.max_ratio)
+            self._state["target"] = target
+        share = moved(density, target)
+        steered = share > self.hysteresis and not self.dry_run
+        if steered:
+            density = self._state["density"] = target
+            weight = self._state["weight"] = measured.mse**-self.equalise
+            if sampler is not None:
+                sampler.steer(*(torch.from_numpy(values.copy()) for values in (measured.log_snr, density, weight)))
+        self._state |= {"step": found.step, "mse": measured.mse}
+        nats_per_error = 0.5 * found.provenance["dimension"] * LOG_SNR_SPACING
+        where = found.curves["denoising_mse"]
+        curves = {
+            "balance_progress": 1000 * nats_per_error * measured.progress,
+            "balance_target": target,
+            "balance_density": density,
+            "balance_weight": weight,
+        }
+        return ProbeRecord(
+            "balance",
+            found.step,
+            scalars={"balance_moved": share, "balance_steered": float(steered)},
+            curves={name: Curve(where.timestep, where.log_snr, value) for name, value in curves.items()},
+            provenance={"controller": type(self.controller).__name__, "dry_run": self.dry_run, **found.provenance},
+            fingerprints=found.fingerprints,
+        )
+
+    def _gap(self, model: DiffusionModel, found: ProbeRecord, ranks: Ranks) -> np.ndarray:
+        """The sampling gap at the levels of the denoising probe, from a short sampling."""
+        record = probe_ddim(
+            model,
+            self._reference,
+            num_samples=self.num_draws,
+            num_steps=20,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            analyses=[MarginalGap()],
+            step=found.step,
+            ranks=ranks,
+        )
+        gap = record.curves["marginal_gap"]
+        return np.interp(found.curves["denoising_mse"].log_snr, gap.log_snr, gap.value)
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {
+            name: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+            for name, value in self._state.items()
+        }
+        return {"decided": state, "cost_seconds": self.cost_seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._state = {
+            name: value.numpy().copy() if isinstance(value, torch.Tensor) else value
+            for name, value in state_dict["decided"].items()
+        }
+        self.cost_seconds = state_dict["cost_seconds"]
