@@ -10,7 +10,11 @@ from ldmprobe.callbacks.logger_guard import LoggerGuard
 from ldmprobe.callbacks.non_finite import NonFinite
 from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.callbacks.report_writer import ReportWriter
+from ldmprobe.callbacks.sample_quality import SampleQuality
+from ldmprobe.callbacks.timestep_balancer import TimestepBalancer
+from ldmprobe.callbacks.training_clock import TrainingClock
 from ldmprobe.callbacks.training_loss import TrainingLoss
+from ldmprobe.callbacks.training_objective import TrainingObjective
 
 __all__ = [
     "DDIMProbe",
@@ -20,5 +24,9 @@ __all__ = [
     "NonFinite",
     "ProbeCallback",
     "ReportWriter",
+    "SampleQuality",
+    "TimestepBalancer",
+    "TrainingClock",
     "TrainingLoss",
+    "TrainingObjective",
 ]

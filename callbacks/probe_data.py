@@ -30,7 +30,7 @@ def reference_of(trainer: L.Trainer, model: DiffusionModel, num_images: int) -> 
         if path.exists():
             return _checked(Reference.load(path), path, codec, model)
         with evaluating(model.modules):
-            batches = _batches(trainer, num_images, held_out=False)
+            batches = image_batches(trainer, num_images, held_out=False)
             reference = Reference.fit(encode_images(model.codec, (batch["image"] for batch in batches)), codec)
         reference.save(path)
         return reference
@@ -61,7 +61,7 @@ def held_out_of(
     Raises:
         ConfigurationError: there are none.
     """
-    chosen = _batches(trainer, num_images, held_out=True)
+    chosen = image_batches(trainer, num_images, held_out=True)
     if batches is not None:
         chosen = _limited((_as_dict(batch) for batch in batches), num_images)
 
@@ -78,7 +78,7 @@ def has_held_out(trainer: L.Trainer) -> bool:
     return hasattr(data, "reference_batches") or trainer.val_dataloaders is not None
 
 
-def _batches(trainer: L.Trainer, num_images: int, held_out: bool) -> Iterator[dict[str, Any]]:
+def image_batches(trainer: L.Trainer, num_images: int, held_out: bool) -> Iterator[dict[str, Any]]:
     data: Any = getattr(trainer, "datamodule", None)
     if hasattr(data, "reference_batches"):
         yield from data.reference_batches(num_images, held_out)

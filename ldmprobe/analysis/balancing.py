@@ -71,7 +71,7 @@ class HeldOutProgress(Controller):
         exponent: of progress, below 1 to move more gently than the rule.
     """
 
-    def __init__(self, sample_share: float = 0.5, exponent: float = 1.0) -> None:
+    def __init__(self, sample_share: float = 0.75, exponent: float = 1.0) -> None:
         if not (0 <= sample_share <= 1 and 0 < exponent <= 1):
             raise ConfigurationError(
                 f"HeldOutProgress got sample_share {sample_share}, exponent {exponent}; expected 0 <= sample_share <= 1, 0 < exponent <= 1."

@@ -28,6 +28,7 @@ def comparison_html(comparison: Comparison) -> str:
             ("Who is better, and at which noise levels", _gains_section),
             ("Training steps to the same quality", _training_section),
             ("Samples", _samples_section),
+            ("FID and KID", _quality_section),
             ("Noise levels", _levels_section),
             ("Sampling", _sampling_section),
             ("Imbalance", _imbalance_section),
@@ -194,6 +195,25 @@ def _grids(moment: Moment) -> str:
             f'<div><h3>{_named(label, i)}<em>step {record.step:,}</em></h3><div class="samples">{pictures}</div></div>'
         )
     return f'<div class="side">{"".join(grids)}</div>'
+
+
+def _quality_section(comparison: Comparison) -> str:
+    whens = comparison.moments.get("quality", [])
+    if not whens:
+        return ""
+    rows = []
+    for i, run in enumerate(comparison.runs):
+        found = [when.records[run.label].scalars for when in whens]
+        cells = "".join(f"<td>{s['fid']:.4g}</td><td>{s['kid']:.3g} ± {s['kid_std']:.2g}</td>" for s in found)
+        rows.append(f"<tr><td>{_named(run.label, i)}</td>{cells}</tr>")
+    head = "".join(f"<th>FID, {(at := escape(when.description))}</th><th>KID, {at}</th>" for when in whens)
+    known = next(iter(whens[0].records.values())).provenance
+    return section(
+        "FID and KID",
+        f"Distance of {known['num_samples']:,} decoded samples from {known['num_real']:,} real images in the features of "
+        f"{escape(str(known['feature_network']))}; lower is better. ± is the standard deviation over KID's subsets, no interval.",
+        f'<div class="scroll"><table class="verdicts"><thead><tr><th>run</th>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>',
+    )
 
 
 def _levels_section(comparison: Comparison) -> str:

@@ -27,6 +27,7 @@ gain_nats_total       the same over all levels
 steps_to_reach        training steps until the first run's last bound is reached; NaN where it is not
 steps_ratio           the same ÷ the first run's own
 imbalance_gini, …     the imbalance figures of the denoising probe
+fid, kid, kid_std     the figures of the quality probe
 ====================  ========================================================================================
 """
 
@@ -46,7 +47,9 @@ from ldmprobe.probing.record import Curve
 CURVES = {
     "denoising": ("denoising_skill", "calibration_residual", "denoising_nats"),
     "ddim": ("step_kl", "step_kl_ideal", "marginal_gap", "marginal_gap_ideal"),
+    "quality": (),
 }
+SCALARS = ("imbalance_gini", "fid", "kid", "kid_std")
 _NUMBERS = ("low", "high", "log_snr", "value", "lower", "upper", "p_value", "p_holm")
 SCHEMA = pa.schema(
     [
@@ -77,8 +80,9 @@ def _probe_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
                     yield from _level_rows(here | {"metric": metric}, record.curves[metric])
             for (low, high), share in band_shares(record).items():
                 yield here | {"metric": "imbalance_share", "low": low, "high": high, "value": share}
-            if "imbalance_gini" in record.scalars:
-                yield here | {"metric": "imbalance_gini", "value": record.scalars["imbalance_gini"]}
+            for metric in SCALARS:
+                if metric in record.scalars:
+                    yield here | {"metric": metric, "value": record.scalars[metric]}
 
 
 def _gain_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:

@@ -10,13 +10,15 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking.store import RecordStore
 
-PROBES = ("denoising", "ddim")
+PROBES = ("denoising", "ddim", "quality")
 _PARTS = {
     "grid": "noise levels: schedule, number of DDIM steps, their spacing",
     "reference": "real latents: training data, num_reference",
     "held_out": "held-out images, num_images, num_draws, seed",
     "codec": "autoencoder and its scale",
     "sampler": "num_samples, guidance_scale, seed, latent shape",
+    "features": "feature network and its weights",
+    "real_images": "the real images that samples are compared with",
 }
 
 

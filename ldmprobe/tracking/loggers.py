@@ -11,13 +11,16 @@ from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking import figures
 from ldmprobe.tracking.logger_guard import going_on
 
-# Closed forms do not change over training, and a chart per eigen-band and timestep would drown a dashboard: in the record only.
-RECORD_ONLY = ("step_kl_ideal", "step_kl_forward", "step_kl_floor", "marginal_gap_ideal", "denoising_mmse")
+# Closed forms do not change over training, and a chart per timestep of these or of eigen-bands would drown a dashboard: they are drawn as curves.
+_CLOSED_FORMS = ("step_kl_ideal", "step_kl_forward", "step_kl_floor", "marginal_gap_ideal", "denoising_mmse")
+_OBJECTIVE = ("timestep_density", "loss_weight", "training_emphasis")
+_BALANCE = ("balance_progress", "balance_target", "balance_density", "balance_weight")
+RECORD_ONLY = _CLOSED_FORMS + _OBJECTIVE + _BALANCE
 
 
 def scalar_metrics(record: ProbeRecord) -> dict[str, float]:
     """The numbers of a record's scalars and curves under names of their own, such as ``probe/step_kl/t0981``; all of them but those of
-    closed forms and eigen-bands."""
+    closed forms, the objective, the balancer and eigen-bands."""
     metrics = {f"probe/{name}": value for name, value in record.scalars.items()}
     for name, curve in record.curves.items():
         if name in RECORD_ONLY or "/band" in name:
@@ -37,7 +40,8 @@ def log_record(loggers: Iterable[Any], record: ProbeRecord, history: Callable[[]
     Args:
         history: reads all records of the same probe so far, this one last; called only where they are drawn.
     """
-    drawn = bool(record.scatters or record.images or "step_kl" in record.curves or "denoising_mse" in record.curves)
+    of_interest = {"step_kl", "denoising_mse", "training_emphasis", "balance_density"}
+    drawn = bool(record.scatters or record.images or of_interest & record.curves.keys())
     log_scalars(loggers, scalar_metrics(record), record.step)
     for logger in loggers:
         kind = type(logger).__name__

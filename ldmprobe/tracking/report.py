@@ -46,12 +46,18 @@ def report_html(records: Sequence[ProbeRecord], config_text: str | None, title: 
     ddim = comparable([record for record in records if record.probe == "ddim"])
     denoising = comparable([record for record in records if record.probe == "denoising"])
     training = [record for record in records if record.probe == "training"]
+    quality = comparable([record for record in records if record.probe == "quality"])
+    objective = comparable([record for record in records if record.probe == "objective"])
+    balance = comparable([record for record in records if record.probe == "balance"])
     sections = [
         guarded("Samples over training", lambda: _samples_section(ddim)),
+        guarded("FID over training", lambda: _quality_section(quality)),
         guarded("KL before and after each denoiser pass", lambda: _kl_section(ddim)),
         guarded("Samples against real latents, level by level", lambda: _gap_section(ddim)),
         guarded("Noise level × training step", lambda: _heatmap_section(ddim, denoising)),
         guarded("Latents during sampling", lambda: _pca_section(ddim)),
+        guarded("What the optimiser sees of the noise levels", lambda: _objective_section(objective)),
+        guarded("Where the balancer steered to", lambda: _balance_section(balance)),
         guarded("Where loss can still be recovered", lambda: _calibration_section(denoising)),
         guarded("Denoising skill on held-out data", lambda: _denoising_section(denoising, training)),
         guarded("How it was measured", lambda: _provenance_section(records, config_text)),
@@ -132,6 +138,25 @@ def _samples_section(ddim: Sequence[ProbeRecord]) -> str:
     )
 
 
+def _quality_section(quality: Sequence[ProbeRecord]) -> str:
+    if not quality:
+        return ""
+    known = quality[-1].provenance
+    fid = section(
+        "FID over training",
+        f"Fréchet distance of {known['num_samples']:,} decoded samples from {known['num_real']:,} real images, in the features of "
+        f"{escape(str(known['feature_network']))}. It compares only with FIDs of the same network, images and number of samples.",
+        chart(charts.fid_chart(quality)),
+    )
+    kid = section(
+        "KID over training",
+        "Kernel distance of the same features, which the number of samples does not bias: 0 is no difference. Bars are the standard deviation "
+        "over its random subsets.",
+        chart(charts.kid_chart(quality)),
+    )
+    return f'<div class="pair">{fid}{kid}</div>'
+
+
 def _kl_section(ddim: Sequence[ProbeRecord]) -> str:
     shown = [record for record in ddim if "step_kl" in record.curves]
     if not shown:
@@ -196,6 +221,40 @@ def _pca_section(ddim: Sequence[ProbeRecord]) -> str:
         f"({shares[0]:.0%} and {shares[1]:.0%} of their variance)." + behind,
         chart(charts.pca_chart(shown)),
     )
+
+
+def _objective_section(objective: Sequence[ProbeRecord]) -> str:
+    if not objective:
+        return ""
+    return section(
+        "What the optimiser sees of the noise levels",
+        "Which levels are drawn, what their squared ε-errors are multiplied by, and the product, which is what is trained. Dashed: the same "
+        "everywhere, the likelihood bound. What the loss makes of a level is this times its error.",
+        chart(charts.objective_chart(objective)),
+    )
+
+
+def _balance_section(balance: Sequence[ProbeRecord]) -> str:
+    if not balance:
+        return ""
+    known, steered = balance[-1].provenance, sum(record.scalars["balance_steered"] for record in balance)
+    what = (
+        "A dry run: nothing was changed, and this is what the controller wanted."
+        if known["dry_run"]
+        else f"Of {len(balance)} decisions {steered:.0f} were followed; the others would have moved too few of the draws."
+    )
+    progress = section(
+        "Where held-out error falls",
+        f"What {escape(str(known['controller']))} goes by: how much each level's held-out error fell since the decision before. "
+        f"Measuring it took {balance[-1].scalars['balance_seconds']:,.0f} CPU seconds in all.",
+        chart(charts.progress_chart(balance)),
+    )
+    density = section(
+        "Where the balancer steered to",
+        f"Density of the draws per log-SNR, before the sampler's floor is added. {what}",
+        chart(charts.steering_chart(balance)),
+    )
+    return f'<div class="pair">{progress}{density}</div>'
 
 
 def _calibration_section(denoising: Sequence[ProbeRecord]) -> str:

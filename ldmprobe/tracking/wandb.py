@@ -42,6 +42,19 @@ def log_media(logger: Any, record: ProbeRecord, history: Sequence[ProbeRecord]) 
             history, "denoising_mse", "denoising_mmse", "held-out squared ε-error"
         )
         media["probe/denoising_skill_curves"] = _line_series(history, "denoising_skill", None, "denoising skill")
+    if "training_emphasis" in record.curves:
+        for metric, title in (
+            ("timestep_density", "p: share of draws per log-SNR"),
+            ("loss_weight", "w: weight on the squared ε-error"),
+            ("training_emphasis", "w·p: share of all weight per log-SNR"),
+        ):
+            media[f"probe/{metric}_curves"] = _line_series(history, metric, None, title)
+    if "balance_density" in record.curves:
+        for metric, title in (
+            ("balance_progress", "held-out progress, nats per level and 1,000 steps"),
+            ("balance_density", "density that the balancer draws by"),
+        ):
+            media[f"probe/{metric}_curves"] = _line_series(history, metric, None, title)
     if "samples" in record.images:
         media["probe/samples"] = wandb.Image(_picture(samples_figure(record)), caption=caption)
     if media:

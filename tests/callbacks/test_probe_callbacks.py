@@ -12,7 +12,20 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
 
 import ldmprobe.callbacks
-from ldmprobe.callbacks import DDIMProbe, DenoisingProbe, ProbeCallback, ReportWriter, TrainingLoss
+from ldmprobe.callbacks import (
+    DDIMProbe,
+    DenoisingProbe,
+    ProbeCallback,
+    ReportWriter,
+    SampleQuality,
+    TimestepBalancer,
+    TrainingClock,
+    TrainingLoss,
+    TrainingObjective,
+)
+from ldmprobe.diffusion.adaptive_timesteps import AdaptiveLoss
+from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
+from ldmprobe.diffusion.weighting import LearnedUncertainty
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.tracking.store import RecordStore
@@ -22,9 +35,13 @@ from tests.training.test_latent_diffusion import digits, module, trainer
 
 def probes(every_n_steps=2):
     return [
+        TrainingClock(every_n_steps),
         DDIMProbe(every_n_steps, num_samples=16, num_steps=4),
         DenoisingProbe(every_n_steps, num_images=16, num_draws=32),
         TrainingLoss(every_n_steps),
+        TrainingObjective(every_n_steps),
+        SampleQuality("builtin:digits", every_n_steps, num_samples=16, num_steps=2, num_real=64, kid_subset_size=8),
+        TimestepBalancer(every_n_steps, num_images=16, num_draws=32, dry_run=True),
     ]
 
 
@@ -42,6 +59,7 @@ def test_probes_run_at_step_0_every_n_steps_and_at_the_end(tmp_path, accumulate)
     assert [record.step for record in store.read("ddim")] == [0, 2, 4, 5]
     assert [record.step for record in store.read("denoising")] == [0, 2, 4, 5]
     assert [record.step for record in store.read("training")] == [2, 4, 5]
+    assert [record.step for record in store.read("objective")] == [0]  # it never changed
 
 
 def test_a_last_step_that_is_due_is_probed_once(tmp_path):
@@ -123,6 +141,54 @@ def test_training_loss_per_band_is_the_mean_of_its_samples(tmp_path):
         assert value == pytest.approx(float(error[inside].mean()), rel=1e-6)
 
 
+@pytest.mark.parametrize("changing", [{"timesteps": AdaptiveLoss}, {"weighting": LearnedUncertainty}])
+def test_an_objective_that_changes_has_a_record_every_n_steps(tmp_path, changing):
+    model = module(**{name: make() for name, make in changing.items()})
+    trainer(tmp_path, max_steps=5, callbacks=[TrainingObjective(2)]).fit(model, digits())
+    records = RecordStore(tmp_path).read("objective")
+    assert [record.step for record in records] == [0, 2, 4, 5]
+    curve = "timestep_density" if "timesteps" in changing else "loss_weight"
+    first, last = (record.curves[curve].value for record in (records[0], records[-1]))
+    assert not np.allclose(first, last, rtol=1e-4)
+
+
+class SteeredAt3(L.Callback):
+    """Changes the density in the third step, once."""
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        if trainer.global_step == 3:
+            levels = torch.tensor([-4.0, 0.0, 4.0])
+            pl_module.timesteps.steer(levels, torch.tensor([1.0, 5.0, 1.0]), torch.ones(3))
+
+
+@pytest.mark.parametrize("stopped_at", [2, 3, 5])
+def test_a_resumed_run_finds_the_changes_of_its_objective_where_an_unbroken_one_does(tmp_path, stopped_at):
+    def fit(folder, max_steps, **kwargs):
+        fitted = trainer(folder, max_steps=max_steps, callbacks=[SteeredAt3(), TrainingObjective(2)])
+        fitted.fit(module(timesteps=BalancedTimesteps()), digits(), **kwargs)
+        return fitted
+
+    fit(tmp_path / "whole", 8)
+    fit(tmp_path / "parts", stopped_at).save_checkpoint(tmp_path / "stopped.ckpt")
+    fit(tmp_path / "parts", 8, ckpt_path=str(tmp_path / "stopped.ckpt"))
+    expected, found = (
+        {record.step: record.curves for record in RecordStore(tmp_path / name).read("objective")}
+        for name in ("whole", "parts")
+    )
+    assert set(expected) == {0, 4}
+    assert set(found) == {0, 4} | ({3} if stopped_at == 3 else set())  # the end of the first part
+    for step, curves in expected.items():
+        for name, curve in curves.items():
+            np.testing.assert_array_equal(found[step][name].value, curve.value)
+
+
+def test_a_module_without_an_objective_is_told_what_to_give(tmp_path):
+    model = module()
+    del model.objective
+    with pytest.raises(ConfigurationError, match=r"LatentDiffusion has none; give it `self\.objective = ldmprobe"):
+        trainer(tmp_path, callbacks=[TrainingObjective()]).fit(model, digits())
+
+
 def test_wandb_holds_every_scalar_and_picture_of_every_probe(tmp_path):
     logger = WandbLogger(project="test", offline=True, save_dir=str(tmp_path))
     trainer(tmp_path, max_steps=4, logger=logger, log_every_n_steps=1, callbacks=probes(2)).fit(module(), digits())
@@ -146,6 +212,9 @@ def test_wandb_holds_every_scalar_and_picture_of_every_probe(tmp_path):
         picture = next((tmp_path / "wandb").glob("offline-run-*/files/media/images/probe/pca_scatter*.png"))
         assert Image.open(picture).size[0] > 600
     assert any("probe/step_kl_curves_table" in key for row in rows for key in row)
+    for metric in ("timestep_density", "loss_weight", "training_emphasis"):  # line series, and no key per bin
+        assert any(f"probe/{metric}_curves_table" in key for row in rows for key in row)
+        assert not any(key.startswith(f"probe/{metric}/") for row in rows for key in row)
     steps = [row["trainer/global_step"] for row in rows if "probe/denoising_bound_nats" in row]
     assert steps == [0, 2, 4]
 

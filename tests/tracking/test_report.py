@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmprobe.callbacks import DDIMProbe, DenoisingProbe, TrainingLoss
+from ldmprobe.callbacks import DDIMProbe, DenoisingProbe, TrainingLoss, TrainingObjective
 from ldmprobe.cli import main
 from ldmprobe.probing.record import Curve, ProbeRecord
 from ldmprobe.tracking import charts, figures
@@ -29,6 +29,7 @@ def run_dir(tmp_path_factory):
         DDIMProbe(2, num_samples=16, num_steps=6),
         DenoisingProbe(2, num_images=16, num_draws=64),
         TrainingLoss(2),
+        TrainingObjective(2),
     ]
     trainer(folder, max_steps=4, callbacks=probes).fit(module(), digits())
     return folder
@@ -53,6 +54,7 @@ def test_page_has_every_section_and_loads_nothing(run_dir, tmp_path):
         "How: their variance, by eigen-band",
         "Noise level × training step",
         "Latents during sampling",
+        "What the optimiser sees of the noise levels",
         "Where loss can still be recovered",
         "The same levels in nats",
         "Denoising skill on held-out data",
@@ -63,7 +65,7 @@ def test_page_has_every_section_and_loads_nothing(run_dir, tmp_path):
         assert f"<h2>{heading}</h2>" in html
     assert not re.search(r"<(script|img|iframe)[^>]+src=[\"'](?!data:)", html)
     assert "<link" not in html.replace("<link>", "")
-    assert html.count('class="plotly-graph-div"') == 12
+    assert html.count('class="plotly-graph-div"') == 13
 
 
 def test_names_and_configuration_are_text_not_markup(records):
@@ -109,6 +111,31 @@ def test_kl_chart_draws_the_curves_of_the_records(records):
     expected = ddim[-1].curves["step_kl_ideal"].value
     assert [y for y in ideal.y if y is not None] == pytest.approx([v for v in expected if np.isfinite(v) and v > 0])
     assert sum(str(trace.name).startswith("step ") for trace in figure.data) == len(ddim)
+
+
+def test_objective_chart_draws_density_weight_and_emphasis_of_each_record(records):
+    (record,) = of(records, "objective")
+    drawn = [list(trace.y) for trace in charts.objective_chart([record]).data]
+    assert drawn == [
+        list(record.curves[name].value) for name in ("timestep_density", "loss_weight", "training_emphasis")
+    ]
+    later = dataclasses.replace(record, step=9)
+    assert sum(trace.mode == "lines" for trace in charts.objective_chart([record, later]).data) == 6
+
+
+def test_a_constant_weight_is_not_drawn_as_its_rounding(records):
+    (record,) = of(records, "objective")
+    curve = record.curves["loss_weight"]
+    nearly = dataclasses.replace(curve, value=1 + 1e-16 * np.arange(len(curve.value)))
+    figure = charts.objective_chart([dataclasses.replace(record, curves={**record.curves, "loss_weight": nearly})])
+    low, high = figure.layout.yaxis2.range
+    assert high - low == pytest.approx(1)
+    assert low < 0 < high
+
+
+def test_bins_of_the_objective_are_no_scalars_of_their_own(records):
+    (record,) = of(records, "objective")
+    assert set(scalar_metrics(record)) == {"probe/timestep_mean_log_snr", "probe/emphasis_mean_log_snr"}
 
 
 def test_pca_chart_has_a_frame_per_probe_that_moves_only_the_samples(records):

@@ -1,5 +1,6 @@
 """Interactive charts (plotly) of the report page, each a function of records."""
 
+from ldmprobe.tracking.charts.balance import progress_chart, steering_chart
 from ldmprobe.tracking.charts.denoising import (
     gain_chart,
     history_chart,
@@ -9,20 +10,27 @@ from ldmprobe.tracking.charts.denoising import (
     skill_chart,
 )
 from ldmprobe.tracking.charts.heatmap import heatmap_chart
+from ldmprobe.tracking.charts.objective import objective_chart
+from ldmprobe.tracking.charts.quality import fid_chart, kid_chart
 from ldmprobe.tracking.charts.sampling import gap_chart, kl_chart, ratio_chart, variance_chart
 from ldmprobe.tracking.charts.scatter import pca_chart
 
 __all__ = [
+    "fid_chart",
     "gain_chart",
     "gap_chart",
     "heatmap_chart",
     "history_chart",
+    "kid_chart",
     "kl_chart",
     "loss_chart",
     "nats_chart",
+    "objective_chart",
     "pca_chart",
+    "progress_chart",
     "ratio_chart",
     "residual_chart",
     "skill_chart",
+    "steering_chart",
     "variance_chart",
 ]

@@ -1,0 +1,149 @@
+"""SampleQuality: FID and KID of samples, tracked over training."""
+
+from __future__ import annotations
+
+import logging
+from typing import Literal
+
+import lightning as L
+import torch
+from torch import nn
+
+from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
+from ldmprobe.callbacks.probe_data import has_held_out, image_batches
+from ldmprobe.callbacks.rank_zero import from_rank_zero
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
+from ldmprobe.models.feature_network import FeatureNetwork
+from ldmprobe.models.inception import Inception
+from ldmprobe.probing.probe import Ranks, evaluating
+from ldmprobe.probing.quality import probe_quality, refuse_too_few
+from ldmprobe.probing.real_features import RealFeatures, check_feature_network, network_fingerprint
+from ldmprobe.probing.record import ProbeRecord
+
+_log = logging.getLogger(__name__)
+
+
+class SampleQuality(ProbeCallback):
+    """Samples by DDIM from fixed noise, with the EMA weights if there are any, decodes, and compares with real images.
+
+    =============  ===============================================================================  ==============
+    key            what                                                                             unit
+    =============  ===============================================================================  ==============
+    probe/fid      Fréchet distance of feature Gaussians; falls with num_samples, all else equal    features'²
+    probe/kid      kernel distance (MMD²) of features; unbiased, may fall below 0                   1
+    probe/kid_std  its standard deviation over 100 random subsets                                   1
+    =============  ===============================================================================  ==============
+
+    Distances in different feature networks, or of different numbers of samples, do not compare. Real images are not passed
+    through the autoencoder, whose faults are part of the distance. Their features are computed once, by rank zero, and
+    kept in ``real_features.safetensors`` in the run's directory.
+
+    Args:
+        feature_network: "builtin:digits", "builtin:cifar10" or a folder (see
+            :class:`~ldmprobe.models.feature_network.FeatureNetwork`); "inception" for what is published (``pip install ldmprobe[fid]``, see
+            :class:`~ldmprobe.models.inception.Inception`); or any module: images (N, C, H, W) in [−1, 1] → features (N, ``num_features``).
+        every_n_steps: optimiser steps between probes.
+        num_samples: N, at least 2; up to ``num_features`` of them, FID's covariance is singular, which is warned of.
+        num_steps: S, DDIM steps.
+        num_real: real images, as many as there are up to this.
+        real: which: "train" or "held_out".
+        guidance_scale: of classifier-free guidance; 1 is none.
+        kid_subset_size: features in each of KID's subsets, at most ``num_samples``.
+        seed: of the starting noise, the same at every probe, and of KID's subsets.
+        batch_size: latents through the network at once.
+    """
+
+    def __init__(
+        self,
+        feature_network: str | nn.Module,
+        every_n_steps: int = 1000,
+        num_samples: int = 2048,
+        num_steps: int = 50,
+        num_real: int = 10_000,
+        real: Literal["train", "held_out"] = "train",
+        guidance_scale: float = 1.0,
+        kid_subset_size: int = 1000,
+        seed: int = 0,
+        batch_size: int = 256,
+    ) -> None:
+        super().__init__(every_n_steps)
+        refuse_too_few(num_samples, kid_subset_size, batch_size)
+        if num_real < kid_subset_size:
+            raise ConfigurationError(
+                f"SampleQuality got num_real {num_real}; expected at least kid_subset_size, {kid_subset_size}."
+            )
+        if real not in ("train", "held_out"):
+            raise ConfigurationError(f"SampleQuality got real {real!r}; expected 'train' or 'held_out'.")
+        self.feature_network, self.num_samples, self.num_steps = feature_network, num_samples, num_steps
+        self.num_real, self.real, self.guidance_scale = num_real, real, guidance_scale
+        self.kid_subset_size, self.seed, self.batch_size = kid_subset_size, seed, batch_size
+        self._network: nn.Module | None = None
+        self._real_features: RealFeatures | None = None
+
+    def check(self, model: DiffusionModel) -> None:
+        model.schedule.ddim_grid(self.num_steps)
+        if self.guidance_scale != 1 and not model.conditioning.for_samples(torch.arange(1)):
+            raise ConfigurationError(
+                f"SampleQuality got guidance_scale {self.guidance_scale}, but the model has no condition to guide by; set it to 1."
+            )
+        with evaluating([]):  # a network is initialised before its weights are read
+            self._network = _network_of(self.feature_network)
+        num_features = check_feature_network(self._network, model)
+        if self.num_samples <= num_features:
+            _log.warning(
+                "SampleQuality has %d samples for %d features: too few for FID's covariance, so that FID is large whatever the samples; "
+                "set its num_samples above %d, or read KID alone.",
+                self.num_samples,
+                num_features,
+                num_features,
+            )
+
+    def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
+        model = diffusion_model_of(pl_module)
+        assert self._network is not None
+        if self._real_features is None:
+            self._real_features = self._features_of_real_images(trainer, model, self._network)
+        with self.progress(trainer) as progress:
+            return probe_quality(
+                model,
+                self._real_features,
+                self._network,
+                num_samples=self.num_samples,
+                num_steps=self.num_steps,
+                guidance_scale=self.guidance_scale,
+                kid_subset_size=self.kid_subset_size,
+                batch_size=self.batch_size,
+                seed=self.seed,
+                step=trainer.global_step,
+                ranks=ranks,
+                progress=progress,
+            )
+
+    def _features_of_real_images(self, trainer: L.Trainer, model: DiffusionModel, network: nn.Module) -> RealFeatures:
+        """As the run's directory has them, if of the same network and choice of images; by rank zero, for all ranks."""
+        path = run_directory(trainer) / "real_features.safetensors"
+        source = f"{self.real}, up to {self.num_real}"
+
+        def make() -> RealFeatures:
+            if path.exists():
+                found = RealFeatures.load(path)
+                if (found.network, found.source) == (network_fingerprint(network), source):
+                    return found
+            if self.real == "held_out" and not has_held_out(trainer):
+                raise ConfigurationError(
+                    "SampleQuality got real 'held_out', but the Trainer has no validation data; give it some, or set real to 'train'."
+                )
+            with evaluating([]):  # data may be shuffled
+                batches = image_batches(trainer, self.num_real, held_out=self.real == "held_out")
+                made = RealFeatures.of(network, (batch["image"] for batch in batches), model.device, source)
+            made.save(path)
+            return made
+
+        return from_rank_zero(trainer, make)
+
+
+def _network_of(chosen: str | nn.Module) -> nn.Module:
+    if isinstance(chosen, nn.Module):
+        return chosen
+    return Inception() if chosen == "inception" else FeatureNetwork(chosen)

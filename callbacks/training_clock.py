@@ -1,0 +1,79 @@
+"""TrainingClock: what training has cost so far, without what only looks at it."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning as L
+import torch
+
+from ldmprobe.callbacks.probe_callback import ProbeCallback
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.probing.probe import Ranks
+from ldmprobe.probing.record import ProbeRecord
+
+
+class TrainingClock(ProbeCallback):
+    """Seconds of training, for comparing methods at equal cost: from the start to the end of every batch (network, optimiser, moving average, an
+    adaptive sampler's own work), and the ``cost_seconds`` of callbacks that are part of training, such as TimestepBalancer. Probes,
+    validation, checkpoints and the reading of batches are left out: they cost every method the same.
+
+    On a CPU these are CPU seconds of the process, all its threads together, which a machine that is busy with other things hardly
+    changes; with one thread they are the wall time of an idle one. On a GPU they are wall seconds, its queue empty at both ends.
+
+    A record "clock" with the scalar ``training_seconds`` is what the weights of that step have cost; logged as
+    ``probe/training_seconds``. A resumed run counts on from its checkpoint.
+
+    Args:
+        every_n_steps: optimiser steps between records; those of the probes that are to be read against time.
+
+    Raises:
+        ConfigurationError: before training: it stands after a probe among the callbacks, and would count its passes.
+    """
+
+    def __init__(self, every_n_steps: int = 500) -> None:
+        super().__init__(every_n_steps)
+        self._seconds = self._began = 0.0
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        before = [type(c).__name__ for c in callbacks[: callbacks.index(self)] if isinstance(c, ProbeCallback)]
+        if before:
+            raise ConfigurationError(
+                f"TrainingClock stands after {', '.join(before)} among the callbacks and would count what is not training; put it first."
+            )
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._began = _now(pl_module.device)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._seconds += _now(pl_module.device) - self._began
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        others = sum(getattr(c, "cost_seconds", 0.0) for c in callbacks if getattr(c, "part_of_training", False))
+        provenance = {"device": str(pl_module.device), "num_threads": torch.get_num_threads()}
+        return ProbeRecord(
+            "clock", trainer.global_step, {"training_seconds": self._seconds + others}, provenance=provenance
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seconds": self._seconds}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._seconds = state_dict["seconds"]
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cpu":
+        return time.process_time()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

@@ -1,0 +1,81 @@
+"""TrainingObjective: what the optimiser sees of the noise levels, at the start and whenever it has changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+
+from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
+from ldmprobe.callbacks.rank_zero import from_rank_zero
+from ldmprobe.diffusion.objective import TimestepObjective
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.probing.objective import objective_record
+from ldmprobe.probing.probe import Ranks
+from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.tracking.store import RecordStore
+
+
+class TrainingObjective(ProbeCallback):
+    """Loss weight w(λ), sampling density p(λ) and their product over log-SNR, from the module's ``objective``; no data, no passes.
+
+    A record at the start, and another every ``every_n_steps`` and at the end if weights or density differ from the last one's: one record for
+    a fixed weighting and sampler, a history for adaptive or steered samplers and learned weightings.
+
+    ===========================  ====================================================================  ==========
+    key                          what                                                                  unit
+    ===========================  ====================================================================  ==========
+    probe/timestep_mean_log_snr  mean log-SNR of the draws                                             log-SNR
+    probe/emphasis_mean_log_snr  mean log-SNR of the weight on squared ε-errors                        log-SNR
+    probe/*_curves (W&B)         timestep_density p, loss_weight w, training_emphasis p w              per log-SNR
+    ===========================  ====================================================================  ==========
+
+    Args:
+        every_n_steps: optimiser steps between looks.
+
+    Raises:
+        ConfigurationError: before training: the module has no ``objective``.
+    """
+
+    def __init__(self, every_n_steps: int = 500) -> None:
+        super().__init__(every_n_steps)
+        self._last_regular: ProbeRecord | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        _objective_of(pl_module)
+
+    def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord | None:
+        step = trainer.global_step
+        if self._last_regular is None and step > 0:  # resumed
+            self._last_regular = from_rank_zero(trainer, lambda: self._last_before(step, run_directory(trainer)))
+        record = objective_record(_objective_of(pl_module), step)
+        if self._last_regular is not None and _same(record, self._last_regular):
+            return None
+        if step % self.every_n_steps == 0:
+            self._last_regular = record
+        return record
+
+    def _last_before(self, step: int, run_dir: Path) -> ProbeRecord | None:
+        """Without those of where training was stopped, which an unbroken run does not have."""
+        regular = [record for record in RecordStore(run_dir).read("objective") if record.step % self.every_n_steps == 0]
+        return next((record for record in reversed(regular) if record.step < step), None)
+
+
+def _objective_of(pl_module: L.LightningModule) -> TimestepObjective:
+    objective = getattr(pl_module, "objective", None)
+    if not isinstance(objective, TimestepObjective):
+        raise ConfigurationError(
+            f"TrainingObjective shows the `objective` of a module, and {type(pl_module).__name__} has none; give it `self.objective = "
+            "ldmprobe.diffusion.objective.TimestepObjective(schedule, weighting, sampler)`, or take TrainingObjective out of the callbacks."
+        )
+    return objective
+
+
+def _same(one: ProbeRecord, other: ProbeRecord) -> bool:
+    """To rounding, so that a run resumed on another machine does not say that its objective changed."""
+    return one.fingerprints == other.fingerprints and all(
+        np.allclose(curve.value, other.curves[name].value, rtol=1e-6, atol=0, equal_nan=True)
+        for name, curve in one.curves.items()
+    )

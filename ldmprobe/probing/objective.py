@@ -1,0 +1,94 @@
+r"""What the optimiser sees of the noise levels: w(λ), p(λ) and their product, over bins of log-SNR λ.
+
+The loss is :math:`\int p(\lambda)\,w(\lambda)\;\mathrm{E}\|\hat\epsilon - \epsilon\|^2\,\mathrm{d}\lambda`, so that p w alone, up to a factor, says
+what is trained, whatever is drawn, weighted or predicted. An even p w is the variational bound (Kingma & Gao, 2023, arXiv:2303.00848).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ldmprobe.diffusion.objective import TimestepObjective
+from ldmprobe.diffusion.prediction import epsilon_error_scale
+from ldmprobe.probing.probe import evaluating
+from ldmprobe.probing.record import Curve, ProbeRecord, fingerprint
+
+BIN_WIDTH = 0.5
+LOG_SNR_LIMIT = 12.0
+"""Levels beyond are left out: a zero, or nearly zero, terminal SNR has an infinite, or huge, weight on ε and nothing to be seen of the data."""
+
+FloatArray = NDArray[np.float64]
+
+
+def objective_record(objective: TimestepObjective, step: int = 0) -> ProbeRecord:
+    """Density, weight and their product in bins of equal width, nearly .5, between the schedule's ends (at most ±12).
+
+    Each timestep's share is spread evenly over the log-SNR that is nearer to it than to its neighbours; the first and the last have one
+    neighbour, so that evenly drawn timesteps look up to twice as dense there.
+
+    Returns:
+        A record called "objective", a function of ``objective`` alone, with the curves (noisiest first, ``log_snr`` the bin's middle)
+
+        - ``timestep_density``: p, the share of draws per unit of log-SNR; integrates to 1;
+        - ``loss_weight``: w, the mean over the bin's draws of what the squared ε-error is multiplied by, the sampler's factor and a learned
+          uncertainty included; NaN where nothing is drawn. Normalised weights have mean 1 on the network's own prediction, not on ε;
+        - ``training_emphasis``: p w per unit of log-SNR, divided by its integral, so that the integral over a band is the share of all weight
+          on squared ε-errors that falls into it. A share of the weight, not of the loss: the errors are no part of it;
+
+        and the scalars ``timestep_mean_log_snr`` and ``emphasis_mean_log_snr``, the means of log-SNR under the two densities.
+    """
+    schedule, sampler, weighting = objective.schedule, objective.sampler, objective.weighting
+    with evaluating([sampler, weighting]):
+        p, weights = objective.probabilities(), epsilon_weights(objective)
+    within = schedule.log_snr.abs() <= LOG_SNR_LIMIT
+    log_snr = schedule.log_snr[within].numpy()
+    edges = np.linspace(log_snr.min(), log_snr.max(), max(1, round(np.ptp(log_snr) / BIN_WIDTH)) + 1)
+    middle, width = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
+    drawn, weighed = (_per_bin(log_snr, mass[within].numpy(), edges) for mass in (p, p * weights))
+    density, emphasis = drawn / drawn.sum() / width, weighed / weighed.sum() / width
+    mean_weight = np.divide(weighed, drawn, out=np.full_like(drawn, np.nan), where=drawn > 0)
+    no_timestep = np.full(len(middle), -1)
+    return ProbeRecord(
+        "objective",
+        step,
+        scalars={
+            "timestep_mean_log_snr": float((density * width * middle).sum()),
+            "emphasis_mean_log_snr": float((emphasis * width * middle).sum()),
+        },
+        curves={
+            "timestep_density": Curve(no_timestep, middle, density),
+            "loss_weight": Curve(no_timestep, middle, mean_weight),
+            "training_emphasis": Curve(no_timestep, middle, emphasis),
+        },
+        provenance={
+            "unit": "weight on the squared ε-error, densities per unit of log-SNR",
+            "weighting": type(weighting).__name__,
+            "timesteps": type(sampler).__name__,
+            "prediction_type": schedule.prediction_type,
+            "normalised": objective.normalise,
+            "draws_left_out": float(p[~within].sum()),
+        },
+        fingerprints={"grid": fingerprint(edges.astype(np.float32))},
+    )
+
+
+def epsilon_weights(objective: TimestepObjective) -> Tensor:
+    """What the loss multiplies the squared ε-error of each timestep by, shape (T,), float64 on the CPU; infinite where ε cannot be read off
+    the prediction. It is the loss's derivative, so that a learned weighting counts as it stands."""
+    schedule = objective.schedule
+    device = next((parameter.device for parameter in objective.weighting.parameters()), None)
+    errors = torch.ones(schedule.num_timesteps, dtype=torch.float64, device=device, requires_grad=True)
+    with torch.enable_grad():
+        losses = objective.losses(errors, torch.arange(schedule.num_timesteps))
+        (weights,) = torch.autograd.grad(losses.sum(), [errors])
+    return weights.cpu() / epsilon_error_scale(schedule.prediction_type, schedule.log_snr)
+
+
+def _per_bin(log_snr: FloatArray, mass: FloatArray, edges: FloatArray) -> FloatArray:
+    """The mass in each bin (B,), of masses (K,) at falling log-SNR (K,)."""
+    level, mass = log_snr[::-1], mass[::-1]
+    borders = np.concatenate([level[:1], (level[1:] + level[:-1]) / 2, level[-1:]])
+    return np.diff(np.interp(edges, borders, np.concatenate([[0.0], mass.cumsum()])))

@@ -1,0 +1,174 @@
+"""The quality probe: Fréchet and kernel distance of decoded samples from real images, in the features of a network.
+
+FID = |μ_r − μ_g|² + tr(Σ_r + Σ_g − 2 (Σ_r Σ_g)^½) of features of real and generated images (Heusel et al., 2017, arXiv:1706.08500, eq. 6).
+KID = MMD² with the kernel (x·y/F + 1)³ (Bińkowski et al., 2018, arXiv:1801.01401, eq. 2). Both by torchmetrics, in float64.
+
+FID falls with the number of samples, all else equal (about as 1/N): compare it at equal N only. KID is unbiased.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+from ldmprobe.diffusion.schedule import SamplingGrid
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.ddim import sample_trajectory
+from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
+from ldmprobe.probing.real_features import IMAGES_AT_ONCE, RealFeatures, describe_network, network_fingerprint
+from ldmprobe.probing.record import ProbeRecord, fingerprint
+
+
+def probe_quality(
+    model: DiffusionModel,
+    real: RealFeatures,
+    feature_network: nn.Module,
+    num_samples: int = 2048,
+    num_steps: int = 50,
+    guidance_scale: float = 1.0,
+    kid_subset_size: int = 1000,
+    batch_size: int = 256,
+    seed: int = 0,
+    step: int = 0,
+    ranks: Ranks | None = None,
+    progress: Progress = no_progress,
+) -> ProbeRecord:
+    """Sample ``num_samples`` latents by DDIM, decode them, and compare their features with those of real images.
+
+    Sample i has the noise and condition of the DDIM probe's sample i, whatever the batch size or number of ranks. Of images
+    a batch at a time is in memory; features of all of them are kept, 8 (N + M) F bytes, since KID is of subsets of them.
+
+    Args:
+        model: what to probe.
+        real: features of real images, by the same network.
+        feature_network: images (N, C, H, W) in [−1, 1] → features (N, F); moved to the model's device.
+        num_samples: N, at least 2.
+        num_steps: S, 1 to T.
+        guidance_scale: of classifier-free guidance; 1 is none.
+        kid_subset_size: KID is the mean over 100 random subsets of so many features; at most N and M.
+        batch_size: how many latents go through the network at once.
+        seed: of the starting noise, and of KID's subsets.
+        step: optimiser steps taken so far.
+        ranks: how the samples are shared out; default: one process.
+        progress: called after each sampling step of each batch.
+
+    Returns:
+        A record called "quality", the same on every rank: scalars ``fid``, ``kid``, and ``kid_std``, the standard deviation over
+        KID's subsets; NaN where samples are not finite.
+
+    Raises:
+        ConfigurationError: N, S, batch or subset size out of range, or features of another network; before anything is sampled.
+    """
+    refuse_too_few(num_samples, kid_subset_size, batch_size)
+    if kid_subset_size > len(real.features):
+        raise ConfigurationError(
+            f"kid_subset_size is {kid_subset_size}, but there are {len(real.features)} real images; expected at most as many."
+        )
+    network = network_fingerprint(feature_network)
+    if real.network != network:
+        raise ConfigurationError(
+            "The real images' features are of another network, or of other weights; compute them again."
+        )
+    grid = model.schedule.ddim_grid(num_steps)
+    ranks = ranks or Ranks()
+    sample_ids, even_ids = ranks.share(num_samples), ranks.even_share(num_samples)
+    with evaluating([*model.modules, feature_network.to(model.device)]):
+        mine = sample_features(model, feature_network, even_ids, grid, guidance_scale, batch_size, seed, progress)
+        features = ranks.gather_rows(mine, sample_ids, num_samples)
+        found = (0.0,) * 3 if ranks.rank else fid_and_kid(real.features, features, kid_subset_size, seed)
+        told = ranks.all_reduce_sum(torch.tensor(found, dtype=torch.float64, device=model.device))
+    fid, kid, kid_std = told.tolist()
+    provenance = {
+        "num_samples": num_samples,
+        "num_real": len(real.features),
+        "real": real.source,
+        "feature_network": describe_network(feature_network),
+        "num_features": real.features.shape[1],
+        "num_steps": num_steps,
+        "guidance_scale": guidance_scale,
+        "kid_subset_size": kid_subset_size,
+        "seed": seed,
+        "weights": model.weights,
+        "latent_shape": list(model.latent_shape),
+        "prediction_type": model.schedule.prediction_type,
+    }
+    fingerprints = {
+        "grid": fingerprint(grid.timesteps, grid.alpha_t.float(), grid.alpha_s.float()),
+        "codec": fingerprint(model.codec.description),
+        "sampler": fingerprint("ddim", num_samples, guidance_scale, seed, list(model.latent_shape)),
+        "features": network,
+        "real_images": real.images,
+    }
+    scalars = {"fid": fid, "kid": kid, "kid_std": kid_std}
+    return ProbeRecord("quality", step, scalars, provenance=provenance, fingerprints=fingerprints)
+
+
+def refuse_too_few(num_samples: int, kid_subset_size: int, batch_size: int) -> None:
+    """Raise ConfigurationError for numbers of which no distance can be computed."""
+    for name, value, least in (
+        ("num_samples", num_samples, 2),
+        ("kid_subset_size", kid_subset_size, 2),
+        ("batch_size", batch_size, 1),
+    ):
+        if value < least:
+            raise ConfigurationError(f"{name} is {value}; expected at least {least}.")
+    if kid_subset_size > num_samples:
+        raise ConfigurationError(
+            f"kid_subset_size is {kid_subset_size}, more than num_samples, {num_samples}; expected at most as many."
+        )
+
+
+def sample_features(
+    model: DiffusionModel,
+    feature_network: nn.Module,
+    sample_ids: Tensor,
+    grid: SamplingGrid,
+    guidance_scale: float,
+    batch_size: int,
+    seed: int,
+    progress: Progress = no_progress,
+) -> Tensor:
+    """Features (n, F) of the samples numbered ``sample_ids`` (n,), decoded and clamped to [−1, 1]."""
+    features = []
+    batches = sample_ids.split(batch_size)
+    for k, ids in enumerate(batches):
+        for ddim_step in sample_trajectory(model, ids, grid, guidance_scale, batch_size, seed):
+            final = ddim_step.z_s
+            progress(k * grid.num_steps + ddim_step.index + 1, len(batches) * grid.num_steps)
+        for latents in final.split(IMAGES_AT_ONCE):
+            features.append(feature_network(model.codec.decode(latents).clamp(-1, 1)))
+    return torch.cat(features)
+
+
+def fid_and_kid(real: Tensor, generated: Tensor, kid_subset_size: int, seed: int = 0) -> tuple[float, float, float]:
+    """FID, KID and KID's standard deviation over 100 subsets, of features (M, F) and (N, F); NaN where these are not finite.
+
+    Draws from torch's global generator, after seeding it: to be called within :func:`~ldmprobe.probing.probe.evaluating`.
+    """
+    if not bool(torch.isfinite(real).all() and torch.isfinite(generated).all()):
+        return (math.nan,) * 3
+    given = _GivenFeatures(real.shape[1])
+    fid = FrechetInceptionDistance(given, sync_on_compute=False)  # one rank computes, with the features of all
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all extracted features")
+        kid = KernelInceptionDistance(given, subset_size=kid_subset_size, sync_on_compute=False)
+    for metric in (fid, kid):
+        metric.update(real.double(), real=True)
+        metric.update(generated.double(), real=False)
+    torch.default_generator.manual_seed(seed)
+    mean, deviation = kid.compute()
+    return float(fid.compute()), float(mean), float(deviation)
+
+
+class _GivenFeatures(nn.Identity):
+    """What torchmetrics is given for a network, so that features of which both metrics are made are computed once."""
+
+    def __init__(self, num_features: int) -> None:
+        super().__init__()
+        self.num_features = num_features

@@ -1,0 +1,116 @@
+"""RealFeatures: what a feature network sees in real images. Computed once per run, kept on disk; samples are compared with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.probe import evaluating
+from ldmprobe.probing.record import fingerprint
+
+IMAGES_AT_ONCE = 16  # through a decoder or feature network, which need far more memory per sample than a denoiser
+
+
+@dataclass(frozen=True)
+class RealFeatures:
+    """Features of real images.
+
+    Attributes:
+        features: shape (M, F), float32, on the CPU.
+        images: fingerprint of the images, in 8 bits, whatever their order.
+        network: fingerprint of the feature network, weights included.
+        source: what images were asked for.
+    """
+
+    features: Tensor
+    images: str
+    network: str
+    source: str = ""
+
+    @classmethod
+    def of(
+        cls, network: nn.Module, image_batches: Iterable[Tensor], device: torch.device, source: str = ""
+    ) -> RealFeatures:
+        """Of batches of images (N, C, H, W) in [−1, 1], of which one at a time is in memory.
+
+        Raises:
+            ConfigurationError: there are no images.
+        """
+        features, seen = [], []
+        with evaluating([network.to(device)]):
+            for images in image_batches:
+                features += [network(part.to(device)).float().cpu() for part in images.split(IMAGES_AT_ONCE)]
+                seen += [fingerprint(pixels) for pixels in ((images.clamp(-1, 1) + 1) * 127.5).round().byte()]
+        if not features:
+            raise ConfigurationError("There are no real images to compare samples with.")
+        return cls(torch.cat(features), fingerprint(sorted(seen)), network_fingerprint(network), source)
+
+    def save(self, path: Path) -> None:
+        """As safetensors, in place at once."""
+        from safetensors.torch import save_file
+
+        header = {"images": self.images, "network": self.network, "source": self.source}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        save_file({"features": self.features.contiguous()}, partial, {"ldmprobe": json.dumps(header)})
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> RealFeatures:
+        """What :meth:`save` wrote.
+
+        Raises:
+            ConfigurationError: it is damaged, or something else.
+        """
+        from safetensors import safe_open
+
+        try:
+            with safe_open(path, "pt") as file:
+                header = json.loads(file.metadata()["ldmprobe"])
+                return cls(file.get_tensor("features"), header["images"], header["network"], header["source"])
+        except Exception as error:  # safetensors, json and torch raise many kinds, all meaning the same
+            raise ConfigurationError(
+                f"{path} is not readable as features of real images ({type(error).__name__}: {error}); move it away, and they are computed "
+                "again."
+            ) from error
+
+
+def describe_network(network: nn.Module) -> str:
+    """Its ``description``, or the name of its class."""
+    return str(getattr(network, "description", type(network).__name__))
+
+
+def network_fingerprint(network: nn.Module) -> str:
+    """Of what it is called and of all its weights."""
+    weights = network.state_dict()
+    return fingerprint(describe_network(network), list(weights), *(weight.float() for weight in weights.values()))
+
+
+def check_feature_network(network: nn.Module, model: DiffusionModel) -> int:
+    """F, once it is seen that ``network`` maps images of ``model`` (N, C, H, W) in [−1, 1] to features (N, F), F its ``num_features``.
+
+    Raises:
+        ConfigurationError: it does not.
+    """
+    with evaluating([*model.modules, network.to(model.device)]):
+        images = model.codec.decode(torch.zeros(2, *model.latent_shape, device=model.device)).clamp(-1, 1)
+        name, shape = describe_network(network), tuple(images.shape[1:])
+        try:
+            features = network(images)
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"The feature network {name} cannot take the model's images of shape {shape} ({error}); choose one for such images."
+            ) from error
+    num_features = getattr(network, "num_features", None)
+    if tuple(features.shape) != (2, num_features):
+        raise ConfigurationError(
+            f"The feature network {name} makes {tuple(features.shape)} of 2 images; expected (2, num_features), and its num_features is {num_features}."
+        )
+    return features.shape[1]

@@ -1,0 +1,251 @@
+"""Trains several methods with several seeds and lays them side by side: a table with intervals and paired tests, and two figures.
+
+    python scripts/reweighting_study.py configs/studies/digits.yaml --out runs/digits_study
+    python scripts/reweighting_study.py STUDY.yaml --out DIR --processes 2 -- --data.init_args.dataset PATH
+
+A study is one YAML:
+
+    base: [digits_base.yaml]      # configurations of `ldmprobe fit`, beside the study; with DenoisingProbe, SampleQuality, TrainingClock
+    baseline: uniform
+    seeds: [0, 1, 2]
+    methods:                      # name: what is added to the base, itself a configuration of `ldmprobe fit`
+      uniform: {}
+      min-snr-5: {model: {init_args: {weighting: {class_path: ldmprobe.diffusion.weighting.MinSNR}}}}
+
+Each run is a process of its own with one thread, in DIR/runs/METHOD/seed-K; everything after `--` is handed to each of them. A seed is that of
+the weights, of noise and timesteps and of the order of images, the same for all methods. The same command goes on where it was stopped:
+finished runs are not repeated, killed ones continue from their checkpoint. A run that fails ends no other; it is told with the end of its log, the
+tables are made without it, and the exit code is 1. Written are DIR/table.md, study.parquet, pareto.png and curves.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import yaml
+
+from ldmprobe.comparison.configuration import configuration_differences
+from ldmprobe.comparison.study import Study, study, study_run
+from ldmprobe.comparison.study_figures import curves_figure, pareto_figure
+from ldmprobe.comparison.study_table import study_markdown, study_table
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.tracking.comparable import read_runs
+from ldmprobe.tracking.figures import figure_png
+from ldmprobe.tracking.whole_file import whole_file
+
+_NAME = re.compile(r"[\w.+-]+")  # of a method: a folder's
+_LOG_LINES = 15
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study as its YAML gives it; ``methods`` holds what each adds to ``base``, ``arguments`` what is handed to every run."""
+
+    path: Path
+    base: list[Path]
+    baseline: str
+    seeds: list[int]
+    methods: dict[str, dict[str, Any]]
+    arguments: list[str]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the plan."""
+
+    method: str
+    seed: int
+    folder: Path
+
+    @property
+    def name(self) -> str:
+        return f"{self.method}, seed {self.seed}"
+
+    @property
+    def mark(self) -> Path:
+        return self.folder / "finished"
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+
+def read_plan(path: Path, arguments: list[str]) -> Plan:
+    """The study in a YAML file.
+
+    Raises:
+        ConfigurationError: what is no study, saying what is expected.
+    """
+    try:
+        given = yaml.safe_load(path.read_text())
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigurationError(f"No study can be read from {path}: {error}.") from error
+    expected = {"base": list, "baseline": str, "seeds": list, "methods": dict}
+    if not isinstance(given, dict) or given.keys() != expected.keys():
+        raise ConfigurationError(f"{path} is no study; expected the keys {', '.join(expected)}, and no others.")
+    for key, kind in expected.items():
+        if not isinstance(given[key], kind) or not given[key]:
+            raise ConfigurationError(f"{path} has {key} {given[key]!r}; expected a {kind.__name__} that is not empty.")
+    base = [path.parent / name for name in given["base"]]
+    if missing := [str(config) for config in base if not config.is_file()]:
+        raise ConfigurationError(f"{path} has the base {', '.join(missing)}, which is no file.")
+    seeds, methods = given["seeds"], given["methods"]
+    if not all(isinstance(seed, int) and seed >= 0 for seed in seeds) or len({*seeds}) < len(seeds):
+        raise ConfigurationError(f"{path} has seeds {seeds}; expected different whole numbers from 0.")
+    for name, settings in methods.items():
+        if not _NAME.fullmatch(str(name)) or not isinstance(settings, dict):
+            raise ConfigurationError(
+                f"{path} has the method {name!r}: {settings!r}; expected a name of letters, digits and . + - _, and a configuration ({{}} "
+                "for none)."
+            )
+    if given["baseline"] not in methods:
+        raise ConfigurationError(
+            f"{path} has the baseline {given['baseline']!r}; expected one of {', '.join(methods)}."
+        )
+    return Plan(path, base, given["baseline"], seeds, methods, arguments)
+
+
+def prepare(plan: Plan, out: Path) -> list[Job]:
+    """Write down what each method is run with, and list the runs, the first seed of all methods first.
+
+    Raises:
+        ConfigurationError: a method was begun with other settings, naming them.
+    """
+    base = {config.name: yaml.safe_load(config.read_text()) for config in plan.base}
+    for method, settings in plan.methods.items():
+        folder = out / "runs" / method
+        text = yaml.safe_dump({"base": base, "method": settings, "arguments": " ".join(plan.arguments)})
+        if (folder / "config.yaml").exists():
+            _refuse_changed(folder, text)
+        for name, content in (("config.yaml", text), ("method.yaml", yaml.safe_dump(settings))):
+            with whole_file(folder / name) as file:
+                file.write(content.encode())
+    return [Job(m, seed, out / "runs" / m / f"seed-{seed}") for seed in plan.seeds for m in plan.methods]
+
+
+def _refuse_changed(folder: Path, text: str) -> None:
+    with tempfile.TemporaryDirectory() as asked:
+        (Path(asked) / "config.yaml").write_text(text)
+        differing = configuration_differences([folder, Path(asked)])
+    if differing:
+        told = "; ".join(f"{key}: {was}, now {now}" for key, (was, now) in differing.items())
+        raise ConfigurationError(
+            f"{folder} holds runs with other settings ({told}). Set them back, move that folder away, or choose another --out."
+        )
+
+
+def train(plan: Plan, jobs: list[Job], processes: int) -> dict[Job, str]:
+    """Run what is not finished, ``processes`` at a time; returns what is to be said of those that failed."""
+    waiting = [job for job in jobs if not job.mark.exists()]
+    print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished.", flush=True)
+    running: dict[Job, subprocess.Popen] = {}
+    failed: dict[Job, str] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < processes:
+                job = waiting.pop(0)
+                print(f"{job.name}: {'goes on' if job.folder.exists() else 'begins'}", flush=True)
+                running[job] = start(plan, job)
+            time.sleep(0.2)
+            for job in [job for job, process in running.items() if process.poll() is not None]:
+                if (code := running.pop(job).returncode) == 0:
+                    job.mark.touch()
+                    print(f"{job.name}: finished, {len(waiting) + len(running)} to go", flush=True)
+                else:
+                    failed[job] = f"{job.name} failed with exit code {code}"
+                    print(f"{failed[job]}. The end of {job.log}:\n{_end(job.log)}", flush=True)
+    finally:
+        for process in running.values():
+            process.terminate()
+        for process in running.values():
+            process.wait()
+    return failed
+
+
+def fit_arguments(plan: Plan, job: Job) -> list[str]:
+    """What `ldmprobe` is called with."""
+    configs = [f"--config={path}" for path in (*plan.base, job.folder.parent / "method.yaml")]
+    seeds = [f"--{name}={job.seed}" for name in ("seed_everything", "model.init_args.seed", "data.init_args.seed")]
+    return ["fit", *configs, *plan.arguments, *seeds, f"--run_dir={job.folder}", "--ckpt_path=last"]
+
+
+def start(plan: Plan, job: Job) -> subprocess.Popen:
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with job.log.open("ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-m", "ldmprobe.cli", *fit_arguments(plan, job)],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
+        )
+
+
+def _end(log: Path) -> str:
+    lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
+    return "\n".join(f"    {line}" for line in lines)
+
+
+def read_study(plan: Plan, jobs: list[Job]) -> Study:
+    """The finished runs' statistics.
+
+    Raises:
+        ConfigurationError: fewer than two are finished, or none of the baseline, or they are not comparable.
+    """
+    done = [job for job in jobs if job.mark.exists()]
+    runs = read_runs([job.folder for job in done], [job.name for job in done])
+    by_run = {run.label: run for run in runs}
+    ordered = sorted(done, key=lambda job: (list(plan.methods).index(job.method), job.seed))
+    return study([study_run(by_run[job.name], job.method, job.seed) for job in ordered], plan.baseline)
+
+
+def write(found: Study, title: str, missing: list[str], out: Path) -> None:
+    with whole_file(out / "study.parquet") as file:
+        pq.write_table(study_table(found), file, compression="zstd")
+    text = study_markdown(found, title, missing)
+    for name, content in (
+        ("table.md", text.encode()),
+        ("pareto.png", figure_png(pareto_figure(found))),
+        ("curves.png", figure_png(curves_figure(found))),
+    ):
+        with whole_file(out / name) as file:
+            file.write(content)
+    print(f"\n{text}\n{out / 'table.md'}, study.parquet, pareto.png, curves.png")
+
+
+def main(argv: list[str]) -> int:
+    """0: all is there; 1: runs are missing; 2: there is something to put right first."""
+    own, arguments = (argv[: argv.index("--")], argv[argv.index("--") + 1 :]) if "--" in argv else (argv, [])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path, metavar="STUDY.yaml")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new directory, or this study's")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="runs at a time (default: cores)")
+    parser.add_argument("--table-only", action="store_true", help="train nothing; tables of the runs that are finished")
+    args = parser.parse_args(own)
+    try:
+        if args.processes < 1:
+            raise ConfigurationError(f"--processes is {args.processes}; expected at least 1.")
+        plan = read_plan(args.study, arguments)
+        jobs = prepare(plan, args.out)
+        failed = {} if args.table_only else train(plan, jobs, args.processes)
+        missing = [failed.get(job, f"{job.name} is not finished") for job in jobs if not job.mark.exists()]
+        write(read_study(plan, jobs), args.study.stem, missing, args.out)
+    except ConfigurationError as error:
+        print(f"reweighting_study: error: {error}", file=sys.stderr)
+        return 2
+    return 1 if missing else 0
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # runs are ended, too
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,178 @@
+"""SampleQuality in training: when, where to, undisturbed, resumed, and what it refuses before the first step."""
+
+import importlib.util
+import logging
+import math
+
+import lightning as L
+import pandas as pd
+import pytest
+import torch
+from lightning.pytorch.loggers import CSVLogger
+from torch import nn
+
+from ldmprobe.callbacks import SampleQuality
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.conditioning import Unconditional
+from ldmprobe.probing.real_features import RealFeatures
+from ldmprobe.tracking.store import RecordStore
+from tests.audit.audited_run import audit_in_process, own, write_config
+from tests.helpers import tiny_unet
+from tests.training.test_latent_diffusion import digits, module, trainer
+
+
+class Convolutions(nn.Module):
+    """A user's own network, whose weights do not come from the generator that training draws from."""
+
+    num_features = 6
+
+    def __init__(self, channels: int = 1) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            layers = (nn.Conv2d(channels, 6, 3), nn.BatchNorm2d(6), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+SMALL = {"num_samples": 24, "num_steps": 2, "num_real": 40, "kid_subset_size": 10, "batch_size": 16}
+
+
+def quality(feature_network=None, **settings):
+    network = Convolutions() if feature_network is None else feature_network
+    return SampleQuality(network, **{"every_n_steps": 2, **SMALL, **settings})
+
+
+def records(folder):
+    return RecordStore(folder).read("quality")
+
+
+def test_fid_and_kid_are_recorded_and_logged_over_training(tmp_path):
+    logger = CSVLogger(str(tmp_path), name="csv")
+    trainer(tmp_path, max_steps=5, logger=logger, log_every_n_steps=1, callbacks=[quality()]).fit(module(), digits())
+    found = records(tmp_path)
+    assert [record.step for record in found] == [0, 2, 4, 5]
+    assert all(math.isfinite(value) for record in found for value in record.scalars.values())
+    assert len({record.scalars["fid"] for record in found}) == 4
+    assert all(record.fingerprints == found[0].fingerprints for record in found)
+    assert found[0].provenance["weights"] == "ema"
+    table = pd.read_csv(next((tmp_path / "csv").rglob("metrics.csv")))
+    for name in ("fid", "kid", "kid_std"):
+        logged = table.dropna(subset=f"probe/{name}").set_index("step")[f"probe/{name}"]
+        assert logged.to_dict() == pytest.approx({record.step: record.scalars[name] for record in found})
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        {},
+        {"own_data": own("OwnData", num_workers=0), "model": {"latent_shape": [2, 4, 4]}},
+        pytest.param(
+            {"own_data": own("OwnData", num_workers=1), "model": {"latent_shape": [2, 4, 4]}}, marks=pytest.mark.slow
+        ),
+    ],
+)
+def test_no_byte_of_training_differs(tmp_path, cell):
+    network = {"class_path": f"{__name__}.Convolutions", "init_args": {"channels": 2}}
+    settings = {"feature_network": network, "every_n_steps": 2, **SMALL, "num_real": 30}
+    probe = {"class_path": "ldmprobe.callbacks.SampleQuality", "init_args": settings}
+    probed, compared = audit_in_process(write_config(tmp_path / "run.yaml", callbacks=[probe], **cell))
+    assert probed.disturbances == []
+    assert compared.first is None
+    assert probed.failures == {}
+    assert probed.probe_runs["SampleQuality"] >= 3
+
+
+def test_a_resumed_run_finds_the_same_and_reads_its_real_images_once(tmp_path, monkeypatch):
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    trainer(whole, max_steps=4, callbacks=[quality()]).fit(module(), digits())
+    first = trainer(parts, max_steps=2, callbacks=[quality()])
+    first.fit(module(), digits())
+    first.save_checkpoint(tmp_path / "two.ckpt")
+    monkeypatch.setattr(RealFeatures, "of", None)
+    again = trainer(parts, max_steps=4, callbacks=[quality()])
+    again.fit(module(), digits(), ckpt_path=str(tmp_path / "two.ckpt"))
+    expected, found = records(whole), records(parts)
+    assert [record.step for record in found] == [0, 2, 4]
+    assert [record.scalars for record in found] == [record.scalars for record in expected]
+    assert [record.fingerprints for record in found] == [record.fingerprints for record in expected]
+
+
+class Pixels(nn.Flatten):
+    num_features = 64
+
+
+@pytest.mark.parametrize("changed", [{"num_real": 30}, {"real": "held_out"}, {"feature_network": Pixels()}])
+def test_real_images_of_another_choice_are_not_taken_for_these(tmp_path, changed):
+    first = trainer(tmp_path, max_steps=1, callbacks=[quality()])
+    first.fit(module(), digits())
+    first.save_checkpoint(tmp_path / "one.ckpt")
+    again = trainer(tmp_path, max_steps=2, callbacks=[quality(**changed)])
+    again.fit(module(), digits(), ckpt_path=str(tmp_path / "one.ckpt"))
+    before, after = records(tmp_path)[0].fingerprints, records(tmp_path)[-1].fingerprints
+    part = "features" if "feature_network" in changed else "real_images"
+    assert {name for name in before if before[name] != after[name]} == {part}
+
+
+def test_real_images_are_those_of_the_split_that_is_named(tmp_path):
+    data = digits()
+    for real in ("train", "held_out"):
+        trainer(tmp_path / real, max_steps=1, callbacks=[quality(real=real)]).fit(module(), data)
+        images = [batch["image"] for batch in data.reference_batches(40, held_out=real == "held_out")]
+        expected = RealFeatures.of(Convolutions(), images, torch.device("cpu"))
+        assert records(tmp_path / real)[-1].fingerprints["real_images"] == expected.images
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: quality(num_samples=1), "num_samples is 1; expected at least 2"),
+        (lambda: quality(kid_subset_size=25), "kid_subset_size is 25, more than num_samples, 24"),
+        (lambda: quality(num_real=9), "num_real 9; expected at least kid_subset_size, 10"),
+        (lambda: quality(real="test"), "real 'test'; expected 'train' or 'held_out'"),
+        (lambda: quality(every_n_steps=0), "every_n_steps 0; expected at least 1"),
+    ],
+)
+def test_impossible_settings_are_refused_at_construction(build, message):
+    with pytest.raises(ConfigurationError, match=message):
+        build()
+
+
+class NoStep(L.Callback):
+    def on_train_batch_start(self, *_):
+        raise AssertionError("must not be reached")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_steps": 1001}, "num_steps is 1001; expected 1 to 1000"),
+        ({"feature_network": Convolutions(3)}, r"Convolutions cannot take the model's images of shape \(1, 8, 8\)"),
+        ({"feature_network": "builtin:cats"}, "builtin:cats"),
+        ({"num_real": 5000, "num_samples": 3000, "kid_subset_size": 3000}, "but there are 1617 real images"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused_before_training(tmp_path, settings, message):
+    with pytest.raises(ConfigurationError, match=message):
+        trainer(tmp_path, callbacks=[quality(**settings), NoStep()]).fit(module(), digits())
+
+
+def test_guidance_without_a_condition_is_refused(tmp_path):
+    model = module(conditioning=Unconditional())
+    model.network = tiny_unet(channels=1)
+    with pytest.raises(ConfigurationError, match=r"guidance_scale 3.0, but the model has no condition to guide by"):
+        trainer(tmp_path, callbacks=[quality(guidance_scale=3.0), NoStep()]).fit(model, digits())
+
+
+def test_too_few_samples_for_a_covariance_are_told(tmp_path, caplog):
+    with caplog.at_level(logging.WARNING):
+        trainer(tmp_path, max_steps=1, callbacks=[quality(num_samples=6, kid_subset_size=4)]).fit(module(), digits())
+    assert "6 samples for 6 features: too few for FID's covariance" in caplog.text
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torch_fidelity") is not None, reason="torch-fidelity is installed")
+def test_inception_without_torch_fidelity_says_what_to_install(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"Inception needs torch-fidelity: `pip install ldmprobe\[fid\]`"):
+        trainer(tmp_path, callbacks=[quality("inception"), NoStep()]).fit(module(), digits())
