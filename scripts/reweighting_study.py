@@ -125,7 +125,7 @@ def prepare(plan: Plan, out: Path) -> list[Job]:
     base = {config.name: yaml.safe_load(config.read_text()) for config in plan.base}
     for method, settings in plan.methods.items():
         folder = out / "runs" / method
-        text = yaml.safe_dump({"base": base, "method": settings, "arguments": " ".join(plan.arguments)})
+        text = yaml.safe_dump({"base": base, "method": settings, "arguments": plan.arguments})
         if (folder / "config.yaml").exists():
             _refuse_changed(folder, text)
         for name, content in (("config.yaml", text), ("method.yaml", yaml.safe_dump(settings))):
@@ -203,6 +203,8 @@ def read_study(plan: Plan, jobs: list[Job]) -> Study:
         ConfigurationError: fewer than two are finished, or none of the baseline, or they are not comparable.
     """
     done = [job for job in jobs if job.mark.exists()]
+    if len(done) < 2:
+        raise ConfigurationError(f"Of {len(jobs)} runs {len(done)} are finished; a table needs two at least.")
     runs = read_runs([job.folder for job in done], [job.name for job in done])
     by_run = {run.label: run for run in runs}
     ordered = sorted(done, key=lambda job: (list(plan.methods).index(job.method), job.seed))

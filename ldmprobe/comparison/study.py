@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 
 import numpy as np
 
@@ -211,7 +210,7 @@ def _paired(runs: Mapping[int, StudyRun], others: Mapping[int, StudyRun], metric
 
 def _differences(by_method: Mapping[str, Mapping[int, StudyRun]], baseline: str) -> dict[str, dict[str, ClusteredMean]]:
     others = [name for name in by_method if name != baseline]
-    shared = reduce(set.intersection, ({*run.curves} for each in by_method.values() for run in each.values()))
+    shared = set.intersection(*({*run.curves} for each in by_method.values() for run in each.values()))
     found: dict[str, dict[str, ClusteredMean]] = {name: {} for name in others}
     for metric in shared:
         each = [_paired(by_method[name], by_method[baseline], metric) for name in others]
