@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from ldmprobe.analysis.balancing import Controller, HeldOutProgress, Measured, bounded, moved
 from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.callbacks.probe_data import held_out_of, reference_of
+from ldmprobe.callbacks.training_clock import seconds_spent
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
@@ -112,7 +112,7 @@ class TimestepBalancer(ProbeCallback):
         return found[0] if found else None
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
-        began = time.process_time()
+        began = seconds_spent(pl_module.device)
         model = diffusion_model_of(pl_module)
         if self._reference is None:
             self._reference = reference_of(trainer, model, self.num_reference)
@@ -131,7 +131,7 @@ class TimestepBalancer(ProbeCallback):
         gap = self._gap(model, found, ranks) if self.controller.needs_gap else None
         measured = self._measured(found, gap)
         record = self._decide(found, measured, self._sampler_of(pl_module))
-        self.cost_seconds += time.process_time() - began
+        self.cost_seconds += seconds_spent(pl_module.device) - began
         record.scalars["balance_seconds"] = self.cost_seconds
         return record
 

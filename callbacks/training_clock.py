@@ -48,12 +48,12 @@ class TrainingClock(ProbeCallback):
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._began = _now(pl_module.device)
+        self._began = seconds_spent(pl_module.device)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self._seconds += _now(pl_module.device) - self._began
+        self._seconds += seconds_spent(pl_module.device) - self._began
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
@@ -71,7 +71,8 @@ class TrainingClock(ProbeCallback):
         self._seconds = state_dict["seconds"]
 
 
-def _now(device: torch.device) -> float:
+def seconds_spent(device: torch.device) -> float:
+    """A clock for work on ``device``: CPU seconds of the process, or wall seconds with the GPU's queue empty."""
     if device.type == "cpu":
         return time.process_time()
     if device.type == "cuda":
