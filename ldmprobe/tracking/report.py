@@ -141,11 +141,11 @@ def _samples_section(ddim: Sequence[ProbeRecord]) -> str:
 def _quality_section(quality: Sequence[ProbeRecord]) -> str:
     if not quality:
         return ""
-    known = quality[-1].provenance
+    known = {name: escape(str(value)) for name, value in quality[-1].provenance.items()}
     fid = section(
         "FID over training",
-        f"Fréchet distance of {known['num_samples']:,} decoded samples from {known['num_real']:,} real images, in the features of "
-        f"{escape(str(known['feature_network']))}. It compares only with FIDs of the same network, images and number of samples.",
+        f"Fréchet distance of {known['num_samples']} decoded samples from {known['num_real']} real images, in the features of "
+        f"{known['feature_network']}. It compares only with FIDs of the same network, images and number of samples.",
         chart(charts.fid_chart(quality)),
     )
     kid = section(

@@ -12,8 +12,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmprobe.callbacks import DDIMProbe, DenoisingProbe, TrainingLoss, TrainingObjective
+from ldmprobe.callbacks import (
+    DDIMProbe,
+    DenoisingProbe,
+    SampleQuality,
+    TimestepBalancer,
+    TrainingLoss,
+    TrainingObjective,
+)
 from ldmprobe.cli import main
+from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.probing.record import Curve, ProbeRecord
 from ldmprobe.tracking import charts, figures
 from ldmprobe.tracking.loggers import scalar_metrics
@@ -30,8 +38,10 @@ def run_dir(tmp_path_factory):
         DenoisingProbe(2, num_images=16, num_draws=64),
         TrainingLoss(2),
         TrainingObjective(2),
+        SampleQuality("builtin:digits", 2, num_samples=16, num_steps=2, num_real=64, kid_subset_size=8),
+        TimestepBalancer(2, num_images=16, num_draws=32),
     ]
-    trainer(folder, max_steps=4, callbacks=probes).fit(module(), digits())
+    trainer(folder, max_steps=4, callbacks=probes).fit(module(timesteps=BalancedTimesteps()), digits())
     return folder
 
 
@@ -48,6 +58,8 @@ def test_page_has_every_section_and_loads_nothing(run_dir, tmp_path):
     html = write_report(run_dir, tmp_path / "page.html").read_text()
     for heading in (
         "Samples over training",
+        "FID over training",
+        "KID over training",
         "KL before and after each denoiser pass",
         "The same, relative to the ideal",
         "Samples against real latents, level by level",
@@ -55,6 +67,8 @@ def test_page_has_every_section_and_loads_nothing(run_dir, tmp_path):
         "Noise level × training step",
         "Latents during sampling",
         "What the optimiser sees of the noise levels",
+        "Where held-out error falls",
+        "Where the balancer steered to",
         "Where loss can still be recovered",
         "The same levels in nats",
         "Denoising skill on held-out data",
@@ -65,7 +79,7 @@ def test_page_has_every_section_and_loads_nothing(run_dir, tmp_path):
         assert f"<h2>{heading}</h2>" in html
     assert not re.search(r"<(script|img|iframe)[^>]+src=[\"'](?!data:)", html)
     assert "<link" not in html.replace("<link>", "")
-    assert html.count('class="plotly-graph-div"') == 13
+    assert html.count('class="plotly-graph-div"') == 17
 
 
 def test_names_and_configuration_are_text_not_markup(records):
@@ -114,7 +128,7 @@ def test_kl_chart_draws_the_curves_of_the_records(records):
 
 
 def test_objective_chart_draws_density_weight_and_emphasis_of_each_record(records):
-    (record,) = of(records, "objective")
+    record = of(records, "objective")[0]
     drawn = [list(trace.y) for trace in charts.objective_chart([record]).data]
     assert drawn == [
         list(record.curves[name].value) for name in ("timestep_density", "loss_weight", "training_emphasis")
@@ -124,7 +138,7 @@ def test_objective_chart_draws_density_weight_and_emphasis_of_each_record(record
 
 
 def test_a_constant_weight_is_not_drawn_as_its_rounding(records):
-    (record,) = of(records, "objective")
+    record = of(records, "objective")[0]
     curve = record.curves["loss_weight"]
     nearly = dataclasses.replace(curve, value=1 + 1e-16 * np.arange(len(curve.value)))
     figure = charts.objective_chart([dataclasses.replace(record, curves={**record.curves, "loss_weight": nearly})])
@@ -134,8 +148,18 @@ def test_a_constant_weight_is_not_drawn_as_its_rounding(records):
 
 
 def test_bins_of_the_objective_are_no_scalars_of_their_own(records):
-    (record,) = of(records, "objective")
+    record = of(records, "objective")[0]
     assert set(scalar_metrics(record)) == {"probe/timestep_mean_log_snr", "probe/emphasis_mean_log_snr"}
+
+
+def test_steering_chart_draws_what_was_done_and_of_a_dry_run_what_would_have_been(records):
+    balance = of(records, "balance")
+    dry = [dataclasses.replace(record, provenance={**record.provenance, "dry_run": True}) for record in balance]
+    for decisions, metric in ((balance, "balance_density"), (dry, "balance_target")):
+        lines = [trace for trace in charts.steering_chart(decisions).data if trace.mode == "lines"]
+        assert [list(line.y) for line in lines] == [list(record.curves[metric].value) for record in balance]
+    assert "A dry run: nothing was changed" in report_html(dry, None, "dry")
+    assert "A dry run" not in report_html(balance, None, "not dry")
 
 
 def test_pca_chart_has_a_frame_per_probe_that_moves_only_the_samples(records):
