@@ -63,11 +63,11 @@ class BalancedTimesteps(TimestepSampler):
     def observe(self, t: Tensor, log_snr: Tensor, loss: Tensor) -> None:
         self.base.observe(t, log_snr, loss)
 
-    def get_extra_state(self) -> Tensor:
-        return self.table.clone()
+    def get_extra_state(self) -> dict[str, Tensor]:
+        return {"table": self.table.clone()}
 
-    def set_extra_state(self, state: Tensor) -> None:
-        self.table = state.double().cpu().clone()
+    def set_extra_state(self, state: dict[str, Tensor]) -> None:
+        self.table = state["table"].double().cpu().clone()
 
     def _at(self, schedule: NoiseSchedule, row: int) -> Tensor:
         """A row of the table at every timestep, (T,)."""

@@ -19,6 +19,7 @@ ALL_PROBES = [
     {"class_path": "ldmprobe.callbacks.DDIMProbe", "init_args": {"num_samples": 8, "num_steps": 3}},
     {"class_path": "ldmprobe.callbacks.DenoisingProbe", "init_args": {"num_images": 16, "num_draws": 32}},
     {"class_path": "ldmprobe.callbacks.TrainingLoss"},
+    {"class_path": "ldmprobe.callbacks.TrainingObjective"},
     {"class_path": "ldmprobe.callbacks.ReportWriter"},
 ]
 
