@@ -6,11 +6,12 @@ import pytest
 import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor
 
-from ldmprobe.callbacks import DDIMProbe, DenoisingProbe, ReportWriter, TrainingLoss
+from ldmprobe.callbacks import DDIMProbe, DenoisingProbe, ReportWriter, TimestepBalancer, TrainingLoss
+from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.training.cli import LDMProbeCLI, build_cli
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-WHOLE = sorted(path for path in CONFIGS.glob("*.yaml") if "model" in yaml.safe_load(path.read_text()))
+WHOLE = sorted(path for path in CONFIGS.glob("*.yaml") if "data" in yaml.safe_load(path.read_text()))
 
 
 def build(tmp_path, *configs, overrides=()) -> LDMProbeCLI:
@@ -42,6 +43,12 @@ def test_fragment_of_probes_appends_to_the_callbacks(tmp_path):
         type(callback) for callback in build(tmp_path, tmp_path / "own.yaml", CONFIGS / "probes.yaml").trainer.callbacks
     }
     assert {LearningRateMonitor, DDIMProbe, DenoisingProbe, TrainingLoss, ReportWriter} <= kinds
+
+
+def test_fragment_of_the_balancer_puts_in_its_sampler(tmp_path):
+    cli = build(tmp_path, CONFIGS / "gaussian.yaml", CONFIGS / "balancer.yaml")
+    assert isinstance(cli.model.timesteps, BalancedTimesteps)
+    assert sum(isinstance(callback, TimestepBalancer) for callback in cli.trainer.callbacks) == 1
 
 
 def test_short_names_work_on_the_command_line(tmp_path):
