@@ -10,6 +10,8 @@ from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.timesteps import TimestepSampler, UniformLogSNR, UniformTimesteps
 from ldmprobe.errors import ConfigurationError
 
+MAX_LEVELS = 128  # of the table, whose size must not change: parts of sharded checkpoints are read into what is there
+
 
 class BalancedTimesteps(TimestepSampler):
     """p(t) = floor · p_base(t) + (1 − floor) · p_steered(t), where p_steered has a given density over log-SNR λ; and a given factor on the loss.
@@ -28,13 +30,13 @@ class BalancedTimesteps(TimestepSampler):
             raise ConfigurationError(f"BalancedTimesteps got floor {floor}; expected a number above 0, at most 1.")
         self.base, self.floor = base or UniformTimesteps(), floor
         self.adaptive = self.base.adaptive
-        self.table = torch.empty(3, 0, dtype=torch.float64)  # log-SNR ascending, density, weight
+        self.table = torch.full((3, MAX_LEVELS), torch.inf, dtype=torch.float64)  # log-SNR ascending, density, weight
 
     def steer(self, log_snr: Tensor, density: Tensor, weight: Tensor) -> None:
         """From now on draw by ``density`` per unit of log-SNR, up to a factor, and multiply the loss by ``weight``.
 
         Args:
-            log_snr, density, weight: shape (L,), in any order of levels; the density at least 0 and somewhere above, weights above 0.
+            log_snr, density, weight: shape (L,), L at most 128, in any order of levels; the density at least 0 and somewhere above, weights above 0.
 
         Raises:
             ValueError: values that are not finite, or not of these signs.
@@ -47,29 +49,36 @@ class BalancedTimesteps(TimestepSampler):
             or bool((weight <= 0).any())
         ):
             raise ValueError(f"expected finite densities of at least 0 and weights above 0, got {density} and {weight}")
-        self.table = table[:, table[0].argsort()]
+        steered = torch.full_like(self.table, torch.inf)
+        steered[:, : len(log_snr)] = table[:, table[0].argsort()]
+        self.table = steered
 
     def probabilities(self, schedule: NoiseSchedule) -> Tensor:
         base = self.base.probabilities(schedule)
-        if self.table.shape[1] == 0:
+        if not self.is_steered:
             return base
         steered = UniformLogSNR().probabilities(schedule) * self._at(schedule, row=1)
         return self.floor * base + (1 - self.floor) * steered / steered.sum()
 
     def loss_factor(self, schedule: NoiseSchedule) -> Tensor:
         factor = self.base.loss_factor(schedule)
-        return factor if self.table.shape[1] == 0 else factor * self._at(schedule, row=2)
+        return factor * self._at(schedule, row=2) if self.is_steered else factor
 
     def observe(self, t: Tensor, log_snr: Tensor, loss: Tensor) -> None:
         self.base.observe(t, log_snr, loss)
+
+    @property
+    def is_steered(self) -> bool:
+        """Whether :meth:`steer` has been called, in this run or the one that it goes on with."""
+        return bool(self.table[0, 0].isfinite())
 
     def get_extra_state(self) -> dict[str, Tensor]:
         return {"table": self.table.clone()}
 
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
-        self.table = state["table"].double().cpu().clone()
+        self.table.copy_(state["table"])
 
     def _at(self, schedule: NoiseSchedule, row: int) -> Tensor:
         """A row of the table at every timestep, (T,)."""
-        levels, values = self.table[0].numpy(), self.table[row].numpy()
-        return torch.from_numpy(np.interp(schedule.log_snr.nan_to_num().numpy(), levels, values))
+        table = self.table[:, self.table[0].isfinite()].numpy()
+        return torch.from_numpy(np.interp(schedule.log_snr.nan_to_num().numpy(), table[0], table[row]))

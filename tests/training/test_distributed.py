@@ -34,6 +34,7 @@ SHARDED, WHOLE = (
 # Neither 19 nor 67 is divisible by 2 or 4, and with these batches the first of 2 ranks has one chunk more than the second.
 DDIM = {"num_samples": 19, "num_steps": 4, "batch_size": 3}
 DENOISING = {"num_draws": 67, "batch_size": 11}
+BALANCER = {"num_draws": 35, "batch_size": 11, "num_images": 16, "hysteresis": 0.0}
 DATA = {"dataset_kwargs": {"num_images": 200, "channels": 2, "size": 4}, "batch_size": 4}
 # Of a whole path in float32, whose batches are split otherwise; of the largest number of each curve.
 TOLERANCE = 1e-5
@@ -49,11 +50,14 @@ def configuration(folder: Path, strategy, steps: int = 4) -> Path:
     config["trainer"] |= {"max_steps": steps, "val_check_interval": 2, "limit_val_batches": 1, "accelerator": "cpu"}
     config["trainer"] |= {"strategy": strategy, "enable_progress_bar": False, "log_every_n_steps": 1}
     config["trainer"]["logger"] = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "."}}
+    sampler = {"class_path": "ldmprobe.diffusion.balanced_timesteps.BalancedTimesteps"}
+    config["model"]["init_args"]["timesteps"] = sampler
     probes = "ldmprobe.callbacks."
     config["trainer"]["callbacks"] = [
         {"class_path": probes + "DDIMProbe", "init_args": {"every_n_steps": 2, **DDIM}},
         {"class_path": probes + "DenoisingProbe", "init_args": {"every_n_steps": 2, **DENOISING}},
         {"class_path": probes + "TrainingLoss", "init_args": {"every_n_steps": 3}},
+        {"class_path": probes + "TimestepBalancer", "init_args": {"every_n_steps": 2, **BALANCER}},
         {
             "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
             "init_args": {"every_n_train_steps": 2, "save_top_k": -1, "filename": "{step}"},
@@ -138,7 +142,7 @@ def largest_deviation(run: Path) -> float:
 
 def assert_written_once(run: Path) -> None:
     names = sorted(path.name for path in (run / "probes").iterdir())
-    due = {"ddim": (0, 2, 4), "denoising": (0, 2, 4), "training": (3, 4)}
+    due = {"ddim": (0, 2, 4), "denoising": (0, 2, 4), "training": (3, 4), "balance": (0, 2, 4)}
     assert names == sorted(f"{probe}-{step:08d}.parquet" for probe, steps in due.items() for step in steps)
     logs = list(run.rglob("metrics.csv"))
     assert len(logs) == 1
@@ -146,12 +150,16 @@ def assert_written_once(run: Path) -> None:
         assert column == "epoch" or not value.dropna().index.has_duplicates, column
 
 
-def state(path: Path) -> dict:
-    return load_sharded_checkpoint(path) if is_sharded_checkpoint(path) else torch.load(path, weights_only=True)
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """Samplers' states included."""
+    whole = load_sharded_checkpoint(path) if is_sharded_checkpoint(path) else torch.load(path, weights_only=True)
+    parts = {name: value if isinstance(value, dict) else {"": value} for name, value in whole["state_dict"].items()}
+    return {name + part: value for name, values in parts.items() for part, value in values.items()}
 
 
 def assert_resumed_identically(run: Path, again: Path) -> None:
-    one, other = (state(checkpoint(folder, 4))["state_dict"] for folder in (run, again))
+    one, other = (weights(checkpoint(folder, 4)) for folder in (run, again))
+    assert any("timesteps" in name for name in one)
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
     for record in RecordStore(run).read():
