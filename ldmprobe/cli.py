@@ -71,6 +71,12 @@ def _other_command(argv: list[str]) -> int:
     sample.add_argument("--columns", type=int, default=10, help="of the grid (default: 10)")
     _sampling_arguments(sample, num_samples=50)
 
+    export = commands.add_parser("export", help="a checkpoint as a diffusers pipeline folder, with a model card")
+    export.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="of LatentDiffusion (.ckpt, or a sharded one's folder)"
+    )
+    export.add_argument("folder", type=Path, metavar="DIR", help="a new folder, for DiffusionPipeline.from_pretrained")
+
     report = commands.add_parser("report", help="one self-contained HTML page from a run directory")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
     report.add_argument("--out", type=Path, metavar="FILE", help="default: RUN_DIR/report.html")
@@ -94,6 +100,11 @@ def _other_command(argv: list[str]) -> int:
         from ldmprobe.tracking.report import write_report
 
         print(write_report(args.run_dir, args.out))
+        return 0
+    if args.command == "export":
+        from ldmprobe.training.export import export as write_pipeline
+
+        print(write_pipeline(args.checkpoint, args.folder))
         return 0
     from ldmprobe import standalone
 

@@ -10,6 +10,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, Conditioning, FixedText, Unconditional
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.pipeline import with_num_classes
 
 SUPPORTED = ("DDPMPipeline", "DDIMPipeline", "LDMPipeline", "DiTPipeline", "StableDiffusionPipeline")
 _LIBRARIES = ("diffusers", "transformers")
@@ -77,6 +78,11 @@ def _check_components(name: str, index: dict[str, Any]) -> None:
 
 def _taken_apart(pipeline: Any, family: str, prompt: str) -> DiffusionModel:
     network = pipeline.transformer if family == "DiTPipeline" else pipeline.unet
+    if family == "DiTPipeline":
+        classes = network.config.num_embeds_ada_norm
+        labelled = max(pipeline.labels.values(), default=classes - 1) + 1
+        if labelled < classes:  # as_pipeline has padded it
+            with_num_classes(network, labelled)
     autoencoder = getattr(pipeline, "vqvae", None) or getattr(pipeline, "vae", None)
     size = network.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size

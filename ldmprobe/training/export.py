@@ -1,0 +1,56 @@
+"""``ldmprobe export``: a checkpoint as a diffusers pipeline folder with a model card, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.pipeline import as_pipeline
+from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.tracking.model_card import write_model_card
+from ldmprobe.tracking.store import RecordStore
+from ldmprobe.tracking.whole_file import PARTIAL
+from ldmprobe.training.checkpoint import load_diffusion_model
+
+
+def export(checkpoint: Path, folder: Path) -> Path:
+    """Write the model of a LatentDiffusion checkpoint (with its EMA weights if there are any) to ``folder``, for
+    ``DiffusionPipeline.from_pretrained``: safetensors, configurations and ``README.md``, the model card. If the checkpoint lies in a run
+    directory, or in its ``checkpoints``, the card has the records' numbers and figures.
+
+    Returns:
+        ``folder``.
+
+    Raises:
+        ConfigurationError: before anything is written: ``folder`` has something in it, the checkpoint is not readable, or diffusers has
+            no pipeline for its model; or ``folder`` cannot be written.
+    """
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise ConfigurationError(f"{folder} exists already; choose a new folder to export to.")
+    model = load_diffusion_model(checkpoint)
+    pipeline = as_pipeline(model)
+    target = folder.absolute()
+    partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
+    try:
+        partial.mkdir(parents=True)
+        pipeline.save_pretrained(partial, safe_serialization=True)
+        write_model_card(partial, target.name, pipeline, model, _records(checkpoint))
+        partial.replace(target)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigurationError(f"{folder} cannot be written: {reason}. Choose another folder.") from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def _records(checkpoint: Path) -> list[ProbeRecord]:
+    """Of the run directory that the checkpoint lies in; none elsewhere."""
+    for run_dir in checkpoint.absolute().parents[:2]:
+        if (run_dir / "probes").is_dir():
+            return RecordStore(run_dir).read()
+    return []

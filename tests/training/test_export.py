@@ -1,0 +1,306 @@
+"""``ldmprobe export``: what diffusers makes of the folder, from the same noise, is what ldmprobe makes of the checkpoint."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DiTTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+    VQModel,
+)
+from PIL import Image
+
+from ldmprobe.callbacks import DDIMProbe, DenoisingProbe
+from ldmprobe.cli import main
+from ldmprobe.data.images import ImageData
+from ldmprobe.diffusion.trajectory import ddim_steps
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.conditioning import ClassConditioning
+from ldmprobe.models.pipeline import as_pipeline
+from ldmprobe.models.pretrained import load_pipeline
+from ldmprobe.probing.probe import evaluating
+from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.tracking.store import RecordStore
+from ldmprobe.training.checkpoint import load_diffusion_model
+from ldmprobe.training.latent_diffusion import LatentDiffusion
+from tests.helpers import FLOAT32, WHOLE_PATH, tiny_unet
+from tests.training.test_latent_diffusion import trainer
+
+STEPS = 4
+
+
+def autoencoder(cls=AutoencoderKL, **options):
+    settings = {
+        "in_channels": 1,
+        "out_channels": 1,
+        "down_block_types": ("DownEncoderBlock2D",) * 2,
+        "up_block_types": ("UpDecoderBlock2D",) * 2,
+        "block_out_channels": (8, 8),
+        "latent_channels": 2,
+        "norm_num_groups": 4,
+    }
+    torch.manual_seed(1)
+    model = cls(**{**settings, **options})
+    if cls is VQModel:  # its codebook starts near 0, where its latents are not
+        torch.nn.init.normal_(model.quantize.embedding.weight)
+    return model
+
+
+def tiny_autoencoder():
+    torch.manual_seed(1)
+    channels = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    blocks = {"num_encoder_blocks": (1, 1), "num_decoder_blocks": (1, 1)}
+    return AutoencoderTiny(in_channels=1, out_channels=1, latent_channels=2, **channels, **blocks)
+
+
+def dit(num_classes=10):
+    torch.manual_seed(2)
+    settings = {"in_channels": 2, "out_channels": 4, "num_layers": 1, "sample_size": 4, "norm_num_groups": 2}
+    network = DiTTransformer2DModel(2, 8, num_embeds_ada_norm=num_classes, **settings)
+    for parameter in network.parameters():  # DiT starts with zeros
+        torch.nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+def latents(encoder, scale="measure", network=None, **settings):
+    """On the 4×4 latents of 8×8 digits."""
+    torch.manual_seed(0)
+    network = network or tiny_unet(channels=2, size=None)
+    return {"network": network, "codec": LatentCodec(encoder, scale=scale), **settings}
+
+
+def pixels(**settings):
+    torch.manual_seed(0)
+    return {"network": tiny_unet(channels=1), **settings}
+
+
+def trained(path: Path, callbacks=(), **settings) -> Path:
+    """A checkpoint after two steps on 8×8 digits."""
+    fit = trainer(path.parent, max_steps=2, callbacks=list(callbacks), limit_val_batches=0)
+    data = ImageData("builtin:digits", label_column="label", image_size=8, batch_size=16, check_rows=5)
+    fit.fit(LatentDiffusion(validation_timesteps=2, ema_decay=0.9, **settings), data)
+    fit.save_checkpoint(path)
+    return path
+
+
+COMBINATIONS = {
+    "pixels": ("DDIMPipeline", lambda: pixels()),
+    "pixels, v, DDPM": ("DDIMPipeline", lambda: pixels(scheduler=DDPMScheduler(prediction_type="v_prediction"))),
+    "pixels, flow": ("DDPMPipeline", lambda: pixels(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))),
+    "VQModel": ("LDMPipeline", lambda: latents(autoencoder(VQModel, num_vq_embeddings=16), scale=0.5)),
+    "VQModel, shifted": ("LDMPipeline", lambda: latents(autoencoder(VQModel, num_vq_embeddings=16))),
+    "AutoencoderKL": (
+        "LDMPipeline",
+        lambda: latents(autoencoder(scaling_factor=0.7, shift_factor=0.4), scale="config"),
+    ),
+    "AutoencoderKL, shifted": ("LDMPipeline", lambda: latents(autoencoder())),
+    "AutoencoderKL, no quant_conv": (
+        "LDMPipeline",
+        lambda: latents(autoencoder(use_quant_conv=False, use_post_quant_conv=False, shift_factor=0.3), scale="config"),
+    ),
+    "AutoencoderTiny": ("LDMPipeline", lambda: latents(tiny_autoencoder(), scale=0.5)),
+    "DiT": ("DiTPipeline", lambda: latents(autoencoder(), network=dit(), conditioning=ClassConditioning(10))),
+}
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """Checkpoint and folder of a combination, made when first asked for."""
+    root, made = tmp_path_factory.mktemp("exported"), {}
+
+    def make(name: str) -> tuple[Path, Path]:
+        if name not in made:
+            folder = root / str(len(made))
+            folder.mkdir()
+            checkpoint = trained(folder / "model.ckpt", **COMBINATIONS[name][1]())
+            assert main(["export", str(checkpoint), str(folder / "pipeline")]) == 0
+            made[name] = checkpoint, folder / "pipeline"
+        return made[name]
+
+    return make
+
+
+@torch.no_grad()
+def sampled(model, noise, condition, guidance_scale=1.0):
+    """As ldmprobe does, in [0, 1] and (N, H, W, C) as diffusers gives images."""
+    denoise = model.conditioned(condition, len(noise), guidance_scale)
+    with evaluating(model.modules):
+        *_, last = ddim_steps(denoise, noise, model.schedule.ddim_grid(STEPS), model.schedule.prediction_type)
+        return (model.codec.decode(last.z_s) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
+
+
+def compared(checkpoint, folder, condition, **call):
+    """The pipeline's images with ldmprobe's; the pipeline's class."""
+    model = load_diffusion_model(checkpoint)
+    noise = torch.randn(3, *model.latent_shape, generator=torch.Generator().manual_seed(5))
+    pipeline = DiffusionPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(5)
+    images = pipeline(**call, num_inference_steps=STEPS, generator=generator, output_type="np").images
+    expected = sampled(model, noise, condition, call.get("guidance_scale", 1.0))
+    assert expected.std() > 0.01
+    torch.testing.assert_close(torch.from_numpy(images), expected, **WHOLE_PATH)
+    return type(pipeline).__name__
+
+
+@pytest.mark.parametrize("name", [name for name in COMBINATIONS if name != "DiT"])
+def test_images_are_the_same_from_the_same_noise(name, exported):
+    assert compared(*exported(name), {}, batch_size=3) == COMBINATIONS[name][0]
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_so_are_those_of_classes_with_and_without_guidance(guidance_scale, exported):
+    checkpoint, folder = exported("DiT")
+    condition = {"class_labels": torch.tensor([0, 3, 9])}
+    call = {"class_labels": [0, 3, 9], "guidance_scale": guidance_scale}
+    assert compared(checkpoint, folder, condition, **call) == "DiTPipeline"
+    assert DiffusionPipeline.from_pretrained(folder).get_label_ids(["0", "9"]) == [0, 9]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_the_folder_is_read_back_as_the_same_model(name, exported):
+    checkpoint, folder = exported(name)
+    before, after = load_diffusion_model(checkpoint), load_pipeline(str(folder))
+    assert (after.latent_shape, after.schedule.prediction_type) == (
+        before.latent_shape,
+        before.schedule.prediction_type,
+    )
+    torch.testing.assert_close(after.schedule.alpha, before.schedule.alpha, **FLOAT32)
+    assert float(after.codec.scale) == float(before.codec.scale)
+    z, t = torch.randn(3, *before.latent_shape), before.schedule.model_time[[0, 500, 999]]
+    condition, ids = before.conditioning.for_samples(torch.arange(3)), torch.arange(25)
+    torch.testing.assert_close(after.conditioning.for_samples(ids), before.conditioning.for_samples(ids))
+    torch.testing.assert_close(after.conditioning.null(3, z.device), before.conditioning.null(3, z.device))
+    torch.testing.assert_close(after.predict(z, t, condition), before.predict(z, t, condition), **FLOAT32)
+    torch.testing.assert_close(after.codec.decode(z), before.codec.decode(z), **WHOLE_PATH)
+    images = torch.rand(2, 1, 8, 8) * 2 - 1
+    torch.testing.assert_close(after.codec.encode(images), before.codec.encode(images), **WHOLE_PATH)
+
+
+def test_only_safetensors_are_written_and_nothing_is_left_beside(exported):
+    _, folder = exported("VQModel")
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    weights = {f"{part}/diffusion_pytorch_model.safetensors" for part in ("unet", "vqvae")}
+    configs = {"unet/config.json", "vqvae/config.json", "scheduler/scheduler_config.json", "model_index.json"}
+    assert files == weights | configs | {"README.md"}
+    assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
+
+
+def test_the_card_says_what_it_is(exported):
+    card = (exported("VQModel")[1] / "README.md").read_text()
+    for line in (
+        "library_name: diffusers",
+        "| Training steps | 2, exponential",
+        "| Latents | 2 × 4 × 4 of VQModel, scaled by 0.5 |",
+    ):
+        assert line in card
+    assert "probes" not in card
+    assert "| Classes | 10;" in (exported("DiT")[1] / "README.md").read_text()
+
+
+def test_of_a_run_it_has_numbers_and_figures(tmp_path):
+    probes = [DDIMProbe(1, num_samples=8, num_steps=3), DenoisingProbe(1, num_images=16, num_draws=32)]
+    checkpoint = trained(tmp_path / "run" / "checkpoints" / "last.ckpt", probes, **pixels())
+    (tmp_path / "run" / "checkpoints" / "probes").replace(tmp_path / "run" / "probes")
+    for step, fid in ((2, 12.5), (3, 99.0)):  # the checkpoint is of step 2
+        known = {"num_samples": 50, "feature_network": "digits <b>"}
+        RecordStore(tmp_path / "run").append(ProbeRecord("quality", step, {"fid": fid}, provenance=known))
+    assert main(["export", str(checkpoint), "new/pipeline"]) == 0
+    card = Path("new/pipeline/README.md").read_text()
+    assert "| Held-out likelihood bound | " in card
+    assert "| FID | 12.5, 50 samples, digits &lt;b&gt; (step 2) |" in card
+    for figure in ("samples", "step_kl", "denoising_skill", "pca"):
+        assert f"(figures/{figure}.png)" in card
+        assert Image.open(f"new/pipeline/figures/{figure}.png").size[0] > 100
+    assert DiffusionPipeline.from_pretrained("new/pipeline").unet.config.sample_size == 8
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------------
+
+SMALL = {"latent_shape": (2, 4, 4)}
+REFUSED = {
+    "UNet2DModel with Unconditional in latent space and flow matching": lambda: latents(
+        autoencoder(), 1.0, scheduler=FlowMatchEulerDiscreteScheduler(), **SMALL
+    ),
+    "DiTTransformer2DModel with ClassConditioning in pixel space": lambda: {
+        "network": dit(),
+        "conditioning": ClassConditioning(10),
+    },
+    "AutoencoderTiny are shifted by 0.3": lambda: latents(tiny_autoencoder(), 1.0, **SMALL),
+    "The pixels are scaled by 0.5 and shifted by 0.3": lambda: pixels(codec=LatentCodec(scale=0.5)),
+    "latents are 4×8; a LDMPipeline samples square ones only": lambda: latents(
+        autoencoder(), 1.0, latent_shape=(2, 4, 8)
+    ),
+    "has sample_size 4 and was trained on latents of 8×8": lambda: latents(
+        autoencoder(), 1.0, network=dit(), conditioning=ClassConditioning(10), latent_shape=(2, 8, 8)
+    ),
+    "The model has 1,001 classes": lambda: latents(
+        autoencoder(), 1.0, network=dit(1001), conditioning=ClassConditioning(1001)
+    ),
+    "DDPMScheduler is none that a DDIMScheduler can have": lambda: pixels(
+        scheduler=DDPMScheduler(beta_schedule="sigmoid")
+    ),
+}
+
+
+@pytest.mark.parametrize("text", REFUSED)
+def test_what_a_pipeline_would_sample_otherwise_is_refused(text):
+    model = LatentDiffusion(**REFUSED[text]()).diffusion_model()
+    if "shifted" in text:
+        model.codec.shift.fill_(0.3)
+    with pytest.raises(ConfigurationError, match=re.escape(text)):
+        as_pipeline(model)
+
+
+def test_a_refusal_names_what_exports_and_writes_nothing(tmp_path, capsys):
+    network = tiny_unet(channels=1, num_class_embeds=11)
+    checkpoint = trained(tmp_path / "model.ckpt", network=network, conditioning=ClassConditioning(10))
+    assert main(["export", str(checkpoint), "out"]) == 2
+    error = capsys.readouterr().err
+    assert (
+        "no pipeline for a UNet2DModel with ClassConditioning in pixel space. Those it has: UNet2DModel without"
+        in error
+    )
+    assert not Path("out").exists()
+
+
+def test_nothing_is_overwritten(capsys):
+    Path("full").mkdir()
+    Path("full/kept").write_text("mine")
+    for folder in ("full", "full/kept"):
+        assert main(["export", "missing.ckpt", folder]) == 2
+        assert f"{folder} exists already; choose a new folder" in capsys.readouterr().err
+    assert Path("full/kept").read_text() == "mine"
+
+
+def test_a_checkpoint_that_is_none_is_refused(capsys):
+    assert main(["export", "missing.ckpt", "out"]) == 2
+    assert "missing.ckpt is not a readable checkpoint" in capsys.readouterr().err
+    assert list(Path().iterdir()) == []
+
+
+def test_a_place_that_cannot_be_made_is_refused(exported, capsys):
+    Path("file").write_text("mine")
+    assert main(["export", str(exported("pixels")[0]), "file/out"]) == 2
+    assert "file/out cannot be written" in capsys.readouterr().err
+
+
+def test_an_export_that_fails_on_the_way_leaves_nothing(exported, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    checkpoint = str(exported("pixels")[0])
+    monkeypatch.setattr("ldmprobe.training.export.write_model_card", full)
+    assert main(["export", checkpoint, "out"]) == 2
+    assert "out cannot be written: No space left on device" in capsys.readouterr().err
+    assert list(Path().iterdir()) == []
