@@ -116,6 +116,31 @@ def heatmap_figure(records: Sequence[ProbeRecord], metric: str = "step_kl", log:
     return figure
 
 
+def skill_figure(records: Sequence[ProbeRecord]) -> Figure:
+    """Denoising skill by log-SNR, a curve per record; far below 0 it is cut off."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+    axis = figure.subplots()
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.axhline(0, color=IDEAL, ls="--", lw=1.6, label="best linear denoiser")
+    for i, record in enumerate(records):
+        curve, last = record.curves["denoising_skill"], i == len(records) - 1
+        colour = step_colour(i / (len(records) - 1)) if len(records) > 1 else ACCENT
+        axis.plot(
+            curve.log_snr,
+            curve.value,
+            color=colour,
+            lw=1.4,
+            label=f"training step {record.step:,}" if last or i == 0 else None,
+        )
+    lowest = np.nanmin(np.append(records[-1].curves["denoising_skill"].value, 0))
+    axis.set(xlabel="log-SNR", ylabel="skill: 1 − MSE ÷ linear optimum", ylim=(max(min(1.15 * lowest, -0.6), -4), 1.02))
+    axis.legend(frameon=False, fontsize=8)
+    axis.set_title("Denoising skill on held-out data", fontsize=11)
+    return figure
+
+
 def samples_figure(record: ProbeRecord, columns: int = 10) -> Figure:
     """The probe's decoded samples as a grid."""
     from PIL import Image

@@ -13,8 +13,7 @@ from ldmprobe import __version__
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking.comparable import comparable
-from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure, samples_figure
-from ldmprobe.tracking.style import ACCENT, IDEAL, step_colour
+from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure, samples_figure, skill_figure
 
 
 def write_model_card(
@@ -131,35 +130,10 @@ def _figures(ddim: Sequence[ProbeRecord], denoising: Sequence[ProbeRecord]) -> d
         figures["step_kl.png"] = (caption, kl_figure(curves))
     if skills := [record for record in denoising if "denoising_skill" in record.curves]:
         caption = "Denoising skill on held-out data by noise level: 0 is the best linear denoiser, below is worse"
-        figures["denoising_skill.png"] = (caption, _skill_figure(skills))
+        figures["denoising_skill.png"] = (caption, skill_figure(skills))
     if ddim and ddim[-1].scatters.get("pca"):
         figures["pca.png"] = ("Latents during sampling, on two principal components", pca_figure(ddim[-1]))
     return {file: (caption, figure_png(figure)) for file, (caption, figure) in figures.items()}
-
-
-def _skill_figure(records: Sequence[ProbeRecord]) -> Any:
-    """Denoising skill by log-SNR, a curve per record; far below 0 it is cut off."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.0), layout="constrained")
-    axis = figure.subplots()
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.axhline(0, color=IDEAL, ls="--", lw=1.6, label="best linear denoiser")
-    for i, record in enumerate(records):
-        curve, last = record.curves["denoising_skill"], i == len(records) - 1
-        colour = step_colour(i / (len(records) - 1)) if len(records) > 1 else ACCENT
-        axis.plot(
-            curve.log_snr,
-            curve.value,
-            color=colour,
-            lw=1.4,
-            label=f"training step {record.step:,}" if last or i == 0 else None,
-        )
-    lowest = np.nanmin(np.append(records[-1].curves["denoising_skill"].value, 0))
-    axis.set(xlabel="log-SNR", ylabel="skill: 1 − MSE ÷ linear optimum", ylim=(max(min(1.15 * lowest, -0.6), -4), 1.02))
-    axis.legend(frameon=False, fontsize=8)
-    axis.set_title("Denoising skill on held-out data", fontsize=11)
-    return figure
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:
