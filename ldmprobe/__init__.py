@@ -18,6 +18,7 @@ _PUBLIC = {
     "NoiseSchedule": "ldmprobe.diffusion.schedule",
     "ProbeRecord": "ldmprobe.probing.record",
     "RecordStore": "ldmprobe.tracking.store",
+    "probe": "ldmprobe.plain_loop",
     "probe_ddim": "ldmprobe.probing.ddim",
     "probe_denoising": "ldmprobe.probing.denoising",
     "write_report": "ldmprobe.tracking.report",

@@ -13,7 +13,7 @@ ORDER = [
     ["tracking", "training"],
     ["callbacks", "comparison"],
     ["audit"],
-    ["standalone", "cli"],
+    ["plain_loop", "standalone", "cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 # The command line of training knows the callbacks' short names.

@@ -1,0 +1,141 @@
+"""probe: every probe there is, from a training loop of one's own. What the callbacks do in a Trainer, in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.ddim import probe_ddim
+from ldmprobe.probing.denoising import probe_denoising
+from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.probe import evaluating
+from ldmprobe.probing.real_data import read_beside, reference_at
+from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.probing.reference import encode_images
+from ldmprobe.tracking.run_directory import claim
+from ldmprobe.tracking.store import RecordStore
+
+
+def probe(
+    model: DiffusionModel,
+    run_dir: str | Path,
+    step: int,
+    real: Tensor | Iterable[Any] | None = None,
+    held_out: Tensor | Iterable[Any] | None = None,
+    *,
+    num_samples: int = 256,
+    num_steps: int = 50,
+    num_draws: int = 512,
+    num_reference: int = 4096,
+    batch_size: int = 256,
+    seed: int = 0,
+) -> list[ProbeRecord]:
+    """Probe ``model`` and put the records into ``run_dir/probes``; call it before the first optimiser step and every so many. Training
+    goes on bit-identically. ``ldmprobe.write_report(run_dir)`` makes the page.
+
+    Data are a Tensor (N, C, H, W), or batches as a DataLoader gives them: Tensors, ``(image, label)``, or dicts with ``image``. What has
+    the model's latent shape is taken as latents; anything else as images in [−1, 1], which the model's codec encodes.
+
+    With several processes, call it on one of them.
+
+    Args:
+        model: whose weights are probed as they are now; for a moving average, put that into the network first.
+        run_dir: one run's. Records of ``step`` and later, from before a resume, are moved to ``run_dir/superseded``.
+        step: optimiser steps taken so far.
+        real: training data, for the ideal curves and all that is compared with them. Read at the first call; what is fitted on it stays in
+            ``run_dir/reference.safetensors``.
+        held_out: data that training does not see, in a fixed order, for the denoising probe. Read at every call.
+        num_samples: sampled by the DDIM probe, at least 8.
+        num_steps: of DDIM.
+        num_draws: noised latents per level of the denoising probe, at least 32, of as many held-out ones.
+        num_reference: how many of ``real`` are read.
+        batch_size: latents through the network, or images through the codec, at once.
+        seed: of the noise, the same at every call.
+
+    Returns:
+        The record "ddim", and with held-out data "denoising".
+
+    Raises:
+        ConfigurationError: before anything is written: ``step`` is 0 and ``run_dir`` holds a run already; a number is out of range;
+            data are missing, or their latents not shaped like the model's.
+    """
+    if not isinstance(model, DiffusionModel):
+        raise ConfigurationError(
+            f"probe got a {type(model).__name__}; expected `ldmprobe.DiffusionModel(network, ldmprobe.NoiseSchedule(scheduler), "
+            "latent_shape=(C, H, W))`."
+        )
+    if held_out is not None and real is None:
+        raise ConfigurationError(
+            "held_out is judged against the best linear denoiser of real data; give `real` as well."
+        )
+    if isinstance(held_out, Iterator):
+        raise ConfigurationError(
+            f"held_out is a {type(held_out).__name__}, which can be read only once; give a Tensor, a list of batches or a DataLoader."
+        )
+    run_dir = claim(run_dir, resuming=step > 0)
+    path, store = run_dir / "reference.safetensors", RecordStore(run_dir)
+    reference, unseen = None, None
+    with evaluating(model.modules):
+        if real is not None or path.exists():
+            reference = reference_at(path, model, lambda: _latents(model, real, num_reference, batch_size))
+        if held_out is not None:
+            batches = _latent_batches(model, held_out, num_draws, batch_size)
+            unseen = HeldOut.encode(LatentCodec(), model.conditioning, batches)
+        records = [
+            probe_ddim(
+                model,
+                reference,
+                num_samples=num_samples,
+                num_steps=num_steps,
+                batch_size=batch_size,
+                seed=seed,
+                held_out=unseen,
+                step=step,
+            )
+        ]
+        if reference is not None and unseen is not None:
+            earlier = [record for record in store.read("denoising") if record.step < step]
+            records.append(
+                probe_denoising(
+                    model,
+                    unseen,
+                    reference,
+                    num_draws=num_draws,
+                    batch_size=batch_size,
+                    seed=seed,
+                    step=step,
+                    previous=earlier[-1] if earlier else None,
+                )
+            )
+    if reference is not None and not path.exists():
+        reference.save(path)
+    store.set_aside(after=step - 1)
+    for record in records:
+        store.append(record)
+    return records
+
+
+def _latents(model: DiffusionModel, data: Any, num_images: int, batch_size: int) -> Tensor:
+    batches = _latent_batches(model, data, num_images, batch_size)
+    return encode_images(LatentCodec(), (batch["image"] for batch in batches))
+
+
+def _latent_batches(model: DiffusionModel, data: Any, num_images: int, batch_size: int) -> Iterator[dict[str, Any]]:
+    """Batches whose ``image`` are latents, whatever they were."""
+    loader = data.split(batch_size) if isinstance(data, Tensor) else data
+    for batch in read_beside([loader], num_images):
+        got = z = batch["image"]
+        if tuple(z.shape[1:]) != tuple(model.latent_shape):
+            z = encode_images(model.codec, [z])
+        if tuple(z.shape[1:]) != tuple(model.latent_shape):
+            raise ConfigurationError(
+                f"Data of shape {tuple(got.shape[1:])} become latents of shape {tuple(z.shape[1:])}, the model's are "
+                f"{tuple(model.latent_shape)}; give latents of that shape, or images and the model's `codec=ldmprobe.LatentCodec(vae)`."
+            )
+        yield {**batch, "image": z.cpu()}
