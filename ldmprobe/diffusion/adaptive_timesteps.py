@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ldmprobe.diffusion.schedule import NoiseSchedule
-from ldmprobe.diffusion.timesteps import TimestepSampler, UniformLogSNR
+from ldmprobe.diffusion.timesteps import TimestepSampler, UniformLogSNR, UniformTimesteps
 from ldmprobe.errors import ConfigurationError
 
 TINY = 1e-30  # added to every loss, so that losses that are all 0 have a density
@@ -107,7 +107,7 @@ class AdaptiveLoss(AdaptiveTimesteps):
 
     def probabilities(self, schedule: NoiseSchedule) -> Tensor:
         base = UniformLogSNR().probabilities(schedule)
-        bins = self._bins(schedule.log_snr)
+        bins = _bins(schedule.log_snr, len(self.average))
         seen = (self.seen > 0)[bins]
         if not bool(seen[base > 0].any()):
             return base
@@ -121,12 +121,64 @@ class AdaptiveLoss(AdaptiveTimesteps):
         return torch.where(p > 0, base / p.clamp(min=1e-300), torch.zeros_like(p))
 
     def observe(self, t: Tensor, log_snr: Tensor, loss: Tensor) -> None:
-        for place, value in _finite(self._bins(log_snr), loss):
+        for place, value in _finite(_bins(log_snr, len(self.average)), loss):
             self.seen[place] += 1
-            # Early on a plain mean, so that the start is forgotten.
-            keep = min(self.decay, 1 - 1 / float(self.seen[place]))
+            keep = _share_kept(self.decay, self.seen[place])
             self.average[place] = keep * self.average[place] + (1 - keep) * value
 
-    def _bins(self, log_snr: Tensor) -> Tensor:
-        place = (log_snr.double().cpu().nan_to_num() + 12) / 24 * len(self.average)
-        return place.clamp(0, len(self.average) - 1).long()
+
+class VarianceAware(AdaptiveTimesteps):
+    """Uniform timesteps whose loss is divided by the running standard deviation of the loss in its bin of log-SNR, so that levels whose loss
+    scatters do not drown the others; after Sun & Shi (2026, arXiv:2603.10391), who weight by the observed variance of the loss per log-SNR.
+
+    Of that paper only the abstract was at hand: the power, the bins and the bounds are ours.
+
+    Args:
+        power: of the standard deviation.
+        num_bins: over log-SNR −12 … 12.
+        decay: of the moving averages, per observed loss of a bin.
+        max_ratio: no bin's factor is further than this from that of the mean deviation.
+    """
+
+    state_names = ("average", "square", "seen")
+
+    def __init__(self, power: float = 1.0, num_bins: int = 32, decay: float = 0.999, max_ratio: float = 10.0) -> None:
+        super().__init__()
+        if not 0 < power <= 2 or num_bins < 1 or not 0 <= decay < 1 or not max_ratio > 1:
+            raise ConfigurationError(
+                f"VarianceAware got power {power}, num_bins {num_bins}, decay {decay}, max_ratio {max_ratio}; expected 0 < power <= 2, "
+                "num_bins >= 1, 0 <= decay < 1, max_ratio > 1."
+            )
+        self.power, self.decay, self.max_ratio = power, decay, max_ratio
+        self.average, self.square = torch.zeros(2, num_bins, dtype=torch.float64)
+        self.seen = torch.zeros(num_bins, dtype=torch.int64)
+
+    def probabilities(self, schedule: NoiseSchedule) -> Tensor:
+        return UniformTimesteps().probabilities(schedule)
+
+    def loss_factor(self, schedule: NoiseSchedule) -> Tensor:
+        known = self.seen > 1
+        if not bool(known.any()):
+            return torch.ones(schedule.num_timesteps, dtype=torch.float64)
+        deviation = (self.square - self.average**2).clamp(min=0).sqrt() + TINY
+        relative = torch.where(known, deviation / deviation[known].mean(), torch.ones_like(deviation))
+        factor = relative.clamp(1 / self.max_ratio, self.max_ratio) ** -self.power
+        return factor[_bins(schedule.log_snr, len(factor))]
+
+    def observe(self, t: Tensor, log_snr: Tensor, loss: Tensor) -> None:
+        for place, value in _finite(_bins(log_snr, len(self.average)), loss):
+            self.seen[place] += 1
+            keep = _share_kept(self.decay, self.seen[place])
+            self.average[place] = keep * self.average[place] + (1 - keep) * value
+            self.square[place] = keep * self.square[place] + (1 - keep) * value**2
+
+
+def _bins(log_snr: Tensor, num_bins: int) -> Tensor:
+    """Which of ``num_bins`` bins over log-SNR −12 … 12 each level is in."""
+    place = (log_snr.double().cpu().nan_to_num() + 12) / 24 * num_bins
+    return place.clamp(0, num_bins - 1).long()
+
+
+def _share_kept(decay: float, seen: Tensor) -> float:
+    """Early on a moving average is a plain mean, so that the start is forgotten."""
+    return min(decay, 1 - 1 / float(seen))

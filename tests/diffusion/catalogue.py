@@ -13,7 +13,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 import ldmprobe.diffusion
-from ldmprobe.diffusion.adaptive_timesteps import AdaptiveLoss, AdaptiveTimesteps, LossSecondMoment
+from ldmprobe.diffusion.adaptive_timesteps import AdaptiveLoss, AdaptiveTimesteps, LossSecondMoment, VarianceAware
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.timesteps import (
@@ -121,13 +121,18 @@ ADAPTIVE_SAMPLERS: dict[str, Callable[[], TimestepSampler]] = {
     "adaptive, stratified": lambda: Stratified(_new_and_taught(AdaptiveLoss)),
 }
 
+VARIANCE_AWARE: dict[str, Callable[[], TimestepSampler]] = {
+    "variance-aware, new": VarianceAware,
+    "variance-aware": lambda: _new_and_taught(VarianceAware),
+}
+
 STEERED_SAMPLERS: dict[str, Callable[[], TimestepSampler]] = {
     "balanced, new": BalancedTimesteps,
     "balanced": _steered,
     "balanced, adaptive base": lambda: _steered(_new_and_taught(LossSecondMoment)),
 }
 
-SAMPLERS = {**STATIC_SAMPLERS, **ADAPTIVE_SAMPLERS, **STEERED_SAMPLERS}
+SAMPLERS = {**STATIC_SAMPLERS, **ADAPTIVE_SAMPLERS, **VARIANCE_AWARE, **STEERED_SAMPLERS}
 
 
 @cache

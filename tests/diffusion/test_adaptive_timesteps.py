@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ldmprobe.diffusion.adaptive_timesteps import AdaptiveLoss, AdaptiveTimesteps, LossSecondMoment
+from ldmprobe.diffusion.adaptive_timesteps import AdaptiveLoss, AdaptiveTimesteps, LossSecondMoment, VarianceAware
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.timesteps import UniformLogSNR, UniformTimesteps
 from ldmprobe.errors import ConfigurationError
@@ -21,6 +21,8 @@ BOTH = {
 }
 BASE = {"second moment": UniformTimesteps, "adaptive": UniformLogSNR}
 both = pytest.mark.parametrize("name", BOTH)
+ALL = {**BOTH, "variance": lambda: VarianceAware(num_bins=30, decay=0.9)}
+each = pytest.mark.parametrize("name", ALL)
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +151,47 @@ def test_adaptive_takes_losses_where_there_is_no_signal():
     assert p[-1] == 0
 
 
+# --- variance-aware -----------------------------------------------------------------------------------------------------
+
+
+def test_variance_aware_divides_by_the_running_deviation_of_each_bin(schedule: NoiseSchedule):
+    sampler = VarianceAware(power=0.5, num_bins=30, decay=0.9, max_ratio=100)
+    bins = np.floor((schedule.log_snr.numpy() + 12) / 0.8).astype(int)
+    seen: dict[int, list[float]] = {place: [] for place in bins.tolist()}
+    for t, log_snr, loss in batches(schedule, 40):
+        sampler.observe(t, log_snr, loss)
+        for timestep, value in zip(t.tolist(), loss.tolist(), strict=True):
+            seen[bins[timestep]].append(value)
+    deviation = {
+        place: math.sqrt(averages([v**2 for v in losses], 0.9) - averages(losses, 0.9) ** 2)
+        for place, losses in seen.items()
+    }
+    mean = np.mean(list(deviation.values()))
+    expected = np.array([(deviation[place] / mean) ** -0.5 for place in bins.tolist()])
+    torch.testing.assert_close(sampler.loss_factor(schedule), torch.from_numpy(expected), rtol=1e-6, atol=0)
+    torch.testing.assert_close(sampler.probabilities(schedule), UniformTimesteps().probabilities(schedule), **FLOAT64)
+
+
+def test_variance_aware_is_plain_before_it_has_seen_anything_and_bounded_after(schedule: NoiseSchedule):
+    sampler = VarianceAware(max_ratio=2)
+    assert sampler.loss_factor(schedule).tolist() == [1] * 20
+    for batch in batches(schedule, 40):
+        sampler.observe(*batch)
+    factor = sampler.loss_factor(schedule)
+    assert float(factor.min()) == pytest.approx(0.5)
+    assert float(factor.max()) == pytest.approx(2)
+    sampler = VarianceAware()
+    sampler.observe(torch.tensor([3]), schedule.log_snr[[3]], torch.tensor([1.0]))  # one loss has no deviation
+    assert sampler.loss_factor(schedule).tolist() == [1] * 20
+
+
+@pytest.mark.parametrize("setting", [{"power": 0}, {"power": 3}, {"num_bins": 0}, {"decay": 1.0}, {"max_ratio": 1.0}])
+def test_variance_aware_out_of_range_is_an_error(setting: dict[str, float]):
+    (name, value), *_ = setting.items()
+    with pytest.raises(ConfigurationError, match=f"VarianceAware got .*{name} {value}.*; expected 0 < power"):
+        VarianceAware(**setting)
+
+
 # --- both ---------------------------------------------------------------------------------------------------------------
 
 
@@ -186,13 +229,13 @@ def saved_and_loaded(sampler: AdaptiveTimesteps, fresh: AdaptiveTimesteps) -> Ad
     return fresh
 
 
-@both
+@each
 @pytest.mark.parametrize("stop", [1, 25])  # before the history is full, and after
 def test_a_restarted_sampler_goes_on_identically(name: str, stop: int, schedule: NoiseSchedule):
-    through = BOTH[name]()
+    through = ALL[name]()
     for batch in batches(schedule, stop):
         through.observe(*batch)
-    restarted = saved_and_loaded(through, BOTH[name]())
+    restarted = saved_and_loaded(through, ALL[name]())
     for batch in batches(schedule, 30, seed=1):
         draws = []
         for sampler in (through, restarted):
@@ -204,9 +247,9 @@ def test_a_restarted_sampler_goes_on_identically(name: str, stop: int, schedule:
         assert torch.equal(through.loss_factor(schedule), restarted.loss_factor(schedule))
 
 
-@both
+@each
 def test_an_observed_batch_changes_the_state(name: str, schedule: NoiseSchedule):
-    sampler = BOTH[name]()
+    sampler = ALL[name]()
     before = io.BytesIO()
     torch.save(sampler.state_dict(), before)
     sampler.observe(*batches(schedule, 1)[0])
@@ -215,16 +258,17 @@ def test_an_observed_batch_changes_the_state(name: str, schedule: NoiseSchedule)
     assert before.getvalue() != after.getvalue()
 
 
-@both
+@each
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_left_out(name: str, bad: float, schedule: NoiseSchedule):
     """Such as mixed precision has now and then: its step is skipped, and training goes on."""
-    with_bad, without = BOTH[name](), BOTH[name]()
+    with_bad, without = ALL[name](), ALL[name]()
     for t, log_snr, loss in batches(schedule, 40):
         with_bad.observe(t, log_snr, loss)
         without.observe(t, log_snr, loss)
         with_bad.observe(t[:2], log_snr[:2], torch.full((2,), bad))
     assert torch.equal(with_bad.probabilities(schedule), without.probabilities(schedule))
+    assert torch.equal(with_bad.loss_factor(schedule), without.loss_factor(schedule))
 
 
 @both
@@ -235,14 +279,15 @@ def test_losses_that_are_all_0_leave_the_base(name: str, schedule: NoiseSchedule
     torch.testing.assert_close(sampler.probabilities(schedule), BASE[name]().probabilities(schedule), **FLOAT64)
 
 
-@both
+@each
 def test_a_module_in_half_precision_keeps_the_state_exact(name: str, schedule: NoiseSchedule):
     """A moving average of decay .999 stands still in bfloat16."""
-    exact, cast = BOTH[name](), BOTH[name]().to(torch.bfloat16)
+    exact, cast = ALL[name](), ALL[name]().to(torch.bfloat16)
     for batch in batches(schedule, 40):
         exact.observe(*batch)
         cast.observe(*batch)
     assert torch.equal(cast.probabilities(schedule), exact.probabilities(schedule))
+    assert torch.equal(cast.loss_factor(schedule), exact.loss_factor(schedule))
 
 
 @pytest.mark.parametrize("setting", [{"history": 0}, {"uniform": 0}, {"uniform": 1.1}, {"uniform": math.nan}])
