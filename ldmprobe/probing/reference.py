@@ -98,7 +98,8 @@ class Reference:
         try:
             with safe_open(path, "pt") as file:
                 header = json.loads(file.metadata()["ldmprobe"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                # Cloned, since products of tensors that lie elsewhere in memory may differ in their last bit.
+                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
             basis = LatentBasis(
                 header["kind"], tuple(header["shape"]), tensors["rotation"], tensors["mean"], tensors["variance"]
             )

@@ -91,8 +91,9 @@ def test_a_dry_run_says_what_it_would_do_and_changes_nothing(tmp_path):
     plain, _ = run(tmp_path / "plain", balancer(Wish(), dry_run=True))
     without = module(timesteps=BalancedTimesteps())
     trainer(tmp_path / "without", max_steps=6).fit(without, digits())
-    for one, other in zip(plain.state_dict().values(), without.state_dict().values(), strict=True):
+    for one, other in zip(plain.parameters(), without.parameters(), strict=True):
         assert torch.equal(one, other)
+    assert not plain.timesteps.is_steered
     records = RecordStore(tmp_path / "plain").read("balance")
     assert all(record.scalars["balance_moved"] > 0.1 for record in records)
     assert not any(record.scalars["balance_steered"] for record in records)
