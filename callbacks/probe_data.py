@@ -33,7 +33,9 @@ def reference_of(trainer: L.Trainer, model: DiffusionModel, num_images: int) -> 
             reference = reference_at(path, model, latents)
         if not path.exists():
             reference.save(path)
-            reference = Reference.load(path)  # as a resumed run will: fitted tensors have other strides, and so other last bits
+            reference = Reference.load(
+                path
+            )  # as a resumed run will: fitted tensors have other strides, and so other last bits
         return reference
 
     return from_rank_zero(trainer, make)
