@@ -17,6 +17,7 @@ import tempfile
 from pathlib import Path
 
 import yaml
+from healthy_vs_starved import BAND, band_log_snr
 from matplotlib.figure import Figure
 
 from ldmprobe.probing.record import ProbeRecord
@@ -25,7 +26,7 @@ from ldmprobe.tracking.store import RecordStore
 from ldmprobe.tracking.style import ACCENT, IDEAL, WARNING, step_colour
 
 ROOT = Path(__file__).resolve().parent.parent
-BAND, BEFORE, AFTER = (0, 150), 800, 1600
+BEFORE, AFTER = 800, 1600
 
 
 def starved(dry_run: bool) -> dict:
@@ -95,12 +96,6 @@ def plot(axis, record: ProbeRecord, metric: str, colour: str, label: str | None)
 def error_in_band(record: ProbeRecord) -> float:
     curve = record.curves["denoising_mse"]
     return float(curve.value[(curve.timestep >= BAND[0]) & (curve.timestep < BAND[1])].mean())
-
-
-def band_log_snr(record: ProbeRecord) -> tuple[float, float]:
-    curve = record.curves["denoising_mse"]
-    inside = curve.log_snr[(curve.timestep >= BAND[0]) & (curve.timestep < BAND[1])]
-    return float(inside.min()) - 0.375, float(inside.max()) + 0.375
 
 
 if __name__ == "__main__":
