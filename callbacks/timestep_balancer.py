@@ -34,7 +34,10 @@ class TimestepBalancer(ProbeCallback):
     all levels pull alike, and those with large errors do not drown the others (at 1, the weight of a regression with known variances, as in
     EDM2's learned uncertainty; Karras et al., 2024, arXiv:2312.02696, eq. 14).
 
-    The controller's wish is kept within bounds: no level's density is more than ``max_ratio`` times or less than 1/``max_ratio`` of the mean;
+    Nothing is steered before the model denoises better than the best linear denoiser at ``begin_at`` of the levels. Until then the error falls
+    fastest where there is least to learn (at high noise ε ≈ z_t), draws or none, and a controller would send nearly everything there.
+
+    From then on the controller's wish is kept within bounds: no level's density is more than ``max_ratio`` times or less than 1/``max_ratio`` of the mean;
     the sampler's ``floor`` of all draws stays as it was; it is a moving average; and nothing changes unless at least ``hysteresis`` of
     the draws would move. The sampler's probabilities sum to 1 and the loss keeps its mean weight of 1, so that the learning rate is what it was.
 
@@ -49,6 +52,7 @@ class TimestepBalancer(ProbeCallback):
         every_n_steps: optimiser steps between decisions.
         controller: default: :class:`HeldOutProgress <ldmprobe.analysis.balancing.HeldOutProgress>`.
         num_images, num_draws: held-out images, and noised latents per level.
+        begin_at: share of the levels, as above; 0 steers from the first progress on.
         smoothing: share of the old in the moving average of the controller's wish.
         max_ratio, hysteresis, equalise: as above; with ``equalise`` 0 all weights are 1.
         dry_run: only record what it would do.
@@ -66,6 +70,7 @@ class TimestepBalancer(ProbeCallback):
         controller: Controller | None = None,
         num_images: int = 128,
         num_draws: int = 64,
+        begin_at: float = 0.5,
         smoothing: float = 0.5,
         max_ratio: float = 8.0,
         hysteresis: float = 0.02,
@@ -82,8 +87,9 @@ class TimestepBalancer(ProbeCallback):
                 f"TimestepBalancer got smoothing {smoothing}, max_ratio {max_ratio}, hysteresis {hysteresis}; expected 0 <= smoothing < 1, "
                 "max_ratio > 1, 0 <= hysteresis < 1."
             )
-        if not 0 <= equalise <= 1:
-            raise ConfigurationError(f"TimestepBalancer got equalise {equalise}; expected 0 to 1.")
+        for name, share in (("equalise", equalise), ("begin_at", begin_at)):
+            if not 0 <= share <= 1:
+                raise ConfigurationError(f"TimestepBalancer got {name} {share}; expected 0 to 1.")
         if num_images < 8 or num_draws < 32 or batch_size < 1:
             raise ConfigurationError(
                 f"TimestepBalancer got num_images {num_images}, num_draws {num_draws}, batch_size {batch_size}; expected at least 8, 32 and 1."
@@ -91,12 +97,12 @@ class TimestepBalancer(ProbeCallback):
         self.controller = controller or HeldOutProgress()
         self.num_images, self.num_draws, self.batch_size = num_images, num_draws, batch_size
         self.smoothing, self.max_ratio, self.hysteresis, self.dry_run = smoothing, max_ratio, hysteresis, dry_run
-        self.equalise = equalise
+        self.equalise, self.begin_at = equalise, begin_at
         self.num_reference, self.seed, self.held_out = num_reference, seed, held_out
         self.cost_seconds = 0.0
         self._reference: Reference | None = None
         self._held_out: HeldOut | None = None
-        self._state: dict[str, Any] = {}  # step, mse, target, density and weight of the last decision
+        self._state: dict[str, Any] = {}  # begun; step, mse, target, density and weight of the last decision
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
@@ -155,8 +161,9 @@ class TimestepBalancer(ProbeCallback):
         density, target, weight = (
             self._state.get(name, np.ones_like(measured.mse)) for name in ("density", "target", "weight")
         )
+        begun = self._state["begun"] = bool(self._state.get("begun") or self._begins(measured))
         wanted = self.controller.density(measured)
-        if wanted.any():
+        if begun and wanted.any():
             # Of what is wanted, not of progress: that is a hundred times as fast at the start, and would be remembered.
             keep = self.smoothing if "target" in self._state else 0.0
             target = keep * target + (1 - keep) * bounded(wanted, self.max_ratio)
@@ -185,6 +192,9 @@ class TimestepBalancer(ProbeCallback):
             provenance={"controller": type(self.controller).__name__, "dry_run": self.dry_run, **found.provenance},
             fingerprints=found.fingerprints,
         )
+
+    def _begins(self, measured: Measured) -> bool:
+        return bool(np.mean(measured.mse < measured.linear_mmse) >= self.begin_at)
 
     def _gap(self, model: DiffusionModel, found: ProbeRecord, ranks: Ranks) -> np.ndarray:
         """The sampling gap at the levels of the denoising probe, from a short sampling."""

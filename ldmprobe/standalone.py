@@ -174,7 +174,7 @@ def real_latents(
             f"The images of {dataset} become latents of shape {tuple(shape)}, the model's are {tuple(model.latent_shape)}; set "
             "--image-size."
         )
-    model.conditioning.check(model.network, data.num_classes)
+    model.conditioning.prepare(model.network, data)
     with evaluating(model.modules):
         latents = encode_images(model.codec, (batch["image"] for batch in data.reference_batches(num_reference)))
         held_out = HeldOut.encode(model.codec, model.conditioning, data.reference_batches(num_held_out, held_out=True))

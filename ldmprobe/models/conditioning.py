@@ -13,7 +13,7 @@ from ldmprobe.models.denoiser import Condition
 
 
 class Conditioning(nn.Module, ABC):
-    """Turns batches and sample numbers into a :data:`Condition`. Text, image and layout conditioning are further subclasses."""
+    """Turns batches and sample numbers into a :data:`Condition`. Image and layout conditioning would be further subclasses."""
 
     @abstractmethod
     def from_batch(self, batch: dict[str, Any]) -> Condition:
@@ -31,8 +31,12 @@ class Conditioning(nn.Module, ABC):
         """The condition of each sample, dropped where classifier-free guidance asks for it."""
         return self.from_batch(batch)
 
-    def check(self, network: nn.Module, data_classes: int | None) -> None:
-        """Raise ConfigurationError if network or data do not fit, before training."""
+    def prepare(self, network: nn.Module, data: Any) -> None:
+        """Get ready for this network and data module, before training.
+
+        Raises:
+            ConfigurationError: they do not fit.
+        """
 
 
 class Unconditional(Conditioning):
@@ -83,7 +87,8 @@ class ClassConditioning(Conditioning):
         dropped = torch.rand(labels.shape, device=labels.device) < self.dropout
         return {"class_labels": torch.where(dropped, self.num_classes, labels)}
 
-    def check(self, network: nn.Module, data_classes: int | None) -> None:
+    def prepare(self, network: nn.Module, data: Any) -> None:
+        data_classes = data.num_classes
         if data_classes is None:
             raise ConfigurationError("ClassConditioning needs labels; set the data's `label_column`.")
         if data_classes > self.num_classes:
@@ -104,29 +109,3 @@ class ClassConditioning(Conditioning):
                 f"{type(network).__name__} has num_class_embeds {embeds}; expected {self.num_classes + 1}: one for each of the "
                 f"{self.num_classes} classes and one for the null class."
             )
-
-
-class FixedText(Conditioning):
-    """One text for every sample, already encoded.
-
-    Args:
-        embedding: of the text, shape (1, tokens, width).
-        empty: of the empty text, the null condition.
-    """
-
-    embedding: Tensor
-    empty: Tensor
-
-    def __init__(self, embedding: Tensor, empty: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("embedding", embedding)
-        self.register_buffer("empty", empty)
-
-    def from_batch(self, batch: dict[str, Any]) -> Condition:
-        return self.for_samples(torch.arange(len(batch["image"])))
-
-    def for_samples(self, sample_ids: Tensor) -> Condition:
-        return {"encoder_hidden_states": self.embedding.expand(len(sample_ids), -1, -1)}
-
-    def null(self, num_samples: int, device: torch.device) -> Condition:
-        return {"encoder_hidden_states": self.empty.to(device).expand(num_samples, -1, -1)}

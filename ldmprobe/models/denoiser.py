@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from ldmprobe.errors import ConfigurationError
 
 Condition = dict[str, Tensor]
-"""Keyword arguments for the network, each of shape (N, …): ``{}``, ``{"class_labels": …}``, ``{"encoder_hidden_states": …}``."""
+"""What a network is told of each sample, by name, each of shape (N, …): ``{}``, ``{"class_labels": …}``, ``{"encoder_hidden_states": …}``."""
+
+# diffusers' networks take what they are told of a sample as keyword arguments, these of it bundled in one dictionary:
+_BUNDLED = {
+    "UNet2DConditionModel": ("text_embeds", "time_ids"),  # Stable Diffusion XL
+    "PixArtTransformer2DModel": ("resolution", "aspect_ratio"),
+}
+_PREDICTS_VARIANCE = ("DiTTransformer2DModel", "PixArtTransformer2DModel")  # appended to the prediction
+_TIME_TO_ONE = ("AuraFlowTransformer2DModel",)  # is told t/1000
 
 
 class Denoiser(Protocol):
@@ -23,14 +31,20 @@ class Denoiser(Protocol):
 
 
 def as_denoiser(network: nn.Module) -> Denoiser:
-    """``network`` as a Denoiser: diffusers' U-Nets and DiT are adapted, anything else must follow the protocol itself."""
+    """``network`` as a Denoiser: diffusers' U-Nets and transformers are adapted, anything else must follow the protocol itself."""
     if not hasattr(network, "config"):
         return network
 
-    predicts_variance = type(network).__name__ == "DiTTransformer2DModel"  # appended to its prediction
+    classes = [cls.__name__ for cls in type(network).__mro__]  # FSDP puts a class of its own before diffusers'
+    bundled = next((_BUNDLED[name] for name in classes if name in _BUNDLED), ())
+    predicts_variance = any(name in _PREDICTS_VARIANCE for name in classes)
+    time_unit = 1000 if any(name in _TIME_TO_ONE for name in classes) else 1
 
     def denoise(z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        prediction = network(z_t, t, **condition).sample
+        told: dict[str, Any] = {name: value for name, value in condition.items() if name not in bundled}
+        if bundled and (predicts_variance or len(told) < len(condition)):
+            told["added_cond_kwargs"] = {name: condition.get(name) for name in bundled}
+        prediction = network(z_t, timestep=t / time_unit if time_unit > 1 else t, return_dict=False, **told)[0]
         return prediction[:, : z_t.shape[1]] if predicts_variance else prediction
 
     return denoise

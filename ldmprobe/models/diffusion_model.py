@@ -56,26 +56,39 @@ class DiffusionModel:
         """Everything whose train/eval mode a probe sets and restores."""
         return [self.network, self.codec, self.conditioning]
 
-    def predict(self, z_t: Tensor, timestep: Tensor, condition: Condition, guidance_scale: float = 1.0) -> Tensor:
+    def predict(
+        self,
+        z_t: Tensor,
+        timestep: Tensor,
+        condition: Condition,
+        guidance_scale: float = 1.0,
+        null: Condition | None = None,
+    ) -> Tensor:
         """The denoiser's prediction at z_t (N, C, H, W), t (N,); with classifier-free guidance where the scale is not 1:
-        null + scale · (conditional − null)."""
+        null + scale · (conditional − null).
+
+        Args:
+            null: the null condition of one sample, if it is known; else it is asked for.
+        """
         denoise = as_denoiser(self.network)
         dtype = z_t.dtype
         z_t = z_t.to(next(self.network.parameters()).dtype)  # a half-precision network samples in float32 all the same
         conditional = denoise(z_t, timestep, condition)
         if guidance_scale == 1.0 or not condition:
             return conditional.to(dtype)
-        null = denoise(z_t, timestep, self.conditioning.null(len(z_t), z_t.device))
-        return (null + guidance_scale * (conditional - null)).to(dtype)
+        one = self.conditioning.null(1, z_t.device) if null is None else null
+        unconditional = denoise(z_t, timestep, {name: value.expand_as(condition[name]) for name, value in one.items()})
+        return (unconditional + guidance_scale * (conditional - unconditional)).to(dtype)
 
     def conditioned(
         self, condition: Condition, batch_size: int, guidance_scale: float = 1.0
     ) -> Callable[[Tensor, float], Tensor]:
         """(z_t, timestep as the network is told it) → prediction, for the samples of ``condition``, at most ``batch_size`` at once, fewer
         where memory runs out: what :func:`~ldmprobe.diffusion.trajectory.ddim_steps` takes."""
+        null = None if guidance_scale == 1.0 else self.conditioning.null(1, self.device)
 
         def denoise(z_t: Tensor, timestep: float) -> Tensor:
-            return self._predict_in_chunks(z_t, timestep, condition, batch_size, guidance_scale)
+            return self._predict_in_chunks(z_t, timestep, condition, batch_size, guidance_scale, null)
 
         return denoise
 
@@ -88,7 +101,13 @@ class DiffusionModel:
         return to_x0_and_epsilon(self.schedule.prediction_type, prediction, z_t, alpha, sigma)
 
     def _predict_in_chunks(
-        self, z_t: Tensor, timestep: float, condition: Condition, batch_size: int, guidance_scale: float = 1.0
+        self,
+        z_t: Tensor,
+        timestep: float,
+        condition: Condition,
+        batch_size: int,
+        guidance_scale: float = 1.0,
+        null: Condition | None = None,
     ) -> Tensor:
         """:meth:`predict`, at most ``batch_size`` samples at once. A chunk for which memory runs out is halved, and so are
         those after it: samples do not depend on their neighbours, so that the result is the same to rounding."""
@@ -97,7 +116,7 @@ class DiffusionModel:
         while start < len(z_t):
             chunk = slice(start, start + min(batch_size, self.fitting_batch_size or batch_size))
             part = {name: value[chunk] for name, value in condition.items()}
-            prediction = self._predict_if_it_fits(z_t[chunk], timestep, part, guidance_scale)
+            prediction = self._predict_if_it_fits(z_t[chunk], timestep, part, guidance_scale, null)
             size = len(z_t[chunk])
             if prediction is None:
                 refused, self.fitting_batch_size = refused or size, size // 2
@@ -113,11 +132,11 @@ class DiffusionModel:
         return torch.cat(predictions) if predictions else torch.empty_like(z_t)
 
     def _predict_if_it_fits(
-        self, z_t: Tensor, timestep: float, condition: Condition, guidance_scale: float
+        self, z_t: Tensor, timestep: float, condition: Condition, guidance_scale: float, null: Condition | None
     ) -> Tensor | None:
         """None where memory ran out. With a single sample there is nothing left to halve, and the error is raised."""
         try:
-            return self.predict(z_t, self._told(z_t, timestep), condition, guidance_scale)
+            return self.predict(z_t, self._told(z_t, timestep), condition, guidance_scale, null)
         except (RuntimeError, MemoryError) as error:
             # Each pass through a sharded network is a collective: one rank that makes more of them would hang the others.
             if len(z_t) == 1 or isinstance(self.network, FSDPModule) or not is_out_of_memory(error):

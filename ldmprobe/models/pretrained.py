@@ -3,68 +3,121 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
-from ldmprobe.models.conditioning import ClassConditioning, Conditioning, FixedText, Unconditional
+from ldmprobe.models.conditioning import ClassConditioning, Conditioning, Unconditional
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.families import FAMILIES, Family, family_of
 from ldmprobe.models.pipeline import with_num_classes
+from ldmprobe.models.text import TextConditioning, TextEncoder
 
-SUPPORTED = ("DDPMPipeline", "DDIMPipeline", "LDMPipeline", "DiTPipeline", "StableDiffusionPipeline")
 _LIBRARIES = ("diffusers", "transformers")
+_UNUSED = {
+    "safety_checker": None,
+    "feature_extractor": None,
+    "image_encoder": None,
+}  # of no use without a network's images
 
 
-def load_pipeline(name: str, prompt: str = "") -> DiffusionModel:
-    """The model in a diffusers pipeline folder or hub repository, ready to be probed or sampled.
+def load_pipeline(
+    name: str,
+    prompts: Sequence[str] = ("",),
+    revision: str | None = None,
+    variant: str | None = None,
+    local_files_only: bool = False,
+) -> DiffusionModel:
+    """The model in a diffusers pipeline folder or hub repository, ready to be probed, sampled or finetuned.
 
     Args:
-        name: folder or hub id of a DDPMPipeline, DDIMPipeline, LDMPipeline, DiTPipeline or StableDiffusionPipeline, with
-            safetensors weights.
-        prompt: for text-to-image pipelines, the same for every sample.
+        name: folder or hub id of a pipeline of one of :data:`~ldmprobe.models.families.FAMILIES`, with safetensors weights.
+        prompts: for text-to-image pipelines: sample i has ``prompts[i % len(prompts)]``.
+        revision: branch, tag or commit on the hub.
+        variant: of the weights, such as "fp16".
+        local_files_only: never ask the hub, only its cache.
 
     Raises:
         ConfigurationError: no pipeline there, of another family, or without safetensors.
     """
+    pipeline = read_pipeline(name, revision=revision, variant=variant, local_files_only=local_files_only)
+    try:
+        return _taken_apart(pipeline, prompts)
+    except ConfigurationError:
+        raise
+    except Exception as error:
+        raise ConfigurationError(
+            f"The {type(pipeline).__name__} in {name} cannot be taken apart: {error or type(error).__name__}"
+        ) from error
+
+
+def read_pipeline(name: str, without: Sequence[str] = (), **source: Any) -> Any:
+    """The diffusers pipeline itself, in float32.
+
+    Args:
+        without: names of components that are not to be read.
+        source: ``revision``, ``variant``, ``local_files_only``.
+
+    Raises:
+        ConfigurationError: as :func:`load_pipeline`'s.
+    """
     from diffusers import DiffusionPipeline
 
+    location = {key: value for key, value in source.items() if key != "variant"}
     try:
-        index = dict(DiffusionPipeline.load_config(name))
+        index = dict(DiffusionPipeline.load_config(name, **location))
     except Exception as error:  # diffusers raises many kinds, all meaning "not loadable"
         raise ConfigurationError(
             f"{name!r} is no diffusers pipeline: there is no readable model_index.json, here or on the hub ({error})."
         ) from error
-    family = str(index.get("_class_name"))
-    if family not in SUPPORTED:
-        raise ConfigurationError(
-            f"{name} is a {family}, which cannot be probed yet; supported are {', '.join(SUPPORTED)}."
-        )
+    class_name = str(index.get("_class_name"))
+    family_of(class_name, name)
     _check_components(name, index)
+    left_out = {part: None for part in (*_UNUSED, *without) if part in index}
     try:
-        pipeline = DiffusionPipeline.from_pretrained(
-            name,
-            use_safetensors=True,
-            trust_remote_code=False,
-            low_cpu_mem_usage=False,
-            **({"safety_checker": None} if "Stable" in family else {}),
+        return DiffusionPipeline.from_pretrained(
+            name, use_safetensors=True, trust_remote_code=False, low_cpu_mem_usage=False, **source, **left_out
         )
-        return _taken_apart(pipeline, family, prompt)
-    except ConfigurationError:
-        raise
     except Exception as error:
-        raise ConfigurationError(f"The {family} in {name} cannot be loaded: {error or type(error).__name__}") from error
+        raise ConfigurationError(
+            f"The {class_name} in {name} cannot be loaded: {error or type(error).__name__}"
+        ) from error
+
+
+class PretrainedText(TextEncoder):
+    """The text encoders of a pretrained pipeline, for a network of one's own.
+
+    Args:
+        pipeline: folder or hub id.
+        revision, variant, local_files_only: as :func:`load_pipeline`'s.
+
+    Raises:
+        ConfigurationError: as :func:`load_pipeline`'s; or a pipeline without text.
+    """
+
+    def __init__(
+        self,
+        pipeline: str,
+        revision: str | None = None,
+        variant: str | None = None,
+        local_files_only: bool = False,
+    ) -> None:
+        families = {part for family in FAMILIES.values() for part in (family.network, family.autoencoder) if part}
+        read = read_pipeline(
+            pipeline, without=sorted(families), revision=revision, variant=variant, local_files_only=local_files_only
+        )
+        if not FAMILIES[type(read).__name__].text:
+            raise ConfigurationError(f"{pipeline} is a {type(read).__name__}, which has no text encoder.")
+        super().__init__(read)
 
 
 def _check_components(name: str, index: dict[str, Any]) -> None:
     """Refuse components that are not of diffusers or transformers, or that bring code of their own."""
     for component, entry in index.items():
         network = component in ("unet", "transformer", "scheduler")
-        if (
-            component.startswith("_")
-            or component == "safety_checker"
-            or not (network or isinstance(entry, (list, tuple)))
-        ):
+        if component.startswith("_") or component in _UNUSED or not (network or isinstance(entry, (list, tuple))):
             continue
         listed = list(entry) if isinstance(entry, (list, tuple)) else [entry]
         if listed == [None, None] and not network:  # a part that the pipeline does without
@@ -76,14 +129,15 @@ def _check_components(name: str, index: dict[str, Any]) -> None:
             )
 
 
-def _taken_apart(pipeline: Any, family: str, prompt: str) -> DiffusionModel:
-    network = pipeline.transformer if family == "DiTPipeline" else pipeline.unet
-    if family == "DiTPipeline":
+def _taken_apart(pipeline: Any, prompts: Sequence[str]) -> DiffusionModel:
+    family = FAMILIES[type(pipeline).__name__]
+    network = getattr(pipeline, family.network)
+    if family == FAMILIES["DiTPipeline"]:
         classes = network.config.num_embeds_ada_norm
         labelled = max(pipeline.labels.values(), default=classes - 1) + 1
         if labelled < classes:  # as_pipeline has padded it
             with_num_classes(network, labelled)
-    autoencoder = getattr(pipeline, "vqvae", None) or getattr(pipeline, "vae", None)
+    autoencoder = getattr(pipeline, family.autoencoder) if family.autoencoder else None
     size = network.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     return DiffusionModel(
@@ -91,15 +145,15 @@ def _taken_apart(pipeline: Any, family: str, prompt: str) -> DiffusionModel:
         NoiseSchedule(pipeline.scheduler),
         (network.config.in_channels, height, width),
         LatentCodec(autoencoder),
-        _conditioning(family, pipeline, prompt),
+        _conditioning(family, pipeline, network, prompts),
     )
 
 
-def _conditioning(family: str, pipeline: Any, prompt: str) -> Conditioning:
-    if family == "DiTPipeline":
-        return ClassConditioning(pipeline.transformer.config.num_embeds_ada_norm)
-    if family == "StableDiffusionPipeline":
-        embeddings, _ = pipeline.encode_prompt(prompt, "cpu", 1, False)
-        empty, _ = pipeline.encode_prompt("", "cpu", 1, False)
-        return FixedText(embeddings.detach(), empty.detach())
+def _conditioning(family: Family, pipeline: Any, network: Any, prompts: Sequence[str]) -> Conditioning:
+    if family.text:
+        return TextConditioning(TextEncoder(pipeline), prompts=prompts)
+    if family == FAMILIES["DiTPipeline"]:
+        return ClassConditioning(network.config.num_embeds_ada_norm)
+    if network.config.get("num_class_embeds") is not None:  # the last stands for none, as guidance needs it
+        return ClassConditioning(network.config.num_class_embeds - 1)
     return Unconditional()

@@ -110,7 +110,7 @@ class LatentDiffusion(L.LightningModule):
             if hasattr(data, "reference_batches"):
                 self.codec.measure_scale(batch["image"] for batch in data.reference_batches(_MEASURED_IMAGES))
             self.latent_shape = self.codec.latent_shape(image_shape)
-            self.conditioning.check(self.network, data.num_classes)
+            self.conditioning.prepare(self.network, data)
         elif self.latent_shape is None:
             self.latent_shape = _latent_shape_of(self.network)
         condition = self.conditioning.for_samples(torch.zeros(1, dtype=torch.long))

@@ -1,0 +1,274 @@
+"""One tiny pipeline of each family, with random weights, of diffusers' and transformers' own classes: tokenizers included."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from diffusers import (
+    AuraFlowPipeline,
+    AuraFlowTransformer2DModel,
+    AutoencoderKL,
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiTPipeline,
+    DiTTransformer2DModel,
+    FlowMatchEulerDiscreteScheduler,
+    LDMPipeline,
+    PixArtAlphaPipeline,
+    PixArtSigmaPipeline,
+    PixArtTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+    VQModel,
+)
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from torch import nn
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+
+from tests.helpers import sd_scheduler, tiny_unet
+
+WORDS = "a photo of red blue cat dog"
+
+
+def autoencoder(cls: Any = AutoencoderKL, channels: int = 2, **options: Any) -> Any:
+    """Images of 16 pixels, latents of 8."""
+    return cls(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=channels,
+        norm_num_groups=4,
+        **options,
+    )
+
+
+def clip(cls: Any = CLIPTextModel, width: int = 16) -> tuple[Any, Any]:
+    """A CLIP text model and its tokenizer, of 12 tokens."""
+    letters = [*string.ascii_lowercase, string.ascii_lowercase]
+    tokenizer = CLIPTokenizer().train_new_from_iterator([WORDS, *letters], vocab_size=50_000)
+    tokenizer.model_max_length = 12
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=width,
+        projection_dim=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return cls(config), tokenizer
+
+
+def t5(cls: Any = T5EncoderModel, config: Any = T5Config, width: int = 16) -> tuple[Any, Any]:
+    """A T5 encoder and its tokenizer."""
+    vocabulary = {token: i for i, token in enumerate(["<pad>", "</s>", "<unk>", *WORDS.split()])}
+    words = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
+    words.pre_tokenizer = Whitespace()
+    words.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=12
+    )
+    settings = config(vocab_size=len(vocabulary), d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    return cls(settings), tokenizer
+
+
+def conditional_unet(**options: Any) -> UNet2DConditionModel:
+    settings = {
+        "sample_size": 8,
+        "in_channels": 2,
+        "out_channels": 2,
+        "layers_per_block": 1,
+        "block_out_channels": (8, 16),
+        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "cross_attention_dim": 16,
+        "attention_head_dim": 4,
+        "norm_num_groups": 4,
+    }
+    return UNet2DConditionModel(**{**settings, **options})
+
+
+def _ddpm() -> Any:
+    return DDPMPipeline(tiny_unet(channels=3), DDPMScheduler())
+
+
+def _ddim() -> Any:
+    return DDIMPipeline(tiny_unet(channels=3), DDIMScheduler())
+
+
+def _ldm() -> Any:
+    return LDMPipeline(autoencoder(VQModel, num_vq_embeddings=16, scaling_factor=0.5), tiny_unet(), sd_scheduler())
+
+
+def _dit() -> Any:
+    transformer = DiTTransformer2DModel(
+        2, 8, in_channels=2, out_channels=4, num_layers=1, sample_size=8, num_embeds_ada_norm=5, norm_num_groups=2
+    )
+    return DiTPipeline(_stirred(transformer), autoencoder(scaling_factor=0.5), sd_scheduler())
+
+
+def _stable_diffusion(**scheduler: Any) -> Any:
+    text_encoder, tokenizer = clip()
+    return StableDiffusionPipeline(
+        vae=autoencoder(scaling_factor=0.5),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        unet=conditional_unet(),
+        scheduler=sd_scheduler(**scheduler),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def _stable_diffusion_v() -> Any:
+    return _stable_diffusion(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", set_alpha_to_one=True
+    )
+
+
+def _stable_diffusion_xl() -> Any:
+    (text_encoder, tokenizer), (text_encoder_2, tokenizer_2) = clip(), clip(CLIPTextModelWithProjection)
+    unet = conditional_unet(
+        cross_attention_dim=32,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=16 + 6 * 4,
+    )
+    return StableDiffusionXLPipeline(
+        vae=autoencoder(scaling_factor=0.5),
+        text_encoder=text_encoder,
+        text_encoder_2=text_encoder_2,
+        tokenizer=tokenizer,
+        tokenizer_2=tokenizer_2,
+        unet=unet,
+        scheduler=sd_scheduler(),
+        add_watermarker=False,
+    )
+
+
+def _pixart(cls: Any) -> Any:
+    text_encoder, tokenizer = t5()
+    transformer = PixArtTransformer2DModel(
+        num_attention_heads=2,
+        attention_head_dim=8,
+        in_channels=2,
+        out_channels=4,
+        num_layers=1,
+        cross_attention_dim=16,
+        caption_channels=16,
+        sample_size=8,
+        patch_size=2,
+    )
+    return cls(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=autoencoder(scaling_factor=0.5),
+        transformer=_stirred(transformer),
+        scheduler=sd_scheduler(),
+    )
+
+
+def _stable_diffusion_3() -> Any:
+    (text_encoder, tokenizer), (text_encoder_2, tokenizer_2) = (clip(CLIPTextModelWithProjection) for _ in range(2))
+    text_encoder_3, tokenizer_3 = t5(width=32)
+    transformer = SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=2,
+        out_channels=2,
+        num_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=32,
+        caption_projection_dim=16,
+        pooled_projection_dim=32,
+    )
+    return StableDiffusion3Pipeline(
+        transformer=_stirred(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=autoencoder(scaling_factor=0.5, shift_factor=0.1),
+        text_encoder=text_encoder,
+        tokenizer=tokenizer,
+        text_encoder_2=text_encoder_2,
+        tokenizer_2=tokenizer_2,
+        text_encoder_3=text_encoder_3,
+        tokenizer_3=tokenizer_3,
+    )
+
+
+def _aura_flow() -> Any:
+    text_encoder, tokenizer = t5(UMT5EncoderModel, UMT5Config)
+    transformer = AuraFlowTransformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=2,
+        out_channels=2,
+        num_mmdit_layers=1,
+        num_single_dit_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=16,
+        caption_projection_dim=16,
+        pos_embed_max_size=16,
+    )
+    return AuraFlowPipeline(
+        tokenizer=tokenizer,
+        text_encoder=text_encoder,
+        vae=autoencoder(scaling_factor=0.5),
+        transformer=_stirred(transformer),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
+    )
+
+
+def _stirred(network: nn.Module) -> nn.Module:
+    """Transformers start with zeros, and would predict nothing."""
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+TINY: dict[str, Callable[[], Any]] = {
+    "DDPMPipeline": _ddpm,
+    "DDIMPipeline": _ddim,
+    "LDMPipeline": _ldm,
+    "DiTPipeline": _dit,
+    "StableDiffusionPipeline": _stable_diffusion,
+    "StableDiffusionPipeline, v": _stable_diffusion_v,
+    "StableDiffusionXLPipeline": _stable_diffusion_xl,
+    "PixArtAlphaPipeline": lambda: _pixart(PixArtAlphaPipeline),
+    "PixArtSigmaPipeline": lambda: _pixart(PixArtSigmaPipeline),
+    "StableDiffusion3Pipeline": _stable_diffusion_3,
+    "AuraFlowPipeline": _aura_flow,
+}
+"""By pipeline class; Stable Diffusion also as its second version, with v-prediction and zero terminal SNR."""
+
+
+def tiny(family: str) -> Any:
+    """The same at every call."""
+    torch.manual_seed(0)
+    return TINY[family]()
