@@ -34,15 +34,15 @@ class TimestepBalancer(ProbeCallback):
     all levels pull alike, and those with large errors do not drown the others (at 1, the weight of a regression with known variances, as in
     EDM2's learned uncertainty; Karras et al., 2024, arXiv:2312.02696, eq. 14).
 
-    Nothing is steered before the model denoises better than the best linear denoiser at ``begin_at`` of the levels. Until then the error falls
-    fastest where there is least to learn (at high noise ε ≈ z_t), draws or none, and a controller would send nearly everything there.
+    Nothing is steered before the median over levels of the skill, 1 − MSE/MMSE of the best linear denoiser, has reached ``begin_at_skill``. Until then
+    the error falls fastest where there is least to learn (at high noise ε ≈ z_t), draws or none, and a controller would send nearly all draws there.
 
     From then on the controller's wish is kept within bounds: no level's density is more than ``max_ratio`` times or less than 1/``max_ratio`` of the mean;
     the sampler's ``floor`` of all draws stays as it was; it is a moving average; and nothing changes unless at least ``hysteresis`` of
     the draws would move. The sampler's probabilities sum to 1 and the loss keeps its mean weight of 1, so that the learning rate is what it was.
 
     Each decision is a record "balance" with the curves ``balance_progress`` (nats per level and 1,000 steps), ``balance_target`` (what the
-    controller wants, 1 is the mean), ``balance_density`` (what is drawn by) and ``balance_weight`` (of the loss), and the scalars ``balance_moved`` (share of the draws that the
+    controller wants, 1 is the mean), ``balance_density`` (what is drawn by) and ``balance_weight`` (of the loss), and the scalars ``balance_skill`` (the median), ``balance_moved`` (share of the draws that the
     target would move), ``balance_steered`` (1 if it was followed) and ``balance_seconds`` (spent on this so far).
 
     Unlike every other probe, this one changes training; it costs ``num_draws`` passes at some 17 levels each time. What it looks at is held-out
@@ -52,7 +52,7 @@ class TimestepBalancer(ProbeCallback):
         every_n_steps: optimiser steps between decisions.
         controller: default: :class:`HeldOutProgress <ldmprobe.analysis.balancing.HeldOutProgress>`.
         num_images, num_draws: held-out images, and noised latents per level.
-        begin_at: share of the levels, as above; 0 steers from the first progress on.
+        begin_at_skill: as above; −inf steers from the first progress on.
         smoothing: share of the old in the moving average of the controller's wish.
         max_ratio, hysteresis, equalise: as above; with ``equalise`` 0 all weights are 1.
         dry_run: only record what it would do.
@@ -70,7 +70,7 @@ class TimestepBalancer(ProbeCallback):
         controller: Controller | None = None,
         num_images: int = 128,
         num_draws: int = 64,
-        begin_at: float = 0.5,
+        begin_at_skill: float = -0.1,
         smoothing: float = 0.5,
         max_ratio: float = 8.0,
         hysteresis: float = 0.02,
@@ -87,9 +87,10 @@ class TimestepBalancer(ProbeCallback):
                 f"TimestepBalancer got smoothing {smoothing}, max_ratio {max_ratio}, hysteresis {hysteresis}; expected 0 <= smoothing < 1, "
                 "max_ratio > 1, 0 <= hysteresis < 1."
             )
-        for name, share in (("equalise", equalise), ("begin_at", begin_at)):
-            if not 0 <= share <= 1:
-                raise ConfigurationError(f"TimestepBalancer got {name} {share}; expected 0 to 1.")
+        if not 0 <= equalise <= 1:
+            raise ConfigurationError(f"TimestepBalancer got equalise {equalise}; expected 0 to 1.")
+        if not begin_at_skill < 1:
+            raise ConfigurationError(f"TimestepBalancer got begin_at_skill {begin_at_skill}; expected a number below 1.")
         if num_images < 8 or num_draws < 32 or batch_size < 1:
             raise ConfigurationError(
                 f"TimestepBalancer got num_images {num_images}, num_draws {num_draws}, batch_size {batch_size}; expected at least 8, 32 and 1."
@@ -97,7 +98,7 @@ class TimestepBalancer(ProbeCallback):
         self.controller = controller or HeldOutProgress()
         self.num_images, self.num_draws, self.batch_size = num_images, num_draws, batch_size
         self.smoothing, self.max_ratio, self.hysteresis, self.dry_run = smoothing, max_ratio, hysteresis, dry_run
-        self.equalise, self.begin_at = equalise, begin_at
+        self.equalise, self.begin_at_skill = equalise, begin_at_skill
         self.num_reference, self.seed, self.held_out = num_reference, seed, held_out
         self.cost_seconds = 0.0
         self._reference: Reference | None = None
@@ -161,7 +162,8 @@ class TimestepBalancer(ProbeCallback):
         density, target, weight = (
             self._state.get(name, np.ones_like(measured.mse)) for name in ("density", "target", "weight")
         )
-        begun = self._state["begun"] = bool(self._state.get("begun") or self._begins(measured))
+        skill = float(np.median(1 - measured.mse / measured.linear_mmse))
+        begun = self._state["begun"] = self._state.get("begun", False) or skill >= self.begin_at_skill
         wanted = self.controller.density(measured)
         if begun and wanted.any():
             # Of what is wanted, not of progress: that is a hundred times as fast at the start, and would be remembered.
@@ -187,14 +189,11 @@ class TimestepBalancer(ProbeCallback):
         return ProbeRecord(
             "balance",
             found.step,
-            scalars={"balance_moved": share, "balance_steered": float(steered)},
+            scalars={"balance_skill": skill, "balance_moved": share, "balance_steered": float(steered)},
             curves={name: Curve(where.timestep, where.log_snr, value) for name, value in curves.items()},
             provenance={"controller": type(self.controller).__name__, "dry_run": self.dry_run, **found.provenance},
             fingerprints=found.fingerprints,
         )
-
-    def _begins(self, measured: Measured) -> bool:
-        return bool(np.mean(measured.mse < measured.linear_mmse) >= self.begin_at)
 
     def _gap(self, model: DiffusionModel, found: ProbeRecord, ranks: Ranks) -> np.ndarray:
         """The sampling gap at the levels of the denoising probe, from a short sampling."""

@@ -20,8 +20,8 @@ class Wish(Controller):
         return np.exp(0.3 * measured.log_snr)
 
 
-def balancer(controller=None, **settings):
-    return TimestepBalancer(2, controller, num_images=16, num_draws=32, **settings)
+def balancer(controller=None, begin_at_skill=-np.inf, **settings):
+    return TimestepBalancer(2, controller, 16, 32, begin_at_skill=begin_at_skill, **settings)
 
 
 def run(folder, callback, steps=6, timesteps=None, **options):
@@ -46,6 +46,24 @@ def test_the_sampler_is_steered_to_what_the_controller_wants(tmp_path):
     p = drawn(model)
     assert float(p.sum()) == pytest.approx(1)
     assert float(p[:100].sum()) > 2 * 0.1  # of uniform
+
+
+def test_nothing_is_steered_before_the_model_has_learnt_what_all_levels_share(tmp_path):
+    model, _ = run(tmp_path, balancer(Wish(), begin_at_skill=-0.1))
+    assert not model.timesteps.is_steered
+    records = RecordStore(tmp_path).read("balance")
+    assert not any(record.scalars["balance_steered"] for record in records)
+    assert all((record.curves["balance_target"].value == 1).all() for record in records)
+
+
+def test_it_begins_at_the_median_skill_and_does_not_stop_again(tmp_path):
+    run(tmp_path / "probed", balancer(), steps=4)
+    steps = RecordStore(tmp_path / "probed").read("balance")
+    skill = [record.scalars["balance_skill"] for record in steps]
+    assert skill[0] < skill[1] < skill[2]
+    run(tmp_path, balancer(Wish(), begin_at_skill=(skill[0] + skill[1]) / 2), steps=4)
+    targets = [record.curves["balance_target"].value for record in RecordStore(tmp_path).read("balance")]
+    assert [bool((target != 1).any()) for target in targets] == [False, True, True]
 
 
 def test_weights_are_a_power_of_the_held_out_error(tmp_path):
@@ -130,7 +148,7 @@ def test_a_model_that_cannot_be_steered_is_an_error_before_training(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"smoothing": 1.0}, {"max_ratio": 1.0}, {"hysteresis": 1.0}, {"hysteresis": -0.1}, {"equalise": 2.0}]
+    "settings", [{"smoothing": 1.0}, {"max_ratio": 1.0}, {"hysteresis": 1.0}, {"hysteresis": -0.1}, {"equalise": 2.0}, {"begin_at_skill": 1.0}]
 )
 def test_numbers_out_of_range_are_errors(settings):
     with pytest.raises(ConfigurationError, match=next(iter(settings))):
