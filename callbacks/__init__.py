@@ -6,6 +6,7 @@ Importable as ``ldmprobe.callbacks``; the files stand at the top of the reposito
 from ldmprobe.callbacks.ddim_probe import DDIMProbe
 from ldmprobe.callbacks.denoising_probe import DenoisingProbe
 from ldmprobe.callbacks.exact_resume import ExactResume
+from ldmprobe.callbacks.forgetting import Forgetting
 from ldmprobe.callbacks.logger_guard import LoggerGuard
 from ldmprobe.callbacks.non_finite import NonFinite
 from ldmprobe.callbacks.probe_callback import ProbeCallback
@@ -20,6 +21,7 @@ __all__ = [
     "DDIMProbe",
     "DenoisingProbe",
     "ExactResume",
+    "Forgetting",
     "LoggerGuard",
     "NonFinite",
     "ProbeCallback",

@@ -16,7 +16,7 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.real_data import read_beside, reference_at
-from ldmprobe.probing.reference import Reference, encode_images
+from ldmprobe.probing.reference import Reference, latents_of
 
 
 def reference_of(trainer: L.Trainer, model: DiffusionModel, num_images: int) -> Reference:
@@ -25,8 +25,7 @@ def reference_of(trainer: L.Trainer, model: DiffusionModel, num_images: int) -> 
     path = run_directory(trainer) / "reference.safetensors"
 
     def latents() -> Tensor:
-        batches = image_batches(trainer, num_images, held_out=False)
-        return encode_images(model.codec, (batch["image"] for batch in batches))
+        return latents_of(model.codec, _batches(trainer, num_images, held_out=False))
 
     def make() -> Reference:
         with evaluating(model.modules):
@@ -50,7 +49,7 @@ def held_out_of(
     Raises:
         ConfigurationError: there are none.
     """
-    chosen = image_batches(trainer, num_images, held_out=True)
+    chosen = _batches(trainer, num_images, held_out=True)
     if batches is not None:
         chosen = read_beside([batches], num_images)
 
@@ -68,6 +67,14 @@ def has_held_out(trainer: L.Trainer) -> bool:
 
 
 def image_batches(trainer: L.Trainer, num_images: int, held_out: bool) -> Iterator[dict[str, Any]]:
+    """Always with ``image``, also where training reads latents from a cache."""
+    data: Any = getattr(trainer, "datamodule", None)
+    if hasattr(data, "reference_images"):
+        return data.reference_images(num_images, held_out)
+    return _batches(trainer, num_images, held_out)
+
+
+def _batches(trainer: L.Trainer, num_images: int, held_out: bool) -> Iterator[dict[str, Any]]:
     data: Any = getattr(trainer, "datamodule", None)
     if hasattr(data, "reference_batches"):
         yield from data.reference_batches(num_images, held_out)

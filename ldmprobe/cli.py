@@ -29,6 +29,10 @@ def main(argv: list[str] | None = None) -> int:
             from ldmprobe.audit.audit import audit
 
             return audit(argv[1:])
+        if argv and argv[0] == "cache":
+            from ldmprobe.training.cache import cache
+
+            return cache(argv[1:])
         return _other_command(argv)
     except ConfigurationError as error:
         print(f"ldmprobe: error: {error}", file=sys.stderr)
@@ -46,6 +50,7 @@ def _other_command(argv: list[str]) -> int:
     for name, text in _TRAINER_COMMANDS.items():
         commands.add_parser(name, help=text, add_help=False)
     commands.add_parser("audit", help="prove that a configuration's probes leave its training as it is", add_help=False)
+    commands.add_parser("cache", help="encode a configuration's images and captions once, for training", add_help=False)
 
     probe = commands.add_parser("probe", help="probe a checkpoint or a diffusers pipeline, without training")
     probe.add_argument(
@@ -59,6 +64,9 @@ def _other_command(argv: list[str]) -> int:
     )
     probe.add_argument("--image-column", default="image", help="of --data (default: image)")
     probe.add_argument("--label-column", help="of --data, for class-conditional models")
+    probe.add_argument(
+        "--caption-column", help="of --data, for text-to-image models (without it, all its images have the --prompt)"
+    )
     probe.add_argument("--image-size", type=int, help="that --data's images are resized to")
     probe.add_argument("--num-reference", type=int, default=4096, help="real images to compare with (default: 4096)")
     _sampling_arguments(probe, num_samples=256)
@@ -75,7 +83,15 @@ def _other_command(argv: list[str]) -> int:
     export.add_argument(
         "checkpoint", type=Path, metavar="CHECKPOINT", help="of LatentDiffusion (.ckpt, or a sharded one's folder)"
     )
-    export.add_argument("folder", type=Path, metavar="DIR", help="a new folder, for DiffusionPipeline.from_pretrained")
+    export.add_argument(
+        "folder",
+        type=Path,
+        metavar="DIR",
+        help="a new folder, for DiffusionPipeline.from_pretrained, or load_lora_weights",
+    )
+    export.add_argument(
+        "--merge", action="store_true", help="of a LoRA: the whole pipeline, the LoRA added to its weights"
+    )
 
     report = commands.add_parser("report", help="one self-contained HTML page from a run directory")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
@@ -104,7 +120,7 @@ def _other_command(argv: list[str]) -> int:
     if args.command == "export":
         from ldmprobe.training.export import export as write_pipeline
 
-        print(write_pipeline(args.checkpoint, args.folder))
+        print(write_pipeline(args.checkpoint, args.folder, args.merge))
         return 0
     from ldmprobe import standalone
 
@@ -126,6 +142,15 @@ def _sampling_arguments(parser: argparse.ArgumentParser, num_samples: int) -> No
     )
     parser.add_argument("--batch-size", type=int, default=64, help="latents through the network at once (default: 64)")
     parser.add_argument("--seed", type=int, default=0, help="of the starting noise (default: 0)")
+    parser.add_argument(
+        "--prompt",
+        nargs="+",
+        metavar="TEXT",
+        help="of text-to-image models: samples have these in turn (default: none)",
+    )
+    parser.add_argument("--revision", help="of a pipeline on the hub: branch, tag or commit")
+    parser.add_argument("--variant", help='of a pipeline\'s weights, such as "fp16"')
+    parser.add_argument("--local-files-only", action="store_true", help="do not ask the hub, only its cache")
     parser.add_argument("--device", default=None, help='such as "cuda" (default: cuda where there is one, else cpu)')
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.text import TextConditioning
 from ldmprobe.probing.ddim import probe_ddim, sample_trajectory
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
@@ -19,16 +21,37 @@ from ldmprobe.probing.record import fingerprint
 from ldmprobe.probing.reference import Reference, encode_images
 
 
-def load_model(name: str, device: str | None = None) -> DiffusionModel:
-    """The model in a LatentDiffusion checkpoint (``.ckpt``) or a diffusers pipeline (folder or hub id), on ``device``."""
+def load_model(
+    name: str,
+    device: str | None = None,
+    prompts: Sequence[str] | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    local_files_only: bool = False,
+) -> DiffusionModel:
+    """The model in a LatentDiffusion checkpoint (``.ckpt``) or a diffusers pipeline (folder or hub id), on ``device``.
+
+    Args:
+        prompts: of a text-to-image model's samples, in turn; default: a checkpoint's own, of a pipeline the empty one.
+        revision, variant, local_files_only: of a pipeline, as :func:`~ldmprobe.models.pretrained.load_pipeline`'s.
+
+    Raises:
+        ConfigurationError: nothing loadable there, prompts for a model without text, or no such device.
+    """
     if name.endswith(".ckpt") or Path(name).is_file() or (Path(name) / ".metadata").is_file():
         from ldmprobe.training.checkpoint import load_diffusion_model
 
+        if revision or variant:
+            raise ConfigurationError(f"{name} is a checkpoint; --revision and --variant are of pipelines.")
         model = load_diffusion_model(Path(name))
     else:
         from ldmprobe.models.pretrained import load_pipeline
 
-        model = load_pipeline(name)
+        model = load_pipeline(name, revision=revision, variant=variant, local_files_only=local_files_only)
+    if prompts is not None:
+        if not isinstance(model.conditioning, TextConditioning):
+            raise ConfigurationError(f"{name} takes no text, so that --prompt is of no use to it; leave it out.")
+        model.conditioning.prompts = tuple(prompts)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
         for module in model.modules:
@@ -73,11 +96,17 @@ def probe(args: Namespace) -> str:
     from ldmprobe.tracking.run_directory import claim
     from ldmprobe.tracking.store import RecordStore
 
-    model = load_model(args.model, args.device)
+    model = _model(args)
     reference, held_out = None, None
     if args.data is not None:
         reference, held_out = real_latents(
-            model, args.data, args.image_column, args.label_column, args.image_size, args.num_reference
+            model,
+            args.data,
+            args.image_column,
+            args.label_column,
+            args.image_size,
+            args.num_reference,
+            caption_column=args.caption_column,
         )
     out = claim(args.out, resuming=False)
     store = RecordStore(out)
@@ -115,7 +144,7 @@ def sample(args: Namespace) -> str:
         raise ConfigurationError(f"--out is {args.out}; expected a file name that ends in .png.")
     if args.out.exists():
         raise ConfigurationError(f"{args.out} exists already; choose another --out.")
-    model = load_model(args.model, args.device)
+    model = _model(args)
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -125,6 +154,15 @@ def sample(args: Namespace) -> str:
     )
     Image.fromarray(image_grid(images, args.columns)).save(args.out)
     return str(args.out)
+
+
+def _model(args: Namespace) -> DiffusionModel:
+    model = load_model(args.model, args.device, args.prompt, args.revision, args.variant, args.local_files_only)
+    if args.guidance_scale != 1 and not model.conditioning.for_samples(torch.zeros(1, dtype=torch.long)):
+        raise ConfigurationError(
+            f"--guidance-scale is {args.guidance_scale:g}, but {args.model} has no condition to guide by; leave it out."
+        )
+    return model
 
 
 def image_grid(images: Tensor, columns: int, gap: int = 2) -> Any:
@@ -149,14 +187,16 @@ def real_latents(
     image_size: int | None = None,
     num_reference: int = 4096,
     num_held_out: int = 512,
+    caption_column: str | None = None,
 ) -> tuple[Reference, HeldOut]:
     """A dataset's training images as reference, and its held-out images, both encoded by the model's codec.
 
     Args:
         dataset, image_column, label_column, image_size: as :class:`~ldmprobe.data.images.ImageData`'s; the channels are the model's.
+        caption_column: likewise. Without one all images have a text-to-image model's prompt, of which there must be but one.
 
     Raises:
-        ConfigurationError: no such data, or its latents are not shaped like the model's.
+        ConfigurationError: no such data, or its latents are not shaped like the model's, or a class or text is missing.
     """
     from ldmprobe.data.images import ImageData
 
@@ -164,6 +204,7 @@ def real_latents(
         dataset,
         image_column=image_column,
         label_column=label_column,
+        caption_column=caption_column,
         image_size=image_size,
         channels=model.codec.image_channels or model.latent_shape[0],
     )
@@ -174,8 +215,18 @@ def real_latents(
             f"The images of {dataset} become latents of shape {tuple(shape)}, the model's are {tuple(model.latent_shape)}; set "
             "--image-size."
         )
-    model.conditioning.prepare(model.network, data)
+    batches: Iterator[dict[str, Any]] = data.reference_batches(num_held_out, held_out=True)
+    if isinstance(model.conditioning, TextConditioning) and caption_column is None:
+        prompt, *others = model.conditioning.prompts
+        if others:
+            raise ConfigurationError(
+                f"{dataset} has captions in no column that was named, and there are {1 + len(others)} prompts; set --caption-column, or "
+                "give one --prompt, which all its images then have."
+            )
+        batches = ({**batch, "caption": [prompt] * len(batch["image"])} for batch in batches)
+    else:
+        model.conditioning.prepare(model.network, data)
     with evaluating(model.modules):
         latents = encode_images(model.codec, (batch["image"] for batch in data.reference_batches(num_reference)))
-        held_out = HeldOut.encode(model.codec, model.conditioning, data.reference_batches(num_held_out, held_out=True))
+        held_out = HeldOut.encode(model.codec, model.conditioning, batches)
     return Reference.fit(latents, fingerprint(model.codec.description)), held_out

@@ -23,20 +23,33 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from accelerate import Accelerator
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
 from torch import nn
+from transformers import CLIPTextModel, CLIPTokenizer
 
-from ldmprobe.models.text import SmallCLIP
+from ldmprobe.data.builtin import shapes
+from ldmprobe.data.images import ImageData
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.pretrained import PretrainedText
+from ldmprobe.models.text import SmallCLIP, TextConditioning
+from ldmprobe.training.cache import write_cache
+from ldmprobe.training.latent_diffusion import LatentDiffusion
 
 SIZE, BATCH, WARM_UP = 64, 16, 5
 WORDS = "a small large red green blue yellow purple circle square triangle star on the left right and"
 LOOPS = ("example", "ours", "cached")
 
 
-def autoencoder() -> AutoencoderKL:
-    return AutoencoderKL(
+def save_pipeline(folder: Path) -> None:
+    """A text-to-image pipeline with random weights, for all to start from."""
+    text = SmallCLIP(WORDS, width=64, num_layers=4)
+    autoencoder = AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4,
         block_out_channels=(32, 64, 128, 128),
@@ -44,14 +57,7 @@ def autoencoder() -> AutoencoderKL:
         latent_channels=4,
         scaling_factor=0.18215,
     )
-
-
-def text_encoder() -> SmallCLIP:
-    return SmallCLIP(WORDS, width=64, num_layers=4)
-
-
-def unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
+    unet = UNet2DConditionModel(
         sample_size=SIZE // 8,
         in_channels=4,
         out_channels=4,
@@ -63,31 +69,58 @@ def unet() -> UNet2DConditionModel:
         attention_head_dim=8,
         norm_num_groups=16,
     )
+    scheduler = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+    StableDiffusionPipeline(
+        vae=autoencoder,
+        unet=unet,
+        scheduler=scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+        **text.components,
+    ).save_pretrained(folder)
 
 
-def schedule() -> DDPMScheduler:
-    return DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False)
+def images() -> ImageData:
+    return ImageData(
+        "builtin:shapes",
+        dataset_kwargs={"num_images": 1000, "size": SIZE},
+        caption_column="caption",
+        batch_size=BATCH,
+    )
 
 
-def example(steps: int) -> float:
+def model(folder: Path) -> LatentDiffusion:
+    return LatentDiffusion(
+        UNet2DConditionModel.from_pretrained(folder, subfolder="unet"),
+        LatentCodec(str(folder), subfolder="vae", sample_posterior=True),
+        DDPMScheduler.from_pretrained(folder, subfolder="scheduler"),
+        TextConditioning(PretrainedText(str(folder)), dropout=0.0),
+    )
+
+
+def cache_latents(folder: Path) -> None:
+    trained, data = model(folder), images()
+    write_cache(data, trained.codec, trained.conditioning, trained.network, folder / "latents")
+
+
+def example(folder: Path, steps: int) -> float:
     """Seconds per step of the example's loop."""
-    from accelerate import Accelerator
-    from diffusers.optimization import get_scheduler
-    from diffusers.training_utils import EMAModel
-
-    from ldmprobe.data.builtin import shapes
-
     accelerator = Accelerator(cpu=True)
-    network, vae, text = unet(), autoencoder().requires_grad_(False).eval(), text_encoder()
-    clip, tokenizer = text.encoders["text_encoder"].requires_grad_(False).eval(), text.tokenizers["tokenizer"]
-    noise_scheduler = schedule()
+    network: Any = UNet2DConditionModel.from_pretrained(folder, subfolder="unet")
+    vae: Any = AutoencoderKL.from_pretrained(folder, subfolder="vae").requires_grad_(False)
+    clip: Any = CLIPTextModel.from_pretrained(folder, subfolder="text_encoder").requires_grad_(False)
+    tokenizer: Any = CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+    noise_scheduler: Any = DDPMScheduler.from_pretrained(folder, subfolder="scheduler")
     average = EMAModel(network.parameters(), model_cls=UNet2DConditionModel, model_config=network.config)
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4)
     lr_scheduler = get_scheduler("constant", optimizer)
     rows = shapes(num_images=1000, size=SIZE)
 
     def prepared(batch: dict[str, Any]) -> dict[str, Any]:
-        pixels = [torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1) for image in batch["image"]]
+        pixels = [
+            torch.from_numpy(np.asarray(image.convert("RGB")).copy()).permute(2, 0, 1) for image in batch["image"]
+        ]
         ids = tokenizer(batch["caption"], padding="max_length", truncation=True, return_tensors="pt").input_ids
         return {"pixel_values": [image.float() / 127.5 - 1 for image in pixels], "input_ids": list(ids)}
 
@@ -121,14 +154,8 @@ def example(steps: int) -> float:
             step += 1
 
 
-def ours(steps: int, cache: Path | None = None) -> float:
+def ours(folder: Path, steps: int, cached: bool) -> float:
     """Seconds per step of LatentDiffusion in a Trainer."""
-    import lightning as L
-
-    from ldmprobe.data.images import ImageData
-    from ldmprobe.models.codec import LatentCodec
-    from ldmprobe.models.text import TextConditioning
-    from ldmprobe.training.latent_diffusion import LatentDiffusion
 
     class Clock(L.Callback):
         began = ended = 0.0
@@ -141,21 +168,10 @@ def ours(steps: int, cache: Path | None = None) -> float:
             if trainer.global_step == WARM_UP + steps:
                 self.ended = time.perf_counter()
 
-    data = ImageData(
-        "builtin:shapes",
-        dataset_kwargs={"num_images": 1000, "size": SIZE},
-        caption_column="caption",
-        batch_size=BATCH,
-        **({} if cache is None else {"latents": str(cache)}),
-    )
-    model = LatentDiffusion(
-        unet(),
-        LatentCodec(autoencoder(), sample_posterior=cache is None),
-        schedule(),
-        TextConditioning(text_encoder(), dropout=0.0),
-    )
+    data = images()
+    data.latents = str(folder / "latents") if cached else None
     clock = Clock()
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as run_dir:
         warnings.simplefilter("ignore")
         L.Trainer(
             accelerator="cpu",
@@ -168,22 +184,22 @@ def ours(steps: int, cache: Path | None = None) -> float:
             enable_model_summary=False,
             limit_val_batches=0,
             gradient_clip_val=1.0,
-            default_root_dir=folder,
-        ).fit(model, data)
+            default_root_dir=run_dir,
+        ).fit(model(folder), data)
     return (clock.ended - clock.began) / steps
 
 
-def child(loop: str, steps: int, cache: Path) -> None:
+def child(loop: str, folder: Path, steps: int) -> None:
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    seconds = example(steps) if loop == "example" else ours(steps, cache if loop == "cached" else None)
+    seconds = example(folder, steps) if loop == "example" else ours(folder, steps, loop == "cached")
     print(seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
-def measure(loop: str, steps: int, cache: Path) -> tuple[float, float]:
+def measure(loop: str, folder: Path, steps: int) -> tuple[float, float]:
     """Seconds per step, and the most memory that the process had, in MiB."""
-    command = [sys.executable, __file__, "--child", loop, "--steps", str(steps), "--cache", str(cache)]
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    command = [sys.executable, __file__, "--child", loop, "--folder", str(folder), "--steps", str(steps)]
+    told = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     seconds, memory = told.split()[-2:]
     return float(seconds), float(memory)
 
@@ -193,16 +209,16 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer and shorter rounds")
     parser.add_argument("--child", choices=LOOPS, help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--cache", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.child:
-        child(args.child, args.steps, args.cache)
+        child(args.child, args.folder, args.steps)
         return
     rounds, steps = (1, 10) if args.quick else (5, 40)
     with tempfile.TemporaryDirectory() as folder:
-        cache = Path(folder) / "latents"
-        write_cache(cache)
-        found = [{loop: measure(loop, steps, cache) for loop in LOOPS} for _ in range(rounds)]
+        save_pipeline(Path(folder))
+        cache_latents(Path(folder))
+        found = [{loop: measure(loop, Path(folder), steps) for loop in LOOPS} for _ in range(rounds)]
     print("| ÷ diffusers' example | time per step | memory |\n| --- | --- | --- |")
     for loop, name in (("ours", "LatentDiffusion"), ("cached", "LatentDiffusion, from the latent cache")):
         time_, memory = (np.median([each[loop][i] / each["example"][i] for each in found]) for i in (0, 1))

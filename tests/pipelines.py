@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -38,7 +40,6 @@ from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
-    CLIPTokenizer,
     PreTrainedTokenizerFast,
     T5Config,
     T5EncoderModel,
@@ -46,6 +47,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from ldmprobe.models.text import word_tokenizer
 from tests.helpers import sd_scheduler, tiny_unet
 
 WORDS = "a photo of red blue cat dog"
@@ -65,9 +67,7 @@ def autoencoder(cls: Any = AutoencoderKL, channels: int = 2, **options: Any) -> 
 
 def clip(cls: Any = CLIPTextModel, width: int = 16) -> tuple[Any, Any]:
     """A CLIP text model and its tokenizer, of 12 tokens."""
-    letters = [*string.ascii_lowercase, string.ascii_lowercase]
-    tokenizer = CLIPTokenizer().train_new_from_iterator([WORDS, *letters], vocab_size=50_000)
-    tokenizer.model_max_length = 12
+    tokenizer = word_tokenizer(WORDS, max_tokens=12)
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -126,7 +126,7 @@ def _ldm() -> Any:
 
 def _dit() -> Any:
     transformer = DiTTransformer2DModel(
-        2, 8, in_channels=2, out_channels=4, num_layers=1, sample_size=8, num_embeds_ada_norm=5, norm_num_groups=2
+        2, 8, in_channels=2, out_channels=4, num_layers=1, sample_size=8, num_embeds_ada_norm=1000, norm_num_groups=2
     )
     return DiTPipeline(_stirred(transformer), autoencoder(scaling_factor=0.5), sd_scheduler())
 
@@ -272,3 +272,14 @@ def tiny(family: str) -> Any:
     """The same at every call."""
     torch.manual_seed(0)
     return TINY[family]()
+
+
+_FOLDER = TemporaryDirectory()
+
+
+@cache
+def saved(family: str) -> Path:
+    """The folder of that pipeline, saved once for all tests of a process, which leave it as it is."""
+    folder = Path(_FOLDER.name) / family
+    tiny(family).save_pretrained(folder)
+    return folder

@@ -10,105 +10,24 @@ import pytest
 import torch
 from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
-from diffusers import (
-    AutoencoderKL,
-    DDIMPipeline,
-    DDIMScheduler,
-    DDPMPipeline,
-    DDPMScheduler,
-    DiTPipeline,
-    DiTTransformer2DModel,
-    LDMPipeline,
-    StableDiffusionPipeline,
-    UNet2DConditionModel,
-    VQModel,
-)
+from diffusers import AutoencoderKL, DDIMPipeline, DDPMPipeline, DDPMScheduler, VQModel
 from PIL import Image
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldmprobe.cli import main
 from ldmprobe.models.pretrained import load_pipeline
 from ldmprobe.standalone import image_grid, load_model, sample_images
 from ldmprobe.tracking.store import RecordStore
-from tests.helpers import WHOLE_PATH, sd_scheduler, tiny_unet
+from tests.helpers import WHOLE_PATH, tiny_unet
+from tests.pipelines import saved
 
 FAMILIES = ["DDPMPipeline", "DDIMPipeline", "LDMPipeline", "DiTPipeline", "StableDiffusionPipeline"]
 TINY = ["--num-samples", "8", "--num-steps", "3", "--device", "cpu"]
 
 
-def _autoencoder(cls, **options):
-    return cls(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        latent_channels=2,
-        norm_num_groups=4,
-        **options,
-    )
-
-
-def _clip(folder: Path) -> tuple[CLIPTextModel, CLIPTokenizer]:
-    letters = [chr(c) for c in range(ord("a"), ord("z") + 1)]
-    tokens = ["<|startoftext|>", "<|endoftext|>", *letters, *(letter + "</w>" for letter in letters)]
-    folder.mkdir(parents=True)
-    (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    tokenizer = CLIPTokenizer.from_pretrained(folder, model_max_length=12)
-    config = CLIPTextConfig(
-        vocab_size=len(tokens),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        max_position_embeddings=12,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    return CLIPTextModel(config), tokenizer
-
-
-def _pipeline(family: str, folder: Path):
-    torch.manual_seed(0)
-    if family == "DDPMPipeline":
-        return DDPMPipeline(tiny_unet(channels=3), DDPMScheduler())
-    if family == "DDIMPipeline":
-        return DDIMPipeline(tiny_unet(channels=3), DDIMScheduler())
-    if family == "LDMPipeline":
-        return LDMPipeline(_autoencoder(VQModel, num_vq_embeddings=16, scaling_factor=0.5), tiny_unet(), sd_scheduler())
-    vae = _autoencoder(AutoencoderKL, scaling_factor=0.5)
-    if family == "DiTPipeline":
-        transformer = DiTTransformer2DModel(
-            2, 8, in_channels=2, out_channels=4, num_layers=1, sample_size=8, num_embeds_ada_norm=5, norm_num_groups=2
-        )
-        for parameter in transformer.parameters():  # DiT starts with zeros
-            torch.nn.init.normal_(parameter, std=0.1)
-        return DiTPipeline(transformer, vae, sd_scheduler())
-    unet = UNet2DConditionModel(
-        sample_size=8,
-        in_channels=2,
-        out_channels=2,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=16,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
-    text_encoder, tokenizer = _clip(folder / "clip")
-    return StableDiffusionPipeline(
-        vae, text_encoder, tokenizer, unet, sd_scheduler(), None, None, requires_safety_checker=False
-    )
-
-
 @pytest.fixture(scope="module")
-def pipelines(tmp_path_factory) -> dict[str, Path]:
+def pipelines() -> dict[str, Path]:
     """A saved pipeline of each family, by name."""
-    root = tmp_path_factory.mktemp("pipelines")
-    for family in FAMILIES:
-        _pipeline(family, root).save_pretrained(root / family)
-    return {family: root / family for family in FAMILIES}
+    return {family: saved(family) for family in FAMILIES}
 
 
 def _pictures(path: Path, mode: str = "RGB", n: int = 24, size: int = 16) -> str:
@@ -167,7 +86,7 @@ def test_samples_are_those_of_diffusers_from_the_same_noise(pipelines):
 
 def test_the_prompt_reaches_a_text_model(pipelines):
     name = str(pipelines["StableDiffusionPipeline"])
-    plain, prompted = load_pipeline(name), load_pipeline(name, "a red cat")
+    plain, prompted = load_pipeline(name), load_pipeline(name, ["a red cat"])
     ids = torch.arange(2)
     text, null = prompted.conditioning.for_samples(ids), prompted.conditioning.null(2, torch.device("cpu"))
     assert text["encoder_hidden_states"].shape == (2, 12, 16)
@@ -183,7 +102,7 @@ def test_samples_do_not_depend_on_the_batch_size(pipelines):
 
 def test_classes_differ_and_guidance_changes_the_samples(pipelines):
     model = load_model(str(pipelines["DiTPipeline"]), "cpu")
-    assert model.conditioning.num_classes == 5
+    assert model.conditioning.num_classes == 1000
     assert not torch.allclose(sample_images(model, 4, 2), sample_images(model, 4, 2, guidance_scale=4.0), atol=1e-4)
 
 
@@ -235,7 +154,7 @@ def test_an_unsupported_family_is_refused_by_name(pipelines, tmp_path, capsys):
         json.dumps({"_class_name": "FluxPipeline", "_diffusers_version": "0.32.0"})
     )
     for command in (["probe", family, "--out", "out"], ["sample", family]):
-        _refused(command, capsys, "is a FluxPipeline, which cannot be probed yet; supported are DDPMPipeline")
+        _refused(command, capsys, "is a FluxPipeline, which is not supported (its latents are packed into tokens")
 
 
 def test_images_of_another_size_are_refused(pipelines, capsys, tmp_path):

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from ldmprobe.errors import ConfigurationError
 
-SHAPES = ("circle", "square", "triangle", "star")
+SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 COLOURS = {
     "red": (214, 57, 57),
     "green": (62, 150, 81),
     "blue": (57, 106, 214),
     "yellow": (232, 190, 44),
     "purple": (139, 77, 178),
+    "orange": (238, 122, 30),
+    "pink": (244, 150, 196),
 }
 
 
@@ -32,14 +34,25 @@ def digits() -> Any:
     return Dataset.from_dict(columns, features=features)
 
 
-def shapes(num_images: int = 2000, size: int = 32, max_shapes: int = 1, seed: int = 0) -> Any:
+def shapes(
+    num_images: int = 2000,
+    size: int = 32,
+    max_shapes: int = 1,
+    seed: int = 0,
+    shapes: Sequence[str] = SHAPES[:4],
+    colours: Sequence[str] = tuple(COLOURS)[:5],
+) -> Any:
     """Coloured shapes on a light ground, drawn anew from ``seed``.
 
-    Columns: ``image`` (RGB), ``label`` (shape and colour of the first shape), ``caption`` ("a small red circle on the left"),
+    Columns: ``image`` (RGB), ``label`` (colour and shape of the first shape), ``caption`` ("a small red circle on the left"),
     ``boxes`` (K, 4: x0, y0, x1, y1 in pixels), ``mask`` (grey image: 0 ground, k for the k-th shape).
 
+    Args:
+        shapes, colours: drawn from these of :data:`SHAPES` and :data:`COLOURS`; by default without "cross", "heart", "orange" and "pink",
+            which are left for finetuning.
+
     Raises:
-        ConfigurationError: a size under 8 or fewer than one image or shape.
+        ConfigurationError: a size under 8, fewer than one image or shape, or a shape or colour that there is not.
     """
     from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
@@ -47,7 +60,12 @@ def shapes(num_images: int = 2000, size: int = 32, max_shapes: int = 1, seed: in
         raise ConfigurationError(
             f"builtin:shapes got size {size}, num_images {num_images}, max_shapes {max_shapes}; expected size >= 8, the others >= 1."
         )
-    names = [f"{colour} {shape}" for colour in COLOURS for shape in SHAPES]
+    for what, chosen, known in (("shapes", shapes, SHAPES), ("colours", colours, tuple(COLOURS))):
+        if isinstance(chosen, str) or not chosen or not set(chosen) <= set(known):
+            raise ConfigurationError(
+                f"builtin:shapes got {what} {chosen!r}; expected a list of some of {', '.join(known)}."
+            )
+    names = [f"{colour} {shape}" for colour in colours for shape in shapes]
     features = Features(
         {
             "image": Image(),
@@ -57,11 +75,15 @@ def shapes(num_images: int = 2000, size: int = 32, max_shapes: int = 1, seed: in
             "mask": Image(),
         }
     )
-    rows = [_draw_shapes(np.random.default_rng((seed, i)), size, max_shapes, names) for i in range(num_images)]
+    rows = [
+        _draw_shapes(np.random.default_rng((seed, i)), size, max_shapes, shapes, colours) for i in range(num_images)
+    ]
     return Dataset.from_dict({key: [row[key] for row in rows] for key in features}, features=features)
 
 
-def _draw_shapes(rng: np.random.Generator, size: int, max_shapes: int, names: list[str]) -> dict[str, Any]:
+def _draw_shapes(
+    rng: np.random.Generator, size: int, max_shapes: int, shapes: Sequence[str], colours: Sequence[str]
+) -> dict[str, Any]:
     from PIL import Image, ImageDraw
 
     zoom = 4  # drawn large and shrunk, for smooth edges
@@ -69,7 +91,7 @@ def _draw_shapes(rng: np.random.Generator, size: int, max_shapes: int, names: li
     mask = Image.new("L", image.size, 0)
     captions, boxes, labels = [], [], []
     for k in range(int(rng.integers(1, max_shapes + 1))):
-        shape, colour = str(rng.choice(SHAPES)), str(rng.choice(list(COLOURS)))
+        shape, colour = str(rng.choice(shapes)), str(rng.choice(colours))
         small = bool(rng.integers(2))
         radius = size * (rng.uniform(0.14, 0.18) if small else rng.uniform(0.24, 0.30))
         x, y = rng.uniform(radius, size - radius, 2)
@@ -79,7 +101,7 @@ def _draw_shapes(rng: np.random.Generator, size: int, max_shapes: int, names: li
         side = "left" if x < size / 2 else "right"
         captions.append(f"a {'small' if small else 'large'} {colour} {shape} on the {side}")
         boxes.append([x - radius, y - radius, x + radius, y + radius])
-        labels.append(names.index(f"{colour} {shape}"))
+        labels.append(f"{colour} {shape}")
     return {
         "image": image.resize((size, size), Image.Resampling.BOX),
         "label": labels[0],
@@ -90,8 +112,16 @@ def _draw_shapes(rng: np.random.Generator, size: int, max_shapes: int, names: li
 
 
 def _outline(shape: str) -> list[tuple[float, float]]:
+    """Corners of the shape in [−1, 1]²."""
     if shape == "square":
         return [(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)]
+    if shape == "cross":
+        arm = [(-0.3, -0.3), (-0.3, -1.0), (0.3, -1.0)]
+        return [(x * c - y * s, x * s + y * c) for c, s in ((1, 0), (0, 1), (-1, 0), (0, -1)) for x, y in arm]
+    if shape == "heart":
+        u = np.arange(48) * 2 * np.pi / 48
+        x, y = 16 * np.sin(u) ** 3, 13 * np.cos(u) - 5 * np.cos(2 * u) - 2 * np.cos(3 * u) - np.cos(4 * u)
+        return [(float(a), float(b)) for a, b in zip(x / 17, -(y + 2.5) / 17, strict=True)]
     points = {"circle": 48, "triangle": 3, "star": 10}[shape]
     angles = np.arange(points) * 2 * np.pi / points - np.pi / 2
     radii = np.where(np.arange(points) % 2, 0.45, 1.0) if shape == "star" else np.ones(points)

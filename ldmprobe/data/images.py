@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from ldmprobe.data.latents import SPLITS, LatentCache, LatentRows, LatentStream, cache_key, collate_latents
 from ldmprobe.data.rows import RowReader, collate
 from ldmprobe.data.sources import ROW_NUMBER, choose_splits, load_splits
 from ldmprobe.data.stream import HubStream, ShuffledStream, SkippingLoader, StreamPositions
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.conditioning import Conditioning
 
 
 class ImageData(L.LightningDataModule):
@@ -24,7 +28,8 @@ class ImageData(L.LightningDataModule):
     validate by ``val_check_interval`` in batches with ``check_val_every_n_epoch: null``.
 
     Batches are dicts: ``image`` (N, C, H, W) float32, ``index`` (N,) the row, and ``label`` (N,), ``caption`` if their
-    columns are named.
+    columns are named. From a cache they have ``latent`` (N, c, h, w) or ``moments`` (N, 2c, h, w) instead of ``image``, and
+    ``condition``, a dict of tensors, where the captions are encoded too.
 
     Args:
         dataset: hub id; folder of parquet files, from ``save_to_disk``, or of images; parquet file; "builtin:digits",
@@ -45,6 +50,7 @@ class ImageData(L.LightningDataModule):
         num_classes: for label columns that do not say (a stream's integer column).
         check_rows: how many rows of each split are decoded before training, to find unreadable images early.
         seed: of the order and augmentation of training images.
+        latents: folder that ``ldmprobe cache`` has made for this configuration: batches are read from it, in the same order.
 
     Raises:
         ConfigurationError: in ``setup``, before training: no such dataset, split or column; no rows; unreadable image.
@@ -73,6 +79,7 @@ class ImageData(L.LightningDataModule):
         num_classes: int | None = None,
         check_rows: int = 500,
         seed: int = 0,
+        latents: str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -91,11 +98,13 @@ class ImageData(L.LightningDataModule):
         self.reader = RowReader(
             image_column, label_column, caption_column, image_size, channels, resize, random_crop, random_flip
         )
+        self.latents = latents
         self.num_classes = num_classes
         self.class_names: list[str] | None = None
         self.image_shape: tuple[int, ...] = ()
         self._train: Any = None
         self._held_out: Any = None
+        self._cache: LatentCache | None = None
 
     def prepare_data(self) -> None:
         """Downloads once per node, before ranks load it. Built-in data is made where it is used."""
@@ -126,6 +135,12 @@ class ImageData(L.LightningDataModule):
         reader = self.reader = replace(
             reader, num_classes=self.num_classes, unit="Streamed image" if self.streaming else "Row"
         )
+        if self.latents is not None:
+            self.check_cacheable()
+            self._cache = LatentCache(Path(self.latents))
+            self._cache.check_complete()
+            self.image_shape = self._cache.image_shape
+            return
         for name, rows in (("training", self._train), ("held-out", self._held_out)):
             shape = None
             for i, row in enumerate(islice(rows, self.check_rows)):
@@ -138,6 +153,29 @@ class ImageData(L.LightningDataModule):
                 self.image_shape = tuple(shape)
             if shape is None and self.check_rows > 0:
                 raise ConfigurationError(f"The {name} split is empty.")
+
+    @property
+    def rows(self) -> dict[str, Any]:
+        """The dataset's rows by split."""
+        return dict(zip(SPLITS, (self._train, self._held_out), strict=True))
+
+    def check_cacheable(self) -> None:
+        """Raise ConfigurationError if what training sees of this data cannot be encoded beforehand."""
+        if self.streaming:
+            raise ConfigurationError(
+                "A stream's rows have no numbers to keep their latents by; leave out the data's `streaming`."
+            )
+        if self.reader.random_crop:
+            raise ConfigurationError(
+                "Each pass crops anew (`random_crop`), so that latents cannot be encoded beforehand; leave it out (`random_flip` can stay: "
+                "both views are kept)."
+            )
+
+    def check_latents(self, codec: LatentCodec, conditioning: Conditioning) -> None:
+        """Raise ConfigurationError, naming what differs, if :attr:`latents` are not those of this data, codec and conditioning; where there
+        are none, do nothing."""
+        if self._cache is not None:
+            self._cache.check_key(cache_key(self.rows, self.reader, codec, conditioning, self._cache.dtype))
 
     def _check_limits(self) -> None:
         trainer = self.trainer
@@ -190,6 +228,8 @@ class ImageData(L.LightningDataModule):
         workers: dict[str, Any] = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
         if not self.streaming:
             stream = ShuffledStream(self._train, self.reader, self.seed)
+            if self._cache is not None:
+                stream = LatentStream(self._cache.rows("train"), self.seed)
             positions = StreamPositions(self.batch_size, first_batch, rank, world_size)
             return DataLoader(stream, sampler=positions, batch_size=None, **workers)
         from datasets.distributed import split_dataset_by_node
@@ -200,6 +240,9 @@ class ImageData(L.LightningDataModule):
         return loader if first_batch == 0 else SkippingLoader(loader, first_batch)
 
     def val_dataloader(self) -> DataLoader:
+        if self._cache is not None:
+            latents = self._cache.rows("held_out")
+            return DataLoader(_Rows(latents, latents), batch_size=self.batch_size, collate_fn=collate_latents)
         return DataLoader(_Rows(self._held_out, self.reader), batch_size=self.batch_size, collate_fn=collate)
 
     def test_dataloader(self) -> DataLoader:
@@ -208,20 +251,33 @@ class ImageData(L.LightningDataModule):
     def reference_batches(self, num_images: int, held_out: bool = False) -> Iterator[dict[str, Any]]:
         """``num_images`` training (or held-out) images, or all there are, drawn in a fixed order that no seed changes, without
         augmentation: what probes compare with. The same on every rank. (Of a stream: its first.)"""
-        rows = self._held_out if held_out else self._train
-        if hasattr(rows, "__len__"):
-            order = np.random.default_rng(0).permutation(len(rows))[:num_images]
-            samples: Iterator[Any] = (self.reader.read(rows[int(i)], int(i)) for i in order)
+        if self._cache is None:
+            yield from self.reference_images(num_images, held_out)
         else:
-            samples = (self.reader.read(row, i) for i, row in enumerate(islice(rows, num_images)))
-        while batch := list(islice(samples, 256)):
-            yield collate(batch)
+            latents = self._cache.rows(SPLITS[held_out])
+            yield from _in_fixed_order(latents, latents, num_images, collate_latents)
+
+    def reference_images(self, num_images: int, held_out: bool = False) -> Iterator[dict[str, Any]]:
+        """The same, always with ``image``."""
+        return _in_fixed_order(self._held_out if held_out else self._train, self.reader, num_images, collate)
+
+
+def _in_fixed_order(
+    rows: Any, reader: RowReader | LatentRows, num_rows: int, collate: Callable[[list[Any]], dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    if hasattr(rows, "__len__"):
+        order = np.random.default_rng(0).permutation(len(rows))[:num_rows]
+        samples: Iterator[Any] = (reader.read(rows[int(i)], int(i)) for i in order)
+    else:
+        samples = (reader.read(row, i) for i, row in enumerate(islice(rows, num_rows)))
+    while batch := list(islice(samples, 256)):
+        yield collate(batch)
 
 
 class _Rows(Dataset):
     """The rows of a split, without augmentation; a stream's (few) held-out rows are read into memory."""
 
-    def __init__(self, rows: Any, reader: RowReader) -> None:
+    def __init__(self, rows: Any, reader: RowReader | LatentRows) -> None:
         self.rows = rows if hasattr(rows, "__len__") else list(rows)
         self.reader = reader
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from importlib.resources import as_file, files
+import re
+from collections.abc import Iterable, Iterator
+from importlib.resources import files
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -11,12 +13,18 @@ from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
 
+IMAGES = ("latent", "moments", "image")
+"""What a batch can have that latents are made of: kept latents or moments before images."""
 _CODEC_CLASSES = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
+_WEIGHTS = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors")
 _SCALING = {"scaling_factor": 1.0, "shift_factor": 0.0}  # what a configuration without them means
 
 
 class LatentCodec(nn.Module):
     """A frozen autoencoder with the scale and shift of its latents: z = (encoder(x) − shift) · scale.
+
+    One that is given by name is loaded when it is first used, or by :meth:`load`: where latents come from a cache, not before something is
+    decoded or saved.
 
     Args:
         autoencoder: folder or hub id of a diffusers AutoencoderKL, VQModel or AutoencoderTiny; "builtin:digits" for the one
@@ -27,10 +35,14 @@ class LatentCodec(nn.Module):
         sample_posterior: draw from the posterior of an AutoencoderKL (from the global generator) instead of taking its
             mode. Probes always take the mode.
 
+    Attributes:
+        outline: the autoencoder, without weights (on the meta device) where it was given by name: for its configuration and shapes.
+
     Raises:
         ConfigurationError: nothing loadable there, or a module of another class.
     """
 
+    outline: Any
     scale: Tensor
     shift: Tensor
     measured: Tensor
@@ -43,16 +55,17 @@ class LatentCodec(nn.Module):
         sample_posterior: bool = False,
     ) -> None:
         super().__init__()
-        if isinstance(autoencoder, str):
-            autoencoder = _load_autoencoder(autoencoder, subfolder)
-        if autoencoder is not None and type(autoencoder).__name__ not in _CODEC_CLASSES:
+        self._source = (autoencoder, subfolder) if isinstance(autoencoder, str) else None
+        outline: Any = _outline(*self._source) if self._source else autoencoder
+        if outline is not None and type(outline).__name__ not in _CODEC_CLASSES:
             raise ConfigurationError(
-                f"{type(autoencoder).__name__} is not a supported autoencoder; expected one of {', '.join(_CODEC_CLASSES)}."
+                f"{type(outline).__name__} is not a supported autoencoder; expected one of {', '.join(_CODEC_CLASSES)}."
             )
-        self.autoencoder: Any = autoencoder
+        self._modules["autoencoder"] = None if isinstance(autoencoder, str) else autoencoder
+        self.__dict__["outline"] = outline  # not as a module: it cannot be moved to a device or saved
         self.sample_posterior = sample_posterior
-        config: dict[str, Any] = dict(getattr(autoencoder, "config", {}))
-        known = autoencoder is None or config.get("scaling_factor") is not None
+        config: dict[str, Any] = dict(getattr(outline, "config", {}))
+        known = outline is None or config.get("scaling_factor") is not None
         measure = scale == "measure" or (scale == "config" and not known)
         scale_value, shift_value = 1.0, 0.0
         if scale == "config" and not measure:
@@ -69,24 +82,85 @@ class LatentCodec(nn.Module):
         """Stays in eval mode: a frozen autoencoder is no part of training."""
         return super().train(False)
 
+    def _apply(self, fn: Any, *args: Any) -> LatentCodec:
+        """Moves with the module it is part of, but stays in float32, whatever precision that is trained in."""
+        return super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), *args)
+
+    @property
+    def autoencoder(self) -> Any:
+        """The autoencoder, loaded now if it is not yet; None for the identity."""
+        self.load()
+        return self._modules["autoencoder"]
+
+    def load(self) -> None:
+        """Load the autoencoder, unless it is there."""
+        if self._source is not None and self._modules["autoencoder"] is None:
+            with torch.random.fork_rng(devices=[]):  # it is initialised before its weights are read
+                autoencoder = _load_autoencoder(*self._source)
+            self._modules["autoencoder"] = autoencoder.requires_grad_(False).eval().to(self.scale.device)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """With the weights, so that a checkpoint is whole wherever its latents came from."""
+        self.load()
+        return super().state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.load()
+        super()._load_from_state_dict(*args, **kwargs)
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The autoencoder's weights by name; read from its files, one by one, where it was given by name."""
+        if self._source is None:
+            yield from ({} if self.outline is None else self.outline.state_dict()).items()
+            return
+        from safetensors import safe_open
+
+        for path in _weight_files(*self._source):
+            with safe_open(path, "pt") as file:
+                yield from ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 (not a dict)
+
     @property
     def image_channels(self) -> int | None:
         """Channels of the images it encodes; None (any) for the identity."""
-        return None if self.autoencoder is None else int(self.autoencoder.config.in_channels)
+        return None if self.outline is None else int(self.outline.config.in_channels)
 
     @property
     def description(self) -> dict[str, Any]:
         """What tells this codec from another, as plain values: class and configuration, scale and shift."""
-        config = dict(getattr(self.autoencoder, "config", {}))
+        config = dict(getattr(self.outline, "config", {}))
         named = {key: value for key, value in config.items() if not key.startswith("_")}
         scale, shift = f"{float(self.scale):.4e}", f"{float(self.shift):.4e}"
-        return {"class_name": type(self.autoencoder).__name__, **named, "scale": scale, "shift": shift}
+        return {"class_name": type(self.outline).__name__, **named, "scale": scale, "shift": shift}
 
     @torch.no_grad()
     def encode(self, images: Tensor, sample_posterior: bool | None = None) -> Tensor:
         """Images (N, C, H, W) in [−1, 1] → latents (N, c, h, w), always in float32."""
-        with torch.autocast(images.device.type, enabled=False):
-            return (self._encode_unscaled(images.float(), sample_posterior) - self.shift) * self.scale
+        return self.latents({"image": images}, sample_posterior)
+
+    @torch.no_grad()
+    def latents(self, batch: dict[str, Any], sample_posterior: bool | None = None) -> Tensor:
+        """The same of a batch: of its ``image``, or of what :meth:`unscaled` made of these earlier."""
+        with torch.autocast(self.scale.device.type, enabled=False):
+            if "latent" in batch:
+                z = batch["latent"].float()
+            elif "moments" in batch:
+                z = self._mode_or_draw(_posterior(batch["moments"].float()), sample_posterior)
+            else:
+                z = self._encode_unscaled(batch["image"].float(), sample_posterior)
+            return (z - self.shift) * self.scale
+
+    @property
+    def unscaled_kind(self) -> Literal["latent", "moments"]:
+        """What :meth:`unscaled` gives."""
+        return "moments" if self.sample_posterior and type(self.outline).__name__ == "AutoencoderKL" else "latent"
+
+    @torch.no_grad()
+    def unscaled(self, images: Tensor) -> Tensor:
+        """Of images (N, C, H, W), what can be kept for :meth:`latents`, in float32, before scale and shift: ``latent`` (N, c, h, w); or, where the
+        posterior is sampled, its ``moments`` (N, 2c, h, w): mean and log-variance."""
+        if self.unscaled_kind == "moments":
+            return self.autoencoder.encode(images.float()).latent_dist.parameters
+        return self._encode_unscaled(images.float(), sample_posterior=False)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
@@ -101,20 +175,28 @@ class LatentCodec(nn.Module):
         encoded = self.autoencoder.encode(images)
         if not hasattr(encoded, "latent_dist"):
             return encoded.latents
+        return self._mode_or_draw(encoded.latent_dist, sample_posterior)
+
+    def _mode_or_draw(self, posterior: Any, sample_posterior: bool | None) -> Tensor:
         sample = self.sample_posterior if sample_posterior is None else sample_posterior
-        return encoded.latent_dist.sample() if sample else encoded.latent_dist.mode()
+        return posterior.sample() if sample else posterior.mode()
 
     @torch.no_grad()
-    def measure_scale(self, image_batches: Iterable[Tensor]) -> None:
-        """Set scale and shift so that the latents of these images have mean 0 and variance 1 over all entries.
+    def measure_scale(self, batches: Iterable[Tensor | dict[str, Any]]) -> None:
+        """Set scale and shift so that the latents of these images (or batches, as :meth:`latents` takes them) have mean 0 and variance 1
+        over all entries.
 
         Every rank must be given the same images. Does nothing if the scale is already known.
         """
         if bool(self.measured):
             return
         count, total, total_squared = 0, 0.0, 0.0
-        for images in image_batches:
-            z = self._encode_unscaled(images.to(self.scale.device).float(), sample_posterior=False).double()
+        self.shift.zero_()
+        self.scale.fill_(1.0)
+        for batch in batches:
+            named = batch if isinstance(batch, dict) else {"image": batch}
+            tensors = {name: value.to(self.scale.device) for name, value in named.items() if isinstance(value, Tensor)}
+            z = self.latents(tensors, sample_posterior=False).double()
             count += z.numel()
             total += float(z.sum())
             total_squared += float((z**2).sum())
@@ -137,16 +219,19 @@ class LatentCodec(nn.Module):
         Raises:
             ConfigurationError: wrong number of channels, or a size the autoencoder cannot divide.
         """
-        channels = self.image_channels
-        if channels is not None and image_shape[0] != channels:
+        autoencoder, channels = self.outline, self.image_channels
+        if autoencoder is None:
+            return tuple(image_shape)
+        if image_shape[0] != channels:
             raise ConfigurationError(
-                f"The images have {image_shape[0]} channel(s) but {type(self.autoencoder).__name__} encodes {channels}; set the "
+                f"The images have {image_shape[0]} channel(s) but {type(autoencoder).__name__} encodes {channels}; set the "
                 f"data's `channels: {channels}`."
             )
-        image = torch.zeros(1, *image_shape, device=self.scale.device)
+        image = torch.zeros(1, *image_shape, device=autoencoder.device)
         try:
-            latent = self.encode(image, sample_posterior=False)
-            decoded = self.decode(latent).shape[1:]
+            encoded = autoencoder.encode(image)
+            latent = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+            decoded = autoencoder.decode(latent).sample.shape[1:]
         except RuntimeError as error:
             raise ConfigurationError(
                 f"Images of {image_shape[1]}×{image_shape[2]} cannot be encoded ({error}); set the data's `image_size` larger."
@@ -168,26 +253,81 @@ def _number(config: dict[str, Any], name: str, default: float) -> float:
     raise ConfigurationError(f"The autoencoder's {name} is {value!r}; expected a number.")
 
 
+def _posterior(moments: Tensor) -> Any:
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+
+    return DiagonalGaussianDistribution(moments)
+
+
+def _outline(name: str, subfolder: str | None) -> Any:
+    """The autoencoder on the meta device: class, configuration and shapes. That there are weights, and that their files are whole, is made
+    certain of at once."""
+    from safetensors import safe_open
+
+    cls, config = _class_and_config(name, subfolder)
+    try:
+        with torch.device("meta"):
+            outline = cls.from_config(config)
+        for path in _weight_files(name, subfolder):
+            with safe_open(path, "pt"):
+                pass
+    except Exception as error:
+        raise _not_loadable(name, subfolder, error) from error
+    return outline.requires_grad_(False).eval()
+
+
 def _load_autoencoder(name: str, subfolder: str | None) -> nn.Module:
+    cls, _ = _class_and_config(name, subfolder)
+    try:
+        return cls.from_pretrained(
+            _place(name), subfolder=subfolder, use_safetensors=True, low_cpu_mem_usage=False
+        ).float()
+    except Exception as error:  # diffusers raises many kinds, all meaning "not loadable"
+        raise _not_loadable(name, subfolder, error) from error
+
+
+def _class_and_config(name: str, subfolder: str | None) -> tuple[Any, dict[str, Any]]:
     from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
 
-    if name == "builtin:digits":
-        with as_file(files("ldmprobe.models") / "digits_autoencoder") as folder:
-            return AutoencoderKL.from_pretrained(folder, use_safetensors=True, low_cpu_mem_usage=False).float()
     classes = {cls.__name__: cls for cls in (AutoencoderKL, VQModel, AutoencoderTiny)}
-    where = f"{name}/{subfolder}" if subfolder else name
     try:
-        config = AutoencoderKL.load_config(name, subfolder=subfolder)
-        class_name = config.get("_class_name")
-        if class_name not in classes:
-            raise ConfigurationError(
-                f"{where} holds a {class_name}; expected one of {', '.join(classes)}. For a pipeline folder give its "
-                "`subfolder`, such as 'vae'."
-            )
-        return classes[class_name].from_pretrained(
-            name, subfolder=subfolder, use_safetensors=True, low_cpu_mem_usage=False
+        config = AutoencoderKL.load_config(_place(name), subfolder=subfolder)
+    except Exception as error:
+        raise _not_loadable(name, subfolder, error) from error
+    class_name = config.get("_class_name")
+    if class_name not in classes:
+        raise ConfigurationError(
+            f"{_where(name, subfolder)} holds a {class_name}; expected one of {', '.join(classes)}. For a pipeline folder give its "
+            "`subfolder`, such as 'vae'."
         )
-    except ConfigurationError:
-        raise
-    except Exception as error:  # diffusers raises many kinds, all meaning "not loadable"
-        raise ConfigurationError(f"No autoencoder could be loaded from {where!r}: {error}") from error
+    return classes[class_name], config
+
+
+def _weight_files(name: str, subfolder: str | None) -> list[Path]:
+    """Of a folder; or, of a hub id, downloaded."""
+    folder = Path(_place(name), subfolder or "")
+    if folder.is_dir():
+        found = sorted(path for path in folder.glob("*.safetensors") if _WEIGHTS.fullmatch(path.name))
+        if not found:
+            raise _not_loadable(name, subfolder, f"no diffusion_pytorch_model.safetensors in {folder}")
+        return found
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return [Path(hf_hub_download(name, "diffusion_pytorch_model.safetensors", subfolder=subfolder))]
+    except Exception as error:
+        raise _not_loadable(name, subfolder, error) from error
+
+
+def _place(name: str) -> str:
+    return str(files("ldmprobe.models") / "digits_autoencoder") if name == "builtin:digits" else name
+
+
+def _where(name: str, subfolder: str | None) -> str:
+    return f"{name}/{subfolder}" if subfolder else name
+
+
+def _not_loadable(name: str, subfolder: str | None, reason: object) -> ConfigurationError:
+    if isinstance(reason, ConfigurationError):
+        return reason
+    return ConfigurationError(f"No autoencoder could be loaded from {_where(name, subfolder)!r}: {reason}")

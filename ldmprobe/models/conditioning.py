@@ -31,6 +31,11 @@ class Conditioning(nn.Module, ABC):
         """The condition of each sample, dropped where classifier-free guidance asks for it."""
         return self.from_batch(batch)
 
+    @property
+    def description(self) -> dict[str, Any]:
+        """What, beside their numbers, decides the conditions of a probe's samples, as plain values."""
+        return {}
+
     def prepare(self, network: nn.Module, data: Any) -> None:
         """Get ready for this network and data module, before training.
 

@@ -71,12 +71,12 @@ class DiffusionModel:
             null: the null condition of one sample, if it is known; else it is asked for.
         """
         denoise = as_denoiser(self.network)
-        dtype = z_t.dtype
-        z_t = z_t.to(next(self.network.parameters()).dtype)  # a half-precision network samples in float32 all the same
+        dtype, own = z_t.dtype, next(self.network.parameters()).dtype
+        z_t, condition = z_t.to(own), _in(own, condition)  # a half-precision network samples in float32 all the same
         conditional = denoise(z_t, timestep, condition)
         if guidance_scale == 1.0 or not condition:
             return conditional.to(dtype)
-        one = self.conditioning.null(1, z_t.device) if null is None else null
+        one = _in(own, self.conditioning.null(1, z_t.device) if null is None else null)
         unconditional = denoise(z_t, timestep, {name: value.expand_as(condition[name]) for name, value in one.items()})
         return (unconditional + guidance_scale * (conditional - unconditional)).to(dtype)
 
@@ -146,6 +146,11 @@ class DiffusionModel:
 
     def _told(self, z_t: Tensor, timestep: float) -> Tensor:
         return torch.full((len(z_t),), timestep, device=z_t.device, dtype=self.schedule.model_time.dtype)
+
+
+def _in(dtype: torch.dtype, condition: Condition) -> Condition:
+    """The condition with its floating point numbers of this dtype; labels and masks stay."""
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in condition.items()}
 
 
 def diffusion_model_of(module: Any) -> DiffusionModel:

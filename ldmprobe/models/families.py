@@ -24,7 +24,8 @@ def sdxl_time_ids(network_config: Any, height: int, width: int) -> Condition:
 
 def pixart_size(network_config: Any, height: int, width: int) -> Condition:
     """Resolution and aspect ratio, which only PixArt-α of 1,024 pixels is told (``use_additional_conditions`` in diffusers)."""
-    if network_config.sample_size != 128:
+    told = network_config.get("use_additional_conditions")
+    if not (network_config.get("sample_size") == 128 if told is None else told):
         return {}
     return {
         "resolution": torch.tensor([[float(height), float(width)]]),
@@ -40,6 +41,7 @@ class Family:
         network, autoencoder: names of the components; no autoencoder for pixel space.
         text: names by which the network takes what the pipeline's ``encode_prompt`` returns; "" for what it does not take.
         null_alternates: whether ``encode_prompt`` returns text, null, text, null, … or first all of the text's, then all of the null's.
+        settings: of the pipeline that its ``encode_prompt`` goes by.
         size: (config of the network, height, width in pixels) → what else it is told, of shape (1, …).
     """
 
@@ -47,6 +49,7 @@ class Family:
     autoencoder: str | None = "vae"
     text: tuple[str, ...] = ()
     null_alternates: bool = True
+    settings: tuple[str, ...] = ()
     size: Callable[[Any, int, int], Condition] = no_size
 
 
@@ -58,14 +61,16 @@ FAMILIES: dict[str, Family] = {
     "LDMPipeline": Family(autoencoder="vqvae"),
     "DiTPipeline": Family("transformer"),
     "StableDiffusionPipeline": Family(text=("encoder_hidden_states",)),
-    "StableDiffusionXLPipeline": Family(text=("encoder_hidden_states", "text_embeds"), size=sdxl_time_ids),
+    "StableDiffusionXLPipeline": Family(
+        text=("encoder_hidden_states", "text_embeds"), settings=("force_zeros_for_empty_prompt",), size=sdxl_time_ids
+    ),
     "PixArtAlphaPipeline": Family("transformer", text=_MASKED, null_alternates=False, size=pixart_size),
     "PixArtSigmaPipeline": Family("transformer", text=_MASKED, null_alternates=False),
     "StableDiffusion3Pipeline": Family("transformer", text=("encoder_hidden_states", "pooled_projections")),
     "AuraFlowPipeline": Family("transformer", text=("encoder_hidden_states", ""), null_alternates=False),
 }
 
-_REFUSED = {
+REFUSED = {
     "FluxPipeline": "its latents are packed into tokens, its guidance is distilled into the network and its time shift depends on the image",
     "StableDiffusionInpaintPipeline": "its network takes a mask and a masked image beside the latents",
     "StableDiffusionUpscalePipeline": "its network takes a low-resolution image beside the latents",
@@ -84,7 +89,7 @@ def family_of(class_name: str, where: str) -> Family:
     """
     if class_name in FAMILIES:
         return FAMILIES[class_name]
-    why = f" ({_REFUSED[class_name]})" if class_name in _REFUSED else ""
+    why = f" ({REFUSED[class_name]})" if class_name in REFUSED else ""
     raise ConfigurationError(
         f"{where} is a {class_name}, which is not supported{why}; supported are {', '.join(FAMILIES)}."
     )

@@ -3,62 +3,74 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+import warnings
+from typing import Any, get_type_hints
 
 import torch
 from torch import nn
 
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, Unconditional
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.families import FAMILIES
+from ldmprobe.models.pixel_autoencoder import pixel_autoencoder
+from ldmprobe.models.text import TextConditioning, TextEncoder
 
 _DIT_NULL_CLASS = 1000  # fixed in DiTPipeline.__call__, whatever the network's number of classes
 _EXPORTABLE = (
     "Those it has: UNet2DModel without classes in pixel space (DDIMPipeline; DDPMPipeline for flow matching) or on the latents of an "
-    "autoencoder (LDMPipeline), and DiTTransformer2DModel with classes on such latents (DiTPipeline). The parts of any other can be "
+    "autoencoder (LDMPipeline), DiTTransformer2DModel with classes (DiTPipeline), and with text the network that the text encoder's "
+    "own pipeline has, such as UNet2DConditionModel for SmallCLIP (StableDiffusionPipeline). The parts of any other can be "
     "saved one by one from Python: `ldmprobe.standalone.load_model(CHECKPOINT)` has `network`, `codec.autoencoder` and "
     "`schedule.scheduler`, each with diffusers' `save_pretrained`; its latents are (encoder(x) − codec.shift) · codec.scale."
 )
+_STABLE_DIFFUSION_SETS = {"steps_offset": 1, "clip_sample": False}  # in any scheduler, in __init__
 
 
 @torch.no_grad()
 def as_pipeline(model: DiffusionModel) -> Any:
-    """The DDIMPipeline, DDPMPipeline, LDMPipeline or DiTPipeline that samples as ``model`` does; ``model`` stays as it is.
+    """The diffusers pipeline that samples as ``model`` does; ``model`` stays as it is.
 
-    ==============================================  ============  =====================================================
-    model                                           pipeline      its scheduler
-    ==============================================  ============  =====================================================
-    UNet2DModel, pixels                             DDIMPipeline  DDIMScheduler with the model's schedule
-    UNet2DModel, pixels, flow matching              DDPMPipeline  the model's own
-    UNet2DModel, latents of an autoencoder          LDMPipeline   DDIMScheduler
-    DiTTransformer2DModel, classes, latents         DiTPipeline   DDIMScheduler
-    ==============================================  ============  =====================================================
+    ==============================================  =============================  =========================================
+    model                                           pipeline                       its scheduler
+    ==============================================  =============================  =========================================
+    UNet2DModel, pixels                             DDIMPipeline                   DDIMScheduler with the model's schedule
+    UNet2DModel, pixels, flow matching              DDPMPipeline                   the model's own
+    UNet2DModel, latents of an autoencoder          LDMPipeline                    DDIMScheduler
+    DiTTransformer2DModel, classes                  DiTPipeline                    DDIMScheduler
+    text, the network of the encoder's pipeline     the text encoder's             DDIMScheduler; the model's own for flow matching
+    ==============================================  =============================  =========================================
 
-    These pipelines know a latent scale, which goes into the autoencoder's ``scaling_factor``, but no shift, which goes into its
-    weights. DiTPipeline takes class 1,000 for the null class: a DiT of fewer classes is padded with it up to there, and ``id2label``
-    says how many there are.
+    These pipelines know a latent scale, which goes into the autoencoder's ``scaling_factor``; Stable Diffusion 3's knows a shift, too,
+    for any other it goes into the autoencoder's weights. In pixel space a pipeline that cannot do without an autoencoder has one that
+    does nothing. DiTPipeline takes class 1,000 for the null class: a DiT of fewer classes is padded with it up to there, and
+    ``id2label`` says how many there are.
 
     Raises:
         ConfigurationError: diffusers has no pipeline that would give the same images.
     """
     import diffusers
 
-    family = _family(model)
-    _check_shape(model, family)
+    name = _class_name(model)
+    family = FAMILIES[name]
+    _check_shape(model, name)
     network: Any = copy.deepcopy(model.network).eval()
     height, width = model.latent_shape[1:]
-    network.register_to_config(sample_size=height if height == width else (height, width))
-    flow = model.schedule.prediction_type == "flow"
-    parts = {"scheduler": model.schedule.scheduler if flow else _ddim_scheduler(model.schedule)}
-    if family == "LDMPipeline":
-        parts["vqvae"] = _autoencoder(model.codec)
-    if family != "DiTPipeline":
-        return getattr(diffusers, family)(unet=network, **parts)
+    if family.network == "unet":  # what a transformer was built for stays: others it is told in the call
+        network.register_to_config(sample_size=height if height == width else (height, width))
+    parts = {family.network: network, "scheduler": _scheduler(model.schedule, name)}
+    if family.autoencoder:
+        parts[family.autoencoder] = _autoencoder(model, knows_shift=name == "StableDiffusion3Pipeline")
+    if isinstance(model.conditioning, TextConditioning):
+        pipeline = _with_text(model.conditioning.encoder, parts)
+        _check_image_size(pipeline, model)
+        return pipeline
+    if name != "DiTPipeline":
+        return getattr(diffusers, name)(**parts)
     labels = {str(label): str(label) for label in range(network.config.num_embeds_ada_norm)}
     with_num_classes(network, _DIT_NULL_CLASS)
-    pipeline = diffusers.DiTPipeline(transformer=network, vae=_autoencoder(model.codec), id2label=labels, **parts)
+    pipeline = diffusers.DiTPipeline(**parts, id2label=labels)
     pipeline.register_to_config(id2label=labels)
     return pipeline
 
@@ -78,7 +90,17 @@ def with_num_classes(transformer: Any, num_classes: int) -> None:
     transformer.register_to_config(num_embeds_ada_norm=num_classes)
 
 
-def _family(model: DiffusionModel) -> str:
+def _with_text(encoder: TextEncoder, parts: dict[str, Any]) -> Any:
+    """The text encoder's pipeline with these other parts."""
+    own = encoder.pipeline
+    settings = {
+        name: own.config[name] for name in ("requires_safety_checker", *encoder.family.settings) if name in own.config
+    }
+    return type(own)(**{**own.components, **encoder.components, **settings, **parts})
+
+
+def _class_name(model: DiffusionModel) -> str:
+    """Of the pipeline."""
     network, conditioning = type(model.network).__name__, model.conditioning
     flow, latents = model.schedule.prediction_type == "flow", model.codec.autoencoder is not None
     if network == "UNet2DModel" and isinstance(conditioning, Unconditional):
@@ -86,25 +108,36 @@ def _family(model: DiffusionModel) -> str:
             return "DDPMPipeline" if flow else "DDIMPipeline"
         if not flow:
             return "LDMPipeline"
-    if network == "DiTTransformer2DModel" and isinstance(conditioning, ClassConditioning) and latents and not flow:
+    if network == "DiTTransformer2DModel" and isinstance(conditioning, ClassConditioning) and not flow:
         return "DiTPipeline"
     what = f"a {network} with {type(conditioning).__name__} in {'latent' if latents else 'pixel'} space"
+    if isinstance(conditioning, TextConditioning):
+        name = type(conditioning.encoder.pipeline).__name__
+        has: Any = get_type_hints(type(conditioning.encoder.pipeline).__init__)
+        its_network, its_scheduler = has[FAMILIES[name].network].__name__, has["scheduler"].__name__
+        if its_network == network and its_scheduler.startswith("FlowMatch") == flow:
+            return name
+        what = f"a {network} with the text of a {name}"
     raise ConfigurationError(
         f"diffusers has no pipeline for {what}{' and flow matching' if flow else ''}. {_EXPORTABLE}"
     )
 
 
-def _check_shape(model: DiffusionModel, family: str) -> None:
+def _check_shape(model: DiffusionModel, name: str) -> None:
     """Refuse what the pipeline would sample in another shape, scale or class."""
     codec, (_, height, width) = model.codec, model.latent_shape
     if codec.autoencoder is None and (float(codec.scale), float(codec.shift)) != (1.0, 0.0):
         raise ConfigurationError(
             f"The pixels are scaled by {float(codec.scale):.4g} and shifted by {float(codec.shift):.4g} (`scale` of the codec), which a "
-            f"{family} cannot undo; train with a LatentCodec of `scale: 1.0`, or none, to export."
+            f"{name} cannot undo; train with a LatentCodec of `scale: 1.0`, or none, to export."
         )
-    if height != width and family in ("LDMPipeline", "DiTPipeline"):
-        raise ConfigurationError(f"The latents are {height}×{width}; a {family} samples square ones only.")
-    if family != "DiTPipeline":
+    if type(codec.autoencoder).__name__ == "VQModel" and FAMILIES[name].text:
+        raise ConfigurationError(
+            f"A {name} has an AutoencoderKL or AutoencoderTiny, none of the model's class, VQModel."
+        )
+    if height != width and name in ("LDMPipeline", "DiTPipeline"):
+        raise ConfigurationError(f"The latents are {height}×{width}; a {name} samples square ones only.")
+    if name != "DiTPipeline":
         return
     config: Any = model.network.config
     if config.sample_size != height:
@@ -119,11 +152,27 @@ def _check_shape(model: DiffusionModel, family: str) -> None:
         )
 
 
-def _ddim_scheduler(schedule: NoiseSchedule) -> Any:
-    """The DDIMScheduler whose steps are those of ``schedule.ddim_grid``."""
+def image_size(pipeline: Any, model: DiffusionModel) -> tuple[int, int]:
+    """(height, width) in pixels, as a text-to-image pipeline is told to sample in the model's latent shape."""
+    height, width = model.latent_shape[1:]
+    return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
+
+
+def _check_image_size(pipeline: Any, model: DiffusionModel) -> None:
+    height, width = image_size(pipeline, model)
+    if model.schedule.prediction_type != "flow" and (height % 8 or width % 8):
+        raise ConfigurationError(
+            f"The images are {height}×{width}; a {type(pipeline).__name__} samples multiples of 8 pixels only."
+        )
+
+
+def _scheduler(schedule: NoiseSchedule, name: str) -> Any:
+    """The model's own for flow matching, else the DDIMScheduler whose steps are those of ``schedule.ddim_grid``."""
     from diffusers import DDIMScheduler
 
-    name, config = type(schedule.scheduler).__name__, schedule.scheduler.config
+    if schedule.prediction_type == "flow":
+        return schedule.scheduler
+    class_name, config = type(schedule.scheduler).__name__, schedule.scheduler.config
     # Given one by one: from_config would put DDIM's own defaults in the place of another class's.
     settings = {
         "timestep_spacing": config.get("timestep_spacing", "leading"),
@@ -136,19 +185,44 @@ def _ddim_scheduler(schedule: NoiseSchedule) -> Any:
         same = False
     if not same:
         raise ConfigurationError(
-            f"The noise schedule of this {name} is none that a DDIMScheduler can have; use one that is."
+            f"The noise schedule of this {class_name} is none that a DDIMScheduler can have; use one that is."
         )
+    if name == "StableDiffusionPipeline":
+        _set_as_stable_diffusion(scheduler)
     return scheduler
 
 
-def _autoencoder(codec: LatentCodec) -> Any:
-    """A copy of the codec's autoencoder that has its scale in the config and its shift in the weights."""
-    autoencoder = copy.deepcopy(codec.autoencoder)
-    if float(codec.shift) != 0:
-        _fold_shift(autoencoder, float(codec.shift))
+def _set_as_stable_diffusion(scheduler: Any) -> None:
+    """What the pipeline would set anyway, with a warning where its images differ by it."""
+    leading = scheduler.config.timestep_spacing == "leading"  # no other spacing has an offset
+    differing = {
+        name: scheduler.config[name]
+        for name, value in _STABLE_DIFFUSION_SETS.items()
+        if scheduler.config[name] != value and (leading or name != "steps_offset")
+    }
+    scheduler.register_to_config(**_STABLE_DIFFUSION_SETS)
+    if differing:
+        had = " and ".join(f"`{name}: {value}`" for name, value in differing.items())
+        warnings.warn(
+            f"The scheduler has {had}; a StableDiffusionPipeline always has {_STABLE_DIFFUSION_SETS}, so that its images differ from "
+            "ldmprobe's. The model is the same: training does not know these settings.",
+            stacklevel=3,
+        )
+
+
+def _autoencoder(model: DiffusionModel, knows_shift: bool) -> Any:
+    """A copy of the codec's autoencoder that has its scale in the config and its shift there or in the weights; in pixel space, one
+    that does nothing."""
+    codec = model.codec
+    if codec.autoencoder is None:
+        return pixel_autoencoder(model.latent_shape[0])
+    autoencoder, shift = copy.deepcopy(codec.autoencoder), float(codec.shift)
+    if shift != 0 and not knows_shift:
+        _fold_shift(autoencoder, shift)
+        shift = 0.0
     autoencoder.register_to_config(scaling_factor=float(codec.scale))
     if "shift_factor" in autoencoder.config:
-        autoencoder.register_to_config(shift_factor=0.0)
+        autoencoder.register_to_config(shift_factor=shift)
     return autoencoder
 
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from torch import nn
+
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
@@ -13,14 +15,11 @@ from ldmprobe.models.conditioning import ClassConditioning, Conditioning, Uncond
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.families import FAMILIES, Family, family_of
 from ldmprobe.models.pipeline import with_num_classes
+from ldmprobe.models.pipeline_files import check_files, find_pipeline, refusal
 from ldmprobe.models.text import TextConditioning, TextEncoder
 
 _LIBRARIES = ("diffusers", "transformers")
-_UNUSED = {
-    "safety_checker": None,
-    "feature_extractor": None,
-    "image_encoder": None,
-}  # of no use without a network's images
+_UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 
 
 def load_pipeline(
@@ -40,7 +39,8 @@ def load_pipeline(
         local_files_only: never ask the hub, only its cache.
 
     Raises:
-        ConfigurationError: no pipeline there, of another family, or without safetensors.
+        ConfigurationError: no pipeline there, of another family, without a component that it names, without safetensors, or without this
+            variant; a hub repository that is neither cached nor within reach.
     """
     pipeline = read_pipeline(name, revision=revision, variant=variant, local_files_only=local_files_only)
     try:
@@ -53,37 +53,52 @@ def load_pipeline(
         ) from error
 
 
-def read_pipeline(name: str, without: Sequence[str] = (), **source: Any) -> Any:
+def read_pipeline(
+    name: str,
+    without: Sequence[str] = (),
+    revision: str | None = None,
+    variant: str | None = None,
+    local_files_only: bool = False,
+) -> Any:
     """The diffusers pipeline itself, in float32.
 
     Args:
         without: names of components that are not to be read.
-        source: ``revision``, ``variant``, ``local_files_only``.
+        revision, variant, local_files_only: as :func:`load_pipeline`'s.
 
     Raises:
         ConfigurationError: as :func:`load_pipeline`'s.
     """
     from diffusers import DiffusionPipeline
 
-    location = {key: value for key, value in source.items() if key != "variant"}
+    place, files = find_pipeline(name, revision, local_files_only)
     try:
-        index = dict(DiffusionPipeline.load_config(name, **location))
+        index = dict(DiffusionPipeline.load_config(place, revision=revision))
     except Exception as error:  # diffusers raises many kinds, all meaning "not loadable"
-        raise ConfigurationError(
-            f"{name!r} is no diffusers pipeline: there is no readable model_index.json, here or on the hub ({error})."
-        ) from error
+        raise ConfigurationError(refusal(name, revision, error)) from error
     class_name = str(index.get("_class_name"))
     family_of(class_name, name)
     _check_components(name, index)
-    left_out = {part: None for part in (*_UNUSED, *without) if part in index}
+    unread = [part for part in (*_UNUSED, *without) if part in index]
+    check_files(name, {part: entry for part, entry in index.items() if part not in unread}, files, variant)
     try:
-        return DiffusionPipeline.from_pretrained(
-            name, use_safetensors=True, trust_remote_code=False, low_cpu_mem_usage=False, **source, **left_out
+        pipeline = DiffusionPipeline.from_pretrained(
+            place,
+            revision=revision,
+            variant=variant,
+            use_safetensors=True,
+            trust_remote_code=False,
+            low_cpu_mem_usage=False,
+            **dict.fromkeys(unread),
         )
     except Exception as error:
         raise ConfigurationError(
             f"The {class_name} in {name} cannot be loaded: {error or type(error).__name__}"
         ) from error
+    for part in pipeline.components.values():  # the half-precision ones of transformers come as they are
+        if isinstance(part, nn.Module):
+            part.float()
+    return pipeline
 
 
 class PretrainedText(TextEncoder):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import string
 import tempfile
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,18 @@ from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.models.denoiser import Condition
 from ldmprobe.models.families import FAMILIES
 
+_START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"  # CLIP's
+# What a configuration says of where it was read, and by whom:
+_OF_THE_FILE = (
+    "_name_or_path",
+    "name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "is_local",
+    "local_files_only",
+)
 _WIDTHS = ("caption_channels", "joint_attention_dim", "cross_attention_dim")  # what networks call the text's
 
 
@@ -27,7 +41,11 @@ class TextEncoder(nn.Module):
         pipeline: of one of the families with text; its network and autoencoder may be None.
 
     Attributes:
-        image_size: (height, width) in pixels, which some networks are told; None for the size that the network was trained on.
+        size: what the pipeline's network is told of the image's size besides the text, of shape (1, …): that it was trained on, until
+            :meth:`made_for` says another.
+
+    Raises:
+        ConfigurationError: a tokenizer has more tokens than its text encoder embeds.
     """
 
     def __init__(self, pipeline: Any) -> None:
@@ -37,7 +55,8 @@ class TextEncoder(nn.Module):
         parts = {name: part for name, part in pipeline.components.items() if part is not None}
         self.encoders = nn.ModuleDict({name: part for name, part in parts.items() if name.startswith("text_encoder")})
         self.tokenizers = {name: part for name, part in parts.items() if name.startswith("tokenizer")}
-        self.image_size: tuple[int, int] | None = None
+        network = getattr(pipeline, self.family.network, None)
+        self.size: Condition = {} if network is None else self._size(network, *_trained_size(pipeline, network))
         modules: dict[str, Any] = dict(self.encoders)
         for name, encoder in modules.items():
             tokens, embeddings = (
@@ -59,12 +78,14 @@ class TextEncoder(nn.Module):
         """Text encoders and tokenizers by the names that the pipeline has for them."""
         return {**self.encoders, **self.tokenizers}
 
-    @property
+    @cached_property
     def description(self) -> dict[str, Any]:
-        """What tells these encoders from others, as plain values; enough for :meth:`from_description`, but for the weights."""
+        """What tells these encoders from others, as plain values that hang on no place and no version; enough for
+        :meth:`from_description`, but for the weights."""
         encoders: dict[str, Any] = dict(self.encoders)
         return {
             "family": type(self.pipeline).__name__,
+            "settings": {name: self.pipeline.config[name] for name in self.family.settings},
             "encoders": {name: _encoder_description(encoder) for name, encoder in encoders.items()},
             "tokenizers": {name: _tokenizer_description(tokenizer) for name, tokenizer in self.tokenizers.items()},
         }
@@ -84,7 +105,12 @@ class TextEncoder(nn.Module):
         family = FAMILIES[description["family"]]
         parts = {name: _encoder_from(each) for name, each in description["encoders"].items()}
         parts |= {name: _tokenizer_from(each) for name, each in description["tokenizers"].items()}
-        return TextEncoder(_pipeline(getattr(diffusers, description["family"]), parts | {family.network: network}))
+        parts |= description["settings"] | {family.network: network}
+        return TextEncoder(_pipeline(getattr(diffusers, description["family"]), parts))
+
+    def made_for(self, network: nn.Module, height: int, width: int) -> None:
+        """Say which network is told the text, of images of how many pixels."""
+        self.size = self._size(network, height, width)
 
     def forward(self, captions: Sequence[str]) -> Condition:
         """The condition of each caption, with the parameters' gradients where they are trained."""
@@ -114,12 +140,10 @@ class TextEncoder(nn.Module):
         return {name: value for name, value in zip(self.family.text, chosen, strict=True) if name}
 
     def _sized(self, num_samples: int) -> Condition:
-        network = getattr(self.pipeline, self.family.network, None)
-        if network is None:
-            return {}
-        height, width = self.image_size or _trained_size(self.pipeline, network)
-        rows = self.family.size(network.config, height, width)
-        return {name: row.to(self.device).expand(num_samples, -1) for name, row in rows.items()}
+        return {name: row.to(self.device).expand(num_samples, -1) for name, row in self.size.items()}
+
+    def _size(self, network: nn.Module, height: int, width: int) -> Condition:
+        return self.family.size(getattr(network, "config", {}), height, width)
 
 
 class SmallCLIP(TextEncoder):
@@ -127,21 +151,22 @@ class SmallCLIP(TextEncoder):
     that knows ``words`` as one token each, other words by their letters.
 
     Args:
-        words: separated by spaces; in lower case, as the tokenizer makes captions.
+        words: of the letters a to z, separated by spaces; in lower case, as the tokenizer makes captions.
         width: of the text embeddings; the network's ``cross_attention_dim``.
         num_layers, num_heads: of the transformer.
         max_tokens: of a caption; longer ones are cut.
+
+    Raises:
+        ConfigurationError: words of other letters.
     """
 
     def __init__(
         self, words: str, width: int = 64, num_layers: int = 2, num_heads: int = 4, max_tokens: int = 16
     ) -> None:
         from diffusers import StableDiffusionPipeline
-        from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+        from transformers import CLIPTextConfig, CLIPTextModel
 
-        alphabet = [*string.ascii_lowercase, string.ascii_lowercase]  # each letter at a word's end, and within one
-        tokenizer = CLIPTokenizer().train_new_from_iterator([words.lower(), *alphabet], vocab_size=50_000)
-        tokenizer.model_max_length = max_tokens
+        tokenizer = word_tokenizer(words, max_tokens)
         config = CLIPTextConfig(
             vocab_size=len(tokenizer),
             hidden_size=width,
@@ -156,6 +181,34 @@ class SmallCLIP(TextEncoder):
         )
         parts = {"text_encoder": CLIPTextModel(config), "tokenizer": tokenizer}
         super().__init__(_pipeline(StableDiffusionPipeline, parts))
+
+
+def word_tokenizer(words: str, max_tokens: int) -> Any:
+    """A CLIP tokenizer, the same for the same words, that knows each of them as one token and others by their letters and digits.
+
+    (``train_new_from_iterator`` breaks ties by chance: a run that is built again would know its words by other numbers.)
+    """
+    from transformers import CLIPTokenizer
+
+    characters = string.ascii_lowercase + string.digits
+    vocabulary = [_START, _END, *characters, *(character + _WORD_END for character in characters)]
+    merges: list[tuple[str, str]] = []
+    for word in words.lower().split():
+        if not (word.isascii() and word.isalpha()):
+            raise ConfigurationError(f"SmallCLIP got the word {word!r}; expected words of the letters a to z.")
+        parts = [*word[:-1], word[-1] + _WORD_END]
+        for pair in merges:  # as far as those of the words before it lead
+            i = 0
+            while i < len(parts) - 1:
+                if (parts[i], parts[i + 1]) == pair:
+                    parts[i : i + 2] = ["".join(pair)]
+                i += 1
+        while len(parts) > 1:
+            merges.append((parts[0], parts[1]))
+            parts[:2] = [parts[0] + parts[1]]
+            vocabulary.append(parts[0])
+    numbers = {token: i for i, token in enumerate(dict.fromkeys(vocabulary))}
+    return CLIPTokenizer(vocab=numbers, merges=merges, model_max_length=max_tokens)
 
 
 class TextConditioning(Conditioning):
@@ -181,6 +234,8 @@ class TextConditioning(Conditioning):
             raise ConfigurationError(f"TextConditioning got prompts {prompts!r}; expected a list of one or more.")
         self.encoder = encoder.requires_grad_(trained)
         self.dropout, self.prompts, self.trained = dropout, tuple(prompts), trained
+        self._frozen_null: Condition | None = None
+        self.register_load_state_dict_post_hook(lambda *_: self._forget_null())
         self.train()
 
     def train(self, mode: bool = True) -> TextConditioning:
@@ -193,7 +248,14 @@ class TextConditioning(Conditioning):
             return batch["condition"]
         if "caption" not in batch:
             raise ConfigurationError("TextConditioning needs captions; set the data's `caption_column`.")
-        return self.encoder(batch["caption"])
+        return self.encode(batch["caption"])
+
+    def encode(self, captions: Sequence[str]) -> Condition:
+        """What the encoder makes of them: without gradients and autocast if it is frozen, as it would for a cache."""
+        if self.trained:
+            return self.encoder(captions)
+        with torch.no_grad(), torch.autocast(self.encoder.device.type, enabled=False):
+            return self.encoder(captions)
 
     def for_training(self, batch: dict[str, Any]) -> Condition:
         condition = self.from_batch(batch)
@@ -201,22 +263,36 @@ class TextConditioning(Conditioning):
         dropped = torch.rand(len(first), device=first.device) < self.dropout
         if not dropped.any():
             return condition
-        null = self.encoder.null()
+        null = self._null()
         return {
-            name: torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), null[name].to(value.dtype), value)
+            name: torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), null[name].to(value), value)
             for name, value in condition.items()
         }
 
     def for_samples(self, sample_ids: Tensor) -> Condition:
         which = sample_ids.cpu() % len(self.prompts)
         used, row = which.unique(return_inverse=True)
-        condition = self.encoder([self.prompts[i] for i in used.tolist()])
+        condition = self.encode([self.prompts[i] for i in used.tolist()])
         return {name: value[row.to(value.device)] for name, value in condition.items()}
 
     def null(self, num_samples: int, device: torch.device) -> Condition:
-        return {
-            name: value.to(device).expand(num_samples, *value.shape[1:]) for name, value in self.encoder.null().items()
-        }
+        return {name: value.to(device).expand(num_samples, *value.shape[1:]) for name, value in self._null().items()}
+
+    def _null(self) -> Condition:
+        """Of one sample; a frozen encoder's is always the same."""
+        if self.trained:
+            return self.encoder.null()
+        if self._frozen_null is None:
+            with torch.no_grad(), torch.autocast(self.encoder.device.type, enabled=False):
+                self._frozen_null = self.encoder.null()
+        return self._frozen_null
+
+    def _forget_null(self) -> None:
+        self._frozen_null = None
+
+    @property
+    def description(self) -> dict[str, Any]:
+        return {"prompts": list(self.prompts), "encoder": self.encoder.description}
 
     def prepare(self, network: nn.Module, data: Any) -> None:
         if data.reader.caption_column is None:
@@ -227,7 +303,8 @@ class TextConditioning(Conditioning):
             raise ConfigurationError(
                 f"{type(network).__name__} takes no text; use UNet2DConditionModel or a transformer that does."
             )
-        self.encoder.image_size = tuple(data.image_shape[1:])
+        self.encoder.made_for(network, *data.image_shape[1:])
+        self._forget_null()
         with torch.no_grad():
             width = self.encoder([""])["encoder_hidden_states"].shape[-1]
         if widths and isinstance(widths[0], int) and widths[0] != width:
@@ -256,7 +333,8 @@ def _tokenizer_of(encoder: str) -> str:
 
 
 def _encoder_description(encoder: Any) -> dict[str, Any]:
-    return {"class_name": type(encoder).__name__, "config": encoder.config.to_dict()}
+    config = {name: value for name, value in encoder.config.to_dict().items() if name not in _OF_THE_FILE}
+    return {"class_name": type(encoder).__name__, "config": config}
 
 
 def _encoder_from(description: dict[str, Any]) -> Any:
@@ -265,10 +343,17 @@ def _encoder_from(description: dict[str, Any]) -> Any:
 
 
 def _tokenizer_description(tokenizer: Any) -> dict[str, Any]:
-    """Class and files, as text."""
+    """Class and files, as text, without what the last call left in them."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         files = {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}
+    settings = json.loads(files["tokenizer_config.json"])
+    kept = {name: value for name, value in settings.items() if name not in _OF_THE_FILE}
+    files["tokenizer_config.json"] = json.dumps(kept, sort_keys=True)
+    if "tokenizer.json" in files:
+        files["tokenizer.json"] = json.dumps(
+            json.loads(files["tokenizer.json"]) | {"truncation": None, "padding": None}
+        )
     return {"class_name": type(tokenizer).__name__, "files": files}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -109,6 +110,7 @@ def probe_ddim(
         "latent_shape": list(model.latent_shape),
         "prediction_type": model.schedule.prediction_type,
         "reference_latents": reference.num_latents if reference else 0,
+        **prompts_of(model),
         **found.provenance,
     }
     labels = _sample_labels(model, num_samples)
@@ -118,7 +120,7 @@ def probe_ddim(
         "grid": fingerprint(grid.timesteps, grid.alpha_t.float(), grid.alpha_s.float()),
         "reference": reference.fingerprint if reference else "none",
         "codec": fingerprint(model.codec.description),
-        "sampler": fingerprint("ddim", num_samples, guidance_scale, seed, list(model.latent_shape)),
+        "sampler": sampler_fingerprint(model, num_samples, guidance_scale, seed),
     }
     return ProbeRecord(
         "ddim",
@@ -160,5 +162,19 @@ def _first(n: int, step: DDIMStep) -> DDIMStep:
 
 
 def _sample_labels(model: DiffusionModel, num_samples: int) -> list[int] | None:
+    if prompts_of(model):
+        return None
     condition = model.conditioning.for_samples(torch.arange(num_samples))
     return condition["class_labels"].tolist() if "class_labels" in condition else None
+
+
+def prompts_of(model: DiffusionModel) -> dict[str, Any]:
+    """``{"prompts": […]}`` of a text-to-image model, for the provenance of a record; of another nothing."""
+    return {name: value for name, value in model.conditioning.description.items() if name == "prompts"}
+
+
+def sampler_fingerprint(model: DiffusionModel, num_samples: int, guidance_scale: float, seed: int) -> str:
+    """Of what decides which samples are drawn, but for the noise levels and the weights."""
+    described = model.conditioning.description
+    parts = ["ddim", num_samples, guidance_scale, seed, list(model.latent_shape)]
+    return fingerprint(*parts, *([described] if described else []))

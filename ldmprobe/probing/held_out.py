@@ -13,7 +13,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.models.denoiser import Condition
-from ldmprobe.probing.reference import encode_images
+from ldmprobe.probing.reference import latents_of
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class HeldOut:
         """From batches of held-out images."""
         latents, conditions = [], []
         for batch in batches:
-            latents.append(encode_images(codec, [batch["image"]]))
+            latents.append(latents_of(codec, [batch]))
             conditions.append(conditioning.from_batch(batch))
         if not latents:
             raise ConfigurationError("There are no held-out images to probe with.")

@@ -19,7 +19,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from ldmprobe.diffusion.schedule import SamplingGrid
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.ddim import sample_trajectory
+from ldmprobe.probing.ddim import prompts_of, sample_trajectory, sampler_fingerprint
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
 from ldmprobe.probing.real_features import IMAGES_AT_ONCE, RealFeatures, describe_network, network_fingerprint
 from ldmprobe.probing.record import ProbeRecord, fingerprint
@@ -97,11 +97,12 @@ def probe_quality(
         "weights": model.weights,
         "latent_shape": list(model.latent_shape),
         "prediction_type": model.schedule.prediction_type,
+        **prompts_of(model),
     }
     fingerprints = {
         "grid": fingerprint(grid.timesteps, grid.alpha_t.float(), grid.alpha_s.float()),
         "codec": fingerprint(model.codec.description),
-        "sampler": fingerprint("ddim", num_samples, guidance_scale, seed, list(model.latent_shape)),
+        "sampler": sampler_fingerprint(model, num_samples, guidance_scale, seed),
         "features": network,
         "real_images": real.images,
     }

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from ldmprobe.analysis.basis import LatentBasis
 from ldmprobe.analysis.pca import PCABasis
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.codec import IMAGES, LatentCodec
 from ldmprobe.probing.record import fingerprint
 
 _CLOUD = 512  # real latents whose projection is drawn behind the scatters
@@ -116,8 +117,13 @@ class Reference:
 @torch.no_grad()
 def encode_images(codec: LatentCodec, image_batches: Iterable[Tensor]) -> Tensor:
     """Latents (N, c, h, w), on the CPU, of batches of images; posterior mode, no randomness."""
-    device = codec.scale.device
-    latents = [codec.encode(images.to(device), sample_posterior=False).cpu() for images in image_batches]
+    return latents_of(codec, ({"image": images} for images in image_batches))
+
+
+def latents_of(codec: LatentCodec, batches: Iterable[dict[str, Any]]) -> Tensor:
+    """The same of batches as :meth:`LatentCodec.latents` takes them: images, or what a cache keeps of them."""
+    on_device = ({name: batch[name].to(codec.scale.device) for name in IMAGES if name in batch} for batch in batches)
+    latents = [codec.latents(batch, sample_posterior=False).cpu() for batch in on_device]
     if not latents:
         raise ConfigurationError("There are no images to encode.")
     return torch.cat(latents)

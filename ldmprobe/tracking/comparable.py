@@ -16,7 +16,7 @@ _PARTS = {
     "reference": "real latents: training data, num_reference",
     "held_out": "held-out images, num_images, num_draws, seed",
     "codec": "autoencoder and its scale",
-    "sampler": "num_samples, guidance_scale, seed, latent shape",
+    "sampler": "num_samples, guidance_scale, prompts, seed, latent shape",
     "features": "feature network and its weights",
     "real_images": "the real images that samples are compared with",
 }

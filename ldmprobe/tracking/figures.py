@@ -42,7 +42,7 @@ def pca_figure(record: ProbeRecord) -> Figure:
     what = record.provenance.get("pca_basis", "real latents")
     figure.supxlabel(f"PC 1 ({share[0]:.0%} of the variance of {what})", fontsize=9)
     figure.supylabel(f"PC 2 ({share[1]:.0%})", fontsize=9)
-    figure.suptitle(f"Latents during DDIM sampling{_at(record)}", fontsize=11)
+    figure.suptitle(f"Latents during DDIM sampling{_at(record)}{_guided(record)}", fontsize=11)
     if real:
         note = "grey: real latents noised to the same level"
         figure.text(
@@ -83,7 +83,7 @@ def kl_figure(records: Sequence[ProbeRecord], metric: str = "step_kl") -> Figure
     )
     axis.invert_xaxis()
     axis.legend(frameon=False, fontsize=8)
-    axis.set_title("Change of the latents' distribution per denoiser pass", fontsize=11)
+    axis.set_title(f"Change of the latents' distribution per denoiser pass{_guided(records[-1])}", fontsize=11)
     return figure
 
 
@@ -153,7 +153,7 @@ def samples_figure(record: ProbeRecord, columns: int = 10) -> Figure:
         axis.axis("off")
         if i < len(images):
             axis.imshow(images[i], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    figure.suptitle(f"Samples{_at(record)}", fontsize=10)
+    figure.suptitle(f"Samples{_at(record)}{_guided(record)}", fontsize=10)
     return figure
 
 
@@ -166,6 +166,18 @@ def level_names(scatters: Sequence[Scatter]) -> list[str]:
 def _at(record: ProbeRecord) -> str:
     """When a record was made; a model that was not trained here has no step."""
     return f", training step {record.step:,}" if record.step else ""
+
+
+def guidance(record: ProbeRecord) -> str:
+    """What to say of a record whose samples were guided; "" of any other."""
+    scale = record.provenance.get("guidance_scale", 1)
+    if scale == 1 or not isinstance(scale, (int, float)):
+        return ""
+    return f"guidance {scale:g} shifts the marginals by design"
+
+
+def _guided(record: ProbeRecord) -> str:
+    return f"\n{guidance(record)}" if guidance(record) else ""
 
 
 def figure_png(figure: Figure, dpi: int = 130) -> bytes:

@@ -15,12 +15,13 @@ from ldmprobe.tracking.logger_guard import going_on
 _CLOSED_FORMS = ("step_kl_ideal", "step_kl_forward", "step_kl_floor", "marginal_gap_ideal", "denoising_mmse")
 _OBJECTIVE = ("timestep_density", "loss_weight", "training_emphasis")
 _BALANCE = ("balance_progress", "balance_target", "balance_density", "balance_weight")
-RECORD_ONLY = _CLOSED_FORMS + _OBJECTIVE + _BALANCE
+_BASE_MODEL = tuple(f"forgetting_{of}_before/{data}" for of in ("skill", "residual") for data in ("base", "new"))
+RECORD_ONLY = _CLOSED_FORMS + _OBJECTIVE + _BALANCE + _BASE_MODEL
 
 
 def scalar_metrics(record: ProbeRecord) -> dict[str, float]:
     """The numbers of a record's scalars and curves under names of their own, such as ``probe/step_kl/t0981``; all of them but those of
-    closed forms, the objective, the balancer and eigen-bands."""
+    closed forms, the objective, the balancer, a base model and eigen-bands."""
     metrics = {f"probe/{name}": value for name, value in record.scalars.items()}
     for name, curve in record.curves.items():
         if name in RECORD_ONLY or "/band" in name:
@@ -40,7 +41,7 @@ def log_record(loggers: Iterable[Any], record: ProbeRecord, history: Callable[[]
     Args:
         history: reads all records of the same probe so far, this one last; called only where they are drawn.
     """
-    of_interest = {"step_kl", "denoising_mse", "training_emphasis", "balance_density"}
+    of_interest = {"step_kl", "denoising_mse", "training_emphasis", "balance_density", "forgetting_nats/base"}
     drawn = bool(record.scatters or record.images or of_interest & record.curves.keys())
     log_scalars(loggers, scalar_metrics(record), record.step)
     for logger in loggers:

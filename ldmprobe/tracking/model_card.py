@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -10,21 +11,34 @@ from typing import Any
 import numpy as np
 
 from ldmprobe import __version__
+from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.pipeline import image_size
+from ldmprobe.models.text import TextConditioning
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking.comparable import comparable
 from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure, samples_figure, skill_figure
+from ldmprobe.training.base_model import BaseModel
+from ldmprobe.training.lora import LoRAWeights
 
 
 def write_model_card(
-    folder: Path, name: str, pipeline: Any, model: DiffusionModel, records: Sequence[ProbeRecord]
+    folder: Path,
+    name: str,
+    pipeline: Any,
+    model: DiffusionModel,
+    records: Sequence[ProbeRecord],
+    base: BaseModel | None = None,
+    lora: LoRAWeights | None = None,
 ) -> None:
-    """Write ``README.md`` and ``figures/*.png`` into a pipeline's folder.
+    """Write ``README.md`` and ``figures/*.png`` into a pipeline's folder, or that of its LoRA.
 
     Args:
         name: what the pipeline is called.
         pipeline: as :func:`~ldmprobe.models.pipeline.as_pipeline` has made it of ``model``.
         records: of the run that ``model`` is from, in order of training step; those of later steps than its own are left out.
+        base: what it was finetuned from, if it was.
+        lora: what the folder holds besides a scheduler, if no whole pipeline, to be loaded into that of ``base``.
     """
     shown = [record for record in records if model.trained_steps is None or record.step <= model.trained_steps]
     by_probe = {probe: comparable([r for r in shown if r.probe == probe]) for probe in ("ddim", "denoising", "quality")}
@@ -36,59 +50,123 @@ def write_model_card(
         f"![{caption}](figures/{file})\n\n*{caption}*\n" for file, (caption, _) in figures.items()
     ]
     measured = ["## What its probes found\n", *found] if found else []
-    text = "\n".join([_header(name, pipeline), _table(_facts(pipeline, model)), _use(name, pipeline), *measured])
+    facts = _facts(pipeline, model) + ([("LoRA", _described(lora))] if lora else [])
+    use = _use_lora(name, base, pipeline, model) if base and lora else _use(name, pipeline, model)
+    text = "\n".join([_header(name, pipeline, model, base, lora), _table(facts), use, *measured])
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _header(name: str, pipeline: Any) -> str:
+def _header(name: str, pipeline: Any, model: DiffusionModel, base: BaseModel | None, lora: LoRAWeights | None) -> str:
+    class_name = type(pipeline).__name__
+    task = "text-to-image" if isinstance(model.conditioning, TextConditioning) else "unconditional-image-generation"
+    on_hub = base and re.fullmatch(r"[\w.-]+/[\w.-]+", base.name) and not Path(base.name).exists()
+    relation = (
+        f"base_model: {base.name}\nbase_model_relation: {'adapter' if lora else 'finetune'}\n"
+        if base and on_hub
+        else ""
+    )
+    what = f"LoRA weights for a {class_name} of diffusers, " if lora else f"A {class_name} of diffusers, "
+    origin = f"finetuned from {base.name}" if base else "trained"
+    licence = " The licence of what it was finetuned from holds for it, too." if base else ""
     return f"""---
 library_name: diffusers
-pipeline_tag: unconditional-image-generation
-tags:
-- diffusers:{type(pipeline).__name__}
+pipeline_tag: {task}
+{relation}tags:
+- {"lora" if lora else f"diffusers:{class_name}"}
 - ldmprobe
 ---
 
 # {name}
 
-A {type(pipeline).__name__} of diffusers, trained and exported with ldmprobe {__version__}.
+{what}{origin} and exported with ldmprobe {__version__}.{licence}
 """
 
 
 def _facts(pipeline: Any, model: DiffusionModel) -> list[tuple[str, str]]:
-    network, schedule, codec = model.network, model.schedule, model.codec
-    parameters = sum(parameter.numel() for parameter in network.parameters())
+    network, schedule, conditioning = model.network, model.schedule, model.conditioning
     averaged = ", exponential moving average of the weights" if model.weights == "ema" else ""
-    shape = " × ".join(map(str, model.latent_shape))
     steps = f"{model.trained_steps:,}" if model.trained_steps is not None else "not known"
     noise = f"{schedule.num_timesteps:,} timesteps, log-SNR {schedule.log_snr[0]:.2f} to {schedule.log_snr[-1]:.2f}"
     facts = [
-        ("Network", f"{type(network).__name__}, {parameters:,} parameters"),
+        ("Network", _size(network)),
         ("Training steps", steps + averaged),
         ("Noise schedule", f"{noise}, predicts {schedule.prediction_type}"),
         ("Scheduler", type(pipeline.scheduler).__name__),
+        _space(pipeline, model),
     ]
-    if codec.autoencoder is None:
-        return [*facts, ("Images", f"{shape}, in pixel space")]
-    latents = f"{shape} of {type(codec.autoencoder).__name__}, scaled by {float(codec.scale):.5g}"
-    if float(codec.shift) != 0:
-        latents += f"; their shift, {float(codec.shift):.5g}, is in the autoencoder's weights, and its `shift_factor` therefore 0"
-    facts.append(("Latents", latents))
-    if hasattr(pipeline, "labels"):
+    if isinstance(conditioning, TextConditioning):
+        facts.append(("Text", "; ".join(_size(encoder) for encoder in conditioning.encoder.encoders.values())))
+    if isinstance(conditioning, ClassConditioning):
         facts.append(("Classes", f"{len(pipeline.labels):,}; every other up to 1,000 is the null class"))
     return facts
 
 
-def _use(name: str, pipeline: Any) -> str:
-    what = "class_labels=[0, 1], guidance_scale=1.0" if hasattr(pipeline, "labels") else "batch_size=4"
+def _size(module: Any) -> str:
+    return f"{type(module).__name__}, {sum(parameter.numel() for parameter in module.parameters()):,} parameters"
+
+
+def _space(pipeline: Any, model: DiffusionModel) -> tuple[str, str]:
+    codec, shape = model.codec, " × ".join(map(str, model.latent_shape))
+    if codec.autoencoder is None:
+        does_nothing = "; the autoencoder does nothing, diffusers asks for one" if hasattr(pipeline, "vae") else ""
+        return "Images", f"{shape}, in pixel space{does_nothing}"
+    latents = f"{shape} of {type(codec.autoencoder).__name__}, scaled by {float(codec.scale):.5g}"
+    autoencoder = pipeline.vae if hasattr(pipeline, "vae") else pipeline.vqvae
+    if float(codec.shift) != 0 and autoencoder.config.get("shift_factor"):
+        latents += f", shifted by {float(codec.shift):.5g}"
+    elif float(codec.shift) != 0:
+        latents += f"; their shift, {float(codec.shift):.5g}, is in the autoencoder's weights, and its `shift_factor` therefore 0"
+    return "Latents", latents
+
+
+def _described(lora: LoRAWeights) -> str:
+    return "; ".join(
+        f"{name}: rank {lora.configs[name]['r']}, α {lora.configs[name]['lora_alpha']}, "
+        f"{sum(weight.numel() for weight in weights.values()):,} parameters"
+        for name, weights in lora.layers.items()
+    )
+
+
+def _use(name: str, pipeline: Any, model: DiffusionModel) -> str:
     return f"""
 ```python
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("{name}")
-images = pipeline({what}, num_inference_steps=50).images
+images = pipeline({_call(pipeline, model)}, num_inference_steps=50).images
 ```
 """
+
+
+def _use_lora(name: str, base: BaseModel, pipeline: Any, model: DiffusionModel) -> str:
+    """With the scheduler beside the LoRA: the base's own may be of another noise schedule, or take other steps."""
+    scheduler, first = type(pipeline.scheduler).__name__, ""
+    settings = {key: value for key in ("revision", "variant") if (value := getattr(base, key))}
+    source = ", ".join([f'"{base.name}"', *(f'{key}="{value}"' for key, value in settings.items())])
+    if base.name.endswith(".ckpt"):
+        source = '"base"'
+        first = f"\nThe base first has to be a pipeline, too: `ldmprobe export {base.name} base --merge`.\n"
+    return f"""{first}
+```python
+from diffusers import {", ".join(sorted([scheduler, "DiffusionPipeline"], key=str.lower))}
+
+pipeline = DiffusionPipeline.from_pretrained({source})
+pipeline.scheduler = {scheduler}.from_pretrained("{name}", subfolder="scheduler")
+pipeline.load_lora_weights("{name}")
+images = pipeline({_call(pipeline, model)}, num_inference_steps=50).images
+```
+"""
+
+
+def _call(pipeline: Any, model: DiffusionModel) -> str:
+    if isinstance(model.conditioning, ClassConditioning):
+        return "class_labels=[0, 1], guidance_scale=1.0"
+    if not isinstance(model.conditioning, TextConditioning):
+        return "batch_size=4"
+    height, width = image_size(pipeline, model)
+    prompt = next((prompt for prompt in model.conditioning.prompts if prompt), "a photo")
+    as_trained = ", use_resolution_binning=False" if "PixArt" in type(pipeline).__name__ else ""
+    return f"{prompt!r}, num_images_per_prompt=4, height={height}, width={width}{as_trained}"
 
 
 def _found(denoising: Sequence[ProbeRecord], quality: Sequence[ProbeRecord]) -> list[str]:

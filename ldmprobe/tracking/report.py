@@ -17,8 +17,11 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking import charts
 from ldmprobe.tracking.comparable import comparable
+from ldmprobe.tracking.figures import guidance
 from ldmprobe.tracking.page import chart, guarded, page, sample_uris, script, section
 from ldmprobe.tracking.store import RecordStore
+
+_PROMPTS_SHOWN = 20
 
 
 def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
@@ -49,9 +52,11 @@ def report_html(records: Sequence[ProbeRecord], config_text: str | None, title: 
     quality = comparable([record for record in records if record.probe == "quality"])
     objective = comparable([record for record in records if record.probe == "objective"])
     balance = comparable([record for record in records if record.probe == "balance"])
+    forgetting = comparable([record for record in records if record.probe == "forgetting"])
     sections = [
         guarded("Samples over training", lambda: _samples_section(ddim)),
         guarded("FID over training", lambda: _quality_section(quality)),
+        guarded("What finetuning forgot and gained", lambda: _forgetting_section(forgetting)),
         guarded("KL before and after each denoiser pass", lambda: _kl_section(ddim)),
         guarded("Samples against real latents, level by level", lambda: _gap_section(ddim)),
         guarded("Noise level × training step", lambda: _heatmap_section(ddim, denoising)),
@@ -62,7 +67,7 @@ def report_html(records: Sequence[ProbeRecord], config_text: str | None, title: 
         guarded("Denoising skill on held-out data", lambda: _denoising_section(denoising, training)),
         guarded("How it was measured", lambda: _provenance_section(records, config_text)),
     ]
-    header = guarded(title, lambda: _header(title, records, ddim, denoising))
+    header = guarded(title, lambda: _header(title, records, ddim, denoising, forgetting))
     return page(title, header, "".join(sections))
 
 
@@ -70,7 +75,11 @@ def report_html(records: Sequence[ProbeRecord], config_text: str | None, title: 
 
 
 def _header(
-    title: str, records: Sequence[ProbeRecord], ddim: Sequence[ProbeRecord], denoising: Sequence[ProbeRecord]
+    title: str,
+    records: Sequence[ProbeRecord],
+    ddim: Sequence[ProbeRecord],
+    denoising: Sequence[ProbeRecord],
+    forgetting: Sequence[ProbeRecord],
 ) -> str:
     last = max(record.step for record in records)
     numbers = [("Training steps", f"{last:,}", ""), ("Probes on record", f"{len(ddim) + len(denoising)}", "")]
@@ -79,6 +88,9 @@ def _header(
         numbers.append(("Held-out bound", f"{final:.1f}", f"nats, from {first:.0f}"))
         lowest, level = _worst_skill(denoising[-1])
         numbers.append(("Lowest skill", f"{lowest:.2f}", f"at log-SNR {level:.1f}"))
+    if forgetting:
+        lost, gained = (forgetting[-1].scalars[name] for name in ("forgotten_nats", "gained_nats"))
+        numbers.append(("Forgotten", f"{lost:.1f}", f"nats, for {gained:.1f} gained"))
     if ddim:
         numbers.append(
             (
@@ -132,8 +144,9 @@ def _samples_section(ddim: Sequence[ProbeRecord]) -> str:
         "Samples over training",
         "The same starting noise"
         + (" and class" if "sample_labels" in shown[-1].provenance else "")
-        + " at every probe; move the "
-        "slider to see what each sample becomes as the model trains.",
+        + " at every probe; move the slider to see what each sample becomes as the model trains."
+        + _prompted(shown[-1])
+        + _guided(shown[-1]),
         f'<div class="samples" id="samples">{pictures}</div>{control}',
     )
 
@@ -157,6 +170,35 @@ def _quality_section(quality: Sequence[ProbeRecord]) -> str:
     return f'<div class="pair">{fid}{kid}</div>'
 
 
+def _forgetting_section(forgetting: Sequence[ProbeRecord]) -> str:
+    if not forgetting:
+        return ""
+    last = forgetting[-1]
+    change = section(
+        "What finetuning forgot and gained",
+        f"<b>{escape(str(last.provenance.get('summary', '')))}</b> Both models denoise the same held-out draws.",
+        chart(charts.forgetting_chart(last)),
+    )
+    history = section(
+        "Forgetting over training",
+        "All noise levels together. Where the upper line has levelled off and the lower one still falls, training any longer only forgets.",
+        chart(charts.forgetting_history_chart(forgetting)),
+    )
+    skill = section(
+        "Skill before and after finetuning",
+        "Dotted: the base model on the same data. 0 is the best linear denoiser of that kind of data; where a dotted line and its solid one part, the "
+        "level has changed, and the nats above say how much that weighs.",
+        chart(charts.before_and_after_chart(last, "forgetting_skill", "skill: 1 − MSE ÷ linear optimum")),
+    )
+    residual = section(
+        "Residual R before and after finetuning",
+        "The share of a level's error that a linear correction would remove. Where it has risen, that share of what was lost could be won "
+        "back by rescaling alone; where only skill has fallen, it could not.",
+        chart(charts.before_and_after_chart(last, "forgetting_residual", "R: recoverable share of the loss")),
+    )
+    return f'<div class="pair">{change}{history}</div><div class="pair">{skill}{residual}</div>'
+
+
 def _kl_section(ddim: Sequence[ProbeRecord]) -> str:
     shown = [record for record in ddim if "step_kl" in record.curves]
     if not shown:
@@ -164,7 +206,8 @@ def _kl_section(ddim: Sequence[ProbeRecord]) -> str:
     first = section(
         "KL before and after each denoiser pass",
         "The paper's measurement: how much one pass changes the distribution of the latents. <b>A perfect model shows this shape "
-        "too</b>, near 0 early and steep late: read a curve only by its distance from the dashed ideal.",
+        "too</b>, near 0 early and steep late: read a curve only by its distance from the dashed ideal."
+        + _guided(shown[-1]),
         chart(charts.kl_chart(shown)),
     )
     if "step_kl_ideal" not in shown[-1].curves:
@@ -172,7 +215,8 @@ def _kl_section(ddim: Sequence[ProbeRecord]) -> str:
     second = section(
         "The same, relative to the ideal",
         "1 is what a perfect denoiser of Gaussian data with these latents' mean and covariance would do. A level that stays away from 1, "
-        "or drifts, is where to look first; real latents are not Gaussian, so a healthy model need not reach 1 everywhere.",
+        "or drifts, is where to look first; real latents are not Gaussian, so a healthy model need not reach 1 everywhere."
+        + _guided(shown[-1]),
         chart(charts.ratio_chart(shown)),
     )
     return f'<div class="pair">{first}{second}</div>'
@@ -185,12 +229,13 @@ def _gap_section(ddim: Sequence[ProbeRecord]) -> str:
     gap = section(
         "Samples against real latents, level by level",
         "KL of the sampled latents from real ones noised to the same level. Errors are carried from left to right: a rise says where the samples "
-        "leave the data, not which level is to blame.",
+        "leave the data, not which level is to blame." + _guided(shown[-1]),
         chart(charts.gap_chart(shown)),
     )
     variance = section(
         "How: their variance, by eigen-band",
-        "The latest probe. Below 1 the samples have lost variety along those directions; above 1 they hold noise that real latents do not.",
+        "The latest probe. Below 1 the samples have lost variety along those directions; above 1 they hold noise that real latents do not."
+        + _guided(shown[-1]),
         chart(charts.variance_chart(shown[-1])),
     )
     return f'<div class="pair">{gap}{variance}</div>'
@@ -218,7 +263,7 @@ def _pca_section(ddim: Sequence[ProbeRecord]) -> str:
     return section(
         "Latents during sampling",
         f"Projected on two principal components of {escape(str(shown[-1].provenance.get('pca_basis')))}, fitted once and kept for the whole run "
-        f"({shares[0]:.0%} and {shares[1]:.0%} of their variance)." + behind,
+        f"({shares[0]:.0%} and {shares[1]:.0%} of their variance)." + behind + _guided(shown[-1]),
         chart(charts.pca_chart(shown)),
     )
 
@@ -333,6 +378,23 @@ def _provenance_section(records: Sequence[ProbeRecord], config_text: str | None)
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def _guided(record: ProbeRecord) -> str:
+    what = guidance(record)
+    return (
+        f" <b>{what[0].upper()}{what[1:]}</b>: what parts them from the ideal and from real data is its doing, too."
+        if what
+        else ""
+    )
+
+
+def _prompted(record: ProbeRecord) -> str:
+    prompts = record.provenance.get("prompts")
+    if not isinstance(prompts, list):
+        return ""
+    quoted = ", ".join(f"“{escape(str(prompt)[:200])}”" for prompt in prompts[:_PROMPTS_SHOWN])
+    return f" Prompts, in turn: {quoted}{' …' if len(prompts) > _PROMPTS_SHOWN else ''}."
 
 
 def _worst_skill(record: ProbeRecord) -> tuple[float, float]:

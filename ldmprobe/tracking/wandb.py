@@ -55,6 +55,12 @@ def log_media(logger: Any, record: ProbeRecord, history: Sequence[ProbeRecord]) 
             ("balance_density", "density that the balancer draws by"),
         ):
             media[f"probe/{metric}_curves"] = _line_series(history, metric, None, title)
+    if "forgetting_nats/base" in record.curves:
+        for kind, data in (("base", "the base model's data"), ("new", "the new data")):
+            title = f"change on {data}, nats per level"
+            media[f"probe/forgetting_nats_{kind}_curves"] = _line_series(
+                history, f"forgetting_nats/{kind}", None, title
+            )
     if "samples" in record.images:
         media["probe/samples"] = wandb.Image(_picture(samples_figure(record)), caption=caption)
     if media:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
@@ -13,41 +15,72 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, Conditioning, Unconditional
 from ldmprobe.models.denoiser import from_network_config, network_config
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.text import TextConditioning, TextEncoder
+from ldmprobe.training.base_model import BaseModel, finetuned, merged, not_trained, weights_fingerprint
+from ldmprobe.training.lora import LoRA, LoRAWeights, lora_weights
 from ldmprobe.training.sharded_checkpoint import is_sharded_checkpoint, load_sharded_checkpoint
 
 if TYPE_CHECKING:
     from ldmprobe.training.latent_diffusion import LatentDiffusion
 
+_MAY_DIFFER = ("latent_shape", "prompts", "size", "pretrained")  # from run to run of one model
+_ADVICE = {
+    "base_weights": "It goes on only with the pretrained weights that it was finetuned from. To finetune the checkpoint itself, give it as "
+    "`pretrained`, without `--ckpt_path`."
+}
+
 
 def model_card(module: LatentDiffusion) -> dict[str, Any]:
     """The architecture of a LatentDiffusion as plain values."""
     conditioning = module.conditioning
+    text = conditioning if isinstance(conditioning, TextConditioning) else None
     return {
         "network": network_config(module.network) or {"class_name": type(module.network).__name__},
         "scheduler": network_config(module.schedule.scheduler),
-        "autoencoder": network_config(module.codec.autoencoder),
+        "autoencoder": network_config(module.codec.outline),
         "num_classes": conditioning.num_classes if isinstance(conditioning, ClassConditioning) else None,
+        "text": text and text.encoder.description,
+        "prompts": text and list(text.prompts),
+        "size": text and {name: value.tolist() for name, value in text.encoder.size.items()},
         "latent_shape": list(module.latent_shape or ()),
         "ema": module.ema is not None,
     }
 
 
-def check_same_model(checkpoint: dict[str, Any], module: LatentDiffusion) -> None:
-    """Raise ConfigurationError, naming the first difference, if a checkpoint is of another model than ``module``."""
-    theirs, ours = checkpoint.get("ldmprobe"), model_card(module)
+def finetune_card(
+    module: LatentDiffusion, base: BaseModel, base_weights: str, lora: LoRA | None, train_text_encoder: bool
+) -> dict[str, Any]:
+    """Of one that was finetuned: where the weights are that its checkpoints leave out, and the text encoders' pipeline for their
+    description.
+
+    Args:
+        base_weights: their fingerprint.
+    """
+    text = module.conditioning if isinstance(module.conditioning, TextConditioning) else None
+    folder = Path(base.name)
+    return {
+        **model_card(module),
+        "text": None,
+        "pipeline": text and type(text.encoder.pipeline).__name__,
+        "pretrained": {"name": str(folder.absolute() if folder.exists() else base.name), "revision": base.revision}
+        | {"variant": base.variant},
+        "base_weights": base_weights,
+        "lora": lora and {**asdict(lora), "targets": list(lora.targets)},
+        "train_text_encoder": train_text_encoder,
+    }
+
+
+def check_same_model(checkpoint: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Raise ConfigurationError, naming the first difference, if a checkpoint is of another model than that of card ``ours``."""
+    theirs = checkpoint.get("ldmprobe")
     if theirs is None:
         raise ConfigurationError("The checkpoint was not written by ldmprobe.LatentDiffusion.")
-    for part, value in ours.items():
-        other = theirs.get(part)
-        if part == "latent_shape" or _plain(value) == _plain(other):
-            continue
-        detail = f"its {part} is {other}, this run's is {value}"
-        if isinstance(value, dict) and isinstance(other, dict):
-            key = next(key for key in {**value, **other} if _plain(value.get(key)) != _plain(other.get(key)))
-            detail = f"its {part} has {key} = {other.get(key)}, this run's has {value.get(key)}"
-        raise ConfigurationError(
-            f"The checkpoint is of another model: {detail}. Give the configuration it was trained with."
-        )
+    for part in sorted(
+        {**ours, **theirs}, key=lambda part: part != "base_weights"
+    ):  # what follows from it comes after it
+        if part not in _MAY_DIFFER and (detail := _difference(f"its {part}", theirs.get(part), ours.get(part))):
+            advice = _ADVICE.get(part, "Give the configuration it was trained with.")
+            raise ConfigurationError(f"The checkpoint is of another model: {detail}. {advice}")
 
 
 def load_diffusion_model(path: Path) -> DiffusionModel:
@@ -60,18 +93,9 @@ def load_diffusion_model(path: Path) -> DiffusionModel:
         ConfigurationError: no such checkpoint, not one of LatentDiffusion, of a network that is not of diffusers, or of other weights
             than it says.
     """
+    checkpoint = _read(path)
     try:
-        if is_sharded_checkpoint(path):
-            checkpoint = load_sharded_checkpoint(path)
-        else:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds, all meaning "not a readable checkpoint"
-        raise ConfigurationError(f"{path} is not a readable checkpoint: {type(error).__name__}: {error}") from error
-    card = checkpoint.get("ldmprobe") if isinstance(checkpoint, dict) else None
-    if not isinstance(card, dict):
-        raise ConfigurationError(f"{path} was not written by ldmprobe.LatentDiffusion.")
-    try:
-        return _rebuilt(path, checkpoint, card)
+        return _rebuilt(path, checkpoint, checkpoint["ldmprobe"])
     except ConfigurationError:
         raise
     except Exception as error:  # of many kinds, all meaning that card and weights do not belong together
@@ -80,7 +104,58 @@ def load_diffusion_model(path: Path) -> DiffusionModel:
         ) from error
 
 
+def load_lora(path: Path) -> LoRAWeights | None:
+    """The LoRA in a checkpoint, without its base; None where the checkpoint has none.
+
+    Raises:
+        ConfigurationError: no such checkpoint, or not one of LatentDiffusion.
+    """
+    return lora_weights(_read(path))
+
+
+def base_of(path: Path) -> BaseModel | None:
+    """What a checkpoint was finetuned from; None where it was trained from scratch.
+
+    Raises:
+        ConfigurationError: no such checkpoint, or not one of LatentDiffusion.
+    """
+    pretrained = _read(path)["ldmprobe"].get("pretrained")
+    return pretrained and BaseModel(**pretrained)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        if is_sharded_checkpoint(path):
+            checkpoint = load_sharded_checkpoint(path)
+        else:
+            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many kinds, all meaning "not a readable checkpoint"
+        raise ConfigurationError(f"{path} is not a readable checkpoint: {type(error).__name__}: {error}") from error
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("ldmprobe"), dict):
+        raise ConfigurationError(f"{path} was not written by ldmprobe.LatentDiffusion.")
+    return checkpoint
+
+
 def _rebuilt(path: Path, checkpoint: dict[str, Any], card: dict[str, Any]) -> DiffusionModel:
+    """With the checkpoint's weights; of a finetune, in the base's place where it has them, and LoRA merged."""
+    model = _base_of(path, card) if card.get("pretrained") else _described(path, card)
+    model.weights = "ema" if card["ema"] else "raw"
+    model.latent_shape, model.trained_steps = tuple(card["latent_shape"]), int(checkpoint["global_step"])
+    places = {"ema.network." if card["ema"] else "network.": model.network}
+    for prefix, module in (places | {"codec.": model.codec, "conditioning.": model.conditioning}).items():
+        state = _part(checkpoint["state_dict"], prefix)
+        left_out = not_trained(module) if card.get("pretrained") else set()
+        module.load_state_dict({name: value for name, value in module.state_dict().items() if name in left_out} | state)
+    if isinstance(model.conditioning, TextConditioning):
+        model.conditioning.encoder.size = {name: torch.tensor(value) for name, value in card["size"].items()}
+    merged(model)
+    model.network.eval()
+    model.conditioning.eval()
+    return model
+
+
+def _described(path: Path, card: dict[str, Any]) -> DiffusionModel:
+    """By its card alone, with fresh weights."""
     network_card = dict(card["network"])
     if len(network_card) == 1:
         raise ConfigurationError(
@@ -88,20 +163,59 @@ def _rebuilt(path: Path, checkpoint: dict[str, Any], card: dict[str, Any]) -> Di
             "LatentDiffusion, load its state_dict and pass module.diffusion_model() to ldmprobe.probe_ddim."
         )
     network = from_network_config(network_card)
-    autoencoder = from_network_config(card["autoencoder"]) if card["autoencoder"] else None
-    codec = LatentCodec(autoencoder)
-    prefix = "ema.network." if card["ema"] else "network."
-    network.load_state_dict(_part(checkpoint["state_dict"], prefix))
-    codec.load_state_dict(_part(checkpoint["state_dict"], "codec."))
-    conditioning: Conditioning = ClassConditioning(card["num_classes"]) if card["num_classes"] else Unconditional()
+    codec = LatentCodec(from_network_config(card["autoencoder"]) if card["autoencoder"] else None)
     schedule = NoiseSchedule(from_network_config(card["scheduler"]))
-    weights = "ema" if card["ema"] else "raw"
-    shape, steps = tuple(card["latent_shape"]), int(checkpoint["global_step"])
-    return DiffusionModel(network.eval(), schedule, shape, codec, conditioning, weights, steps)
+    return DiffusionModel(network, schedule, tuple(card["latent_shape"]), codec, _conditioning(card, network))
+
+
+def _base_of(path: Path, card: dict[str, Any]) -> DiffusionModel:
+    """What a finetune started from, its LoRA added where it has one."""
+    base = BaseModel(**card["pretrained"])
+    try:
+        model = base.load()
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"{path} holds what was trained on top of {base.name}, which cannot be loaded: {error}"
+        ) from error
+    if weights_fingerprint(model) != card["base_weights"]:
+        raise ConfigurationError(
+            f"{path} holds what was trained on top of {base.name}, whose weights are others now; put those back that it was finetuned from."
+        )
+    lora = LoRA(**card["lora"]) if card["lora"] else None
+    finetuned(model, prompts=card["prompts"], lora=lora, train_text_encoder=card["train_text_encoder"])
+    model.schedule = NoiseSchedule(from_network_config(card["scheduler"]))
+    return model
+
+
+def _conditioning(card: dict[str, Any], network: nn.Module) -> Conditioning:
+    if text := card.get("text"):
+        return TextConditioning(TextEncoder.from_description(text, network), prompts=card["prompts"])
+    return ClassConditioning(card["num_classes"]) if card["num_classes"] else Unconditional()
 
 
 def _part(state_dict: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+
+
+def _difference(place: str, theirs: Any, ours: Any) -> str | None:
+    """The first difference, in words; tuples and lists are alike, through the round trip of a checkpoint."""
+    if _plain(theirs) == _plain(ours):
+        return None
+    if not (isinstance(theirs, dict) and isinstance(ours, dict)):
+        return f"{place} is {_short(theirs)}, this run's is {_short(ours)}"
+    path: list[str] = []
+    one: Any = theirs
+    other: Any = ours
+    while isinstance(one, dict) and isinstance(other, dict):
+        key = next(key for key in {**other, **one} if _plain(one.get(key)) != _plain(other.get(key)))
+        path.append(str(key))
+        one, other = one.get(key), other.get(key)
+    return f"{place} has {'.'.join(path)} = {_short(one)}, this run's has {_short(other)}"
+
+
+def _short(value: Any) -> str:
+    text = " ".join(str(value).split())
+    return text if len(text) <= 200 else f"{text[:200]} …"
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""``ldmprobe export``: a checkpoint as a diffusers pipeline folder with a model card, written whole or not at all."""
+"""``ldmprobe export``: a checkpoint as a diffusers pipeline folder, or its LoRA, with a model card; written whole or not at all."""
 
 from __future__ import annotations
 
@@ -14,31 +14,39 @@ from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking.model_card import write_model_card
 from ldmprobe.tracking.store import RecordStore
 from ldmprobe.tracking.whole_file import PARTIAL
-from ldmprobe.training.checkpoint import load_diffusion_model
+from ldmprobe.training.checkpoint import base_of, load_diffusion_model, load_lora
 
 
-def export(checkpoint: Path, folder: Path) -> Path:
-    """Write the model of a LatentDiffusion checkpoint (with its EMA weights if there are any) to ``folder``, for
-    ``DiffusionPipeline.from_pretrained``: safetensors, configurations and ``README.md``, the model card. If the checkpoint lies in a run
-    directory, or in its ``checkpoints``, the card has the records' numbers and figures.
+def export(checkpoint: Path, folder: Path, merge: bool = False) -> Path:
+    """Write the model of a checkpoint (with its EMA weights if there are any) to ``folder``: safetensors, configurations and
+    ``README.md``, the model card. If the checkpoint lies in a run directory, or in its ``checkpoints``, the card has the records'
+    numbers and figures.
+
+    A LoRA becomes ``pytorch_lora_weights.safetensors`` and a scheduler, for the pipeline it was finetuned from; anything else, and a LoRA
+    with ``merge``, a pipeline, for ``DiffusionPipeline.from_pretrained``.
 
     Returns:
         ``folder``.
 
     Raises:
-        ConfigurationError: before anything is written: ``folder`` has something in it, the checkpoint is not readable, or diffusers has
-            no pipeline for its model; or ``folder`` cannot be written.
+        ConfigurationError: with nothing written: ``folder`` has something in it, the checkpoint is not readable, or diffusers has
+            no pipeline for its model, or no format for its LoRA; or ``folder`` cannot be written.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ConfigurationError(f"{folder} exists already; choose a new folder to export to.")
+    lora = None if merge else load_lora(checkpoint)
     model = load_diffusion_model(checkpoint)
-    pipeline = as_pipeline(model)
+    pipeline, base = as_pipeline(model), base_of(checkpoint)
     target = folder.absolute()
     partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
     try:
         partial.mkdir(parents=True)
-        pipeline.save_pretrained(partial, safe_serialization=True)
-        write_model_card(partial, target.name, pipeline, model, _records(checkpoint))
+        if lora is None:
+            pipeline.save_pretrained(partial, safe_serialization=True)
+        else:
+            lora.save(partial)
+            pipeline.scheduler.save_pretrained(partial / "scheduler")
+        write_model_card(partial, target.name, pipeline, model, _records(checkpoint), base, lora)
         partial.replace(target)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

@@ -21,6 +21,7 @@ from ldmprobe.models.conditioning import Conditioning, Unconditional
 from ldmprobe.models.denoiser import Condition, check_denoiser
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.probe import sample_noise
+from ldmprobe.training.base_model import text_encoders
 from ldmprobe.training.checkpoint import check_same_model, model_card
 from ldmprobe.training.ema import EMA
 from ldmprobe.training.sharding import check_strategy, check_trained, is_sharded, same_on_every_rank, shard
@@ -53,6 +54,12 @@ class LatentDiffusion(L.LightningModule):
         ema_decay: of the moving average of the trained parameters; None for none.
         ema_warmup: start with a short memory.
         compile: ``torch.compile`` the network.
+        gradient_checkpointing: keep less for the backward pass and compute it anew, in the network and a trained text encoder: less memory,
+            a third more time (Chen et al., 2016, arXiv:1604.06174).
+        offset_noise: s in ε + s·n, n ~ N(0, 1) one number for each sample and channel: noise that moves the image's mean, too (Guttenberg, CrossLabs,
+            2023, "Diffusion with offset noise").
+        input_perturbation: γ in z_t = α_t z_0 + σ_t (ε + γ ξ), ξ ~ N(0, I), while the target stays that of ε: inputs as wrong as those that
+            sampling makes (Ning et al., 2023, arXiv:2301.11706, algorithm 1; they take 0.1).
         validation_timesteps: how many fixed timesteps held-out images are denoised at.
         latent_shape: (c, h, w); only needed with data other than ImageData and a network that is not of diffusers.
         seed: of noise, timesteps and dropout: batch k draws from (seed, k, rank), so that a resumed run goes on identically.
@@ -75,6 +82,9 @@ class LatentDiffusion(L.LightningModule):
         ema_decay: float | None = 0.9999,
         ema_warmup: bool = True,
         compile: bool = False,
+        gradient_checkpointing: bool = False,
+        offset_noise: float = 0.0,
+        input_perturbation: float = 0.0,
         validation_timesteps: int = 8,
         latent_shape: tuple[int, int, int] | None = None,
         seed: int = 0,
@@ -95,6 +105,14 @@ class LatentDiffusion(L.LightningModule):
             raise ConfigurationError(
                 f"validation_timesteps is {validation_timesteps}; expected 1 to {self.schedule.num_timesteps}."
             )
+        if offset_noise < 0 or input_perturbation < 0:
+            raise ConfigurationError(
+                f"LatentDiffusion got offset_noise {offset_noise}, input_perturbation {input_perturbation}; expected numbers >= 0."
+            )
+        self.offset_noise, self.input_perturbation = offset_noise, input_perturbation
+        if gradient_checkpointing:
+            for module in (network, *(text_encoders(self.conditioning) if self.conditioning.training else ())):
+                _checkpoint_gradients(module)
         last = self.schedule.num_timesteps - 1
         self.validation_timesteps = np.linspace(last / 20, last, validation_timesteps).round().astype(int).tolist()
         self.latent_shape = tuple(latent_shape) if latent_shape is not None else None
@@ -106,11 +124,16 @@ class LatentDiffusion(L.LightningModule):
         check_strategy(self.trainer.strategy)
         data: Any = getattr(self.trainer, "datamodule", None)
         image_shape = getattr(data, "image_shape", None)
+        cached = getattr(data, "latents", None) is not None
+        if not cached:
+            self.codec.load()
         if image_shape:
-            if hasattr(data, "reference_batches"):
-                self.codec.measure_scale(batch["image"] for batch in data.reference_batches(_MEASURED_IMAGES))
             self.latent_shape = self.codec.latent_shape(image_shape)
             self.conditioning.prepare(self.network, data)
+            if cached:
+                data.check_latents(self.codec, self.conditioning)
+            if hasattr(data, "reference_batches"):
+                self.codec.measure_scale(data.reference_batches(_MEASURED_IMAGES))
         elif self.latent_shape is None:
             self.latent_shape = _latent_shape_of(self.network)
         condition = self.conditioning.for_samples(torch.zeros(1, dtype=torch.long))
@@ -140,11 +163,12 @@ class LatentDiffusion(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """The weighted loss, and for each sample (N,) what noise-level statistics need: ``epsilon_mse`` (raw), ``log_snr``,
         ``sampling_probability`` (of its timestep)."""
-        z0 = self.codec.encode(batch["image"])
+        z0 = self.codec.latents(batch)
         condition = self.conditioning.for_training(batch)
         t = self.timesteps(len(z0), self.schedule)
-        epsilon = torch.randn_like(z0)
-        errors = self._prediction_errors(self.network, z0, epsilon, t.to(z0.device), condition)
+        epsilon = self._noise(z0)
+        perturbed = epsilon + self.input_perturbation * torch.randn_like(z0) if self.input_perturbation else None
+        errors = self._prediction_errors(self.network, z0, epsilon, t.to(z0.device), condition, perturbed)
         loss = self.objective.losses(errors, t).mean()
         self._tell_sampler(t, errors.detach())
         log_snr = self.schedule.log_snr[t].to(z0.device, errors.dtype)
@@ -155,6 +179,12 @@ class LatentDiffusion(L.LightningModule):
             "log_snr": log_snr,
             "sampling_probability": self.timesteps.probabilities(self.schedule)[t],
         }
+
+    def _noise(self, z0: Tensor) -> Tensor:
+        epsilon = torch.randn_like(z0)
+        if self.offset_noise:
+            epsilon += self.offset_noise * torch.randn(*z0.shape[:2], 1, 1, device=z0.device, dtype=z0.dtype)
+        return epsilon
 
     def _tell_sampler(self, t: Tensor, errors: Tensor) -> None:
         """An adaptive sampler hears of all ranks' losses, and so stays the same on every rank."""
@@ -171,20 +201,26 @@ class LatentDiffusion(L.LightningModule):
             self.ema.update(self.network)
 
     def _prediction_errors(
-        self, network: nn.Module, z0: Tensor, epsilon: Tensor, t: Tensor, condition: Condition
+        self,
+        network: nn.Module,
+        z0: Tensor,
+        epsilon: Tensor,
+        t: Tensor,
+        condition: Condition,
+        perturbed: Tensor | None = None,
     ) -> Tensor:
-        """Mean squared error of each prediction, (N,), in its own units."""
+        """Mean squared error of each prediction, (N,), in its own units; the network sees ``perturbed``, if given, in the place of ε."""
         alpha, sigma = self.schedule.levels(t, z0)
         model = self.diffusion_model(network)
         told = self.schedule.model_time[t.cpu()].to(t.device)
-        prediction = model.predict(alpha * z0 + sigma * epsilon, told, condition)
+        prediction = model.predict(alpha * z0 + sigma * (epsilon if perturbed is None else perturbed), told, condition)
         target = prediction_target(self.schedule.prediction_type, z0, epsilon, alpha, sigma)
         return (prediction.float() - target).pow(2).flatten(1).mean(1)
 
     # --- held-out data ---------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        z0 = self.codec.encode(batch["image"], sample_posterior=False)
+        z0 = self.codec.latents(batch, sample_posterior=False)
         epsilon = sample_noise(batch["index"].tolist(), tuple(z0.shape[1:]), self.seed, stream=2).to(z0.device)
         condition = self.conditioning.from_batch(batch)
         network = self.diffusion_model().network
@@ -209,11 +245,15 @@ class LatentDiffusion(L.LightningModule):
             network = self.network if self.ema is None else self.ema.network
         return DiffusionModel(network, self.schedule, self.latent_shape, self.codec, self.conditioning, weights)
 
+    def model_card(self) -> dict[str, Any]:
+        """What its checkpoints say of the model."""
+        return model_card(self)
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["ldmprobe"] = model_card(self)
+        checkpoint["ldmprobe"] = self.model_card()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_same_model(checkpoint, self)
+        check_same_model(checkpoint, self.model_card())
 
 
 def stable_diffusion_scheduler() -> Any:
@@ -227,6 +267,17 @@ def stable_diffusion_scheduler() -> Any:
         clip_sample=False,
         set_alpha_to_one=False,
         steps_offset=1,
+    )
+
+
+def _checkpoint_gradients(module: nn.Module) -> None:
+    """By the method that diffusers or transformers (since version 5; before) has for it."""
+    for method in ("enable_gradient_checkpointing", "activation_checkpointing_enable", "gradient_checkpointing_enable"):
+        if hasattr(module, method) and getattr(module, "_supports_gradient_checkpointing", True):
+            getattr(module, method)()
+            return
+    raise ConfigurationError(
+        f"{type(module).__name__} has no gradient checkpointing; leave out `gradient_checkpointing`."
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,10 +11,15 @@ from diffusers import DiTTransformer2DModel
 from torch import nn
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.conditioning import ClassConditioning, FixedText, Unconditional
+from ldmprobe.models.conditioning import ClassConditioning, Unconditional
 from tests.helpers import tiny_unet
 
 CPU = torch.device("cpu")
+
+
+def data(num_classes: int | None) -> SimpleNamespace:
+    """What of a data module a class conditioning looks at."""
+    return SimpleNamespace(num_classes=num_classes)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5])
@@ -46,7 +52,7 @@ def test_the_null_class_comes_after_the_last():
 
 def test_the_null_class_is_one_that_a_fitting_network_embeds():
     network, conditioning = tiny_unet(num_class_embeds=11), ClassConditioning(10)
-    conditioning.check(network, 10)
+    conditioning.prepare(network, data(10))
     network(torch.zeros(2, 2, 8, 8), torch.tensor([0, 1]), **conditioning.null(2, CPU))
 
 
@@ -54,14 +60,6 @@ def test_unconditional_is_nothing():
     conditioning, ids = Unconditional(), torch.arange(3)
     conditions = [conditioning.from_batch({"image": torch.zeros(3, 1, 2, 2)}), conditioning.for_samples(ids)]
     assert [*conditions, conditioning.null(3, CPU), conditioning.for_training({})] == [{}] * 4
-
-
-def test_fixed_text_is_the_same_for_every_sample():
-    text, empty = torch.randn(1, 4, 6), torch.randn(1, 4, 6)
-    conditioning = FixedText(text, empty)
-    for condition in (conditioning.for_samples(torch.arange(3)), conditioning.from_batch({"image": torch.zeros(3, 1)})):
-        assert torch.equal(condition["encoder_hidden_states"], text.expand(3, 4, 6))
-    assert torch.equal(conditioning.null(3, CPU)["encoder_hidden_states"], empty.expand(3, 4, 6))
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------------
@@ -82,24 +80,24 @@ def test_a_batch_without_labels_is_refused():
 
 def test_data_without_labels_is_refused():
     with pytest.raises(ConfigurationError, match="set the data's `label_column`"):
-        ClassConditioning(3).check(nn.Identity(), None)
+        ClassConditioning(3).prepare(nn.Identity(), data(None))
 
 
 def test_data_with_more_classes_is_refused_with_what_to_write():
     with pytest.raises(ConfigurationError, match=r"class label is out of range: .* \(labels 0 to 9\).* set it to 10"):
-        ClassConditioning(5).check(nn.Identity(), 10)
+        ClassConditioning(5).prepare(nn.Identity(), data(10))
 
 
 @pytest.mark.parametrize("embeds", [None, 10])
 def test_a_u_net_without_room_for_the_null_class_is_refused(embeds):
     with pytest.raises(ConfigurationError, match=f"UNet2DModel has num_class_embeds {embeds}; expected 11"):
-        ClassConditioning(10).check(tiny_unet(num_class_embeds=embeds), 10)
+        ClassConditioning(10).prepare(tiny_unet(num_class_embeds=embeds), data(10))
 
 
 def test_a_dit_with_fewer_classes_is_refused():
     network = DiTTransformer2DModel(
         2, 8, in_channels=2, num_layers=1, sample_size=8, num_embeds_ada_norm=5, norm_num_groups=2
     )
-    ClassConditioning(5).check(network, 5)
+    ClassConditioning(5).prepare(network, data(5))
     with pytest.raises(ConfigurationError, match="num_embeds_ada_norm 5; expected 10"):
-        ClassConditioning(10).check(network, 10)
+        ClassConditioning(10).prepare(network, data(10))

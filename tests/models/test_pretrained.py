@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
-from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler
+from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, DiffusionPipeline
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.pretrained import SUPPORTED, load_pipeline
+from ldmprobe.models.pipeline_files import check_files
+from ldmprobe.models.pretrained import PretrainedText, load_pipeline
+from ldmprobe.models.text import TextConditioning
 from tests.helpers import FLOAT32, sd_scheduler, tiny_unet
+from tests.pipelines import saved, tiny
 
 
 @pytest.fixture
@@ -39,31 +46,144 @@ def test_a_rectangular_model_keeps_its_shape(tmp_path):
     assert load_pipeline(str(tmp_path)).latent_shape == (1, 4, 8)
 
 
-@pytest.mark.parametrize("family", ["FluxPipeline", "StableDiffusionXLPipeline"])
-def test_another_family_is_refused_by_name(folder, family):
+@pytest.mark.parametrize(
+    ("family", "why"),
+    [
+        (
+            "FluxPipeline",
+            r" \(its latents are packed into tokens, .*\); supported are DDPMPipeline, .*, AuraFlowPipeline\.",
+        ),
+        ("NinePipeline", "; supported are DDPMPipeline"),
+    ],
+)
+def test_another_family_is_refused_by_name(folder, family, why):
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": family}))
-    with pytest.raises(
-        ConfigurationError, match=f"is a {family}, which cannot be probed yet; supported are {SUPPORTED[0]}"
-    ):
+    with pytest.raises(ConfigurationError, match=f"is a {family}, which is not supported{why}"):
         load_pipeline(str(folder))
 
 
 def test_a_folder_without_a_pipeline_is_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"no diffusers pipeline: there is no readable model_index.json"):
+    (tmp_path / "notes.txt").write_text("nothing")
+    with pytest.raises(ConfigurationError, match=r"the folder has no readable model_index.json. Give the folder that"):
         load_pipeline(str(tmp_path))
 
 
-@pytest.mark.parametrize("name", ["no/such-pipeline", "/no/such/folder/at/all", "runs/digits/nothing"])
-def test_a_name_that_is_nowhere_is_refused(name):
-    with pytest.raises(ConfigurationError, match=f"'{name}' is no diffusers pipeline"):
+def test_a_component_is_no_pipeline(folder):
+    with pytest.raises(
+        ConfigurationError, match=r"no readable model_index.json. Give the folder .* not one of its components"
+    ):
+        load_pipeline(str(folder / "unet"))
+
+
+@pytest.mark.parametrize("name", ["/no/such/folder/at/all", "runs/digits/nothing", "./nothing", "not a name"])
+def test_a_folder_that_is_nowhere_is_refused(name):
+    with pytest.raises(ConfigurationError, match=r"there is no such folder here, and it is no hub id \(`owner/name`\)"):
         load_pipeline(name)
 
 
-def test_pickled_weights_are_refused(tmp_path):
-    DDPMPipeline(tiny_unet(), DDPMScheduler()).save_pretrained(tmp_path, safe_serialization=False)
-    with pytest.raises(ConfigurationError, match=r"DDPMPipeline in .* cannot be loaded"):
-        load_pipeline(str(tmp_path))
+@pytest.mark.parametrize("source", [{}, {"revision": "refs/pr/1"}, {"local_files_only": True}])
+def test_a_hub_id_out_of_reach_is_refused_with_how_to_get_it(source):
+    at = f" --revision {source['revision']}" if "revision" in source else ""
+    expected = f"not in the hub's cache .* could not be reached .*run `hf download no/such-pipeline{at}`, or with `--local-dir DIR`"
+    with pytest.raises(ConfigurationError, match=expected):
+        load_pipeline("no/such-pipeline", **source)
+
+
+HUB = """
+import http.server, threading
+class Hub(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        code, status = "RepoNotFound", 404
+        if "/old/" in self.path:
+            code = "RevisionNotFound"
+        if "/gated/" in self.path:
+            code, status = ("GatedRepo", 403) if "/resolve/" in self.path else ("", 200)  # its list of files is public
+        answer = b'[{"type": "file", "path": "model_index.json", "size": 1, "oid": "0"}]' if status == 200 else b"{}"
+        self.send_response(status)
+        self.send_header("X-Error-Code", code)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer if self.command == "GET" else b"")
+    do_HEAD = do_GET
+    def log_message(self, *args): pass
+server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+import os
+os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
+os.environ.pop("HF_HUB_OFFLINE")
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.pretrained import load_pipeline
+for name in ("gated/pipeline", "missing/pipeline", "old/pipeline"):
+    try:
+        load_pipeline(name, revision="v9")
+    except ConfigurationError as error:
+        print(error)
+"""
+
+
+def test_what_the_hub_refuses_is_told_with_what_to_do(tmp_path):
+    """By a hub of one's own, as the process knows it from its start."""
+    environment = {**os.environ, "HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-c", HUB], check=True, env=environment, capture_output=True, text=True, timeout=300
+    )
+    gated, missing, old = done.stdout.splitlines()
+    assert (
+        "access to it is gated. Accept its terms on https://huggingface.co/gated/pipeline, then log in by `hf auth login`"
+        in gated
+    )
+    assert "no repository of this name, or a private one: check the name" in missing
+    assert "the hub's old/pipeline has no revision 'v9'; leave `revision` out, or name a branch, tag or commit" in old
+
+
+def test_a_cached_hub_pipeline_is_read_without_the_hub(tmp_path, monkeypatch):
+    """In the layout of the hub's cache: a snapshot folder for each commit, and what each branch points to."""
+    commit = "0" * 40
+    repository = tmp_path / "models--someone--tiny"
+    shutil.copytree(saved("DDIMPipeline"), repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert load_pipeline("someone/tiny").latent_shape == (3, 8, 8)
+    assert load_pipeline("someone/tiny", local_files_only=True, revision="main").latent_shape == (3, 8, 8)
+    shutil.rmtree(repository / "snapshots" / commit / "unet")
+    with pytest.raises(ConfigurationError, match="someone/tiny lacks its unet"):
+        load_pipeline("someone/tiny")
+
+
+@pytest.mark.parametrize("component", ["unet", "scheduler"])
+def test_a_missing_component_is_named(folder, component):
+    shutil.rmtree(folder / component)
+    with pytest.raises(
+        ConfigurationError, match=f"lacks its {component}: .* there is no folder '{component}'. Copy or download"
+    ):
+        load_pipeline(str(folder))
+
+
+def test_a_missing_text_encoder_is_named(tmp_path):
+    shutil.copytree(saved("StableDiffusionXLPipeline"), tmp_path / "xl")
+    shutil.rmtree(tmp_path / "xl" / "text_encoder_2")
+    with pytest.raises(
+        ConfigurationError, match=r"lacks its text_encoder_2: model_index.json names a CLIPTextModelWithProjection"
+    ):
+        load_pipeline(str(tmp_path / "xl"))
+
+
+def test_missing_weights_are_told(folder):
+    (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(ConfigurationError, match=r"The unet in .* has no weights \(\*.safetensors\)"):
+        load_pipeline(str(folder))
+
+
+def test_pickled_weights_are_refused_with_how_to_convert_them(tmp_path):
+    DDPMPipeline(tiny_unet(), DDPMScheduler()).save_pretrained(tmp_path / "pickled", safe_serialization=False)
+    with pytest.raises(ConfigurationError, match=r"The unet in .* only as diffusion_pytorch_model.bin, a pickle"):
+        load_pipeline(str(tmp_path / "pickled"))
+    # as the message says:
+    DiffusionPipeline.from_pretrained(tmp_path / "pickled", use_safetensors=False).save_pretrained(tmp_path / "safe")
+    load_pipeline(str(tmp_path / "safe"))
 
 
 def test_broken_weights_are_refused(folder):
@@ -71,3 +191,77 @@ def test_broken_weights_are_refused(folder):
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(ConfigurationError, match=r"DDPMPipeline in .* cannot be loaded"):
         load_pipeline(str(folder))
+
+
+@pytest.fixture
+def half(tmp_path):
+    """Stable Diffusion with weights in half precision only."""
+    pipeline = tiny("StableDiffusionPipeline")
+    for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
+        part.half()
+    pipeline.save_pretrained(tmp_path / "half", variant="fp16")
+    return tmp_path / "half"
+
+
+def test_a_half_precision_variant_is_loaded_in_float32(half):
+    model = load_pipeline(str(half), variant="fp16")
+    assert {parameter.dtype for module in model.modules for parameter in module.parameters()} == {torch.float32}
+    whole = load_pipeline(str(saved("StableDiffusionPipeline")))
+    for ours, theirs in zip(model.network.parameters(), whole.network.parameters(), strict=True):
+        assert torch.equal(ours, theirs.half().float())
+
+
+@pytest.mark.parametrize("variant", [None, "bf16"])
+def test_a_variant_that_is_not_there_is_refused_with_those_that_are(half, variant):
+    what = "no variant 'bf16'" if variant else "no weights without a variant"
+    with pytest.raises(ConfigurationError, match=f"There (is|are) {what} in .*; there is 'fp16'. Set `variant`"):
+        load_pipeline(str(half), variant=variant)
+
+
+def test_a_component_without_the_variant_is_read_without_it(half):
+    """As diffusers does: of some pipelines only the large components have variants."""
+    shutil.copytree(saved("StableDiffusionPipeline") / "vae", half / "vae", dirs_exist_ok=True)
+    (half / "vae" / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    load_pipeline(str(half), variant="fp16")
+    with pytest.raises(
+        ConfigurationError, match=r"There is no variant 'bf16' in .*; there is 'fp16' and weights without a variant"
+    ):
+        load_pipeline(str(half), variant="bf16")
+
+
+def test_weights_in_parts_are_found_with_their_variants():
+    files = [
+        "model-00001-of-00002.safetensors",
+        "model.fp16-00001-of-00002.safetensors",
+        "model-00001-of-00002.bf16.safetensors",
+    ]
+    index = {"_class_name": "StableDiffusion3Pipeline", "text_encoder_3": ["transformers", "T5EncoderModel"]}
+    for file, variant in zip(files, (None, "fp16", "bf16"), strict=True):
+        check_files("sd3", index, [f"text_encoder_3/{file}"], variant)
+        with pytest.raises(ConfigurationError, match="There is no variant 'fp8' in sd3"):
+            check_files("sd3", index, [f"text_encoder_3/{file}"], "fp8")
+
+
+# --- text encoders for a network of one's own ----------------------------------------------------------------------------
+
+
+def test_frozen_text_encoders_are_read_from_yaml(tmp_path):
+    import yaml
+    from jsonargparse import ArgumentParser
+
+    where = str(saved("PixArtAlphaPipeline"))
+    config = {"encoder": {"class_path": "ldmprobe.models.pretrained.PretrainedText", "init_args": {"pipeline": where}}}
+    parser = ArgumentParser()
+    parser.add_class_arguments(TextConditioning, "text")
+    text = yaml.safe_dump({"text": config | {"prompts": ["a red cat"]}})
+    conditioning = parser.instantiate_classes(parser.parse_string(text)).text
+    whole = load_pipeline(where, prompts=["a red cat"])
+    ids = torch.arange(2)
+    torch.testing.assert_close(conditioning.for_samples(ids), whole.conditioning.for_samples(ids))
+    assert not any(parameter.requires_grad for parameter in conditioning.parameters())
+    assert {name.split(".")[1] for name, _ in conditioning.named_parameters()} == {"encoders"}
+
+
+def test_a_pipeline_without_text_has_no_text_encoder():
+    with pytest.raises(ConfigurationError, match="is a DiTPipeline, which has no text encoder"):
+        PretrainedText(str(saved("DiTPipeline")))

@@ -27,12 +27,14 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.models.pipeline import as_pipeline
 from ldmprobe.models.pretrained import load_pipeline
+from ldmprobe.models.text import SmallCLIP, TextConditioning
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking.store import RecordStore
 from ldmprobe.training.checkpoint import load_diffusion_model
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import FLOAT32, WHOLE_PATH, tiny_unet
+from tests.pipelines import conditional_unet
 from tests.training.test_latent_diffusion import trainer
 
 STEPS = 4
@@ -62,9 +64,10 @@ def tiny_autoencoder():
     return AutoencoderTiny(in_channels=1, out_channels=1, latent_channels=2, **channels, **blocks)
 
 
-def dit(num_classes=10):
+def dit(num_classes=10, channels=2, size=4):
     torch.manual_seed(2)
-    settings = {"in_channels": 2, "out_channels": 4, "num_layers": 1, "sample_size": 4, "norm_num_groups": 2}
+    shape = {"in_channels": channels, "out_channels": 2 * channels, "sample_size": size}
+    settings = {**shape, "num_layers": 1, "norm_num_groups": 2}
     network = DiTTransformer2DModel(2, 8, num_embeds_ada_norm=num_classes, **settings)
     for parameter in network.parameters():  # DiT starts with zeros
         torch.nn.init.normal_(parameter, std=0.1)
@@ -78,15 +81,29 @@ def latents(encoder, scale="measure", network=None, **settings):
     return {"network": network, "codec": LatentCodec(encoder, scale=scale), **settings}
 
 
+def text(**settings):
+    """Captions with a CLIP of one's own, trained with the network; 16×16 shapes in pixel space, unless there is a codec."""
+    torch.manual_seed(0)
+    encoder = SmallCLIP("a small large red circle on the left", width=16, num_heads=2)
+    conditioning = TextConditioning(encoder, prompts=["a red circle", "a small"], trained=True)
+    channels, size = (2, 8) if "codec" in settings else (3, 16)
+    network = conditional_unet(in_channels=channels, out_channels=channels, sample_size=size)
+    return {"network": network, "conditioning": conditioning, **settings}
+
+
 def pixels(**settings):
     torch.manual_seed(0)
     return {"network": tiny_unet(channels=1), **settings}
 
 
 def trained(path: Path, callbacks=(), **settings) -> Path:
-    """A checkpoint after two steps on 8×8 digits."""
+    """A checkpoint after two steps on 8×8 digits, or with text on 16×16 shapes."""
     fit = trainer(path.parent, max_steps=2, callbacks=list(callbacks), limit_val_batches=0)
-    data = ImageData("builtin:digits", label_column="label", image_size=8, batch_size=16, check_rows=5)
+    if isinstance(settings.get("conditioning"), TextConditioning):
+        shapes = {"num_images": 64, "size": 16}
+        data = ImageData("builtin:shapes", dataset_kwargs=shapes, caption_column="caption", batch_size=16, check_rows=5)
+    else:
+        data = ImageData("builtin:digits", label_column="label", image_size=8, batch_size=16, check_rows=5)
     fit.fit(LatentDiffusion(validation_timesteps=2, ema_decay=0.9, **settings), data)
     fit.save_checkpoint(path)
     return path
@@ -109,6 +126,12 @@ COMBINATIONS = {
     ),
     "AutoencoderTiny": ("LDMPipeline", lambda: latents(tiny_autoencoder(), scale=0.5)),
     "DiT": ("DiTPipeline", lambda: latents(autoencoder(), network=dit(), conditioning=ClassConditioning(10))),
+    "text": ("StableDiffusionPipeline", lambda: text(codec=LatentCodec(autoencoder(in_channels=3, out_channels=3)))),
+    "text, pixels": ("StableDiffusionPipeline", text),
+    "DiT, pixels": (
+        "DiTPipeline",
+        lambda: {"network": dit(channels=1, size=8), "conditioning": ClassConditioning(10)},
+    ),
 }
 
 
@@ -152,38 +175,51 @@ def compared(checkpoint, folder, condition, **call):
     return type(pipeline).__name__
 
 
-@pytest.mark.parametrize("name", [name for name in COMBINATIONS if name != "DiT"])
+@pytest.mark.parametrize("name", [name for name in COMBINATIONS if not name.startswith(("DiT", "text"))])
 def test_images_are_the_same_from_the_same_noise(name, exported):
     assert compared(*exported(name), {}, batch_size=3) == COMBINATIONS[name][0]
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
-def test_so_are_those_of_classes_with_and_without_guidance(guidance_scale, exported):
-    checkpoint, folder = exported("DiT")
+@pytest.mark.parametrize("name", ["DiT", "DiT, pixels"])
+def test_so_are_those_of_classes_with_and_without_guidance(name, guidance_scale, exported):
+    checkpoint, folder = exported(name)
     condition = {"class_labels": torch.tensor([0, 3, 9])}
     call = {"class_labels": [0, 3, 9], "guidance_scale": guidance_scale}
     assert compared(checkpoint, folder, condition, **call) == "DiTPipeline"
     assert DiffusionPipeline.from_pretrained(folder).get_label_ids(["0", "9"]) == [0, 9]
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+@pytest.mark.parametrize("name", ["text", "text, pixels"])
+def test_and_those_of_text(name, guidance_scale, exported):
+    checkpoint, folder = exported(name)
+    prompts = ["a small circle", "left", "red"]
+    condition = load_diffusion_model(checkpoint).conditioning.from_batch({"caption": prompts})
+    call = {"prompt": prompts, "guidance_scale": guidance_scale}
+    assert compared(checkpoint, folder, condition, **call) == "StableDiffusionPipeline"
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_the_folder_is_read_back_as_the_same_model(name, exported):
     checkpoint, folder = exported(name)
-    before, after = load_diffusion_model(checkpoint), load_pipeline(str(folder))
+    before = load_diffusion_model(checkpoint)
+    after = load_pipeline(str(folder), prompts=getattr(before.conditioning, "prompts", ("",)))
     assert (after.latent_shape, after.schedule.prediction_type) == (
         before.latent_shape,
         before.schedule.prediction_type,
     )
     torch.testing.assert_close(after.schedule.alpha, before.schedule.alpha, **FLOAT32)
-    assert float(after.codec.scale) == float(before.codec.scale)
+    if before.codec.autoencoder is not None:
+        assert float(after.codec.scale) == float(before.codec.scale)
     z, t = torch.randn(3, *before.latent_shape), before.schedule.model_time[[0, 500, 999]]
     condition, ids = before.conditioning.for_samples(torch.arange(3)), torch.arange(25)
     torch.testing.assert_close(after.conditioning.for_samples(ids), before.conditioning.for_samples(ids))
     torch.testing.assert_close(after.conditioning.null(3, z.device), before.conditioning.null(3, z.device))
     torch.testing.assert_close(after.predict(z, t, condition), before.predict(z, t, condition), **FLOAT32)
     torch.testing.assert_close(after.codec.decode(z), before.codec.decode(z), **WHOLE_PATH)
-    images = torch.rand(2, 1, 8, 8) * 2 - 1
+    images = torch.rand_like(before.codec.decode(z)) * 2 - 1
     torch.testing.assert_close(after.codec.encode(images), before.codec.encode(images), **WHOLE_PATH)
 
 
@@ -232,10 +268,13 @@ REFUSED = {
     "UNet2DModel with Unconditional in latent space and flow matching": lambda: latents(
         autoencoder(), 1.0, scheduler=FlowMatchEulerDiscreteScheduler(), **SMALL
     ),
-    "DiTTransformer2DModel with ClassConditioning in pixel space": lambda: {
-        "network": dit(),
-        "conditioning": ClassConditioning(10),
-    },
+    "DiTTransformer2DModel with ClassConditioning in latent space and flow matching": lambda: latents(
+        autoencoder(),
+        1.0,
+        network=dit(),
+        conditioning=ClassConditioning(10),
+        scheduler=FlowMatchEulerDiscreteScheduler(),
+    ),
     "AutoencoderTiny are shifted by 0.3": lambda: latents(tiny_autoencoder(), 1.0, **SMALL),
     "The pixels are scaled by 0.5 and shifted by 0.3": lambda: pixels(codec=LatentCodec(scale=0.5)),
     "latents are 4×8; a LDMPipeline samples square ones only": lambda: latents(

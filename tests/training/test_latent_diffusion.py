@@ -15,9 +15,11 @@ from ldmprobe.diffusion.weighting import LearnedUncertainty, MinSNR
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning
+from ldmprobe.models.text import SmallCLIP, TextConditioning
 from ldmprobe.training.checkpoint import load_diffusion_model
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import sd_scheduler, tiny_unet
+from tests.pipelines import conditional_unet
 
 
 def digits(**kwargs):
@@ -248,3 +250,116 @@ def test_normalising_a_weighting_only_scales_it():
     ratio = raw.weights() / normalised.weights()
     torch.testing.assert_close(ratio, ratio[0].expand_as(ratio), rtol=1e-12, atol=0)
     assert float((normalised.weights() * normalised.probabilities()).sum()) == pytest.approx(1, rel=1e-12)
+
+
+# --- text ------------------------------------------------------------------------------------------------------------
+
+
+def captioned():
+    dataset = {"num_images": 40, "size": 8}
+    return ImageData("builtin:shapes", dataset, caption_column="caption", batch_size=8, check_rows=2)
+
+
+def text_module(words="red blue circle square", **kwargs):
+    torch.manual_seed(0)
+    text = TextConditioning(SmallCLIP(words, width=16), prompts=["a red circle", "a blue star"], trained=True)
+    settings = {"conditioning": text, "ema_decay": 0.5, "validation_timesteps": 1, "optimizer": _adam}
+    return LatentDiffusion(conditional_unet(in_channels=3, out_channels=3), **{**settings, **kwargs})
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+def test_a_text_encoder_trained_along_is_in_the_checkpoint_and_resumes(tmp_path, precision):
+    whole, first, resumed = text_module(), text_module(), text_module()
+    start = copy.deepcopy(whole.conditioning.state_dict())
+    trainer(tmp_path / "whole", max_steps=4, precision=precision).fit(whole, captioned())
+    fit = trainer(tmp_path / "first", max_steps=2, precision=precision)
+    fit.fit(first, captioned())
+    fit.save_checkpoint(tmp_path / "two.ckpt")
+    trainer(tmp_path / "second", max_steps=4, precision=precision).fit(
+        resumed, captioned(), ckpt_path=str(tmp_path / "two.ckpt")
+    )
+    assert_same_state(whole.state_dict(), resumed.state_dict())
+    loaded = load_diffusion_model(tmp_path / "two.ckpt")
+    assert loaded.conditioning.prompts == ("a red circle", "a blue star")
+    assert_same_state(loaded.conditioning.state_dict(), first.conditioning.state_dict())
+    assert not torch.equal(next(iter(start.values())), next(iter(loaded.conditioning.state_dict().values())))
+    ids = torch.arange(3)
+    condition = loaded.conditioning.for_samples(ids)
+    torch.testing.assert_close(condition, first.eval().conditioning.for_samples(ids))
+
+
+def test_a_checkpoint_of_other_words_is_refused(tmp_path):
+    fit = trainer(tmp_path, max_steps=1)
+    fit.fit(text_module(), captioned())
+    fit.save_checkpoint(tmp_path / "model.ckpt")
+    with pytest.raises(
+        ConfigurationError, match=r"its text has encoders\.text_encoder\.config\.vocab_size = \d+, this run's"
+    ):
+        trainer(tmp_path).fit(text_module("green star"), captioned(), ckpt_path=str(tmp_path / "model.ckpt"))
+
+
+# --- noise, memory ---------------------------------------------------------------------------------------------------
+
+
+class Seen(nn.Module):
+    """Predicts zero and keeps what it was shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.z_t = []
+
+    def forward(self, z_t, t, condition):
+        self.z_t.append(z_t.detach())
+        return self.weight * z_t
+
+
+def _shown_and_errors(**noise):
+    """What the network is shown of z_0 = 0 at full noise, and the mean squares of ε, its targets."""
+    network = Seen()
+    model = LatentDiffusion(network, latent_shape=(2, 16, 16), ema_decay=None, **noise)
+    model.log = lambda *args, **kwargs: None
+    model.timesteps.forward = lambda number, schedule: torch.full((number,), schedule.num_timesteps - 1)
+    torch.manual_seed(0)
+    out = model.training_step({"image": torch.zeros(512, 2, 16, 16)}, 0)
+    sigma = model.schedule.sigma[-1].float()
+    return network.z_t[0] / sigma, out["epsilon_mse"]
+
+
+def test_offset_noise_moves_each_channel_of_each_sample_by_one_number():
+    shown, target = _shown_and_errors(offset_noise=0.5)
+    means = shown.mean((2, 3))
+    # Of 1,024 means the variance is s² + 1/256, to 1024^-1/2 · 2^1/2 = 4.4 %; within a channel it stays 1.
+    assert float(means.var()) == pytest.approx(0.25 + 1 / 256, rel=0.15)
+    assert float((shown - means[:, :, None, None]).var()) == pytest.approx(1 - 1 / 256, rel=0.02)
+    torch.testing.assert_close(target, shown.pow(2).mean((1, 2, 3)), rtol=1e-4, atol=0)
+
+
+def test_input_perturbation_is_in_the_input_and_not_in_the_target():
+    shown, target = _shown_and_errors(input_perturbation=0.5)
+    assert float(shown.var()) == pytest.approx(1.25, rel=0.02)
+    assert float(target.mean()) == pytest.approx(1.0, rel=0.02)
+
+
+def test_without_either_nothing_is_drawn_for_them():
+    (plain, _), (both, _) = _shown_and_errors(), _shown_and_errors(offset_noise=1e-9, input_perturbation=1e-9)
+    torch.testing.assert_close(plain, both, rtol=0, atol=1e-6)
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    gradients = []
+    for on in (False, True):
+        model = text_module(gradient_checkpointing=on)
+        model.log = lambda *args, **kwargs: None
+        torch.manual_seed(1)
+        batch = {"image": torch.rand(4, 3, 8, 8), "caption": ["a red circle", "blue", "square", ""]}
+        model.training_step(batch, 0)["loss"].backward()
+        assert any(getattr(module, "gradient_checkpointing", False) for module in model.network.modules()) == on
+        assert any(getattr(module, "gradient_checkpointing", False) for module in model.conditioning.modules()) == on
+        gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-7)
+
+
+def test_a_network_without_gradient_checkpointing_says_so():
+    with pytest.raises(ConfigurationError, match="OneLayer has no gradient checkpointing; leave out"):
+        LatentDiffusion(OneLayer(), gradient_checkpointing=True)

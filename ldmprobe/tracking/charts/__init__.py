@@ -9,6 +9,7 @@ from ldmprobe.tracking.charts.denoising import (
     residual_chart,
     skill_chart,
 )
+from ldmprobe.tracking.charts.forgetting import before_and_after_chart, forgetting_chart, forgetting_history_chart
 from ldmprobe.tracking.charts.heatmap import heatmap_chart
 from ldmprobe.tracking.charts.objective import objective_chart
 from ldmprobe.tracking.charts.quality import fid_chart, kid_chart
@@ -16,7 +17,10 @@ from ldmprobe.tracking.charts.sampling import gap_chart, kl_chart, ratio_chart, 
 from ldmprobe.tracking.charts.scatter import pca_chart
 
 __all__ = [
+    "before_and_after_chart",
     "fid_chart",
+    "forgetting_chart",
+    "forgetting_history_chart",
     "gain_chart",
     "gap_chart",
     "heatmap_chart",

@@ -1,0 +1,162 @@
+"""Forgetting: what finetuning takes from each noise level on the base model's own kind of data, and gives it on the new."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+from torch import Tensor
+
+from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
+from ldmprobe.callbacks.probe_data import held_out_of, reference_of
+from ldmprobe.callbacks.rank_zero import from_rank_zero
+from ldmprobe.data.images import ImageData
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
+from ldmprobe.probing.forgetting import KindOfData, probe_forgetting
+from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.probe import Ranks, evaluating
+from ldmprobe.probing.real_data import reference_at
+from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.probing.reference import Reference, latents_of
+from ldmprobe.tracking.store import RecordStore
+
+
+class Forgetting(ProbeCallback):
+    """Runs the denoising probe on held-out data of the base model's kind and on the Trainer's, and compares both, draw by draw, with what it
+    found before the first optimiser step. No copy of the base model is kept: the record of step 0 has the errors of its every draw.
+
+    =======================================  ============================================================  =====
+    key (each also ``…/new/…``)              what                                                          unit
+    =======================================  ============================================================  =====
+    probe/forgetting_nats/base/tNNNN         change since step 0, below 0 is lost                          nats
+    probe/forgetting_skill_change/base/tNNNN the same as change of skill                                   1
+    probe/forgetting_skill/base/tNNNN        1 − mse/mmse: below 0 is worse than a Wiener filter           1
+    probe/forgetting_residual/base/tNNNN     R: share of the error that a linear correction would remove   1
+    probe/forgotten_nats                     lost on the base model's data over all levels, net            nats
+    probe/gained_nats                        gained on the new data over all levels, net                   nats
+    probe/…_nats_half_width                  of the 95 % interval of each                                  nats
+    =======================================  ============================================================  =====
+
+    Args:
+        base_data: data of the kind that the base model was trained on, an ImageData; seen through the codec and conditioning of the model in
+            training. What the linear denoiser is fitted on stays in ``base_reference.safetensors`` in the run's directory.
+        every_n_steps: optimiser steps between probes.
+        num_images: held-out images of each kind, as many as there are up to this.
+        num_draws: noised latents per level and kind; with fewer images, each is drawn several times.
+        batch_size: latents through the network at once.
+        num_reference: training images of each kind that its linear denoiser is fitted on.
+        seed: of the noise.
+
+    Raises:
+        ConfigurationError: before training: ``base_data`` does not fit the model; or a run is resumed whose base model was not measured.
+    """
+
+    def __init__(
+        self,
+        base_data: ImageData,
+        every_n_steps: int = 1000,
+        num_images: int = 512,
+        num_draws: int = 512,
+        batch_size: int = 256,
+        num_reference: int = 4096,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(every_n_steps)
+        for name, value, least in (
+            ("num_images", num_images, 8),
+            ("num_draws", num_draws, 32),
+            ("batch_size", batch_size, 1),
+        ):
+            if value < least:
+                raise ConfigurationError(f"Forgetting got {name} {value}; expected at least {least}.")
+        if not isinstance(base_data, ImageData):
+            raise ConfigurationError(
+                f"Forgetting got base_data of {type(base_data).__name__}; expected a ldmprobe.data.images.ImageData."
+            )
+        self.base_data = base_data
+        self.num_images, self.num_draws, self.batch_size = num_images, num_draws, batch_size
+        self.num_reference, self.seed = num_reference, seed
+        self._references: tuple[Reference, Reference] | None = None
+        self._before: ProbeRecord | None = None
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        from_rank_zero(trainer, self.base_data.prepare_data)
+        super().on_fit_start(trainer, pl_module)
+        if self._resuming:
+            self._before = from_rank_zero(trainer, lambda: _of_the_base_model(run_directory(trainer)))
+
+    def check(self, model: DiffusionModel) -> None:
+        try:
+            with evaluating(model.modules):
+                self.base_data.setup("fit")
+                shape = model.codec.latent_shape(self.base_data.image_shape)
+                if tuple(shape) != tuple(model.latent_shape):
+                    raise ConfigurationError(
+                        f"its images become latents of shape {tuple(shape)}, the model's are {tuple(model.latent_shape)}; set its "
+                        "`image_size` and `channels`."
+                    )
+                model.conditioning.prepare(model.network, self.base_data)
+                self.base_data.check_latents(model.codec, model.conditioning)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"Forgetting cannot use its base_data: {error}") from error
+
+    def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
+        model = diffusion_model_of(pl_module)
+        if self._references is None:
+            self._references = (
+                self._base_reference(trainer, model),
+                reference_of(trainer, model, self.num_reference),
+            )
+        # Encoded anew each time, since a text encoder may be trained, too.
+        held_out = self._base_held_out(trainer, model), held_out_of(trainer, model, self.num_images)
+        base_data, new_data = (KindOfData(*each) for each in zip(held_out, self._references, strict=True))
+        with self.progress(trainer) as progress:
+            record = probe_forgetting(
+                model,
+                base_data,
+                new_data,
+                before=self._before,
+                num_draws=self.num_draws,
+                batch_size=self.batch_size,
+                seed=self.seed,
+                step=trainer.global_step,
+                ranks=ranks,
+                progress=progress,
+            )
+        self._before = self._before or record
+        return record
+
+    def _base_held_out(self, trainer: L.Trainer, model: DiffusionModel) -> HeldOut:
+        def make() -> HeldOut:
+            with evaluating(model.modules):
+                batches = self.base_data.reference_batches(self.num_images, held_out=True)
+                return HeldOut.encode(model.codec, model.conditioning, batches)
+
+        return from_rank_zero(trainer, make)
+
+    def _base_reference(self, trainer: L.Trainer, model: DiffusionModel) -> Reference:
+        """As the run's directory has it, or fitted and put there; by rank zero, for all ranks."""
+        path = run_directory(trainer) / "base_reference.safetensors"
+
+        def latents() -> Tensor:
+            return latents_of(model.codec, self.base_data.reference_batches(self.num_reference))
+
+        def make() -> Reference:
+            if not path.exists():
+                with evaluating(model.modules):
+                    reference_at(path, model, latents).save(path)
+            return reference_at(path, model, latents)
+
+        return from_rank_zero(trainer, make)
+
+
+def _of_the_base_model(run_dir: Path) -> ProbeRecord:
+    record = next((record for record in RecordStore(run_dir).read("forgetting") if record.step == 0), None)
+    if record is None:
+        raise ConfigurationError(
+            f"Forgetting compares with the base model, which is measured before the first optimiser step, and there is no such record in "
+            f"{run_dir}: start anew with Forgetting among the callbacks, or take it out and compare the two models afterwards by "
+            "ldmprobe.probing.forgetting.probe_forgetting."
+        )
+    return record

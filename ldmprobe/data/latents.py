@@ -1,0 +1,294 @@
+"""Latents encoded once and kept on disk: the folder's format, its key and its reader. ``ldmprobe cache`` writes it.
+
+``cache.json`` says what the folder is of and how many rows it has; ``train-00000.safetensors``, … and ``held_out-…`` have the latents of
+so many rows each, with index, label and caption; ``text-…`` has what a frozen text encoder makes of each different caption.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldmprobe.data.rows import RowReader
+from ldmprobe.data.sources import ROW_NUMBER
+from ldmprobe.data.stream import ShuffledStream
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.conditioning import Conditioning
+from ldmprobe.models.text import TextConditioning
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+SPLITS = ("train", "held_out")
+_DESCRIPTION = "cache.json"
+_FORMAT = 1
+_IMAGES_HASHED = 512  # of each split, evenly spread
+_VALUES_HASHED = 65_536  # of each weight tensor
+
+
+# --- the key -------------------------------------------------------------------------------------------------------------
+
+
+def cache_key(
+    rows: dict[str, Any], reader: RowReader, codec: LatentCodec, conditioning: Conditioning, dtype: str
+) -> dict[str, Any]:
+    """All that cached latents depend on, as plain values by part. Writer and reader of a cache both compute it, by this function.
+
+    Of the data these are the number of rows, all labels and captions, and the images, as they are stored, of up to 512 rows of each split.
+    The codec's scale and shift are no part: latents are kept before them.
+
+    Args:
+        rows: of each of :data:`SPLITS`.
+        conditioning: ready for the network and the data (:meth:`Conditioning.prepare`).
+    """
+    description = {name: value for name, value in codec.description.items() if name not in ("scale", "shift")}
+    return {
+        "format": _FORMAT,
+        "data": {
+            "rows": {split: len(rows[split]) for split in SPLITS},
+            "columns": [reader.image_column, reader.label_column, reader.caption_column],
+            "content": {split: _content_hash(rows[split], reader) for split in SPLITS},
+        },
+        "transforms": {name: getattr(reader, name) for name in ("size", "channels", "resize", "random_flip")},
+        "codec": json.loads(json.dumps(description, default=str)) | {"weights": _weights_hash(codec.weights())},
+        "latents": {"kind": codec.unscaled_kind, "dtype": dtype},
+        "text": _text_key(conditioning),
+    }
+
+
+def key_hash(key: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def frozen_text(conditioning: Conditioning) -> TextConditioning | None:
+    """The conditioning, if it is one whose text can be encoded beforehand."""
+    return conditioning if isinstance(conditioning, TextConditioning) and not conditioning.trained else None
+
+
+def _text_key(conditioning: Conditioning) -> dict[str, Any] | None:
+    text = frozen_text(conditioning)
+    if text is None:
+        return None
+    description = json.dumps(text.encoder.description, sort_keys=True, default=str)
+    return {
+        "encoder": hashlib.sha256(description.encode()).hexdigest(),
+        "weights": _weights_hash(text.encoder.state_dict().items()),
+        "size": {name: value.tolist() for name, value in text.encoder.size.items()},
+    }
+
+
+def _weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
+    """Of up to 65,536 evenly spaced values of each, as float32 whatever they are stored in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(weights):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        values = tensor.detach().flatten()[:: max(1, -(-tensor.numel() // _VALUES_HASHED))]
+        digest.update(values.cpu().float().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _content_hash(rows: Any, reader: RowReader) -> str:
+    digest = hashlib.sha256()
+    for column in (reader.label_column, reader.caption_column, ROW_NUMBER):
+        if column in rows.column_names:
+            digest.update(json.dumps(rows[column][:]).encode())
+    for i in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _IMAGES_HASHED)).round().astype(int)):
+        value = rows[int(i)][reader.image_column]
+        if isinstance(value, dict):  # undecoded: {"bytes": ..., "path": ...}
+            digest.update(value["bytes"] or Path(value["path"]).read_bytes())
+        else:
+            digest.update(np.asarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def _difference(theirs: Any, ours: Any, name: str = "") -> str | None:
+    """The first part in which two keys differ, in words."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        found = (_difference(theirs.get(part), ours.get(part), f"{name} {part}".strip()) for part in {**theirs, **ours})
+        return next((text for text in found if text is not None), None)
+    return None if theirs == ours else f"{name} is {_short(theirs)} there and {_short(ours)} in this configuration"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return "encoded"
+    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else str(value)
+
+
+# --- the folder ----------------------------------------------------------------------------------------------------------
+
+
+class Shard(NamedTuple):
+    """One file: rows ``start`` … ``stop − 1`` of a split, or captions of "text"."""
+
+    split: str
+    start: int
+    stop: int
+    path: Path
+
+
+class LatentCache:
+    """A folder of latents.
+
+    Attributes:
+        key: of what they are, see :func:`cache_key`.
+        num_rows: of each split, and of "text".
+        rows_per_shard: in each file but a split's last.
+        image_shape: (C, H, W) of the images.
+
+    Raises:
+        ConfigurationError: the folder is none.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        try:
+            description = json.loads((folder / _DESCRIPTION).read_text())
+            self.key: dict[str, Any] = description["key"]
+            self.num_rows: dict[str, int] = description["num_rows"]
+            self.rows_per_shard: int = description["rows_per_shard"]
+            self.image_shape: tuple[int, ...] = tuple(description["image_shape"])
+        except Exception as error:  # no folder, no file, no JSON, another JSON: all mean the same
+            raise ConfigurationError(
+                f"{folder} is no cache of latents ({type(error).__name__}: {error}); `ldmprobe cache --config YOURS.yaml --out {folder}` makes "
+                "one there."
+            ) from error
+
+    @staticmethod
+    def describe(
+        key: dict[str, Any], num_rows: dict[str, int], rows_per_shard: int, image_shape: tuple[int, ...]
+    ) -> bytes:
+        """The content of a new folder's ``cache.json``."""
+        description = {
+            "key": key,
+            "num_rows": num_rows,
+            "rows_per_shard": rows_per_shard,
+            "image_shape": list(image_shape),
+        }
+        return json.dumps(description, indent=1).encode()
+
+    @staticmethod
+    def description_path(folder: Path) -> Path:
+        return folder / _DESCRIPTION
+
+    @property
+    def dtype(self) -> str:
+        return self.key["latents"]["dtype"]
+
+    def shards(self, split: str | None = None) -> list[Shard]:
+        """All files that there are when the cache is complete."""
+        size = self.rows_per_shard
+        return [
+            Shard(name, start, min(start + size, number), self.folder / f"{name}-{start // size:05d}.safetensors")
+            for name, number in self.num_rows.items()
+            if split in (None, name)
+            for start in range(0, number, size)
+        ]
+
+    def check_key(self, key: dict[str, Any]) -> None:
+        """Raise ConfigurationError, naming what differs, where these are latents of something else."""
+        difference = _difference(self.key, key)
+        if difference is not None:
+            raise ConfigurationError(
+                f"{self.folder} holds latents of something else: its {difference}. `ldmprobe cache --config YOURS.yaml --out ANOTHER_FOLDER` "
+                "makes those of this configuration."
+            )
+
+    def check_complete(self) -> None:
+        """Raise ConfigurationError where files are missing."""
+        shards = self.shards()
+        missing = [shard for shard in shards if not shard.path.is_file()]
+        if missing:
+            raise ConfigurationError(
+                f"{self.folder} is not complete: {len(missing)} of {len(shards)} files are missing, such as {missing[0].path.name}; `ldmprobe "
+                f"cache --config YOURS.yaml --out {self.folder}` finishes it."
+            )
+
+    def rows(self, split: str) -> LatentRows:
+        text = LatentRows(self, "text", None) if self.num_rows["text"] else None
+        return LatentRows(self, split, text)
+
+
+# --- reading -------------------------------------------------------------------------------------------------------------
+
+
+class LatentRows:
+    """The rows of a split, memory-mapped: rows and their reader at once, as :class:`ShuffledStream` takes them.
+
+    Args:
+        text: the rows of "text", where the captions are encoded too.
+    """
+
+    def __init__(self, cache: LatentCache, split: str, text: LatentRows | None) -> None:
+        self.shards, self.text = cache.shards(split), text
+        self.rows_per_shard, self.num_rows = cache.rows_per_shard, cache.num_rows[split]
+        self.kind, self.random_flip = cache.key["latents"]["kind"], cache.key["transforms"]["random_flip"]
+        self._open: dict[int, tuple[dict[str, Tensor], dict[str, Any]]] = {}
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # each process maps the files itself
+
+    def __getitem__(self, i: int) -> dict[str, Any]:
+        """As it is stored; latents of shape (views, c, h, w)."""
+        number, offset = divmod(i, self.rows_per_shard)
+        tensors, texts = self._opened(number)
+        return {name: values[offset] for name, values in (*tensors.items(), *texts.items())}
+
+    def read(self, row: dict[str, Any], row_number: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
+        """One sample: ``latent`` (c, h, w) or ``moments`` (2c, h, w), ``index``, and ``label``, ``caption``, ``condition`` if the cache has them.
+
+        Args:
+            rng: draws what :class:`RowReader` would draw; None for no augmentation.
+        """
+        flipped = rng is not None and self.random_flip and rng.random() < 0.5
+        sample = {**row, self.kind: row[self.kind][int(flipped)]}
+        if self.text is not None:
+            sample["condition"] = self.text[int(sample.pop("text"))]
+        return sample
+
+    def _opened(self, number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        if number not in self._open:
+            from safetensors import safe_open
+
+            shard = self.shards[number]
+            try:
+                with safe_open(shard.path, "pt") as file:
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+                    self._open[number] = tensors, json.loads(file.metadata()["ldmprobe"])
+            except Exception as error:  # safetensors and json raise many kinds, all meaning the same
+                raise ConfigurationError(
+                    f"{shard.path} is damaged ({type(error).__name__}: {error}); remove it, and `ldmprobe cache --config YOURS.yaml --out "
+                    f"{shard.path.parent}` makes it again."
+                ) from error
+        return self._open[number]
+
+
+class LatentStream(ShuffledStream):
+    """The same rows in the same order as of images, and the same of them flipped."""
+
+    def __init__(self, rows: LatentRows, seed: int) -> None:
+        super().__init__(rows, rows, seed)  # type: ignore[arg-type]  # it reads as a RowReader does
+
+    def __getitem__(self, positions: list[int]) -> dict[str, Any]:
+        return collate_latents([self._sample(position) for position in positions])
+
+
+def collate_latents(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Samples to a batch: tensors stacked, ``caption`` a list of strings, ``condition`` a dict of tensors (N, …)."""
+    batch: dict[str, Any] = {}
+    for name, first in samples[0].items():
+        values = [sample[name] for sample in samples]
+        if isinstance(first, dict):
+            batch[name] = {part: torch.stack([value[part] for value in values]) for part in first}
+        else:
+            batch[name] = torch.stack(values) if isinstance(first, Tensor) else values
+    return batch

@@ -1,0 +1,135 @@
+"""Where the files of a pipeline are, and whether all are there: asked before anything is downloaded or read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ldmprobe.errors import ConfigurationError
+
+_WITHOUT_WEIGHTS = re.compile("Scheduler|Tokenizer|Processor|FeatureExtractor")  # in the names of classes
+_WEIGHTS = re.compile(
+    r"(model|diffusion_pytorch_model)(\.(?P<variant>[\w-]+?))?(-\d+-of-\d+(\.(?P<old_variant>\w+))?)?\.safetensors"
+)
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_AGAIN = "Copy or download the pipeline again, whole."
+
+
+def find_pipeline(name: str, revision: str | None = None, local_files_only: bool = False) -> tuple[str, list[str]]:
+    """(folder, or hub id where the hub can be asked; the paths of the files there). Where it cannot, its cache will do.
+
+    Raises:
+        ConfigurationError: there is nothing of this name; the message says what it would take.
+    """
+    from huggingface_hub import HfApi, hf_hub_download
+
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return str(folder), _files(folder)
+    try:
+        if not local_files_only:
+            return name, HfApi().list_repo_files(name, revision=revision)
+    except Exception as error:  # of the hub's many kinds some are final; the others mean that it is out of reach
+        if _kinds(error) & {"HFValidationError", "RepositoryNotFoundError", "RevisionNotFoundError"}:
+            raise ConfigurationError(refusal(name, revision, error)) from error
+    try:
+        index = hf_hub_download(name, "model_index.json", revision=revision, local_files_only=True)
+    except Exception as error:
+        raise ConfigurationError(refusal(name, revision, error)) from error
+    return str(Path(index).parent), _files(Path(index).parent)
+
+
+def refusal(name: str, revision: str | None, error: Exception) -> str:
+    """What to tell the user of a pipeline that could not be found."""
+    start = f"{name!r} is no diffusers pipeline that can be read: "
+    if Path(name).expanduser().is_dir():
+        return start + (
+            "the folder has no readable model_index.json. Give the folder that DiffusionPipeline.save_pretrained wrote, not one of its "
+            "components, and no single file of weights."
+        )
+    kinds = _kinds(error)
+    if "HFValidationError" in kinds or name.count("/") > 1 or name.startswith((".", "~", "/")):
+        return start + "there is no such folder here, and it is no hub id (`owner/name`)."
+    if "GatedRepoError" in kinds:
+        return start + (
+            f"access to it is gated. Accept its terms on https://huggingface.co/{name}, then log in by `hf auth login` or set HF_TOKEN."
+        )
+    if "RevisionNotFoundError" in kinds:
+        return (
+            start
+            + f"the hub's {name} has no revision {revision!r}; leave `revision` out, or name a branch, tag or commit."
+        )
+    if "RepositoryNotFoundError" in kinds:
+        return start + (
+            "the hub has no repository of this name, or a private one: check the name; for a private one log in by `hf auth login` or set "
+            "HF_TOKEN."
+        )
+    if "EntryNotFoundError" in kinds and "LocalEntryNotFoundError" not in kinds:
+        return start + "the hub repository has no model_index.json; only whole pipelines can be loaded."
+    at = f" --revision {revision}" if revision else ""
+    return start + (
+        "there is no such folder here, it is not in the hub's cache (HF_HOME), and the hub was not to be asked or could not be "
+        f"reached ({type(error).__name__}). Where there is a connection, run `hf download {name}{at}`, or with `--local-dir DIR`, and "
+        "give DIR here."
+    )
+
+
+def check_files(name: str, index: dict[str, Any], files: Sequence[str], variant: str | None) -> None:
+    """Refuse a pipeline of which a component is missing, or has no safetensors, or has them neither in this variant nor without one.
+
+    Args:
+        index: the components to be read, as model_index.json has them.
+        files: paths in the folder or repository.
+    """
+    folders: dict[str, list[str]] = {}
+    for path in map(PurePosixPath, files):
+        folders.setdefault(path.parts[0], []).append(path.name)
+    variants: dict[str, set[str | None]] = {}
+    for component, entry in index.items():
+        if component.startswith("_") or not isinstance(entry, (list, tuple)) or list(entry) == [None, None]:
+            continue
+        if component not in folders:
+            raise ConfigurationError(
+                f"{name} lacks its {component}: model_index.json names a {entry[1]}, but there is no folder {component!r}. {_AGAIN}"
+            )
+        if not _WITHOUT_WEIGHTS.search(str(entry[1])):
+            variants[component] = _variants(f"The {component} in {name}", folders[component])
+    there = set[str | None]().union(*variants.values())
+    lacking = [component for component, found in variants.items() if not found & {variant, None}]
+    if lacking or variant not in there | {None}:
+        have = [repr(each) for each in sorted(each for each in there if each is not None)]
+        have += ["weights without a variant"] if None in there else []
+        what = f"There is no variant {variant!r}" if variant is not None else "There are no weights without a variant"
+        raise ConfigurationError(
+            f"{what} in {name}{f' of its {lacking[0]}' if lacking else ''}; there is {' and '.join(have)}. Set `variant` accordingly."
+        )
+
+
+def _variants(what: str, files: Sequence[str]) -> set[str | None]:
+    """Those that a component's safetensors are of; None for those of none."""
+    found = {match["variant"] or match["old_variant"] for match in map(_WEIGHTS.fullmatch, files) if match}
+    pickles = [path for path in files if path.endswith(_PICKLES)]
+    if not found and pickles:
+        raise ConfigurationError(
+            f"{what} has its weights only as {pickles[0]}, a pickle, which can run code and is not read. If you trust it, write "
+            "safetensors once, `DiffusionPipeline.from_pretrained(NAME, use_safetensors=False).save_pretrained(DIR)`, and give DIR; "
+            "on the hub a revision such as 'refs/pr/1' may have them."
+        )
+    if not found:
+        raise ConfigurationError(f"{what} has no weights (*.safetensors). {_AGAIN}")
+    return found
+
+
+def _files(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
+
+
+def _kinds(error: BaseException | None) -> set[str]:
+    """Names of the classes of an error and of those that it came from."""
+    kinds: set[str] = set()
+    while error is not None:
+        kinds |= {cls.__name__ for cls in type(error).__mro__}
+        error = error.__cause__ or error.__context__
+    return kinds

@@ -1,0 +1,198 @@
+r"""What finetuning does to each noise level: what it loses on the base model's own kind of data, and what it gains on the new.
+
+Both models denoise the same held-out latents with the same noise, so that what differs between draws cancels in the differences of their
+squared ε-errors. In nats of the likelihood bound (the I-MMSE relation, as in :mod:`ldmprobe.probing.denoising`), per level λ,
+
+.. math:: \text{change}(\lambda) = \tfrac12 D\,\Delta\lambda\,(\text{MSE}_\text{base model}(\lambda) - \text{MSE}_\text{finetuned}(\lambda)),
+
+which is below 0 where something was lost. Divided by the best linear denoiser's error instead, it is the change of skill.
+
+The base model need not be there any more: its record holds all that it is compared by::
+
+    before = probe_forgetting(base_model, base_data, new_data)
+    after = probe_forgetting(finetuned_model, base_data, new_data, before=before)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from ldmprobe.analysis.comparison import BandGain, clustered_mean, gains_by_band
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.denoising import LOG_SNR_SPACING, probe_denoising
+from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.probe import Progress, Ranks, no_progress
+from ldmprobe.probing.record import Curve, PerSample, ProbeRecord
+from ldmprobe.probing.reference import Reference
+
+DATA = ("base", "new")
+
+
+@dataclass(frozen=True)
+class KindOfData:
+    """One of the two kinds: latents that training has not seen, and the reference of those that it has."""
+
+    held_out: HeldOut
+    reference: Reference
+
+
+def probe_forgetting(
+    model: DiffusionModel,
+    base_data: KindOfData,
+    new_data: KindOfData,
+    before: ProbeRecord | None = None,
+    num_draws: int = 512,
+    batch_size: int = 256,
+    seed: int = 0,
+    step: int = 0,
+    ranks: Ranks | None = None,
+    progress: Progress = no_progress,
+) -> ProbeRecord:
+    """Run the denoising probe on both kinds of data, and compare with what it found before finetuning.
+
+    Curves over the grid of log-SNR, each for both kinds, ``…/base`` and ``…/new`` (95 % intervals over images, over folds of them for R):
+
+    ==========================  =============================================================================
+    forgetting_nats             change in nats per level, paired; below 0 is lost
+    forgetting_skill_change     the same as change of skill
+    forgetting_skill            skill of this model: 1 − mse/mmse, the best linear denoiser's of that data
+    forgetting_skill_before     skill of the base model
+    forgetting_residual         R of this model: share of the squared error that a linear correction would remove
+    forgetting_residual_before  R of the base model
+    ==========================  =============================================================================
+
+    Per sample ``forgetting_errors/base`` and ``…/new`` (levels, draws). Scalars, each with its 95 % half-width in ``…_half_width``:
+    ``forgotten_nats``, lost on the base model's data over all levels, net; ``gained_nats``, gained on the new. The provenance holds the
+    ``summary``, one sentence.
+
+    Args:
+        base_data: of the kind that the base model was trained on, encoded by the codec of ``model``, with conditions of its conditioning.
+        new_data: of the kind that it is finetuned on.
+        before: the base model's record; without it this is that record, in which nothing has changed.
+        num_draws: noised latents per level and kind of data.
+
+    Returns:
+        A record called "forgetting", the same on every rank.
+
+    Raises:
+        ConfigurationError: ``before`` was measured otherwise; or what :func:`~ldmprobe.probing.denoising.probe_denoising` raises.
+    """
+    found: dict[str, ProbeRecord] = {}
+    for k, data in enumerate((base_data, new_data)):
+        found[DATA[k]] = probe_denoising(
+            model,
+            data.held_out,
+            data.reference,
+            num_draws=num_draws,
+            batch_size=batch_size,
+            seed=seed,
+            step=step,
+            ranks=ranks,
+            progress=partial(_part, progress, k),
+        )
+    fingerprints = {part: found["base"].fingerprints[part] for part in ("grid", "codec")}
+    for kind, record in found.items():
+        fingerprints |= {f"{part}/{kind}": record.fingerprints[part] for part in ("reference", "held_out")}
+    _refuse_other(before, fingerprints)
+    scalars: dict[str, float] = {}
+    curves: dict[str, Curve] = {}
+    errors: dict[str, PerSample] = {}
+    bands: dict[str, list[BandGain]] = {}
+    for (kind, record), total in zip(found.items(), ("forgotten_nats", "gained_nats"), strict=True):
+        skill, residual = record.curves["denoising_skill"], record.curves["calibration_residual"]
+        after = errors[f"forgetting_errors/{kind}"] = record.per_sample["denoising_errors"]
+        past_skill, past_residual, past = skill, residual, after
+        if before is not None:
+            past_skill, past_residual = (before.curves[f"forgetting_{name}/{kind}"] for name in ("skill", "residual"))
+            past = before.per_sample[f"forgetting_errors/{kind}"]
+        # In one order in memory, so that a resumed run, which has it from disk, sums to the same last bits.
+        first, last = (np.array(each.value, order="C") for each in (past, after))
+        image = np.arange(num_draws) % record.provenance["num_images"]
+        nats = 0.5 * record.provenance["dimension"] * LOG_SNR_SPACING
+        change = clustered_mean(first - last, image)
+        (bands[kind],) = gains_by_band(after.log_snr, first, [last], image, nats)
+        everywhere = bands[kind][-1]
+        scalars[total] = -everywhere.gain if kind == "base" else everywhere.gain
+        scalars[f"{total}_half_width"] = everywhere.half_width
+        for name, scale in (("nats", nats), ("skill_change", 1 / record.curves["denoising_mmse"].value)):
+            value, width = scale * change.value, scale * change.half_width
+            curves[f"forgetting_{name}/{kind}"] = Curve(
+                skill.timestep, skill.log_snr, value, value - width, value + width
+            )
+        curves |= {
+            f"forgetting_skill/{kind}": skill,
+            f"forgetting_skill_before/{kind}": past_skill,
+            f"forgetting_residual/{kind}": residual,
+            f"forgetting_residual_before/{kind}": past_residual,
+        }
+    known = found["base"].provenance
+    return ProbeRecord(
+        "forgetting",
+        step,
+        scalars=scalars,
+        curves=curves,
+        per_sample=errors,
+        provenance={
+            "num_draws": num_draws,
+            "num_images": {kind: record.provenance["num_images"] for kind, record in found.items()},
+            "seed": seed,
+            "weights": known["weights"],
+            "dimension": known["dimension"],
+            "summary": _sentence(bands["base"], bands["new"]),
+        },
+        fingerprints=fingerprints,
+    )
+
+
+def _part(progress: Progress, k: int, done: int, total: int) -> None:
+    progress(k * total + done, len(DATA) * total)
+
+
+def _refuse_other(before: ProbeRecord | None, fingerprints: dict[str, str]) -> None:
+    if before is None or before.fingerprints == fingerprints:
+        return
+    differing = [
+        part
+        for part in {**before.fingerprints, **fingerprints}
+        if before.fingerprints.get(part) != fingerprints.get(part)
+    ]
+    raise ConfigurationError(
+        f"The base model was measured otherwise than this one, so that draws cannot be paired; what differs is {', '.join(differing)}. Give "
+        "both the same data in a fixed order, noise schedule, codec, num_draws and seed."
+    )
+
+
+def _sentence(base: Sequence[BandGain], new: Sequence[BandGain]) -> str:
+    """In words: what was lost on the base model's data and gained on the new, most of it where? The last of each are all levels."""
+    if not np.isfinite([band.gain for band in (*base, *new)]).all():
+        return "Predictions have NaN or Inf in them: nothing can be said of what was forgotten."
+    lost = min((band for band in base[:-1] if band.significant and band.gain < 0), key=_gain, default=None)
+    gained = max((band for band in new[:-1] if band.significant and band.gain > 0), key=_gain, default=None)
+    parts = []
+    for verb, band, data, everywhere, nothing in (
+        (
+            "Forgets",
+            lost,
+            "the base model's data",
+            base[-1],
+            "No band of noise levels has measurably forgotten anything of",
+        ),
+        ("Gains", gained, "the new data", new[-1], "None has measurably gained on"),
+    ):
+        total = f"all levels together: {everywhere.gain:+.1f} ± {everywhere.half_width:.1f}".replace("-", "−")
+        if band is None:
+            parts.append(f"{nothing} {data} ({total} nats).")
+        else:
+            parts.append(
+                f"{verb} most at log-SNR {band.name}: {abs(band.gain):.1f} ± {band.half_width:.1f} nats on {data} ({total})."
+            )
+    return " ".join(parts)
+
+
+def _gain(band: BandGain) -> float:
+    return band.gain

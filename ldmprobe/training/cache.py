@@ -1,0 +1,323 @@
+"""``ldmprobe cache``: encode the images, and the captions, of a configuration once, into a folder that training reads."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ldmprobe.data.images import ImageData
+from ldmprobe.data.latents import DTYPES, SPLITS, LatentCache, Shard, cache_key, frozen_text, key_hash
+from ldmprobe.data.rows import collate
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.conditioning import Conditioning
+from ldmprobe.models.text import TextConditioning
+from ldmprobe.tracking.whole_file import PARTIAL, whole_file
+from ldmprobe.training.cli import LDMProbeCLI
+from ldmprobe.training.configuration_errors import configuration_errors, meant_for_the_user
+from ldmprobe.training.foreign_code import announce_foreign_code
+
+_NAMED_ROWS = 10  # in a message
+
+
+def cache(argv: list[str]) -> int:
+    """The command, on its arguments.
+
+    Raises:
+        ConfigurationError: anything a user can put right.
+    """
+    args, rest = _parser().parse_known_args(argv)
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
+    try:
+        announce_foreign_code(rest)
+        data, model = _built(rest)
+        folder, complete = write_cache(
+            data,
+            model.codec.to(args.device),
+            model.conditioning.to(args.device),
+            model.network,
+            args.out,
+            args.dtype,
+            args.shard,
+            args.num_shards,
+            args.rows_per_shard,
+            args.batch_size,
+        )
+    except Exception as error:
+        if (told := meant_for_the_user(error)) is not None:
+            raise told from None
+        raise
+    if complete:
+        print(f"{folder} is complete. Train from it: ldmprobe fit {' '.join(rest)} --data.init_args.latents {folder}")
+    else:
+        print(f"{folder}: this process's part is done, others' is not.")
+    return 0
+
+
+def write_cache(
+    data: ImageData,
+    codec: LatentCodec,
+    conditioning: Conditioning,
+    network: torch.nn.Module,
+    folder: Path | None = None,
+    dtype: str = "float32",
+    shard: int = 0,
+    num_shards: int = 1,
+    rows_per_shard: int = 1024,
+    batch_size: int = 32,
+) -> tuple[Path, bool]:
+    """Encode all rows whose files are not there yet.
+
+    A file is there whole or not at all, and has the same bytes whoever writes it; so a run that was killed is simply started again.
+
+    Args:
+        folder: default: "latents/" and a hash of what they are of.
+        shard, num_shards: write every ``num_shards``-th file, from this one on.
+        rows_per_shard: in a file; held in memory at once.
+        batch_size: images through the codec at once.
+
+    Returns:
+        the folder, and whether it is complete.
+
+    Raises:
+        ConfigurationError: the folder holds other latents, or cannot be written to; data that cannot be kept; latents that are not finite.
+    """
+    if not 0 <= shard < num_shards:
+        raise ConfigurationError(f"--shard is {shard} and --num-shards {num_shards}; expected 0 <= shard < num-shards.")
+    if rows_per_shard < 1 or batch_size < 1:
+        raise ConfigurationError(
+            f"--rows-per-shard is {rows_per_shard} and --batch-size {batch_size}; expected at least 1."
+        )
+    data.latents = None
+    data.prepare_data()
+    data.setup("fit")
+    data.check_cacheable()
+    conditioning.prepare(network, data)
+    codec.latent_shape(data.image_shape)
+    key = cache_key(data.rows, data.reader, codec, conditioning, dtype)
+    folder = Path("latents", key_hash(key)) if folder is None else folder
+    text = frozen_text(conditioning)
+    captions = _captions(data) if text else []
+    try:
+        found = _described(
+            folder,
+            key,
+            {**{split: len(data.rows[split]) for split in SPLITS}, "text": len(captions)},
+            rows_per_shard,
+            data,
+        )
+        mine = [part for part in found.shards()[shard::num_shards] if not part.path.exists()]
+        for part in mine:
+            for left in folder.glob(f".{part.path.name}.*{PARTIAL}"):  # of a process that was killed
+                left.unlink(missing_ok=True)
+        _write_images(data, codec, [part for part in mine if part.split != "text"], dtype, batch_size, captions)
+        for part in mine:
+            if part.split == "text":
+                assert text is not None
+                _write(part, _encoded_text(text, captions[part.start : part.stop], dtype, batch_size), {})
+    except OSError as error:
+        raise ConfigurationError(
+            f"{folder} cannot be written to ({error}); choose another --out, or make room."
+        ) from error
+    return folder, all(part.path.exists() for part in found.shards())
+
+
+def _described(
+    folder: Path, key: dict[str, Any], num_rows: dict[str, int], rows_per_shard: int, data: ImageData
+) -> LatentCache:
+    """The cache in ``folder``, as yet without rows where it is new."""
+    path = LatentCache.description_path(folder)
+    if not path.exists():
+        if folder.is_dir() and any(folder.glob("[!.]*")) and not path.exists():  # another process may just have made it
+            raise ConfigurationError(f"{folder} is not empty and no cache of latents; give --out a new folder.")
+        with whole_file(path) as file:
+            file.write(LatentCache.describe(key, num_rows, rows_per_shard, data.image_shape))
+    found = LatentCache(folder)
+    found.check_key(key)
+    return found
+
+
+# --- images ----------------------------------------------------------------------------------------------------------------
+
+
+class _AlwaysFlips:
+    """A generator by which RowReader flips."""
+
+    def random(self) -> float:
+        return 0.0
+
+
+class _Views(Dataset):
+    """Each row as ``image`` (views, C, H, W): as it is and, in training where images are flipped, mirrored."""
+
+    def __init__(self, data: ImageData) -> None:
+        self.rows, self.reader = data.rows, data.reader
+
+    def __getitem__(self, place: tuple[str, int]) -> dict[str, Any]:
+        split, i = place
+        row = self.rows[split][i]
+        sample = self.reader.read(row, i)
+        views = [sample["image"]]
+        if split == "train" and self.reader.random_flip:
+            views.append(self.reader.read(row, i, _AlwaysFlips())["image"])  # type: ignore[arg-type]
+        return {**sample, "image": torch.stack(views)}
+
+
+def _write_images(
+    data: ImageData, codec: LatentCodec, shards: list[Shard], dtype: str, batch_size: int, captions: list[str]
+) -> None:
+    batches = _batches(data, shards, batch_size)
+    number = {caption: i for i, caption in enumerate(captions)}
+    for shard in shards:
+        parts: dict[str, list[Tensor]] = {codec.unscaled_kind: [], "index": []}
+        texts: list[str] = []
+        for _ in range(shard.start, shard.stop, batch_size):
+            batch = next(batches)
+            images = batch["image"]
+            encoded = codec.unscaled(images.flatten(0, 1).to(codec.scale.device)).cpu().to(DTYPES[dtype])
+            encoded = encoded.unflatten(0, images.shape[:2])
+            _check_finite(encoded, batch["index"], shard.split, dtype)
+            parts[codec.unscaled_kind].append(encoded)
+            for name in ("index", "label"):
+                if name in batch:
+                    parts.setdefault(name, []).append(batch[name])
+            texts += batch.get("caption", [])
+        tensors = {name: torch.cat(values) for name, values in parts.items()}
+        if captions:
+            tensors["text"] = torch.tensor([number[caption] for caption in texts])
+        _write(shard, tensors, {"caption": texts} if texts else {})
+
+
+def _batches(data: ImageData, shards: list[Shard], batch_size: int) -> Iterator[dict[str, Any]]:
+    """None reaches over a file's end, so that what is encoded together, and its last bits, depend on the file alone."""
+    places = [
+        [(shard.split, i) for i in range(start, min(start + batch_size, shard.stop))]
+        for shard in shards
+        for start in range(shard.start, shard.stop, batch_size)
+    ]
+    return iter(DataLoader(_Views(data), batch_sampler=places, num_workers=data.num_workers, collate_fn=collate))
+
+
+def _check_finite(encoded: Tensor, index: Tensor, split: str, dtype: str) -> None:
+    lost = index[~encoded.flatten(1).isfinite().all(1)].tolist()
+    if lost:
+        rows = ", ".join(map(str, lost[:_NAMED_ROWS])) + (", …" if len(lost) > _NAMED_ROWS else "")
+        raise ConfigurationError(
+            f"The latents of row {rows} of the {split.replace('_', '-')} images are not finite in {dtype}; look at these images"
+            + (", or keep bfloat16 or float32 (--dtype)." if dtype == "float16" else " and the codec's weights.")
+        )
+
+
+# --- captions --------------------------------------------------------------------------------------------------------------
+
+
+def _captions(data: ImageData) -> list[str]:
+    """Each different caption once."""
+    return sorted({str(caption) for split in SPLITS for caption in data.rows[split][data.reader.caption_column][:]})
+
+
+def _encoded_text(text: TextConditioning, captions: list[str], dtype: str, batch_size: int) -> dict[str, Tensor]:
+    conditions = [text.encode(captions[start : start + batch_size]) for start in range(0, len(captions), batch_size)]
+    tensors = {name: torch.cat([condition[name].cpu() for condition in conditions]) for name in conditions[0]}
+    kept = {name: value.to(DTYPES[dtype]) if value.is_floating_point() else value for name, value in tensors.items()}
+    for name, value in kept.items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            lost = (~value.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+            raise ConfigurationError(
+                f"The {name} of caption {captions[lost[0]]!r} are not finite in {dtype}; keep bfloat16 or float32 (--dtype)."
+            )
+    return kept
+
+
+# --- files, and the command's arguments ----------------------------------------------------------------------------------
+
+
+def _write(shard: Shard, tensors: dict[str, Tensor], texts: dict[str, list[str]]) -> None:
+    from safetensors.torch import save
+
+    with whole_file(shard.path) as file:
+        file.write(save({name: value.contiguous() for name, value in tensors.items()}, {"ldmprobe": json.dumps(texts)}))
+    print(f"ldmprobe: {shard.path}", flush=True)
+
+
+class _OnlyParts(LDMProbeCLI):
+    """Builds the data and the model of ``fit``'s arguments, and nothing that trains or writes."""
+
+    @configuration_errors("read")
+    def before_instantiate_classes(self) -> None:
+        trainer = self.config[self.subcommand].trainer
+        trainer.callbacks, trainer.logger = None, False
+
+    @configuration_errors("built")
+    def instantiate_classes(self) -> None:
+        self.config_init = self.parser.instantiate_classes(self.config)
+        self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Trains nothing."""
+
+
+def _built(argv: list[str]) -> tuple[ImageData, Any]:
+    import lightning as L
+
+    cli = _OnlyParts(
+        L.LightningModule,
+        L.LightningDataModule,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        args=["fit", *argv],
+        seed_everything_default=0,
+        save_config_callback=None,
+        auto_configure_optimizers=False,
+    )
+    if not isinstance(cli.datamodule, ImageData) or not hasattr(cli.model, "codec"):
+        raise ConfigurationError(
+            f"The configuration is of {type(cli.model).__name__} on {type(cli.datamodule).__name__}; only latents of LatentDiffusion on ImageData "
+            "can be cached."
+        )
+    return cli.datamodule, cli.model
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ldmprobe cache",
+        description="Encode the images (and captions) of a configuration once, for `--data.init_args.latents DIR`. All further arguments are "
+        "those of `ldmprobe fit`. One that was ended is started again and goes on.",
+        epilog="ldmprobe cache --config configs/digits.yaml --out latents/digits",
+        allow_abbrev=False,
+    )
+    environment = os.environ.get
+    cuda = f"cuda:{environment('LOCAL_RANK', '0')}"
+    parser.add_argument("--out", type=Path, metavar="DIR", help="default: latents/ and a hash of what they are of")
+    parser.add_argument(
+        "--dtype", choices=list(DTYPES), default="float32", help="that latents are kept in (default: float32)"
+    )
+    parser.add_argument(
+        "--shard",
+        type=int,
+        default=int(environment("RANK", "0")),
+        help="of --num-shards; default: torchrun's rank, else 0",
+    )
+    parser.add_argument(
+        "--num-shards",
+        type=int,
+        default=int(environment("WORLD_SIZE", "1")),
+        help="processes that share the work; default: torchrun's, else 1",
+    )
+    parser.add_argument("--rows-per-shard", type=int, default=1024, help="rows, or captions, in a file (default: 1024)")
+    parser.add_argument("--batch-size", type=int, default=32, help="images through the codec at once (default: 32)")
+    parser.add_argument(
+        "--device",
+        default=cuda if torch.cuda.is_available() else "cpu",
+        help="default: cuda where there is one, else cpu",
+    )
+    return parser

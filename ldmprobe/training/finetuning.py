@@ -1,0 +1,102 @@
+"""FinetunedDiffusion: the LightningModule that goes on training a pretrained latent diffusion model, whole or by LoRA."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy
+
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.conditioning import ClassConditioning
+from ldmprobe.training.base_model import BaseModel, finetuned, not_trained, weights_fingerprint
+from ldmprobe.training.checkpoint import finetune_card
+from ldmprobe.training.latent_diffusion import LatentDiffusion
+from ldmprobe.training.lora import LoRA
+from ldmprobe.training.sharding import is_sharded
+
+
+class FinetunedDiffusion(LatentDiffusion):
+    """Finetunes a diffusers pipeline or a checkpoint: network, codec, noise schedule and conditioning are its own.
+
+    A checkpoint leaves out what is not trained (autoencoder, frozen text encoders; with LoRA all but its updates) and says where that is:
+    going on, probing, sampling and exporting take it from there, and refuse other weights than it was trained on.
+
+    Args:
+        pretrained: folder or hub id of a diffusers pipeline of any family in :data:`~ldmprobe.models.families.FAMILIES`, or a
+            checkpoint of ldmprobe (``….ckpt``), of which it takes the averaged weights.
+        revision: branch, tag or commit on the hub.
+        variant: of the weights, such as "fp16".
+        local_files_only: never ask the hub, only its cache.
+        prompts: of probes and samples of a text-to-image model; default: the checkpoint's, and none ("") of a pipeline.
+        dropout: share of training samples whose caption or class becomes the null condition, for classifier-free guidance.
+        lora: train low-rank updates only; default: train the whole network.
+        train_text_encoder: train the text encoders, too; with ``lora``, by updates of their attention.
+        scheduler: a diffusers scheduler in place of the pipeline's, such as one with ``rescale_betas_zero_snr``.
+
+    Raises:
+        ConfigurationError: before training: nothing loadable there, a LoRA target that is not in the network, data that does not fit.
+    """
+
+    def __init__(
+        self,
+        pretrained: str,
+        revision: str | None = None,
+        variant: str | None = None,
+        local_files_only: bool = False,
+        prompts: Sequence[str] | None = None,
+        dropout: float = 0.1,
+        lora: LoRA | None = None,
+        train_text_encoder: bool = False,
+        scheduler: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        base = BaseModel(pretrained, revision, variant, local_files_only)
+        model = base.load()
+        base_weights = weights_fingerprint(model)
+        finetuned(model, prompts, dropout, lora, train_text_encoder)
+        super().__init__(
+            network=model.network,
+            codec=model.codec,
+            scheduler=model.schedule.scheduler if scheduler is None else scheduler,
+            conditioning=model.conditioning,
+            **kwargs,
+        )
+        self.base, self.base_weights, self.lora, self.train_text_encoder = base, base_weights, lora, train_text_encoder
+
+    def setup(self, stage: str) -> None:
+        if self.lora is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
+            raise ConfigurationError(
+                "LoRA does not go with ModelParallelStrategy, which would shard the frozen weights twice, for network and average; use "
+                "`strategy: ddp`: what is frozen needs no gradients and no optimiser."
+            )
+        classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+        pretrained = self.conditioning.num_classes if isinstance(self.conditioning, ClassConditioning) else None
+        if pretrained is not None and classes is not None and classes != pretrained:
+            raise ConfigurationError(
+                f"{self.base.name} knows {pretrained} classes and the data has {classes}, which would be taken for its first {classes}; finetune it "
+                f"on data with its own classes. If the labels are its own, say so by the data's `num_classes: {pretrained}`."
+            )
+        super().setup(stage)
+
+    def model_card(self) -> dict[str, Any]:
+        return finetune_card(self, self.base, self.base_weights, self.lora, self.train_text_encoder)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(checkpoint)
+        left_out = self._of_the_base()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in left_out}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        super().on_load_checkpoint(checkpoint)
+        own = self.state_dict()
+        checkpoint["state_dict"] = {name: own[name] for name in self._of_the_base()} | checkpoint["state_dict"]
+
+    def _of_the_base(self) -> set[str]:
+        """What of the state dict stays as it is in the base, and can be left out; not of one that is sharded, which is loaded otherwise."""
+        if is_sharded(self.network):
+            return set()
+        network = {f"network.{name}" for name in not_trained(self.network)}
+        rest = {name for name in not_trained(self) if name.startswith(("codec.autoencoder.", "conditioning."))}
+        averaged = {f"ema.{name}" for name in network} if self.ema is not None else set()
+        return network | averaged | rest

@@ -1,0 +1,183 @@
+"""A small model of the digits 0 … 4 is finetuned on 5 … 9, and watched."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ldmprobe.callbacks import Forgetting, ReportWriter
+from ldmprobe.data.builtin import digits as all_digits
+from ldmprobe.data.images import ImageData
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.conditioning import ClassConditioning
+from ldmprobe.tracking.store import RecordStore
+from ldmprobe.training.latent_diffusion import LatentDiffusion
+from tests.helpers import tiny_unet
+from tests.training.test_latent_diffusion import assert_same_state, trainer
+
+BASE_STEPS, NEW_STEPS = 300, 60
+
+
+class Perceptron(nn.Module):
+    """A denoiser of 8×8 images that learns in seconds."""
+
+    def __init__(self, width: int = 192) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(64 + 16, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 64)
+        )
+
+    def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        phase = torch.arange(1, 9) * (torch.pi / 2000) * t[:, None].float()
+        features = torch.cat([z_t.flatten(1), phase.sin(), phase.cos()], dim=1)
+        return z_t + self.layers(features).view_as(z_t)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Holds ``base.parquet``, ``new.parquet`` and ``base.pt``, the model trained on the former."""
+    folder = tmp_path_factory.mktemp("digits")
+    table = all_digits()
+    low = np.asarray(table["label"]) < 5
+    for name, rows in (("base", np.flatnonzero(low)), ("new", np.flatnonzero(~low))):
+        table.select(rows).to_parquet(folder / f"{name}.parquet")
+    torch.manual_seed(0)
+    model = module(Perceptron())
+    trainer(folder / "base", max_steps=BASE_STEPS, limit_val_batches=0).fit(model, data(folder, "base"))
+    torch.save(model.network.state_dict(), folder / "base.pt")
+    return folder
+
+
+def data(folder, name, **kwargs):
+    return ImageData(str(folder / f"{name}.parquet"), batch_size=64, check_rows=5, **kwargs)
+
+
+def module(network, **kwargs):
+    def adam(params):
+        return torch.optim.AdamW(params, lr=3e-3)
+
+    settings = {"ema_decay": None, "validation_timesteps": 2, "latent_shape": (1, 8, 8)}
+    return LatentDiffusion(network, optimizer=adam, **{**settings, **kwargs})
+
+
+def finetuned(folder, run_dir, callbacks, max_steps=NEW_STEPS, ckpt_path=None):
+    network = Perceptron()
+    network.load_state_dict(torch.load(folder / "base.pt", weights_only=True))
+    fit = trainer(run_dir, max_steps=max_steps, limit_val_batches=0, callbacks=callbacks)
+    model = module(network)
+    fit.fit(model, data(folder, "new"), ckpt_path=ckpt_path)
+    return fit, model
+
+
+def forgetting(folder, **kwargs):
+    settings = {"every_n_steps": 30, "num_images": 96, "num_draws": 192}
+    return Forgetting(data(folder, "base"), **{**settings, **kwargs})
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """Directory and final model of a run that was watched."""
+    run_dir = folder / "run"
+    _, model = finetuned(folder, run_dir, [forgetting(folder), ReportWriter()])
+    return run_dir, model
+
+
+def test_what_is_gained_on_the_new_is_lost_on_the_old(run):
+    run_dir, _ = run
+    before, _, last = RecordStore(run_dir).read("forgetting")
+    assert [record.step for record in (before, last)] == [0, NEW_STEPS]
+    assert not any(before.scalars.values())
+    assert last.scalars["forgotten_nats"] > 2 * last.scalars["forgotten_nats_half_width"] > 0
+    assert last.scalars["gained_nats"] > 2 * last.scalars["gained_nats_half_width"] > 0
+    assert last.provenance["summary"].startswith("Forgets most at log-SNR")
+    assert "Gains most at log-SNR" in last.provenance["summary"]
+    for kind in ("base", "new"):  # what it says of the base model is what was found then
+        for name in ("skill", "residual"):
+            told, found = last.curves[f"forgetting_{name}_before/{kind}"], before.curves[f"forgetting_{name}/{kind}"]
+            np.testing.assert_array_equal(told.value, found.value)
+
+
+def test_each_kind_of_data_has_a_reference_of_its_own(run):
+    run_dir, _ = run
+    base, new = ((run_dir / f"{name}.safetensors").read_bytes() for name in ("base_reference", "reference"))
+    assert base != new
+    fingerprints = RecordStore(run_dir).read("forgetting")[-1].fingerprints
+    assert fingerprints["reference/base"] != fingerprints["reference/new"]
+
+
+def test_training_is_the_same_without_it(folder, run, tmp_path):
+    _, unwatched = finetuned(folder, tmp_path, [])
+    assert_same_state(run[1].state_dict(), unwatched.state_dict())
+
+
+def test_a_resumed_run_compares_with_the_same_base_model(folder, run, tmp_path):
+    first, _ = finetuned(folder, tmp_path, [forgetting(folder)], max_steps=30)
+    first.save_checkpoint(tmp_path / "thirty.ckpt")
+    finetuned(folder, tmp_path, [forgetting(folder)], ckpt_path=str(tmp_path / "thirty.ckpt"))
+    whole, parts = (RecordStore(run_dir).read("forgetting") for run_dir in (run[0], tmp_path))
+    assert [record.step for record in parts] == [0, 30, NEW_STEPS]
+    for expected, found in zip(whole, parts, strict=True):
+        assert (found.scalars, found.fingerprints) == (expected.scalars, expected.fingerprints)
+        for name, curve in expected.curves.items():
+            np.testing.assert_array_equal(found.curves[name].value, curve.value)
+            np.testing.assert_array_equal(found.curves[name].lower, curve.lower)
+
+
+def test_a_run_whose_base_model_was_not_measured_is_told_what_to_do(folder, tmp_path):
+    first, _ = finetuned(folder, tmp_path, [], max_steps=2)
+    first.save_checkpoint(tmp_path / "two.ckpt")
+    with pytest.raises(
+        ConfigurationError, match=r"no such record in .*: start anew with Forgetting .*probe_forgetting"
+    ):
+        finetuned(folder, tmp_path, [forgetting(folder)], ckpt_path=str(tmp_path / "two.ckpt"))
+
+
+def test_the_report_shows_it(run):
+    html = (run[0] / "report.html").read_text()
+    for heading in (
+        "What finetuning forgot and gained",
+        "Forgetting over training",
+        "Skill before and after finetuning",
+        "Residual R before and after finetuning",
+    ):
+        assert f"<h2>{heading}</h2>" in html
+    assert "could not be drawn" not in html.lower()
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        (
+            {"image_size": 16},
+            r"base_data: its images become latents of shape \(1, 16, 16\), the model's are \(1, 8, 8\)",
+        ),
+        ({"label_column": None}, r"base_data: ClassConditioning needs labels"),
+        ({"num_classes": 12}, r"base_data: A class label is out of range: the data has 12 classes"),
+        ({"label_column": "kind"}, r"base_data: There is no column 'kind'"),
+    ],
+)
+def test_data_that_do_not_fit_the_model_are_refused_before_training(folder, tmp_path, base, message):
+    torch.manual_seed(0)
+    model = module(tiny_unet(channels=1, num_class_embeds=11), conditioning=ClassConditioning(10))
+    before = copy.deepcopy(model.state_dict())
+    watched = Forgetting(data(folder, "base", **{"label_column": "label", **base}))
+    fit = trainer(tmp_path, max_steps=2, callbacks=[watched])
+    with pytest.raises(ConfigurationError, match=f"Forgetting cannot use its {message}"):
+        fit.fit(model, data(folder, "new", label_column="label"))
+    assert fit.global_step == 0
+    assert_same_state(before, model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Forgetting(ImageData("builtin:digits"), num_images=4), "num_images 4; expected at least 8"),
+        (lambda: Forgetting(ImageData("builtin:digits"), num_draws=4), "num_draws 4; expected at least 32"),
+        (lambda: Forgetting([1, 2]), "base_data of list; expected a ldmprobe.data.images.ImageData"),
+    ],
+)
+def test_impossible_settings_are_refused_at_construction(build, message):
+    with pytest.raises(ConfigurationError, match=message):
+        build()

@@ -1,0 +1,198 @@
+"""A cache of latents as training reads it: the same batches, or a refusal that says what to do."""
+
+from __future__ import annotations
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldmprobe.data.images import ImageData
+from ldmprobe.data.latents import LatentCache
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.conditioning import Unconditional
+from ldmprobe.training.cache import write_cache
+from tests.helpers import tiny_unet
+
+SETTINGS = {"label_column": "label", "caption_column": "caption", "batch_size": 4}
+
+
+def shapes(folder: Path | None = None, seed: int = 0, **options) -> ImageData:
+    kwargs = {"num_images": 30, "size": 16, "seed": seed}
+    return ImageData(
+        "builtin:shapes", kwargs, latents=None if folder is None else str(folder), **{**SETTINGS, **options}
+    )
+
+
+def write(folder: Path, data: ImageData | None = None, codec: LatentCodec | None = None, **options) -> Path:
+    """Of the images themselves, unless there is a codec; some files have a single row."""
+    options = {"rows_per_shard": 13, "batch_size": 5, **options}
+    write_cache(data or shapes(), codec or LatentCodec(), Unconditional(), tiny_unet(), folder, **options)
+    return folder
+
+
+def ready(data: ImageData) -> ImageData:
+    data.setup()
+    return data
+
+
+def assert_same_batches(latents: list[dict], images: list[dict]) -> None:
+    for latent, image in zip(latents, images, strict=True):
+        assert torch.equal(latent.pop("latent"), image.pop("image"))
+        assert latent.keys() == image.keys() == {"index", "label", "caption"}
+        assert latent["caption"] == image["caption"]
+        assert all(torch.equal(latent[name], image[name]) for name in ("index", "label"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("latents") / "shapes")
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_training_sees_the_same_rows_in_the_same_order(folder, num_workers):
+    latents, images = ready(shapes(folder, num_workers=num_workers)), ready(shapes())
+    assert_same_batches(
+        list(islice(latents.train_dataloader(), 20)), list(islice(images.train_dataloader(), 20))
+    )  # three passes
+    assert_same_batches(list(latents.val_dataloader()), list(images.val_dataloader()))
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_probes_see_the_same_images(folder, held_out):
+    latents, images = ready(shapes(folder)), ready(shapes())
+    assert_same_batches(list(latents.reference_batches(20, held_out)), list(images.reference_batches(20, held_out)))
+    (decoded,), (expected,) = latents.reference_images(20, held_out), images.reference_batches(20, held_out)
+    assert torch.equal(decoded["image"], expected["image"])
+
+
+def test_the_data_says_of_itself_what_it_says_without_a_cache(folder):
+    latents, images = ready(shapes(folder)), ready(shapes())
+    for name in ("image_shape", "num_classes", "class_names"):
+        assert getattr(latents, name) == getattr(images, name)
+
+
+def test_images_are_flipped_when_they_would_be(tmp_path):
+    folder = write(tmp_path, shapes(random_flip=True))
+    latents, images = ready(shapes(folder, random_flip=True)), ready(shapes(random_flip=True))
+    plain = list(islice(ready(shapes()).train_dataloader(), 20))
+    flipped = list(islice(images.train_dataloader(), 20))
+    assert (
+        0.3
+        < sum(float((a["image"] != b["image"]).flatten(1).any(1).sum()) for a, b in zip(plain, flipped, strict=True))
+        / 80
+        < 0.7
+    )
+    assert_same_batches(list(islice(latents.train_dataloader(), 20)), flipped)
+    assert_same_batches(list(latents.reference_batches(30)), list(images.reference_batches(30)))
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_latents_can_be_kept_in_half_precision(tmp_path, dtype):
+    latents, images = ready(shapes(write(tmp_path, dtype=dtype))), ready(shapes())
+    for latent, image in zip(latents.val_dataloader(), images.val_dataloader(), strict=True):
+        assert latent["latent"].dtype == getattr(torch, dtype)
+        assert torch.equal(LatentCodec().latents(latent), image["image"].to(latent["latent"].dtype).float())
+
+
+# --- what is refused, before training ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "difference"),
+    [
+        ({"seed": 1}, r"data content train is \w+… there and \w+… in this configuration"),
+        ({"held_out_fraction": 0.2}, "data rows train is 27 there and 24 in this"),
+        ({"label_column": None}, r"data columns is \['image', 'label', 'caption'\] there"),
+        ({"image_size": 8}, "transforms size is None there and 8 in this configuration"),
+        ({"resize": "squash"}, "transforms resize is crop there and squash"),
+        ({"random_flip": True}, "transforms random_flip is False there and True"),
+    ],
+)
+def test_a_cache_of_other_data_is_refused_by_what_differs(folder, options, difference):
+    data = ready(shapes(folder, **options))
+    with pytest.raises(
+        ConfigurationError, match=f"holds latents of something else: its {difference}.*--out ANOTHER_FOLDER"
+    ):
+        data.check_latents(LatentCodec(), Unconditional())
+
+
+@pytest.mark.parametrize(
+    ("codec", "difference"),
+    [
+        (LatentCodec("builtin:digits"), "codec class_name is AutoencoderKL there and NoneType in this"),
+        (LatentCodec("builtin:digits", sample_posterior=True), "latents kind is moments there and latent in this"),
+        ("other weights", r"codec weights is \w+… there and \w+… in this configuration"),
+    ],
+    ids=["class", "posterior", "weights"],
+)
+def test_a_cache_of_another_codec_is_refused_by_what_differs(tmp_path, codec, difference):
+    grey = {"image_size": 32, "channels": 1}
+    here = LatentCodec() if "class" in difference else LatentCodec("builtin:digits")
+    if codec == "other weights":
+        codec = LatentCodec("builtin:digits")
+        autoencoder = codec.autoencoder
+        next(autoencoder.parameters()).data[0] += 1e-3
+        codec = LatentCodec(autoencoder)
+    data = ready(shapes(write(tmp_path, shapes(**grey), codec), **grey))
+    with pytest.raises(ConfigurationError, match=f"holds latents of something else: its {difference}"):
+        data.check_latents(here, Unconditional())
+
+
+def test_the_codecs_scale_may_change(tmp_path):
+    grey = {"image_size": 32, "channels": 1}
+    data = ready(shapes(write(tmp_path, shapes(**grey), LatentCodec("builtin:digits")), **grey))
+    data.check_latents(LatentCodec("builtin:digits", scale=2.0), Unconditional())
+
+
+def test_an_autoencoder_is_the_same_by_name_and_as_a_module(tmp_path):
+    grey = {"image_size": 32, "channels": 1}
+    data = ready(shapes(write(tmp_path, shapes(**grey), LatentCodec("builtin:digits")), **grey))
+    data.check_latents(LatentCodec(LatentCodec("builtin:digits").autoencoder), Unconditional())
+
+
+def test_an_incomplete_cache_is_refused_with_what_finishes_it(tmp_path):
+    write(tmp_path)
+    (tmp_path / "train-00001.safetensors").unlink()
+    message = f"1 of 4 files are missing, such as train-00001.*ldmprobe cache --config YOURS.yaml --out {tmp_path}` finishes it"
+    with pytest.raises(ConfigurationError, match=message):
+        shapes(tmp_path).setup()
+    write(tmp_path)
+    shapes(tmp_path).setup()
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", '{"key": {}}'])
+def test_a_folder_that_is_no_cache_is_refused(tmp_path, content):
+    if content is not None:
+        (tmp_path / "cache.json").write_text(content)
+    with pytest.raises(ConfigurationError, match=r"is no cache of latents .*`ldmprobe cache --config YOURS.yaml --out"):
+        shapes(tmp_path).setup()
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    path = write(tmp_path) / "held_out-00000.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ConfigurationError, match=r"held_out-00000.safetensors is damaged .*remove it"):
+        next(iter(ready(shapes(tmp_path)).val_dataloader()))
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"streaming": True, "num_classes": 20, "held_out_rows": 5}, "streaming"), ({"random_crop": True}, "random_crop")],
+)
+def test_what_cannot_be_encoded_beforehand_is_refused(tmp_path, folder, options, named):
+    for refused in (lambda: write(tmp_path / "new", shapes(**options)), lambda: shapes(folder, **options).setup()):
+        with pytest.raises(ConfigurationError, match=f"leave (out the data's|it out).*|{named}"):
+            refused()
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_same_folder_is_read_by_its_description_alone(folder):
+    cache = LatentCache(folder)
+    assert (cache.num_rows, cache.image_shape, cache.dtype) == (
+        {"train": 27, "held_out": 3, "text": 0},
+        (3, 16, 16),
+        "float32",
+    )

@@ -1,0 +1,171 @@
+"""Ten families of pipelines: our path through the noise levels is the pipeline's own, step by step."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PixArtTransformer2DModel,
+    PNDMScheduler,
+)
+from torch import Tensor
+
+from ldmprobe.diffusion.trajectory import ddim_steps
+from ldmprobe.models.families import FAMILIES
+from ldmprobe.models.pretrained import load_pipeline
+from ldmprobe.models.text import TextConditioning
+from tests.helpers import WHOLE_PATH
+from tests.pipelines import TINY, saved, tiny
+
+PROMPTS, CLASSES, STEPS, SIZE = ["a red cat", "photo of blue dog"], [0, 1], 4, 16
+GUIDED = [name for name in TINY if name not in ("DDPMPipeline", "DDIMPipeline", "LDMPipeline")]
+
+
+def called(pipeline: Any, guidance_scale: float) -> tuple[list[Tensor], np.ndarray]:
+    """The pipeline's own ``__call__``: what its network was given at each step, (N, C, H, W), and its images, (N, H, W, C) in [0, 1]."""
+    family = FAMILIES[type(pipeline).__name__]
+    arguments: dict[str, Any] = {"batch_size": 2}
+    if family.text:
+        arguments = {"prompt": PROMPTS, "guidance_scale": guidance_scale}
+    if type(pipeline).__name__ == "DiTPipeline":
+        arguments = {"class_labels": CLASSES, "guidance_scale": guidance_scale}
+    if type(pipeline).__name__.startswith("PixArt"):
+        arguments |= {"use_resolution_binning": False, "clean_caption": False}
+    if family.text:
+        arguments |= {"height": SIZE, "width": SIZE}
+    given = []
+
+    def keep(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        given.append((args[0] if args else kwargs["hidden_states"])[:2].clone())
+
+    hook = getattr(pipeline, family.network).register_forward_pre_hook(keep, with_kwargs=True)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator().manual_seed(7)
+    images = pipeline(**arguments, num_inference_steps=STEPS, generator=generator, output_type="np").images
+    hook.remove()
+    return given, images
+
+
+@torch.no_grad()
+def assert_same_path(folder: Path, pipeline: Any, guidance_scale: float) -> None:
+    """From the same noise, and with the same conditions, the model in ``folder`` goes the way of ``pipeline``."""
+    given, images = called(pipeline, guidance_scale)
+    model = load_pipeline(str(folder), prompts=PROMPTS)
+    if isinstance(model.conditioning, TextConditioning):
+        model.conditioning.encoder.made_for(model.network, SIZE, SIZE)
+    grid = model.schedule.ddim_grid(STEPS)
+    denoise = model.conditioned(model.conditioning.for_samples(torch.arange(2)), 2, guidance_scale)
+    steps = list(ddim_steps(denoise, given[0], grid, model.schedule.prediction_type))
+    assert len(given) == len(steps) == STEPS
+    for theirs, ours in zip(given, steps, strict=True):
+        torch.testing.assert_close(ours.z_t, theirs, **WHOLE_PATH)
+    decoded = (model.codec.decode(steps[-1].z_s) / 2 + 0.5).clamp(0, 1)
+    np.testing.assert_allclose(decoded.permute(0, 2, 3, 1).numpy(), images, **WHOLE_PATH)
+    assert np.abs(images[0] - images[1]).max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("name", "guidance_scale"), [*((name, 1.0) for name in TINY), *((name, 4.0) for name in GUIDED)]
+)
+def test_the_path_is_that_of_the_pipelines_own_call(name, guidance_scale):
+    pipeline = DiffusionPipeline.from_pretrained(saved(name))
+    if name == "DDPMPipeline":  # whose own sampler draws noise at each step
+        pipeline = DDIMPipeline(pipeline.unet, DDIMScheduler.from_config(pipeline.scheduler.config))
+    assert_same_path(saved(name), pipeline, guidance_scale)
+
+
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
+LINEAR = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "num_train_timesteps": 1000}
+SD_STEPS = {"set_alpha_to_one": False, "steps_offset": 1}
+SHIPPED: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+    "Stable Diffusion 1.5": (
+        PNDMScheduler,
+        SD | SD_STEPS | {"clip_sample": False, "skip_prk_steps": True, "trained_betas": None},
+        SD | SD_STEPS,
+    ),
+    "Stable Diffusion 2.1": (
+        DDIMScheduler,
+        SD | SD_STEPS | {"clip_sample": False, "skip_prk_steps": True, "prediction_type": "v_prediction"},
+        SD | SD_STEPS | {"prediction_type": "v_prediction"},
+    ),
+    "Stable Diffusion XL": (
+        EulerDiscreteScheduler,
+        SD
+        | SD_STEPS
+        | {"clip_sample": False, "interpolation_type": "linear", "prediction_type": "epsilon", "sample_max_value": 1.0}
+        | {"skip_prk_steps": True, "timestep_spacing": "leading", "trained_betas": None, "use_karras_sigmas": False},
+        SD | SD_STEPS | {"timestep_spacing": "leading"},
+    ),
+    "PixArt-α": (
+        DPMSolverMultistepScheduler,
+        LINEAR
+        | {"algorithm_type": "dpmsolver++", "dynamic_thresholding_ratio": 0.995, "lambda_min_clipped": -math.inf}
+        | {"lower_order_final": True, "prediction_type": "epsilon", "sample_max_value": 1.0, "solver_order": 2}
+        | {"solver_type": "midpoint", "steps_offset": 0, "thresholding": False, "timestep_spacing": "linspace"}
+        | {"trained_betas": None, "use_karras_sigmas": False, "variance_type": None},
+        LINEAR | {"timestep_spacing": "linspace"},
+    ),
+}
+"""As the hub has them: class, what its file says, and the DDIM that follows from it."""
+
+
+@pytest.mark.parametrize(
+    ("shipped", "name"),
+    [
+        ("Stable Diffusion 1.5", "StableDiffusionPipeline"),
+        ("Stable Diffusion 2.1", "StableDiffusionPipeline"),
+        ("Stable Diffusion XL", "StableDiffusionXLPipeline"),
+        ("PixArt-α", "PixArtAlphaPipeline"),
+    ],
+)
+def test_with_another_scheduler_the_path_is_ddims_on_its_schedule(shipped, name, tmp_path):
+    cls, settings, ddim = SHIPPED[shipped]
+    pipeline = DiffusionPipeline.from_pretrained(saved(name), scheduler=cls.from_config(settings))
+    pipeline.save_pretrained(tmp_path)
+    pipeline.scheduler = DDIMScheduler(**ddim, clip_sample=False)
+    assert_same_path(tmp_path, pipeline, 4.0)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_pixart_alpha_of_1024_pixels_is_told_resolution_and_aspect_ratio(guidance_scale, tmp_path):
+    pipeline = tiny("PixArtAlphaPipeline")
+    settings = dict(pipeline.transformer.config) | {
+        "sample_size": 128,
+        "attention_head_dim": 12,
+        "cross_attention_dim": 24,
+    }
+    transformer = PixArtTransformer2DModel.from_config(settings)
+    for parameter in transformer.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    pipeline.register_modules(transformer=transformer)
+    pipeline.save_pretrained(tmp_path)
+    model = load_pipeline(str(tmp_path))
+    assert model.conditioning.for_samples(torch.arange(1))["resolution"].tolist() == [
+        [256.0, 256.0]
+    ]  # 128 latents, of 2 pixels each
+    assert_same_path(tmp_path, DiffusionPipeline.from_pretrained(tmp_path), guidance_scale)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", TINY)
+def test_a_half_precision_network_predicts_about_the_same(name):
+    model = load_pipeline(str(saved(name)), prompts=PROMPTS)
+    z = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    condition = model.conditioning.for_samples(torch.arange(2))
+    t = torch.full((2,), float(model.schedule.model_time[500])).to(model.schedule.model_time.dtype)
+    scale = 4.0 if name in GUIDED else 1.0
+    whole = model.predict(z, t, condition, scale)
+    model.network.to(torch.bfloat16)
+    half = model.predict(z, t, condition, scale)
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, whole, rtol=0, atol=0.1 * float(whole.abs().max()))

@@ -1,0 +1,224 @@
+"""``ldmprobe cache``: written once, whatever happens on the way, and training from it is training as ever."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+import yaml
+from datasets import Array3D, Dataset, Features
+
+import ldmprobe.models.codec
+from ldmprobe.callbacks import DenoisingProbe, NonFinite
+from ldmprobe.data.images import ImageData
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.conditioning import ClassConditioning, Unconditional
+from ldmprobe.models.text import SmallCLIP, TextConditioning
+from ldmprobe.training.cache import write_cache
+from ldmprobe.training.latent_diffusion import LatentDiffusion
+from tests.helpers import FLOAT32, tiny_unet, tiny_unet_settings
+from tests.training.killing import run, signal_at_call
+
+SHAPES = {
+    "dataset": "builtin:shapes",
+    "dataset_kwargs": {"num_images": 100, "size": 32},
+    "label_column": "label",
+    "channels": 1,
+    "batch_size": 8,
+}
+
+
+def shapes(folder: Path | None = None) -> ImageData:
+    return ImageData(**SHAPES, latents=None if folder is None else str(folder))
+
+
+def codec(**options) -> LatentCodec:
+    return LatentCodec("builtin:digits", **options)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+class Losses(L.Callback):
+    def __init__(self) -> None:
+        self.train: list[float] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.train.append(float(outputs["loss"]))
+        assert ("image" in batch) == (trainer.datamodule.latents is None)
+
+
+def train(folder: Path, data: ImageData, **options) -> tuple[list[float], LatentDiffusion, L.Trainer]:
+    torch.manual_seed(0)
+    network = tiny_unet(num_class_embeds=21, dropout=0.1)
+    model = LatentDiffusion(network, codec(**options), conditioning=ClassConditioning(20), validation_timesteps=2)
+    losses = Losses()
+    trainer = L.Trainer(
+        default_root_dir=folder,
+        max_steps=5,
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        check_val_every_n_epoch=None,
+        val_check_interval=3,
+        limit_val_batches=1,
+        num_sanity_val_steps=0,
+        callbacks=[losses, NonFinite(), DenoisingProbe(every_n_steps=2, num_images=8, num_draws=32, num_reference=32)],
+    )
+    trainer.fit(model, data)
+    return [*losses.train, float(trainer.callback_metrics["val/loss"])], model, trainer
+
+
+@pytest.mark.parametrize("options", [{}, {"sample_posterior": True}, {"scale": "measure"}], ids=str)
+def test_losses_are_those_of_encoding_on_the_fly_and_the_codec_is_not_loaded(tmp_path, monkeypatch, options):
+    folder, complete = write_cache(
+        shapes(), codec(**options), ClassConditioning(20), tiny_unet(num_class_embeds=21), tmp_path / "latents"
+    )
+    assert complete
+    expected, plain, _ = train(tmp_path / "plain", shapes(), **options)
+
+    def never(*args):
+        raise AssertionError("the codec was loaded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ldmprobe.models.codec, "_load_autoencoder", never)
+        losses, _, trainer = train(tmp_path / "cached", shapes(folder), **options)
+    np.testing.assert_allclose(losses, expected, rtol=1e-4)
+    trainer.save_checkpoint(tmp_path / "last.ckpt")  # whole: it does not need the cache, or the codec's folder
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
+    assert saved.keys() == plain.state_dict().keys()
+    torch.testing.assert_close(saved["codec.scale"], plain.codec.scale, **FLOAT32)
+
+
+def test_each_caption_is_encoded_once_and_training_gets_what_the_encoder_makes_of_it(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    text = TextConditioning(SmallCLIP("a small large red green blue circle square on the left right", width=16))
+    settings = {"caption_column": "caption", "batch_size": 8}
+    data = ImageData("builtin:shapes", {"num_images": 60, "size": 16}, **settings)
+    network = torch.nn.Linear(1, 1)
+    encoded: list[str] = []
+    original = SmallCLIP.forward
+    monkeypatch.setattr(
+        SmallCLIP, "forward", lambda self, captions: encoded.extend(captions) or original(self, captions)
+    )
+    write_cache(data, LatentCodec(), text, network, tmp_path / "latents", rows_per_shard=16, batch_size=5)
+    read = [row["caption"] for split in data.rows.values() for row in split]
+    assert sorted(caption for caption in encoded if caption) == sorted(set(read))
+    assert len(set(read)) < len(read)
+
+    cached = ImageData("builtin:shapes", {"num_images": 60, "size": 16}, latents=str(tmp_path / "latents"), **settings)
+    cached.setup()
+    text.prepare(network, cached)
+    cached.check_latents(LatentCodec(), text)
+    encoded.clear()
+    batch = next(iter(cached.train_dataloader()))
+    condition = text.from_batch(batch)
+    assert encoded == []
+    expected = text.from_batch({"caption": batch["caption"]})
+    assert condition.keys() == expected.keys()
+    for name, value in condition.items():
+        torch.testing.assert_close(value, expected[name], **FLOAT32)
+
+    trained = TextConditioning(text.encoder, trained=True)
+    with pytest.raises(ConfigurationError, match="its text is encoded there and None in this configuration"):
+        cached.check_latents(LatentCodec(), trained)
+
+
+# --- the command -----------------------------------------------------------------------------------------------------------
+
+
+def write_config(folder: Path) -> Path:
+    config = {
+        "data": {"class_path": "ldmprobe.data.images.ImageData", "init_args": SHAPES},
+        "model": {
+            "class_path": "ldmprobe.training.latent_diffusion.LatentDiffusion",
+            "init_args": {
+                "network": {"class_path": "diffusers.UNet2DModel", "init_args": tiny_unet_settings()},
+                "codec": {
+                    "class_path": "ldmprobe.models.codec.LatentCodec",
+                    "init_args": {"autoencoder": "builtin:digits"},
+                },
+            },
+        },
+        "trainer": {"max_steps": 2, "callbacks": [{"class_path": "ldmprobe.callbacks.ReportWriter"}]},
+    }
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def test_a_killed_run_is_gone_on_with_and_ranks_share_the_work(tmp_path):
+    config = ["cache", "--config", str(write_config(tmp_path)), "--rows-per-shard", "16", "--batch-size", "4"]
+    whole, parts, output = tmp_path / "whole", tmp_path / "parts", tmp_path / "output.txt"
+    write_cache(shapes(), codec(), Unconditional(), tiny_unet(), whole, rows_per_shard=16, batch_size=4)
+
+    first = [*config, "--out", str(parts), "--shard", "0", "--num-shards", "2"]  # four files of seven
+    assert run(first, output, signal_at_call, "ldmprobe.models.codec:LatentCodec.unscaled", 6) == -signal.SIGKILL
+    assert [path.name for path in parts.glob("*.safetensors")] == ["train-00000.safetensors"]
+    (parts / ".train-00002.safetensors.1.partial").write_bytes(b"torn")
+    written = (parts / "train-00000.safetensors").stat().st_mtime_ns
+    second = {"shard": 1, "num_shards": 2, "rows_per_shard": 16, "batch_size": 4}
+    assert write_cache(shapes(), codec(), Unconditional(), tiny_unet(), parts, **second) == (parts, False)
+    assert run(first, output) == 0
+    assert f"{parts} is complete. Train from it: ldmprobe fit --config" in output.read_text()
+    assert (parts / "train-00000.safetensors").stat().st_mtime_ns == written
+    assert contents(parts) == contents(whole)
+    assert not (tmp_path / "runs").exists()  # as a run of training would have made
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------------
+
+
+def float_images(folder: Path, row: int, value: float) -> ImageData:
+    images = np.zeros((40, 1, 4, 4), np.float32)
+    images[row, 0, 1, 2] = value
+    features = Features({"image": Array3D((1, 4, 4), "float32")})
+    Dataset.from_dict({"image": list(images)}, features=features).save_to_disk(folder / "images")
+    return ImageData(str(folder / "images"))
+
+
+@pytest.mark.parametrize(("value", "dtype"), [(float("nan"), "float32"), (float("inf"), "bfloat16"), (1e5, "float16")])
+def test_latents_that_are_not_finite_are_named_by_row(tmp_path, value, dtype):
+    data = float_images(tmp_path, 17, value)
+    with pytest.raises(
+        ConfigurationError, match=f"latents of row 17 of the (train|held-out) images are not finite in {dtype}"
+    ):
+        write_cache(data, LatentCodec(), Unconditional(), tiny_unet(), tmp_path / "latents", dtype, batch_size=4)
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("…")
+    with pytest.raises(ConfigurationError, match="is not empty and no cache of latents; give --out a new folder"):
+        write_cache(float_images(tmp_path, 0, 0), LatentCodec(), Unconditional(), tiny_unet(), tmp_path)
+    assert not (tmp_path / "cache.json").exists()
+
+
+def test_a_folder_of_other_latents_is_left_alone(tmp_path):
+    data = float_images(tmp_path, 0, 0)
+    write_cache(data, LatentCodec(), Unconditional(), tiny_unet(), tmp_path / "latents")
+    before = contents(tmp_path / "latents")
+    with pytest.raises(ConfigurationError, match="latents dtype is float32 there and float16 in this configuration"):
+        write_cache(data, LatentCodec(), Unconditional(), tiny_unet(), tmp_path / "latents", "float16")
+    assert contents(tmp_path / "latents") == before
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigurationError, match=r"file/latents cannot be written to .*choose another --out"):
+        write_cache(
+            float_images(tmp_path, 0, 0), LatentCodec(), Unconditional(), tiny_unet(), tmp_path / "file/latents"
+        )
+
+
+def test_shards_that_cannot_be_are_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match="--shard is 2 and --num-shards 2; expected 0 <= shard < num-shards"):
+        write_cache(shapes(), codec(), Unconditional(), tiny_unet(), tmp_path / "latents", shard=2, num_shards=2)

@@ -1,0 +1,92 @@
+"""``ldmprobe export`` of a finetune: whole, as LoRA for a plain pipeline, and with the LoRA merged, always the same images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+
+from ldmprobe.cli import main
+from ldmprobe.data.images import ImageData
+from ldmprobe.models.pretrained import load_pipeline
+from ldmprobe.training.checkpoint import load_diffusion_model
+from ldmprobe.training.finetuning import FinetunedDiffusion
+from ldmprobe.training.lora import LoRA
+from tests.models.test_pipeline import PROMPTS, assert_same_images, ours
+from tests.pipelines import saved
+from tests.tracking.test_model_card import images_of
+from tests.training.test_latent_diffusion import trainer
+
+LOADS_LORA = {
+    "StableDiffusionPipeline": DDIMScheduler,
+    "StableDiffusionXLPipeline": DDIMScheduler,
+    "StableDiffusion3Pipeline": FlowMatchEulerDiscreteScheduler,
+    "AuraFlowPipeline": FlowMatchEulerDiscreteScheduler,
+}
+"""The pipeline classes that do, and the scheduler of what is exported."""
+
+
+def strongly(params):
+    return torch.optim.Adam(params, lr=0.05)
+
+
+def finetuned(pretrained: Path, **settings) -> Path:
+    """A checkpoint after two steps on 16×16 shapes, large enough to be seen."""
+    fit = trainer(Path(), max_steps=2, limit_val_batches=0)
+    shapes = {"num_images": 32, "size": 16}
+    data = ImageData("builtin:shapes", dataset_kwargs=shapes, caption_column="caption", batch_size=8, check_rows=5)
+    torch.manual_seed(0)
+    module = FinetunedDiffusion(
+        str(pretrained), prompts=PROMPTS, optimizer=strongly, ema_decay=0.5, validation_timesteps=1, **settings
+    )
+    fit.fit(module, data)
+    fit.save_checkpoint("model.ckpt")
+    return Path("model.ckpt")
+
+
+def assert_changed(checkpoint: Path, base: Path) -> None:
+    """Else the pipeline could have left the finetune out."""
+    model, before = load_diffusion_model(checkpoint), load_pipeline(str(base), prompts=PROMPTS)
+    assert (ours(model, 4.0) - ours(before, 4.0)).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("family", LOADS_LORA)
+def test_a_plain_pipeline_with_the_lora_makes_the_same_images_and_so_does_it_merged(family):
+    lora = LoRA(rank=2, alpha=6, targets=["to_q", "to_out.0", "proj_out"])
+    checkpoint = finetuned(saved(family), lora=lora, train_text_encoder=LOADS_LORA[family] is DDIMScheduler)
+    assert_changed(checkpoint, saved(family))
+    assert main(["export", str(checkpoint), "lora"]) == 0
+    files = sorted(path.relative_to("lora").as_posix() for path in Path("lora").rglob("*") if path.is_file())
+    assert files == ["README.md", "pytorch_lora_weights.safetensors", "scheduler/scheduler_config.json"]
+    pipeline = DiffusionPipeline.from_pretrained(saved(family))
+    pipeline.scheduler = LOADS_LORA[family].from_pretrained("lora", subfolder="scheduler")
+    pipeline.load_lora_weights("lora")
+    assert_same_images(pipeline, load_diffusion_model(checkpoint))
+    assert main(["export", str(checkpoint), "merged", "--merge"]) == 0
+    assert_same_images(DiffusionPipeline.from_pretrained("merged"), load_diffusion_model(checkpoint))
+
+
+@pytest.mark.parametrize("family", ["StableDiffusionPipeline", "PixArtSigmaPipeline"])
+def test_a_whole_finetune_is_a_whole_pipeline(family):
+    checkpoint = finetuned(saved(family))
+    assert_changed(checkpoint, saved(family))
+    assert main(["export", str(checkpoint), "mine"]) == 0
+    assert_same_images(DiffusionPipeline.from_pretrained("mine"), load_diffusion_model(checkpoint))
+    assert f"finetuned from {saved(family)}" in Path("mine/README.md").read_text()
+
+
+def test_where_diffusers_loads_no_lora_it_is_merged_or_refused(capsys):
+    checkpoint = finetuned(saved("PixArtSigmaPipeline"), lora=LoRA(rank=2))
+    assert main(["export", str(checkpoint), "lora"]) == 2
+    assert "diffusers has no LoRA format for the transformer of PixArtSigmaPipeline" in capsys.readouterr().err
+    assert not Path("lora").exists()
+    assert main(["export", str(checkpoint), "merged", "--merge"]) == 0
+    assert_same_images(DiffusionPipeline.from_pretrained("merged"), load_diffusion_model(checkpoint))
+
+
+def test_the_code_of_a_loras_card_runs():
+    checkpoint = finetuned(saved("StableDiffusionPipeline"), lora=LoRA(rank=2))
+    assert main(["export", str(checkpoint), "lora"]) == 0
+    assert len(images_of(Path("lora/README.md").read_text())) == 4

@@ -1,0 +1,227 @@
+"""Pretrained pipelines of every family, trained on, whole and by LoRA: what is trained, kept, rebuilt and refused."""
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from ldmprobe.cli import main
+from ldmprobe.data.images import ImageData
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.training.base_model import BaseModel
+from ldmprobe.training.checkpoint import base_of, load_diffusion_model, load_lora
+from ldmprobe.training.finetuning import FinetunedDiffusion
+from ldmprobe.training.latent_diffusion import LatentDiffusion
+from ldmprobe.training.lora import LoRA
+from tests.helpers import FLOAT32
+from tests.pipelines import TINY, conditional_unet, saved
+from tests.training.test_latent_diffusion import assert_same_state, trainer
+
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "finetune.yaml"
+SD = "StableDiffusionPipeline"
+
+
+def shapes(family=SD, **options):
+    """Images that the family's autoencoder makes latents of 8×8 of."""
+    size = 8 if family in ("DDPMPipeline", "DDIMPipeline") else 16
+    return ImageData(
+        "builtin:shapes",
+        {"num_images": 40, "size": size},
+        **{"caption_column": "caption", "batch_size": 4, "check_rows": 1, **options},
+    )
+
+
+def adam(params):
+    return torch.optim.AdamW(params, lr=1e-2)
+
+
+def finetune(family=SD, **options):
+    torch.manual_seed(0)
+    settings = {"optimizer": adam, "ema_decay": 0.5, "validation_timesteps": 1, "prompts": None}
+    return FinetunedDiffusion(str(saved(family)), **{**settings, **options})
+
+
+def fitted(folder, module, data, max_steps=2, **options):
+    """The path of its checkpoint."""
+    fit = trainer(folder, max_steps=max_steps, **options)
+    fit.fit(module, data)
+    fit.save_checkpoint(folder / "model.ckpt")
+    return folder / "model.ckpt"
+
+
+def predictions(model, guidance_scale=2.0):
+    z = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        condition = model.conditioning.for_samples(torch.arange(2))
+        return model.predict(z, torch.tensor([10, 900]), condition, guidance_scale)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", TINY)
+def test_every_family_is_finetuned_whole_and_by_lora(tmp_path, family):
+    data = shapes(family, **({"label_column": "label", "num_classes": 1000} if family == "DiTPipeline" else {}))
+    sizes = {}
+    for name, lora in (("whole", None), ("lora", LoRA(rank=2))):
+        module = finetune(family, lora=lora)
+        before = {key: value.clone() for key, value in module.state_dict().items()}
+        path = fitted(tmp_path / name, module, data)
+        sizes[name] = path.stat().st_size
+        kept = torch.load(path, weights_only=True)["state_dict"]
+        assert [
+            key for key, value in module.state_dict().items() if not torch.equal(value, before[key]) and key not in kept
+        ] == []
+        assert [key for key in kept if key.startswith(("codec.autoencoder", "conditioning"))] == []
+        assert (lora is not None) == all("lora_" in key for key in kept if "network." in key)
+        loaded, module = load_diffusion_model(path), module.eval()
+        torch.testing.assert_close(predictions(loaded), predictions(module.diffusion_model()), **FLOAT32)
+        assert not torch.equal(predictions(loaded), predictions(BaseModel(str(saved(family))).load()))
+        assert base_of(path).name == str(saved(family))
+    assert sizes["lora"] < sizes["whole"] / 2
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2, alpha=4.0, dropout=0.1)], ids=["whole", "lora"])
+def test_a_resumed_finetune_with_its_text_encoder_ends_with_the_same_weights(tmp_path, lora):
+    def module():
+        return finetune(lora=lora, train_text_encoder=True, gradient_checkpointing=True, offset_noise=0.1)
+
+    whole, resumed = module(), module()
+    before = copy.deepcopy(whole.conditioning.state_dict())
+    trainer(tmp_path / "whole", max_steps=4).fit(whole, shapes())
+    path = fitted(tmp_path / "first", module(), shapes())
+    trainer(tmp_path / "second", max_steps=4).fit(resumed, shapes(), ckpt_path=str(path))
+    assert_same_state(whole.state_dict(), resumed.state_dict())
+    changed = [
+        name for name, value in resumed.conditioning.state_dict().items() if not torch.equal(value, before[name])
+    ]
+    assert changed
+    assert (lora is not None) == all("lora_" in name for name in changed)
+
+
+@pytest.mark.parametrize("family", [SD, "StableDiffusionXLPipeline", "StableDiffusion3Pipeline"])
+def test_a_plain_pipeline_takes_the_lora_weights(tmp_path, family):
+    clips = family != "StableDiffusion3Pipeline"  # its T5 has no format for LoRA
+    path = fitted(tmp_path, finetune(family, lora=LoRA(rank=2, alpha=4.0), train_text_encoder=clips), shapes(family))
+    load_lora(path).save(tmp_path / "lora")
+    pipeline = DiffusionPipeline.from_pretrained(saved(family), low_cpu_mem_usage=False)
+    plain = copy.deepcopy(pipeline)
+    pipeline.load_lora_weights(tmp_path / "lora")
+    pipeline.fuse_lora()
+    model, component = load_diffusion_model(path), "unet" if clips else "transformer"
+    fused = {
+        name.replace("base_layer.", ""): value for name, value in getattr(pipeline, component).state_dict().items()
+    }
+    for name, value in model.network.state_dict().items():
+        torch.testing.assert_close(fused[name], value, **FLOAT32)
+    for name, encoder in model.conditioning.encoder.encoders.items() if clips else ():
+        ours, theirs = (each(torch.tensor([[0, 5, 7, 1]]))[0] for each in (encoder, getattr(pipeline, name)))
+        torch.testing.assert_close(theirs, ours, **FLOAT32)
+        assert not torch.allclose(getattr(plain, name)(torch.tensor([[0, 5, 7, 1]]))[0], ours)
+
+
+def test_a_finetune_of_a_finetune(tmp_path):
+    first = fitted(tmp_path / "first", finetune(lora=LoRA(rank=2), prompts=["a red cat", "a dog"]), shapes())
+    module = FinetunedDiffusion(str(first), optimizer=adam, lora=LoRA(rank=1), ema_decay=None, validation_timesteps=1)
+    torch.testing.assert_close(predictions(module.diffusion_model()), predictions(load_diffusion_model(first)))
+    second = fitted(tmp_path / "second", module, shapes())
+    loaded = load_diffusion_model(second)
+    assert (loaded.conditioning.prompts, loaded.weights) == (("a red cat", "a dog"), "raw")
+    torch.testing.assert_close(predictions(loaded), predictions(module.eval().diffusion_model()), **FLOAT32)
+
+
+def test_from_the_command_line_as_the_configuration_says(tmp_path):
+    given = [
+        f"--model.init_args.pretrained={saved(SD)}",
+        "--data.init_args.dataset=builtin:shapes",
+        '--data.init_args.dataset_kwargs={"num_images": 40, "size": 16}',
+        "--data.init_args={image_size: 16, caption_column: caption, num_workers: 0}",
+        "--model.init_args.lora={rank: 2, targets: [to_k, to_v]}",
+        "--trainer={accelerator: cpu, max_steps: 2, limit_val_batches: 1, num_sanity_val_steps: 0, enable_progress_bar: false}",
+        "--trainer.enable_model_summary=false",
+        '--trainer.callbacks=[{"class_path": "ldmprobe.callbacks.DDIMProbe", "init_args": {"every_n_steps": 2, "num_samples": 8, "num_steps": 2}}]',
+        "--trainer.callbacks+=ModelCheckpoint",
+        "--trainer.callbacks.every_n_train_steps=2",
+        "--trainer.callbacks.save_last=true",
+    ]
+    assert main(["fit", "--config", str(CONFIG), "--run_dir", str(tmp_path / "run"), *given]) == 0
+    checkpoint = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert (
+        main(["sample", str(checkpoint), "--out", str(tmp_path / "samples.png"), "--num-samples=2", "--num-steps=2"])
+        == 0
+    )
+    assert sorted(load_lora(checkpoint).configs["unet"]["target_modules"]) == ["to_k", "to_v"]
+
+
+# --- refused ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def of_another_base(tmp_path_factory):
+    """A LoRA of a base whose weights are others afterwards."""
+    folder = tmp_path_factory.mktemp("moved")
+    pipeline = TINY[SD]()
+    pipeline.save_pretrained(folder / "base")
+    module = FinetunedDiffusion(str(folder / "base"), lora=LoRA(rank=2), ema_decay=None, validation_timesteps=1)
+    path = fitted(folder, module, shapes(), max_steps=1)
+    with torch.no_grad():
+        pipeline.unet.conv_in.weight += 1e-3
+    pipeline.save_pretrained(folder / "base")
+    return folder / "base", path
+
+
+def test_a_checkpoint_on_another_base_is_refused(tmp_path, of_another_base):
+    base, path = of_another_base
+    with pytest.raises(ConfigurationError, match=r"trained on top of .*base, whose weights are others now"):
+        load_diffusion_model(path)
+    module = FinetunedDiffusion(str(base), lora=LoRA(rank=2), ema_decay=None, validation_timesteps=1)
+    with pytest.raises(ConfigurationError, match="goes on only with the pretrained weights that it was finetuned from"):
+        trainer(tmp_path, max_steps=2).fit(module, shapes(), ckpt_path=str(path))
+
+
+def test_a_checkpoint_whose_base_is_gone_says_which(of_another_base, tmp_path):
+    checkpoint = torch.load(of_another_base[1], weights_only=True)
+    checkpoint["ldmprobe"]["pretrained"]["name"] = str(tmp_path / "gone")
+    torch.save(checkpoint, tmp_path / "orphan.ckpt")
+    with pytest.raises(ConfigurationError, match=r"trained on top of .*gone, which cannot be loaded"):
+        load_diffusion_model(tmp_path / "orphan.ckpt")
+
+
+def test_going_on_with_another_kind_of_run_is_refused(tmp_path, of_another_base):
+    base, path = of_another_base
+    whole = FinetunedDiffusion(str(base), ema_decay=None, validation_timesteps=1)
+    whole.base_weights = torch.load(path, weights_only=True)["ldmprobe"]["base_weights"]
+    with pytest.raises(ConfigurationError, match=r"its lora is \{'rank': 2.*this run's is None"):
+        trainer(tmp_path, max_steps=2).fit(whole, shapes(), ckpt_path=str(path))
+    scratch = LatentDiffusion(conditional_unet(), whole.codec, conditioning=whole.conditioning, ema_decay=None)
+    with pytest.raises(ConfigurationError, match="another model: its base_weights is"):
+        trainer(tmp_path, max_steps=2).fit(scratch, shapes(), ckpt_path=str(path))
+
+
+def test_data_of_other_classes_is_refused(tmp_path):
+    module = finetune("DiTPipeline")
+    with pytest.raises(
+        ConfigurationError, match=r"knows 1000 classes and the data has 20, which would be taken for its first 20"
+    ):
+        trainer(tmp_path).fit(module, shapes(label_column="label"))
+    with pytest.raises(ConfigurationError, match=r"needs labels; set the data's `label_column`"):
+        trainer(tmp_path).fit(module, shapes())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"train_text_encoder": True}, "has no text encoder; leave out `train_text_encoder`"),
+        ({"prompts": ["a cat"]}, "has no text encoder; leave out `prompts`"),
+        ({"offset_noise": -0.1}, "expected numbers >= 0"),
+        ({"lora": LoRA(targets=["attn9"])}, "target 'attn9' is no linear layer"),
+    ],
+)
+def test_what_does_not_fit_the_model_is_refused_before_training(options, message):
+    with pytest.raises(ConfigurationError, match=message):
+        finetune("LDMPipeline", **options)
+
+
+def test_captions_that_are_missing_are_asked_for(tmp_path):
+    with pytest.raises(ConfigurationError, match="set the data's `caption_column`"):
+        trainer(tmp_path).fit(finetune(), shapes(caption_column=None))
