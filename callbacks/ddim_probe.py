@@ -82,7 +82,8 @@ class DDIMProbe(ProbeCallback):
         model = diffusion_model_of(pl_module)
         if self._reference is None:
             self._reference = reference_of(trainer, model, self.num_reference)
-            self._held_out = held_out_of(trainer, model, num_images=128) if has_held_out(trainer) else None
+        if has_held_out(trainer) and (self._held_out is None or model.conditioning.trained):
+            self._held_out = held_out_of(trainer, model, num_images=128)
         with self.progress(trainer) as progress:
             return probe_ddim(
                 model,

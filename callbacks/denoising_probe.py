@@ -82,7 +82,7 @@ class DenoisingProbe(ProbeCallback):
         model = diffusion_model_of(pl_module)
         if self._reference is None:
             self._reference = reference_of(trainer, model, self.num_reference)
-        if self._held_out is None:
+        if self._held_out is None or model.conditioning.trained:
             self._held_out = held_out_of(trainer, model, self.num_images, self.held_out)
         if self._previous is None and trainer.global_step > 0:  # resumed
             self._previous = from_rank_zero(trainer, lambda: _last_before(trainer.global_step, run_directory(trainer)))

@@ -90,7 +90,9 @@ class TimestepBalancer(ProbeCallback):
         if not 0 <= equalise <= 1:
             raise ConfigurationError(f"TimestepBalancer got equalise {equalise}; expected 0 to 1.")
         if not begin_at_skill < 1:
-            raise ConfigurationError(f"TimestepBalancer got begin_at_skill {begin_at_skill}; expected a number below 1.")
+            raise ConfigurationError(
+                f"TimestepBalancer got begin_at_skill {begin_at_skill}; expected a number below 1."
+            )
         if num_images < 8 or num_draws < 32 or batch_size < 1:
             raise ConfigurationError(
                 f"TimestepBalancer got num_images {num_images}, num_draws {num_draws}, batch_size {batch_size}; expected at least 8, 32 and 1."
@@ -123,8 +125,8 @@ class TimestepBalancer(ProbeCallback):
         model = diffusion_model_of(pl_module)
         if self._reference is None:
             self._reference = reference_of(trainer, model, self.num_reference)
+        if self._held_out is None or model.conditioning.trained:
             self._held_out = held_out_of(trainer, model, self.num_images, self.held_out)
-        assert self._held_out is not None
         found = probe_denoising(
             model,
             self._held_out,

@@ -26,7 +26,7 @@ SIZE, CLASSES = 16, 20
 
 @pytest.fixture(scope="module")
 def classifier():
-    return judge_shapes.train_classifier(SIZE, num_images=2000, num_steps=300)
+    return judge_shapes.train_classifier(SIZE, num_images=1500, num_steps=200)
 
 
 class DrawsOneOfEach(nn.Module):

@@ -15,7 +15,8 @@ from PIL import Image
 
 from ldmprobe.cli import main
 from ldmprobe.models.pretrained import load_pipeline
-from ldmprobe.standalone import image_grid, load_model, sample_images
+from ldmprobe.standalone import image_grid, load_model, real_latents, sample_images
+from ldmprobe.tracking.figures import kl_figure, pca_figure
 from ldmprobe.tracking.store import RecordStore
 from tests.helpers import WHOLE_PATH, tiny_unet
 from tests.pipelines import saved
@@ -33,31 +34,55 @@ def pipelines() -> dict[str, Path]:
 def _pictures(path: Path, mode: str = "RGB", n: int = 24, size: int = 16) -> str:
     rng = np.random.default_rng(0)
     images = [Image.fromarray(rng.integers(0, 256, (size, size, 3), dtype=np.uint8)).convert(mode) for _ in range(n)]
-    features = Features({"image": ImageFeature(), "label": Value("int64")})
-    Dataset.from_dict({"image": images, "label": [i % 5 for i in range(n)]}, features=features).to_parquet(path)
+    features = Features({"image": ImageFeature(), "label": Value("int64"), "caption": Value("string")})
+    columns = {
+        "image": images,
+        "label": [i % 5 for i in range(n)],
+        "caption": [["a red cat", "a dog"][i % 2] for i in range(n)],
+    }
+    Dataset.from_dict(columns, features=features).to_parquet(path)
     return str(path)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_probe_writes_a_record_two_figures_and_a_report(family, pipelines, tmp_path, capsys):
-    assert main(["probe", str(pipelines[family]), "--out", str(tmp_path / "out"), *TINY]) == 0
+def test_probe_writes_a_record_two_figures_and_a_report(pipelines, tmp_path, capsys):
+    assert main(["probe", str(pipelines["LDMPipeline"]), "--out", str(tmp_path / "out"), *TINY]) == 0
     (record,) = RecordStore(tmp_path / "out").read()
     assert (record.probe, record.provenance["num_samples"], record.provenance["num_steps"]) == ("ddim", 8, 3)
     assert len(record.curves["step_kl"].value) == 3
     for name in ("pca.png", "step_kl.png"):
         assert Image.open(tmp_path / "out" / name).size[0] > 100
-    assert "</html>" in (tmp_path / "out" / "report.html").read_text()
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "</html>" in page
+    assert "shifts the marginals" not in page
     assert f"report: {tmp_path / 'out' / 'report.html'}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_sample_writes_a_grid(family, pipelines, tmp_path):
+def test_sample_makes_the_folder_of_its_grid(pipelines, tmp_path):
     out = tmp_path / "new" / "grid.png"
-    assert main(["sample", str(pipelines[family]), "--out", str(out), "--columns", "4", *TINY]) == 0
-    side = 8 if family in ("DDPMPipeline", "DDIMPipeline") else 16
-    grid = Image.open(out)
-    assert (grid.mode, grid.size) == ("RGB", (4 * side + 6, 2 * side + 2))
-    assert np.asarray(grid).std() > 1
+    assert main(["sample", str(pipelines["LDMPipeline"]), "--out", str(out), "--columns", "4", *TINY]) == 0
+    assert Image.open(out).mode == "RGB"
+
+
+def test_a_guided_probe_of_prompts_says_so_and_is_not_compared_with_others(pipelines, capsys):
+    command = ["probe", str(pipelines["StableDiffusionPipeline"]), *TINY, "--guidance-scale", "3"]
+    for out, prompts in (
+        ("one", ["a red cat", "blue <dog>"]),
+        ("same", ["a red cat", "blue <dog>"]),
+        ("other", ["a cat"]),
+    ):
+        assert main([*command, "--out", out, "--prompt", *prompts]) == 0
+    record = RecordStore(Path("one")).read()[0]
+    assert record.provenance["prompts"] == ["a red cat", "blue <dog>"]
+    assert record.provenance["guidance_scale"] == 3.0
+    page = Path("one/report.html").read_text()
+    assert "Guidance 3 shifts the marginals by design" in page
+    assert "Prompts, in turn: “a red cat”, “blue &lt;dog&gt;”." in page
+    assert kl_figure([record]).axes[0].get_title().endswith("guidance 3 shifts the marginals by design")
+    assert pca_figure(record).get_suptitle().endswith("guidance 3 shifts the marginals by design")
+    capsys.readouterr()
+    assert main(["compare", "one", "same", "--out", "alike"]) == 0
+    assert main(["compare", "one", "other", "--out", "unlike"]) == 2
+    assert "sampler (num_samples, guidance_scale, prompts, seed, latent shape)" in capsys.readouterr().err
 
 
 @torch.no_grad()
@@ -111,6 +136,7 @@ def test_with_data_a_probe_also_compares_with_real_latents(family, pipelines, tm
     data = ["--data", _pictures(tmp_path / "pictures.parquet")]
     size = ["--image-size", "8"] if family == "DDPMPipeline" else []
     label = ["--label-column", "label"] if family == "DiTPipeline" else []
+    label += ["--caption-column", "caption"] if family == "StableDiffusionPipeline" else []
     assert main(["probe", str(pipelines[family]), "--out", "out", *TINY, *data, *size, *label]) == 0
     records = {record.probe: record for record in RecordStore("out").read()}
     assert set(records) == {"ddim", "denoising"}
@@ -132,6 +158,16 @@ def test_a_grid_fills_rows_from_the_left():
     expected = np.full((6, 6), 255, dtype=np.uint8)
     expected[:2, :2], expected[:2, 4:], expected[4:, :2] = 0, 128, 255
     np.testing.assert_array_equal(image_grid(images, columns=2), expected)
+
+
+def test_without_captions_all_real_images_have_the_prompt(pipelines, tmp_path):
+    pictures, name = _pictures(tmp_path / "pictures.parquet"), str(pipelines["StableDiffusionPipeline"])
+    model = load_model(name, "cpu", prompts=["a red cat"])
+    _, held_out = real_latents(model, pictures)
+    expected = model.conditioning.for_samples(torch.arange(len(held_out.latents)))["encoder_hidden_states"]
+    torch.testing.assert_close(held_out.condition["encoder_hidden_states"], expected)
+    _, captioned = real_latents(model, pictures, caption_column="caption")
+    assert not torch.allclose(captioned.condition["encoder_hidden_states"], expected)
 
 
 # --- what is refused -----------------------------------------------------------------------------------------------------
@@ -167,6 +203,33 @@ def test_data_without_labels_is_refused_for_a_class_conditional_model(pipelines,
     data = _pictures(tmp_path / "pictures.parquet")
     command = ["probe", pipelines["DiTPipeline"], "--out", "out", *TINY, "--data", data]
     _refused(command, capsys, "label")
+
+
+def test_several_prompts_and_no_captions_are_refused(pipelines, capsys, tmp_path):
+    data = _pictures(tmp_path / "pictures.parquet")
+    command = [
+        "probe",
+        pipelines["StableDiffusionPipeline"],
+        "--out",
+        "out",
+        *TINY,
+        "--data",
+        data,
+        "--prompt",
+        "a",
+        "b",
+    ]
+    _refused(command, capsys, "there are 2 prompts; set --caption-column, or give one --prompt")
+    _refused([*command, "--caption-column", "text"], capsys, "There is no column 'text'")
+
+
+def test_what_a_model_has_no_use_for_is_refused(pipelines, capsys):
+    for option, text in (
+        (["--prompt", "a cat"], "takes no text, so that --prompt is of no use to it"),
+        (["--guidance-scale", "3"], "--guidance-scale is 3, but"),
+        (["--variant", "fp16"], "There is no variant 'fp16'"),
+    ):
+        _refused(["probe", pipelines["DDPMPipeline"], "--out", "out", *TINY, *option], capsys, text)
 
 
 @pytest.mark.parametrize(

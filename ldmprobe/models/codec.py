@@ -147,7 +147,8 @@ class LatentCodec(nn.Module):
                 z = self._mode_or_draw(_posterior(batch["moments"].float()), sample_posterior)
             else:
                 z = self._encode_unscaled(batch["image"].float(), sample_posterior)
-            return (z - self.shift) * self.scale
+            # Noise is drawn in the order of memory, in which convolutions leave it as they like.
+            return ((z - self.shift) * self.scale).contiguous()
 
     @property
     def unscaled_kind(self) -> Literal["latent", "moments"]:

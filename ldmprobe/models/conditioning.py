@@ -32,6 +32,11 @@ class Conditioning(nn.Module, ABC):
         return self.from_batch(batch)
 
     @property
+    def trained(self) -> bool:
+        """Whether it has parameters that are trained: then what it says of a sample changes."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    @property
     def description(self) -> dict[str, Any]:
         """What, beside their numbers, decides the conditions of a probe's samples, as plain values."""
         return {}

@@ -233,7 +233,7 @@ class TextConditioning(Conditioning):
         if isinstance(prompts, str) or not prompts:
             raise ConfigurationError(f"TextConditioning got prompts {prompts!r}; expected a list of one or more.")
         self.encoder = encoder.requires_grad_(trained)
-        self.dropout, self.prompts, self.trained = dropout, tuple(prompts), trained
+        self.dropout, self.prompts = dropout, tuple(prompts)
         self._frozen_null: Condition | None = None
         self.register_load_state_dict_post_hook(lambda *_: self._forget_null())
         self.train()

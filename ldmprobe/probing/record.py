@@ -5,7 +5,7 @@ One record is one tidy table (and one Parquet file). A row is a number with its 
 ========  ==================================================================================
 column    meaning
 ========  ==================================================================================
-probe     which probe: "ddim", "denoising", "training", "quality", "objective", "balance", "clock"
+probe     which probe: "ddim", "denoising", "training", "quality", "objective", "balance", "forgetting", "clock"
 step      optimiser steps taken when it ran
 metric    what was measured, such as "step_kl"; units in the metric's description
 index     position in sampling order (curves), or running number (images); −1 for scalars

@@ -51,7 +51,8 @@ class BaseModel:
 
 
 def weights_fingerprint(model: DiffusionModel) -> str:
-    """A hash of up to 1,024 evenly spaced values of each parameter, whatever the libraries call it: weights that were trained on have another."""
+    """A hash of up to 1,024 evenly spaced values of each parameter, whatever the libraries call it: another for weights that were
+    trained on."""
     parameters = [parameter.detach().flatten() for module in model.modules for parameter in module.parameters()]
     return fingerprint(sorted(fingerprint(value[:: -(-len(value) // _COMPARED)].float()) for value in parameters))
 
@@ -63,8 +64,8 @@ def finetuned(
     lora: LoRA | None = None,
     train_text_encoder: bool = False,
 ) -> None:
-    """Make ``model``, which is a base as loaded, one to be finetuned: what is trained asks for gradients and is in training mode, the rest is
-    frozen.
+    """Make ``model``, which is a base as loaded, one to be finetuned: what is trained asks for gradients and is in training mode, the
+    rest is frozen.
 
     Args:
         prompts: of probes and samples, for text-to-image; default: the base's.

@@ -74,8 +74,8 @@ class FinetunedDiffusion(LatentDiffusion):
         pretrained = self.conditioning.num_classes if isinstance(self.conditioning, ClassConditioning) else None
         if pretrained is not None and classes is not None and classes != pretrained:
             raise ConfigurationError(
-                f"{self.base.name} knows {pretrained} classes and the data has {classes}, which would be taken for its first {classes}; finetune it "
-                f"on data with its own classes. If the labels are its own, say so by the data's `num_classes: {pretrained}`."
+                f"{self.base.name} knows {pretrained} classes and the data has {classes}, which would be taken for its first {classes}; "
+                f"finetune it on data with its own classes. If the labels are its own, say so by the data's `num_classes: {pretrained}`."
             )
         super().setup(stage)
 

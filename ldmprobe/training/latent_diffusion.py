@@ -54,12 +54,12 @@ class LatentDiffusion(L.LightningModule):
         ema_decay: of the moving average of the trained parameters; None for none.
         ema_warmup: start with a short memory.
         compile: ``torch.compile`` the network.
-        gradient_checkpointing: keep less for the backward pass and compute it anew, in the network and a trained text encoder: less memory,
-            a third more time (Chen et al., 2016, arXiv:1604.06174).
-        offset_noise: s in ε + s·n, n ~ N(0, 1) one number for each sample and channel: noise that moves the image's mean, too (Guttenberg, CrossLabs,
-            2023, "Diffusion with offset noise").
-        input_perturbation: γ in z_t = α_t z_0 + σ_t (ε + γ ξ), ξ ~ N(0, I), while the target stays that of ε: inputs as wrong as those that
-            sampling makes (Ning et al., 2023, arXiv:2301.11706, algorithm 1; they take 0.1).
+        gradient_checkpointing: keep less for the backward pass and compute it anew, in the network and a trained text encoder: less
+            memory, more time (Chen et al., 2016, arXiv:1604.06174).
+        offset_noise: s in ε + s·n, n ~ N(0, 1) one number for each sample and channel: noise that moves the image's mean, too
+            (Guttenberg, CrossLabs, 2023, "Diffusion with offset noise").
+        input_perturbation: γ in z_t = α_t z_0 + σ_t (ε + γ ξ), ξ ~ N(0, I), while the target stays that of ε: inputs as wrong as those
+            that sampling makes (Ning et al., 2023, arXiv:2301.11706; they take 0.1).
         validation_timesteps: how many fixed timesteps held-out images are denoised at.
         latent_shape: (c, h, w); only needed with data other than ImageData and a network that is not of diffusers.
         seed: of noise, timesteps and dropout: batch k draws from (seed, k, rank), so that a resumed run goes on identically.

@@ -20,7 +20,8 @@ _ENCODERS = "conditioning.encoder.encoders."
 
 @dataclass(frozen=True)
 class LoRA:
-    r"""W = W_0 + (α/r) B A with trained A (r × inputs) and B (outputs × r), B = 0 at the start (Hu et al., 2021, arXiv:2106.09685, section 4.1).
+    """W = W_0 + (α/r) B A with trained A (r × inputs) and B (outputs × r), B = 0 at the start (Hu et al., 2021, arXiv:2106.09685,
+    section 4.1).
 
     Args:
         rank: r.

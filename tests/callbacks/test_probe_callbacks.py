@@ -15,6 +15,7 @@ import ldmprobe.callbacks
 from ldmprobe.callbacks import (
     DDIMProbe,
     DenoisingProbe,
+    Forgetting,
     ProbeCallback,
     ReportWriter,
     SampleQuality,
@@ -23,12 +24,16 @@ from ldmprobe.callbacks import (
     TrainingLoss,
     TrainingObjective,
 )
+from ldmprobe.data.images import ImageData
 from ldmprobe.diffusion.adaptive_timesteps import AdaptiveLoss
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.diffusion.weighting import LearnedUncertainty
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.text import SmallCLIP, TextConditioning
 from ldmprobe.tracking.store import RecordStore
+from ldmprobe.training.latent_diffusion import LatentDiffusion
+from tests.pipelines import conditional_unet
 from tests.tracking.wandb_file import read_history
 from tests.training.test_latent_diffusion import digits, module, trainer
 
@@ -42,6 +47,7 @@ def probes(every_n_steps=2):
         TrainingObjective(every_n_steps),
         SampleQuality("builtin:digits", every_n_steps, num_samples=16, num_steps=2, num_real=64, kid_subset_size=8),
         TimestepBalancer(every_n_steps, num_images=16, num_draws=32, dry_run=True),
+        Forgetting(digits(), every_n_steps, num_images=16, num_draws=32),
     ]
 
 
@@ -271,3 +277,16 @@ def test_a_module_that_cannot_be_probed_is_told_what_it_lacks(tmp_path):
 def test_impossible_settings_are_refused_at_construction(build, message):
     with pytest.raises(ConfigurationError, match=message):
         build()
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_held_out_captions_are_encoded_anew_while_their_encoder_is_trained(tmp_path, trained):
+    torch.manual_seed(0)
+    data = ImageData("builtin:shapes", {"num_images": 80, "size": 8}, caption_column="caption", batch_size=8)
+    text = TextConditioning(SmallCLIP("a small large red circle", width=16, num_layers=1), trained=trained)
+    model = LatentDiffusion(conditional_unet(in_channels=3, out_channels=3), conditioning=text, ema_decay=None)
+    probe = DenoisingProbe(every_n_steps=2, num_images=8, num_draws=32)
+    trainer(tmp_path, max_steps=2, callbacks=[probe], limit_val_batches=0).fit(model, data)
+    batch = next(data.reference_batches(8, held_out=True))
+    now = text.encode(batch["caption"])["encoder_hidden_states"]
+    torch.testing.assert_close(probe._held_out.condition["encoder_hidden_states"], now)

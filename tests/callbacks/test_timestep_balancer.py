@@ -148,7 +148,15 @@ def test_a_model_that_cannot_be_steered_is_an_error_before_training(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings", [{"smoothing": 1.0}, {"max_ratio": 1.0}, {"hysteresis": 1.0}, {"hysteresis": -0.1}, {"equalise": 2.0}, {"begin_at_skill": 1.0}]
+    "settings",
+    [
+        {"smoothing": 1.0},
+        {"max_ratio": 1.0},
+        {"hysteresis": 1.0},
+        {"hysteresis": -0.1},
+        {"equalise": 2.0},
+        {"begin_at_skill": 1.0},
+    ],
 )
 def test_numbers_out_of_range_are_errors(settings):
     with pytest.raises(ConfigurationError, match=next(iter(settings))):

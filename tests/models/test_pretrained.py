@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
+import re
 import shutil
-import subprocess
-import sys
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
 
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, DiffusionPipeline
+from huggingface_hub import close_session
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.pipeline_files import check_files
@@ -90,15 +91,15 @@ def test_a_hub_id_out_of_reach_is_refused_with_how_to_get_it(source):
         load_pipeline("no/such-pipeline", **source)
 
 
-HUB = """
-import http.server, threading
-class Hub(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
+class Hub(BaseHTTPRequestHandler):
+    """A hub that refuses, as the real one does."""
+
+    def do_GET(self) -> None:
         code, status = "RepoNotFound", 404
         if "/old/" in self.path:
             code = "RevisionNotFound"
-        if "/gated/" in self.path:
-            code, status = ("GatedRepo", 403) if "/resolve/" in self.path else ("", 200)  # its list of files is public
+        if "/gated/" in self.path:  # whose list of files is public
+            code, status = ("GatedRepo", 403) if "/resolve/" in self.path else ("", 200)
         answer = b'[{"type": "file", "path": "model_index.json", "size": 1, "oid": "0"}]' if status == 200 else b"{}"
         self.send_response(status)
         self.send_header("X-Error-Code", code)
@@ -106,36 +107,44 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(answer)))
         self.end_headers()
         self.wfile.write(answer if self.command == "GET" else b"")
+
     do_HEAD = do_GET
-    def log_message(self, *args): pass
-server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
-threading.Thread(target=server.serve_forever, daemon=True).start()
-import os
-os.environ["HF_ENDPOINT"] = f"http://127.0.0.1:{server.server_port}"
-os.environ.pop("HF_HUB_OFFLINE")
-from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.pretrained import load_pipeline
-for name in ("gated/pipeline", "missing/pipeline", "old/pipeline"):
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        (
+            "gated/pipeline",
+            "access to it is gated. Accept its terms on https://huggingface.co/gated/pipeline, then log in by `hf auth",
+        ),
+        ("missing/pipeline", "no repository of this name, or a private one: check the name"),
+        (
+            "old/pipeline",
+            "the hub's old/pipeline has no revision 'v9'; leave `revision` out, or name a branch, tag or commit",
+        ),
+    ],
+)
+def test_what_the_hub_refuses_is_told_with_what_to_do(name, text, tmp_path, monkeypatch):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    for constant, value in {
+        "ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_CACHE": str(tmp_path),
+    }.items():
+        monkeypatch.setattr(f"huggingface_hub.constants.{constant}", value)
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    close_session()
     try:
-        load_pipeline(name, revision="v9")
-    except ConfigurationError as error:
-        print(error)
-"""
-
-
-def test_what_the_hub_refuses_is_told_with_what_to_do(tmp_path):
-    """By a hub of one's own, as the process knows it from its start."""
-    environment = {**os.environ, "HF_HOME": str(tmp_path), "no_proxy": "127.0.0.1"}
-    done = subprocess.run(
-        [sys.executable, "-c", HUB], check=True, env=environment, capture_output=True, text=True, timeout=300
-    )
-    gated, missing, old = done.stdout.splitlines()
-    assert (
-        "access to it is gated. Accept its terms on https://huggingface.co/gated/pipeline, then log in by `hf auth login`"
-        in gated
-    )
-    assert "no repository of this name, or a private one: check the name" in missing
-    assert "the hub's old/pipeline has no revision 'v9'; leave `revision` out, or name a branch, tag or commit" in old
+        with pytest.raises(ConfigurationError, match=re.escape(text)):
+            load_pipeline(name, revision="v9")
+    finally:
+        server.shutdown()
+        close_session()
 
 
 def test_a_cached_hub_pipeline_is_read_without_the_hub(tmp_path, monkeypatch):

@@ -1,0 +1,238 @@
+"""Text as a condition: the tokenizer, the encoders, and what training and probes are told."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from diffusers import PixArtTransformer2DModel
+from torch import nn
+
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.families import FAMILIES
+from ldmprobe.models.text import SmallCLIP, TextConditioning, TextEncoder, word_tokenizer
+from tests.helpers import tiny_unet
+from tests.pipelines import TINY, conditional_unet, tiny
+
+WORDS = "a small large red green blue circle square ring star on the left right greener starring"
+WITH_TEXT = [name for name in TINY if FAMILIES[name.split(",")[0]].text]
+CPU = torch.device("cpu")
+
+
+def data(captions: str | None = "caption", size: tuple[int, int] = (16, 16)) -> SimpleNamespace:
+    """What of a data module a text conditioning looks at."""
+    return SimpleNamespace(reader=SimpleNamespace(caption_column=captions), image_shape=(3, *size))
+
+
+def small(width: int = 16) -> SmallCLIP:
+    torch.manual_seed(0)
+    return SmallCLIP(WORDS, width=width, num_layers=1, num_heads=2, max_tokens=12)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+# --- the small one -------------------------------------------------------------------------------------------------------
+
+
+def test_each_word_is_one_token_and_others_are_spelt():
+    tokenizer = word_tokenizer(WORDS, max_tokens=12)
+    assert [len(tokenizer.tokenize(word)) for word in WORDS.split()] == [1] * len(WORDS.split())
+    assert len({tokenizer.convert_tokens_to_ids(f"{word}</w>") for word in WORDS.split()}) == len(WORDS.split())
+    assert tokenizer.tokenize("A Red zeb 7") == ["a</w>", "red</w>", "z", "e", "b</w>", "7</w>"]
+
+
+def test_the_same_words_have_the_same_numbers():
+    assert word_tokenizer(WORDS, 12).get_vocab() == word_tokenizer(WORDS, 12).get_vocab()
+
+
+def test_a_small_clip_is_transformers_clip():
+    encoder = small()
+    tokens = encoder.tokenizers["tokenizer"](["a red star"], padding="max_length", max_length=12, return_tensors="pt")
+    expected = encoder.encoders["text_encoder"](tokens.input_ids)[0]
+    torch.testing.assert_close(encoder(["a red star"])["encoder_hidden_states"], expected)
+
+
+def test_words_of_other_letters_are_refused():
+    with pytest.raises(
+        ConfigurationError, match="SmallCLIP got the word 'bleu-clair'; expected words of the letters a to z"
+    ):
+        SmallCLIP("rouge bleu-clair")
+
+
+# --- any of them ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", WITH_TEXT)
+def test_an_encoder_is_rebuilt_from_its_description(name):
+    pipeline = tiny(name)
+    encoder = TextEncoder(pipeline).eval()
+    network = getattr(pipeline, encoder.family.network)
+    encoder(["a red cat"])  # tokenizers keep what the last call asked of them
+    twin = TextEncoder.from_description(encoder.description, network).eval()
+    twin.load_state_dict(encoder.state_dict())
+    twin.made_for(network, 16, 16)
+    assert twin.description == encoder.description
+    with torch.no_grad():
+        assert same(twin(["a red cat", ""]), encoder(["a red cat", ""]))
+        assert same(twin.null(), encoder.null())
+
+
+def test_settings_that_the_encoding_goes_by_are_kept():
+    pipeline = tiny("StableDiffusionXLPipeline")
+    pipeline.register_to_config(force_zeros_for_empty_prompt=False)
+    encoder = TextEncoder(pipeline)
+    assert TextEncoder.from_description(encoder.description, pipeline.unet).null()["text_embeds"].any()
+    assert not TextEncoder(tiny("StableDiffusionXLPipeline")).null()["text_embeds"].any()
+
+
+def test_a_tokenizer_of_another_encoder_is_refused():
+    pipeline = tiny("StableDiffusionPipeline")
+    pipeline.text_encoder.resize_token_embeddings(10)
+    with pytest.raises(
+        ConfigurationError, match=r"The tokenizer has \d+ tokens, the text_encoder embeds 10; they do not belong"
+    ):
+        TextEncoder(pipeline)
+
+
+# --- what training is told -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_captions_become_the_null_condition_as_often_as_asked(dropout):
+    torch.manual_seed(0)
+    conditioning, n = TextConditioning(small(), dropout), 2_000
+    told = conditioning.for_training({"caption": ["a red star"] * n})["encoder_hidden_states"]
+    dropped = (told == conditioning.null(1, CPU)["encoder_hidden_states"]).flatten(1).all(1)
+    kept = (told == conditioning.encode(["a red star"])["encoder_hidden_states"]).flatten(1).all(1)
+    assert torch.equal(kept, ~dropped)
+    assert abs(dropped.double().mean() - dropout) <= 4 * math.sqrt(dropout * (1 - dropout) / n)  # standard error
+
+
+def test_what_was_encoded_before_is_taken_as_it_is():
+    conditioning = TextConditioning(small(), dropout=0.0)
+    condition = {"encoder_hidden_states": torch.randn(2, 12, 16)}
+    assert same(conditioning.for_training({"condition": condition, "caption": ["a", "a"]}), condition)
+
+
+def test_a_frozen_encoder_has_no_gradients_and_knows_no_autocast_nor_training_mode():
+    conditioning = TextConditioning(small()).train()
+    assert not any(module.training for module in conditioning.modules())
+    whole = conditioning.from_batch({"caption": ["a red star"]})
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert same(conditioning.from_batch({"caption": ["a red star"]}), whole)
+        assert conditioning.null(1, CPU)["encoder_hidden_states"].dtype == torch.float32
+    assert not whole["encoder_hidden_states"].requires_grad
+
+
+def test_a_trained_encoder_has_gradients_of_captions_and_of_none():
+    conditioning = TextConditioning(small(), dropout=0.5, trained=True).train()
+    assert conditioning.encoder.training
+    torch.manual_seed(0)
+    conditioning.for_training({"caption": ["a red star"] * 8})["encoder_hidden_states"].sum().backward()
+    assert all(parameter.grad is not None for parameter in conditioning.encoder.encoders["text_encoder"].parameters())
+
+
+def test_a_frozen_encoders_null_is_encoded_once_and_again_for_other_weights():
+    conditioning, calls = TextConditioning(small()), []
+    conditioning.encoder.encoders["text_encoder"].register_forward_hook(lambda *_: calls.append(1))
+    first = conditioning.null(2, CPU)["encoder_hidden_states"]
+    encoded = len(calls)
+    assert torch.equal(conditioning.null(2, CPU)["encoder_hidden_states"], first)
+    assert len(calls) == encoded
+    conditioning.load_state_dict({name: value + 0.1 for name, value in conditioning.state_dict().items()})
+    assert not torch.allclose(conditioning.null(2, CPU)["encoder_hidden_states"], first)
+
+
+# --- what probes are told ------------------------------------------------------------------------------------------------
+
+
+def test_a_samples_prompt_is_a_function_of_its_number():
+    conditioning = TextConditioning(small(), prompts=["a red star", "a blue ring", ""])
+    told = conditioning.for_samples(torch.tensor([0, 1, 2, 3, 4]))["encoder_hidden_states"]
+    expected = conditioning.encode(["a red star", "a blue ring", "", "a red star", "a blue ring"])[
+        "encoder_hidden_states"
+    ]
+    torch.testing.assert_close(told, expected)
+    assert torch.equal(conditioning.for_samples(torch.tensor([4]))["encoder_hidden_states"], told[4:])
+
+
+def test_xl_is_told_the_size_of_the_datas_images():
+    pipeline = tiny("StableDiffusionXLPipeline")
+    conditioning = TextConditioning(TextEncoder(pipeline))
+    ids = torch.arange(2)
+    assert conditioning.for_samples(ids)["time_ids"].tolist() == [[16, 16, 0, 0, 16, 16]] * 2
+    conditioning.null(1, CPU)
+    conditioning.prepare(pipeline.unet, data(size=(24, 32)))
+    assert conditioning.for_samples(ids)["time_ids"].tolist() == [[24, 32, 0, 0, 24, 32]] * 2
+    assert conditioning.null(1, CPU)["time_ids"].tolist() == [[24, 32, 0, 0, 24, 32]]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"sample_size": 128}, True),
+        ({"sample_size": 128, "use_additional_conditions": False}, False),
+        ({"sample_size": 8, "use_additional_conditions": True}, True),
+        ({"sample_size": 8}, False),
+    ],
+)
+def test_pixart_alpha_is_told_resolution_and_aspect_ratio_where_it_takes_them(settings, told):
+    pipeline = tiny("PixArtAlphaPipeline")
+    config: dict[str, Any] = {
+        **pipeline.transformer.config,
+        "attention_head_dim": 12,
+        "cross_attention_dim": 24,
+        **settings,
+    }
+    network = PixArtTransformer2DModel(**{name: value for name, value in config.items() if name[0] != "_"})
+    conditioning = TextConditioning(TextEncoder(pipeline))
+    conditioning.prepare(network, data(size=(16, 32)))
+    condition = conditioning.for_samples(torch.arange(1))
+    assert ("resolution" in condition) == told
+    if told:
+        assert (condition["resolution"].tolist(), condition["aspect_ratio"].tolist()) == ([[16.0, 32.0]], [[0.5]])
+
+
+# --- what is refused -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("wrong", [{"dropout": 1.0}, {"dropout": -0.1}, {"prompts": ()}, {"prompts": "a red star"}])
+def test_arguments_out_of_range_are_refused(wrong):
+    with pytest.raises(ConfigurationError, match=r"TextConditioning got (dropout|prompts) .*; expected"):
+        TextConditioning(small(), **wrong)
+
+
+def test_missing_captions_are_refused():
+    conditioning = TextConditioning(small())
+    with pytest.raises(ConfigurationError, match="needs captions; set the data's `caption_column`"):
+        conditioning.prepare(conditional_unet(), data(captions=None))
+    with pytest.raises(ConfigurationError, match="needs captions; set the data's `caption_column`"):
+        conditioning.from_batch({"image": torch.zeros(1, 3, 16, 16)})
+
+
+def test_text_of_another_width_is_refused():
+    TextConditioning(small(16)).prepare(conditional_unet(), data())
+    expected = "embeddings are 32 wide and UNet2DConditionModel has cross_attention_dim 16; make them equal"
+    with pytest.raises(ConfigurationError, match=expected):
+        TextConditioning(small(32)).prepare(conditional_unet(), data())
+
+
+def test_a_network_without_text_is_refused():
+    with pytest.raises(ConfigurationError, match="UNet2DModel takes no text; use UNet2DConditionModel"):
+        TextConditioning(small()).prepare(tiny_unet(), data())
+
+
+def test_a_network_of_ones_own_is_asked_nothing():
+    TextConditioning(small()).prepare(nn.Identity(), data())
+
+
+def test_a_class_that_transformers_lacks_is_refused_by_name():
+    description = small().description
+    description["encoders"]["text_encoder"]["class_name"] = "CLIP9Model"
+    with pytest.raises(ConfigurationError, match=r"needs transformers.CLIP9Model, which transformers .* lacks"):
+        TextEncoder.from_description(description, conditional_unet())
