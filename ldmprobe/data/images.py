@@ -142,9 +142,11 @@ class ImageData(L.LightningDataModule):
             self.image_shape = self._cache.image_shape
             return
         for name, rows in (("training", self._train), ("held-out", self._held_out)):
-            shape = None
+            shape, captions = None, []
             for i, row in enumerate(islice(rows, self.check_rows)):
-                shape = reader.read(row, i)["image"].shape
+                sample = reader.read(row, i)
+                shape = sample["image"].shape
+                captions += [sample["caption"].strip()] if "caption" in sample else []
                 if self.image_shape and tuple(shape) != self.image_shape:
                     raise ConfigurationError(
                         f"Row {i} of the {name} split has an image of shape {tuple(shape)}, others {self.image_shape}; set the "
@@ -153,6 +155,11 @@ class ImageData(L.LightningDataModule):
                 self.image_shape = tuple(shape)
             if shape is None and self.check_rows > 0:
                 raise ConfigurationError(f"The {name} split is empty.")
+            if captions and not any(captions):
+                raise ConfigurationError(
+                    f"All captions of the {name} split are empty in column {reader.caption_column!r}, from the first row on; name another "
+                    "`caption_column`, or leave it out."
+                )
 
     @property
     def rows(self) -> dict[str, Any]:

@@ -58,7 +58,7 @@ class RowReader:
         if self.label_column is not None:
             sample["label"] = self._label(row[self.label_column], row_number)
         if self.caption_column is not None:
-            sample["caption"] = str(row[self.caption_column])
+            sample["caption"] = self._caption(row[self.caption_column], row_number)
         return sample
 
     def _label(self, value: Any, row_number: int) -> int:
@@ -70,6 +70,13 @@ class RowReader:
                 f"0{top}."
             )
         return label
+
+    def _caption(self, value: Any, row_number: int) -> str:
+        if not isinstance(value, str):
+            raise ConfigurationError(
+                f"{self.unit} {row_number} has {value!r} in column {self.caption_column!r}; expected a caption. Remove the row or write one."
+            )
+        return value
 
     def _image(self, value: Any, row_number: int, rng: np.random.Generator | None) -> Tensor:
         from PIL import Image

@@ -89,8 +89,9 @@ class FinetunedDiffusion(LatentDiffusion):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)
-        own = self.state_dict()
-        checkpoint["state_dict"] = {name: own[name] for name in self._of_the_base()} | checkpoint["state_dict"]
+        if left_out := self._of_the_base():
+            own = self.state_dict()
+            checkpoint["state_dict"] = {name: own[name] for name in left_out} | checkpoint["state_dict"]
 
     def _of_the_base(self) -> set[str]:
         """What of the state dict stays as it is in the base, and can be left out; not of one that is sharded, which is loaded otherwise."""

@@ -225,3 +225,19 @@ def test_the_rows_of_batches_are_rows_of_the_dataset():
         for image, row in zip(batch["image"], batch["index"].tolist(), strict=True):
             expected = np.asarray(table[row]["image"]).transpose(2, 0, 1) / 127.5 - 1
             np.testing.assert_allclose(image, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("captions", "message"),
+    [
+        (["a dog", None, "a cat"], "has None in column 'text'; expected a caption"),
+        (["", " ", ""], "All captions of the training split are empty in column 'text'"),
+    ],
+)
+def test_captions_that_say_nothing_are_an_error(captions, message, tmp_path):
+    rows = {"image": _grey(30), "text": 10 * captions}
+    features = Features({"image": Image(), "text": Value("string")})
+    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "rows.parquet")
+    data = ImageData(str(tmp_path / "rows.parquet"), caption_column="text")
+    with pytest.raises(ConfigurationError, match=message):
+        data.setup()

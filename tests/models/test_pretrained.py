@@ -64,6 +64,16 @@ def test_another_family_is_refused_by_name(folder, family, why):
         load_pipeline(str(folder))
 
 
+def test_a_class_conditional_u_net_comes_with_its_classes(tmp_path):
+    DDPMPipeline(tiny_unet(channels=3, num_class_embeds=4), DDPMScheduler()).save_pretrained(tmp_path)
+    model = load_pipeline(str(tmp_path))
+    ids, z = torch.arange(4), torch.randn(4, 3, 8, 8)
+    assert model.conditioning.for_samples(ids)["class_labels"].tolist() == [0, 1, 2, 0]
+    with torch.no_grad():
+        prediction = model.predict(z, torch.full((4,), 500), model.conditioning.for_samples(ids), guidance_scale=3.0)
+    assert prediction.shape == z.shape
+
+
 def test_a_folder_without_a_pipeline_is_refused(tmp_path):
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(ConfigurationError, match=r"the folder has no readable model_index.json. Give the folder that"):
@@ -131,8 +141,10 @@ class Hub(BaseHTTPRequestHandler):
 def test_what_the_hub_refuses_is_told_with_what_to_do(name, text, tmp_path, monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
     for constant, value in {
-        "ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+        "ENDPOINT": endpoint,
+        "HUGGINGFACE_CO_URL_TEMPLATE": endpoint + "/{repo_id}/resolve/{revision}/{filename}",
         "HF_HUB_OFFLINE": False,
         "HF_HUB_CACHE": str(tmp_path),
     }.items():

@@ -38,9 +38,10 @@ def adam(params):
 
 
 def finetune(family=SD, **options):
+    pretrained = str(saved(family))
     torch.manual_seed(0)
-    settings = {"optimizer": adam, "ema_decay": 0.5, "validation_timesteps": 1, "prompts": None}
-    return FinetunedDiffusion(str(saved(family)), **{**settings, **options})
+    settings = {"optimizer": adam, "ema_decay": 0.5, "validation_timesteps": 1}
+    return FinetunedDiffusion(pretrained, **{**settings, **options})
 
 
 def fitted(folder, module, data, max_steps=2, **options):
