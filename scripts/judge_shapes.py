@@ -3,9 +3,9 @@
     python scripts/judge_shapes.py runs/shapes_class/checkpoints/last.ckpt
     python scripts/judge_shapes.py runs/shapes_text/checkpoints/last.ckpt --shapes cross heart --colours orange pink
 
-A small network learns shape and colour from real images of every shape and colour there is (also those that the model never saw), at the
-model's image size. Samples are asked for by class, or by captions such as "a small red circle on the left"; how many does it read as what was
-asked for? Real images that it has not seen set the scale.
+A small network learns shape and colour from real images of every shape and colour there is (also those that the model never saw), at
+the model's image size. Samples are asked for by class, or by captions such as "a small red circle on the left"; how many does it read
+as what was asked for? Real images that it has not seen set the scale.
 """
 
 from __future__ import annotations
@@ -139,9 +139,5 @@ if __name__ == "__main__":
     parser.add_argument("--guidance-scale", type=float, default=2.0)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
-    model = load_model(args.checkpoint)
-    sys.exit(
-        0
-        if judge(model, args.shapes, args.colours, args.num_samples, args.num_steps, args.guidance_scale, args.seed)
-        else 1
-    )
+    settings = vars(args)
+    sys.exit(0 if judge(load_model(settings.pop("checkpoint")), **settings) else 1)

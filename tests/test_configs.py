@@ -9,6 +9,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 from ldmprobe.callbacks import DDIMProbe, DenoisingProbe, ReportWriter, TimestepBalancer, TrainingLoss
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.training.cli import LDMProbeCLI, build_cli
+from tests.pipelines import saved
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 WHOLE = sorted(path for path in CONFIGS.glob("*.yaml") if "data" in yaml.safe_load(path.read_text()))
@@ -27,7 +28,9 @@ def test_first_line_is_the_command(path):
 
 @pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.stem)
 def test_configuration_builds_model_data_and_trainer(tmp_path, path):
-    cli = build(tmp_path, path)
+    takes = yaml.safe_load(path.read_text())["model"]["init_args"]
+    base = [f"--model.init_args.pretrained={saved('StableDiffusionPipeline')}"] if "pretrained" in takes else []
+    cli = build(tmp_path, path, overrides=base)
     assert cli.trainer.default_root_dir == str(tmp_path / "run")
     checkpoints = [callback for callback in cli.trainer.callbacks if type(callback).__name__ == "ModelCheckpoint"]
     assert [callback.dirpath for callback in checkpoints] == [str(tmp_path / "run" / "checkpoints")]
@@ -58,3 +61,11 @@ def test_short_names_work_on_the_command_line(tmp_path):
         overrides=["--trainer.callbacks+=DDIMProbe", "--trainer.callbacks.every_n_steps=7"],
     )
     assert [c.every_n_steps for c in cli.trainer.callbacks if isinstance(c, DDIMProbe)] == [500, 7]
+
+
+def test_fragment_of_lora_trains_updates_alone(tmp_path):
+    base = [f"--model.init_args.pretrained={saved('StableDiffusionPipeline')}"]
+    cli = build(tmp_path, CONFIGS / "shapes_finetune.yaml", CONFIGS / "shapes_lora.yaml", overrides=base)
+    trained = [name for name, parameter in cli.model.network.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert all(".lora_" in name for name in trained)

@@ -292,7 +292,7 @@ def _class_and_config(name: str, subfolder: str | None) -> tuple[Any, dict[str, 
 
     classes = {cls.__name__: cls for cls in (AutoencoderKL, VQModel, AutoencoderTiny)}
     try:
-        config = AutoencoderKL.load_config(_place(name), subfolder=subfolder)
+        config = dict(AutoencoderKL.load_config(_place(name), subfolder=subfolder))
     except Exception as error:
         raise _not_loadable(name, subfolder, error) from error
     class_name = config.get("_class_name")

@@ -44,7 +44,7 @@ def as_denoiser(network: nn.Module) -> Denoiser:
         told: dict[str, Any] = {name: value for name, value in condition.items() if name not in bundled}
         if bundled and (predicts_variance or len(told) < len(condition)):
             told["added_cond_kwargs"] = {name: condition.get(name) for name in bundled}
-        prediction = network(z_t, timestep=t / time_unit if time_unit > 1 else t, return_dict=False, **told)[0]
+        prediction = network(z_t, timestep=t / time_unit if time_unit > 1 else t, **told).sample
         return prediction[:, : z_t.shape[1]] if predicts_variance else prediction
 
     return denoise

@@ -82,7 +82,10 @@ def _header(
     forgetting: Sequence[ProbeRecord],
 ) -> str:
     last = max(record.step for record in records)
-    numbers = [("Training steps", f"{last:,}", ""), ("Probes on record", f"{len(ddim) + len(denoising)}", "")]
+    numbers = [
+        ("Training steps", f"{last:,}", ""),
+        ("Probes on record", f"{len(ddim) + len(denoising) + len(forgetting)}", ""),
+    ]
     if denoising:
         first, final = (record.scalars["denoising_bound_nats"] for record in (denoising[0], denoising[-1]))
         numbers.append(("Held-out bound", f"{final:.1f}", f"nats, from {first:.0f}"))
@@ -104,11 +107,13 @@ def _header(
     )
     return (
         f"<header><h1>{escape(title)} <small>ldmprobe report</small></h1>"
-        f'<p class="summary">{_summary(denoising)}</p><div class="numbers">{cards}</div></header>'
+        f'<p class="summary">{_summary(denoising, forgetting)}</p><div class="numbers">{cards}</div></header>'
     )
 
 
-def _summary(denoising: Sequence[ProbeRecord]) -> str:
+def _summary(denoising: Sequence[ProbeRecord], forgetting: Sequence[ProbeRecord]) -> str:
+    if not denoising and forgetting:
+        return escape(str(forgetting[-1].provenance["summary"]))
     if not denoising:
         return "What each noise level of this model does. Without held-out data there is no verdict on where it falls short."
     final = denoising[-1].curves["denoising_skill"]
