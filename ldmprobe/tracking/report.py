@@ -197,8 +197,8 @@ def _forgetting_section(forgetting: Sequence[ProbeRecord]) -> str:
     )
     residual = section(
         "Residual R before and after finetuning",
-        "The share of a level's error that a linear correction would remove. Where it has risen, that share of what was lost could be won "
-        "back by rescaling alone; where only skill has fallen, it could not.",
+        "The share of a level's error that a linear correction would remove. Where it has risen, predictions have "
+        "become miscalibrated, which a little training mends; where only skill has fallen, knowledge is gone.",
         chart(charts.before_and_after_chart(last, "forgetting_residual", "R: recoverable share of the loss")),
     )
     return f'<div class="pair">{change}{history}</div><div class="pair">{skill}{residual}</div>'
