@@ -198,7 +198,7 @@ def _forgetting_section(forgetting: Sequence[ProbeRecord]) -> str:
     residual = section(
         "Residual R before and after finetuning",
         "The share of a level's error that a linear correction would remove. Where it has risen, predictions have "
-        "become miscalibrated, which a little training mends; where only skill has fallen, knowledge is gone.",
+        "become miscalibrated, which a linear correction would mend; where only skill has fallen, none would.",
         chart(charts.before_and_after_chart(last, "forgetting_residual", "R: recoverable share of the loss")),
     )
     return f'<div class="pair">{change}{history}</div><div class="pair">{skill}{residual}</div>'
