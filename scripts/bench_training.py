@@ -1,8 +1,8 @@
 """Time and memory per training step of a text-to-image model, side by side: diffusers' own example loop, LatentDiffusion, and LatentDiffusion from the
 latent cache.
 
-    python scripts/bench_training.py            (ten minutes on two cores)
-    python scripts/bench_training.py --quick    (two)
+    python scripts/bench_training.py            (five minutes)
+    python scripts/bench_training.py --quick    (one)
 
 The example is the loop of diffusers' examples/text_to_image/train_text_to_image.py: accelerate, AdamW, EMAModel, clipping at norm 1, a frozen autoencoder and CLIP
 text model that encode each batch. Model, data, batch size, optimiser, thread and precision are the same; each measurement is a process of its own, in turn, and
@@ -214,7 +214,7 @@ def main() -> None:
     if args.child:
         child(args.child, args.folder, args.steps)
         return
-    rounds, steps = (1, 10) if args.quick else (5, 40)
+    rounds, steps = (1, 10) if args.quick else (3, 30)
     with tempfile.TemporaryDirectory() as folder:
         save_pipeline(Path(folder))
         cache_latents(Path(folder))
