@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import lightning as L
-from torch import Tensor
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
-from ldmprobe.callbacks.probe_data import held_out_of, reference_of
+from ldmprobe.callbacks.probe_data import held_out_from, held_out_of, reference_in, reference_of
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
@@ -16,9 +15,8 @@ from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.probing.forgetting import KindOfData, probe_forgetting
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks, evaluating
-from ldmprobe.probing.real_data import reference_at
 from ldmprobe.probing.record import ProbeRecord
-from ldmprobe.probing.reference import Reference, latents_of
+from ldmprobe.probing.reference import Reference
 from ldmprobe.tracking.store import RecordStore
 
 
@@ -78,6 +76,7 @@ class Forgetting(ProbeCallback):
         self.num_images, self.num_draws, self.batch_size = num_images, num_draws, batch_size
         self.num_reference, self.seed = num_reference, seed
         self._references: tuple[Reference, Reference] | None = None
+        self._held_out: tuple[HeldOut, HeldOut] | None = None
         self._before: ProbeRecord | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -103,19 +102,28 @@ class Forgetting(ProbeCallback):
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
         model = diffusion_model_of(pl_module)
+        base_data = self.base_data
         if self._references is None:
             self._references = (
-                self._base_reference(trainer, model),
+                reference_in(
+                    trainer,
+                    model,
+                    "base_reference.safetensors",
+                    lambda: base_data.reference_batches(self.num_reference),
+                ),
                 reference_of(trainer, model, self.num_reference),
             )
-        # Encoded anew each time, since a text encoder may be trained, too.
-        held_out = self._base_held_out(trainer, model), held_out_of(trainer, model, self.num_images)
-        base_data, new_data = (KindOfData(*each) for each in zip(held_out, self._references, strict=True))
+        if self._held_out is None or model.conditioning.trained:
+            self._held_out = (
+                held_out_from(trainer, model, base_data.reference_batches(self.num_images, held_out=True)),
+                held_out_of(trainer, model, self.num_images),
+            )
+        of_base, of_new = (KindOfData(*each) for each in zip(self._held_out, self._references, strict=True))
         with self.progress(trainer) as progress:
             record = probe_forgetting(
                 model,
-                base_data,
-                new_data,
+                of_base,
+                of_new,
                 before=self._before,
                 num_draws=self.num_draws,
                 batch_size=self.batch_size,
@@ -126,29 +134,6 @@ class Forgetting(ProbeCallback):
             )
         self._before = self._before or record
         return record
-
-    def _base_held_out(self, trainer: L.Trainer, model: DiffusionModel) -> HeldOut:
-        def make() -> HeldOut:
-            with evaluating(model.modules):
-                batches = self.base_data.reference_batches(self.num_images, held_out=True)
-                return HeldOut.encode(model.codec, model.conditioning, batches)
-
-        return from_rank_zero(trainer, make)
-
-    def _base_reference(self, trainer: L.Trainer, model: DiffusionModel) -> Reference:
-        """As the run's directory has it, or fitted and put there; by rank zero, for all ranks."""
-        path = run_directory(trainer) / "base_reference.safetensors"
-
-        def latents() -> Tensor:
-            return latents_of(model.codec, self.base_data.reference_batches(self.num_reference))
-
-        def make() -> Reference:
-            if not path.exists():
-                with evaluating(model.modules):
-                    reference_at(path, model, latents).save(path)
-            return reference_at(path, model, latents)
-
-        return from_rank_zero(trainer, make)
 
 
 def _of_the_base_model(run_dir: Path) -> ProbeRecord:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import lightning as L
-from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from ldmprobe.callbacks.probe_callback import run_directory
@@ -20,16 +19,20 @@ from ldmprobe.probing.reference import Reference, latents_of
 
 
 def reference_of(trainer: L.Trainer, model: DiffusionModel, num_images: int) -> Reference:
-    """The run's reference: read from ``reference.safetensors`` in its directory, or fitted on training images and put there; by rank
-    zero, for all ranks."""
-    path = run_directory(trainer) / "reference.safetensors"
+    """The run's reference, of training images."""
+    return reference_in(trainer, model, "reference.safetensors", lambda: _batches(trainer, num_images, held_out=False))
 
-    def latents() -> Tensor:
-        return latents_of(model.codec, _batches(trainer, num_images, held_out=False))
+
+def reference_in(
+    trainer: L.Trainer, model: DiffusionModel, name: str, batches: Callable[[], Iterable[dict[str, Any]]]
+) -> Reference:
+    """The reference called ``name`` in the run's directory; where there is none, one fitted on ``batches()`` and put there; by rank zero,
+    for all ranks."""
+    path = run_directory(trainer) / name
 
     def make() -> Reference:
         with evaluating(model.modules):
-            reference = reference_at(path, model, latents)
+            reference = reference_at(path, model, lambda: latents_of(model.codec, batches()))
         if not path.exists():
             reference.save(path)
             reference = Reference.load(
@@ -49,13 +52,16 @@ def held_out_of(
     Raises:
         ConfigurationError: there are none.
     """
-    chosen = _batches(trainer, num_images, held_out=True)
-    if batches is not None:
-        chosen = read_beside([batches], num_images)
+    chosen = _batches(trainer, num_images, held_out=True) if batches is None else read_beside([batches], num_images)
+    return held_out_from(trainer, model, chosen)
+
+
+def held_out_from(trainer: L.Trainer, model: DiffusionModel, batches: Iterable[dict[str, Any]]) -> HeldOut:
+    """The same of just these batches."""
 
     def make() -> HeldOut:
         with evaluating(model.modules):
-            return HeldOut.encode(model.codec, model.conditioning, chosen)
+            return HeldOut.encode(model.codec, model.conditioning, batches)
 
     return from_rank_zero(trainer, make)
 

@@ -298,7 +298,7 @@ class TextConditioning(Conditioning):
         if data.reader.caption_column is None:
             raise ConfigurationError("TextConditioning needs captions; set the data's `caption_column`.")
         config: Any = getattr(network, "config", {})
-        widths = [config[name] for name in _WIDTHS if config.get(name) is not None]
+        widths = {name: config[name] for name in _WIDTHS if config.get(name) is not None}
         if hasattr(network, "config") and (not widths or type(network).__name__ == "UNet2DModel"):
             raise ConfigurationError(
                 f"{type(network).__name__} takes no text; use UNet2DConditionModel or a transformer that does."
@@ -307,10 +307,10 @@ class TextConditioning(Conditioning):
         self._forget_null()
         with torch.no_grad():
             width = self.encoder([""])["encoder_hidden_states"].shape[-1]
-        if widths and isinstance(widths[0], int) and widths[0] != width:
-            name = next(name for name in _WIDTHS if config.get(name) is not None)
+        name, expected = next(iter(widths.items()), ("", None))
+        if isinstance(expected, int) and expected != width:
             raise ConfigurationError(
-                f"The text encoder's embeddings are {width} wide and {type(network).__name__} has {name} {widths[0]}; make them equal."
+                f"The text encoder's embeddings are {width} wide and {type(network).__name__} has {name} {expected}; make them equal."
             )
 
 
