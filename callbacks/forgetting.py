@@ -96,7 +96,7 @@ class Forgetting(ProbeCallback):
                         "`image_size` and `channels`."
                     )
                 model.conditioning.prepare(model.network, self.base_data)
-                self.base_data.check_latents(model.codec, model.conditioning)
+                self.base_data.use_latents(model.codec, model.conditioning)
         except ConfigurationError as error:
             raise ConfigurationError(f"Forgetting cannot use its base_data: {error}") from error
 

@@ -150,6 +150,12 @@ def _sampling_arguments(parser: argparse.ArgumentParser, num_samples: int) -> No
     )
     parser.add_argument("--revision", help="of a pipeline on the hub: branch, tag or commit")
     parser.add_argument("--variant", help='of a pipeline\'s weights, such as "fp16"')
+    parser.add_argument(
+        "--text-precision",
+        choices=["float32", "bfloat16", "float16"],
+        default="float32",
+        help="of a pipeline's text encoders; half of it is half their memory (default: float32)",
+    )
     parser.add_argument("--local-files-only", action="store_true", help="do not ask the hub, only its cache")
     parser.add_argument("--device", default=None, help='such as "cuda" (default: cuda where there is one, else cpu)')
 

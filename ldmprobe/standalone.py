@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.pretrained import Precision
 from ldmprobe.models.text import TextConditioning
 from ldmprobe.probing.ddim import probe_ddim, sample_trajectory
 from ldmprobe.probing.denoising import probe_denoising
@@ -28,12 +29,13 @@ def load_model(
     revision: str | None = None,
     variant: str | None = None,
     local_files_only: bool = False,
+    text_precision: Precision = "float32",
 ) -> DiffusionModel:
     """The model in a LatentDiffusion checkpoint (``.ckpt``) or a diffusers pipeline (folder or hub id), on ``device``.
 
     Args:
         prompts: of a text-to-image model's samples, in turn; default: a checkpoint's own, of a pipeline the empty one.
-        revision, variant, local_files_only: of a pipeline, as :func:`~ldmprobe.models.pretrained.load_pipeline`'s.
+        revision, variant, local_files_only, text_precision: of a pipeline, as :func:`~ldmprobe.models.pretrained.load_pipeline`'s.
 
     Raises:
         ConfigurationError: nothing loadable there, prompts for a model without text, or no such device.
@@ -41,13 +43,21 @@ def load_model(
     if name.endswith(".ckpt") or Path(name).is_file() or (Path(name) / ".metadata").is_file():
         from ldmprobe.training.checkpoint import load_diffusion_model
 
-        if revision or variant:
-            raise ConfigurationError(f"{name} is a checkpoint; --revision and --variant are of pipelines.")
+        if revision or variant or text_precision != "float32":
+            raise ConfigurationError(
+                f"{name} is a checkpoint; --revision, --variant and --text-precision are of pipelines."
+            )
         model = load_diffusion_model(Path(name))
     else:
         from ldmprobe.models.pretrained import load_pipeline
 
-        model = load_pipeline(name, revision=revision, variant=variant, local_files_only=local_files_only)
+        model = load_pipeline(
+            name,
+            revision=revision,
+            variant=variant,
+            local_files_only=local_files_only,
+            text_precision=text_precision,
+        )
     if prompts is not None:
         if not isinstance(model.conditioning, TextConditioning):
             raise ConfigurationError(f"{name} takes no text, so that --prompt is of no use to it; leave it out.")
@@ -157,7 +167,15 @@ def sample(args: Namespace) -> str:
 
 
 def _model(args: Namespace) -> DiffusionModel:
-    model = load_model(args.model, args.device, args.prompt, args.revision, args.variant, args.local_files_only)
+    model = load_model(
+        args.model,
+        args.device,
+        args.prompt,
+        args.revision,
+        args.variant,
+        args.local_files_only,
+        args.text_precision,
+    )
     if args.guidance_scale != 1 and not model.conditioning.for_samples(torch.zeros(1, dtype=torch.long)):
         raise ConfigurationError(
             f"--guidance-scale is {args.guidance_scale:g}, but {args.model} has no condition to guide by; leave it out."

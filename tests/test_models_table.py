@@ -18,6 +18,7 @@ from PIL import Image
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
 from ldmprobe.models.families import FAMILIES, REFUSED
+from ldmprobe.models.frozen import NetworkFiles
 from ldmprobe.standalone import load_model, sample_images
 from ldmprobe.tracking.store import RecordStore
 from ldmprobe.training.cache import write_cache
@@ -69,7 +70,7 @@ def finetuned(name: str, lora: bool = False, latents: Path | None = None) -> tup
         callbacks=[Losses()],
     )
     trainer.fit(module, shapes(name, latents))
-    path = Path(_FOLDER.name) / f"{name}{'-lora' if lora else ''}.ckpt"
+    path = Path(_FOLDER.name) / f"{name}{'-lora' if lora else ''}{'-cached' if latents else ''}.ckpt"
     trainer.save_checkpoint(path)
     return losses, path
 
@@ -106,13 +107,23 @@ def sample(name: str) -> None:
     assert np.asarray(Image.open("grid.png")).std() > 1
 
 
-def cached(name: str) -> None:
-    model = FinetunedDiffusion(str(saved(name)))
+def cached(name: str, monkeypatch: Any) -> None:
+    torch.manual_seed(0)
+    model = FinetunedDiffusion(str(saved(name)), prompts=["a red cat"] if FAMILIES[row(name)].text else None)
     folder, complete = write_cache(
         shapes(name), model.codec, model.conditioning, model.network, Path("latents").resolve()
     )
     assert complete
-    torch.testing.assert_close(finetuned(name, latents=folder)[0], finetuned(name)[0], **FLOAT32)
+
+    def never(*args: Any) -> None:
+        raise AssertionError("a codec or a text encoder was loaded")
+
+    expected = finetuned(name)[0]
+    monkeypatch.setattr(NetworkFiles, "load", never)
+    losses, path = finetuned(name, latents=folder)
+    monkeypatch.undo()
+    torch.testing.assert_close(losses, expected, **FLOAT32)
+    torch.testing.assert_close(sampled(path, name), sampled(finetuned(name)[1], name), **WHOLE_PATH)
 
 
 def export(name: str) -> None:
@@ -165,9 +176,9 @@ def test_the_table_has_every_family_and_column():
 @pytest.mark.slow
 @pytest.mark.parametrize("column", RUN)
 @pytest.mark.parametrize("name", TINY)
-def test_a_cell_is_as_it_says(name, column, capsys):
+def test_a_cell_is_as_it_says(name, column, capsys, monkeypatch):
     assert CELLS[row(name), column] in ("✓", "merged only")
-    RUN[column](name, *([capsys] if column == "LoRA's own file" else []))
+    RUN[column](name, *{"LoRA's own file": [capsys], "cache": [monkeypatch]}.get(column, []))
 
 
 def test_what_is_refused_is_named():

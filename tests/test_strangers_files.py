@@ -136,7 +136,7 @@ def test_an_autoencoder_with_pickled_weights(tmp_path, capsys):
         "class_path": "ldmprobe.LatentCodec",
         "init_args": {"autoencoder": str(tmp_path / "vae")},
     }
-    _refused(capsys, "No autoencoder could be loaded from", "safetensors", code=_fit(config))
+    _refused(capsys, "No AutoencoderKL can be loaded from", "safetensors", code=_fit(config))
 
 
 def test_a_network_with_pickled_weights(pipeline, capsys):

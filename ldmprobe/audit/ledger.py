@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from ldmprobe.models.frozen import Frozen
 from ldmprobe.training.ema import EMA
 
 _WORTH_THREADS = 10_000_000  # bytes
@@ -139,6 +140,10 @@ def _entries(
         yield "trained or frozen", name, parameter.requires_grad
         yield kind, name, parameter
         yield "gradients", name, parameter.grad
+    for name, part in module.named_modules():
+        if isinstance(part, Frozen):
+            for key, value in part.network.state_dict().items():
+                yield "parameters", f"{name}.{key}", value
     for name, average in averages.items():
         for key, value in average.state_dict().items():
             yield "moving average", f"{name}.{key}", value

@@ -12,7 +12,7 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from ldmprobe.data.latents import SPLITS, LatentCache, LatentRows, LatentStream, cache_key, collate_latents
+from ldmprobe.data.latents import SPLITS, LatentCache, LatentRows, LatentStream, cache_key, collate_latents, frozen_text
 from ldmprobe.data.rows import RowReader, collate
 from ldmprobe.data.sources import ROW_NUMBER, choose_splits, load_splits
 from ldmprobe.data.stream import HubStream, ShuffledStream, SkippingLoader, StreamPositions
@@ -178,11 +178,13 @@ class ImageData(L.LightningDataModule):
                 "both views are kept)."
             )
 
-    def check_latents(self, codec: LatentCodec, conditioning: Conditioning) -> None:
-        """Raise ConfigurationError, naming what differs, if :attr:`latents` are not those of this data, codec and conditioning; where there
-        are none, do nothing."""
+    def use_latents(self, codec: LatentCodec, conditioning: Conditioning) -> None:
+        """Raise ConfigurationError, naming what differs, if :attr:`latents` are not those of this data, codec and conditioning; else tell the
+        conditioning what they have of its prompts. Where there are none, do nothing."""
         if self._cache is not None:
             self._cache.check_key(cache_key(self.rows, self.reader, codec, conditioning, self._cache.dtype))
+            if (text := frozen_text(conditioning)) is not None:
+                text.kept |= self._cache.prompts(text.prompts)
 
     def _check_limits(self) -> None:
         trainer = self.trainer

@@ -1,14 +1,16 @@
 """Latents encoded once and kept on disk: the folder's format, its key and its reader. ``ldmprobe cache`` writes it.
 
 ``cache.json`` says what the folder is of and how many rows it has; ``train-00000.safetensors``, … and ``held_out-…`` have the latents of
-so many rows each, with index, label and caption; ``text-…`` has what a frozen text encoder makes of each different caption.
+so many rows each, with index, label and caption; ``text-…`` has what a frozen text encoder makes of each different caption, ``prompt-…`` of a
+prompt, or of none, under a hash of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,12 +24,13 @@ from ldmprobe.data.stream import ShuffledStream
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning
+from ldmprobe.models.denoiser import Condition
 from ldmprobe.models.text import TextConditioning
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SPLITS = ("train", "held_out")
 _DESCRIPTION = "cache.json"
-_FORMAT = 1
+_FORMAT = 2
 _IMAGES_HASHED = 512  # of each split, evenly spread
 _VALUES_HASHED = 65_536  # of each weight tensor
 
@@ -78,7 +81,8 @@ def _text_key(conditioning: Conditioning) -> dict[str, Any] | None:
     description = json.dumps(text.encoder.description, sort_keys=True, default=str)
     return {
         "encoder": hashlib.sha256(description.encode()).hexdigest(),
-        "weights": _weights_hash(text.encoder.state_dict().items()),
+        "weights": _weights_hash(text.encoder.weights()),
+        "precision": text.encoder.precision,
         "size": {name: value.tolist() for name, value in text.encoder.size.items()},
     }
 
@@ -190,6 +194,23 @@ class LatentCache:
             if split in (None, name)
             for start in range(0, number, size)
         ]
+
+    def prompt_path(self, prompt: str | None) -> Path:
+        """The file of a prompt of probes and samples, or of none, that may be there: it is no part of the key."""
+        return self.folder / f"prompt-{hashlib.sha256(json.dumps(prompt).encode()).hexdigest()[:12]}.safetensors"
+
+    def prompts(self, prompts: Sequence[str]) -> dict[str | None, Condition]:
+        """The conditions, of shape (1, …), of none and of those of the prompts that are there; a warning names the others."""
+        from safetensors.torch import load_file
+
+        paths = {prompt: self.prompt_path(prompt) for prompt in (None, *prompts)}
+        if missing := [prompt for prompt, path in paths.items() if not path.is_file()]:
+            warnings.warn(
+                f"{self.folder} lacks {', '.join('the null condition' if each is None else repr(each) for each in missing)}, so that the "
+                f"text encoders are loaded; `ldmprobe cache --config YOURS.yaml --out {self.folder}` adds what is missing.",
+                stacklevel=2,
+            )
+        return {prompt: load_file(path) for prompt, path in paths.items() if path.is_file()}
 
     def check_key(self, key: dict[str, Any]) -> None:
         """Raise ConfigurationError, naming what differs, where these are latents of something else."""

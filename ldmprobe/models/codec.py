@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from importlib.resources import files
 from pathlib import Path
@@ -12,57 +11,55 @@ import torch
 from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.frozen import Frozen, NetworkFiles
 
 IMAGES = ("latent", "moments", "image")
 """What a batch can have that latents are made of: kept latents or moments before images."""
 _CODEC_CLASSES = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
-_WEIGHTS = re.compile(r"diffusion_pytorch_model(-\d+-of-\d+)?\.safetensors")
 _SCALING = {"scaling_factor": 1.0, "shift_factor": 0.0}  # what a configuration without them means
 
 
 class LatentCodec(nn.Module):
     """A frozen autoencoder with the scale and shift of its latents: z = (encoder(x) − shift) · scale.
 
-    One that is given by name is loaded when it is first used, or by :meth:`load`: where latents come from a cache, not before something is
-    decoded or saved.
+    One that is given by name, or as a Frozen that is not loaded, is read when it is first used, or by :meth:`load`: where latents come
+    from a cache, not before something is decoded or saved.
 
     Args:
         autoencoder: folder or hub id of a diffusers AutoencoderKL, VQModel or AutoencoderTiny; "builtin:digits" for the one
-            shipped here; such a module itself; or None for the identity (diffusion in pixel space).
+            shipped here; such a module itself; a Frozen of one; or None for the identity (diffusion in pixel space).
         scale: "config" takes ``scaling_factor`` and ``shift_factor`` from the autoencoder's config, and measures where it has none; "measure" sets one
             scale and shift from training images so that latents have mean 0 and variance 1; a number is taken as it is.
         subfolder: of the pipeline folder, such as "vae".
         sample_posterior: draw from the posterior of an AutoencoderKL (from the global generator) instead of taking its
             mode. Probes always take the mode.
 
-    Attributes:
-        outline: the autoencoder, without weights (on the meta device) where it was given by name: for its configuration and shapes.
-
     Raises:
         ConfigurationError: nothing loadable there, or a module of another class.
     """
 
-    outline: Any
     scale: Tensor
     shift: Tensor
     measured: Tensor
 
     def __init__(
         self,
-        autoencoder: str | nn.Module | None = None,
+        autoencoder: str | nn.Module | Frozen | None = None,
         scale: float | Literal["config", "measure"] = "config",
         subfolder: str | None = None,
         sample_posterior: bool = False,
     ) -> None:
         super().__init__()
-        self._source = (autoencoder, subfolder) if isinstance(autoencoder, str) else None
-        outline: Any = _outline(*self._source) if self._source else autoencoder
+        if isinstance(autoencoder, str):
+            autoencoder = Frozen(_files(autoencoder, subfolder))
+        elif autoencoder is not None and not isinstance(autoencoder, Frozen):
+            autoencoder = Frozen(autoencoder)
+        self._modules["autoencoder"] = autoencoder
+        outline = self.outline
         if outline is not None and type(outline).__name__ not in _CODEC_CLASSES:
             raise ConfigurationError(
                 f"{type(outline).__name__} is not a supported autoencoder; expected one of {', '.join(_CODEC_CLASSES)}."
             )
-        self._modules["autoencoder"] = None if isinstance(autoencoder, str) else autoencoder
-        self.__dict__["outline"] = outline  # not as a module: it cannot be moved to a device or saved
         self.sample_posterior = sample_posterior
         config: dict[str, Any] = dict(getattr(outline, "config", {}))
         known = outline is None or config.get("scaling_factor") is not None
@@ -75,49 +72,37 @@ class LatentCodec(nn.Module):
         self.register_buffer("scale", torch.tensor(float(scale_value)))
         self.register_buffer("shift", torch.tensor(float(shift_value)))
         self.register_buffer("measured", torch.tensor(not measure))
-        self.requires_grad_(False)
         self.train(False)
 
     def train(self, mode: bool = True) -> LatentCodec:
-        """Stays in eval mode: a frozen autoencoder is no part of training."""
+        """Stays in eval mode: it is no part of training."""
         return super().train(False)
 
     def _apply(self, fn: Any, *args: Any) -> LatentCodec:
-        """Moves with the module it is part of, but stays in float32, whatever precision that is trained in."""
+        """Moves with the module it is part of, but its scale stays in float32, whatever precision that is trained in."""
         return super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), *args)
 
     @property
     def autoencoder(self) -> Any:
         """The autoencoder, loaded now if it is not yet; None for the identity."""
-        self.load()
+        return None if self._frozen is None else self._frozen.network
+
+    @property
+    def outline(self) -> Any:
+        """The autoencoder, without weights where it is read from files: for its configuration and shapes. None for the identity."""
+        return None if self._frozen is None else self._frozen.outline
+
+    @property
+    def _frozen(self) -> Any:
         return self._modules["autoencoder"]
 
     def load(self) -> None:
         """Load the autoencoder, unless it is there."""
-        if self._source is not None and self._modules["autoencoder"] is None:
-            with torch.random.fork_rng(devices=[]):  # it is initialised before its weights are read
-                autoencoder = _load_autoencoder(*self._source)
-            self._modules["autoencoder"] = autoencoder.requires_grad_(False).eval().to(self.scale.device)
-
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """With the weights, so that a checkpoint is whole wherever its latents came from."""
-        self.load()
-        return super().state_dict(*args, **kwargs)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        self.load()
-        super()._load_from_state_dict(*args, **kwargs)
+        _ = self.autoencoder
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """The autoencoder's weights by name; read from its files, one by one, where it was given by name."""
-        if self._source is None:
-            yield from ({} if self.outline is None else self.outline.state_dict()).items()
-            return
-        from safetensors import safe_open
-
-        for path in _weight_files(*self._source):
-            with safe_open(path, "pt") as file:
-                yield from ((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118 (not a dict)
+        """The autoencoder's weights by name, which do not have to be loaded for it."""
+        return iter(()) if self._frozen is None else self._frozen.weights()
 
     @property
     def image_channels(self) -> int | None:
@@ -260,75 +245,32 @@ def _posterior(moments: Tensor) -> Any:
     return DiagonalGaussianDistribution(moments)
 
 
-def _outline(name: str, subfolder: str | None) -> Any:
-    """The autoencoder on the meta device: class, configuration and shapes. That there are weights, and that their files are whole, is made
-    certain of at once."""
-    from safetensors import safe_open
+def _files(name: str, subfolder: str | None) -> NetworkFiles:
+    """Of a folder; or, of a hub id, downloaded.
 
-    cls, config = _class_and_config(name, subfolder)
-    try:
-        with torch.device("meta"):
-            outline = cls.from_config(config)
-        for path in _weight_files(name, subfolder):
-            with safe_open(path, "pt"):
-                pass
-    except Exception as error:
-        raise _not_loadable(name, subfolder, error) from error
-    return outline.requires_grad_(False).eval()
-
-
-def _load_autoencoder(name: str, subfolder: str | None) -> nn.Module:
-    cls, _ = _class_and_config(name, subfolder)
-    try:
-        return cls.from_pretrained(
-            _place(name), subfolder=subfolder, use_safetensors=True, low_cpu_mem_usage=False
-        ).float()
-    except Exception as error:  # diffusers raises many kinds, all meaning "not loadable"
-        raise _not_loadable(name, subfolder, error) from error
-
-
-def _class_and_config(name: str, subfolder: str | None) -> tuple[Any, dict[str, Any]]:
+    Raises:
+        ConfigurationError: there is no autoencoder.
+    """
     from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
-
-    classes = {cls.__name__: cls for cls in (AutoencoderKL, VQModel, AutoencoderTiny)}
-    try:
-        config = dict(AutoencoderKL.load_config(_place(name), subfolder=subfolder))
-    except Exception as error:
-        raise _not_loadable(name, subfolder, error) from error
-    class_name = config.get("_class_name")
-    if class_name not in classes:
-        raise ConfigurationError(
-            f"{_where(name, subfolder)} holds a {class_name}; expected one of {', '.join(classes)}. For a pipeline folder give its "
-            "`subfolder`, such as 'vae'."
-        )
-    return classes[class_name], config
-
-
-def _weight_files(name: str, subfolder: str | None) -> list[Path]:
-    """Of a folder; or, of a hub id, downloaded."""
-    folder = Path(_place(name), subfolder or "")
-    if folder.is_dir():
-        found = sorted(path for path in folder.glob("*.safetensors") if _WEIGHTS.fullmatch(path.name))
-        if not found:
-            raise _not_loadable(name, subfolder, f"no diffusion_pytorch_model.safetensors in {folder}")
-        return found
     from huggingface_hub import hf_hub_download
 
+    classes = {cls.__name__: cls for cls in (AutoencoderKL, VQModel, AutoencoderTiny)}
+    where = f"{name}/{subfolder}" if subfolder else name
+    folder = Path(_place(name), subfolder or "")
     try:
-        return [Path(hf_hub_download(name, "diffusion_pytorch_model.safetensors", subfolder=subfolder))]
-    except Exception as error:
-        raise _not_loadable(name, subfolder, error) from error
+        if not folder.is_dir():
+            folder = Path(hf_hub_download(name, "config.json", subfolder=subfolder)).parent
+            hf_hub_download(name, "diffusion_pytorch_model.safetensors", subfolder=subfolder)
+        class_name = dict(AutoencoderKL.load_config(folder)).get("_class_name")
+    except Exception as error:  # diffusers and the hub raise many kinds, all meaning "not loadable"
+        raise ConfigurationError(f"No autoencoder could be loaded from {where!r}: {error}") from error
+    if class_name not in classes:
+        raise ConfigurationError(
+            f"{where} holds a {class_name}; expected one of {', '.join(classes)}. For a pipeline folder give its "
+            "`subfolder`, such as 'vae'."
+        )
+    return NetworkFiles(folder, classes[class_name])
 
 
 def _place(name: str) -> str:
     return str(files("ldmprobe.models") / "digits_autoencoder") if name == "builtin:digits" else name
-
-
-def _where(name: str, subfolder: str | None) -> str:
-    return f"{name}/{subfolder}" if subfolder else name
-
-
-def _not_loadable(name: str, subfolder: str | None, reason: object) -> ConfigurationError:
-    if isinstance(reason, ConfigurationError):
-        return reason
-    return ConfigurationError(f"No autoencoder could be loaded from {_where(name, subfolder)!r}: {reason}")

@@ -21,6 +21,11 @@ _BUNDLED = {
 }
 _PREDICTS_VARIANCE = ("DiTTransformer2DModel", "PixArtTransformer2DModel")  # appended to the prediction
 _TIME_TO_ONE = ("AuraFlowTransformer2DModel",)  # is told t/1000
+_TEXT_WIDTHS = (
+    "caption_channels",
+    "joint_attention_dim",
+    "cross_attention_dim",
+)  # what they call the width of text embeddings
 
 
 class Denoiser(Protocol):
@@ -56,8 +61,9 @@ def check_denoiser(
     """Try ``network`` on one zero latent, before any training.
 
     Raises:
-        ConfigurationError: the network does not take latents of this shape, or does not answer with the same shape.
+        ConfigurationError: the network does not take latents of this shape, or text of this width, or does not answer with the same shape.
     """
+    check_text(network, condition)
     was_training = {module: module.training for module in network.modules()}
     network.eval()
     z = torch.zeros(1, *latent_shape, device=device)
@@ -76,6 +82,27 @@ def check_denoiser(
         raise ConfigurationError(
             f"{type(network).__name__} answers latents of shape {tuple(latent_shape)} with {tuple(shape[1:])}; expected the "
             f"same shape. Make its in_channels and out_channels {latent_shape[0]}."
+        )
+
+
+def check_text(network: nn.Module, condition: Condition) -> None:
+    """Compare the text in a condition, if there is any, with what a network of diffusers takes.
+
+    Raises:
+        ConfigurationError: it takes none, or of another width.
+    """
+    config: Any = getattr(network, "config", None)
+    if config is None or "encoder_hidden_states" not in condition:
+        return
+    widths = {name: config[name] for name in _TEXT_WIDTHS if config.get(name) is not None}
+    if not widths or type(network).__name__ == "UNet2DModel":
+        raise ConfigurationError(
+            f"{type(network).__name__} takes no text; use UNet2DConditionModel or a transformer that does."
+        )
+    (name, expected), width = next(iter(widths.items())), condition["encoder_hidden_states"].shape[-1]
+    if isinstance(expected, int) and expected != width:
+        raise ConfigurationError(
+            f"The text encoder's embeddings are {width} wide and {type(network).__name__} has {name} {expected}; make them equal."
         )
 
 

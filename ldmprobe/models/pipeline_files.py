@@ -8,11 +8,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.frozen import WEIGHTS, variant_of
 
 _WITHOUT_WEIGHTS = re.compile("Scheduler|Tokenizer|Processor|FeatureExtractor")  # in the names of classes
-_WEIGHTS = re.compile(
-    r"(model|diffusion_pytorch_model)(\.(?P<variant>[\w-]+?))?(-\d+-of-\d+(\.(?P<old_variant>\w+))?)?\.safetensors"
-)
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
 _AGAIN = "Copy or download the pipeline again, whole."
 
@@ -109,7 +107,7 @@ def check_files(name: str, index: dict[str, Any], files: Sequence[str], variant:
 
 def _variants(what: str, files: Sequence[str]) -> set[str | None]:
     """Those that a component's safetensors are of; None for those of none."""
-    found = {match["variant"] or match["old_variant"] for match in map(_WEIGHTS.fullmatch, files) if match}
+    found = {variant_of(file) for file in files if WEIGHTS.fullmatch(file)}
     pickles = [path for path in files if path.endswith(_PICKLES)]
     if not found and pickles:
         raise ConfigurationError(

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
 
-from torch import nn
+import torch
 
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
@@ -14,10 +16,12 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, Conditioning, Unconditional
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.families import FAMILIES, Family, family_of
+from ldmprobe.models.frozen import Frozen, NetworkFiles
 from ldmprobe.models.pipeline import with_num_classes
 from ldmprobe.models.pipeline_files import check_files, find_pipeline, refusal
 from ldmprobe.models.text import TextConditioning, TextEncoder
 
+Precision = Literal["float32", "bfloat16", "float16"]
 _LIBRARIES = ("diffusers", "transformers")
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 
@@ -28,8 +32,10 @@ def load_pipeline(
     revision: str | None = None,
     variant: str | None = None,
     local_files_only: bool = False,
+    text_precision: Precision = "float32",
 ) -> DiffusionModel:
-    """The model in a diffusers pipeline folder or hub repository, ready to be probed, sampled or finetuned.
+    """The model in a diffusers pipeline folder or hub repository, ready to be probed, sampled or finetuned. Its autoencoder and its text
+    encoders are read when they are first needed.
 
     Args:
         name: folder or hub id of a pipeline of one of :data:`~ldmprobe.models.families.FAMILIES`, with safetensors weights.
@@ -37,20 +43,33 @@ def load_pipeline(
         revision: branch, tag or commit on the hub.
         variant: of the weights, such as "fp16".
         local_files_only: never ask the hub, only its cache.
+        text_precision: of the text encoders; half of it is half their memory. The rest is in float32.
 
     Raises:
         ConfigurationError: no pipeline there, of another family, without a component that it names, without safetensors, or without this
             variant; a hub repository that is neither cached nor within reach.
     """
-    pipeline = read_pipeline(name, revision=revision, variant=variant, local_files_only=local_files_only)
+    read = read_pipeline(name, (), revision, variant, local_files_only, text_precision)
     try:
-        return _taken_apart(pipeline, prompts)
+        return _taken_apart(read, prompts)
     except ConfigurationError:
         raise
     except Exception as error:
         raise ConfigurationError(
-            f"The {type(pipeline).__name__} in {name} cannot be taken apart: {error or type(error).__name__}"
+            f"The {type(read.pipeline).__name__} in {name} cannot be taken apart: {error or type(error).__name__}"
         ) from error
+
+
+@dataclass(frozen=True)
+class ReadPipeline:
+    """A diffusers pipeline with its network in float32.
+
+    Attributes:
+        frozen: autoencoder and text encoders by name; in the pipeline are their outlines.
+    """
+
+    pipeline: Any
+    frozen: dict[str, Frozen] = field(default_factory=dict)
 
 
 def read_pipeline(
@@ -59,12 +78,13 @@ def read_pipeline(
     revision: str | None = None,
     variant: str | None = None,
     local_files_only: bool = False,
-) -> Any:
-    """The diffusers pipeline itself, in float32.
+    text_precision: Precision = "float32",
+) -> ReadPipeline:
+    """The diffusers pipeline in a folder or hub repository.
 
     Args:
         without: names of components that are not to be read.
-        revision, variant, local_files_only: as :func:`load_pipeline`'s.
+        revision, variant, local_files_only, text_precision: as :func:`load_pipeline`'s.
 
     Raises:
         ConfigurationError: as :func:`load_pipeline`'s.
@@ -77,28 +97,41 @@ def read_pipeline(
     except Exception as error:  # diffusers raises many kinds, all meaning "not loadable"
         raise ConfigurationError(refusal(name, revision, error)) from error
     class_name = str(index.get("_class_name"))
-    family_of(class_name, name)
+    family = family_of(class_name, name)
     _check_components(name, index)
-    unread = [part for part in (*_UNUSED, *without) if part in index]
-    check_files(name, {part: entry for part, entry in index.items() if part not in unread}, files, variant)
+    unread = dict.fromkeys(part for part in (*_UNUSED, *without) if part in index)
+    read = {part: entry for part, entry in index.items() if part not in unread}
+    check_files(name, read, files, variant)
     try:
+        folder = Path(place)
+        if not folder.is_dir():
+            folder = Path(
+                DiffusionPipeline.download(place, revision=revision, variant=variant, use_safetensors=True, **unread)
+            )
+        frozen = {
+            part: Frozen(
+                NetworkFiles(folder / part, _class(*entry), variant),
+                torch.float32 if part == family.autoencoder else getattr(torch, text_precision),
+            )
+            for part, entry in read.items()
+            if (part == family.autoencoder or part.startswith("text_encoder")) and entry[1] is not None
+        }
         pipeline = DiffusionPipeline.from_pretrained(
-            place,
-            revision=revision,
+            folder,
             variant=variant,
             use_safetensors=True,
             trust_remote_code=False,
             low_cpu_mem_usage=False,
-            **dict.fromkeys(unread),
+            **unread,
+            **{part: each.outline for part, each in frozen.items()},
         )
     except Exception as error:
         raise ConfigurationError(
             f"The {class_name} in {name} cannot be loaded: {error or type(error).__name__}"
         ) from error
-    for part in pipeline.components.values():  # the half-precision ones of transformers come as they are
-        if isinstance(part, nn.Module):
-            part.float()
-    return pipeline
+    if family.network not in unread:
+        getattr(pipeline, family.network).float()
+    return ReadPipeline(pipeline, frozen)
 
 
 class PretrainedText(TextEncoder):
@@ -106,7 +139,7 @@ class PretrainedText(TextEncoder):
 
     Args:
         pipeline: folder or hub id.
-        revision, variant, local_files_only: as :func:`load_pipeline`'s.
+        revision, variant, local_files_only, text_precision: as :func:`load_pipeline`'s.
 
     Raises:
         ConfigurationError: as :func:`load_pipeline`'s; or a pipeline without text.
@@ -118,14 +151,13 @@ class PretrainedText(TextEncoder):
         revision: str | None = None,
         variant: str | None = None,
         local_files_only: bool = False,
+        text_precision: Precision = "float32",
     ) -> None:
         families = {part for family in FAMILIES.values() for part in (family.network, family.autoencoder) if part}
-        read = read_pipeline(
-            pipeline, without=sorted(families), revision=revision, variant=variant, local_files_only=local_files_only
-        )
-        if not FAMILIES[type(read).__name__].text:
-            raise ConfigurationError(f"{pipeline} is a {type(read).__name__}, which has no text encoder.")
-        super().__init__(read)
+        read = read_pipeline(pipeline, sorted(families), revision, variant, local_files_only, text_precision)
+        if not FAMILIES[type(read.pipeline).__name__].text:
+            raise ConfigurationError(f"{pipeline} is a {type(read.pipeline).__name__}, which has no text encoder.")
+        super().__init__(read.pipeline, read.frozen)
 
 
 def _check_components(name: str, index: dict[str, Any]) -> None:
@@ -144,7 +176,18 @@ def _check_components(name: str, index: dict[str, Any]) -> None:
             )
 
 
-def _taken_apart(pipeline: Any, prompts: Sequence[str]) -> DiffusionModel:
+def _class(library: str, name: str) -> Any:
+    import diffusers
+    import transformers
+
+    cls = getattr({"diffusers": diffusers, "transformers": transformers}[library], name, None)
+    if cls is None:
+        raise ConfigurationError(f"it needs {library}.{name}, which the {library} installed here lacks.")
+    return cls
+
+
+def _taken_apart(read: ReadPipeline, prompts: Sequence[str]) -> DiffusionModel:
+    pipeline = read.pipeline
     family = FAMILIES[type(pipeline).__name__]
     network = getattr(pipeline, family.network)
     if family == FAMILIES["DiTPipeline"]:
@@ -152,23 +195,23 @@ def _taken_apart(pipeline: Any, prompts: Sequence[str]) -> DiffusionModel:
         labelled = max(pipeline.labels.values(), default=classes - 1) + 1
         if labelled < classes:  # as_pipeline has padded it
             with_num_classes(network, labelled)
-    autoencoder = getattr(pipeline, family.autoencoder) if family.autoencoder else None
     size = network.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     return DiffusionModel(
         network.eval(),
         NoiseSchedule(pipeline.scheduler),
         (network.config.in_channels, height, width),
-        LatentCodec(autoencoder),
-        _conditioning(family, pipeline, network, prompts),
+        LatentCodec(read.frozen.get(family.autoencoder or "")),
+        _conditioning(family, read, prompts),
     )
 
 
-def _conditioning(family: Family, pipeline: Any, network: Any, prompts: Sequence[str]) -> Conditioning:
+def _conditioning(family: Family, read: ReadPipeline, prompts: Sequence[str]) -> Conditioning:
     if family.text:
-        return TextConditioning(TextEncoder(pipeline), prompts=prompts)
+        return TextConditioning(TextEncoder(read.pipeline, read.frozen), prompts=prompts)
+    config = getattr(read.pipeline, family.network).config
     if family == FAMILIES["DiTPipeline"]:
-        return ClassConditioning(network.config.num_embeds_ada_norm)
-    if network.config.get("num_class_embeds") is not None:  # the last stands for none, as guidance needs it
-        return ClassConditioning(network.config.num_class_embeds - 1)
+        return ClassConditioning(config.num_embeds_ada_norm)
+    if config.get("num_class_embeds") is not None:  # the last stands for none, as guidance needs it
+        return ClassConditioning(config.num_class_embeds - 1)
     return Unconditional()

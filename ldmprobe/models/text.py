@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import string
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.models.denoiser import Condition
 from ldmprobe.models.families import FAMILIES
+from ldmprobe.models.frozen import Frozen
 
 _START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"  # CLIP's
 # What a configuration says of where it was read, and by whom:
@@ -30,7 +31,6 @@ _OF_THE_FILE = (
     "is_local",
     "local_files_only",
 )
-_WIDTHS = ("caption_channels", "joint_attention_dim", "cross_attention_dim")  # what networks call the text's
 
 
 class TextEncoder(nn.Module):
@@ -39,8 +39,10 @@ class TextEncoder(nn.Module):
 
     Args:
         pipeline: of one of the families with text; its network and autoencoder may be None.
+        frozen: its text encoders by name, where they are not to be trained; they are read when a caption is to be encoded.
 
     Attributes:
+        encoders: by the names that the pipeline has for them, those that are frozen each as a Frozen.
         size: what the pipeline's network is told of the image's size besides the text, of shape (1, …): that it was trained on, until
             :meth:`made_for` says another.
 
@@ -48,17 +50,16 @@ class TextEncoder(nn.Module):
         ConfigurationError: a tokenizer has more tokens than its text encoder embeds.
     """
 
-    def __init__(self, pipeline: Any) -> None:
+    def __init__(self, pipeline: Any, frozen: dict[str, Frozen] | None = None) -> None:
         super().__init__()
         self.pipeline = pipeline  # no module: what of it is one is registered below, network and autoencoder are not
         self.family = FAMILIES[type(pipeline).__name__]
-        parts = {name: part for name, part in pipeline.components.items() if part is not None}
+        parts = {name: part for name, part in pipeline.components.items() if part is not None} | (frozen or {})
         self.encoders = nn.ModuleDict({name: part for name, part in parts.items() if name.startswith("text_encoder")})
         self.tokenizers = {name: part for name, part in parts.items() if name.startswith("tokenizer")}
         network = getattr(pipeline, self.family.network, None)
         self.size: Condition = {} if network is None else self._size(network, *_trained_size(pipeline, network))
-        modules: dict[str, Any] = dict(self.encoders)
-        for name, encoder in modules.items():
+        for name, encoder in self._outlines.items():
             tokens, embeddings = (
                 len(self.tokenizers[_tokenizer_of(name)]),
                 encoder.get_input_embeddings().num_embeddings,
@@ -69,24 +70,54 @@ class TextEncoder(nn.Module):
                     "take both from one pipeline."
                 )
 
+    def freeze(self) -> None:
+        """None of the encoders is trained."""
+        for name, encoder in self.encoders.items():
+            if not isinstance(encoder, Frozen):
+                self.encoders[name] = Frozen(encoder)
+
+    def thaw(self) -> None:
+        """All of the encoders are trained, and loaded for it."""
+        for name, encoder in self._loaded.items():
+            self.encoders[name] = encoder.requires_grad_(True)
+
     @property
     def device(self) -> torch.device:
-        return next(self.parameters()).device
+        return next(iter(self.encoders.values())).device  # type: ignore[return-value]
 
     @property
     def components(self) -> dict[str, Any]:
         """Text encoders and tokenizers by the names that the pipeline has for them."""
-        return {**self.encoders, **self.tokenizers}
+        return {**self._loaded, **self.tokenizers}
+
+    @property
+    def _outlines(self) -> dict[str, Any]:
+        """The encoders, those that are read from files without weights."""
+        return {name: part.outline if isinstance(part, Frozen) else part for name, part in self.encoders.items()}
+
+    @property
+    def _loaded(self) -> dict[str, Any]:
+        return {name: part.network if isinstance(part, Frozen) else part for name, part in self.encoders.items()}
+
+    @property
+    def precision(self) -> str:
+        """That they encode in, such as "float32" or "bfloat16"."""
+        return ", ".join(sorted({str(encoder.dtype).removeprefix("torch.") for encoder in self.encoders.values()}))
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Of all encoders by name; of those that are read from files without loading them."""
+        for name, encoder in self.encoders.items():
+            own = encoder.weights() if isinstance(encoder, Frozen) else encoder.state_dict().items()
+            yield from ((f"{name}.{key}", value) for key, value in own)
 
     @cached_property
     def description(self) -> dict[str, Any]:
         """What tells these encoders from others, as plain values that hang on no place and no version; enough for
         :meth:`from_description`, but for the weights."""
-        encoders: dict[str, Any] = dict(self.encoders)
         return {
             "family": type(self.pipeline).__name__,
             "settings": {name: self.pipeline.config[name] for name in self.family.settings},
-            "encoders": {name: _encoder_description(encoder) for name, encoder in encoders.items()},
+            "encoders": {name: _encoder_description(encoder) for name, encoder in self._outlines.items()},
             "tokenizers": {name: _tokenizer_description(tokenizer) for name, tokenizer in self.tokenizers.items()},
         }
 
@@ -113,15 +144,22 @@ class TextEncoder(nn.Module):
         self.size = self._size(network, height, width)
 
     def forward(self, captions: Sequence[str]) -> Condition:
-        """The condition of each caption, with the parameters' gradients where they are trained."""
+        """The condition of each caption in float32, with the parameters' gradients where they are trained."""
         outputs = self._encode(list(captions), with_null=False)
-        return self._named(outputs, null=False) | self._sized(len(captions))
+        return self._named(outputs, null=False) | self.sized(len(captions))
 
     def null(self) -> Condition:
         """The condition, of shape (1, …), that stands for "none": what the pipeline takes where it has no negative prompt."""
-        return self._named(self._encode([""], with_null=True), null=True) | self._sized(1)
+        return self._named(self._encode([""], with_null=True), null=True) | self.sized(1)
+
+    def sized(self, num_samples: int) -> Condition:
+        """What of the condition is no text: :attr:`size`, for each sample."""
+        return {name: row.to(self.device).expand(num_samples, -1) for name, row in self.size.items()}
 
     def _encode(self, captions: list[str], with_null: bool) -> tuple[Any, ...]:
+        for name, encoder in self._loaded.items():
+            if getattr(self.pipeline, name) is not encoder:
+                setattr(self.pipeline, name, encoder)
         extra = {"prompt_2": None, "prompt_3": None} if "StableDiffusion3" in type(self.pipeline).__name__ else {}
         return self.pipeline.encode_prompt(
             prompt=captions,
@@ -137,10 +175,8 @@ class TextEncoder(nn.Module):
         else:
             half = len(outputs) // 2
             chosen = outputs[half:] if null else outputs[:half]
-        return {name: value for name, value in zip(self.family.text, chosen, strict=True) if name}
-
-    def _sized(self, num_samples: int) -> Condition:
-        return {name: row.to(self.device).expand(num_samples, -1) for name, row in self.size.items()}
+        named = {name: value for name, value in zip(self.family.text, chosen, strict=True) if name}
+        return {name: value.float() if value.is_floating_point() else value for name, value in named.items()}
 
     def _size(self, network: nn.Module, height: int, width: int) -> Condition:
         return self.family.size(getattr(network, "config", {}), height, width)
@@ -220,6 +256,9 @@ class TextConditioning(Conditioning):
         prompts: of probes and samples: the i-th has ``prompts[i % len(prompts)]``.
         trained: train the text encoder, too. Its weights are not averaged (``ema_decay`` is the network's).
 
+    Attributes:
+        kept: what a frozen encoder made of prompts, and of None, which stands for no caption; each of shape (1, …).
+
     Raises:
         ConfigurationError: dropout outside [0, 1), or no prompts.
     """
@@ -232,10 +271,14 @@ class TextConditioning(Conditioning):
             raise ConfigurationError(f"TextConditioning got dropout {dropout}; expected a number in [0, 1).")
         if isinstance(prompts, str) or not prompts:
             raise ConfigurationError(f"TextConditioning got prompts {prompts!r}; expected a list of one or more.")
-        self.encoder = encoder.requires_grad_(trained)
+        self.encoder = encoder
+        if trained:
+            encoder.thaw()
+        else:
+            encoder.freeze()
         self.dropout, self.prompts = dropout, tuple(prompts)
-        self._frozen_null: Condition | None = None
-        self.register_load_state_dict_post_hook(lambda *_: self._forget_null())
+        self.kept: dict[str | None, Condition] = {}
+        self.register_load_state_dict_post_hook(lambda *_: self._forget())
         self.train()
 
     def train(self, mode: bool = True) -> TextConditioning:
@@ -250,12 +293,13 @@ class TextConditioning(Conditioning):
             raise ConfigurationError("TextConditioning needs captions; set the data's `caption_column`.")
         return self.encode(batch["caption"])
 
-    def encode(self, captions: Sequence[str]) -> Condition:
-        """What the encoder makes of them: without gradients and autocast if it is frozen, as it would for a cache."""
+    def encode(self, captions: Sequence[str] | None) -> Condition:
+        """What the encoder makes of captions; of None, the null condition, of shape (1, …). Without gradients and autocast if it is frozen, as
+        it would for a cache."""
         if self.trained:
-            return self.encoder(captions)
+            return self.encoder.null() if captions is None else self.encoder(captions)
         with torch.no_grad(), torch.autocast(self.encoder.device.type, enabled=False):
-            return self.encoder(captions)
+            return self.encoder.null() if captions is None else self.encoder(captions)
 
     def for_training(self, batch: dict[str, Any]) -> Condition:
         condition = self.from_batch(batch)
@@ -272,23 +316,30 @@ class TextConditioning(Conditioning):
     def for_samples(self, sample_ids: Tensor) -> Condition:
         which = sample_ids.cpu() % len(self.prompts)
         used, row = which.unique(return_inverse=True)
-        condition = self.encode([self.prompts[i] for i in used.tolist()])
+        prompts = [self.prompts[i] for i in used.tolist()]
+        condition = self.encode(prompts) if self.trained else self._asked_once(prompts)
         return {name: value[row.to(value.device)] for name, value in condition.items()}
 
     def null(self, num_samples: int, device: torch.device) -> Condition:
         return {name: value.to(device).expand(num_samples, *value.shape[1:]) for name, value in self._null().items()}
 
     def _null(self) -> Condition:
-        """Of one sample; a frozen encoder's is always the same."""
-        if self.trained:
-            return self.encoder.null()
-        if self._frozen_null is None:
-            with torch.no_grad(), torch.autocast(self.encoder.device.type, enabled=False):
-                self._frozen_null = self.encoder.null()
-        return self._frozen_null
+        """Of one sample."""
+        return self.encode(None) if self.trained else self._asked_once([None])
 
-    def _forget_null(self) -> None:
-        self._frozen_null = None
+    def _asked_once(self, captions: Sequence[str | None]) -> Condition:
+        """Of captions, None for no caption, that a frozen encoder is asked for but once."""
+        for caption in captions:
+            if caption not in self.kept:
+                self.kept[caption] = self.encode(None if caption is None else [caption])
+        rows, device = [self.kept[caption] for caption in captions], self.encoder.device
+        condition = {name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]}
+        return condition | self.encoder.sized(len(rows))
+
+    def _forget(self) -> None:
+        """Other weights may have been loaded into the encoder, unless they are where they were."""
+        if any(encoder.saved for encoder in self.encoder.encoders.values() if isinstance(encoder, Frozen)):
+            self.kept.clear()
 
     @property
     def description(self) -> dict[str, Any]:
@@ -297,21 +348,7 @@ class TextConditioning(Conditioning):
     def prepare(self, network: nn.Module, data: Any) -> None:
         if data.reader.caption_column is None:
             raise ConfigurationError("TextConditioning needs captions; set the data's `caption_column`.")
-        config: Any = getattr(network, "config", {})
-        widths = {name: config[name] for name in _WIDTHS if config.get(name) is not None}
-        if hasattr(network, "config") and (not widths or type(network).__name__ == "UNet2DModel"):
-            raise ConfigurationError(
-                f"{type(network).__name__} takes no text; use UNet2DConditionModel or a transformer that does."
-            )
         self.encoder.made_for(network, *data.image_shape[1:])
-        self._forget_null()
-        with torch.no_grad():
-            width = self.encoder([""])["encoder_hidden_states"].shape[-1]
-        name, expected = next(iter(widths.items()), ("", None))
-        if isinstance(expected, int) and expected != width:
-            raise ConfigurationError(
-                f"The text encoder's embeddings are {width} wide and {type(network).__name__} has {name} {expected}; make them equal."
-            )
 
 
 def _trained_size(pipeline: Any, network: Any) -> tuple[int, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from torch import nn
@@ -11,7 +12,8 @@ from torch import nn
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.conditioning import ClassConditioning, Conditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.models.pretrained import load_pipeline
+from ldmprobe.models.frozen import Frozen
+from ldmprobe.models.pretrained import Precision, load_pipeline
 from ldmprobe.models.text import TextConditioning
 from ldmprobe.probing.record import fingerprint
 from ldmprobe.training.lora import LoRA, merge_lora
@@ -28,15 +30,17 @@ class BaseModel:
         revision: branch, tag or commit on the hub.
         variant: of the weights, such as "fp16".
         local_files_only: never ask the hub, only its cache.
+        text_precision: of a pipeline's text encoders.
     """
 
     name: str
     revision: str | None = None
     variant: str | None = None
     local_files_only: bool = False
+    text_precision: Precision = "float32"
 
     def load(self) -> DiffusionModel:
-        """All of it, in float32.
+        """The model; autoencoder and text encoders of a pipeline are read when they are first needed.
 
         Raises:
             ConfigurationError: there is nothing there that can be loaded.
@@ -46,15 +50,24 @@ class BaseModel:
 
             return load_diffusion_model(Path(self.name))
         return load_pipeline(
-            self.name, revision=self.revision, variant=self.variant, local_files_only=self.local_files_only
+            self.name,
+            revision=self.revision,
+            variant=self.variant,
+            local_files_only=self.local_files_only,
+            text_precision=self.text_precision,
         )
 
 
 def weights_fingerprint(model: DiffusionModel) -> str:
-    """A hash of up to 1,024 evenly spaced values of each parameter, whatever the libraries call it: another for weights that were
+    """A hash of up to 1,024 evenly spaced values of each weight, whatever the libraries call it: another for weights that were
     trained on."""
-    parameters = [parameter.detach().flatten() for module in model.modules for parameter in module.parameters()]
-    return fingerprint(sorted(fingerprint(value[:: -(-len(value) // _COMPARED)].float()) for value in parameters))
+    text = model.conditioning.encoder.weights() if isinstance(model.conditioning, TextConditioning) else ()
+    hashes = [
+        fingerprint(values[:: -(-len(values) // _COMPARED)].float())
+        for _, weight in chain(model.network.named_parameters(), model.codec.weights(), text)
+        if len(values := weight.detach().flatten())
+    ]
+    return fingerprint(sorted(hashes))
 
 
 def finetuned(
@@ -65,7 +78,7 @@ def finetuned(
     train_text_encoder: bool = False,
 ) -> None:
     """Make ``model``, which is a base as loaded, one to be finetuned: what is trained asks for gradients and is in training mode, the
-    rest is frozen.
+    rest is frozen and no part of its state.
 
     Args:
         prompts: of probes and samples, for text-to-image; default: the base's.
@@ -85,10 +98,14 @@ def finetuned(
         model.conditioning = TextConditioning(conditioning.encoder, dropout, prompts, train_text_encoder)
     elif isinstance(conditioning, ClassConditioning):
         model.conditioning = ClassConditioning(conditioning.num_classes, dropout)
+    for module in model.modules:
+        for part in module.modules():
+            if isinstance(part, Frozen):
+                part.saved = False
     model.network.requires_grad_(True).train()
     if lora is not None:
         lora.add_to(model.network)
-        for encoder in text_encoders(model.conditioning) if train_text_encoder else ():
+        for encoder in trained_text_encoders(model.conditioning):
             lora.add_to_text(encoder)
 
 
@@ -100,10 +117,11 @@ def not_trained(module: nn.Module) -> set[str]:
 
 def merged(model: DiffusionModel) -> None:
     """Add the updates of LoRA, if there are any, to the weights, in place."""
-    for network in (model.network, *text_encoders(model.conditioning)):
+    for network in (model.network, *trained_text_encoders(model.conditioning)):
         merge_lora(network)
 
 
-def text_encoders(conditioning: Conditioning) -> list[nn.Module]:
-    """None where there is no text."""
-    return list(conditioning.encoder.encoders.values()) if isinstance(conditioning, TextConditioning) else []
+def trained_text_encoders(conditioning: Conditioning) -> list[nn.Module]:
+    """None where there is no text, or it is frozen."""
+    encoders = conditioning.encoder.encoders.values() if isinstance(conditioning, TextConditioning) else ()
+    return [encoder for encoder in encoders if not isinstance(encoder, Frozen)]

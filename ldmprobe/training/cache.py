@@ -20,6 +20,7 @@ from ldmprobe.data.rows import collate
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning
+from ldmprobe.models.denoiser import check_text
 from ldmprobe.models.text import TextConditioning
 from ldmprobe.tracking.whole_file import PARTIAL, whole_file
 from ldmprobe.training.cli import LDMProbeCLI
@@ -102,6 +103,7 @@ def write_cache(
     data.setup("fit")
     data.check_cacheable()
     conditioning.prepare(network, data)
+    check_text(network, conditioning.for_samples(torch.zeros(1, dtype=torch.long)))
     codec.latent_shape(data.image_shape)
     key = cache_key(data.rows, data.reader, codec, conditioning, dtype)
     folder = Path("latents", key_hash(key)) if folder is None else folder
@@ -120,10 +122,12 @@ def write_cache(
             for left in folder.glob(f".{part.path.name}.*{PARTIAL}"):  # of a process that was killed
                 left.unlink(missing_ok=True)
         _write_images(data, codec, [part for part in mine if part.split != "text"], dtype, batch_size, captions)
-        for part in mine:
-            if part.split == "text":
-                assert text is not None
-                _write(part, _encoded_text(text, captions[part.start : part.stop], dtype, batch_size), {})
+        if text is not None:
+            for part in (part for part in mine if part.split == "text"):
+                _write(part.path, _encoded_text(text, captions[part.start : part.stop], dtype, batch_size), {})
+            for prompt in dict.fromkeys((None, *text.prompts)) if shard == 0 else ():
+                if not (path := found.prompt_path(prompt)).exists():
+                    _write(path, _condition(text, None if prompt is None else [prompt], dtype), {})
     except OSError as error:
         raise ConfigurationError(
             f"{folder} cannot be written to ({error}); choose another --out, or make room."
@@ -194,7 +198,7 @@ def _write_images(
         tensors = {name: torch.cat(values) for name, values in parts.items()}
         if captions:
             tensors["text"] = torch.tensor([number[caption] for caption in texts])
-        _write(shard, tensors, {"caption": texts} if texts else {})
+        _write(shard.path, tensors, {"caption": texts} if texts else {})
 
 
 def _batches(data: ImageData, shards: list[Shard], batch_size: int) -> Iterator[dict[str, Any]]:
@@ -226,14 +230,21 @@ def _captions(data: ImageData) -> list[str]:
 
 
 def _encoded_text(text: TextConditioning, captions: list[str], dtype: str, batch_size: int) -> dict[str, Tensor]:
-    conditions = [text.encode(captions[start : start + batch_size]) for start in range(0, len(captions), batch_size)]
-    tensors = {name: torch.cat([condition[name].cpu() for condition in conditions]) for name in conditions[0]}
-    kept = {name: value.to(DTYPES[dtype]) if value.is_floating_point() else value for name, value in tensors.items()}
+    batches = [captions[start : start + batch_size] for start in range(0, len(captions), batch_size)]
+    conditions = [_condition(text, batch, dtype) for batch in batches]
+    return {name: torch.cat([condition[name] for condition in conditions]) for name in conditions[0]}
+
+
+def _condition(text: TextConditioning, captions: list[str] | None, dtype: str) -> dict[str, Tensor]:
+    """What is kept of captions, or of none."""
+    condition = {name: value.cpu() for name, value in text.encode(captions).items()}
+    kept = {name: value.to(DTYPES[dtype]) if value.is_floating_point() else value for name, value in condition.items()}
     for name, value in kept.items():
-        if value.is_floating_point() and not bool(value.isfinite().all()):
-            lost = (~value.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+        lost = (~value.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+        if lost:
+            caption = "the null condition" if captions is None else f"caption {captions[lost[0]]!r}"
             raise ConfigurationError(
-                f"The {name} of caption {captions[lost[0]]!r} are not finite in {dtype}; keep bfloat16 or float32 (--dtype)."
+                f"The {name} of {caption} are not finite in {dtype}; keep bfloat16 or float32 (--dtype)."
             )
     return kept
 
@@ -241,12 +252,12 @@ def _encoded_text(text: TextConditioning, captions: list[str], dtype: str, batch
 # --- files, and the command's arguments ----------------------------------------------------------------------------------
 
 
-def _write(shard: Shard, tensors: dict[str, Tensor], texts: dict[str, list[str]]) -> None:
+def _write(path: Path, tensors: dict[str, Tensor], texts: dict[str, list[str]]) -> None:
     from safetensors.torch import save
 
-    with whole_file(shard.path) as file:
+    with whole_file(path) as file:
         file.write(save({name: value.contiguous() for name, value in tensors.items()}, {"ldmprobe": json.dumps(texts)}))
-    print(f"ldmprobe: {shard.path}", flush=True)
+    print(f"ldmprobe: {path}", flush=True)
 
 
 class _OnlyParts(LDMProbeCLI):

@@ -9,6 +9,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.conditioning import ClassConditioning
+from ldmprobe.models.pretrained import Precision
 from ldmprobe.training.base_model import BaseModel, finetuned, not_trained, weights_fingerprint
 from ldmprobe.training.checkpoint import finetune_card
 from ldmprobe.training.latent_diffusion import LatentDiffusion
@@ -28,6 +29,7 @@ class FinetunedDiffusion(LatentDiffusion):
         revision: branch, tag or commit on the hub.
         variant: of the weights, such as "fp16".
         local_files_only: never ask the hub, only its cache.
+        text_precision: of frozen text encoders of a pipeline; half of it is half their memory.
         prompts: of probes and samples of a text-to-image model; default: the checkpoint's, and none ("") of a pipeline.
         dropout: share of training samples whose caption or class becomes the null condition, for classifier-free guidance.
         lora: train low-rank updates only; default: train the whole network.
@@ -44,6 +46,7 @@ class FinetunedDiffusion(LatentDiffusion):
         revision: str | None = None,
         variant: str | None = None,
         local_files_only: bool = False,
+        text_precision: Precision = "float32",
         prompts: Sequence[str] | None = None,
         dropout: float = 0.1,
         lora: LoRA | None = None,
@@ -51,7 +54,11 @@ class FinetunedDiffusion(LatentDiffusion):
         scheduler: Any = None,
         **kwargs: Any,
     ) -> None:
-        base = BaseModel(pretrained, revision, variant, local_files_only)
+        if train_text_encoder and text_precision != "float32":
+            raise ConfigurationError(
+                f"text_precision is {text_precision}, which is too coarse for text encoders in training; leave it out, or train_text_encoder."
+            )
+        base = BaseModel(pretrained, revision, variant, local_files_only, text_precision)
         model = base.load()
         base_weights = weights_fingerprint(model)
         finetuned(model, prompts, dropout, lora, train_text_encoder)
@@ -98,6 +105,6 @@ class FinetunedDiffusion(LatentDiffusion):
         if is_sharded(self.network):
             return set()
         network = {f"network.{name}" for name in not_trained(self.network)}
-        rest = {name for name in not_trained(self) if name.startswith(("codec.autoencoder.", "conditioning."))}
+        text = {f"conditioning.{name}" for name in not_trained(self.conditioning)}
         averaged = {f"ema.{name}" for name in network} if self.ema is not None else set()
-        return network | averaged | rest
+        return network | averaged | text

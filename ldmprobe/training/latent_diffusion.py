@@ -21,7 +21,7 @@ from ldmprobe.models.conditioning import Conditioning, Unconditional
 from ldmprobe.models.denoiser import Condition, check_denoiser
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.probe import sample_noise
-from ldmprobe.training.base_model import text_encoders
+from ldmprobe.training.base_model import trained_text_encoders
 from ldmprobe.training.checkpoint import check_same_model, model_card
 from ldmprobe.training.ema import EMA
 from ldmprobe.training.sharding import check_strategy, check_trained, is_sharded, same_on_every_rank, shard
@@ -111,7 +111,7 @@ class LatentDiffusion(L.LightningModule):
             )
         self.offset_noise, self.input_perturbation = offset_noise, input_perturbation
         if gradient_checkpointing:
-            for module in (network, *(text_encoders(self.conditioning) if self.conditioning.training else ())):
+            for module in (network, *trained_text_encoders(self.conditioning)):
                 _checkpoint_gradients(module)
         last = self.schedule.num_timesteps - 1
         self.validation_timesteps = np.linspace(last / 20, last, validation_timesteps).round().astype(int).tolist()
@@ -131,7 +131,7 @@ class LatentDiffusion(L.LightningModule):
             self.latent_shape = self.codec.latent_shape(image_shape)
             self.conditioning.prepare(self.network, data)
             if cached:
-                data.check_latents(self.codec, self.conditioning)
+                data.use_latents(self.codec, self.conditioning)
             if hasattr(data, "reference_batches"):
                 self.codec.measure_scale(data.reference_batches(_MEASURED_IMAGES))
         elif self.latent_shape is None:

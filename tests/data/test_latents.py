@@ -116,7 +116,7 @@ def test_a_cache_of_other_data_is_refused_by_what_differs(folder, options, diffe
     with pytest.raises(
         ConfigurationError, match=f"holds latents of something else: its {difference}.*--out ANOTHER_FOLDER"
     ):
-        data.check_latents(LatentCodec(), Unconditional())
+        data.use_latents(LatentCodec(), Unconditional())
 
 
 @pytest.mark.parametrize(
@@ -138,19 +138,19 @@ def test_a_cache_of_another_codec_is_refused_by_what_differs(tmp_path, codec, di
         codec = LatentCodec(autoencoder)
     data = ready(shapes(write(tmp_path, shapes(**grey), codec), **grey))
     with pytest.raises(ConfigurationError, match=f"holds latents of something else: its {difference}"):
-        data.check_latents(here, Unconditional())
+        data.use_latents(here, Unconditional())
 
 
 def test_the_codecs_scale_may_change(tmp_path):
     grey = {"image_size": 32, "channels": 1}
     data = ready(shapes(write(tmp_path, shapes(**grey), LatentCodec("builtin:digits")), **grey))
-    data.check_latents(LatentCodec("builtin:digits", scale=2.0), Unconditional())
+    data.use_latents(LatentCodec("builtin:digits", scale=2.0), Unconditional())
 
 
 def test_an_autoencoder_is_the_same_by_name_and_as_a_module(tmp_path):
     grey = {"image_size": 32, "channels": 1}
     data = ready(shapes(write(tmp_path, shapes(**grey), LatentCodec("builtin:digits")), **grey))
-    data.check_latents(LatentCodec(LatentCodec("builtin:digits").autoencoder), Unconditional())
+    data.use_latents(LatentCodec(LatentCodec("builtin:digits").autoencoder), Unconditional())
 
 
 def test_an_incomplete_cache_is_refused_with_what_finishes_it(tmp_path):

@@ -234,13 +234,13 @@ def test_broken_weights_are_refused(tmp_path):
     tiny_autoencoder("AutoencoderKL").save_pretrained(tmp_path)
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ConfigurationError, match="No autoencoder could be loaded from"):
+    with pytest.raises(ConfigurationError, match="No AutoencoderKL can be loaded from"):
         LatentCodec(str(tmp_path))
 
 
 def test_pickled_weights_are_refused(tmp_path):
     tiny_autoencoder("AutoencoderKL").save_pretrained(tmp_path, safe_serialization=False)
-    with pytest.raises(ConfigurationError, match="No autoencoder could be loaded from"):
+    with pytest.raises(ConfigurationError, match=r"No AutoencoderKL can be loaded from .*: it has no safetensors"):
         LatentCodec(str(tmp_path))
 
 

@@ -161,3 +161,18 @@ def test_a_class_that_diffusers_lacks_is_refused_by_name():
         ConfigurationError, match=r"needs a model or scheduler diffusers.UNet9DModel, which diffusers .* lacks"
     ):
         from_network_config({"class_name": "UNet9DModel"})
+
+
+@pytest.mark.parametrize(
+    ("network", "refusal"),
+    [
+        (
+            tiny_text_unet,
+            "embeddings are 32 wide and UNet2DConditionModel has cross_attention_dim 12; make them equal",
+        ),
+        (tiny_unet, "UNet2DModel takes no text; use UNet2DConditionModel"),
+    ],
+)
+def test_text_that_a_network_does_not_take_is_refused(network, refusal):
+    with pytest.raises(ConfigurationError, match=refusal):
+        check_denoiser(network(), (2, 8, 8), {"encoder_hidden_states": torch.zeros(1, 4, 32)}, CPU)

@@ -14,6 +14,8 @@ from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, DiffusionPipeli
 from huggingface_hub import close_session
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.families import FAMILIES
+from ldmprobe.models.frozen import NetworkFiles
 from ldmprobe.models.pipeline_files import check_files
 from ldmprobe.models.pretrained import PretrainedText, load_pipeline
 from ldmprobe.models.text import TextConditioning
@@ -279,8 +281,38 @@ def test_frozen_text_encoders_are_read_from_yaml(tmp_path):
     whole = load_pipeline(where, prompts=["a red cat"])
     ids = torch.arange(2)
     torch.testing.assert_close(conditioning.for_samples(ids), whole.conditioning.for_samples(ids))
-    assert not any(parameter.requires_grad for parameter in conditioning.parameters())
-    assert {name.split(".")[1] for name, _ in conditioning.named_parameters()} == {"encoders"}
+    assert list(conditioning.parameters()) == []  # frozen, and no network or autoencoder besides
+    assert {name.split(".")[1] for name in conditioning.state_dict()} == {"encoders"}
+
+
+def test_text_encoders_and_autoencoder_are_read_when_they_are_needed(monkeypatch):
+    read: list[str] = []
+    load = NetworkFiles.load
+    monkeypatch.setattr(NetworkFiles, "load", lambda self, dtype: read.append(self.folder.name) or load(self, dtype))
+    model = load_pipeline(str(saved("StableDiffusionXLPipeline")))
+    model.codec.latent_shape((3, 16, 16))
+    assert model.conditioning.encoder.description["encoders"]
+    assert read == []
+    model.conditioning.for_samples(torch.arange(2))
+    assert read == ["text_encoder", "text_encoder_2"]
+    model.codec.decode(torch.zeros(1, *model.latent_shape))
+    model.conditioning.for_samples(torch.arange(2))
+    assert read == ["text_encoder", "text_encoder_2", "vae"]
+
+
+@pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.text])
+def test_text_encoders_in_half_precision_say_nearly_the_same_in_float32(family):
+    whole = load_pipeline(str(saved(family)), ["a red cat"]).conditioning
+    half = load_pipeline(str(saved(family)), ["a red cat"], text_precision="bfloat16").conditioning
+    ids = torch.arange(1)
+    expected, condition = whole.for_samples(ids), half.for_samples(ids)
+    networks = [encoder.network for encoder in half.encoder.encoders.values()]
+    assert {parameter.dtype for network in networks for parameter in network.parameters()} == {torch.bfloat16}
+    assert (whole.encoder.precision, half.encoder.precision) == ("float32", "bfloat16")
+    for name, value in condition.items():
+        assert value.dtype == expected[name].dtype
+        torch.testing.assert_close(value, expected[name], rtol=0.05, atol=0.05)
+    assert not torch.equal(condition["encoder_hidden_states"], expected["encoder_hidden_states"])
 
 
 def test_a_pipeline_without_text_has_no_text_encoder():

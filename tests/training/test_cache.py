@@ -12,12 +12,12 @@ import torch
 import yaml
 from datasets import Array3D, Dataset, Features
 
-import ldmprobe.models.codec
 from ldmprobe.callbacks import DenoisingProbe, NonFinite
 from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, Unconditional
+from ldmprobe.models.frozen import NetworkFiles
 from ldmprobe.models.text import SmallCLIP, TextConditioning
 from ldmprobe.training.cache import write_cache
 from ldmprobe.training.latent_diffusion import LatentDiffusion
@@ -90,7 +90,7 @@ def test_losses_are_those_of_encoding_on_the_fly_and_the_codec_is_not_loaded(tmp
         raise AssertionError("the codec was loaded")
 
     with monkeypatch.context() as patch:
-        patch.setattr(ldmprobe.models.codec, "_load_autoencoder", never)
+        patch.setattr(NetworkFiles, "load", never)
         losses, _, trainer = train(tmp_path / "cached", shapes(folder), **options)
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
     trainer.save_checkpoint(tmp_path / "last.ckpt")  # whole: it does not need the cache, or the codec's folder
@@ -118,7 +118,7 @@ def test_each_caption_is_encoded_once_and_training_gets_what_the_encoder_makes_o
     cached = ImageData("builtin:shapes", {"num_images": 60, "size": 16}, latents=str(tmp_path / "latents"), **settings)
     cached.setup()
     text.prepare(network, cached)
-    cached.check_latents(LatentCodec(), text)
+    cached.use_latents(LatentCodec(), text)
     encoded.clear()
     batch = next(iter(cached.train_dataloader()))
     condition = text.from_batch(batch)
@@ -130,7 +130,7 @@ def test_each_caption_is_encoded_once_and_training_gets_what_the_encoder_makes_o
 
     trained = TextConditioning(text.encoder, trained=True)
     with pytest.raises(ConfigurationError, match="its text is encoded there and None in this configuration"):
-        cached.check_latents(LatentCodec(), trained)
+        cached.use_latents(LatentCodec(), trained)
 
 
 # --- the command -----------------------------------------------------------------------------------------------------------

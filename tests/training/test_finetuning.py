@@ -1,6 +1,7 @@
 """Pretrained pipelines of every family, trained on, whole and by LoRA: what is trained, kept, rebuilt and refused."""
 
 import copy
+import warnings
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,11 @@ from diffusers import DiffusionPipeline
 
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
+from ldmprobe.data.latents import LatentCache
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.frozen import NetworkFiles
 from ldmprobe.training.base_model import BaseModel
+from ldmprobe.training.cache import write_cache
 from ldmprobe.training.checkpoint import base_of, load_diffusion_model, load_lora
 from ldmprobe.training.finetuning import FinetunedDiffusion
 from ldmprobe.training.latent_diffusion import LatentDiffusion
@@ -129,6 +133,57 @@ def test_a_finetune_of_a_finetune(tmp_path):
     loaded = load_diffusion_model(second)
     assert (loaded.conditioning.prompts, loaded.weights) == (("a red cat", "a dog"), "raw")
     torch.testing.assert_close(predictions(loaded), predictions(module.eval().diffusion_model()), **FLOAT32)
+
+
+def test_a_finetune_from_a_cache_is_resumed_without_codec_and_text_encoders(tmp_path, monkeypatch):
+    prompts = ["a red cat", "a blue dog"]
+
+    def module():
+        return finetune(prompts=prompts, lora=LoRA(rank=2))
+
+    plain = module()
+    trainer(tmp_path / "plain", max_steps=4).fit(plain, shapes())
+    encoded = module()
+    write_cache(shapes(), encoded.codec, encoded.conditioning, encoded.network, tmp_path / "latents")
+
+    def never(*args):
+        raise AssertionError("a codec or a text encoder was loaded")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(NetworkFiles, "load", never)
+        path = fitted(tmp_path / "first", module(), shapes(latents=str(tmp_path / "latents")))
+        resumed = module()
+        resume = trainer(tmp_path / "second", max_steps=4)
+        resume.fit(resumed, shapes(latents=str(tmp_path / "latents")), ckpt_path=str(path))
+        guided = predictions(resumed.eval().diffusion_model())  # of a prompt and of none
+    torch.testing.assert_close(resumed.state_dict(), plain.state_dict(), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(guided, predictions(plain.eval().diffusion_model()), rtol=1e-3, atol=1e-4)
+
+    other = finetune(prompts=["a dog", "a red cat"])
+    with pytest.warns(
+        UserWarning, match=r"lacks 'a dog', so that the text encoders are loaded; `ldmprobe cache .*` adds"
+    ):
+        trainer(tmp_path / "other", max_steps=1).fit(other, shapes(latents=str(tmp_path / "latents")))
+    write_cache(shapes(), other.codec, other.conditioning, other.network, tmp_path / "latents")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert (
+            other.conditioning.kept.keys()
+            == LatentCache(tmp_path / "latents").prompts(other.conditioning.prompts).keys()
+        )
+
+
+def test_text_encoders_in_half_precision_stay_so_and_the_checkpoint_says_so(tmp_path):
+    module = finetune("StableDiffusion3Pipeline", text_precision="bfloat16", prompts=["a red cat"])
+    path = fitted(tmp_path, module, shapes("StableDiffusion3Pipeline"))
+    loaded = load_diffusion_model(path)
+    assert loaded.conditioning.encoder.precision == module.conditioning.encoder.precision == "bfloat16"
+    assert {parameter.dtype for parameter in loaded.network.parameters()} == {torch.float32}
+    torch.testing.assert_close(predictions(loaded), predictions(module.eval().diffusion_model()), **FLOAT32)
+    with pytest.raises(
+        ConfigurationError, match="text_precision is bfloat16, which is too coarse for text encoders in"
+    ):
+        finetune(text_precision="bfloat16", train_text_encoder=True)
 
 
 def test_from_the_command_line_as_the_configuration_says(tmp_path):
