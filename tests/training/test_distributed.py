@@ -1,4 +1,4 @@
-"""Several processes (gloo, CPU): the records of one, written once; resumed bit for bit. DDP, FSDP2, and two nodes."""
+"""Several processes (gloo, CPU): the records of one, written once; resumed bit for bit. DDP, FSDP2, two nodes, finetunes."""
 
 import contextlib
 import os
@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import pytest
 import torch
 import yaml
 
+from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
 from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.denoising import probe_denoising
@@ -21,9 +23,14 @@ from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.reference import Reference, encode_images
 from ldmprobe.standalone import load_model
 from ldmprobe.tracking.store import RecordStore
+from ldmprobe.training.base_model import BaseModel
+from ldmprobe.training.checkpoint import load_diffusion_model
 from ldmprobe.training.sharded_checkpoint import is_sharded_checkpoint, load_sharded_checkpoint
+from tests.pipelines import saved
 from tests.probing.gaussian import assert_same_record, numbers_of
+from tests.training.test_finetuning import SD
 
+CONFIGS = Path(__file__).parents[2] / "configs"
 SHARDED, WHOLE = (
     {
         "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
@@ -35,14 +42,21 @@ SHARDED, WHOLE = (
 DDIM = {"num_samples": 19, "num_steps": 4, "batch_size": 3}
 DENOISING = {"num_draws": 67, "batch_size": 11}
 BALANCER = {"num_draws": 35, "batch_size": 11, "num_images": 16, "hysteresis": 0.0}
-DATA = {"dataset_kwargs": {"num_images": 200, "channels": 2, "size": 4}, "batch_size": 4}
+DATA = {"dataset": "builtin:gaussian", "batch_size": 4, "dataset_kwargs": {"num_images": 200, "channels": 2, "size": 4}}
+SHAPES = {"dataset": "builtin:shapes", "batch_size": 4, "dataset_kwargs": {"num_images": 200, "size": 16}}
+SHAPES |= {"image_size": 16, "caption_column": "caption", "num_workers": 0}
+CHECKPOINTS = {
+    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
+    "init_args": {"every_n_train_steps": 2, "save_top_k": -1, "filename": "{step}"},
+}
+PROMPTS = ["a red dog", "a blue cat"]
 # Of a whole path in float32, whose batches are split otherwise; of the largest number of each curve.
 TOLERANCE = 1e-5
 
 
 def configuration(folder: Path, strategy, steps: int = 4) -> Path:
     """gaussian.yaml made tiny."""
-    config = yaml.safe_load((Path(__file__).parents[2] / "configs" / "gaussian.yaml").read_text())
+    config = yaml.safe_load((CONFIGS / "gaussian.yaml").read_text())
     config["data"]["init_args"] |= DATA
     network = config["model"]["init_args"]["network"]["init_args"]
     network |= {"sample_size": 4, "in_channels": 2, "out_channels": 2, "block_out_channels": [8, 16]}
@@ -58,10 +72,25 @@ def configuration(folder: Path, strategy, steps: int = 4) -> Path:
         {"class_path": probes + "DenoisingProbe", "init_args": {"every_n_steps": 2, **DENOISING}},
         {"class_path": probes + "TrainingLoss", "init_args": {"every_n_steps": 3}},
         {"class_path": probes + "TimestepBalancer", "init_args": {"every_n_steps": 2, **BALANCER}},
-        {
-            "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-            "init_args": {"every_n_train_steps": 2, "save_top_k": -1, "filename": "{step}"},
-        },
+        CHECKPOINTS,
+    ]
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def finetuning(folder: Path, strategy, **model) -> Path:
+    """finetune.yaml made tiny, with ``model``'s settings."""
+    config = yaml.safe_load((CONFIGS / "finetune.yaml").read_text())
+    config["data"]["init_args"] |= SHAPES
+    settings = config["model"]["init_args"]
+    settings |= {"pretrained": str(saved(SD)), "prompts": PROMPTS, "ema_decay": 0.5, "validation_timesteps": 1, **model}
+    settings["optimizer"]["init_args"]["lr"] = 1e-2
+    config["trainer"] |= {"max_steps": 4, "val_check_interval": 2, "limit_val_batches": 1, "accelerator": "cpu"}
+    config["trainer"] |= {"strategy": strategy, "precision": "32-true", "enable_progress_bar": False}
+    config["trainer"]["callbacks"] = [
+        {"class_path": "ldmprobe.callbacks.DDIMProbe", "init_args": {"every_n_steps": 2, **DDIM}},
+        CHECKPOINTS,
     ]
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
@@ -91,11 +120,11 @@ def finish(*processes: subprocess.Popen, timeout: float = 400) -> None:
                 os.killpg(process.pid, signal.SIGKILL)
 
 
-def fit(folder: Path, devices: int, strategy="ddp", **options) -> Path:
+def fit(folder: Path, devices: int, strategy="ddp", configured=configuration, **options) -> Path:
     """A run in ``folder / "run"``."""
     folder.mkdir()
     more = [part for name, value in options.items() for part in (f"--{name}", value)]
-    config = configuration(folder, strategy)
+    config = configured(folder, strategy)
     command = ["fit", "--config", config, "--run_dir", folder / "run", "--trainer.devices", devices, *more]
     finish(launch("-m", "ldmprobe.cli", *command))
     return folder / "run"
@@ -105,10 +134,9 @@ def checkpoint(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step={step}.ckpt"
 
 
-def largest_deviation(run: Path) -> float:
-    """Of the records of ``run`` from those that this one process makes of the same weights and data: relative to the largest number
+def largest_deviation(run: Path, data: ImageData, denoising: bool = True) -> float:
+    """Of the records of ``run`` from those that this one process makes of its checkpoints and the same data: relative to the largest number
     of each curve. Raises where more than rounding differs."""
-    data = ImageData("builtin:gaussian", **DATA)
     data.setup()
     reference = Reference.load(run / "reference.safetensors")
     store, largest = RecordStore(run), 0.0
@@ -120,11 +148,10 @@ def largest_deviation(run: Path) -> float:
             HeldOut.encode(model.codec, model.conditioning, data.reference_batches(number, held_out=True))
             for number in (512, 128)
         )
-        previous = next((record for record in store.read("denoising") if record.step == step - 2), None)
-        expected = [
-            probe_ddim(model, reference, held_out=short, step=step, **DDIM),
-            probe_denoising(model, held_out, reference, step=step, previous=previous, **DENOISING),
-        ]
+        expected = [probe_ddim(model, reference, held_out=short, step=step, **DDIM)]
+        if denoising:
+            previous = next((record for record in store.read("denoising") if record.step == step - 2), None)
+            expected += [probe_denoising(model, held_out, reference, step=step, previous=previous, **DENOISING)]
         for one in expected:
             found = next(record for record in store.read(one.probe) if record.step == step)
             assert (found.fingerprints, found.provenance) == (one.fingerprints, one.provenance)
@@ -159,7 +186,6 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 
 def assert_resumed_identically(run: Path, again: Path) -> None:
     one, other = (weights(checkpoint(folder, 4)) for folder in (run, again))
-    assert any("timesteps" in name for name in one)
     assert one.keys() == other.keys()
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
     for record in RecordStore(run).read():
@@ -192,7 +218,8 @@ def test_several_processes_make_the_records_of_one_and_resume_identically(tmp_pa
     run = fit(tmp_path / "whole", devices, strategy)
     assert is_sharded_checkpoint(checkpoint(run, 2)) == (isinstance(strategy, dict) and strategy != WHOLE)
     assert_written_once(run)
-    deviation = largest_deviation(run)
+    assert any("timesteps" in name for name in weights(checkpoint(run, 4)))
+    deviation = largest_deviation(run, ImageData(**DATA))
     print(f"largest relative deviation: {deviation:.1e}")
     assert deviation < TOLERANCE
     assert_resumed_identically(run, fit(tmp_path / "again", devices, strategy, ckpt_path=checkpoint(run, 2)))
@@ -214,5 +241,37 @@ def test_two_nodes_that_share_no_disk_make_the_records_of_one_process(tmp_path):
     ]
     finish(*nodes)
     assert_written_once(tmp_path / "node0")
-    assert largest_deviation(tmp_path / "node0") < TOLERANCE
+    assert largest_deviation(tmp_path / "node0", ImageData(**DATA)) < TOLERANCE
     assert [path for path in (tmp_path / "node1").rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("strategy", "model", "trained"),
+    [
+        pytest.param(
+            "ddp", {"lora": {"rank": 2}, "train_text_encoder": True}, {"network", "text"}, id="ddp-lora-text-encoder"
+        ),
+        pytest.param(SHARDED, {"lora": None}, {"network"}, id="fsdp-whole-network"),
+        pytest.param(
+            WHOLE, {"lora": None}, {"network"}, id="fsdp-whole-network-and-checkpoint", marks=pytest.mark.reliability
+        ),
+    ],
+)
+def test_a_finetune_on_two_processes_is_rebuilt_and_resumes_identically(tmp_path, strategy, model, trained):
+    run = fit(tmp_path / "whole", 2, strategy, partial(finetuning, **model))
+    deviation = largest_deviation(run, ImageData(**SHAPES), denoising=False)
+    print(f"largest relative deviation: {deviation:.1e}")
+    assert deviation < TOLERANCE
+    again = fit(tmp_path / "again", 2, strategy, partial(finetuning, **model), ckpt_path=checkpoint(run, 2))
+    assert_resumed_identically(run, again)
+    path = checkpoint(again, 4)
+    base, loaded = (
+        {"network": model.network.state_dict(), "text": model.conditioning.encode(PROMPTS)}
+        for model in (BaseModel(str(saved(SD))).load(), load_diffusion_model(path))
+    )
+    assert {
+        part for part in base if any(not torch.equal(loaded[part][name], value) for name, value in base[part].items())
+    } == trained
+    arguments = ["--out", str(tmp_path / "samples.png"), "--num-samples=2", "--num-steps=2"]
+    assert main(["sample", str(path), *arguments]) == 0

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DiffusionPipeline
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
@@ -279,6 +280,14 @@ def test_data_of_other_classes_is_refused(tmp_path):
 def test_what_does_not_fit_the_model_is_refused_before_training(options, message):
     with pytest.raises(ConfigurationError, match=message):
         finetune("LDMPipeline", **options)
+
+
+def test_lora_under_fsdp2_is_refused(tmp_path):
+    module = finetune(lora=LoRA(rank=2))
+    strategy = ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)
+    module.trainer = trainer(tmp_path, devices=1, strategy=strategy)
+    with pytest.raises(ConfigurationError, match=r"LoRA does not go with ModelParallelStrategy.*use `strategy: ddp`"):
+        module.setup("fit")
 
 
 def test_captions_that_are_missing_are_asked_for(tmp_path):
