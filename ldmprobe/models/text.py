@@ -80,6 +80,18 @@ class TextEncoder(nn.Module):
         """All of the encoders are trained, and loaded for it."""
         for name, encoder in self._loaded.items():
             self.encoders[name] = encoder.requires_grad_(True)
+        self.train_only_what_is_used()
+
+    def train_only_what_is_used(self) -> None:
+        """Of the parameters in training, freeze those on which no condition depends, such as the last layer of Stable Diffusion XL's first
+        encoder: DistributedDataParallel would wait for their gradients."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        with torch.enable_grad():
+            told = [value.sum() for value in self([""]).values() if value.requires_grad]
+        for parameter, gradient in zip(
+            parameters, torch.autograd.grad(told, parameters, allow_unused=True), strict=True
+        ):
+            parameter.requires_grad_(gradient is not None)
 
     @property
     def device(self) -> torch.device:

@@ -105,8 +105,10 @@ def finetuned(
     model.network.requires_grad_(True).train()
     if lora is not None:
         lora.add_to(model.network)
-        for encoder in trained_text_encoders(model.conditioning):
-            lora.add_to_text(encoder)
+        if train_text_encoder and isinstance(model.conditioning, TextConditioning):
+            for encoder in trained_text_encoders(model.conditioning):
+                lora.add_to_text(encoder)
+            model.conditioning.encoder.train_only_what_is_used()
 
 
 def not_trained(module: nn.Module) -> set[str]:

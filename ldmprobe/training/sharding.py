@@ -44,8 +44,8 @@ def check_trained(module: nn.Module, network: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and id(parameter) not in within:
             raise ConfigurationError(
-                f"Under ModelParallelStrategy only the network can be trained, and {name} is trained, too; freeze it "
-                "(`requires_grad_(False)`), or use `strategy: ddp`."
+                f"Under ModelParallelStrategy only the network can be trained, and {name} is trained, too; leave that out (such as "
+                "`train_text_encoder`), or use `strategy: ddp`."
             )
 
 
