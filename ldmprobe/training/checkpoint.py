@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -87,104 +87,123 @@ def load_diffusion_model(path: Path) -> DiffusionModel:
     """The model of a LatentDiffusion checkpoint (a file, or the folder of a sharded one), with its EMA weights if there are any, ready
     to be probed or sampled.
 
-    Nothing is unpickled but tensors and plain values.
-
     Raises:
-        ConfigurationError: no such checkpoint, not one of LatentDiffusion, of a network that is not of diffusers, or of other weights
-            than it says.
+        ConfigurationError: as :meth:`Checkpoint.read` and :meth:`Checkpoint.model`.
     """
-    checkpoint = _read(path)
-    try:
-        return _rebuilt(path, checkpoint, checkpoint["ldmprobe"])
-    except ConfigurationError:
-        raise
-    except Exception as error:  # of many kinds, all meaning that card and weights do not belong together
-        raise ConfigurationError(
-            f"{path} does not hold the model that it describes: {type(error).__name__}: {error}"
-        ) from error
+    return Checkpoint.read(path).model()
 
 
-def load_lora(path: Path) -> LoRAWeights | None:
-    """The LoRA in a checkpoint, without its base; None where the checkpoint has none.
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of LatentDiffusion, as it was read: tensors and plain values.
 
-    Raises:
-        ConfigurationError: no such checkpoint, or not one of LatentDiffusion.
+    Attributes:
+        path: a file, or the folder of a sharded one.
+        content: all that is in it.
     """
-    return lora_weights(_read(path))
 
+    path: Path
+    content: dict[str, Any]
 
-def base_of(path: Path) -> BaseModel | None:
-    """What a checkpoint was finetuned from; None where it was trained from scratch.
+    @classmethod
+    def read(cls, path: Path) -> Checkpoint:
+        """Nothing is unpickled but tensors and plain values.
 
-    Raises:
-        ConfigurationError: no such checkpoint, or not one of LatentDiffusion.
-    """
-    pretrained = _read(path)["ldmprobe"].get("pretrained")
-    return pretrained and BaseModel(**pretrained)
+        Raises:
+            ConfigurationError: no such checkpoint, or not one of LatentDiffusion.
+        """
+        try:
+            if is_sharded_checkpoint(path):
+                content = load_sharded_checkpoint(path)
+            else:
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # torch raises many kinds, all meaning "not a readable checkpoint"
+            raise ConfigurationError(f"{path} is not a readable checkpoint: {type(error).__name__}: {error}") from error
+        if not isinstance(content, dict) or not isinstance(content.get("ldmprobe"), dict):
+            raise ConfigurationError(f"{path} was not written by ldmprobe.LatentDiffusion.")
+        return cls(path, content)
 
+    @property
+    def card(self) -> dict[str, Any]:
+        """What it says of its model."""
+        return self.content["ldmprobe"]
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        if is_sharded_checkpoint(path):
-            checkpoint = load_sharded_checkpoint(path)
-        else:
-            checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many kinds, all meaning "not a readable checkpoint"
-        raise ConfigurationError(f"{path} is not a readable checkpoint: {type(error).__name__}: {error}") from error
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("ldmprobe"), dict):
-        raise ConfigurationError(f"{path} was not written by ldmprobe.LatentDiffusion.")
-    return checkpoint
+    @property
+    def base(self) -> BaseModel | None:
+        """What it was finetuned from; None where it was trained from scratch."""
+        pretrained = self.card.get("pretrained")
+        return pretrained and BaseModel(**pretrained)
 
+    def lora(self) -> LoRAWeights | None:
+        """Its LoRA, without the base; None where it has none."""
+        return lora_weights(self.content)
 
-def _rebuilt(path: Path, checkpoint: dict[str, Any], card: dict[str, Any]) -> DiffusionModel:
-    """With the checkpoint's weights; of a finetune, in the base's place where it has them, and LoRA merged."""
-    model = _base_of(path, card) if card.get("pretrained") else _described(path, card)
-    model.weights = "ema" if card["ema"] else "raw"
-    model.latent_shape, model.trained_steps = tuple(card["latent_shape"]), int(checkpoint["global_step"])
-    places = {"ema.network." if card["ema"] else "network.": model.network}
-    for prefix, module in (places | {"codec.": model.codec, "conditioning.": model.conditioning}).items():
-        state = _part(checkpoint["state_dict"], prefix)
-        left_out = not_trained(module) if card.get("pretrained") else set()
-        module.load_state_dict({name: value for name, value in module.state_dict().items() if name in left_out} | state)
-    if isinstance(model.conditioning, TextConditioning):
-        model.conditioning.encoder.size = {name: torch.tensor(value) for name, value in card["size"].items()}
-    merged(model)
-    model.network.eval()
-    model.conditioning.eval()
-    return model
+    def model(self) -> DiffusionModel:
+        """The whole of it, with EMA weights if there are any, its LoRA merged.
 
+        Raises:
+            ConfigurationError: of a network that is not of diffusers, of other weights than it says, or on a base that is gone.
+        """
+        try:
+            return self._rebuilt()
+        except ConfigurationError:
+            raise
+        except Exception as error:  # of many kinds, all meaning that card and weights do not belong together
+            raise ConfigurationError(
+                f"{self.path} does not hold the model that it describes: {type(error).__name__}: {error}"
+            ) from error
 
-def _described(path: Path, card: dict[str, Any]) -> DiffusionModel:
-    """By its card alone, with fresh weights."""
-    network_card = dict(card["network"])
-    if len(network_card) == 1:
-        raise ConfigurationError(
-            f"{path} holds a {network_card['class_name']}, which is not of diffusers; probe it from Python: build your "
-            "LatentDiffusion, load its state_dict and pass module.diffusion_model() to ldmprobe.probe_ddim."
-        )
-    network = from_network_config(network_card)
-    codec = LatentCodec(from_network_config(card["autoencoder"]) if card["autoencoder"] else None)
-    schedule = NoiseSchedule(from_network_config(card["scheduler"]))
-    return DiffusionModel(network, schedule, tuple(card["latent_shape"]), codec, _conditioning(card, network))
+    def _rebuilt(self) -> DiffusionModel:
+        """With the checkpoint's weights; of a finetune, in the base's place where it has them."""
+        card, base = self.card, self.base
+        model = self._on(base) if base else self._described()
+        model.weights = "ema" if card["ema"] else "raw"
+        model.latent_shape, model.trained_steps = tuple(card["latent_shape"]), int(self.content["global_step"])
+        places = {"ema.network." if card["ema"] else "network.": model.network}
+        for prefix, module in (places | {"codec.": model.codec, "conditioning.": model.conditioning}).items():
+            state = _part(self.content["state_dict"], prefix)
+            left_out = not_trained(module) if base else set()
+            module.load_state_dict(
+                {name: value for name, value in module.state_dict().items() if name in left_out} | state
+            )
+        if isinstance(model.conditioning, TextConditioning):
+            model.conditioning.encoder.size = {name: torch.tensor(value) for name, value in card["size"].items()}
+        merged(model)
+        model.network.eval()
+        model.conditioning.eval()
+        return model
 
+    def _described(self) -> DiffusionModel:
+        """By its card alone, with fresh weights."""
+        card, network_card = self.card, dict(self.card["network"])
+        if len(network_card) == 1:
+            raise ConfigurationError(
+                f"{self.path} holds a {network_card['class_name']}, which is not of diffusers; probe it from Python: build your "
+                "LatentDiffusion, load its state_dict and pass module.diffusion_model() to ldmprobe.probe_ddim."
+            )
+        network = from_network_config(network_card)
+        codec = LatentCodec(from_network_config(card["autoencoder"]) if card["autoencoder"] else None)
+        schedule = NoiseSchedule(from_network_config(card["scheduler"]))
+        return DiffusionModel(network, schedule, tuple(card["latent_shape"]), codec, _conditioning(card, network))
 
-def _base_of(path: Path, card: dict[str, Any]) -> DiffusionModel:
-    """What a finetune started from, its LoRA added where it has one."""
-    base = BaseModel(**card["pretrained"])
-    try:
-        model = base.load()
-    except ConfigurationError as error:
-        raise ConfigurationError(
-            f"{path} holds what was trained on top of {base.name}, which cannot be loaded: {error}"
-        ) from error
-    if weights_fingerprint(model) != card["base_weights"]:
-        raise ConfigurationError(
-            f"{path} holds what was trained on top of {base.name}, whose weights are others now; put those back that it was finetuned from."
-        )
-    lora = LoRA(**card["lora"]) if card["lora"] else None
-    finetuned(model, prompts=card["prompts"], lora=lora, train_text_encoder=card["train_text_encoder"])
-    model.schedule = NoiseSchedule(from_network_config(card["scheduler"]))
-    return model
+    def _on(self, base: BaseModel) -> DiffusionModel:
+        """What it was finetuned from, its LoRA added where it has one."""
+        card = self.card
+        try:
+            model = base.load()
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"{self.path} holds what was trained on top of {base.name}, which cannot be loaded: {error}"
+            ) from error
+        if weights_fingerprint(model) != card["base_weights"]:
+            raise ConfigurationError(
+                f"{self.path} holds what was trained on top of {base.name}, whose weights are others now; put those back that it was "
+                "finetuned from."
+            )
+        lora = LoRA(**card["lora"]) if card["lora"] else None
+        finetuned(model, prompts=card["prompts"], lora=lora, train_text_encoder=card["train_text_encoder"])
+        model.schedule = NoiseSchedule(from_network_config(card["scheduler"]))
+        return model
 
 
 def _conditioning(card: dict[str, Any], network: nn.Module) -> Conditioning:

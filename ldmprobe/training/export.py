@@ -14,7 +14,7 @@ from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking.model_card import write_model_card
 from ldmprobe.tracking.store import RecordStore
 from ldmprobe.tracking.whole_file import PARTIAL
-from ldmprobe.training.checkpoint import base_of, load_diffusion_model, load_lora
+from ldmprobe.training.checkpoint import Checkpoint
 
 
 def export(checkpoint: Path, folder: Path, merge: bool = False) -> Path:
@@ -34,9 +34,9 @@ def export(checkpoint: Path, folder: Path, merge: bool = False) -> Path:
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ConfigurationError(f"{folder} exists already; choose a new folder to export to.")
-    lora = None if merge else load_lora(checkpoint)
-    model = load_diffusion_model(checkpoint)
-    pipeline, base = as_pipeline(model), base_of(checkpoint)
+    read = Checkpoint.read(checkpoint)
+    model, lora = read.model(), None if merge else read.lora()
+    pipeline = as_pipeline(model)
     target = folder.absolute()
     partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
     try:
@@ -46,7 +46,7 @@ def export(checkpoint: Path, folder: Path, merge: bool = False) -> Path:
         else:
             lora.save(partial)
             pipeline.scheduler.save_pretrained(partial / "scheduler")
-        write_model_card(partial, target.name, pipeline, model, _records(checkpoint), base, lora)
+        write_model_card(partial, target.name, pipeline, model, _records(checkpoint), read.base, lora)
         partial.replace(target)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

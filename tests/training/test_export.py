@@ -232,6 +232,13 @@ def test_only_safetensors_are_written_and_nothing_is_left_beside(exported):
     assert [path.name for path in folder.parent.iterdir() if path.name.startswith(".")] == []
 
 
+def test_the_checkpoint_is_read_once(exported, monkeypatch):
+    checkpoint, load, read = exported("pixels")[0], torch.load, []
+    monkeypatch.setattr(torch, "load", lambda path, **options: read.append(path) or load(path, **options))
+    assert main(["export", str(checkpoint), "again"]) == 0
+    assert read == [checkpoint]
+
+
 def test_the_card_says_what_it_is(exported):
     card = (exported("VQModel")[1] / "README.md").read_text()
     for line in (

@@ -16,7 +16,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.frozen import NetworkFiles
 from ldmprobe.training.base_model import BaseModel
 from ldmprobe.training.cache import write_cache
-from ldmprobe.training.checkpoint import base_of, load_diffusion_model, load_lora
+from ldmprobe.training.checkpoint import Checkpoint, load_diffusion_model
 from ldmprobe.training.finetuning import FinetunedDiffusion
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from ldmprobe.training.lora import LoRA
@@ -83,7 +83,7 @@ def test_every_family_is_finetuned_whole_and_by_lora(tmp_path, family):
         loaded, module = load_diffusion_model(path), module.eval()
         torch.testing.assert_close(predictions(loaded), predictions(module.diffusion_model()), rtol=1e-4, atol=1e-5)
         assert not torch.equal(predictions(loaded), predictions(BaseModel(str(saved(family))).load()))
-        assert base_of(path).name == str(saved(family))
+        assert Checkpoint.read(path).base.name == str(saved(family))
     assert sizes["lora"] < sizes["whole"] / 2
 
 
@@ -109,7 +109,7 @@ def test_a_resumed_finetune_with_its_text_encoder_ends_with_the_same_weights(tmp
 def test_a_plain_pipeline_takes_the_lora_weights(tmp_path, family):
     clips = family != "StableDiffusion3Pipeline"  # its T5 has no format for LoRA
     path = fitted(tmp_path, finetune(family, lora=LoRA(rank=2, alpha=4.0), train_text_encoder=clips), shapes(family))
-    load_lora(path).save(tmp_path / "lora")
+    Checkpoint.read(path).lora().save(tmp_path / "lora")
     pipeline = DiffusionPipeline.from_pretrained(saved(family), low_cpu_mem_usage=False)
     plain = copy.deepcopy(pipeline)
     pipeline.load_lora_weights(tmp_path / "lora")
@@ -210,7 +210,7 @@ def test_from_the_command_line_as_the_configuration_says(tmp_path):
         main(["sample", str(checkpoint), "--out", str(tmp_path / "samples.png"), "--num-samples=2", "--num-steps=2"])
         == 0
     )
-    assert sorted(load_lora(checkpoint).configs["unet"]["target_modules"]) == ["to_k", "to_v"]
+    assert sorted(Checkpoint.read(checkpoint).lora().configs["unet"]["target_modules"]) == ["to_k", "to_v"]
 
 
 # --- refused ---------------------------------------------------------------------------------------------------------
