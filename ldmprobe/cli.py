@@ -92,6 +92,12 @@ def _other_command(argv: list[str]) -> int:
     export.add_argument(
         "--merge", action="store_true", help="of a LoRA: the whole pipeline, the LoRA added to its weights"
     )
+    for command in (probe, sample, export):
+        command.add_argument(
+            "--base",
+            metavar="FOLDER_OR_HUB_ID_OR_CKPT",
+            help="in the place of the pretrained model that the checkpoint names, such as a folder that has moved",
+        )
 
     report = commands.add_parser("report", help="one self-contained HTML page from a run directory")
     report.add_argument("run_dir", type=Path, metavar="RUN_DIR")
@@ -120,7 +126,7 @@ def _other_command(argv: list[str]) -> int:
     if args.command == "export":
         from ldmprobe.training.export import export as write_pipeline
 
-        print(write_pipeline(args.checkpoint, args.folder, args.merge))
+        print(write_pipeline(args.checkpoint, args.folder, args.merge, args.base))
         return 0
     from ldmprobe import standalone
 

@@ -30,12 +30,14 @@ def load_model(
     variant: str | None = None,
     local_files_only: bool = False,
     text_precision: Precision = "float32",
+    base: str | None = None,
 ) -> DiffusionModel:
     """The model in a LatentDiffusion checkpoint (``.ckpt``) or a diffusers pipeline (folder or hub id), on ``device``.
 
     Args:
         prompts: of a text-to-image model's samples, in turn; default: a checkpoint's own, of a pipeline the empty one.
         revision, variant, local_files_only, text_precision: of a pipeline, as :func:`~ldmprobe.models.pretrained.load_pipeline`'s.
+        base: of a checkpoint, as :meth:`~ldmprobe.training.checkpoint.Checkpoint.read`'s.
 
     Raises:
         ConfigurationError: nothing loadable there, prompts for a model without text, or no such device.
@@ -47,10 +49,12 @@ def load_model(
             raise ConfigurationError(
                 f"{name} is a checkpoint; --revision, --variant and --text-precision are of pipelines."
             )
-        model = load_diffusion_model(Path(name))
+        model = load_diffusion_model(Path(name), base)
     else:
         from ldmprobe.models.pretrained import load_pipeline
 
+        if base is not None:
+            raise ConfigurationError(f"{name} is a pipeline, which is whole; --base is of a finetune's checkpoint.")
         model = load_pipeline(
             name,
             revision=revision,
@@ -175,6 +179,7 @@ def _model(args: Namespace) -> DiffusionModel:
         args.variant,
         args.local_files_only,
         args.text_precision,
+        args.base,
     )
     if args.guidance_scale != 1 and not model.conditioning.for_samples(torch.zeros(1, dtype=torch.long)):
         raise ConfigurationError(

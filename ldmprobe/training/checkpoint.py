@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _MAY_DIFFER = ("latent_shape", "prompts", "size", "pretrained")  # from run to run of one model
 _ADVICE = {
-    "base_weights": "It goes on only with the pretrained weights that it was finetuned from. To finetune the checkpoint itself, give it as "
-    "`pretrained`, without `--ckpt_path`."
+    "base_weights": "It goes on only with the pretrained weights that it was finetuned from, wherever they are now. To finetune the checkpoint "
+    "itself, give it as `pretrained`, without `--ckpt_path`."
 }
 
 
@@ -83,14 +83,17 @@ def check_same_model(checkpoint: dict[str, Any], ours: dict[str, Any]) -> None:
             raise ConfigurationError(f"The checkpoint is of another model: {detail}. {advice}")
 
 
-def load_diffusion_model(path: Path) -> DiffusionModel:
+def load_diffusion_model(path: Path, base: str | None = None) -> DiffusionModel:
     """The model of a LatentDiffusion checkpoint (a file, or the folder of a sharded one), with its EMA weights if there are any, ready
     to be probed or sampled.
+
+    Args:
+        base: as :meth:`Checkpoint.read`'s.
 
     Raises:
         ConfigurationError: as :meth:`Checkpoint.read` and :meth:`Checkpoint.model`.
     """
-    return Checkpoint.read(path).model()
+    return Checkpoint.read(path, base).model()
 
 
 @dataclass(frozen=True)
@@ -100,17 +103,24 @@ class Checkpoint:
     Attributes:
         path: a file, or the folder of a sharded one.
         content: all that is in it.
+        moved_base: where the pretrained model is that it was finetuned from; None for where it says.
     """
 
     path: Path
     content: dict[str, Any]
+    moved_base: str | None = None
 
     @classmethod
-    def read(cls, path: Path) -> Checkpoint:
+    def read(cls, path: Path, base: str | None = None) -> Checkpoint:
         """Nothing is unpickled but tensors and plain values.
 
+        Args:
+            base: folder, hub id or ``.ckpt`` in the place of the pretrained model that the checkpoint names, with the same weights; revision and
+                variant stay. Only the model that it was itself trained on top of can be named: where that is a finetune whose own base
+                has moved, export it with that ``base`` (``--merge``), and give the folder here.
+
         Raises:
-            ConfigurationError: no such checkpoint, or not one of LatentDiffusion.
+            ConfigurationError: no such checkpoint, or not one of LatentDiffusion; a base for one that was trained from scratch.
         """
         try:
             if is_sharded_checkpoint(path):
@@ -121,7 +131,11 @@ class Checkpoint:
             raise ConfigurationError(f"{path} is not a readable checkpoint: {type(error).__name__}: {error}") from error
         if not isinstance(content, dict) or not isinstance(content.get("ldmprobe"), dict):
             raise ConfigurationError(f"{path} was not written by ldmprobe.LatentDiffusion.")
-        return cls(path, content)
+        if base is not None and not content["ldmprobe"].get("pretrained"):
+            raise ConfigurationError(
+                f"{path} was trained from scratch, so that --base is of no use to it; leave it out."
+            )
+        return cls(path, content, base)
 
     @property
     def card(self) -> dict[str, Any]:
@@ -132,7 +146,7 @@ class Checkpoint:
     def base(self) -> BaseModel | None:
         """What it was finetuned from; None where it was trained from scratch."""
         pretrained = self.card.get("pretrained")
-        return pretrained and BaseModel(**pretrained)
+        return pretrained and BaseModel(**{**pretrained, "name": self.moved_base or pretrained["name"]})
 
     def lora(self) -> LoRAWeights | None:
         """Its LoRA, without the base; None where it has none."""
@@ -192,13 +206,19 @@ class Checkpoint:
         try:
             model = base.load()
         except ConfigurationError as error:
+            advice = (
+                f"Exported with `--merge` and that `--base`, it will do as the `--base` of {self.path}."
+                if Path(base.name).is_file()
+                else f"If it has moved, name its new place: `--base` where {self.path} is probed, sampled or exported, `pretrained` where "
+                "`ldmprobe fit` goes on from it."
+            )
             raise ConfigurationError(
-                f"{self.path} holds what was trained on top of {base.name}, which cannot be loaded: {error}"
+                f"{self.path} holds what was trained on top of {base.name}, which cannot be loaded: {error} {advice}"
             ) from error
         if weights_fingerprint(model) != card["base_weights"]:
             raise ConfigurationError(
-                f"{self.path} holds what was trained on top of {base.name}, whose weights are others now; put those back that it was "
-                "finetuned from."
+                f"{self.path} holds what was trained on top of {card['pretrained']['name']}, and the weights in {base.name} are others; put those "
+                "back that it was finetuned from, or name their place by `--base`."
             )
         lora = LoRA(**card["lora"]) if card["lora"] else None
         finetuned(model, prompts=card["prompts"], lora=lora, train_text_encoder=card["train_text_encoder"])

@@ -17,13 +17,16 @@ from ldmprobe.tracking.whole_file import PARTIAL
 from ldmprobe.training.checkpoint import Checkpoint
 
 
-def export(checkpoint: Path, folder: Path, merge: bool = False) -> Path:
+def export(checkpoint: Path, folder: Path, merge: bool = False, base: str | None = None) -> Path:
     """Write the model of a checkpoint (with its EMA weights if there are any) to ``folder``: safetensors, configurations and
     ``README.md``, the model card. If the checkpoint lies in a run directory, or in its ``checkpoints``, the card has the records'
     numbers and figures.
 
     A LoRA becomes ``pytorch_lora_weights.safetensors`` and a scheduler, for the pipeline it was finetuned from; anything else, and a LoRA
     with ``merge``, a pipeline, for ``DiffusionPipeline.from_pretrained``.
+
+    Args:
+        base: as :meth:`~ldmprobe.training.checkpoint.Checkpoint.read`'s.
 
     Returns:
         ``folder``.
@@ -34,7 +37,7 @@ def export(checkpoint: Path, folder: Path, merge: bool = False) -> Path:
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ConfigurationError(f"{folder} exists already; choose a new folder to export to.")
-    read = Checkpoint.read(checkpoint)
+    read = Checkpoint.read(checkpoint, base)
     model, lora = read.model(), None if merge else read.lora()
     pipeline = as_pipeline(model)
     target = folder.absolute()

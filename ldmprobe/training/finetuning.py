@@ -25,7 +25,7 @@ class FinetunedDiffusion(LatentDiffusion):
 
     Args:
         pretrained: folder or hub id of a diffusers pipeline of any family in :data:`~ldmprobe.models.families.FAMILIES`, or a
-            checkpoint of ldmprobe (``….ckpt``), of which it takes the averaged weights.
+            checkpoint of ldmprobe (``….ckpt``), of which it takes the averaged weights. A run goes on with the same weights elsewhere, too.
         revision: branch, tag or commit on the hub.
         variant: of the weights, such as "fp16".
         local_files_only: never ask the hub, only its cache.

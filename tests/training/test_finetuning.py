@@ -1,6 +1,8 @@
 """Pretrained pipelines of every family, trained on, whole and by LoRA: what is trained, kept, rebuilt and refused."""
 
 import copy
+import re
+import shutil
 import warnings
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from ldmprobe.data.images import ImageData
 from ldmprobe.data.latents import LatentCache
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.frozen import NetworkFiles
+from ldmprobe.standalone import load_model
 from ldmprobe.training.base_model import BaseModel
 from ldmprobe.training.cache import write_cache
 from ldmprobe.training.checkpoint import Checkpoint, load_diffusion_model
@@ -187,6 +190,60 @@ def test_text_encoders_in_half_precision_stay_so_and_the_checkpoint_says_so(tmp_
         finetune(text_precision="bfloat16", train_text_encoder=True)
 
 
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory):
+    """A LoRA, and a LoRA of that, whose base is elsewhere afterwards: the folder of ``lora.ckpt``, ``lora2.ckpt`` and ``new``, and what each
+    predicted."""
+    folder = tmp_path_factory.mktemp("moved")
+    shutil.copytree(saved(SD), folder / "old")
+    paths, before = [folder / "old"], {}
+    torch.manual_seed(0)
+    for name in ("lora", "lora2"):
+        module = FinetunedDiffusion(str(paths[-1]), optimizer=adam, lora=LoRA(rank=1), validation_timesteps=1)
+        paths.append(fitted(folder, module, shapes()).rename(folder / f"{name}.ckpt"))
+        before[name] = predictions(load_diffusion_model(paths[-1]))
+    (folder / "old").rename(folder / "new")
+    return folder, before
+
+
+def test_a_finetune_whose_base_has_moved_is_read_with_its_new_place(moved):
+    folder, before = moved
+    lora, base = str(folder / "lora.ckpt"), ["--base", str(folder / "new")]
+    torch.testing.assert_close(predictions(load_model(lora, "cpu", base=base[1])), before["lora"])
+    few = ["--num-samples=8", "--num-steps=2", "--device=cpu"]
+    assert main(["probe", lora, "--out", "probed", *few, *base]) == 0
+    assert main(["sample", lora, "--out", "samples.png", *few, *base]) == 0
+    assert main(["export", lora, "exported", *base]) == 0
+    assert f"finetuned from {base[1]} and" in Path("exported/README.md").read_text()
+
+
+def test_a_finetune_of_that_is_read_with_the_export_of_the_first(moved):
+    folder, before = moved
+    with pytest.raises(
+        ConfigurationError, match=r"Exported with `--merge` and that `--base`, it will do as .*lora2.ckpt"
+    ):
+        load_diffusion_model(folder / "lora2.ckpt")
+    with pytest.raises(ConfigurationError, match=r"trained on top of .*lora.ckpt, and the weights in .*new are others"):
+        load_diffusion_model(folder / "lora2.ckpt", str(folder / "new"))
+    assert main(["export", str(folder / "lora.ckpt"), "lora", "--merge", "--base", str(folder / "new")]) == 0
+    torch.testing.assert_close(predictions(load_diffusion_model(folder / "lora2.ckpt", "lora")), before["lora2"])
+
+
+def test_a_run_goes_on_with_its_base_elsewhere(moved, tmp_path):
+    folder, _ = moved
+    torch.manual_seed(0)
+    whole, resumed = (
+        FinetunedDiffusion(str(folder / "new"), optimizer=adam, lora=LoRA(rank=1), validation_timesteps=1)
+        for _ in range(2)
+    )
+    trainer(tmp_path / "whole", max_steps=4).fit(whole, shapes())
+    fit = trainer(tmp_path / "resumed", max_steps=4)
+    fit.fit(resumed, shapes(), ckpt_path=str(folder / "lora.ckpt"))
+    assert_same_state(whole.state_dict(), resumed.state_dict())
+    fit.save_checkpoint(tmp_path / "resumed.ckpt")
+    assert Checkpoint.read(tmp_path / "resumed.ckpt").base.name == str(folder / "new")
+
+
 def test_from_the_command_line_as_the_configuration_says(tmp_path):
     given = [
         f"--model.init_args.pretrained={saved(SD)}",
@@ -232,19 +289,36 @@ def of_another_base(tmp_path_factory):
 
 def test_a_checkpoint_on_another_base_is_refused(tmp_path, of_another_base):
     base, path = of_another_base
-    with pytest.raises(ConfigurationError, match=r"trained on top of .*base, whose weights are others now"):
+    with pytest.raises(
+        ConfigurationError, match=r"trained on top of .*base, and the weights in .*base are others; put"
+    ):
         load_diffusion_model(path)
     module = FinetunedDiffusion(str(base), lora=LoRA(rank=2), ema_decay=None, validation_timesteps=1)
     with pytest.raises(ConfigurationError, match="goes on only with the pretrained weights that it was finetuned from"):
         trainer(tmp_path, max_steps=2).fit(module, shapes(), ckpt_path=str(path))
 
 
-def test_a_checkpoint_whose_base_is_gone_says_which(of_another_base, tmp_path):
-    checkpoint = torch.load(of_another_base[1], weights_only=True)
-    checkpoint["ldmprobe"]["pretrained"]["name"] = str(tmp_path / "gone")
-    torch.save(checkpoint, tmp_path / "orphan.ckpt")
-    with pytest.raises(ConfigurationError, match=r"trained on top of .*gone, which cannot be loaded"):
-        load_diffusion_model(tmp_path / "orphan.ckpt")
+def test_a_checkpoint_whose_base_is_gone_says_which_and_what_to_do(moved, capsys):
+    lora = moved[0] / "lora.ckpt"
+    assert main(["export", str(lora), "out"]) == 2
+    error = capsys.readouterr().err
+    assert re.search(
+        r"lora.ckpt holds what was trained on top of .*old, which cannot be loaded: .*there is no such", error
+    )
+    assert f"`--base` where {lora} is probed, sampled or exported, `pretrained` where `ldmprobe fit` goes on" in error
+    assert not Path("out").exists()
+
+
+def test_a_base_is_refused_where_there_is_none(tmp_path, capsys):
+    scratch = LatentDiffusion(conditional_unet(), conditioning=finetune().conditioning, latent_shape=(2, 8, 8))
+    fit = trainer(tmp_path)
+    fit.strategy.connect(scratch)
+    fit.save_checkpoint(tmp_path / "scratch.ckpt")
+    for command in (["export", str(tmp_path / "scratch.ckpt"), "out"], ["sample", str(tmp_path / "scratch.ckpt")]):
+        assert main([*command, "--base", str(saved(SD))]) == 2
+        assert "was trained from scratch, so that --base is of no use to it; leave it out" in capsys.readouterr().err
+    assert main(["probe", str(saved(SD)), "--out", "out", "--base", str(saved(SD))]) == 2
+    assert "is a pipeline, which is whole; --base is of a finetune's checkpoint" in capsys.readouterr().err
 
 
 def test_going_on_with_another_kind_of_run_is_refused(tmp_path, of_another_base):
