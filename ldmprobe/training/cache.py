@@ -286,6 +286,7 @@ def _built(argv: list[str]) -> tuple[ImageData, Any]:
         subclass_mode_model=True,
         subclass_mode_data=True,
         args=["fit", *argv],
+        parser_kwargs={"exit_on_error": False},  # whose advice would be `ldmprobe --help`
         seed_everything_default=0,
         save_config_callback=None,
         auto_configure_optimizers=False,

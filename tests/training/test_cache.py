@@ -13,6 +13,7 @@ import yaml
 from datasets import Array3D, Dataset, Features
 
 from ldmprobe.callbacks import DenoisingProbe, NonFinite
+from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
@@ -134,6 +135,22 @@ def test_each_caption_is_encoded_once_and_training_gets_what_the_encoder_makes_o
 
 
 # --- the command -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ([], "the following arguments are required: fit.data, fit.model"),
+        (["--config", "none.yaml"], "File does not exist"),
+        (["--batches", "3"], "nrecognized arguments: --batches"),
+    ],
+)
+def test_without_a_whole_configuration_it_says_where_its_parts_are_listed(given, reason, capsys):
+    assert main(["cache", *given]) == 2
+    shown = capsys.readouterr().err
+    assert reason in shown
+    assert "`ldmprobe fit --help`" in shown
+    assert "run: " not in shown
 
 
 def write_config(folder: Path) -> Path:
