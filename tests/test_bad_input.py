@@ -234,7 +234,7 @@ def test_a_checkpoint_of_another_model(capsys):
     assert _fit(_config()) == 0
     capsys.readouterr()
     config = _network(block_out_channels=[8, 16])
-    text = "The checkpoint is of another model: its network has block_out_channels"
+    text = "The checkpoint is of another model: its network.block_out_channels is"
     arguments = ("--ckpt_path", "runs/one/checkpoints/last.ckpt")
     _refused(capsys, config, text, arguments=arguments)
 

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
-    ["errors", "diffusion", "analysis"],
+    ["errors", "difference", "diffusion", "analysis"],
     ["models", "data"],
     ["probing"],
     ["tracking", "training"],

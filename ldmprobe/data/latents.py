@@ -21,6 +21,7 @@ from torch import Tensor
 from ldmprobe.data.rows import RowReader
 from ldmprobe.data.sources import ROW_NUMBER
 from ldmprobe.data.stream import ShuffledStream
+from ldmprobe.difference import first_difference
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning
@@ -109,20 +110,6 @@ def _content_hash(rows: Any, reader: RowReader) -> str:
         else:
             digest.update(np.asarray(value).tobytes())
     return digest.hexdigest()
-
-
-def _difference(theirs: Any, ours: Any, name: str = "") -> str | None:
-    """The first part in which two keys differ, in words."""
-    if isinstance(theirs, dict) and isinstance(ours, dict):
-        found = (_difference(theirs.get(part), ours.get(part), f"{name} {part}".strip()) for part in {**theirs, **ours})
-        return next((text for text in found if text is not None), None)
-    return None if theirs == ours else f"{name} is {_short(theirs)} there and {_short(ours)} in this configuration"
-
-
-def _short(value: Any) -> str:
-    if isinstance(value, dict):
-        return "encoded"
-    return f"{value[:12]}…" if isinstance(value, str) and len(value) == 64 else str(value)
 
 
 # --- the folder ----------------------------------------------------------------------------------------------------------
@@ -214,7 +201,7 @@ class LatentCache:
 
     def check_key(self, key: dict[str, Any]) -> None:
         """Raise ConfigurationError, naming what differs, where these are latents of something else."""
-        difference = _difference(self.key, key)
+        difference = first_difference(self.key, key)
         if difference is not None:
             raise ConfigurationError(
                 f"{self.folder} holds latents of something else: its {difference}. `ldmprobe cache --config YOURS.yaml --out ANOTHER_FOLDER` "

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from ldmprobe.difference import first_difference
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
@@ -78,9 +79,9 @@ def check_same_model(checkpoint: dict[str, Any], ours: dict[str, Any]) -> None:
     for part in sorted(
         {**ours, **theirs}, key=lambda part: part != "base_weights"
     ):  # what follows from it comes after it
-        if part not in _MAY_DIFFER and (detail := _difference(f"its {part}", theirs.get(part), ours.get(part))):
+        if part not in _MAY_DIFFER and (detail := first_difference(theirs.get(part), ours.get(part), part)):
             advice = _ADVICE.get(part, "Give the configuration it was trained with.")
-            raise ConfigurationError(f"The checkpoint is of another model: {detail}. {advice}")
+            raise ConfigurationError(f"The checkpoint is of another model: its {detail}. {advice}")
 
 
 def load_diffusion_model(path: Path, base: str | None = None) -> DiffusionModel:
@@ -234,31 +235,3 @@ def _conditioning(card: dict[str, Any], network: nn.Module) -> Conditioning:
 
 def _part(state_dict: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
-
-
-def _difference(place: str, theirs: Any, ours: Any) -> str | None:
-    """The first difference, in words; tuples and lists are alike, through the round trip of a checkpoint."""
-    if _plain(theirs) == _plain(ours):
-        return None
-    if not (isinstance(theirs, dict) and isinstance(ours, dict)):
-        return f"{place} is {_short(theirs)}, this run's is {_short(ours)}"
-    path: list[str] = []
-    one: Any = theirs
-    other: Any = ours
-    while isinstance(one, dict) and isinstance(other, dict):
-        key = next(key for key in {**other, **one} if _plain(one.get(key)) != _plain(other.get(key)))
-        path.append(str(key))
-        one, other = one.get(key), other.get(key)
-    return f"{place} has {'.'.join(path)} = {_short(one)}, this run's has {_short(other)}"
-
-
-def _short(value: Any) -> str:
-    text = " ".join(str(value).split())
-    return text if len(text) <= 200 else f"{text[:200]} …"
-
-
-def _plain(value: Any) -> Any:
-    """Tuples and lists alike, through the round trip of a checkpoint."""
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -103,12 +103,12 @@ def test_latents_can_be_kept_in_half_precision(tmp_path, dtype):
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
-        ({"seed": 1}, r"data content train is \w+… there and \w+… in this configuration"),
-        ({"held_out_fraction": 0.2}, "data rows train is 27 there and 24 in this"),
-        ({"label_column": None}, r"data columns is \['image', 'label', 'caption'\] there"),
-        ({"image_size": 8}, "transforms size is None there and 8 in this configuration"),
-        ({"resize": "squash"}, "transforms resize is crop there and squash"),
-        ({"random_flip": True}, "transforms random_flip is False there and True"),
+        ({"seed": 1}, r"data.content.train is \w+…, this configuration's is \w+…"),
+        ({"held_out_fraction": 0.2}, "data.rows.train is 27, this configuration's is 24"),
+        ({"label_column": None}, r"data.columns is \['image', 'label', 'caption'\], this"),
+        ({"image_size": 8}, "transforms.size is None, this configuration's is 8"),
+        ({"resize": "squash"}, "transforms.resize is crop, this configuration's is squash"),
+        ({"random_flip": True}, "transforms.random_flip is False, this configuration's is True"),
     ],
 )
 def test_a_cache_of_other_data_is_refused_by_what_differs(folder, options, difference):
@@ -122,9 +122,12 @@ def test_a_cache_of_other_data_is_refused_by_what_differs(folder, options, diffe
 @pytest.mark.parametrize(
     ("codec", "difference"),
     [
-        (LatentCodec("builtin:digits"), "codec class_name is AutoencoderKL there and NoneType in this"),
-        (LatentCodec("builtin:digits", sample_posterior=True), "latents kind is moments there and latent in this"),
-        ("other weights", r"codec weights is \w+… there and \w+… in this configuration"),
+        (LatentCodec("builtin:digits"), "codec.class_name is AutoencoderKL, this configuration's is NoneType"),
+        (
+            LatentCodec("builtin:digits", sample_posterior=True),
+            "latents.kind is moments, this configuration's is latent",
+        ),
+        ("other weights", r"codec.weights is \w+…, this configuration's is \w+…"),
     ],
     ids=["class", "posterior", "weights"],
 )

@@ -1,0 +1,32 @@
+"""Where two descriptions in plain values, such as that of a checkpoint and that of a run, are not the same."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_LONGEST = 200  # of a value in a message
+
+
+def first_difference(theirs: Any, ours: Any, place: str = "") -> str | None:
+    """In words, such as "network.sample_size is 8, this configuration's is 16"; None if there is none. Lists and tuples are alike, and so
+    are what is missing and None."""
+    one, other = ({} if value is None else value for value in (theirs, ours))
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = {**one, **other}
+        found = (first_difference(one.get(key), other.get(key), f"{place}.{key}".lstrip(".")) for key in keys)
+        return next((text for text in found if text), None)
+    same = _plain(theirs) == _plain(ours)
+    return None if same else f"{place} is {_short(theirs)}, this configuration's is {_short(ours)}"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _short(value: Any) -> str:
+    text = " ".join(str(value).split())
+    longest = 12 if re.fullmatch("[0-9a-f]{64}", text) else _LONGEST  # of a hash the start will do
+    return text if len(text) <= longest else f"{text[:longest]}…"
