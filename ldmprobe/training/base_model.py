@@ -16,7 +16,7 @@ from ldmprobe.models.frozen import Frozen
 from ldmprobe.models.pretrained import Precision, load_pipeline
 from ldmprobe.models.text import TextConditioning
 from ldmprobe.probing.record import fingerprint
-from ldmprobe.training.lora import LoRA, merge_lora
+from ldmprobe.training.lora import LoRA, has_lora_format, merge_lora
 
 _COMPARED = 1024  # values of each parameter
 
@@ -84,7 +84,8 @@ def finetuned(
         prompts: of probes and samples, for text-to-image; default: the base's.
         dropout: share of training samples whose caption or class becomes the null condition.
         lora: train these updates only.
-        train_text_encoder: train the text encoders, too; with ``lora``, by updates of their attention.
+        train_text_encoder: train the text encoders, too; with ``lora``, by updates of the attention of those that diffusers has a format for
+            (CLIP, not the T5 of Stable Diffusion 3, which stays frozen), or where there are none of all (PixArt's and AuraFlow's T5).
 
     Raises:
         ConfigurationError: text is asked of a model without; what ``lora`` raises.
@@ -96,6 +97,10 @@ def finetuned(
     if isinstance(conditioning, TextConditioning):
         prompts = conditioning.prompts if prompts is None else prompts
         model.conditioning = TextConditioning(conditioning.encoder, dropout, prompts, train_text_encoder)
+        if lora is not None and train_text_encoder:
+            encoders, pipeline = conditioning.encoder.encoders, conditioning.encoder.pipeline
+            known = {name for name in encoders if has_lora_format(pipeline, name)}
+            encoders.update({name: Frozen(part) for name, part in encoders.items() if known and name not in known})
     elif isinstance(conditioning, ClassConditioning):
         model.conditioning = ClassConditioning(conditioning.num_classes, dropout)
     for module in model.modules:

@@ -33,7 +33,8 @@ class FinetunedDiffusion(LatentDiffusion):
         prompts: of probes and samples of a text-to-image model; default: the checkpoint's, and none ("") of a pipeline.
         dropout: share of training samples whose caption or class becomes the null condition, for classifier-free guidance.
         lora: train low-rank updates only; default: train the whole network.
-        train_text_encoder: train the text encoders, too; with ``lora``, by updates of their attention.
+        train_text_encoder: train the text encoders, too; with ``lora``, by updates of the attention of those that diffusers has a
+            format for (CLIP, not the T5 of Stable Diffusion 3), or where there are none of all.
         scheduler: a diffusers scheduler in place of the pipeline's, such as one with ``rescale_betas_zero_snr``.
 
     Raises:

@@ -128,10 +128,8 @@ class LoRAWeights:
         import diffusers
 
         pipeline: Any = getattr(diffusers, str(self.pipeline_class), None)
-        save = getattr(pipeline, "save_lora_weights", None)
-        takes = inspect.signature(save).parameters if save else {}
         for name in self.layers:
-            if f"{name}_lora_layers" not in takes:
+            if not has_lora_format(pipeline, name):
                 raise ConfigurationError(
                     f"diffusers has no LoRA format for the {name} of {self.pipeline_class or 'a model without text'}; export it with "
                     "`--merge`, the LoRA added to its weights."
@@ -139,6 +137,12 @@ class LoRAWeights:
         settings: dict[str, Any] = {f"{name}_lora_layers": layers for name, layers in self.layers.items()}
         settings |= {f"{name}_lora_adapter_metadata": config for name, config in self.configs.items()}
         pipeline.save_lora_weights(folder, **settings)
+
+
+def has_lora_format(pipeline: Any, component: str) -> bool:
+    """Whether what a pipeline of diffusers, or a pipeline class, takes by ``load_lora_weights`` may update this component."""
+    save = getattr(pipeline, "save_lora_weights", None)
+    return save is not None and f"{component}_lora_layers" in inspect.signature(save).parameters
 
 
 def lora_weights(checkpoint: dict[str, Any]) -> LoRAWeights | None:

@@ -55,7 +55,7 @@ def assert_changed(checkpoint: Path, base: Path) -> None:
 @pytest.mark.parametrize("family", LOADS_LORA)
 def test_a_plain_pipeline_with_the_lora_makes_the_same_images_and_so_does_it_merged(family):
     lora = LoRA(rank=2, alpha=6, targets=["to_q", "to_out.0", "proj_out"])
-    checkpoint = finetuned(saved(family), lora=lora, train_text_encoder=LOADS_LORA[family] is DDIMScheduler)
+    checkpoint = finetuned(saved(family), lora=lora, train_text_encoder=family != "AuraFlowPipeline")
     assert_changed(checkpoint, saved(family))
     assert main(["export", str(checkpoint), "lora"]) == 0
     files = sorted(path.relative_to("lora").as_posix() for path in Path("lora").rglob("*") if path.is_file())
@@ -77,10 +77,13 @@ def test_a_whole_finetune_is_a_whole_pipeline(family):
     assert f"finetuned from {saved(family)}" in Path("mine/README.md").read_text()
 
 
-def test_where_diffusers_loads_no_lora_it_is_merged_or_refused(capsys):
-    checkpoint = finetuned(saved("PixArtSigmaPipeline"), lora=LoRA(rank=2))
+@pytest.mark.parametrize(
+    ("family", "component"), [("PixArtSigmaPipeline", "transformer"), ("AuraFlowPipeline", "text_encoder")]
+)
+def test_where_diffusers_loads_no_lora_it_is_merged_or_refused(family, component, capsys):
+    checkpoint = finetuned(saved(family), lora=LoRA(rank=2), train_text_encoder=True)
     assert main(["export", str(checkpoint), "lora"]) == 2
-    assert "diffusers has no LoRA format for the transformer of PixArtSigmaPipeline" in capsys.readouterr().err
+    assert f"diffusers has no LoRA format for the {component} of {family}" in capsys.readouterr().err
     assert not Path("lora").exists()
     assert main(["export", str(checkpoint), "merged", "--merge"]) == 0
     assert_same_images(DiffusionPipeline.from_pretrained("merged"), load_diffusion_model(checkpoint))

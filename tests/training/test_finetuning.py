@@ -110,23 +110,38 @@ def test_a_resumed_finetune_with_its_text_encoder_ends_with_the_same_weights(tmp
 
 @pytest.mark.parametrize("family", [SD, "StableDiffusionXLPipeline", "StableDiffusion3Pipeline"])
 def test_a_plain_pipeline_takes_the_lora_weights(tmp_path, family):
-    clips = family != "StableDiffusion3Pipeline"  # its T5 has no format for LoRA
-    path = fitted(tmp_path, finetune(family, lora=LoRA(rank=2, alpha=4.0), train_text_encoder=clips), shapes(family))
+    path = fitted(tmp_path, finetune(family, lora=LoRA(rank=2, alpha=4.0), train_text_encoder=True), shapes(family))
     Checkpoint.read(path).lora().save(tmp_path / "lora")
     pipeline = DiffusionPipeline.from_pretrained(saved(family), low_cpu_mem_usage=False)
     plain = copy.deepcopy(pipeline)
     pipeline.load_lora_weights(tmp_path / "lora")
     pipeline.fuse_lora()
-    model, component = load_diffusion_model(path), "unet" if clips else "transformer"
+    model, component = load_diffusion_model(path), "transformer" if "3" in family else "unet"
     fused = {
         name.replace("base_layer.", ""): value for name, value in getattr(pipeline, component).state_dict().items()
     }
     for name, value in model.network.state_dict().items():
         torch.testing.assert_close(fused[name], value, **FLOAT32)
-    for name, encoder in model.conditioning.encoder.encoders.items() if clips else ():
+    encoders = model.conditioning.encoder.components
+    for name in model.conditioning.encoder.encoders:
+        encoder = encoders[name]
         ours, theirs = (each(torch.tensor([[0, 5, 7, 1]]))[0] for each in (encoder, getattr(pipeline, name)))
         torch.testing.assert_close(theirs, ours, **FLOAT32)
-        assert not torch.allclose(getattr(plain, name)(torch.tensor([[0, 5, 7, 1]]))[0], ours)
+        changed = not torch.allclose(getattr(plain, name)(torch.tensor([[0, 5, 7, 1]]))[0], ours, **FLOAT32)
+        assert changed == ("CLIP" in type(encoder).__name__)
+
+
+@pytest.mark.parametrize(
+    ("family", "trained"),
+    [("StableDiffusion3Pipeline", {"text_encoder", "text_encoder_2"}), ("AuraFlowPipeline", {"text_encoder"})],
+)
+def test_text_encoders_without_a_format_get_updates_where_none_has_one(family, trained):
+    module = finetune(family, lora=LoRA(rank=2), train_text_encoder=True)
+    encoders = module.train().conditioning.encoder.encoders
+    for name, encoder in encoders.items():
+        asks = {"lora_" in part for part, parameter in encoder.named_parameters() if parameter.requires_grad}
+        assert asks == ({True} if name in trained else set())
+        assert encoder.training == (name in trained)
 
 
 def test_a_finetune_of_a_finetune(tmp_path):
