@@ -261,7 +261,7 @@ def _files(name: str, subfolder: str | None) -> NetworkFiles:
         if not folder.is_dir():
             folder = Path(hf_hub_download(name, "config.json", subfolder=subfolder)).parent
             hf_hub_download(name, "diffusion_pytorch_model.safetensors", subfolder=subfolder)
-        class_name = dict(AutoencoderKL.load_config(folder)).get("_class_name")
+        class_name = str(dict(AutoencoderKL.load_config(folder)).get("_class_name"))
     except Exception as error:  # diffusers and the hub raise many kinds, all meaning "not loadable"
         raise ConfigurationError(f"No autoencoder could be loaded from {where!r}: {error}") from error
     if class_name not in classes:
