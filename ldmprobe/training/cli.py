@@ -52,6 +52,9 @@ class LDMProbeCLI(LightningCLI):
     ``save_dir`` of loggers and the ``dirpath`` of checkpoints, where these are not set themselves. Checkpoints are whole or not
     there, one process has the run directory, and ``--ckpt_path last`` goes on exactly (:class:`ExactResume`)."""
 
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        return super().init_parser(exit_on_error=False, **kwargs)  # what is wrong is told without pages of usage
+
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument("--run_dir", type=str, default="runs/run", help="where everything of the run goes")
         parser.link_arguments("run_dir", "trainer.default_root_dir")

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
+from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.tracking.wandb import start_error
+
+_EXTRAS = {"bitsandbytes": "8bit"}  # of pyproject.toml, by the module that a class path may ask for
+_MEANS_NOTHING = re.compile(
+    r"Does not validate|Subtypes:|Errors:|Expected a? ?<class 'NoneType'>|Expected a path|Given value type:|"
+    r"Subclass types expect|a class path \(str\)|a dict with"
+)
 
 
 @contextmanager
@@ -44,11 +53,47 @@ def meant_for_the_user(error: BaseException) -> ConfigurationError | None:
 
 
 def _told(error: Exception, doing: str) -> ConfigurationError:
+    option, reason = _option(str(error)) if isinstance(error, ArgumentError) else (None, "")
+    if (module := _not_installed(str(error))) is not None:
+        extra = _EXTRAS.get(module)
+        own = "install it, or, if it is yours, put its folder on PYTHONPATH"
+        advice = f"`pip install 'ldmprobe[{extra}]'`" if extra else own
+        return ConfigurationError(
+            f"{option or 'The configuration'} needs the Python module {module!r}, which is not installed: {advice}."
+        )
+    if isinstance(error, ArgumentError):
+        return ConfigurationError(
+            f"{option or 'The configuration'} cannot be {doing}: {reason}. Compare with configs/digits.yaml and `ldmprobe fit --help`."
+        )
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
     return ConfigurationError(
         f"{_class_being_built(error) or 'The configuration'} cannot be {doing} as configured ({reason}). Compare with configs/digits.yaml and "
         "`ldmprobe fit --help`; LDMPROBE_TRACEBACK=1 shows where it comes from."
     )
+
+
+def _option(message: str) -> tuple[str | None, str]:
+    """The innermost option that jsonargparse's tree of attempts is about, as ``model.optimizer``, and why its value is none."""
+    *outer, inner = re.split(r"^( *)Parser key \"(.+?)\":", message, flags=re.MULTILINE)
+    indent, options = len(outer[-2]) if outer else 0, outer[2::3]
+    lines: list[str] = []
+    for line in inner.splitlines():
+        text = line.strip(" -")
+        if text and indent and len(line) - len(line.lstrip()) <= indent:
+            break  # of an option further out
+        if lines and text.startswith(("Given value:", "Not a valid subclass")):
+            lines += [f"({text})"] if "class_path" not in lines[0] and text.startswith("Given") else []
+            break
+        if text and not _MEANS_NOTHING.match(text):
+            lines.append(text)
+    reason = re.sub(r"<class '(.+?)'>", r"\1", " ".join(lines))
+    return ".".join(options) or None, reason[:500].rstrip(".")
+
+
+def _not_installed(message: str) -> str | None:
+    """The top-level module that is said to be missing, and is."""
+    missing = re.search(r"No module named '(\w+)", message)
+    return missing[1] if missing and find_spec(missing[1]) is None else None
 
 
 def _class_being_built(error: Exception) -> str | None:
