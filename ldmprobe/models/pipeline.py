@@ -62,6 +62,9 @@ def as_pipeline(model: DiffusionModel) -> Any:
     parts = {family.network: network, "scheduler": _scheduler(model.schedule, name)}
     if family.autoencoder:
         parts[family.autoencoder] = _autoencoder(model, knows_shift=name == "StableDiffusion3Pipeline")
+    for part in parts.values():
+        if part.config.get("_name_or_path"):  # the folder here that it was read from, which diffusers writes down
+            part.register_to_config(_name_or_path="")
     if isinstance(model.conditioning, TextConditioning):
         pipeline = _with_text(model.conditioning.encoder, parts)
         _check_image_size(pipeline, model)

@@ -13,6 +13,7 @@ import numpy as np
 from ldmprobe import __version__
 from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.frozen import Frozen
 from ldmprobe.models.pipeline import image_size
 from ldmprobe.models.text import TextConditioning
 from ldmprobe.probing.record import ProbeRecord
@@ -20,6 +21,8 @@ from ldmprobe.tracking.comparable import comparable
 from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure, samples_figure, skill_figure
 from ldmprobe.training.base_model import BaseModel
 from ldmprobe.training.lora import LoRAWeights
+
+_SHOWN_PROMPTS = 10  # a row of the figure
 
 
 def write_model_card(
@@ -59,14 +62,13 @@ def write_model_card(
 def _header(name: str, pipeline: Any, model: DiffusionModel, base: BaseModel | None, lora: LoRAWeights | None) -> str:
     class_name = type(pipeline).__name__
     task = "text-to-image" if isinstance(model.conditioning, TextConditioning) else "unconditional-image-generation"
-    on_hub = base and re.fullmatch(r"[\w.-]+/[\w.-]+", base.name) and not Path(base.name).exists()
     relation = (
         f"base_model: {base.name}\nbase_model_relation: {'adapter' if lora else 'finetune'}\n"
-        if base and on_hub
+        if base and _on_hub(base)
         else ""
     )
     what = f"LoRA weights for a {class_name} of diffusers, " if lora else f"A {class_name} of diffusers, "
-    origin = f"finetuned from {base.name}" if base else "trained"
+    origin = f"finetuned from {base.name if _on_hub(base) else Path(base.name).name}" if base else "trained"
     licence = " The licence of what it was finetuned from holds for it, too." if base else ""
     return f"""---
 library_name: diffusers
@@ -82,6 +84,11 @@ pipeline_tag: {task}
 """
 
 
+def _on_hub(base: BaseModel) -> bool:
+    """Else it has the path of a machine that the card's reader does not know."""
+    return re.fullmatch(r"[\w.-]+/[\w.-]+", base.name) is not None and not Path(base.name).exists()
+
+
 def _facts(pipeline: Any, model: DiffusionModel) -> list[tuple[str, str]]:
     network, schedule, conditioning = model.network, model.schedule, model.conditioning
     averaged = ", exponential moving average of the weights" if model.weights == "ema" else ""
@@ -95,7 +102,9 @@ def _facts(pipeline: Any, model: DiffusionModel) -> list[tuple[str, str]]:
         _space(pipeline, model),
     ]
     if isinstance(conditioning, TextConditioning):
-        facts.append(("Text", "; ".join(_size(encoder) for encoder in conditioning.encoder.encoders.values())))
+        encoders = conditioning.encoder.encoders.values()
+        outlines = (encoder.outline if isinstance(encoder, Frozen) else encoder for encoder in encoders)
+        facts.append(("Text", "; ".join(_size(outline) for outline in outlines)))
     if isinstance(conditioning, ClassConditioning):
         facts.append(("Classes", f"{len(pipeline.labels):,}; every other up to 1,000 is the null class"))
     return facts
@@ -142,10 +151,13 @@ def _use_lora(name: str, base: BaseModel, pipeline: Any, model: DiffusionModel) 
     """With the scheduler beside the LoRA: the base's own may be of another noise schedule, or take other steps."""
     scheduler, first = type(pipeline.scheduler).__name__, ""
     settings = {key: value for key in ("revision", "variant") if (value := getattr(base, key))}
-    source = ", ".join([f'"{base.name}"', *(f'{key}="{value}"' for key, value in settings.items())])
+    name_here = base.name if _on_hub(base) else f"path/to/{Path(base.name).name}"
+    source = ", ".join([f'"{name_here}"', *(f'{key}="{value}"' for key, value in settings.items())])
     if base.name.endswith(".ckpt"):
         source = '"base"'
-        first = f"\nThe base first has to be a pipeline, too: `ldmprobe export {base.name} base --merge`.\n"
+        first = f"\nThe base first has to be a pipeline, too: `ldmprobe export {name_here} base --merge`.\n"
+    elif not _on_hub(base):
+        first = f"\n`{name_here}` stands for the pipeline that it was finetuned from; write where you have it.\n"
     return f"""{first}
 ```python
 from diffusers import {", ".join(sorted([scheduler, "DiffusionPipeline"], key=str.lower))}
@@ -202,7 +214,7 @@ def _figures(ddim: Sequence[ProbeRecord], denoising: Sequence[ProbeRecord]) -> d
     """By file name: caption and PNG."""
     figures: dict[str, tuple[str, Any]] = {}
     if ddim and ddim[-1].images.get("samples"):
-        figures["samples.png"] = ("Samples", samples_figure(ddim[-1]))
+        figures["samples.png"] = (_of_samples(ddim[-1]), samples_figure(ddim[-1]))
     if curves := [record for record in ddim if "step_kl" in record.curves]:
         caption = "KL of the latents before and after each denoiser pass; a perfect model lies on the dashed line"
         figures["step_kl.png"] = (caption, kl_figure(curves))
@@ -212,6 +224,18 @@ def _figures(ddim: Sequence[ProbeRecord], denoising: Sequence[ProbeRecord]) -> d
     if ddim and ddim[-1].scatters.get("pca"):
         figures["pca.png"] = ("Latents during sampling, on two principal components", pca_figure(ddim[-1]))
     return {file: (caption, figure_png(figure)) for file, (caption, figure) in figures.items()}
+
+
+def _of_samples(record: ProbeRecord) -> str:
+    """Prompts are code, so that nothing in them is taken for Markdown."""
+    provenance = record.provenance
+    told = [" ".join(str(prompt).replace("`", "'").split()) for prompt in provenance.get("prompts", [])]
+    shown = ", ".join(f"`{prompt}`" if prompt else "no prompt" for prompt in told[:_SHOWN_PROMPTS])
+    more = " and others" if len(told) > _SHOWN_PROMPTS else ""
+    prompts = f" of {shown}{more}{' in turn' if len(told) > 1 else ''}" if told else ""
+    conditional = "prompts" in provenance or "sample_labels" in provenance
+    guidance = f", guidance scale {provenance.get('guidance_scale')}" if conditional else ""
+    return f"Samples{prompts}{guidance} (step {record.step:,})"
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> str:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import re
 import runpy
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from ldmprobe.models.pipeline import as_pipeline
 from ldmprobe.models.pretrained import load_pipeline
+from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking.model_card import write_model_card
 from ldmprobe.training.base_model import BaseModel
 from ldmprobe.training.lora import LoRAWeights
@@ -59,6 +62,7 @@ ORIGINS = {
         [
             "base_model_relation: adapter\n",
             "- lora\n",
+            "of diffusers, finetuned from me/sd and",
             '("me/sd", revision="v2")',
             "| LoRA | unet: rank 2, α 6, 8 parameters |",
         ],
@@ -66,7 +70,12 @@ ORIGINS = {
     "LoRA of a checkpoint": (
         BaseModel("a.ckpt"),
         LORA,
-        ["`ldmprobe export a.ckpt base --merge`", 'from_pretrained("base")', 'load_lora_weights("mine")'],
+        ["`ldmprobe export path/to/a.ckpt base --merge`", 'from_pretrained("base")', 'load_lora_weights("mine")'],
+    ),
+    "LoRA of a folder": (
+        BaseModel("/home/me/sd"),
+        LORA,
+        ["of diffusers, finetuned from sd and", "`path/to/sd` stands for the", 'from_pretrained("path/to/sd")'],
     ),
 }
 
@@ -80,3 +89,17 @@ def test_it_says_where_it_comes_from(origin, tmp_path):
     for line in lines:
         assert line in card
     assert ("base_model" in card) == (base is HUB)
+    assert "/home" not in card
+    assert re.search(r"\| Text \| CLIPTextModel, [\d,]{4,} parameters \|", card)
+
+
+def test_its_samples_are_told_with_prompts_and_guidance(tmp_path):
+    png = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(png, "png")
+    provenance = {"prompts": ["a *red*\n[cat] `x`", ""], "guidance_scale": 5.0}
+    record = ProbeRecord("ddim", 300, images={"samples": [png.getvalue()] * 4}, provenance=provenance)
+    model = load_pipeline(str(saved("StableDiffusionPipeline")))
+    model.trained_steps = 300
+    write_model_card(tmp_path, "mine", as_pipeline(model), model, [record])
+    caption = "Samples of `a *red* [cat] 'x'`, no prompt in turn, guidance scale 5.0 (step 300)"
+    assert f"![{caption}](figures/samples.png)\n\n*{caption}*" in (tmp_path / "README.md").read_text()

@@ -74,7 +74,24 @@ def test_a_whole_finetune_is_a_whole_pipeline(family):
     assert_changed(checkpoint, saved(family))
     assert main(["export", str(checkpoint), "mine"]) == 0
     assert_same_images(DiffusionPipeline.from_pretrained("mine"), load_diffusion_model(checkpoint))
-    assert f"finetuned from {saved(family)}" in Path("mine/README.md").read_text()
+    card = Path("mine/README.md").read_text()
+    assert f"finetuned from {saved(family).name} and" in card
+    texts = [path for path in Path("mine").rglob("*") if path.suffix in (".json", ".md", ".txt")]
+    assert [path for path in texts if str(saved(family)) in path.read_text()] == []
+
+
+@pytest.mark.parametrize("lora", [None, LoRA(rank=2)], ids=["whole", "lora"])
+def test_settings_of_the_scheduler_are_in_what_is_exported(lora):
+    settings = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+    checkpoint = finetuned(saved("StableDiffusionPipeline"), lora=lora, scheduler=settings)
+    assert main(["export", str(checkpoint), "mine"]) == 0
+    pipeline = DiffusionPipeline.from_pretrained("mine" if lora is None else saved("StableDiffusionPipeline"))
+    pipeline.scheduler = DDIMScheduler.from_pretrained("mine", subfolder="scheduler")
+    if lora:
+        pipeline.load_lora_weights("mine")
+    assert settings.items() <= pipeline.scheduler.config.items()
+    assert pipeline.scheduler.config.beta_schedule == "scaled_linear"
+    assert_same_images(pipeline, load_diffusion_model(checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -92,4 +109,7 @@ def test_where_diffusers_loads_no_lora_it_is_merged_or_refused(family, component
 def test_the_code_of_a_loras_card_runs():
     checkpoint = finetuned(saved("StableDiffusionPipeline"), lora=LoRA(rank=2))
     assert main(["export", str(checkpoint), "lora"]) == 0
-    assert len(images_of(Path("lora/README.md").read_text())) == 4
+    card, base = Path("lora/README.md").read_text(), saved("StableDiffusionPipeline")
+    assert str(base.parent) not in card
+    assert f"`path/to/{base.name}` stands for the pipeline that it was finetuned from" in card
+    assert len(images_of(card.replace(f"path/to/{base.name}", str(base)))) == 4
