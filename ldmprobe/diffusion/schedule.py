@@ -7,6 +7,7 @@ Schedules are kept in float64 and cast where they meet the model.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -70,6 +71,11 @@ class NoiseSchedule:
     """
 
     def __init__(self, scheduler: Any) -> None:
+        if not hasattr(scheduler, "config"):
+            raise ConfigurationError(
+                f"The scheduler is {scheduler!r}, which is none of diffusers' classes with settings that it takes; expected one, such as "
+                "`scheduler: {class_path: diffusers.DDIMScheduler, init_args: {prediction_type: v_prediction}}`."
+            )
         name, config = type(scheduler).__name__, scheduler.config
         if config.get("thresholding", False):
             raise ConfigurationError(
@@ -115,6 +121,44 @@ class NoiseSchedule:
         self.model_time = (steps * self.sigma).float()
         self.prediction_type = "flow"
 
+    def ddim_scheduler(self, **settings: Any) -> Any:
+        """The scheduler as a ``diffusers.DDIMScheduler``, with ``settings`` in the place of its own."""
+        from diffusers import DDIMScheduler
+
+        config = self.scheduler.config
+        # Given one by one: from_config would put DDIM's own defaults in the place of another class's.
+        own = {
+            "timestep_spacing": config.get("timestep_spacing", "leading"),
+            "clip_sample": config.get("clip_sample", False),
+        }
+        return DDIMScheduler.from_config(config, **{**own, **settings})
+
+    def with_settings(self, **settings: Any) -> NoiseSchedule:
+        """The same schedule but for these settings of its scheduler, such as ``rescale_betas_zero_snr`` (Lin et al., 2023,
+        arXiv:2305.08891): those of DDIMScheduler, which it becomes, or for flow matching those of its own class.
+
+        Raises:
+            ConfigurationError: there is no such setting, or the scheduler cannot have it.
+        """
+        from diffusers import DDIMScheduler
+
+        flow = self.prediction_type == "flow"
+        cls = type(self.scheduler) if flow else DDIMScheduler
+        known = inspect.signature(cls).parameters
+        if unknown := sorted(settings.keys() - known.keys()):
+            raise ConfigurationError(
+                f"{cls.__name__} has no setting {', '.join(map(repr, unknown))}; expected some of {', '.join(known)}."
+            )
+        try:
+            scheduler = cls.from_config(self.scheduler.config, **settings) if flow else self.ddim_scheduler(**settings)
+        except (TypeError, ValueError, NotImplementedError, RuntimeError) as error:
+            raise ConfigurationError(
+                f"The {type(self.scheduler).__name__} cannot have the settings {settings}: {error}."
+            ) from error
+        changed = NoiseSchedule(scheduler)
+        changed.ddim_grid(1)  # knows the spacings
+        return changed
+
     @property
     def num_timesteps(self) -> int:
         """T, the number of training timesteps."""
@@ -154,24 +198,16 @@ class NoiseSchedule:
         Raises:
             ConfigurationError: S is out of range or the spacing unknown.
         """
-        from diffusers import DDIMScheduler
-
         if not 1 <= num_steps <= self.num_timesteps:
             raise ConfigurationError(
                 f"num_steps is {num_steps}; expected 1 to {self.num_timesteps}, the scheduler's training timesteps."
             )
         if self.prediction_type == "flow":
             return self._flow_grid(num_steps)
-        # Given one by one: from_config would put DDIM's own defaults in the place of another class's.
-        config = self.scheduler.config
-        settings = {
-            "timestep_spacing": timestep_spacing or config.get("timestep_spacing", "leading"),
-            "clip_sample": config.get("clip_sample", False),
-        }
         try:
-            ddim = DDIMScheduler.from_config(config, **settings)
+            ddim = self.ddim_scheduler(**({"timestep_spacing": timestep_spacing} if timestep_spacing else {}))
             ddim.set_timesteps(num_steps)
-        except ValueError as error:
+        except (ValueError, NotImplementedError) as error:
             raise ConfigurationError(str(error)) from error
         t = ddim.timesteps.cpu()
         t = t[t >= 0]  # of some trailing grids diffusers' rounding makes one step too many, at t = −1

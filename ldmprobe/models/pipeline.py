@@ -171,24 +171,16 @@ def _check_image_size(pipeline: Any, model: DiffusionModel) -> None:
 
 def _scheduler(schedule: NoiseSchedule, name: str) -> Any:
     """The model's own for flow matching, else the DDIMScheduler whose steps are those of ``schedule.ddim_grid``."""
-    from diffusers import DDIMScheduler
-
     if schedule.prediction_type == "flow":
         return schedule.scheduler
-    class_name, config = type(schedule.scheduler).__name__, schedule.scheduler.config
-    # Given one by one: from_config would put DDIM's own defaults in the place of another class's.
-    settings = {
-        "timestep_spacing": config.get("timestep_spacing", "leading"),
-        "clip_sample": config.get("clip_sample", False),
-    }
     try:
-        scheduler = DDIMScheduler.from_config(config, **settings)
+        scheduler = schedule.ddim_scheduler()
         same = torch.allclose(scheduler.alphas_cumprod.double(), schedule.alpha**2, rtol=1e-5, atol=1e-7)
     except (NotImplementedError, ValueError, RuntimeError):
         same = False
     if not same:
         raise ConfigurationError(
-            f"The noise schedule of this {class_name} is none that a DDIMScheduler can have; use one that is."
+            f"The noise schedule of this {type(schedule.scheduler).__name__} is none that a DDIMScheduler can have; use one that is."
         )
     if name == "StableDiffusionPipeline":
         _set_as_stable_diffusion(scheduler)

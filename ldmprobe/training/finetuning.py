@@ -35,7 +35,9 @@ class FinetunedDiffusion(LatentDiffusion):
         lora: train low-rank updates only; default: train the whole network.
         train_text_encoder: train the text encoders, too; with ``lora``, by updates of the attention of those that diffusers has a
             format for (CLIP, not the T5 of Stable Diffusion 3), or where there are none of all.
-        scheduler: a diffusers scheduler in place of the pipeline's, such as one with ``rescale_betas_zero_snr``.
+        scheduler: settings of the noise schedule in the place of the pipeline's, by their names in diffusers; the others, such as its
+            betas, stay. ``{rescale_betas_zero_snr: true, prediction_type: v_prediction, timestep_spacing: trailing}`` trains with
+            zero terminal SNR (:meth:`~ldmprobe.diffusion.schedule.NoiseSchedule.with_settings`).
 
     Raises:
         ConfigurationError: before training: nothing loadable there, a LoRA target that is not in the network, data that does not fit.
@@ -52,7 +54,7 @@ class FinetunedDiffusion(LatentDiffusion):
         dropout: float = 0.1,
         lora: LoRA | None = None,
         train_text_encoder: bool = False,
-        scheduler: Any = None,
+        scheduler: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if train_text_encoder and text_precision != "float32":
@@ -66,7 +68,7 @@ class FinetunedDiffusion(LatentDiffusion):
         super().__init__(
             network=model.network,
             codec=model.codec,
-            scheduler=model.schedule.scheduler if scheduler is None else scheduler,
+            scheduler=(model.schedule.with_settings(**scheduler) if scheduler else model.schedule).scheduler,
             conditioning=model.conditioning,
             **kwargs,
         )

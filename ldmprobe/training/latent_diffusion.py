@@ -105,9 +105,9 @@ class LatentDiffusion(L.LightningModule):
             raise ConfigurationError(
                 f"validation_timesteps is {validation_timesteps}; expected 1 to {self.schedule.num_timesteps}."
             )
-        if offset_noise < 0 or input_perturbation < 0:
+        if not (0 <= offset_noise < float("inf") and 0 <= input_perturbation < float("inf")):
             raise ConfigurationError(
-                f"LatentDiffusion got offset_noise {offset_noise}, input_perturbation {input_perturbation}; expected numbers >= 0."
+                f"LatentDiffusion got offset_noise {offset_noise}, input_perturbation {input_perturbation}; expected finite numbers >= 0."
             )
         self.offset_noise, self.input_perturbation = offset_noise, input_perturbation
         if gradient_checkpointing:

@@ -6,6 +6,8 @@ from diffusers import (
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
     ScoreSdeVeScheduler,
@@ -166,3 +168,66 @@ def test_zero_terminal_snr_is_welcome_where_x0_is_predicted(prediction_type: str
     grid = NoiseSchedule(scheduler).ddim_grid(10)
     assert (float(grid.alpha_t[0]), float(grid.sigma_t[0])) == (0, 1)
     assert (grid.alpha_t[1:] > 0).all()
+
+
+ZERO_SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [DDIMScheduler, DDPMScheduler, PNDMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler, LCMScheduler],
+)
+def test_settings_change_what_they_name_and_nothing_else(kind):
+    own = NoiseSchedule(kind(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"))
+    spaced = own.with_settings(timestep_spacing="trailing")
+    torch.testing.assert_close(spaced.alpha, own.alpha, **FLOAT64)
+    assert (spaced.prediction_type, spaced.ddim_grid(10).clip_range) == ("epsilon", own.ddim_grid(10).clip_range)
+    assert spaced.ddim_grid(10).timesteps.tolist() == own.ddim_grid(10, "trailing").timesteps.tolist()
+
+    rescaled = own.with_settings(**ZERO_SNR)
+    first, last = own.alpha[0], own.alpha[-1]
+    torch.testing.assert_close(rescaled.alpha, (own.alpha - last) * first / (first - last), rtol=1e-5, atol=1e-6)
+    assert rescaled.prediction_type == "v_prediction"
+    assert float(rescaled.alpha[-1]) == 0
+
+
+def test_flow_matching_takes_the_settings_of_its_own_scheduler():
+    own = NoiseSchedule(FlowMatchEulerDiscreteScheduler(shift=3.0))
+    torch.testing.assert_close(
+        own.with_settings(shift=5.0).sigma, NoiseSchedule(FlowMatchEulerDiscreteScheduler(shift=5.0)).sigma
+    )
+    with pytest.raises(ConfigurationError, match=r"has no setting 'prediction_type'; expected some of .*shift"):
+        own.with_settings(prediction_type="epsilon")
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        (
+            {"rescale_beta": True},
+            "DDIMScheduler has no setting 'rescale_beta'; expected some of .*, rescale_betas_zero_snr",
+        ),
+        ({"use_flow_sigmas": True}, "DDIMScheduler has no setting 'use_flow_sigmas'"),
+        ({"class_path": "diffusers.DDIMScheduler"}, "DDIMScheduler has no setting 'class_path'"),
+        ({"prediction_type": "flow_prediction"}, "'flow_prediction'; expected one of epsilon, sample, v_prediction"),
+        ({"rescale_betas_zero_snr": True}, "set `prediction_type: v_prediction`"),
+        ({"timestep_spacing": "sideways"}, "sideways"),
+        ({"beta_schedule": "sideways"}, "DDPMScheduler cannot have the settings {'beta_schedule': 'sideways'}"),
+        ({"beta_start": "much"}, "DDPMScheduler cannot have the settings {'beta_start': 'much'}"),
+    ],
+)
+def test_settings_that_no_diffusion_has_are_refused(settings, text):
+    with pytest.raises(ConfigurationError, match=text):
+        NoiseSchedule(DDPMScheduler()).with_settings(**settings)
+
+
+def test_betas_that_ddim_does_not_know_cannot_be_sampled_with():
+    with pytest.raises(ConfigurationError, match="sigmoid is not implemented"):
+        NoiseSchedule(DDPMScheduler(beta_schedule="sigmoid")).ddim_grid(10)
+
+
+def test_what_is_no_scheduler_is_told_what_one_looks_like():
+    with pytest.raises(
+        ConfigurationError, match=r"'diffusers.DDIMScheduler', which is none.*class_path: diffusers.DDIM"
+    ):
+        NoiseSchedule("diffusers.DDIMScheduler")

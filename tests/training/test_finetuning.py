@@ -14,6 +14,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
 from ldmprobe.data.latents import LatentCache
+from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.frozen import NetworkFiles
 from ldmprobe.standalone import load_model
@@ -23,7 +24,7 @@ from ldmprobe.training.checkpoint import Checkpoint, load_diffusion_model
 from ldmprobe.training.finetuning import FinetunedDiffusion
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from ldmprobe.training.lora import LoRA
-from tests.helpers import FLOAT32
+from tests.helpers import FLOAT32, FLOAT64, sd_scheduler
 from tests.pipelines import TINY, conditional_unet, saved
 from tests.training.test_latent_diffusion import assert_same_state, trainer
 
@@ -106,6 +107,54 @@ def test_a_resumed_finetune_with_its_text_encoder_ends_with_the_same_weights(tmp
     ]
     assert changed
     assert (lora is not None) == all("lora_" in name for name in changed)
+
+
+ZERO_SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "timestep_spacing": "trailing"}
+
+
+def test_settings_of_the_scheduler_leave_the_pipelines_others_and_are_kept_when_it_is_resumed(tmp_path):
+    def module(**options):
+        return finetune(scheduler=ZERO_SNR, **options)
+
+    whole, resumed = module(), module()
+    expected = NoiseSchedule(sd_scheduler(**ZERO_SNR))  # the pipeline's betas, and its steps_offset
+    torch.testing.assert_close(whole.schedule.alpha, expected.alpha, **FLOAT64)
+    assert whole.schedule.ddim_grid(5).timesteps.tolist() == expected.ddim_grid(5).timesteps.tolist()
+    assert whole.schedule.scheduler.config.clip_sample is False
+    trainer(tmp_path / "whole", max_steps=4).fit(whole, shapes())
+    path = fitted(tmp_path / "first", module(), shapes())
+    trainer(tmp_path / "second", max_steps=4).fit(resumed, shapes(), ckpt_path=str(path))
+    assert_same_state(whole.state_dict(), resumed.state_dict())
+    with pytest.raises(ConfigurationError, match=r"its scheduler has .*, this run's has"):
+        trainer(tmp_path / "other", max_steps=4).fit(finetune(), shapes(), ckpt_path=str(path))
+
+
+def test_adamw_in_8_bit_keeps_a_third_of_the_state_and_is_resumed(tmp_path):
+    optimizers = pytest.importorskip("bitsandbytes").optim
+
+    def module(optimizer, **options):
+        return finetune(optimizer=lambda params: optimizer(params, lr=1e-3, **options), ema_decay=None)
+
+    def in_8_bit():
+        return module(
+            optimizers.AdamW8bit, min_8bit_size=512
+        )  # by default it leaves layers below 4,096 weights in float32
+
+    def state_bytes(fit):
+        values = (value for of in fit.optimizers[0].state.values() for value in of.values())
+        tensors = [value for value in values if isinstance(value, torch.Tensor)]
+        return sum({value.data_ptr(): value.nbytes for value in tensors}.values())  # the code book is one for all
+
+    plain, whole, second = (trainer(tmp_path / name, max_steps=4) for name in ("plain", "whole", "second"))
+    plain.fit(module(torch.optim.AdamW), shapes())
+    kept, resumed = in_8_bit(), in_8_bit()
+    whole.fit(kept, shapes())
+    print(f"{state_bytes(whole):,} bytes of state instead of {state_bytes(plain):,}")
+    assert state_bytes(whole) < state_bytes(plain) / 2
+    path = fitted(tmp_path / "first", in_8_bit(), shapes())
+    second.fit(resumed, shapes(), ckpt_path=str(path))
+    assert_same_state(kept.state_dict(), resumed.state_dict())
+    torch.testing.assert_close(kept.state_dict(), plain.lightning_module.state_dict(), rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("family", [SD, "StableDiffusionXLPipeline", "StableDiffusion3Pipeline"])
@@ -362,7 +411,9 @@ def test_data_of_other_classes_is_refused(tmp_path):
     [
         ({"train_text_encoder": True}, "has no text encoder; leave out `train_text_encoder`"),
         ({"prompts": ["a cat"]}, "has no text encoder; leave out `prompts`"),
-        ({"offset_noise": -0.1}, "expected numbers >= 0"),
+        ({"offset_noise": -0.1}, "expected finite numbers >= 0"),
+        ({"input_perturbation": float("nan")}, "expected finite numbers >= 0"),
+        ({"scheduler": {"rescale_betas": True}}, "DDIMScheduler has no setting 'rescale_betas'; expected some of"),
         ({"lora": LoRA(targets=["attn9"])}, "target 'attn9' is no linear layer"),
     ],
 )
