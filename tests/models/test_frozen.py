@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import copy
+import json
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from diffusers import AutoencoderKL
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextModel, T5EncoderModel
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.frozen import Frozen, NetworkFiles, variant_of
+from ldmprobe.models.frozen import Frozen, NetworkFiles, belonging_to, variant_of
 from tests.pipelines import autoencoder, clip, t5
 
 KINDS = {
@@ -160,9 +166,100 @@ def test_of_several_variants_the_one_that_is_asked_for_is_read(kind, variant):
     assert torch.equal(next(frozen.network.parameters()), expected)
 
 
+# --- files that are not whole --------------------------------------------------------------------------------------------
+
+
+def weights_file(files: NetworkFiles) -> Path:
+    (path,) = files.folder.glob("*.safetensors")
+    return path
+
+
+def rewrite(files: NetworkFiles, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    weights = load_file(weights_file(files))
+    change(weights)
+    save_file(weights, weights_file(files), {"format": "pt"})
+
+
 def test_files_that_are_torn_are_refused_before_they_are_needed(kind):
     _, files = kind
-    (path,) = files.folder.glob("*.safetensors")
+    path = weights_file(files)
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ConfigurationError, match=rf"No {files.network_class.__name__} can be loaded from .*: "):
+    expected = rf"No {files.network_class.__name__} can be loaded from .*: {path.name} is torn .*\. Copy or download it again, whole\."
+    with pytest.raises(ConfigurationError, match=expected):
         Frozen(files)
+
+
+@pytest.mark.parametrize("lost", [1, 3])
+def test_what_is_missing_is_named_before_it_is_needed(kind, lost):
+    """The libraries would make it up at random."""
+    _, files = kind
+    names = list(load_file(weights_file(files)))[:lost]
+    rewrite(files, lambda weights: [weights.pop(name) for name in names])
+    expected = rf"{lost} of its \d+ tensors (is|are) missing from its files, the first is ({'|'.join(map(re.escape, names))})\."
+    for read in (files.outline, files.load):
+        with pytest.raises(ConfigurationError, match=expected):
+            read()
+
+
+def test_weights_by_other_names_are_found_to_be_missing_when_they_are_loaded(kind):
+    """Their shapes alone do not tell."""
+    _, files = kind
+    rewrite(files, lambda weights: weights.update({"its.new.name": weights.pop(next(iter(weights)))}))
+    files.outline()
+    with pytest.raises(ConfigurationError, match=r"1 of its \d+ tensors is missing from its files, the first is "):
+        files.load()
+
+
+def test_an_old_autoencoders_names_are_known(tmp_path):
+    autoencoder().save_pretrained(tmp_path)
+    files = NetworkFiles(tmp_path, AutoencoderKL)
+    expected = files.load()
+    old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+    def rename(weights: dict[str, torch.Tensor]) -> None:
+        for new in [name for name in weights if ".attentions." in name]:
+            name = re.sub("|".join(old), lambda match: old[match[0]], new)
+            weights[name] = weights.pop(new)
+
+    rewrite(files, rename)
+    assert any("query" in name for name, _ in files.weights())
+    frozen = Frozen(files).network
+    for ours, theirs in zip(frozen.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_configuration_of_other_shapes_is_refused(tmp_path):
+    autoencoder(channels=2).save_pretrained(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"latent_channels": 4}))
+    with pytest.raises(
+        ConfigurationError,
+        match=r"by its config.json .* is of shape \(.*\), in its files of \(.*\); they do not belong",
+    ):
+        Frozen(NetworkFiles(tmp_path, AutoencoderKL))
+
+
+@pytest.mark.parametrize("lost", ["config.json", "*.index.json", "*-00002-of-*.safetensors"])
+def test_a_missing_file_is_named(tmp_path, lost):
+    in_two_parts(tmp_path)
+    (path,) = tmp_path.glob(lost)
+    path.unlink()
+    with pytest.raises(ConfigurationError, match=rf"its {path.name} is missing\. Copy or download it again, whole\."):
+        Frozen(NetworkFiles(tmp_path, AutoencoderKL))
+
+
+def test_parts_and_index_belong_together():
+    of_a_variant = belonging_to("model.fp16-00002-of-00002.safetensors")
+    parts = {"model.fp16-00001-of-00002.safetensors", "model.fp16-00002-of-00002.safetensors"}
+    assert of_a_variant == {*parts, "model.safetensors.index.fp16.json"}
+    assert belonging_to("model.fp16.safetensors") == belonging_to("config.json") == set()
+
+
+@pytest.mark.parametrize("value", [math.nan, -math.inf])
+def test_weights_that_are_not_finite_are_refused_by_name_when_they_are_loaded(kind, value):
+    _, files = kind
+    name = next(iter(load_file(weights_file(files))))
+    rewrite(files, lambda weights: weights[name].flatten()[-1:].fill_(value))
+    frozen = Frozen(files)
+    with pytest.raises(ConfigurationError, match=rf"its {re.escape(name)} has values that are not finite"):
+        _ = frozen.network
