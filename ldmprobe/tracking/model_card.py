@@ -141,10 +141,16 @@ def _use(name: str, pipeline: Any, model: DiffusionModel) -> str:
 ```python
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("{name}")
+pipeline = DiffusionPipeline.from_pretrained("{name}"{_without(pipeline)})
 images = pipeline({_call(pipeline, model)}, num_inference_steps=50).images
 ```
 """
+
+
+def _without(pipeline: Any) -> str:
+    """What diffusers has to be told that the pipeline does without, such as Stable Diffusion 3's T5."""
+    absent = [name for name, part in pipeline.components.items() if part is None]
+    return "".join(f", {name}=None" for name in absent if name not in pipeline._optional_components)
 
 
 def _use_lora(name: str, base: BaseModel, pipeline: Any, model: DiffusionModel) -> str:
@@ -162,7 +168,7 @@ def _use_lora(name: str, base: BaseModel, pipeline: Any, model: DiffusionModel) 
 ```python
 from diffusers import {", ".join(sorted([scheduler, "DiffusionPipeline"], key=str.lower))}
 
-pipeline = DiffusionPipeline.from_pretrained({source})
+pipeline = DiffusionPipeline.from_pretrained({source}{_without(pipeline)})
 pipeline.scheduler = {scheduler}.from_pretrained("{name}", subfolder="scheduler")
 pipeline.load_lora_weights("{name}")
 images = pipeline({_call(pipeline, model)}, num_inference_steps=50).images
