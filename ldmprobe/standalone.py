@@ -42,7 +42,8 @@ def load_model(
     Raises:
         ConfigurationError: nothing loadable there, prompts for a model without text, or no such device.
     """
-    if name.endswith(".ckpt") or Path(name).is_file() or (Path(name) / ".metadata").is_file():
+    of_a_pipeline = Path(name).suffix in (".safetensors", ".json", ".bin")
+    if name.endswith(".ckpt") or (Path(name).is_file() and not of_a_pipeline) or (Path(name) / ".metadata").is_file():
         from ldmprobe.training.checkpoint import load_diffusion_model
 
         if revision or variant or text_precision != "float32":

@@ -18,7 +18,7 @@ from PIL import Image
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
 from ldmprobe.models.families import FAMILIES, REFUSED
-from ldmprobe.models.frozen import NetworkFiles
+from ldmprobe.models.frozen import Frozen
 from ldmprobe.standalone import load_model, sample_images
 from ldmprobe.tracking.store import RecordStore
 from ldmprobe.training.cache import write_cache
@@ -119,7 +119,7 @@ def cached(name: str, monkeypatch: Any) -> None:
         raise AssertionError("a codec or a text encoder was loaded")
 
     expected = finetuned(name)[0]
-    monkeypatch.setattr(NetworkFiles, "load", never)
+    monkeypatch.setattr(Frozen, "network", property(never))
     losses, path = finetuned(name, latents=folder)
     monkeypatch.undo()
     torch.testing.assert_close(losses, expected, **FLOAT32)

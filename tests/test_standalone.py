@@ -227,7 +227,7 @@ def test_what_a_model_has_no_use_for_is_refused(pipelines, capsys):
     for option, text in (
         (["--prompt", "a cat"], "takes no text, so that --prompt is of no use to it"),
         (["--guidance-scale", "3"], "--guidance-scale is 3, but"),
-        (["--variant", "fp16"], "There is no variant 'fp16'"),
+        (["--variant", "fp16"], "has no weights of a variant 'fp16'; leave"),
     ):
         _refused(["probe", pipelines["DDPMPipeline"], "--out", "out", *TINY, *option], capsys, text)
 
@@ -283,3 +283,10 @@ def test_a_file_that_is_no_checkpoint_is_refused(capsys):
     Path("notes.ckpt").write_text("nothing")
     _refused(["sample", "notes.ckpt"], capsys, "notes.ckpt is not a readable checkpoint")
     _refused(["sample", "missing.ckpt"], capsys, "missing.ckpt is not a readable checkpoint")
+
+
+@pytest.mark.parametrize("file", ["model_index.json", "unet/diffusion_pytorch_model.safetensors"])
+def test_a_single_file_of_a_pipeline_is_refused_with_what_to_give_instead(pipelines, file, capsys):
+    _refused(
+        ["sample", str(pipelines["DDPMPipeline"] / file)], capsys, "single file. Give the folder of the whole pipeline"
+    )

@@ -12,6 +12,7 @@ from ldmprobe.models.frozen import WEIGHTS, variant_of
 
 _WITHOUT_WEIGHTS = re.compile("Scheduler|Tokenizer|Processor|FeatureExtractor")  # in the names of classes
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_LORA = "pytorch_lora_weights.safetensors"  # as diffusers calls it
 _AGAIN = "Copy or download the pipeline again, whole."
 
 
@@ -25,28 +26,37 @@ def find_pipeline(name: str, revision: str | None = None, local_files_only: bool
 
     folder = Path(name).expanduser()
     if folder.is_dir():
+        if revision is not None:
+            raise ConfigurationError(f"`revision` is of the hub, but {name} is a folder here; leave it out.")
         return str(folder), _files(folder)
+    if folder.is_file():
+        raise ConfigurationError(refusal(name, revision))
+    owner = Path(name).parent
+    if name.count("/") == 1 and owner.name and owner.is_dir() and revision is None:
+        raise ConfigurationError(
+            f"{name!r} is no diffusers pipeline that can be read: there is a folder {owner.name!r} here, but no {folder.name!r} in it. If you "
+            "mean the hub's repository of this name, give its `revision`, such as main."
+        )
+    unreached: Exception | None = None
     try:
         if not local_files_only:
             return name, HfApi().list_repo_files(name, revision=revision)
     except Exception as error:  # of the hub's many kinds some are final; the others mean that it is out of reach
         if _kinds(error) & {"HFValidationError", "RepositoryNotFoundError", "RevisionNotFoundError"}:
             raise ConfigurationError(refusal(name, revision, error)) from error
+        unreached = error
     try:
         index = hf_hub_download(name, "model_index.json", revision=revision, local_files_only=True)
     except Exception as error:
-        raise ConfigurationError(refusal(name, revision, error)) from error
+        raise ConfigurationError(refusal(name, revision, unreached or error)) from error
     return str(Path(index).parent), _files(Path(index).parent)
 
 
-def refusal(name: str, revision: str | None, error: Exception) -> str:
+def refusal(name: str, revision: str | None, error: Exception | None = None) -> str:
     """What to tell the user of a pipeline that could not be found."""
     start = f"{name!r} is no diffusers pipeline that can be read: "
-    if Path(name).expanduser().is_dir():
-        return start + (
-            "the folder has no readable model_index.json. Give the folder that DiffusionPipeline.save_pretrained wrote, not one of its "
-            "components, and no single file of weights."
-        )
+    if Path(name).expanduser().exists():
+        return start + _what_it_is(Path(name).expanduser())
     kinds = _kinds(error)
     if "HFValidationError" in kinds or name.count("/") > 1 or name.startswith((".", "~", "/")):
         return start + "there is no such folder here, and it is no hub id (`owner/name`)."
@@ -67,10 +77,36 @@ def refusal(name: str, revision: str | None, error: Exception) -> str:
     if "EntryNotFoundError" in kinds and "LocalEntryNotFoundError" not in kinds:
         return start + "the hub repository has no model_index.json; only whole pipelines can be loaded."
     at = f" --revision {revision}" if revision else ""
+    if "OfflineModeIsEnabled" in kinds:
+        why = "was not to be asked (HF_HUB_OFFLINE is set)"
+    elif "LocalEntryNotFoundError" in kinds and "TransportError" not in kinds:
+        why = "was not to be asked (`local_files_only`)"
+    else:
+        why = f"could not be reached ({type(error).__name__}: {' '.join(str(error).split())})"
     return start + (
-        "there is no such folder here, it is not in the hub's cache (HF_HOME), and the hub was not to be asked or could not be "
-        f"reached ({type(error).__name__}). Where there is a connection, run `hf download {name}{at}`, or with `--local-dir DIR`, and "
-        "give DIR here."
+        f"there is no such folder here, it is not in the hub's cache (HF_HOME), and the hub {why}. Where there is a connection, run "
+        f"`hf download {name}{at}`, or with `--local-dir DIR`, and give DIR here."
+    )
+
+
+def _what_it_is(place: Path) -> str:
+    """Instead of a pipeline's folder, and what to give."""
+    if place.suffix == ".ckpt":
+        return f"it is a checkpoint. Write a pipeline of it, `ldmprobe export {place} DIR --merge`, and give DIR."
+    if (place / "checkpoints").is_dir():
+        return f"it is the folder of a run. Give one of its checkpoints, such as {place / 'checkpoints' / 'last.ckpt'}."
+    if place.name == _LORA or (place / _LORA).is_file():
+        return (
+            "it has a LoRA alone, without the model that it is for. Give the checkpoint that it was exported from, or what `ldmprobe export "
+            "CHECKPOINT DIR --merge` writes."
+        )
+    if place.is_file():
+        return (
+            "it is a single file. Give the folder of the whole pipeline, which DiffusionPipeline.save_pretrained wrote."
+        )
+    return (
+        "the folder has no readable model_index.json. Give the folder that DiffusionPipeline.save_pretrained wrote, not one of its "
+        "components, and no single file of weights."
     )
 
 
@@ -94,15 +130,15 @@ def check_files(name: str, index: dict[str, Any], files: Sequence[str], variant:
             )
         if not _WITHOUT_WEIGHTS.search(str(entry[1])):
             variants[component] = _variants(f"The {component} in {name}", folders[component])
-    there = set[str | None]().union(*variants.values())
+    there = sorted(set[str | None]().union(*variants.values()), key=str)
     lacking = [component for component, found in variants.items() if not found & {variant, None}]
-    if lacking or variant not in there | {None}:
-        have = [repr(each) for each in sorted(each for each in there if each is not None)]
-        have += ["weights without a variant"] if None in there else []
-        what = f"There is no variant {variant!r}" if variant is not None else "There are no weights without a variant"
-        raise ConfigurationError(
-            f"{what} in {name}{f' of its {lacking[0]}' if lacking else ''}; there is {' and '.join(have)}. Set `variant` accordingly."
-        )
+    if lacking or variant not in (*there, None):
+        whole = [each for each in there if all(found & {each, None} for found in variants.values())]
+        remedies = [f"set `variant: {each}`" if each else "leave `variant` out" for each in whole]
+        whose = f"The {lacking[0]} in {name}" if lacking else name
+        lacks = "without a variant" if variant is None else f"of a variant {variant!r}"
+        remedy = " or ".join(remedies) or "there is none that all of its parts have"
+        raise ConfigurationError(f"{whose} has no weights {lacks}; {remedy}.")
 
 
 def _variants(what: str, files: Sequence[str]) -> set[str | None]:

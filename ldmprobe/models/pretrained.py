@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,6 +26,7 @@ from ldmprobe.models.text import TextConditioning, TextEncoder
 Precision = Literal["float32", "bfloat16", "float16"]
 _LIBRARIES = ("diffusers", "transformers")
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+_DISPENSABLE = ("text_encoder_3", "tokenizer_3")  # Stable Diffusion 3's T5, without which it encodes text, too
 
 
 def load_pipeline(
@@ -99,7 +102,8 @@ def read_pipeline(
     class_name = str(index.get("_class_name"))
     family = family_of(class_name, name)
     _check_components(name, index)
-    unread = dict.fromkeys(part for part in (*_UNUSED, *without) if part in index)
+    absent = [part for part in _DISPENSABLE if part in index and list(index[part]) == [None, None]]
+    unread = dict.fromkeys(part for part in (*_UNUSED, *without, *absent) if part in index)
     read = {part: entry for part, entry in index.items() if part not in unread}
     check_files(name, read, files, variant)
     try:
@@ -116,6 +120,11 @@ def read_pipeline(
             for part, entry in read.items()
             if (part == family.autoencoder or part.startswith("text_encoder")) and entry[1] is not None
         }
+        network = {
+            part: NetworkFiles(folder / part, _class(*entry), variant).load()
+            for part, entry in read.items()
+            if part == family.network
+        }
         pipeline = DiffusionPipeline.from_pretrained(
             folder,
             variant=variant,
@@ -124,13 +133,14 @@ def read_pipeline(
             low_cpu_mem_usage=False,
             **unread,
             **{part: each.outline for part, each in frozen.items()},
+            **network,
         )
+    except ConfigurationError:
+        raise
     except Exception as error:
         raise ConfigurationError(
             f"The {class_name} in {name} cannot be loaded: {error or type(error).__name__}"
         ) from error
-    if family.network not in unread:
-        getattr(pipeline, family.network).float()
     return ReadPipeline(pipeline, frozen)
 
 
@@ -157,33 +167,42 @@ class PretrainedText(TextEncoder):
         read = read_pipeline(pipeline, sorted(families), revision, variant, local_files_only, text_precision)
         if not FAMILIES[type(read.pipeline).__name__].text:
             raise ConfigurationError(f"{pipeline} is a {type(read.pipeline).__name__}, which has no text encoder.")
+        if "text_encoder_3" in read.pipeline.components and read.pipeline.text_encoder_3 is None:
+            raise ConfigurationError(
+                f"{pipeline} is without its text_encoder_3, for which only its own network has a substitute; give one with it."
+            )
         super().__init__(read.pipeline, read.frozen)
 
 
 def _check_components(name: str, index: dict[str, Any]) -> None:
-    """Refuse components that are not of diffusers or transformers, or that bring code of their own."""
+    """Refuse components that are not of diffusers or transformers, or that bring code of their own, and the lack of those that are needed."""
+    import diffusers
+
     for component, entry in index.items():
         network = component in ("unet", "transformer", "scheduler")
         if component.startswith("_") or component in _UNUSED or not (network or isinstance(entry, (list, tuple))):
             continue
         listed = list(entry) if isinstance(entry, (list, tuple)) else [entry]
-        if listed == [None, None] and not network:  # a part that the pipeline does without
+        if listed == [None, None] and not network:
+            if component not in (*_DISPENSABLE, *getattr(diffusers, index["_class_name"])._optional_components):
+                raise ConfigurationError(
+                    f"{name} is without its {component} (null in model_index.json), which a {index['_class_name']} needs; save it with one."
+                )
             continue
         if len(listed) != 2 or listed[0] not in _LIBRARIES or re.match("Auto(?!encoder)", str(listed[1])):
             raise ConfigurationError(
                 f"{name} asks for {'.'.join(map(str, listed))} as its {component}; expected a class of {' or '.join(_LIBRARIES)}. "
                 "Code that a pipeline brings along is never run."
             )
+        if not hasattr(import_module(listed[0]), str(listed[1])):
+            raise ConfigurationError(
+                f"{name} asks for {'.'.join(map(str, listed))} as its {component}, which {listed[0]} {version(listed[0])}, installed here, lacks. If a "
+                "newer version has this class, install that; if it is code that the pipeline brings along, it is never run."
+            )
 
 
 def _class(library: str, name: str) -> Any:
-    import diffusers
-    import transformers
-
-    cls = getattr({"diffusers": diffusers, "transformers": transformers}[library], name, None)
-    if cls is None:
-        raise ConfigurationError(f"it needs {library}.{name}, which the {library} installed here lacks.")
-    return cls
+    return getattr(import_module(library), name)
 
 
 def _taken_apart(read: ReadPipeline, prompts: Sequence[str]) -> DiffusionModel:
@@ -195,13 +214,21 @@ def _taken_apart(read: ReadPipeline, prompts: Sequence[str]) -> DiffusionModel:
         labelled = max(pipeline.labels.values(), default=classes - 1) + 1
         if labelled < classes:  # as_pipeline has padded it
             with_num_classes(network, labelled)
+    autoencoder, channels = read.frozen.get(family.autoencoder or ""), network.config.in_channels
+    config = {} if autoencoder is None else autoencoder.outline.config
+    encoded = config.get("vq_embed_dim") or config.get("latent_channels", channels)
+    if encoded != channels:
+        raise ConfigurationError(
+            f"The {family.network} takes latents of {channels} channels, those of the {family.autoencoder} have {encoded}; they do not belong "
+            "together: take both from one pipeline."
+        )
     size = network.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     return DiffusionModel(
         network.eval(),
         NoiseSchedule(pipeline.scheduler),
-        (network.config.in_channels, height, width),
-        LatentCodec(read.frozen.get(family.autoencoder or "")),
+        (channels, height, width),
+        LatentCodec(autoencoder),
         _conditioning(family, read, prompts),
     )
 

@@ -20,6 +20,7 @@ from ldmprobe.models.families import FAMILIES
 from ldmprobe.models.frozen import Frozen
 
 _START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"  # CLIP's
+_USED = 0.9  # at least, of an encoder's embeddings by its tokenizer; of T5's 32,128 it is 32,100
 # What a configuration says of where it was read, and by whom:
 _OF_THE_FILE = (
     "_name_or_path",
@@ -47,7 +48,7 @@ class TextEncoder(nn.Module):
             :meth:`made_for` says another.
 
     Raises:
-        ConfigurationError: a tokenizer has more tokens than its text encoder embeds.
+        ConfigurationError: a tokenizer that does not belong to its text encoder.
     """
 
     def __init__(self, pipeline: Any, frozen: dict[str, Frozen] | None = None) -> None:
@@ -60,15 +61,7 @@ class TextEncoder(nn.Module):
         network = getattr(pipeline, self.family.network, None)
         self.size: Condition = {} if network is None else self._size(network, *_trained_size(pipeline, network))
         for name, encoder in self._outlines.items():
-            tokens, embeddings = (
-                len(self.tokenizers[_tokenizer_of(name)]),
-                encoder.get_input_embeddings().num_embeddings,
-            )
-            if tokens > embeddings:
-                raise ConfigurationError(
-                    f"The {_tokenizer_of(name)} has {tokens:,} tokens, the {name} embeds {embeddings:,}; they do not belong together: "
-                    "take both from one pipeline."
-                )
+            _check_belonging(name, encoder, self.tokenizers[_tokenizer_of(name)])
 
     def freeze(self) -> None:
         """None of the encoders is trained."""
@@ -379,6 +372,22 @@ def _pipeline(cls: Any, parts: dict[str, Any]) -> Any:
 
 def _tokenizer_of(encoder: str) -> str:
     return encoder.replace("text_encoder", "tokenizer")
+
+
+def _check_belonging(name: str, encoder: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer that is not this encoder's."""
+    tokens, embeddings = len(tokenizer), encoder.get_input_embeddings().num_embeddings
+    if not _USED * embeddings <= tokens <= embeddings:
+        raise ConfigurationError(
+            f"The {_tokenizer_of(name)} has {tokens:,} tokens, the {name} embeds {embeddings:,}; they do not belong together: take both "
+            "from one pipeline."
+        )
+    longest, positions = tokenizer.model_max_length, getattr(encoder.config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise ConfigurationError(
+            f"The {_tokenizer_of(name)} makes captions of up to {longest:,} tokens, the {name} takes {positions:,}; write "
+            f'`"model_max_length": {positions}` in {_tokenizer_of(name)}/tokenizer_config.json.'
+        )
 
 
 def _encoder_description(encoder: Any) -> dict[str, Any]:

@@ -84,6 +84,14 @@ def test_the_path_is_that_of_the_pipelines_own_call(name, guidance_scale):
     assert_same_path(saved(name), pipeline, guidance_scale)
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_stable_diffusion_3_does_without_t5(guidance_scale, tmp_path):
+    pipeline = tiny("StableDiffusion3Pipeline")
+    pipeline.register_modules(text_encoder_3=None, tokenizer_3=None)
+    pipeline.save_pretrained(tmp_path)
+    assert_same_path(tmp_path, pipeline, guidance_scale)
+
+
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 LINEAR = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "num_train_timesteps": 1000}
 SD_STEPS = {"set_alpha_to_one": False, "steps_offset": 1}

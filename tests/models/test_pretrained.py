@@ -5,22 +5,29 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import socket
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
+import lightning as L
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, DiffusionPipeline
 from huggingface_hub import close_session
+from safetensors.torch import load_file, save_file
 
+from ldmprobe.cli import main
+from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.families import FAMILIES
 from ldmprobe.models.frozen import NetworkFiles
 from ldmprobe.models.pipeline_files import check_files
 from ldmprobe.models.pretrained import PretrainedText, load_pipeline
 from ldmprobe.models.text import TextConditioning
-from tests.helpers import FLOAT32, sd_scheduler, tiny_unet
-from tests.pipelines import saved, tiny
+from ldmprobe.standalone import load_model, sample_images
+from ldmprobe.training.finetuning import FinetunedDiffusion
+from tests.helpers import FLOAT32, WHOLE_PATH, sd_scheduler, tiny_unet
+from tests.pipelines import autoencoder, saved, tiny
 
 
 @pytest.fixture
@@ -95,10 +102,64 @@ def test_a_folder_that_is_nowhere_is_refused(name):
         load_pipeline(name)
 
 
+def test_a_mistyped_folder_is_told_without_asking_the_hub(tmp_path, monkeypatch):
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ConfigurationError, match=r"there is a folder 'models' here, but no 'mine' in it\. If you mean the"
+    ):
+        load_pipeline("models/mine")
+    with pytest.raises(ConfigurationError, match="not in the hub's cache"):  # as the message says
+        load_pipeline("models/mine", revision="main")
+
+
+def test_a_folder_has_no_revisions(folder):
+    with pytest.raises(ConfigurationError, match=r"`revision` is of the hub, but .* is a folder here; leave it out"):
+        load_pipeline(str(folder), revision="main")
+
+
+@pytest.mark.parametrize(
+    ("there", "given", "told"),
+    [
+        ("unet.safetensors", "unet.safetensors", "it is a single file. Give the folder of the whole pipeline"),
+        ("pytorch_lora_weights.safetensors", "", "it has a LoRA alone, .* `ldmprobe export CHECKPOINT DIR --merge`"),
+        ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.safetensors", "it has a LoRA alone"),
+        ("checkpoints/last.ckpt", "", "it is the folder of a run. Give one of its checkpoints, such as .*/last.ckpt"),
+        (
+            "checkpoints/last.ckpt",
+            "checkpoints/last.ckpt",
+            "it is a checkpoint. Write a pipeline of it, `ldmprobe export",
+        ),
+    ],
+)
+def test_what_is_no_pipeline_is_refused_with_what_to_give_instead(tmp_path, there, given, told):
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).touch()
+    with pytest.raises(ConfigurationError, match=told):
+        load_pipeline(str(tmp_path / given))
+
+
+def test_a_hub_that_does_not_answer_is_told_by_the_connections_error(tmp_path, monkeypatch):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]  # free again when it is asked
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", f"http://127.0.0.1:{port}")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)  # between its attempts
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    close_session()
+    try:
+        with pytest.raises(ConfigurationError, match=r"and the hub could not be reached \(.*refused\)"):
+            load_pipeline("no/such-pipeline")
+    finally:
+        close_session()
+
+
 @pytest.mark.parametrize("source", [{}, {"revision": "refs/pr/1"}, {"local_files_only": True}])
 def test_a_hub_id_out_of_reach_is_refused_with_how_to_get_it(source):
     at = f" --revision {source['revision']}" if "revision" in source else ""
-    expected = f"not in the hub's cache .* could not be reached .*run `hf download no/such-pipeline{at}`, or with `--local-dir DIR`"
+    why = "`local_files_only`" if "local_files_only" in source else "HF_HUB_OFFLINE is set"
+    expected = rf"not in the hub's cache .* was not to be asked \({why}\).*run `hf download no/such-pipeline{at}`, or with `--local-dir DIR`"
     with pytest.raises(ConfigurationError, match=expected):
         load_pipeline("no/such-pipeline", **source)
 
@@ -176,6 +237,111 @@ def test_a_cached_hub_pipeline_is_read_without_the_hub(tmp_path, monkeypatch):
         load_pipeline("someone/tiny")
 
 
+@pytest.fixture
+def changed(tmp_path):
+    """A copy of Stable Diffusion, to be changed; and its model_index.json."""
+    folder = tmp_path / "changed"
+    shutil.copytree(saved("StableDiffusionPipeline"), folder)
+    return folder, json.loads((folder / "model_index.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("component", "entry", "told"),
+    [
+        (
+            "unet",
+            ["diffusers", "MyUNet"],
+            r"asks for diffusers.MyUNet as its unet, which diffusers [\d.]+.*, installed here, lacks",
+        ),
+        (
+            "tokenizer",
+            ["transformers", "MyTokenizer"],
+            "asks for transformers.MyTokenizer as its tokenizer, which transformers",
+        ),
+        (
+            "unet",
+            ["unet.mine", "MyUNet"],
+            "asks for unet.mine.MyUNet as its unet; expected a class of diffusers or transformers",
+        ),
+        ("vae", [None, None], "is without its vae .null in model_index.json., which a StableDiffusionPipeline needs"),
+    ],
+)
+def test_components_that_cannot_be_had_are_refused(changed, component, entry, told):
+    folder, index = changed
+    (folder / "model_index.json").write_text(json.dumps(index | {component: entry}))
+    with pytest.raises(ConfigurationError, match=told):
+        load_pipeline(str(folder))
+
+
+def test_an_autoencoder_of_another_network_is_refused(changed):
+    autoencoder(channels=4).save_pretrained(changed[0] / "vae")
+    with pytest.raises(
+        ConfigurationError,
+        match="The unet takes latents of 2 channels, those of the vae have 4; they do not belong together",
+    ):
+        load_pipeline(str(changed[0]))
+
+
+def test_a_network_that_lacks_weights_is_refused(changed):
+    path = changed[0] / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    del weights["conv_in.bias"]
+    save_file(weights, path, {"format": "pt"})
+    with pytest.raises(ConfigurationError, match=r"1 of its 208 tensors is missing .*, the first is conv_in.bias\."):
+        load_pipeline(str(changed[0]))
+
+
+def test_loading_draws_no_random_numbers_and_leaves_the_network_to_be_trained(folder):
+    state = torch.get_rng_state()
+    model = load_pipeline(str(folder))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(parameter.requires_grad for parameter in model.network.parameters())
+
+
+@pytest.fixture(scope="module")
+def without_t5(tmp_path_factory):
+    """Stable Diffusion 3 as it is often used: saved without its largest text encoder."""
+    pipeline, folder = tiny("StableDiffusion3Pipeline"), tmp_path_factory.mktemp("sd3")
+    pipeline.register_modules(text_encoder_3=None, tokenizer_3=None)
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+def test_stable_diffusion_3_without_t5_is_finetuned_exported_and_probed(without_t5, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = FinetunedDiffusion(str(without_t5), prompts=["a red cat"], ema_decay=None)
+    quiet = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    trainer = L.Trainer(max_steps=1, accelerator="cpu", limit_val_batches=0, **quiet)
+    shapes = {"num_images": 20, "size": 16}
+    trainer.fit(module, ImageData("builtin:shapes", shapes, caption_column="caption", batch_size=4, check_rows=1))
+    trainer.save_checkpoint("last.ckpt")
+    assert main(["export", "last.ckpt", "exported"]) == 0
+    card = (tmp_path / "exported" / "README.md").read_text()
+    assert 'from_pretrained("exported", text_encoder_3=None, tokenizer_3=None)' in card
+    DiffusionPipeline.from_pretrained("exported", text_encoder_3=None, tokenizer_3=None)
+    images = [
+        sample_images(load_model(name, "cpu", ["a red cat"]), 2, num_steps=2, guidance_scale=2.0)
+        for name in ("last.ckpt", "exported", str(without_t5))
+    ]
+    torch.testing.assert_close(images[0], images[1], **WHOLE_PATH)
+    assert not torch.equal(images[0], images[2])
+    assert (
+        main(["probe", "exported", "--out", "probed", "--num-samples", "8", "--num-steps", "2", "--device", "cpu"]) == 0
+    )
+
+
+def test_text_encoders_without_t5_are_of_no_use_to_another_network(without_t5):
+    with pytest.raises(
+        ConfigurationError, match="is without its text_encoder_3, for which only its own network has a substi"
+    ):
+        PretrainedText(str(without_t5))
+
+
 @pytest.mark.parametrize("component", ["unet", "scheduler"])
 def test_a_missing_component_is_named(folder, component):
     shutil.rmtree(folder / component)
@@ -212,7 +378,7 @@ def test_pickled_weights_are_refused_with_how_to_convert_them(tmp_path):
 def test_broken_weights_are_refused(folder):
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(ConfigurationError, match=r"DDPMPipeline in .* cannot be loaded"):
+    with pytest.raises(ConfigurationError, match=r"No UNet2DModel .*/unet: .* is torn .*\. Copy or download it"):
         load_pipeline(str(folder))
 
 
@@ -236,8 +402,10 @@ def test_a_half_precision_variant_is_loaded_in_float32(half):
 
 @pytest.mark.parametrize("variant", [None, "bf16"])
 def test_a_variant_that_is_not_there_is_refused_with_those_that_are(half, variant):
-    what = "no variant 'bf16'" if variant else "no weights without a variant"
-    with pytest.raises(ConfigurationError, match=f"There (is|are) {what} in .*; there is 'fp16'. Set `variant`"):
+    what = "of a variant 'bf16'" if variant else "without a variant"
+    with pytest.raises(
+        ConfigurationError, match=rf"The text_encoder in .* has no weights {what}; set `variant: fp16`\."
+    ):
         load_pipeline(str(half), variant=variant)
 
 
@@ -246,10 +414,13 @@ def test_a_component_without_the_variant_is_read_without_it(half):
     shutil.copytree(saved("StableDiffusionPipeline") / "vae", half / "vae", dirs_exist_ok=True)
     (half / "vae" / "diffusion_pytorch_model.fp16.safetensors").unlink()
     load_pipeline(str(half), variant="fp16")
-    with pytest.raises(
-        ConfigurationError, match=r"There is no variant 'bf16' in .*; there is 'fp16' and weights without a variant"
-    ):
+    with pytest.raises(ConfigurationError, match=r"has no weights of a variant 'bf16'; set `variant: fp16`\."):
         load_pipeline(str(half), variant="bf16")
+
+
+def test_a_variant_of_weights_without_one_is_refused(folder):
+    with pytest.raises(ConfigurationError, match=r"ddpm has no weights of a variant 'fp16'; leave `variant` out\."):
+        load_pipeline(str(folder), variant="fp16")
 
 
 def test_weights_in_parts_are_found_with_their_variants():
@@ -261,7 +432,7 @@ def test_weights_in_parts_are_found_with_their_variants():
     index = {"_class_name": "StableDiffusion3Pipeline", "text_encoder_3": ["transformers", "T5EncoderModel"]}
     for file, variant in zip(files, (None, "fp16", "bf16"), strict=True):
         check_files("sd3", index, [f"text_encoder_3/{file}"], variant)
-        with pytest.raises(ConfigurationError, match="There is no variant 'fp8' in sd3"):
+        with pytest.raises(ConfigurationError, match="sd3 has no weights of a variant 'fp8'"):
             check_files("sd3", index, [f"text_encoder_3/{file}"], "fp8")
 
 
@@ -288,16 +459,16 @@ def test_frozen_text_encoders_are_read_from_yaml(tmp_path):
 def test_text_encoders_and_autoencoder_are_read_when_they_are_needed(monkeypatch):
     read: list[str] = []
     load = NetworkFiles.load
-    monkeypatch.setattr(NetworkFiles, "load", lambda self, dtype: read.append(self.folder.name) or load(self, dtype))
+    monkeypatch.setattr(NetworkFiles, "load", lambda self, *dtype: read.append(self.folder.name) or load(self, *dtype))
     model = load_pipeline(str(saved("StableDiffusionXLPipeline")))
     model.codec.latent_shape((3, 16, 16))
     assert model.conditioning.encoder.description["encoders"]
-    assert read == []
+    assert read == ["unet"]
     model.conditioning.for_samples(torch.arange(2))
-    assert read == ["text_encoder", "text_encoder_2"]
+    assert read == ["unet", "text_encoder", "text_encoder_2"]
     model.codec.decode(torch.zeros(1, *model.latent_shape))
     model.conditioning.for_samples(torch.arange(2))
-    assert read == ["text_encoder", "text_encoder_2", "vae"]
+    assert read == ["unet", "text_encoder", "text_encoder_2", "vae"]
 
 
 @pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.text])

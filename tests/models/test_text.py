@@ -65,9 +65,13 @@ def test_words_of_other_letters_are_refused():
 # --- any of them ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", WITH_TEXT)
-def test_an_encoder_is_rebuilt_from_its_description(name):
+@pytest.mark.parametrize(
+    ("name", "without"),
+    [*((name, ()) for name in WITH_TEXT), ("StableDiffusion3Pipeline", ("text_encoder_3", "tokenizer_3"))],
+)
+def test_an_encoder_is_rebuilt_from_its_description(name, without):
     pipeline = tiny(name)
+    pipeline.register_modules(**dict.fromkeys(without))
     encoder = TextEncoder(pipeline).eval()
     network = getattr(pipeline, encoder.family.network)
     encoder(["a red cat"])  # tokenizers keep what the last call asked of them
@@ -90,10 +94,23 @@ def test_settings_that_the_encoding_goes_by_are_kept():
 
 def test_a_tokenizer_of_another_encoder_is_refused():
     pipeline = tiny("StableDiffusionPipeline")
-    pipeline.text_encoder.resize_token_embeddings(10)
-    with pytest.raises(
-        ConfigurationError, match=r"The tokenizer has \d+ tokens, the text_encoder embeds 10; they do not belong"
-    ):
+    tokens = len(pipeline.tokenizer)
+    for embeddings in (tokens - 1, 2 * tokens):
+        pipeline.text_encoder.resize_token_embeddings(embeddings)
+        with pytest.raises(
+            ConfigurationError,
+            match=rf"The tokenizer has \d+ tokens, the text_encoder embeds {embeddings}; they do not",
+        ):
+            TextEncoder(pipeline)
+    pipeline.text_encoder.resize_token_embeddings(tokens + 2)  # as T5's are rounded up
+    TextEncoder(pipeline)
+
+
+def test_captions_longer_than_the_encoder_takes_are_refused():
+    pipeline = tiny("StableDiffusionPipeline")
+    pipeline.tokenizer.model_max_length = 77
+    expected = 'of up to 77 tokens, the text_encoder takes 12; write `"model_max_length": 12` in tokenizer/tokenizer_config.json'
+    with pytest.raises(ConfigurationError, match=expected):
         TextEncoder(pipeline)
 
 

@@ -16,7 +16,7 @@ from ldmprobe.data.images import ImageData
 from ldmprobe.data.latents import LatentCache
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.frozen import NetworkFiles
+from ldmprobe.models.frozen import Frozen
 from ldmprobe.standalone import load_model
 from ldmprobe.training.base_model import BaseModel
 from ldmprobe.training.cache import write_cache
@@ -218,7 +218,7 @@ def test_a_finetune_from_a_cache_is_resumed_without_codec_and_text_encoders(tmp_
         raise AssertionError("a codec or a text encoder was loaded")
 
     with monkeypatch.context() as patch:
-        patch.setattr(NetworkFiles, "load", never)
+        patch.setattr(Frozen, "network", property(never))
         path = fitted(tmp_path / "first", module(), shapes(latents=str(tmp_path / "latents")))
         resumed = module()
         resume = trainer(tmp_path / "second", max_steps=4)
