@@ -9,14 +9,16 @@ _LONGEST = 200  # of a value in a message
 
 
 def first_difference(theirs: Any, ours: Any, place: str = "") -> str | None:
-    """In words, such as "network.sample_size is 8, this configuration's is 16"; None if there is none. Lists and tuples are alike, and so
-    are what is missing and None."""
+    """In words, such as "network.sample_size is 8, this configuration's is 16", or of hashes "weights are others"; None if there is none. Lists
+    and tuples are alike, and so are what is missing and None."""
     one, other = ({} if value is None else value for value in (theirs, ours))
     if isinstance(one, dict) and isinstance(other, dict):
         keys = {**one, **other}
         found = (first_difference(one.get(key), other.get(key), f"{place}.{key}".lstrip(".")) for key in keys)
         return next((text for text in found if text), None)
     same = _plain(theirs) == _plain(ours)
+    if not same and all(re.fullmatch("[0-9a-f]{64}", str(value)) for value in (theirs, ours)):
+        return f"{place} are others"
     return None if same else f"{place} is {_short(theirs)}, this configuration's is {_short(ours)}"
 
 
@@ -28,5 +30,4 @@ def _plain(value: Any) -> Any:
 
 def _short(value: Any) -> str:
     text = " ".join(str(value).split())
-    longest = 12 if re.fullmatch("[0-9a-f]{64}", text) else _LONGEST  # of a hash the start will do
-    return text if len(text) <= longest else f"{text[:longest]}…"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

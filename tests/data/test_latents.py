@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from datasets import Array3D, Dataset, Features, Image
+from PIL import Image as PILImage
 
 from ldmprobe.data.images import ImageData
-from ldmprobe.data.latents import LatentCache
+from ldmprobe.data.latents import SPLITS, LatentCache, cache_key
+from ldmprobe.data.rows import RowReader
+from ldmprobe.data.sources import choose_splits
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Unconditional
@@ -103,8 +109,8 @@ def test_latents_can_be_kept_in_half_precision(tmp_path, dtype):
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
-        ({"seed": 1}, r"data.content.train is \w+…, this configuration's is \w+…"),
-        ({"held_out_fraction": 0.2}, "data.rows.train is 27, this configuration's is 24"),
+        ({"seed": 1}, "its data.train.images are others"),
+        ({"held_out_fraction": 0.2}, "its data.train.number of rows is 27, this configuration's is 24"),
         ({"label_column": None}, r"data.columns is \['image', 'label', 'caption'\], this"),
         ({"image_size": 8}, "transforms.size is None, this configuration's is 8"),
         ({"resize": "squash"}, "transforms.resize is crop, this configuration's is squash"),
@@ -123,11 +129,8 @@ def test_a_cache_of_other_data_is_refused_by_what_differs(folder, options, diffe
     ("codec", "difference"),
     [
         (LatentCodec("builtin:digits"), "codec.class_name is AutoencoderKL, this configuration's is NoneType"),
-        (
-            LatentCodec("builtin:digits", sample_posterior=True),
-            "latents.kind is moments, this configuration's is latent",
-        ),
-        ("other weights", r"codec.weights is \w+…, this configuration's is \w+…"),
+        (LatentCodec("builtin:digits", sample_posterior=True), "latents.kind is moments, this configuration's is latent"),
+        ("other weights", "codec.weights are others"),
     ],
     ids=["class", "posterior", "weights"],
 )
@@ -142,6 +145,69 @@ def test_a_cache_of_another_codec_is_refused_by_what_differs(tmp_path, codec, di
     data = ready(shapes(write(tmp_path, shapes(**grey), codec), **grey))
     with pytest.raises(ConfigurationError, match=f"holds latents of something else: its {difference}"):
         data.use_latents(here, Unconditional())
+
+
+def _images(kind: str, folder: Path, changed: int | None) -> Dataset:
+    """3,000 small images, of which one is a little different from what it is otherwise."""
+    images: list = []
+    for i in range(3000):
+        if kind == "arrays":
+            images.append(np.full((1, 2, 2), i + 0.5 * (i == changed), np.float32))
+            continue
+        path = folder / f"{i % 50}{'c' if i == changed else ''}.png"
+        if not path.exists():
+            PILImage.new("L", (70 if i == changed else 6, 6)).save(path)
+        images.append(
+            {"bytes": path.read_bytes(), "path": None} if kind == "bytes" else {"bytes": None, "path": str(path)}
+        )
+    features = Features({"image": Array3D((1, 2, 2), "float32") if kind == "arrays" else Image(decode=False)})
+    return Dataset.from_dict({"image": images}, features=features)
+
+
+def _key(held_out: str | None = None, columns: tuple = ("image", None, None), **splits: Dataset) -> dict[str, Any]:
+    rows = dict(zip(SPLITS, choose_splits(splits, "train", held_out, 0.1, 0), strict=True))
+    return cache_key(rows, RowReader(*columns, None, None), LatentCodec(), Unconditional(), "float32")
+
+
+@pytest.mark.parametrize("kind", ["bytes", "files", "arrays"])
+@pytest.mark.parametrize("own_split", [False, True], ids=["taken from training", "a split"])
+def test_a_single_image_of_thousands_that_was_replaced_is_noticed(kind, own_split, tmp_path):
+    (tmp_path / "held").mkdir()
+    test = {"test": _images(kind, tmp_path / "held", None).select(range(10))} if own_split else {}
+    first, again, changed = (_key(train=_images(kind, tmp_path, i), **test)["data"] for i in (None, None, 1001))
+    assert first == again
+    differing = [
+        (split, part)
+        for split in ("train", "held-out")
+        for part in first[split]
+        if first[split][part] != changed[split][part]
+    ]
+    assert differing == [("train", "images")]
+
+
+def test_rows_in_another_order_are_others():
+    rows = Dataset.from_dict({"image": np.arange(80.0).reshape(20, 1, 2, 2)})
+    shuffled = rows.shuffle(seed=0)
+    assert _key(train=rows)["data"]["train"] != _key(train=shuffled)["data"]["train"]
+    assert _key(train=shuffled) == _key(train=shuffled.flatten_indices())
+
+
+@pytest.mark.parametrize("column", ["labels", "captions"])
+def test_a_single_label_or_caption_that_was_changed_is_named(column, tmp_path):
+    rows = {"image": np.zeros((20, 1, 2, 2)), "labels": [0, 1] * 10, "captions": list("abcdefghijklmnopqrst")}
+    columns = ("image", "labels", "captions")
+    cache = LatentCache(write(tmp_path))
+    cache.key = _key("train", columns, train=Dataset.from_dict(rows))
+    rows[column][7] = {"labels": 0, "captions": "h?"}[column]
+    with pytest.raises(ConfigurationError, match=f"something else: its data train {column} are others"):
+        cache.check_key(_key("train", columns, train=Dataset.from_dict(rows)))
+
+
+def test_a_file_that_is_no_longer_there_is_another_image(tmp_path):
+    rows = _images("files", tmp_path, None)
+    before = _key(train=rows)
+    (tmp_path / "7.png").unlink()
+    assert before["data"]["train"]["images"] != _key(train=rows)["data"]["train"]["images"]
 
 
 def test_the_codecs_scale_may_change(tmp_path):
