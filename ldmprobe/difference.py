@@ -6,6 +6,7 @@ import re
 from typing import Any
 
 _LONGEST = 200  # of a value in a message
+_HASH = re.compile("[0-9a-f]{64}")
 
 
 def first_difference(theirs: Any, ours: Any, place: str = "") -> str | None:
@@ -17,7 +18,7 @@ def first_difference(theirs: Any, ours: Any, place: str = "") -> str | None:
         found = (first_difference(one.get(key), other.get(key), f"{place}.{key}".lstrip(".")) for key in keys)
         return next((text for text in found if text), None)
     same = _plain(theirs) == _plain(ours)
-    if not same and all(re.fullmatch("[0-9a-f]{64}", str(value)) for value in (theirs, ours)):
+    if not same and all(_HASH.fullmatch(str(value)) for value in (theirs, ours)):
         return f"{place} are others"
     return None if same else f"{place} is {_short(theirs)}, this configuration's is {_short(ours)}"
 
@@ -30,4 +31,5 @@ def _plain(value: Any) -> Any:
 
 def _short(value: Any) -> str:
     text = " ".join(str(value).split())
-    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"
+    longest = 12 if _HASH.fullmatch(text) else _LONGEST  # of a hash the start will do
+    return text if len(text) <= longest else f"{text[:longest]}…"

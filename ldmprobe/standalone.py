@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.device import move
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.pretrained import Precision
 from ldmprobe.models.text import TextConditioning
@@ -67,12 +68,7 @@ def load_model(
         if not isinstance(model.conditioning, TextConditioning):
             raise ConfigurationError(f"{name} takes no text, so that --prompt is of no use to it; leave it out.")
         model.conditioning.prompts = tuple(prompts)
-    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        for module in model.modules:
-            module.to(chosen)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigurationError(f"There is no device {chosen!r} here: {str(error).splitlines()[0]}") from error
+    move(model.modules, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return model
 
 
@@ -155,6 +151,8 @@ def sample(args: Namespace) -> str:
     """``ldmprobe sample``: a grid of samples as PNG."""
     from PIL import Image
 
+    if args.columns < 1:
+        raise ConfigurationError(f"--columns is {args.columns}; expected at least 1.")
     if args.out.suffix != ".png":
         raise ConfigurationError(f"--out is {args.out}; expected a file name that ends in .png.")
     if args.out.exists():

@@ -11,6 +11,7 @@ DIFFERENT = {
     "a.b is 1, this configuration's is None": ({"a": {"b": 1}}, {"a": None}),
     "a is None, this configuration's is 0": ({}, {"a": 0}),
     "a is {'b': 1}, this configuration's is one": ({"a": {"b": 1}}, {"a": "one"}),
+    "a are others": ({"a": HASH}, {"a": HASH[::-1]}),
     "a is 0a0a0a0a0a0a…, this configuration's is None": ({"a": HASH}, {"a": None}),
     f"a is {'x' * 200}…, this configuration's is y z": ({"a": "x" * 201}, {"a": "y\n  z"}),
 }

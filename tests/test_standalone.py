@@ -247,6 +247,12 @@ def test_numbers_out_of_range_are_refused(command, option, text, pipelines, caps
     _refused([command, pipelines["DDPMPipeline"], "--out", out, *TINY, *option], capsys, text)
 
 
+def test_a_grid_of_no_columns_is_refused(pipelines, capsys):
+    _refused(
+        ["sample", pipelines["DDPMPipeline"], *TINY, "--columns", "0"], capsys, "--columns is 0; expected at least 1"
+    )
+
+
 def test_an_unknown_device_is_refused(pipelines, capsys):
     _refused(["sample", pipelines["DDPMPipeline"], *TINY, "--device", "abacus"], capsys, "abacus")
 

@@ -8,9 +8,10 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -21,6 +22,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.models.denoiser import check_text
+from ldmprobe.models.device import move
 from ldmprobe.models.text import TextConditioning
 from ldmprobe.tracking.whole_file import PARTIAL, whole_file
 from ldmprobe.training.cli import LDMProbeCLI
@@ -28,6 +30,7 @@ from ldmprobe.training.configuration_errors import configuration_errors, meant_f
 from ldmprobe.training.foreign_code import announce_foreign_code
 
 _NAMED_ROWS = 10  # in a message
+_EXAMPLE = "ldmprobe cache --config configs/digits.yaml --out latents/digits"
 
 
 def cache(argv: list[str]) -> int:
@@ -41,10 +44,11 @@ def cache(argv: list[str]) -> int:
     try:
         announce_foreign_code(rest)
         data, model = _built(rest)
+        move((model.codec, model.conditioning), args.device)
         folder, complete = write_cache(
             data,
-            model.codec.to(args.device),
-            model.conditioning.to(args.device),
+            model.codec,
+            model.conditioning,
             model.network,
             args.out,
             args.dtype,
@@ -260,6 +264,18 @@ def _write(path: Path, tensors: dict[str, Tensor], texts: dict[str, list[str]]) 
     print(f"ldmprobe: {path}", flush=True)
 
 
+class _FitArguments(LightningArgumentParser):
+    """Of ``fit``, without its page of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:  # of a part of the configuration, whose message becomes part of the whole one's
+            super().error(message, ex)
+        raise ConfigurationError(
+            f"{message}\n`ldmprobe cache` takes the configuration and options of `ldmprobe fit`, and its own (`ldmprobe cache --help`), as in "
+            f"`{_EXAMPLE}`."
+        ) from ex
+
+
 class _OnlyParts(LDMProbeCLI):
     """Builds the data and the model of ``fit``'s arguments, and nothing that trains or writes."""
 
@@ -270,7 +286,7 @@ class _OnlyParts(LDMProbeCLI):
 
     @configuration_errors("built")
     def instantiate_classes(self) -> None:
-        self.config_init = self.parser.instantiate_classes(self.config)
+        self.config_init = self.parser.instantiate(self.config)
         self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
 
     def _run_subcommand(self, subcommand: str) -> None:
@@ -286,7 +302,7 @@ def _built(argv: list[str]) -> tuple[ImageData, Any]:
         subclass_mode_model=True,
         subclass_mode_data=True,
         args=["fit", *argv],
-        parser_kwargs={"exit_on_error": False},  # whose advice would be `ldmprobe --help`
+        parser_class=_FitArguments,
         seed_everything_default=0,
         save_config_callback=None,
         auto_configure_optimizers=False,
@@ -304,7 +320,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="ldmprobe cache",
         description="Encode the images (and captions) of a configuration once, for `--data.init_args.latents DIR`. All further arguments are "
         "those of `ldmprobe fit`. One that was ended is started again and goes on.",
-        epilog="ldmprobe cache --config configs/digits.yaml --out latents/digits",
+        epilog=_EXAMPLE,
         allow_abbrev=False,
     )
     environment = os.environ.get

@@ -102,7 +102,9 @@ def test_losses_are_those_of_encoding_on_the_fly_and_the_codec_is_not_loaded(tmp
 
 def test_each_caption_is_encoded_once_and_training_gets_what_the_encoder_makes_of_it(tmp_path, monkeypatch):
     torch.manual_seed(0)
-    text = TextConditioning(SmallCLIP("a small large red green blue circle square on the left right", width=16))
+    text = TextConditioning(
+        SmallCLIP("a small large red green blue circle square on the left right", width=16, max_tokens=32)
+    )
     settings = {"caption_column": "caption", "batch_size": 8}
     data = ImageData("builtin:shapes", {"num_images": 60, "size": 16}, **settings)
     network = torch.nn.Linear(1, 1)
@@ -130,7 +132,7 @@ def test_each_caption_is_encoded_once_and_training_gets_what_the_encoder_makes_o
         torch.testing.assert_close(value, expected[name], **FLOAT32)
 
     trained = TextConditioning(text.encoder, trained=True)
-    with pytest.raises(ConfigurationError, match=r"its text.encoder is \w+…, this configuration's is None"):
+    with pytest.raises(ConfigurationError, match="the captions were encoded there; here the text encoder is trained"):
         cached.use_latents(LatentCodec(), trained)
 
 
@@ -239,3 +241,22 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
 def test_shards_that_cannot_be_are_refused(tmp_path):
     with pytest.raises(ConfigurationError, match="--shard is 2 and --num-shards 2; expected 0 <= shard < num-shards"):
         write_cache(shapes(), codec(), Unconditional(), tiny_unet(), tmp_path / "latents", shard=2, num_shards=2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "the following arguments are required: fit.data, fit.model"),
+        (["--config", "CONFIG", "--epochs", "3"], "unrecognized arguments: --epochs 3"),
+        (["--config", "CONFIG", "--data.init_args.batch_size", "many"], "Got value: many"),
+        (["--config", "CONFIG", "--device", "abacus"], "There is no device 'abacus' here"),
+    ],
+)
+def test_arguments_that_cannot_be_are_answered_without_a_page_of_usage(arguments, message, tmp_path, capsys):
+    config = str(write_config(tmp_path))
+    assert main(["cache", "--out", "latents", *[config if word == "CONFIG" else word for word in arguments]]) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert "usage" not in told
+    assert ("as in `ldmprobe cache --config configs/digits.yaml --out latents/digits`" in told) != ("abacus" in told)
+    assert not Path("latents").exists()

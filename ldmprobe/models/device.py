@@ -1,0 +1,24 @@
+"""Moving to a device that may not be there."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from torch import nn
+
+from ldmprobe.errors import ConfigurationError
+
+
+def move(modules: Iterable[nn.Module], device: str) -> None:
+    """Move them to ``device``, such as "cuda", in place.
+
+    Raises:
+        ConfigurationError: there is no such device.
+    """
+    try:
+        for module in modules:
+            module.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigurationError(
+            f"There is no device {device!r} here ({str(error).splitlines()[0]}); write 'cpu', or leave it out."
+        ) from error
