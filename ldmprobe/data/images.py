@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -52,6 +53,9 @@ class ImageData(L.LightningDataModule):
         seed: of the order and augmentation of training images.
         latents: folder that ``ldmprobe cache`` has made for this configuration: batches are read from it, in the same order.
 
+    Attributes:
+        checked_captions: of the rows that were decoded before training.
+
     Raises:
         ConfigurationError: in ``setup``, before training: no such dataset, split or column; no rows; unreadable image.
     """
@@ -90,6 +94,12 @@ class ImageData(L.LightningDataModule):
             raise ConfigurationError(
                 f"ImageData got held_out_fraction {held_out_fraction}; expected a number in (0, 1)."
             )
+        named = [column for column in (image_column, label_column, caption_column) if column is not None]
+        if len(set(named)) < len(named):
+            raise ConfigurationError(
+                f"ImageData got image_column {image_column!r}, label_column {label_column!r}, caption_column {caption_column!r}; expected "
+                "another column for each, or null for labels or captions that are not there."
+            )
         self.dataset, self.dataset_kwargs = dataset, dataset_kwargs or {}
         self.train_split, self.held_out_split = train_split, held_out_split
         self.held_out_fraction, self.held_out_rows = held_out_fraction, held_out_rows
@@ -102,6 +112,7 @@ class ImageData(L.LightningDataModule):
         self.num_classes = num_classes
         self.class_names: list[str] | None = None
         self.image_shape: tuple[int, ...] = ()
+        self.checked_captions: list[str] = []
         self._train: Any = None
         self._held_out: Any = None
         self._cache: LatentCache | None = None
@@ -157,9 +168,16 @@ class ImageData(L.LightningDataModule):
                 raise ConfigurationError(f"The {name} split is empty.")
             if captions and not any(captions):
                 raise ConfigurationError(
-                    f"All captions of the {name} split are empty in column {reader.caption_column!r}, from the first row on; name another "
-                    "`caption_column`, or leave it out."
+                    f"All captions of the {name} split are empty in column {reader.caption_column!r}, from the first row on; name the column "
+                    "that has them as `caption_column` (only a model without text can leave it out)."
                 )
+            self.checked_captions += captions
+        if empty := self.checked_captions.count(""):
+            warnings.warn(
+                f"{empty} of the {len(self.checked_captions)} captions that were checked are empty: in training their images teach the model "
+                "what to do without a prompt, as those do whose caption is dropped.",
+                stacklevel=2,
+            )
 
     @property
     def rows(self) -> dict[str, Any]:

@@ -231,13 +231,34 @@ def test_the_rows_of_batches_are_rows_of_the_dataset():
     ("captions", "message"),
     [
         (["a dog", None, "a cat"], "has None in column 'text'; expected a caption"),
-        (["", " ", ""], "All captions of the training split are empty in column 'text'"),
+        (
+            ["", " ", ""],
+            "All captions of the training split are empty in column 'text'.*only a model without text can leave",
+        ),
     ],
 )
 def test_captions_that_say_nothing_are_an_error(captions, message, tmp_path):
-    rows = {"image": _grey(30), "text": 10 * captions}
-    features = Features({"image": Image(), "text": Value("string")})
-    Dataset.from_dict(rows, features=features).to_parquet(tmp_path / "rows.parquet")
-    data = ImageData(str(tmp_path / "rows.parquet"), caption_column="text")
     with pytest.raises(ConfigurationError, match=message):
-        data.setup()
+        _captioned(10 * captions, tmp_path).setup()
+
+
+def _captioned(captions: list, folder) -> ImageData:
+    features = Features({"image": Image(), "text": Value("string")})
+    Dataset.from_dict({"image": _grey(30), "text": captions}, features=features).to_parquet(folder / "rows.parquet")
+    return ImageData(str(folder / "rows.parquet"), caption_column="text")
+
+
+def test_captions_that_are_empty_here_and_there_are_counted(tmp_path):
+    with pytest.warns(UserWarning, match="12 of the 30 captions that were checked are empty: in training") as told:
+        _captioned([*["a dog"] * 18, *[""] * 7, *[" "] * 5], tmp_path).setup()
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    "columns", [{"caption_column": "image"}, {"label_column": "image"}, {"label_column": "a", "caption_column": "a"}]
+)
+def test_a_column_is_of_one_use(columns):
+    with pytest.raises(
+        ConfigurationError, match=r"ImageData got image_column 'image', .*expected another column for each"
+    ):
+        ImageData("builtin:shapes", **columns)
