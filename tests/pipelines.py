@@ -50,7 +50,7 @@ from transformers import (
 from ldmprobe.models.text import word_tokenizer
 from tests.helpers import sd_scheduler, tiny_unet
 
-WORDS = "a photo of red blue cat dog"
+WORDS = "a photo of red blue cat dog small large green yellow purple circle square triangle star on the left right"
 
 
 def autoencoder(cls: Any = AutoencoderKL, channels: int = 2, **options: Any) -> Any:

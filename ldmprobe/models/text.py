@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import logging
 import string
 import tempfile
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +23,7 @@ from ldmprobe.models.denoiser import Condition
 from ldmprobe.models.families import FAMILIES
 from ldmprobe.models.frozen import Frozen
 
+_TOLD_IN_PREPARE = ("was truncated because", "Token indices sequence length is longer")
 _START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"  # CLIP's
 _USED = 0.9  # at least, of an encoder's embeddings by its tokenizer; of T5's 32,128 it is 32,100
 # What a configuration says of where it was read, and by whom:
@@ -166,13 +171,26 @@ class TextEncoder(nn.Module):
             if getattr(self.pipeline, name) is not encoder:
                 setattr(self.pipeline, name, encoder)
         extra = {"prompt_2": None, "prompt_3": None} if "StableDiffusion3" in type(self.pipeline).__name__ else {}
-        return self.pipeline.encode_prompt(
-            prompt=captions,
-            device=self.device,
-            num_images_per_prompt=1,
-            do_classifier_free_guidance=with_null,
-            **extra,
-        )
+        with _without(_TOLD_IN_PREPARE, type(self.pipeline).__module__, "transformers.tokenization_utils_base"):
+            return self.pipeline.encode_prompt(
+                prompt=captions,
+                device=self.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=with_null,
+                **extra,
+            )
+
+    def num_cut(self, captions: list[str]) -> dict[tuple[int, int], list[str]]:
+        """To how many tokens captions are cut, how many of these that shortens, and the tokenizers that do so."""
+        of_t5 = inspect.signature(self.pipeline.encode_prompt).parameters.get("max_sequence_length")
+        found: dict[tuple[int, int], list[str]] = {}
+        for name, tokenizer in self.tokenizers.items():
+            longest = tokenizer.model_max_length
+            if of_t5 is not None and "CLIP" not in type(tokenizer).__name__:
+                longest = of_t5.default
+            tokens = tokenizer(captions, truncation=False, verbose=False).input_ids if captions else []
+            found.setdefault((longest, sum(len(each) > longest for each in tokens)), []).append(name)
+        return found
 
     def _named(self, outputs: tuple[Any, ...], null: bool) -> Condition:
         if self.family.null_alternates:
@@ -354,6 +372,30 @@ class TextConditioning(Conditioning):
         if data.reader.caption_column is None:
             raise ConfigurationError("TextConditioning needs captions; set the data's `caption_column`.")
         self.encoder.made_for(network, *data.image_shape[1:])
+        for (longest, cut), tokenizers in self.encoder.num_cut(data.checked_captions).items():
+            if cut:
+                warnings.warn(
+                    f"{cut} of the {len(data.checked_captions)} captions that were checked are cut at {longest} tokens ({', '.join(tokenizers)}): "
+                    "what comes after, the text encoder does not see. Put what matters first.",
+                    stacklevel=2,
+                )
+
+
+@contextmanager
+def _without(messages: Sequence[str], *loggers: str) -> Iterator[None]:
+    """Keep what these loggers say in one of these messages to themselves."""
+
+    def another(record: logging.LogRecord) -> bool:
+        return not any(message in record.getMessage() for message in messages)
+
+    named = [logging.getLogger(name) for name in loggers]
+    for logger in named:
+        logger.addFilter(another)
+    try:
+        yield
+    finally:
+        for logger in named:
+            logger.removeFilter(another)
 
 
 def _trained_size(pipeline: Any, network: Any) -> tuple[int, int]:

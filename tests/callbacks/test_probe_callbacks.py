@@ -283,7 +283,8 @@ def test_impossible_settings_are_refused_at_construction(build, message):
 def test_held_out_captions_are_encoded_anew_while_their_encoder_is_trained(tmp_path, trained):
     torch.manual_seed(0)
     data = ImageData("builtin:shapes", {"num_images": 80, "size": 8}, caption_column="caption", batch_size=8)
-    text = TextConditioning(SmallCLIP("a small large red circle", width=16, num_layers=1), trained=trained)
+    encoder = SmallCLIP("a small large red circle", width=16, num_layers=1, max_tokens=48)
+    text = TextConditioning(encoder, trained=trained)
     model = LatentDiffusion(conditional_unet(in_channels=3, out_channels=3), conditioning=text, ema_decay=None)
     probe = DenoisingProbe(every_n_steps=2, num_images=8, num_draws=32)
     trainer(tmp_path, max_steps=2, callbacks=[probe], limit_val_batches=0).fit(model, data)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,11 +20,15 @@ from tests.pipelines import TINY, conditional_unet, tiny
 WORDS = "a small large red green blue circle square ring star on the left right greener starring"
 WITH_TEXT = [name for name in TINY if FAMILIES[name.split(",")[0]].text]
 CPU = torch.device("cpu")
+_OTHER_PROMPTS = {"StableDiffusion3Pipeline": {"prompt_2": None, "prompt_3": None}}
 
 
-def data(captions: str | None = "caption", size: tuple[int, int] = (16, 16)) -> SimpleNamespace:
+def data(
+    captions: str | None = "caption", size: tuple[int, int] = (16, 16), checked: Sequence[str] = ()
+) -> SimpleNamespace:
     """What of a data module a text conditioning looks at."""
-    return SimpleNamespace(reader=SimpleNamespace(caption_column=captions), image_shape=(3, *size))
+    reader = SimpleNamespace(caption_column=captions)
+    return SimpleNamespace(reader=reader, image_shape=(3, *size), checked_captions=list(checked))
 
 
 def small(width: int = 16) -> SmallCLIP:
@@ -161,6 +167,38 @@ def test_a_frozen_encoders_null_is_encoded_once_and_again_for_other_weights():
     assert len(calls) == encoded
     conditioning.load_state_dict({name: value + 0.1 for name, value in conditioning.state_dict().items()})
     assert not torch.allclose(conditioning.null(2, CPU)["encoder_hidden_states"], first)
+
+
+@pytest.mark.parametrize("name", WITH_TEXT)
+def test_what_a_text_encoder_does_not_see_is_told_once_and_not_for_every_batch(name, caplog):
+    pipeline = tiny(name)
+    conditioning = TextConditioning(TextEncoder(pipeline))
+    network = getattr(pipeline, conditioning.encoder.family.network)
+    captions = ["a red cat", "", *[" ".join(["very"] * 400)] * 3]
+    of_t5 = {"PixArtAlpha": 120, "PixArtSigma": 300, "AuraFlow": 256, "StableDiffusion3": 256}
+    expected = {of_t5.get(name.split("Pipeline")[0], 0), *([12] if "Stable" in name else [])} - {0}
+    with pytest.warns(UserWarning, match="captions that were checked are cut at") as told:
+        conditioning.prepare(network, data(checked=captions))
+    assert sorted(str(each.message).split("(")[0] for each in told) == sorted(
+        f"3 of the 5 captions that were checked are cut at {longest} tokens " for longest in expected
+    )
+    logger = logging.getLogger("diffusers")
+    logger.addHandler(caplog.handler)  # it does not propagate
+    try:
+        conditioning.encode(captions)
+        assert caplog.messages == []
+        options = {"device": CPU, "num_images_per_prompt": 1, "do_classifier_free_guidance": False}
+        pipeline.encode_prompt(captions[-1], **options, **_OTHER_PROMPTS.get(name, {}))
+        assert any(
+            "was truncated because" in message for message in caplog.messages
+        )  # the user's own calls are as ever
+    finally:
+        logger.removeHandler(caplog.handler)
+
+
+def test_captions_that_are_short_enough_are_no_matter():
+    conditioning = TextConditioning(small())
+    conditioning.prepare(conditional_unet(), data(checked=["a red star"] * 3))  # a warning would be an error
 
 
 # --- what probes are told ------------------------------------------------------------------------------------------------

@@ -84,7 +84,7 @@ def latents(encoder, scale="measure", network=None, **settings):
 def text(**settings):
     """Captions with a CLIP of one's own, trained with the network; 16×16 shapes in pixel space, unless there is a codec."""
     torch.manual_seed(0)
-    encoder = SmallCLIP("a small large red circle on the left", width=16, num_heads=2)
+    encoder = SmallCLIP("a small large red circle on the left", width=16, num_heads=2, max_tokens=48)
     conditioning = TextConditioning(encoder, prompts=["a red circle", "a small"], trained=True)
     channels, size = (2, 8) if "codec" in settings else (3, 16)
     network = conditional_unet(in_channels=channels, out_channels=channels, sample_size=size)

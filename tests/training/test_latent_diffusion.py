@@ -263,7 +263,9 @@ def captioned():
 
 def text_module(words="red blue circle square", **kwargs):
     torch.manual_seed(0)
-    text = TextConditioning(SmallCLIP(words, width=16), prompts=["a red circle", "a blue star"], trained=True)
+    text = TextConditioning(
+        SmallCLIP(words, width=16, max_tokens=48), prompts=["a red circle", "a blue star"], trained=True
+    )
     settings = {"conditioning": text, "ema_decay": 0.5, "validation_timesteps": 1, "optimizer": _adam}
     return LatentDiffusion(conditional_unet(in_channels=3, out_channels=3), **{**settings, **kwargs})
 
