@@ -50,16 +50,27 @@ class LoRA:
         """Freeze ``network`` and put trained updates beside its targets, in place.
 
         Raises:
-            ConfigurationError: peft is not installed; a target that is nowhere in the network, or is of a kind that has no LoRA.
+            ConfigurationError: peft is not installed; a target that is nowhere in the network, or is of a kind that has no LoRA; a rank above
+                that of each of the matrices.
         """
-        names = [name for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+        layers = {
+            name: module for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))
+        }
+        full_rank = 0
         for target in self.targets:
-            if not any(name == target or name.endswith(f".{target}") for name in names):
-                known = Counter(_last_part(name) for name in names).most_common(12)
+            updated = [layer for name, layer in layers.items() if name == target or name.endswith(f".{target}")]
+            full_rank = max([full_rank, *(min(layer.weight.flatten(1).shape) for layer in updated)])
+            if not updated:
+                known = Counter(_last_part(name) for name in layers).most_common(12)
                 raise ConfigurationError(
                     f"LoRA's target {target!r} is no linear layer or convolution of {type(network).__name__}; it has, for example, "
                     f"{', '.join(name for name, _ in known)}."
                 )
+        if self.rank > full_rank:
+            raise ConfigurationError(
+                f"LoRA got rank {self.rank}; none of the matrices of {type(network).__name__} that it updates has a rank above {full_rank}: write "
+                "fewer, such as 8, or train the whole network (`lora: null`)."
+            )
         self._inject(network, self.targets)
 
     def add_to_text(self, encoder: nn.Module) -> None:

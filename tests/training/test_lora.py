@@ -102,6 +102,15 @@ def test_settings_out_of_range_are_refused(settings, message):
         LoRA(**settings)
 
 
+def test_a_rank_above_that_of_all_matrices_is_refused():
+    with pytest.raises(
+        ConfigurationError,
+        match="LoRA got rank 6; none of the matrices of TwoLayers that it updates has a rank above 5",
+    ):
+        LoRA(rank=6, targets=["first", "second"]).add_to(TwoLayers())
+    LoRA(rank=5, targets=["first", "second"]).add_to(TwoLayers())
+
+
 def test_without_peft_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ConfigurationError, match=r"pip install 'ldmprobe\[lora\]'"):
