@@ -206,8 +206,11 @@ def test_a_finetune_of_a_finetune(tmp_path):
 def test_a_finetune_from_a_cache_is_resumed_without_codec_and_text_encoders(tmp_path, monkeypatch):
     prompts = ["a red cat", "a blue dog"]
 
+    def coarse_adam(params):  # gradients that are nearly 0 differ by rounding, of which a small ε makes whole steps
+        return torch.optim.AdamW(params, lr=1e-2, eps=1e-5)
+
     def module():
-        return finetune(prompts=prompts, lora=LoRA(rank=2))
+        return finetune(prompts=prompts, lora=LoRA(rank=2), optimizer=coarse_adam)
 
     plain = module()
     trainer(tmp_path / "plain", max_steps=4).fit(plain, shapes())
