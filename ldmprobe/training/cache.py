@@ -271,8 +271,8 @@ class _FitArguments(LightningArgumentParser):
         if not self.exit_on_error:  # of a part of the configuration, whose message becomes part of the whole one's
             super().error(message, ex)
         raise ConfigurationError(
-            f"{message}\n`ldmprobe cache` takes the configuration and options of `ldmprobe fit`, and its own (`ldmprobe cache --help`), as in "
-            f"`{_EXAMPLE}`."
+            f"{message}\n`ldmprobe cache` takes what `ldmprobe fit` takes (`ldmprobe fit --help`) and its own options (`ldmprobe cache --help`), "
+            f"as in `{_EXAMPLE}`."
         ) from ex
 
 
