@@ -10,6 +10,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.probing.analyses import Analysis
 from ldmprobe.probing.ddim import probe_ddim
+from ldmprobe.probing.guidance import check_guidance
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.record import ProbeRecord
@@ -77,6 +78,7 @@ class DDIMProbe(ProbeCallback):
 
     def check(self, model: DiffusionModel) -> None:
         model.schedule.ddim_grid(self.num_steps, self.timestep_spacing)
+        check_guidance(model, self.guidance_scale)
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
         model = diffusion_model_of(pl_module)

@@ -6,7 +6,6 @@ import logging
 from typing import Literal
 
 import lightning as L
-import torch
 from torch import nn
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
@@ -16,6 +15,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.models.feature_network import FeatureNetwork
 from ldmprobe.models.inception import Inception
+from ldmprobe.probing.guidance import check_guidance
 from ldmprobe.probing.probe import Ranks, evaluating
 from ldmprobe.probing.quality import probe_quality, refuse_too_few
 from ldmprobe.probing.real_features import RealFeatures, check_feature_network, network_fingerprint
@@ -83,10 +83,7 @@ class SampleQuality(ProbeCallback):
 
     def check(self, model: DiffusionModel) -> None:
         model.schedule.ddim_grid(self.num_steps)
-        if self.guidance_scale != 1 and not model.conditioning.for_samples(torch.arange(1)):
-            raise ConfigurationError(
-                f"SampleQuality got guidance_scale {self.guidance_scale}, but the model has no condition to guide by; set it to 1."
-            )
+        check_guidance(model, self.guidance_scale)
         with evaluating([]):  # a network is initialised before its weights are read
             self._network = _network_of(self.feature_network)
         num_features = check_feature_network(self._network, model)

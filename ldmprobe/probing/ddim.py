@@ -24,6 +24,7 @@ from ldmprobe.probing.analyses import (
     Trajectory,
     X0Drift,
 )
+from ldmprobe.probing.guidance import check_guidance
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress, sample_noise
 from ldmprobe.probing.record import ProbeRecord, fingerprint
@@ -70,7 +71,7 @@ def probe_ddim(
         A record called "ddim", the same on every rank.
 
     Raises:
-        ConfigurationError: N or S out of range, before anything is sampled.
+        ConfigurationError: N or S out of range, or nothing to guide by, before anything is sampled.
     """
     if num_samples < 8:
         raise ConfigurationError(
@@ -84,6 +85,7 @@ def probe_ddim(
             "use the data and codec of this model."
         )
     grid = model.schedule.ddim_grid(num_steps, timestep_spacing)
+    check_guidance(model, guidance_scale)
     ranks = ranks or Ranks()
     analyses = default_analyses(reference, held_out) if analyses is None else list(analyses)
     sample_ids = ranks.share(num_samples)

@@ -20,6 +20,7 @@ from ldmprobe.diffusion.schedule import SamplingGrid
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.ddim import prompts_of, sample_trajectory, sampler_fingerprint
+from ldmprobe.probing.guidance import check_guidance
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
 from ldmprobe.probing.real_features import IMAGES_AT_ONCE, RealFeatures, describe_network, network_fingerprint
 from ldmprobe.probing.record import ProbeRecord, fingerprint
@@ -63,7 +64,8 @@ def probe_quality(
         KID's subsets; NaN where samples are not finite.
 
     Raises:
-        ConfigurationError: N, S, batch or subset size out of range, or features of another network; before anything is sampled.
+        ConfigurationError: N, S, batch or subset size out of range, nothing to guide by, or features of another network; before anything is
+            sampled.
     """
     refuse_too_few(num_samples, kid_subset_size, batch_size)
     if kid_subset_size > len(real.features):
@@ -76,6 +78,7 @@ def probe_quality(
             "The real images' features are of another network, or of other weights; compute them again."
         )
     grid = model.schedule.ddim_grid(num_steps)
+    check_guidance(model, guidance_scale)
     ranks = ranks or Ranks()
     sample_ids, even_ids = ranks.share(num_samples), ranks.even_share(num_samples)
     with evaluating([*model.modules, feature_network.to(model.device)]):

@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
-from ldmprobe.callbacks import SampleQuality
+from ldmprobe.callbacks import DDIMProbe, SampleQuality
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.conditioning import Unconditional
 from ldmprobe.probing.real_features import RealFeatures
@@ -159,11 +159,12 @@ def test_what_cannot_be_measured_is_refused_before_training(tmp_path, settings, 
         trainer(tmp_path, callbacks=[quality(**settings), NoStep()]).fit(module(), digits())
 
 
-def test_guidance_without_a_condition_is_refused(tmp_path):
+@pytest.mark.parametrize("callback", [quality, DDIMProbe])
+def test_guidance_without_a_condition_is_refused_before_training(tmp_path, callback):
     model = module(conditioning=Unconditional())
     model.network = tiny_unet(channels=1)
-    with pytest.raises(ConfigurationError, match=r"guidance_scale 3.0, but the model has no condition to guide by"):
-        trainer(tmp_path, callbacks=[quality(guidance_scale=3.0), NoStep()]).fit(model, digits())
+    with pytest.raises(ConfigurationError, match=r"`guidance_scale` is 3, but the model has no condition to guide by"):
+        trainer(tmp_path, callbacks=[callback(guidance_scale=3.0), NoStep()]).fit(model, digits())
 
 
 def test_too_few_samples_for_a_covariance_are_told(tmp_path, caplog):
