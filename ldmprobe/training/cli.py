@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
+from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -73,6 +74,7 @@ class LDMProbeCLI(LightningCLI):
         config = self.config[self.subcommand] if self.subcommand else self.config
         if "weights_only" in config and config.weights_only is None:
             config.weights_only = True  # Lightning unpickles what comes from a URL
+        _check_devices(config.trainer.accelerator, config.trainer.devices)
         run_dir = config.run_dir
         if self.subcommand in ("fit", None):
             claim(run_dir, resuming=config.get("ckpt_path") is not None)
@@ -112,6 +114,21 @@ class LDMProbeCLI(LightningCLI):
             settings.ckpt_path = last_checkpoint(self.trainer, settings.run_dir, may_start=False)
 
     before_test = before_validate
+
+
+def _check_devices(accelerator: Any, devices: Any) -> None:
+    """Before the Trainer does, which does not say what to write instead."""
+    present = [kind for kind in (CUDAAccelerator, MPSAccelerator) if kind.is_available()]
+    gpus = present[0].auto_device_count() if present else 0
+    asked = accelerator in ("gpu", "cuda", "mps")
+    if asked and not gpus:
+        raise ConfigurationError(
+            f"There is no GPU here for `--trainer.accelerator {accelerator}`; write `--trainer.accelerator cpu --trainer.devices 1`."
+        )
+    if (asked or accelerator == "auto") and str(devices).isdecimal() and 0 < gpus < int(devices):
+        raise ConfigurationError(
+            f"There are fewer GPUs here than `--trainer.devices {devices}`; write `--trainer.devices {gpus}`."
+        )
 
 
 def _check_checkpoint(path: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
@@ -54,6 +55,18 @@ def test_a_run_goes_on_from_its_last_checkpoint_as_if_it_had_not_stopped(tmp_pat
     )
     assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
     assert [record.step for record in RecordStore(tmp_path / "parts").read("ddim")] == [0, 4, 8]
+
+
+@pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_told_with_what_to_write(tmp_path, capsys):
+    assert fit(tmp_path / "run", 4, "--trainer.accelerator=gpu", "--trainer.devices=4") == 2
+    assert "no GPU here for `--trainer.accelerator gpu`; write `--trainer.accelerator cpu" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")
+def test_more_gpus_than_there_are_are_told_with_what_to_write(tmp_path, capsys):
+    assert fit(tmp_path / "run", 4, "--trainer.accelerator=gpu", "--trainer.devices=99") == 2
+    assert f"write `--trainer.devices {torch.cuda.device_count()}`" in capsys.readouterr().err
 
 
 def test_the_saved_configuration_runs_again(tmp_path):
