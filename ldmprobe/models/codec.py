@@ -231,6 +231,24 @@ class LatentCodec(nn.Module):
             )
         return tuple(latent.shape[1:])
 
+    def image_shape(self, latent_shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape (C, H, W) of the images that latents (c, h, w) become, found by decoding one.
+
+        Raises:
+            ConfigurationError: the autoencoder does not take them.
+        """
+        autoencoder = self.outline
+        if autoencoder is None:
+            return tuple(latent_shape)
+        try:
+            image = autoencoder.decode(torch.zeros(1, *latent_shape, device=autoencoder.device)).sample
+        except RuntimeError as error:
+            raise ConfigurationError(
+                f"{type(autoencoder).__name__} cannot decode latents of shape {tuple(latent_shape)}: {error}. Take network and autoencoder from "
+                "one pipeline."
+            ) from error
+        return tuple(image.shape[1:])
+
 
 def _number(config: dict[str, Any], name: str, default: float) -> float:
     value = config.get(name) or default

@@ -56,9 +56,16 @@ def as_denoiser(network: nn.Module) -> Denoiser:
 
 
 def check_denoiser(
-    network: nn.Module, latent_shape: tuple[int, ...], condition: Condition, device: torch.device
+    network: nn.Module,
+    latent_shape: tuple[int, ...],
+    condition: Condition,
+    device: torch.device,
+    image_shape: tuple[int, ...] | None = None,
 ) -> None:
     """Try ``network`` on one zero latent, before any training.
+
+    Args:
+        image_shape: (C, H, W) of the images behind the latents, where known, to say what sizes would fit.
 
     Raises:
         ConfigurationError: the network does not take latents of this shape, or text of this width, or does not answer with the same shape.
@@ -72,8 +79,8 @@ def check_denoiser(
             shape = as_denoiser(network)(z, torch.zeros(1, dtype=torch.long, device=device), condition).shape
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise ConfigurationError(
-            f"{type(network).__name__} cannot take latents of shape {tuple(latent_shape)}: {error}. Make its in_channels and "
-            f"out_channels {latent_shape[0]} and its number of levels fit {latent_shape[-1]} pixels."
+            f"{type(network).__name__} cannot take latents of shape {tuple(latent_shape)}: {str(error).rstrip('.')}. "
+            f"{_what_fits(network, latent_shape, image_shape)}"
         ) from error
     finally:
         for module, training in was_training.items():
@@ -81,8 +88,22 @@ def check_denoiser(
     if tuple(shape) != tuple(z.shape):
         raise ConfigurationError(
             f"{type(network).__name__} answers latents of shape {tuple(latent_shape)} with {tuple(shape[1:])}; expected the "
-            f"same shape. Make its in_channels and out_channels {latent_shape[0]}."
+            f"same shape. {_what_fits(network, latent_shape, image_shape)}"
         )
+
+
+def _what_fits(network: nn.Module, latent_shape: tuple[int, ...], image_shape: tuple[int, ...] | None) -> str:
+    """What to write for latents that a network does not take: another size of images, where that is all that is wrong."""
+    config: Any = getattr(network, "config", {})
+    channels, size = latent_shape[0], latent_shape[-1]
+    multiple = config.get("patch_size") or 2 ** (len(config.get("block_out_channels") or [0]) - 1)
+    if config.get("in_channels") != channels or all(pixels % multiple == 0 for pixels in latent_shape[1:]):
+        return f"Make its in_channels and out_channels {channels} and its number of levels fit {size} pixels."
+    if not image_shape:
+        return f"Their height and width have to be multiples of {multiple}."
+    multiple *= image_shape[-1] // size
+    fitting = max(multiple, image_shape[-1] // multiple * multiple)
+    return f"Set the data's `image_size` to a multiple of {multiple}, such as {fitting}."
 
 
 def check_text(network: nn.Module, condition: Condition) -> None:

@@ -137,7 +137,7 @@ class LatentDiffusion(L.LightningModule):
         elif self.latent_shape is None:
             self.latent_shape = _latent_shape_of(self.network)
         condition = self.conditioning.for_samples(torch.zeros(1, dtype=torch.long))
-        check_denoiser(self.network, self.latent_shape, condition, self.codec.scale.device)
+        check_denoiser(self.network, self.latent_shape, condition, self.codec.scale.device, image_shape)
 
     def configure_model(self) -> None:
         """Shards the network and its average under ModelParallelStrategy."""

@@ -57,6 +57,15 @@ def _raw_latents(autoencoder, images):
     return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_images_of_latents_have_the_shape_that_they_came_from(kind):
+    codec = LatentCodec(tiny_autoencoder(kind))
+    assert codec.image_shape(codec.latent_shape((3, 24, 16))) == (3, 24, 16)
+    with pytest.raises(ConfigurationError, match=rf"{kind} cannot decode latents of shape \(5, 4, 4\)"):
+        codec.image_shape((5, 4, 4))
+    assert LatentCodec().image_shape((5, 4, 4)) == (5, 4, 4)
+
+
 @pytest.fixture(params=KINDS)
 def kind(request):
     return request.param

@@ -108,13 +108,25 @@ def test_the_modes_are_restored_after_a_failed_check():
     assert all(module.training for module in network.modules())
 
 
-@pytest.mark.parametrize("shape", [(3, 8, 8), (2, 7, 7)])
-def test_latents_that_do_not_fit_are_refused_with_what_to_write(shape):
+@pytest.mark.parametrize(
+    ("shape", "image_shape", "advice"),
+    [
+        ((3, 8, 8), (3, 32, 32), "Make its in_channels and out_channels 3 and its number of levels fit 8 pixels."),
+        ((2, 7, 7), (3, 28, 28), "Set the data's `image_size` to a multiple of 8, such as 24."),
+        ((2, 1, 1), (3, 4, 4), "Set the data's `image_size` to a multiple of 8, such as 8."),
+        ((2, 7, 7), None, "Their height and width have to be multiples of 2."),
+    ],
+)
+def test_latents_that_do_not_fit_are_refused_with_what_to_write(shape, image_shape, advice):
     with pytest.raises(ConfigurationError, match=r"UNet2DModel cannot take latents of shape") as error:
-        check_denoiser(tiny_unet(channels=2), shape, {}, CPU)
-    assert f"Make its in_channels and out_channels {shape[0]} and its number of levels fit {shape[-1]}" in str(
-        error.value
-    )
+        check_denoiser(tiny_unet(channels=2), shape, {}, CPU, image_shape)
+    assert str(error.value).endswith(advice)
+
+
+def test_a_transformer_wants_multiples_of_its_patches():
+    condition = {"class_labels": torch.tensor([0])}
+    with pytest.raises(ConfigurationError, match=r"with \(2, 8, 8\); .* `image_size` to a multiple of 4, such as 16"):
+        check_denoiser(tiny_dit(), (2, 9, 9), condition, CPU, (3, 18, 18))
 
 
 def test_an_answer_of_another_shape_is_refused():
