@@ -159,9 +159,10 @@ class ImageData(L.LightningDataModule):
                 shape = sample["image"].shape
                 captions += [sample["caption"].strip()] if "caption" in sample else []
                 if self.image_shape and tuple(shape) != self.image_shape:
+                    setting = "channels" if shape[0] != self.image_shape[0] else "image_size"
                     raise ConfigurationError(
                         f"Row {i} of the {name} split has an image of shape {tuple(shape)}, others {self.image_shape}; set the "
-                        "data's `image_size` and `channels`."
+                        f"data's `{setting}`."
                     )
                 self.image_shape = tuple(shape)
             if shape is None and self.check_rows > 0:

@@ -124,9 +124,10 @@ def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
     first = samples[0]["image"].shape
     for sample in samples:
         if sample["image"].shape != first:
+            setting = "channels" if sample["image"].shape[0] != first[0] else "image_size"
             raise ConfigurationError(
                 f"Row {sample['index']} has an image of shape {tuple(sample['image'].shape)}, row {samples[0]['index']} of "
-                f"{tuple(first)}; set the data's `image_size` and `channels`."
+                f"{tuple(first)}; set the data's `{setting}`."
             )
     batch: dict[str, Any] = {"image": torch.stack([sample["image"] for sample in samples])}
     for key in ("index", "label"):

@@ -202,6 +202,6 @@ def test_samples_become_a_batch():
 def test_pictures_of_different_shapes_are_refused_and_the_rows_named():
     samples = [_reader().read({"image": _half_white(mode)}, i) for i, mode in ((3, "L"), (8, "RGB"))]
     with pytest.raises(
-        ConfigurationError, match=r"Row 8 .*\(3, 6, 8\), row 3 .*\(1, 6, 8\); set .*`image_size` and `channels`"
+        ConfigurationError, match=r"Row 8 .*\(3, 6, 8\), row 3 .*\(1, 6, 8\); set the data's `channels`"
     ):
         collate(samples)
