@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 from ldmprobe import __version__
@@ -130,11 +132,17 @@ def _other_command(argv: list[str]) -> int:
         return 0
     from ldmprobe import standalone
 
-    if args.command == "probe":
-        print(standalone.probe(args))
-    else:
-        print(standalone.sample(args))
+    try:
+        print(standalone.probe(args) if args.command == "probe" else standalone.sample(args))
+    except ConfigurationError as error:
+        raise ConfigurationError(_as_options(str(error), vars(args))) from error
     return 0
+
+
+def _as_options(message: str, settings: Iterable[str]) -> str:
+    """A message with settings as shared code and configurations call them, `label_column`, by this command's options, --label-column."""
+    names = "|".join(settings)
+    return re.sub(rf"(the data's )?`({names})`", lambda found: f"--{found[2].replace('_', '-')}", message)
 
 
 def _sampling_arguments(parser: argparse.ArgumentParser, num_samples: int) -> None:

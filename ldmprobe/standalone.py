@@ -10,13 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ldmprobe.diffusion.trajectory import DDIMStep
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.denoiser import check_denoiser
 from ldmprobe.models.device import move
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.pretrained import Precision
 from ldmprobe.models.text import TextConditioning
-from ldmprobe.probing.ddim import probe_ddim, sample_trajectory
+from ldmprobe.probing.analyses import Analysis, Findings, Trajectory
+from ldmprobe.probing.ddim import default_analyses, probe_ddim, sample_trajectory
 from ldmprobe.probing.denoising import probe_denoising
+from ldmprobe.probing.guidance import check_guidance
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import evaluating, progress_bar
 from ldmprobe.probing.record import fingerprint
@@ -85,16 +89,18 @@ def sample_images(
     """Decoded DDIM samples (N, C, H, W), about [−1, 1]; sample i is the same as a probe's.
 
     Raises:
-        ConfigurationError: fewer than one sample, or a number of steps out of range.
+        ConfigurationError: fewer than one sample, a number of steps out of range, nothing to guide by, or predictions that are not finite.
     """
     for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
         if value < 1:
             raise ConfigurationError(f"{name} is {value}; expected at least 1.")
     grid = model.schedule.ddim_grid(num_steps, timestep_spacing)
+    check_guidance(model, guidance_scale)
     images = []
     with evaluating(model.modules):
         for ids in torch.arange(num_samples).split(batch_size):
             for step in sample_trajectory(model, ids, grid, guidance_scale, batch_size, seed):
+                _check_finite(step)
                 final = step.z_s
             images.append(model.codec.decode(final).cpu())
     return torch.cat(images)
@@ -108,6 +114,7 @@ def probe(args: Namespace) -> str:
     from ldmprobe.tracking.store import RecordStore
 
     model = _model(args)
+    out = claim(args.out, resuming=False, option="--out")
     reference, held_out = None, None
     if args.data is not None:
         reference, held_out = real_latents(
@@ -119,7 +126,6 @@ def probe(args: Namespace) -> str:
             args.num_reference,
             caption_column=args.caption_column,
         )
-    out = claim(args.out, resuming=False)
     store = RecordStore(out)
     with progress_bar("DDIM probe") as progress:
         record = probe_ddim(
@@ -131,6 +137,7 @@ def probe(args: Namespace) -> str:
             guidance_scale=args.guidance_scale,
             batch_size=args.batch_size,
             seed=args.seed,
+            analyses=[_Finite(), *default_analyses(reference, held_out)],
             held_out=held_out,
             step=model.trained_steps,
             progress=progress,
@@ -160,6 +167,8 @@ def sample(args: Namespace) -> str:
     model = _model(args)
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.touch()
+        args.out.unlink()
     except OSError as error:
         raise ConfigurationError(f"{args.out} cannot be written: {error.strerror}. Choose another --out.") from error
     images = sample_images(
@@ -180,11 +189,31 @@ def _model(args: Namespace) -> DiffusionModel:
         args.text_precision,
         args.base,
     )
-    if args.guidance_scale != 1 and not model.conditioning.for_samples(torch.zeros(1, dtype=torch.long)):
-        raise ConfigurationError(
-            f"--guidance-scale is {args.guidance_scale:g}, but {args.model} has no condition to guide by; leave it out."
-        )
+    image_shape = model.codec.image_shape(model.latent_shape)
+    with evaluating(model.modules):
+        condition = model.conditioning.for_samples(torch.zeros(1, dtype=torch.long, device=model.device))
+        check_denoiser(model.network, model.latent_shape, condition, model.device, image_shape)
+    check_guidance(model, args.guidance_scale)
     return model
+
+
+class _Finite(Analysis):
+    """Finds nothing, but ends a probe whose latents are not finite: of a model that is only looked at there is no record with gaps."""
+
+    def begin(self, trajectory: Trajectory) -> None: ...
+
+    def update(self, step: DDIMStep) -> None:
+        _check_finite(step)
+
+    def finish(self) -> Findings:
+        return Findings()
+
+
+def _check_finite(step: DDIMStep) -> None:
+    if not bool(step.z_s.isfinite().all()):
+        raise ConfigurationError(
+            f"The model's predictions are not finite at t={round(float(step.timestep))}: NaN or Inf in its weights, or too large a guidance scale."
+        )
 
 
 def image_grid(images: Tensor, columns: int, gap: int = 2) -> Any:
@@ -231,11 +260,10 @@ def real_latents(
         channels=model.codec.image_channels or model.latent_shape[0],
     )
     data.setup()
-    shape = model.codec.latent_shape(data.image_shape)
-    if tuple(shape) != tuple(model.latent_shape):
+    expected = model.codec.image_shape(model.latent_shape)
+    if tuple(data.image_shape) != expected:
         raise ConfigurationError(
-            f"The images of {dataset} become latents of shape {tuple(shape)}, the model's are {tuple(model.latent_shape)}; set "
-            "--image-size."
+            f"The images of {dataset} have shape {tuple(data.image_shape)}, the model's {expected}; set --image-size {expected[-1]}."
         )
     batches: Iterator[dict[str, Any]] = data.reference_batches(num_held_out, held_out=True)
     if isinstance(model.conditioning, TextConditioning) and caption_column is None:

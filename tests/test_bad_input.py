@@ -233,7 +233,7 @@ def test_a_probe_out_of_range(wrong, text, capsys):
 def test_a_directory_that_holds_another_run(capsys):
     assert _fit(_config()) == 0
     capsys.readouterr()
-    _refused(capsys, _network(layers_per_block=2), "runs/one already holds a run", "choose a new `--run_dir`")
+    _refused(capsys, _network(layers_per_block=2), "runs/one already holds a run", "Choose a new `--run_dir`")
 
 
 def test_a_checkpoint_of_another_model(capsys):

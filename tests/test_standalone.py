@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from ldmprobe.standalone import image_grid, load_model, real_latents, sample_ima
 from ldmprobe.tracking.figures import kl_figure, pca_figure
 from ldmprobe.tracking.store import RecordStore
 from tests.helpers import WHOLE_PATH, tiny_unet
-from tests.pipelines import saved
+from tests.pipelines import autoencoder, clip, saved
 
 FAMILIES = ["DDPMPipeline", "DDIMPipeline", "LDMPipeline", "DiTPipeline", "StableDiffusionPipeline"]
 TINY = ["--num-samples", "8", "--num-steps", "3", "--device", "cpu"]
@@ -196,13 +197,13 @@ def test_an_unsupported_family_is_refused_by_name(pipelines, tmp_path, capsys):
 def test_images_of_another_size_are_refused(pipelines, capsys, tmp_path):
     data = _pictures(tmp_path / "pictures.parquet", size=24)
     command = ["probe", pipelines["LDMPipeline"], "--out", "out", *TINY, "--data", data]
-    _refused(command, capsys, "become latents of shape (2, 12, 12), the model's are (2, 8, 8); set --image-size")
+    _refused(command, capsys, "have shape (3, 24, 24), the model's (3, 16, 16); set --image-size 16.")
 
 
 def test_data_without_labels_is_refused_for_a_class_conditional_model(pipelines, capsys, tmp_path):
     data = _pictures(tmp_path / "pictures.parquet")
     command = ["probe", pipelines["DiTPipeline"], "--out", "out", *TINY, "--data", data]
-    _refused(command, capsys, "label")
+    _refused(command, capsys, "ClassConditioning needs labels; set --label-column.")
 
 
 def test_several_prompts_and_no_captions_are_refused(pipelines, capsys, tmp_path):
@@ -223,10 +224,17 @@ def test_several_prompts_and_no_captions_are_refused(pipelines, capsys, tmp_path
     _refused([*command, "--caption-column", "text"], capsys, "There is no column 'text'")
 
 
+def test_guidance_without_a_prompt_is_refused(pipelines, capsys):
+    for command in (["probe", "--out", "out"], ["sample"]):
+        command[1:1] = [pipelines["StableDiffusionPipeline"], *TINY, "--guidance-scale", "4"]
+        _refused(command, capsys, "--guidance-scale is 4, but there is no prompt to guide by")
+
+
 def test_what_a_model_has_no_use_for_is_refused(pipelines, capsys):
     for option, text in (
         (["--prompt", "a cat"], "takes no text, so that --prompt is of no use to it"),
         (["--guidance-scale", "3"], "--guidance-scale is 3, but"),
+        (["--guidance-scale", "nan"], "--guidance-scale is nan; expected a finite number"),
         (["--variant", "fp16"], "has no weights of a variant 'fp16'; leave"),
     ):
         _refused(["probe", pipelines["DDPMPipeline"], "--out", "out", *TINY, *option], capsys, text)
@@ -275,14 +283,37 @@ def test_sample_overwrites_nothing(pipelines, capsys):
 def test_sample_into_a_place_that_cannot_be_made_is_refused(pipelines, capsys):
     Path("file").write_text("mine")
     _refused(["sample", pipelines["DDPMPipeline"], "--out", "file/grid.png", *TINY], capsys, "file")
+    Path("link.png").symlink_to("nowhere/grid.png")
+    _refused(["sample", pipelines["DDPMPipeline"], "--out", "link.png", *TINY], capsys, "link.png cannot be written")
 
 
 def test_probe_overwrites_no_run(pipelines, capsys):
     command = ["probe", pipelines["DDPMPipeline"], "--out", "out", *TINY]
     assert main([str(word) for word in command]) == 0
     before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
-    _refused(command, capsys, "out already holds a run")
+    _refused(command, capsys, "out already holds a run (probes/ddim-00000000.parquet). Choose a new `--out`, or")
     assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
+
+
+def test_predictions_that_are_not_finite_are_refused(pipelines, tmp_path, capsys):
+    pipeline = DDPMPipeline.from_pretrained(pipelines["DDPMPipeline"])
+    torch.nn.init.constant_(pipeline.unet.conv_out.bias, torch.nan)
+    pipeline.save_pretrained(tmp_path / "broken")
+    data = ["--data", _pictures(tmp_path / "pictures.parquet"), "--image-size", "8"]
+    for command in (["sample"], ["probe", "--out", "out"], ["probe", "--out", "out", *data]):
+        command[1:1] = [tmp_path / "broken", *TINY]
+        _refused(command, capsys, "The model's predictions are not finite at t=666: NaN or Inf in its weights")
+
+
+def test_parts_that_do_not_belong_together_are_refused_before_anything_else(pipelines, tmp_path, capsys):
+    for name, part, text in (
+        ("text_encoder", clip(width=32)[0], "embeddings are 32 wide and UNet2DConditionModel has cross_attention_dim"),
+        ("vae", autoencoder(channels=4), "AutoencoderKL cannot decode latents of shape (2, 8, 8)"),
+    ):
+        folder = shutil.copytree(pipelines["StableDiffusionPipeline"], tmp_path / name)
+        part.save_pretrained(folder / name)
+        for command in (["sample"], ["probe", "--out", "out"]):
+            _refused([command[0], folder, *command[1:], *TINY], capsys, text)
 
 
 def test_a_file_that_is_no_checkpoint_is_refused(capsys):

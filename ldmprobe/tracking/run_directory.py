@@ -15,8 +15,11 @@ _TRACES = ("probes/*.parquet", "checkpoints/*.ckpt", "report.html", "reference.s
 _held: dict[Path, BaseFileLock] = {}  # by this process
 
 
-def claim(run_dir: str | Path, resuming: bool) -> Path:
+def claim(run_dir: str | Path, resuming: bool, option: str = "--run_dir") -> Path:
     """Make sure that a run may write into ``run_dir``, creating it.
+
+    Args:
+        option: by which it is chosen: of a run that can go on, or "--out" of what is done once.
 
     Raises:
         ConfigurationError: it holds another run (and this one does not resume it), or cannot be written.
@@ -25,18 +28,16 @@ def claim(run_dir: str | Path, resuming: bool) -> Path:
     if not resuming and folder.resolve() not in _held:
         for pattern in _TRACES:
             if trace := next(folder.glob(pattern), None):
+                going_on = "; to go on with it add `--ckpt_path last`" if option == "--run_dir" else ""
                 raise ConfigurationError(
-                    f"{folder} already holds a run ({trace.relative_to(folder)}). To go on with it add `--ckpt_path last`; to start "
-                    "another choose a new `--run_dir`, or move the old one away."
+                    f"{folder} already holds a run ({trace.relative_to(folder)}). Choose a new `{option}`, or move the old one away{going_on}."
                 )
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigurationError(
-            f"{folder} cannot be created: {error.strerror}. Choose another `--run_dir`."
-        ) from error
+        raise ConfigurationError(f"{folder} cannot be created: {error.strerror}. Choose another `{option}`.") from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise ConfigurationError(f"There is no permission to write in {folder}. Choose another `--run_dir`.")
+        raise ConfigurationError(f"There is no permission to write in {folder}. Choose another `{option}`.")
     return folder
 
 

@@ -1,5 +1,6 @@
 """What the analyses read off a trajectory, on Gaussian data where every answer is known."""
 
+import copy
 import io
 
 import numpy as np
@@ -186,6 +187,12 @@ def test_without_reference_the_components_are_those_of_the_final_samples(
     assert abs(np.corrcoef(final.T)[0, 1]) < 1e-4  # principal components of the very same points
     total = sum(without_reference.scalars[f"pca_explained_{k}"] for k in (1, 2))
     assert 0 < total < 1
+
+
+def test_samples_that_are_not_finite_have_no_components_of_their_own(model: DiffusionModel):
+    broken = DiffusionModel(copy.deepcopy(model.network), model.schedule, model.latent_shape)
+    torch.nn.init.constant_(broken.network.mean, torch.nan)
+    assert not probe_ddim(broken, None, 8, 2, analyses=[PCAScatter()]).scatters
 
 
 def test_sample_images_are_the_first_samples_as_png(record: ProbeRecord, kept: KeepSteps):

@@ -21,8 +21,12 @@ def test_a_new_directory_is_made(tmp_path):
 def test_a_directory_with_a_run_is_refused_unless_resumed(tmp_path, trace):
     (tmp_path / trace).parent.mkdir(exist_ok=True)
     (tmp_path / trace).touch()
-    with pytest.raises(ConfigurationError, match=r"already holds a run .*add `--ckpt_path last`"):
+    with pytest.raises(
+        ConfigurationError, match=r"holds a run .* new `--run_dir`, .*; to go on with it add `--ckpt_path last`\.$"
+    ):
         claim(tmp_path, resuming=False)
+    with pytest.raises(ConfigurationError, match=r"Choose a new `--out`, or move the old one away\.$"):
+        claim(tmp_path, resuming=False, option="--out")
     assert claim(tmp_path, resuming=True) == tmp_path
 
 

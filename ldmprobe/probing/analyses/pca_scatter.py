@@ -18,7 +18,8 @@ class PCAScatter(Analysis):
 
     Scatters ``pca`` (samples) and ``pca_real`` (real latents noised to the same level: where samples should be), and the
     scalars ``pca_explained_1``, ``pca_explained_2`` (shares of real latents' variance). Coordinates are about α_t · mean.
-    Without reference, the components are those of this probe's own final samples, and there is no ``pca_real``.
+    Without reference, the components are those of this probe's own final samples, and there is no ``pca_real``; and nothing at all where
+    these are not finite.
 
     Args:
         num_levels: how many, evenly spaced in sampling steps, from pure noise to the final latents.
@@ -58,6 +59,8 @@ class PCAScatter(Analysis):
         reference = t.reference
         if reference is None:
             final = t.ranks.gather_rows(self.kept[t.grid.num_steps], t.sample_ids, t.num_samples)
+            if not bool(final.isfinite().all()):
+                return Findings()
             pca = PCABasis.fit(final)
             kept = {level: pca.project(z, self._level(level)[1]) for level, z in self.kept.items()}
         else:
