@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 import lightning as L
@@ -18,6 +19,8 @@ from ldmprobe.probing.probe import Ranks, evaluating
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.probing.reference import Reference
 from ldmprobe.tracking.store import RecordStore
+
+_log = logging.getLogger(__name__)
 
 
 class Forgetting(ProbeCallback):
@@ -40,7 +43,7 @@ class Forgetting(ProbeCallback):
         base_data: data of the kind that the base model was trained on, an ImageData; seen through the codec and conditioning of the model in
             training. What the linear denoiser is fitted on stays in ``base_reference.safetensors`` in the run's directory.
         every_n_steps: optimiser steps between probes.
-        num_images: held-out images of each kind, as many as there are up to this.
+        num_images: held-out images of each kind, as many as there are up to this; that there are fewer is warned of.
         num_draws: noised latents per level and kind; with fewer images, each is drawn several times.
         batch_size: latents through the network at once.
         num_reference: training images of each kind that its linear denoiser is fitted on.
@@ -113,10 +116,20 @@ class Forgetting(ProbeCallback):
                 ),
                 reference_of(trainer, model, self.num_reference),
             )
+        first = self._held_out is None
         if self._held_out is None or model.conditioning.trained:
             self._held_out = (
                 held_out_from(trainer, model, base_data.reference_batches(self.num_images, held_out=True)),
                 held_out_of(trainer, model, self.num_images),
+            )
+        base_images, new_images = (len(held_out.latents) for held_out in self._held_out)
+        if first and min(base_images, new_images) < self.num_images:
+            _log.warning(
+                "Forgetting was to measure on %d held-out images of each kind; there are %d of the base model's and %d of the new. Its "
+                "intervals are of these: give larger held-out splits where they are too wide.",
+                self.num_images,
+                base_images,
+                new_images,
             )
         of_base, of_new = (KindOfData(*each) for each in zip(self._held_out, self._references, strict=True))
         with self.progress(trainer) as progress:

@@ -53,9 +53,9 @@ def _header(comparison: Comparison) -> str:
             value, unit = one_decimal(comparison.bounds[run.label][1].value[-1]), f"nats at step {records[-1].step:,}"
         cards.append(f"<div><span>{_named(run.label, i)}</span><strong>{value}</strong> <em>{unit}</em></div>")
     return (
-        f"<header><h1>{escape(comparison.first.label)} against {escape(listed([run.label for run in comparison.runs[1:]]))} "
+        f"<h1>{escape(comparison.first.label)} against {escape(listed([run.label for run in comparison.runs[1:]]))} "
         f'<small>ldmprobe comparison</small></h1><p class="summary">{_summary(comparison)}</p>'
-        f'<div class="numbers">{"".join(cards)}</div></header>'
+        f'<div class="numbers">{"".join(cards)}</div>'
     )
 
 

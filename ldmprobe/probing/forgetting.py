@@ -184,14 +184,19 @@ def _sentence(base: Sequence[BandGain], new: Sequence[BandGain]) -> str:
         ),
         ("Gains", gained, "the new data", new[-1], "None has measurably gained on"),
     ):
-        total = f"all levels together: {everywhere.gain:+.1f} ± {everywhere.half_width:.1f}".replace("-", "−")
+        total = f"all levels together: {abs(everywhere.gain):,.1f} ± {everywhere.half_width:,.1f} nats {lost_or_gained(everywhere.gain)}"
         if band is None:
-            parts.append(f"{nothing} {data} ({total} nats).")
+            parts.append(f"{nothing} {data} ({total}).")
         else:
             parts.append(
-                f"{verb} most at log-SNR {band.name}: {abs(band.gain):.1f} ± {band.half_width:.1f} nats on {data} ({total})."
+                f"{verb} most at log-SNR {band.name}: {abs(band.gain):,.1f} ± {band.half_width:,.1f} nats on {data} ({total})."
             )
     return " ".join(parts)
+
+
+def lost_or_gained(change: float) -> str:
+    """What to call a change in nats, beside its size."""
+    return "lost" if change < 0 else "gained"
 
 
 def _gain(band: BandGain) -> float:

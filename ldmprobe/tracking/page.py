@@ -33,7 +33,7 @@ def page(title: str, header: str, sections: str, more_css: str = "") -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{escape(title)} · ldmprobe</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{css}</style>'
-        f"{script(get_plotlyjs())}</head><body>{header}"
+        f"{script(get_plotlyjs())}</head><body><header>{header}</header>"
         f"<main>{sections}<footer>Written by ldmprobe {escape(__version__)}.</footer></main></body></html>"
     )
 

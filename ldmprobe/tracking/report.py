@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.probing.forgetting import lost_or_gained
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking import charts
 from ldmprobe.tracking.comparable import comparable
@@ -89,11 +90,16 @@ def _header(
     if denoising:
         first, final = (record.scalars["denoising_bound_nats"] for record in (denoising[0], denoising[-1]))
         numbers.append(("Held-out bound", f"{final:.1f}", f"nats, from {first:.0f}"))
-        lowest, level = _worst_skill(denoising[-1])
-        numbers.append(("Lowest skill", f"{lowest:.2f}", f"at log-SNR {level:.1f}"))
+        skill = denoising[-1].curves["denoising_skill"]
+        if np.isfinite(skill.value).any():
+            k = int(np.nanargmin(skill.value))
+            numbers.append(("Lowest skill", f"{skill.value[k]:.2f}", f"at log-SNR {skill.log_snr[k]:.1f}"))
     if forgetting:
-        lost, gained = (forgetting[-1].scalars[name] for name in ("forgotten_nats", "gained_nats"))
-        numbers.append(("Forgotten", f"{lost:.1f}", f"nats, for {gained:.1f} gained"))
+        scalars = forgetting[-1].scalars
+        for data, total, sign in (("The base model's data", "forgotten_nats", -1), ("The new data", "gained_nats", 1)):
+            change, half_width = sign * scalars[total], scalars[f"{total}_half_width"]
+            if np.isfinite(change):
+                numbers.append((data, f"{abs(change):,.1f}", f"± {half_width:,.1f} nats {lost_or_gained(change)}"))
     if ddim:
         numbers.append(
             (
@@ -106,8 +112,8 @@ def _header(
         f"<div><span>{escape(a)}</span><strong>{escape(b)}</strong> <em>{escape(c)}</em></div>" for a, b, c in numbers
     )
     return (
-        f"<header><h1>{escape(title)} <small>ldmprobe report</small></h1>"
-        f'<p class="summary">{_summary(denoising, forgetting)}</p><div class="numbers">{cards}</div></header>'
+        f"<h1>{escape(title)} <small>ldmprobe report</small></h1>"
+        f'<p class="summary">{_summary(denoising, forgetting)}</p><div class="numbers">{cards}</div>'
     )
 
 
@@ -181,7 +187,8 @@ def _forgetting_section(forgetting: Sequence[ProbeRecord]) -> str:
     last = forgetting[-1]
     change = section(
         "What finetuning forgot and gained",
-        f"<b>{escape(str(last.provenance.get('summary', '')))}</b> Both models denoise the same held-out draws.",
+        f"<b>{escape(str(last.provenance.get('summary', '')))}</b> Both models denoise the same held-out draws, of "
+        f"{_images_of(last)}.",
         chart(charts.forgetting_chart(last)),
     )
     history = section(
@@ -385,6 +392,11 @@ def _provenance_section(records: Sequence[ProbeRecord], config_text: str | None)
 # --- pieces ----------------------------------------------------------------------------------------------------------
 
 
+def _images_of(forgetting: ProbeRecord) -> str:
+    counts = [escape(str(count)) for count in forgetting.provenance["num_images"].values()]
+    return f"{counts[0]} images of the base model's data and {counts[1]} of the new"
+
+
 def _guided(record: ProbeRecord) -> str:
     what = guidance(record)
     return (
@@ -400,12 +412,6 @@ def _prompted(record: ProbeRecord) -> str:
         return ""
     quoted = ", ".join(f"“{escape(str(prompt)[:200])}”" for prompt in prompts[:_PROMPTS_SHOWN])
     return f" Prompts, in turn: {quoted}{' …' if len(prompts) > _PROMPTS_SHOWN else ''}."
-
-
-def _worst_skill(record: ProbeRecord) -> tuple[float, float]:
-    curve = record.curves["denoising_skill"]
-    k = int(np.nanargmin(curve.value))
-    return float(curve.value[k]), float(curve.log_snr[k])
 
 
 def _slider_script(frames: list[list[str]], steps: list[int]) -> str:

@@ -1,6 +1,9 @@
 """A small model of the digits 0 … 4 is finetuned on 5 … 9, and watched."""
 
 import copy
+import re
+from dataclasses import replace
+from html import unescape
 
 import numpy as np
 import pytest
@@ -12,6 +15,8 @@ from ldmprobe.data.builtin import digits as all_digits
 from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.conditioning import ClassConditioning
+from ldmprobe.probing.record import Curve
+from ldmprobe.tracking.report import report_html
 from ldmprobe.tracking.store import RecordStore
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import tiny_unet
@@ -144,6 +149,23 @@ def test_the_report_shows_it(run):
     ):
         assert f"<h2>{heading}</h2>" in html
     assert "could not be drawn" not in html.lower()
+    assert "draws, of 90 images of the base model's data and 90 of the new" in html
+    scalars = RecordStore(run[0]).read("forgetting")[-1].scalars
+    for data, total, word in (("base model's", "forgotten_nats", "lost"), ("new", "gained_nats", "gained")):
+        tile = rf"The {data} data</span><strong>{scalars[total]:,.1f}</strong> <em>± [\d.]+ nats {word}</em>"
+        assert re.search(tile, unescape(html))
+
+
+def test_predictions_that_are_not_finite_have_a_page_all_the_same(run):
+    record = RecordStore(run[0]).read("forgetting")[-1]
+    gone = {name: Curve(c.timestep, c.log_snr, c.value * np.nan, None, None) for name, c in record.curves.items()}
+    html = report_html([replace(record, curves=gone, scalars=dict.fromkeys(record.scalars, np.nan))], None, "run")
+    assert "could not be drawn" not in html.lower()
+
+
+def test_fewer_held_out_images_than_were_asked_for_are_told(folder, tmp_path, caplog):
+    finetuned(folder, tmp_path, [forgetting(folder, num_images=500)], max_steps=1)
+    assert caplog.text.count("Forgetting was to measure on 500 held-out images of each kind; there are ") == 1
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,14 @@ def test_totals_are_the_sums_over_levels(after):
         assert after.scalars[total] > 2 * after.scalars[f"{total}_half_width"] > 0
 
 
+def test_the_sentence_says_which_way_in_words(after):
+    lost, gained = after.scalars["forgotten_nats"], after.scalars["gained_nats"]
+    lost_half_width, gained_half_width = (after.scalars[f"{name}_nats_half_width"] for name in ("forgotten", "gained"))
+    sentence = after.provenance["summary"]
+    assert f"(all levels together: {lost:.1f} ± {lost_half_width:.1f} nats lost)" in sentence
+    assert f"(all levels together: {gained:.1f} ± {gained_half_width:.1f} nats gained)" in sentence
+
+
 def test_change_of_skill_is_skill_after_less_skill_before(before, after):
     for kind in ("base", "new"):
         now, then, change = (

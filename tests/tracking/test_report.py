@@ -189,6 +189,29 @@ def test_gaps_in_a_curve_are_gaps_in_the_scalars_not_zeros():
     assert scalar_metrics(ProbeRecord("ddim", 3, curves={"step_kl": curve})) == {"probe/step_kl/t0005": 2.0}
 
 
+def test_predictions_that_are_not_finite_have_a_page_all_the_same(records):
+    gone = [
+        dataclasses.replace(
+            record,
+            curves={
+                name: Curve(curve.timestep, curve.log_snr, curve.value * np.nan)
+                for name, curve in record.curves.items()
+            },
+        )
+        for record in of(records, "ddim") + of(records, "denoising")
+    ]
+    html = report_html(gone, None, "run")
+    assert "could not be drawn" not in html.lower()
+    assert "Lowest skill" not in html
+
+
+def test_what_is_said_in_a_headers_place_stays_in_the_header(records):
+    without = [dataclasses.replace(record, scalars={}) for record in of(records, "denoising")]
+    with pytest.warns(UserWarning, match="'run' could not be drawn from these records"):
+        html = report_html(without, None, "run")
+    assert re.search(r"<body><header><section><h2>run</h2><p>Could not be drawn.*?</section></header><main>", html)
+
+
 def test_training_bands_are_named_by_log_snr():
     curve = Curve(np.array([-1, -1]), np.array([-5.25, 3.75]), np.array([0.1, 0.2]))
     names = set(scalar_metrics(ProbeRecord("training", 3, curves={"training_mse": curve})))

@@ -15,7 +15,7 @@ from ldmprobe.tracking.style import IDEAL, STEP_COLOURS, WARNING, step_colour
 def skill_chart(records: Sequence[ProbeRecord]) -> go.Figure:
     """Denoising skill over log-SNR, coloured by training step; 0 is the best linear denoiser."""
     figure = _beside_ideal(records, "denoising_skill", 0, "skill: 1 − MSE ÷ linear optimum")
-    lowest = min(float(np.nanmin(record.curves["denoising_skill"].value)) for record in records[-1:])
+    lowest = float(np.nanmin(records[-1].curves["denoising_skill"].value, initial=0))
     figure.update_yaxes(range=[max(min(lowest * 1.15, -0.6), -4.0), 1.02])
     return figure
 
@@ -24,7 +24,7 @@ def residual_chart(records: Sequence[ProbeRecord]) -> go.Figure:
     """Calibration residual over log-SNR, coloured by training step; 0 is calibrated."""
     figure = _beside_ideal(records, "calibration_residual", 0, "R: recoverable share of the loss")
     last = records[-1].curves["calibration_residual"]
-    top = float(np.nanmax(last.upper if last.upper is not None else last.value))
+    top = float(np.nanmax(last.upper if last.upper is not None else last.value, initial=0))
     figure.update_yaxes(range=[-0.05, min(max(1.3 * top, 0.2), 1.02)])
     return figure
 
@@ -33,7 +33,7 @@ def gain_chart(records: Sequence[ProbeRecord]) -> go.Figure:
     """Prediction gain over log-SNR, coloured by training step; 1 is calibrated."""
     figure = _beside_ideal(records, "prediction_gain", 1, "gain: E[ε·ε̂] ÷ E[ε̂²]")
     last = records[-1].curves["prediction_gain"].value
-    reach = min(max(1.15 * float(np.nanmax(np.abs(last - 1))), 0.1), 1.0)
+    reach = min(max(1.15 * float(np.nanmax(np.abs(last - 1), initial=0)), 0.1), 1.0)
     figure.update_yaxes(range=[1 - reach, 1 + reach])
     return figure
 

@@ -21,15 +21,16 @@ def forgetting_chart(record: ProbeRecord) -> go.Figure:
     figure.add_hline(y=0, line={"color": IDEAL, "dash": "dash", "width": 2})
     for kind, (name, colour) in _KINDS.items():
         curve = record.curves[f"forgetting_nats/{kind}"]
-        assert curve.lower is not None
-        assert curve.upper is not None
+        error = None
+        if curve.lower is not None and curve.upper is not None:
+            error = {"array": (curve.upper - curve.lower) / 2, "thickness": 1, "width": 0, "color": "#777"}
         figure.add_trace(
             go.Bar(
                 x=np.round(curve.log_snr, 2),
                 y=curve.value,
                 name=f"on {name}",
                 marker={"color": colour},
-                error_y={"array": (curve.upper - curve.lower) / 2, "thickness": 1, "width": 0, "color": "#777"},
+                error_y=error,
                 hovertemplate=f"{name}<br>log-SNR %{{x}}: %{{y:+.3g}} nats<extra></extra>",
             )
         )
@@ -84,7 +85,7 @@ def before_and_after_chart(record: ProbeRecord, metric: str, title: str) -> go.F
     shown = np.concatenate(
         [record.curves[f"{metric}{when}/{kind}"].value for when in ("_before", "") for kind in _KINDS]
     )
-    low, high = float(np.nanmin(shown)), float(np.nanmax(shown))
+    low, high = float(np.nanmin(shown, initial=0)), float(np.nanmax(shown, initial=0))
     margin = 0.08 * (high - low)
     figure = finish(figure, _LOG_SNR, title)
     # Far below the linear denoiser's a level weighs next to nothing, and would press all others flat.

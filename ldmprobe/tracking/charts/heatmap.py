@@ -37,7 +37,8 @@ def heatmap_chart(ddim: Sequence[ProbeRecord], denoising: Sequence[ProbeRecord])
         ):
             values = np.stack([record.curves[metric].value for record in denoising], axis=1)
             timestep = denoising[-1].curves[metric].timestep
-            limit = limit or float(np.nanpercentile(np.abs(values), 90))
+            finite = np.abs(values[np.isfinite(values)])
+            limit = limit or float(np.percentile(finite, 90) if finite.size else 1.0)
             options.append(
                 (label, _heatmap(denoising, timestep, values, unit, limit, metric == "calibration_residual"))
             )
