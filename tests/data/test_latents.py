@@ -129,7 +129,10 @@ def test_a_cache_of_other_data_is_refused_by_what_differs(folder, options, diffe
     ("codec", "difference"),
     [
         (LatentCodec("builtin:digits"), "codec.class_name is AutoencoderKL, this configuration's is NoneType"),
-        (LatentCodec("builtin:digits", sample_posterior=True), "latents.kind is moments, this configuration's is latent"),
+        (
+            LatentCodec("builtin:digits", sample_posterior=True),
+            "latents.kind is moments, this configuration's is latent",
+        ),
         ("other weights", "codec.weights are others"),
     ],
     ids=["class", "posterior", "weights"],
