@@ -8,10 +8,9 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -30,7 +29,6 @@ from ldmprobe.training.configuration_errors import configuration_errors, meant_f
 from ldmprobe.training.foreign_code import announce_foreign_code
 
 _NAMED_ROWS = 10  # in a message
-_EXAMPLE = "ldmprobe cache --config configs/digits.yaml --out latents/digits"
 
 
 def cache(argv: list[str]) -> int:
@@ -264,18 +262,6 @@ def _write(path: Path, tensors: dict[str, Tensor], texts: dict[str, list[str]]) 
     print(f"ldmprobe: {path}", flush=True)
 
 
-class _FitArguments(LightningArgumentParser):
-    """Of ``fit``, without its page of usage."""
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        if not self.exit_on_error:  # of a part of the configuration, whose message becomes part of the whole one's
-            super().error(message, ex)
-        raise ConfigurationError(
-            f"{message}\n`ldmprobe cache` takes what `ldmprobe fit` takes (`ldmprobe fit --help`) and its own options (`ldmprobe cache --help`), "
-            f"as in `{_EXAMPLE}`."
-        ) from ex
-
-
 class _OnlyParts(LDMProbeCLI):
     """Builds the data and the model of ``fit``'s arguments, and nothing that trains or writes."""
 
@@ -302,7 +288,6 @@ def _built(argv: list[str]) -> tuple[ImageData, Any]:
         subclass_mode_model=True,
         subclass_mode_data=True,
         args=["fit", *argv],
-        parser_class=_FitArguments,
         seed_everything_default=0,
         save_config_callback=None,
         auto_configure_optimizers=False,
@@ -320,7 +305,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="ldmprobe cache",
         description="Encode the images (and captions) of a configuration once, for `--data.init_args.latents DIR`. All further arguments are "
         "those of `ldmprobe fit`. One that was ended is started again and goes on.",
-        epilog=_EXAMPLE,
+        epilog="ldmprobe cache --config configs/digits.yaml --out latents/digits",
         allow_abbrev=False,
     )
     environment = os.environ.get
