@@ -109,8 +109,8 @@ def test_latents_can_be_kept_in_half_precision(tmp_path, dtype):
 @pytest.mark.parametrize(
     ("options", "difference"),
     [
-        ({"seed": 1}, "its data.train.images are others"),
-        ({"held_out_fraction": 0.2}, "its data.train.number of rows is 27, this configuration's is 24"),
+        ({"seed": 1}, "data.train.images are others"),
+        ({"held_out_fraction": 0.2}, "data.train.number of rows is 27, this configuration's is 24"),
         ({"label_column": None}, r"data.columns is \['image', 'label', 'caption'\], this"),
         ({"image_size": 8}, "transforms.size is None, this configuration's is 8"),
         ({"resize": "squash"}, "transforms.resize is crop, this configuration's is squash"),
@@ -202,7 +202,7 @@ def test_a_single_label_or_caption_that_was_changed_is_named(column, tmp_path):
     cache = LatentCache(write(tmp_path))
     cache.key = _key("train", columns, train=Dataset.from_dict(rows))
     rows[column][7] = {"labels": 0, "captions": "h?"}[column]
-    with pytest.raises(ConfigurationError, match=f"something else: its data train {column} are others"):
+    with pytest.raises(ConfigurationError, match=f"something else: its data.train.{column} are others"):
         cache.check_key(_key("train", columns, train=Dataset.from_dict(rows)))
 
 

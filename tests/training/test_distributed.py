@@ -256,7 +256,7 @@ def test_two_nodes_that_share_no_disk_make_the_records_of_one_process(tmp_path):
             {"network", "text"},
             id="ddp-lora-text-encoder",
         ),
-        pytest.param(SD, SHARDED, {"lora": None}, {"network"}, id="fsdp-whole-network"),
+        pytest.param(SD, SHARDED, {"lora": None}, {"network"}, id="fsdp-whole-network", marks=pytest.mark.reliability),
         pytest.param(
             SD,
             WHOLE,

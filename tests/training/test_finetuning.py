@@ -125,7 +125,9 @@ def test_settings_of_the_scheduler_leave_the_pipelines_others_and_are_kept_when_
     path = fitted(tmp_path / "first", module(), shapes())
     trainer(tmp_path / "second", max_steps=4).fit(resumed, shapes(), ckpt_path=str(path))
     assert_same_state(whole.state_dict(), resumed.state_dict())
-    with pytest.raises(ConfigurationError, match=r"its scheduler has .*, this run's has"):
+    with pytest.raises(
+        ConfigurationError, match=r"its scheduler\.prediction_type is v_prediction, this configuration's is"
+    ):
         trainer(tmp_path / "other", max_steps=4).fit(finetune(), shapes(), ckpt_path=str(path))
 
 
@@ -281,7 +283,7 @@ def test_a_finetune_whose_base_has_moved_is_read_with_its_new_place(moved):
     assert main(["probe", lora, "--out", "probed", *few, *base]) == 0
     assert main(["sample", lora, "--out", "samples.png", *few, *base]) == 0
     assert main(["export", lora, "exported", *base]) == 0
-    assert f"finetuned from {base[1]} and" in Path("exported/README.md").read_text()
+    assert "finetuned from new and" in Path("exported/README.md").read_text()
 
 
 def test_a_finetune_of_that_is_read_with_the_export_of_the_first(moved):
