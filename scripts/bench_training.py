@@ -64,7 +64,7 @@ class Setting:
 
 SETTINGS = {
     "small": Setting(64, 16, (32, 64, 128), 1, 1000, 30),
-    "stable-diffusion": Setting(512, 1, (80, 160, 320, 320), 2, 40, 6),
+    "stable-diffusion": Setting(512, 1, (80, 160, 320, 320), 2, 40, 3),
 }
 
 
