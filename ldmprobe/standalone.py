@@ -51,9 +51,10 @@ def load_model(
     if name.endswith(".ckpt") or (Path(name).is_file() and not of_a_pipeline) or (Path(name) / ".metadata").is_file():
         from ldmprobe.training.checkpoint import load_diffusion_model
 
-        if revision or variant or text_precision != "float32":
+        if revision or variant or local_files_only or text_precision != "float32":
             raise ConfigurationError(
-                f"{name} is a checkpoint; --revision, --variant and --text-precision are of pipelines."
+                f"{name} is a checkpoint; --revision, --variant, --local-files-only and --text-precision are of pipelines (HF_HUB_OFFLINE=1 "
+                "keeps the hub from being asked)."
             )
         model = load_diffusion_model(Path(name), base)
     else:

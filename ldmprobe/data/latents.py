@@ -32,7 +32,7 @@ from ldmprobe.models.text import TextConditioning
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SPLITS = ("train", "held_out")
 _DESCRIPTION = "cache.json"
-_FORMAT = 3
+_FORMAT = 4
 _IMAGES_READ = 512  # of each split, evenly spread
 _VALUES_HASHED = 65_536  # of each weight tensor
 
@@ -91,12 +91,12 @@ def _text_key(conditioning: Conditioning) -> dict[str, Any] | None:
 
 def _weights_hash(weights: Iterable[tuple[str, Tensor]]) -> str:
     """Of up to 65,536 evenly spaced values of each, as float32 whatever they are stored in."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(weights):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+    hashes = []
+    for name, tensor in weights:
         values = tensor.detach().flatten()[:: max(1, -(-tensor.numel() // _VALUES_HASHED))]
-        digest.update(values.cpu().float().numpy().tobytes())
-    return digest.hexdigest()
+        told = f"{name} {tuple(tensor.shape)}".encode()
+        hashes.append(hashlib.sha256(told + values.cpu().float().numpy().tobytes()).hexdigest())
+    return hashlib.sha256("".join(sorted(hashes)).encode()).hexdigest()
 
 
 def _split_key(rows: Any, reader: RowReader) -> dict[str, Any]:
@@ -248,9 +248,11 @@ class LatentCache:
         return self.folder / f"prompt-{hashlib.sha256(json.dumps(prompt).encode()).hexdigest()[:12]}.safetensors"
 
     def prompts(self, prompts: Sequence[str]) -> dict[str | None, Condition]:
-        """The conditions, of shape (1, …), of none and of those of the prompts that are there; a warning names the others."""
-        from safetensors.torch import load_file
+        """The conditions, of shape (1, …), of none and of those of the prompts that are there; a warning names the others.
 
+        Raises:
+            ConfigurationError: a file is damaged.
+        """
         paths = {prompt: self.prompt_path(prompt) for prompt in (None, *prompts)}
         if missing := [prompt for prompt, path in paths.items() if not path.is_file()]:
             warnings.warn(
@@ -258,7 +260,7 @@ class LatentCache:
                 f"text encoders are loaded; `ldmprobe cache --config YOURS.yaml --out {self.folder}` adds what is missing.",
                 stacklevel=2,
             )
-        return {prompt: load_file(path) for prompt, path in paths.items() if path.is_file()}
+        return {prompt: _read(path)[0] for prompt, path in paths.items() if path.is_file()}
 
     def check_key(self, key: dict[str, Any]) -> None:
         """Raise ConfigurationError, naming what differs, where these are latents of something else."""
@@ -326,19 +328,23 @@ class LatentRows:
 
     def _opened(self, number: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if number not in self._open:
-            from safetensors import safe_open
-
-            shard = self.shards[number]
-            try:
-                with safe_open(shard.path, "pt") as file:
-                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-                    self._open[number] = tensors, json.loads(file.metadata()["ldmprobe"])
-            except Exception as error:  # safetensors and json raise many kinds, all meaning the same
-                raise ConfigurationError(
-                    f"{shard.path} is damaged ({type(error).__name__}: {error}); remove it, and `ldmprobe cache --config YOURS.yaml --out "
-                    f"{shard.path.parent}` makes it again."
-                ) from error
+            self._open[number] = _read(self.shards[number].path)
         return self._open[number]
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Tensors and texts of a file."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            return tensors, json.loads(file.metadata()["ldmprobe"])
+    except Exception as error:  # safetensors and json raise many kinds, all meaning the same
+        raise ConfigurationError(
+            f"{path} is damaged ({type(error).__name__}: {error}); remove it, and `ldmprobe cache --config YOURS.yaml --out {path.parent}` makes "
+            "it again."
+        ) from error
 
 
 class LatentStream(ShuffledStream):

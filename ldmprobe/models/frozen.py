@@ -18,7 +18,7 @@ WEIGHTS = re.compile(
     r"(?P<name>model|diffusion_pytorch_model)(\.(?P<variant>[\w-]+?))?(-\d+-of-(?P<parts>\d+)(\.(?P<old_variant>\w+))?)?\.safetensors"
 )
 """Names of files of weights, whole or in parts; of transformers and of diffusers."""
-AGAIN = "Copy or download it again, whole."
+_AGAIN = "Copy or download it again, whole."
 
 
 def variant_of(file: str) -> str | None:
@@ -59,7 +59,7 @@ class NetworkFiles:
             ConfigurationError: they have not, are torn or not all there, or there is no network of this class.
         """
         if not (self.folder / "config.json").is_file():
-            raise self._not_loadable(f"its config.json is missing. {AGAIN}")
+            raise self._not_loadable(f"its config.json is missing. {_AGAIN}")
         try:
             with torch.device("meta"):
                 if self._of_diffusers:
@@ -81,8 +81,7 @@ class NetworkFiles:
         options = {"torch_dtype": dtype, "low_cpu_mem_usage": False} if self._of_diffusers else {"dtype": dtype}
         variant = self.variant if any(variant_of(path.name) for path in self._weight_files()) else None
         try:
-            # Its weights are drawn before they are read; and a probe may need it while no tensor can ask for gradients.
-            with torch.random.fork_rng(devices=[]), torch.inference_mode(False):
+            with torch.random.fork_rng(devices=[]):  # its weights are drawn before they are read
                 network, found = self.network_class.from_pretrained(
                     self.folder,
                     variant=variant,
@@ -124,7 +123,7 @@ class NetworkFiles:
             if of_variant := [path for path in files if variant_of(path.name) == variant]:
                 for name in sorted(set().union(*(belonging_to(path.name) for path in of_variant))):
                     if not (self.folder / name).is_file():
-                        raise self._not_loadable(f"its {name} is missing. {AGAIN}")
+                        raise self._not_loadable(f"its {name} is missing. {_AGAIN}")
                 return of_variant
         raise self._not_loadable(
             "it has no safetensors (if you trust its pickles, diffusers' `save_pretrained` writes them)"
@@ -142,7 +141,7 @@ class NetworkFiles:
         found = named[first]
         if found is not None and found != expected[first]:
             raise self._not_loadable(
-                f"by its config.json {first} is of shape {expected[first]}, in its files of {found}; they do not belong together. {AGAIN}"
+                f"by its config.json {first} is of shape {expected[first]}, in its files of {found}; they do not belong together. {_AGAIN}"
             )
         raise self._lacks([first] * lacking.total(), len(expected))
 
@@ -156,18 +155,16 @@ class NetworkFiles:
                 with safe_open(path, "pt") as file:
                     shapes |= {name: _plain(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             except Exception as error:
-                raise self._not_loadable(f"{path.name} is torn ({error}). {AGAIN}") from error
+                raise self._not_loadable(f"{path.name} is torn ({error}). {_AGAIN}") from error
         return shapes
 
     def _lacks(self, missing: Sequence[str], of: int) -> ConfigurationError:
         return self._not_loadable(
             f"{len(missing):,} of its {of:,} tensors {'is' if len(missing) == 1 else 'are'} missing from its files, the first is "
-            f"{missing[0]}. {AGAIN}"
+            f"{missing[0]}. {_AGAIN}"
         )
 
     def _not_loadable(self, reason: object) -> ConfigurationError:
-        if isinstance(reason, ConfigurationError):
-            return reason
         return ConfigurationError(f"No {self.network_class.__name__} can be loaded from {self.folder}: {reason}")
 
 
@@ -196,13 +193,13 @@ class Frozen(nn.Module):
 
     def __init__(self, network: nn.Module | NetworkFiles, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
-        self.dtype, self.device, self.saved = dtype, torch.device("cpu"), True
         self._files = network if isinstance(network, NetworkFiles) else None
-        own = None if isinstance(network, NetworkFiles) else network.requires_grad_(False).eval()
-        for parameter in () if own is None else own.parameters():
-            self.dtype, self.device = parameter.dtype, parameter.device
+        own = network.requires_grad_(False).eval() if isinstance(network, nn.Module) else None
+        first = None if own is None else next(own.parameters(), None)
+        self.dtype = dtype if first is None else first.dtype
+        self.device, self.saved = torch.device("cpu") if first is None else first.device, True
         # Not as submodules, which would be cast, trained and saved with the rest.
-        self.__dict__["outline"] = network.outline() if isinstance(network, NetworkFiles) else own
+        self.__dict__["outline"] = own if self._files is None else self._files.outline()
         self.__dict__["_network"] = own
         super().train(False)
 
@@ -211,12 +208,9 @@ class Frozen(nn.Module):
         """The network, loaded now if it is not yet."""
         if self._network is None:
             assert self._files is not None
-            self.__dict__["_network"] = self._files.load(self.dtype).requires_grad_(False).to(self.device)
+            with torch.inference_mode(False):  # it may be needed first where no tensor can ask for gradients
+                self.__dict__["_network"] = self._files.load(self.dtype).requires_grad_(False).to(self.device)
         return self._network
-
-    @property
-    def loaded(self) -> bool:
-        return self._network is not None
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """By name; of files without loading the network."""

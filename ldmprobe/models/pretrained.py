@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -72,7 +72,7 @@ class ReadPipeline:
     """
 
     pipeline: Any
-    frozen: dict[str, Frozen] = field(default_factory=dict)
+    frozen: dict[str, Frozen]
 
 
 def read_pipeline(
@@ -120,11 +120,9 @@ def read_pipeline(
             for part, entry in read.items()
             if (part == family.autoencoder or part.startswith("text_encoder")) and entry[1] is not None
         }
-        network = {
-            part: NetworkFiles(folder / part, _class(*entry), variant).load()
-            for part, entry in read.items()
-            if part == family.network
-        }
+        given: dict[str, Any] = {part: each.outline for part, each in frozen.items()}
+        if family.network in read:
+            given[family.network] = NetworkFiles(folder / family.network, _class(*read[family.network]), variant).load()
         pipeline = DiffusionPipeline.from_pretrained(
             folder,
             variant=variant,
@@ -132,8 +130,7 @@ def read_pipeline(
             trust_remote_code=False,
             low_cpu_mem_usage=False,
             **unread,
-            **{part: each.outline for part, each in frozen.items()},
-            **network,
+            **given,
         )
     except ConfigurationError:
         raise
@@ -163,8 +160,8 @@ class PretrainedText(TextEncoder):
         local_files_only: bool = False,
         text_precision: Precision = "float32",
     ) -> None:
-        families = {part for family in FAMILIES.values() for part in (family.network, family.autoencoder) if part}
-        read = read_pipeline(pipeline, sorted(families), revision, variant, local_files_only, text_precision)
+        others = {part for family in FAMILIES.values() for part in (family.network, family.autoencoder) if part}
+        read = read_pipeline(pipeline, sorted(others), revision, variant, local_files_only, text_precision)
         if not FAMILIES[type(read.pipeline).__name__].text:
             raise ConfigurationError(f"{pipeline} is a {type(read.pipeline).__name__}, which has no text encoder.")
         if "text_encoder_3" in read.pipeline.components and read.pipeline.text_encoder_3 is None:

@@ -74,11 +74,19 @@ class TextEncoder(nn.Module):
             if not isinstance(encoder, Frozen):
                 self.encoders[name] = Frozen(encoder)
 
-    def thaw(self) -> None:
-        """All of the encoders are trained, and loaded for it."""
-        for name, encoder in self._loaded.items():
-            self.encoders[name] = encoder.requires_grad_(True)
-        self.train_only_what_is_used()
+    def thaw(self, names: Sequence[str] = ()) -> None:
+        """These of the encoders are trained, by default all, and loaded for it.
+
+        Raises:
+            ConfigurationError: they are in half precision.
+        """
+        if self.precision != "float32":
+            raise ConfigurationError(
+                f"text_precision is {self.precision}, which is too coarse for text encoders in training; leave it out (of a checkpoint in "
+                "`pretrained`: where that was trained), or do not train them."
+            )
+        for name in names or list(self.encoders):
+            self.encoders[name] = self._loaded[name].requires_grad_(True)
 
     def train_only_what_is_used(self) -> None:
         """Of the parameters in training, freeze those on which no condition depends, such as the last layer of Stable Diffusion XL's first
@@ -297,11 +305,12 @@ class TextConditioning(Conditioning):
         self.encoder = encoder
         if trained:
             encoder.thaw()
+            encoder.train_only_what_is_used()
         else:
             encoder.freeze()
         self.dropout, self.prompts = dropout, tuple(prompts)
         self.kept: dict[str | None, Condition] = {}
-        self.register_load_state_dict_post_hook(lambda *_: self._forget())
+        self.register_load_state_dict_post_hook(TextConditioning._forget)
         self.train()
 
     def train(self, mode: bool = True) -> TextConditioning:
@@ -356,10 +365,10 @@ class TextConditioning(Conditioning):
             if caption not in self.kept:
                 self.kept[caption] = self.encode(None if caption is None else [caption])
         rows, device = [self.kept[caption] for caption in captions], self.encoder.device
-        condition = {name: torch.cat([row[name] for row in rows]).to(device) for name in rows[0]}
+        condition = {name: torch.cat([row[name].to(device) for row in rows]) for name in rows[0]}
         return condition | self.encoder.sized(len(rows))
 
-    def _forget(self) -> None:
+    def _forget(self, *_: Any) -> None:
         """Other weights may have been loaded into the encoder, unless they are where they were."""
         if any(encoder.saved for encoder in self.encoder.encoders.values() if isinstance(encoder, Frozen)):
             self.kept.clear()

@@ -38,4 +38,4 @@ def check_guidance(model: DiffusionModel, guidance_scale: float) -> None:
 def _is_null(model: DiffusionModel, sample_id: int) -> bool:
     condition = model.conditioning.for_samples(torch.tensor([sample_id], device=model.device))
     null = model.conditioning.null(1, model.device)
-    return all(torch.equal(value.to(model.device), null[name]) for name, value in condition.items())
+    return all(torch.equal(value.to(null[name]), null[name]) for name, value in condition.items())

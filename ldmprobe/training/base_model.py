@@ -62,11 +62,11 @@ def weights_fingerprint(model: DiffusionModel) -> str:
     """A hash of up to 1,024 evenly spaced values of each weight, whatever the libraries call it: another for weights that were
     trained on."""
     text = model.conditioning.encoder.weights() if isinstance(model.conditioning, TextConditioning) else ()
-    hashes = [
+    hashes = {  # a set: some files have tied weights twice
         fingerprint(values[:: -(-len(values) // _COMPARED)].float())
         for _, weight in chain(model.network.named_parameters(), model.codec.weights(), text)
-        if len(values := weight.detach().flatten())
-    ]
+        if weight.is_floating_point() and len(values := weight.detach().flatten())  # old files have positions, too
+    }
     return fingerprint(sorted(hashes))
 
 
@@ -96,11 +96,8 @@ def finetuned(
         raise ConfigurationError(f"The pretrained model has no text encoder; leave out `{what}`.")
     if isinstance(conditioning, TextConditioning):
         prompts = conditioning.prompts if prompts is None else prompts
-        model.conditioning = TextConditioning(conditioning.encoder, dropout, prompts, train_text_encoder)
-        if lora is not None and train_text_encoder:
-            encoders, pipeline = conditioning.encoder.encoders, conditioning.encoder.pipeline
-            known = {name for name in encoders if has_lora_format(pipeline, name)}
-            encoders.update({name: Frozen(part) for name, part in encoders.items() if known and name not in known})
+        whole = train_text_encoder and lora is None
+        model.conditioning = TextConditioning(conditioning.encoder, dropout, prompts, trained=whole)
     elif isinstance(conditioning, ClassConditioning):
         model.conditioning = ClassConditioning(conditioning.num_classes, dropout)
     for module in model.modules:
@@ -111,9 +108,12 @@ def finetuned(
     if lora is not None:
         lora.add_to(model.network)
         if train_text_encoder and isinstance(model.conditioning, TextConditioning):
-            for encoder in trained_text_encoders(model.conditioning):
-                lora.add_to_text(encoder)
-            model.conditioning.encoder.train_only_what_is_used()
+            encoder = model.conditioning.encoder
+            encoder.thaw([name for name in encoder.encoders if has_lora_format(encoder.pipeline, name)])
+            for part in trained_text_encoders(model.conditioning):
+                lora.add_to_text(part)
+            encoder.train_only_what_is_used()
+            model.conditioning.train()
 
 
 def not_trained(module: nn.Module) -> set[str]:
@@ -129,6 +129,6 @@ def merged(model: DiffusionModel) -> None:
 
 
 def trained_text_encoders(conditioning: Conditioning) -> list[nn.Module]:
-    """None where there is no text, or it is frozen."""
+    """Empty where there is no text, or it is frozen."""
     encoders = conditioning.encoder.encoders.values() if isinstance(conditioning, TextConditioning) else ()
     return [encoder for encoder in encoders if not isinstance(encoder, Frozen)]

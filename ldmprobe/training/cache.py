@@ -89,7 +89,7 @@ def write_cache(
         batch_size: images through the codec at once.
 
     Returns:
-        the folder, and whether it is complete.
+        the folder, and whether all rows and captions are there.
 
     Raises:
         ConfigurationError: the folder holds other latents, or cannot be written to; data that cannot be kept; latents that are not finite.
@@ -120,9 +120,6 @@ def write_cache(
             data,
         )
         mine = [part for part in found.shards()[shard::num_shards] if not part.path.exists()]
-        for part in mine:
-            for left in folder.glob(f".{part.path.name}.*{PARTIAL}"):  # of a process that was killed
-                left.unlink(missing_ok=True)
         _write_images(data, codec, [part for part in mine if part.split != "text"], dtype, batch_size, captions)
         if text is not None:
             for part in (part for part in mine if part.split == "text"):
@@ -257,6 +254,8 @@ def _condition(text: TextConditioning, captions: list[str] | None, dtype: str) -
 def _write(path: Path, tensors: dict[str, Tensor], texts: dict[str, list[str]]) -> None:
     from safetensors.torch import save
 
+    for left in path.parent.glob(f".{path.name}.*{PARTIAL}"):  # of a process that was killed
+        left.unlink(missing_ok=True)
     with whole_file(path) as file:
         file.write(save({name: value.contiguous() for name, value in tensors.items()}, {"ldmprobe": json.dumps(texts)}))
     print(f"ldmprobe: {path}", flush=True)

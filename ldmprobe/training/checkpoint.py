@@ -63,8 +63,12 @@ def finetune_card(
         **model_card(module),
         "text": None,
         "pipeline": text and type(text.encoder.pipeline).__name__,
-        "pretrained": {"name": str(folder.absolute() if folder.exists() else base.name), "revision": base.revision}
-        | {"variant": base.variant, "text_precision": base.text_precision},
+        "pretrained": {
+            "name": str(folder.absolute() if folder.exists() else base.name),
+            "revision": base.revision,
+            "variant": base.variant,
+            "text_precision": base.text_precision,
+        },
         "base_weights": base_weights,
         "lora": lora and {**asdict(lora), "targets": list(lora.targets)},
         "train_text_encoder": train_text_encoder,

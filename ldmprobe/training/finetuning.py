@@ -29,7 +29,7 @@ class FinetunedDiffusion(LatentDiffusion):
         revision: branch, tag or commit on the hub.
         variant: of the weights, such as "fp16".
         local_files_only: never ask the hub, only its cache.
-        text_precision: of frozen text encoders of a pipeline; half of it is half their memory.
+        text_precision: of frozen text encoders of a pipeline; half of it is half their memory. (A checkpoint in ``pretrained`` has its own.)
         prompts: of probes and samples of a text-to-image model; default: the checkpoint's, and none ("") of a pipeline.
         dropout: share of training samples whose caption or class becomes the null condition, for classifier-free guidance.
         lora: train low-rank updates only; default: train the whole network.
@@ -57,10 +57,6 @@ class FinetunedDiffusion(LatentDiffusion):
         scheduler: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if train_text_encoder and text_precision != "float32":
-            raise ConfigurationError(
-                f"text_precision is {text_precision}, which is too coarse for text encoders in training; leave it out, or train_text_encoder."
-            )
         base = BaseModel(pretrained, revision, variant, local_files_only, text_precision)
         model = base.load()
         base_weights = weights_fingerprint(model)

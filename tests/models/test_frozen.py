@@ -61,7 +61,7 @@ def test_the_outline_is_the_network_without_weights(kind):
 def test_it_is_loaded_once_and_is_the_one_that_was_saved(kind):
     network, files = kind
     frozen, state = Frozen(files), torch.get_rng_state()
-    assert not frozen.loaded
+    assert frozen._network is None
     with torch.inference_mode():
         loaded = frozen.network
     assert torch.equal(torch.get_rng_state(), state)
@@ -77,7 +77,7 @@ def test_weights_are_read_without_loading_it(kind):
     network, files = kind
     frozen = Frozen(files)
     read = sorted(float(value.double().sum()) for _, value in frozen.weights())
-    assert not frozen.loaded
+    assert frozen._network is None
     unique = {value.data_ptr(): value for value in network.state_dict().values()}  # T5's embeddings have two names
     assert read == sorted(float(value.double().sum()) for value in unique.values())
 
@@ -124,7 +124,7 @@ def test_one_that_is_not_saved_is_not_loaded_for_it(kind):
     around.frozen.saved = False
     assert set(around.state_dict()) == {"layer.weight", "layer.bias"}
     around.load_state_dict(around.state_dict())
-    assert not around.frozen.loaded
+    assert around.frozen._network is None
 
 
 def test_half_the_precision_is_read_as_such(kind):

@@ -22,6 +22,14 @@ def test_empty_prompts_are_no_guidance_where_they_are_the_null_condition(family)
     check_guidance(load_pipeline(str(saved(family)), ["", "a red cat"]), 4.0)
 
 
+def test_an_empty_prompt_is_the_null_condition_also_where_that_was_kept_in_half_precision():
+    model = load_pipeline(str(saved("StableDiffusionPipeline")))
+    null = model.conditioning.null(1, model.device)
+    model.conditioning.kept[None] = {name: value.half() for name, value in null.items()}
+    with pytest.raises(ConfigurationError, match="there is no prompt to guide by"):
+        check_guidance(model, 4.0)
+
+
 def test_the_empty_prompt_guides_a_model_whose_null_condition_is_zeros():
     check_guidance(load_pipeline(str(saved("StableDiffusionXLPipeline"))), 4.0)
 

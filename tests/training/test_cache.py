@@ -15,6 +15,7 @@ from datasets import Array3D, Dataset, Features
 from ldmprobe.callbacks import DenoisingProbe, NonFinite
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
+from ldmprobe.data.latents import LatentCache
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, Unconditional
@@ -130,6 +131,11 @@ def test_each_caption_is_encoded_once_and_training_gets_what_the_encoder_makes_o
     assert condition.keys() == expected.keys()
     for name, value in condition.items():
         torch.testing.assert_close(value, expected[name], **FLOAT32)
+
+    damaged = LatentCache(tmp_path / "latents").prompt_path("")
+    damaged.write_bytes(damaged.read_bytes()[:-4])
+    with pytest.raises(ConfigurationError, match=f"{damaged.name} is damaged .*; remove it, and `ldmprobe cache"):
+        cached.use_latents(LatentCodec(), text)
 
     trained = TextConditioning(text.encoder, trained=True)
     with pytest.raises(ConfigurationError, match="the captions were encoded there; here the text encoder is trained"):

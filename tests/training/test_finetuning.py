@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from lightning.pytorch.strategies import ModelParallelStrategy
+from safetensors.torch import load_file, save_file
 
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
@@ -18,7 +19,7 @@ from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.frozen import Frozen
 from ldmprobe.standalone import load_model
-from ldmprobe.training.base_model import BaseModel
+from ldmprobe.training.base_model import BaseModel, weights_fingerprint
 from ldmprobe.training.cache import write_cache
 from ldmprobe.training.checkpoint import Checkpoint, load_diffusion_model
 from ldmprobe.training.finetuning import FinetunedDiffusion
@@ -257,6 +258,24 @@ def test_text_encoders_in_half_precision_stay_so_and_the_checkpoint_says_so(tmp_
         ConfigurationError, match="text_precision is bfloat16, which is too coarse for text encoders in"
     ):
         finetune(text_precision="bfloat16", train_text_encoder=True)
+    with pytest.raises(
+        ConfigurationError, match=r"leave it out .of a checkpoint in `pretrained`: where that was trained"
+    ):
+        FinetunedDiffusion(str(path), train_text_encoder=True, lora=LoRA(rank=2))
+
+
+def test_weights_that_are_saved_again_are_the_same_base(tmp_path):
+    """Files of older versions of transformers have positions, and some have tied weights twice."""
+    folder = shutil.copytree(saved(SD), tmp_path / "older")
+    file = folder / "text_encoder" / "model.safetensors"
+    tensors = load_file(file)
+    name, weight = next(iter(tensors.items()))
+    tensors |= {"text_model.embeddings.position_ids": torch.arange(12)[None], f"{name}_again": weight.clone()}
+    save_file(tensors, file, {"format": "pt"})
+    before, older = (weights_fingerprint(BaseModel(str(place)).load()) for place in (saved(SD), folder))
+    assert before == older
+    save_file({**tensors, name: weight + 1e-3}, file, {"format": "pt"})
+    assert weights_fingerprint(BaseModel(str(folder)).load()) != before
 
 
 @pytest.fixture(scope="module")
