@@ -65,7 +65,7 @@ class TextEncoder(nn.Module):
         self.tokenizers = {name: part for name, part in parts.items() if name.startswith("tokenizer")}
         network = getattr(pipeline, self.family.network, None)
         self.size: Condition = {} if network is None else self._size(network, *_trained_size(pipeline, network))
-        for name, encoder in self._outlines.items():
+        for name, encoder in self.outlines.items():
             _check_belonging(name, encoder, self.tokenizers[_tokenizer_of(name)])
 
     def freeze(self) -> None:
@@ -85,8 +85,9 @@ class TextEncoder(nn.Module):
                 f"text_precision is {self.precision}, which is too coarse for text encoders in training; leave it out (of a checkpoint in "
                 "`pretrained`: where that was trained), or do not train them."
             )
-        for name in names or list(self.encoders):
-            self.encoders[name] = self._loaded[name].requires_grad_(True)
+        for name, encoder in self._loaded.items():
+            if name in (names or self.encoders):
+                self.encoders[name] = encoder.requires_grad_(True)
 
     def train_only_what_is_used(self) -> None:
         """Of the parameters in training, freeze those on which no condition depends, such as the last layer of Stable Diffusion XL's first
@@ -109,7 +110,7 @@ class TextEncoder(nn.Module):
         return {**self._loaded, **self.tokenizers}
 
     @property
-    def _outlines(self) -> dict[str, Any]:
+    def outlines(self) -> dict[str, Any]:
         """The encoders, those that are read from files without weights."""
         return {name: part.outline if isinstance(part, Frozen) else part for name, part in self.encoders.items()}
 
@@ -135,7 +136,7 @@ class TextEncoder(nn.Module):
         return {
             "family": type(self.pipeline).__name__,
             "settings": {name: self.pipeline.config[name] for name in self.family.settings},
-            "encoders": {name: _encoder_description(encoder) for name, encoder in self._outlines.items()},
+            "encoders": {name: _encoder_description(encoder) for name, encoder in self.outlines.items()},
             "tokenizers": {name: _tokenizer_description(tokenizer) for name, tokenizer in self.tokenizers.items()},
         }
 

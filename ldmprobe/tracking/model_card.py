@@ -13,7 +13,6 @@ import numpy as np
 from ldmprobe import __version__
 from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.models.frozen import Frozen
 from ldmprobe.models.pipeline import image_size
 from ldmprobe.models.text import TextConditioning
 from ldmprobe.probing.record import ProbeRecord
@@ -102,9 +101,7 @@ def _facts(pipeline: Any, model: DiffusionModel) -> list[tuple[str, str]]:
         _space(pipeline, model),
     ]
     if isinstance(conditioning, TextConditioning):
-        encoders = conditioning.encoder.encoders.values()
-        outlines = (encoder.outline if isinstance(encoder, Frozen) else encoder for encoder in encoders)
-        facts.append(("Text", "; ".join(_size(outline) for outline in outlines)))
+        facts.append(("Text", "; ".join(_size(outline) for outline in conditioning.encoder.outlines.values())))
     if isinstance(conditioning, ClassConditioning):
         facts.append(("Classes", f"{len(pipeline.labels):,}; every other up to 1,000 is the null class"))
     return facts
