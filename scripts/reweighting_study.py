@@ -42,7 +42,7 @@ from ldmprobe.comparison.study_table import study_markdown, study_table
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.tracking.comparable import read_runs
 from ldmprobe.tracking.figures import figure_png
-from ldmprobe.tracking.whole_file import whole_file
+from ldmprobe.whole_file import whole_file
 
 _NAME = re.compile(r"[\w.+-]+")  # of a method: a folder's
 _LOG_LINES = 15

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
-    ["errors", "difference", "diffusion", "analysis"],
+    ["errors", "difference", "whole_file", "diffusion", "analysis"],
     ["models", "data"],
     ["probing"],
     ["tracking", "training"],

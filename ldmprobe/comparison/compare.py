@@ -12,7 +12,7 @@ from ldmprobe.comparison.page import comparison_html
 from ldmprobe.comparison.table import comparison_table
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.tracking.comparable import read_runs
-from ldmprobe.tracking.whole_file import PARTIAL, whole_file
+from ldmprobe.whole_file import PARTIAL, whole_file
 
 PAGE, TABLE = "comparison.html", "comparison.parquet"
 

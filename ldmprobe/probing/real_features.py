@@ -14,6 +14,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.record import fingerprint
+from ldmprobe.whole_file import whole_file
 
 IMAGES_AT_ONCE = 16  # through a decoder or feature network, which need far more memory per sample than a denoiser
 
@@ -53,14 +54,12 @@ class RealFeatures:
         return cls(torch.cat(features), fingerprint(sorted(seen)), network_fingerprint(network), source)
 
     def save(self, path: Path) -> None:
-        """As safetensors, in place at once."""
-        from safetensors.torch import save_file
+        """Write the features as safetensors, whole or not at all."""
+        from safetensors.torch import save
 
         header = {"images": self.images, "network": self.network, "source": self.source}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file({"features": self.features.contiguous()}, partial, {"ldmprobe": json.dumps(header)})
-        partial.replace(path)
+        with whole_file(path) as file:
+            file.write(save({"features": self.features.contiguous()}, {"ldmprobe": json.dumps(header)}))
 
     @classmethod
     def load(cls, path: Path) -> RealFeatures:

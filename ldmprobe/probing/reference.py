@@ -17,6 +17,7 @@ from ldmprobe.analysis.pca import PCABasis
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import IMAGES, LatentCodec
 from ldmprobe.probing.record import fingerprint
+from ldmprobe.whole_file import whole_file
 
 _CLOUD = 512  # real latents whose projection is drawn behind the scatters
 
@@ -61,8 +62,8 @@ class Reference:
         return fingerprint(self.basis.kind, self.num_latents, *([f"{x:.3e}" for x in t.tolist()[:64]] for t in numbers))
 
     def save(self, path: Path) -> None:
-        """As safetensors, in place at once."""
-        from safetensors.torch import save_file
+        """Write the reference as safetensors, whole or not at all."""
+        from safetensors.torch import save
 
         tensors = {
             "rotation": self.basis.rotation,
@@ -80,12 +81,9 @@ class Reference:
             "num_latents": self.num_latents,
             "codec": self.codec,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()}, partial, {"ldmprobe": json.dumps(header)}
-        )
-        partial.replace(path)
+        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+        with whole_file(path) as file:
+            file.write(save(contiguous, {"ldmprobe": json.dumps(header)}))
 
     @classmethod
     def load(cls, path: Path) -> Reference:

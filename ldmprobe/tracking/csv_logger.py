@@ -11,7 +11,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from ldmprobe.tracking.whole_file import whole_file
+from ldmprobe.whole_file import whole_file
 
 
 class CSVLogger(LightningCSVLogger):

@@ -21,6 +21,7 @@ from ldmprobe.tracking.comparable import comparable
 from ldmprobe.tracking.figures import guidance
 from ldmprobe.tracking.page import chart, guarded, page, sample_uris, script, section
 from ldmprobe.tracking.store import RecordStore
+from ldmprobe.whole_file import whole_file
 
 _PROMPTS_SHOWN = 20
 
@@ -34,14 +35,12 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     run_dir = Path(run_dir)
     records = RecordStore(run_dir).require()
     path = Path(out) if out is not None else run_dir / "report.html"
-    partial = path.with_name(f".{path.name}.partial")
+    html = report_html(records, _config_text(run_dir), run_dir.resolve().name)
     try:
-        partial.write_text(report_html(records, _config_text(run_dir), run_dir.resolve().name), encoding="utf-8")
-        partial.replace(path)
+        with whole_file(path) as file:
+            file.write(html.encode())
     except OSError as error:
         raise ConfigurationError(f"The report cannot be written to {path}: {error.strerror}.") from error
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

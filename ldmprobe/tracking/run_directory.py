@@ -9,7 +9,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.tracking.whole_file import remove_partials
+from ldmprobe.whole_file import remove_partials
 
 _TRACES = ("probes/*.parquet", "checkpoints/*.ckpt", "report.html", "reference.safetensors")
 _held: dict[Path, BaseFileLock] = {}  # by this process

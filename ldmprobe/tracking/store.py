@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.record import ProbeRecord
-from ldmprobe.tracking.whole_file import whole_file
+from ldmprobe.whole_file import whole_file
 
 
 class RecordStore:

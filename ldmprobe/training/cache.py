@@ -23,10 +23,10 @@ from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.models.denoiser import check_text
 from ldmprobe.models.device import move
 from ldmprobe.models.text import TextConditioning
-from ldmprobe.tracking.whole_file import PARTIAL, whole_file
 from ldmprobe.training.cli import LDMProbeCLI
 from ldmprobe.training.configuration_errors import configuration_errors, meant_for_the_user
 from ldmprobe.training.foreign_code import announce_foreign_code
+from ldmprobe.whole_file import PARTIAL, whole_file
 
 _NAMED_ROWS = 10  # in a message
 

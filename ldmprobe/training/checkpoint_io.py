@@ -14,8 +14,8 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.tracking.whole_file import whole_file
 from ldmprobe.training.sharded_checkpoint import check_sharded_checkpoint
+from ldmprobe.whole_file import whole_file
 
 
 class WholeCheckpointIO(TorchCheckpointIO):

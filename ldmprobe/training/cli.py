@@ -20,12 +20,12 @@ from ldmprobe.callbacks.logger_guard import LoggerGuard
 from ldmprobe.data.images import ImageData  # noqa: F401 (short class names in YAML)
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.tracking.run_directory import claim, occupy, vacate
-from ldmprobe.tracking.whole_file import whole_file
 from ldmprobe.training.checkpoint_io import WholeCheckpointIO, damage
 from ldmprobe.training.configuration_errors import configuration_errors, meant_for_the_user
 from ldmprobe.training.foreign_code import announce_foreign_code
 from ldmprobe.training.latent_diffusion import LatentDiffusion  # noqa: F401
 from ldmprobe.training.resume import continue_curves, keep_wandb_id, last_checkpoint
+from ldmprobe.whole_file import whole_file
 
 
 class SaveConfig(SaveConfigCallback):

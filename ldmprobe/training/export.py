@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -13,8 +12,8 @@ from ldmprobe.models.pipeline import as_pipeline
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking.model_card import write_model_card
 from ldmprobe.tracking.store import RecordStore
-from ldmprobe.tracking.whole_file import PARTIAL
 from ldmprobe.training.checkpoint import Checkpoint
+from ldmprobe.whole_file import partial_path
 
 
 def export(checkpoint: Path, folder: Path, merge: bool = False, base: str | None = None) -> Path:
@@ -41,7 +40,7 @@ def export(checkpoint: Path, folder: Path, merge: bool = False, base: str | None
     model, lora = read.model(), None if merge else read.lora()
     pipeline = as_pipeline(model)
     target = folder.absolute()
-    partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL}")
+    partial = partial_path(target)
     try:
         partial.mkdir(parents=True)
         if lora is None:

@@ -13,8 +13,8 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.tracking.whole_file import remove_partials, whole_file
 from ldmprobe.training.checkpoint_io import newest_intact
+from ldmprobe.whole_file import remove_partials, whole_file
 
 
 def last_checkpoint(trainer: L.Trainer, run_dir: str, may_start: bool) -> str | None:

@@ -12,8 +12,8 @@ import torch
 import torch.distributed.checkpoint
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.tracking.whole_file import remove_partials, whole_file
 from ldmprobe.training.checkpoint_io import WholeCheckpointIO, damage, newest_intact
+from ldmprobe.whole_file import remove_partials, whole_file
 
 
 def checkpoint(step, batches=None, size=1000):
