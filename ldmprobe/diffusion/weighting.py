@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from torch.nn.functional import logsigmoid, relu, softplus
 
 from ldmprobe.diffusion.prediction import log_epsilon_error_scale
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.full_precision import Move, in_float32
 
 FINITE_LOG_SNR = 30.0
 """Noise levels beyond ±30 are weighted as if they were there: e⁻³⁰ is nothing, and nothing is infinite."""
@@ -180,6 +182,10 @@ class LearnedUncertainty(LossWeighting):
         self.register_buffer("phases", 2 * math.pi * torch.rand(num_features))
         self.linear = nn.Linear(num_features, 1, bias=False)
         nn.init.zeros_(self.linear.weight)
+
+    def _apply(self, fn: Move, *args: Any) -> LearnedUncertainty:
+        """Move with the training module, but stay in float32: the features' phases, of up to some hundred, need its digits."""
+        return super()._apply(in_float32(fn), *args)
 
     def log_weight(self, log_snr: Tensor) -> Tensor:
         return self.base.log_weight(log_snr)

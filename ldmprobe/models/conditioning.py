@@ -94,7 +94,7 @@ class ClassConditioning(Conditioning):
 
     def for_training(self, batch: dict[str, Any]) -> Condition:
         labels = self.from_batch(batch)["class_labels"]
-        dropped = torch.rand(labels.shape, device=labels.device) < self.dropout
+        dropped = torch.rand(labels.shape, device=labels.device, dtype=torch.float32) < self.dropout
         return {"class_labels": torch.where(dropped, self.num_classes, labels)}
 
     def prepare(self, network: nn.Module, data: Any) -> None:

@@ -337,7 +337,7 @@ class TextConditioning(Conditioning):
     def for_training(self, batch: dict[str, Any]) -> Condition:
         condition = self.from_batch(batch)
         first = next(iter(condition.values()))
-        dropped = torch.rand(len(first), device=first.device) < self.dropout
+        dropped = torch.rand(len(first), device=first.device, dtype=torch.float32) < self.dropout
         if not dropped.any():
             return condition
         null = self._null()

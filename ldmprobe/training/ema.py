@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.full_precision import Move, at_least_float32, in_float32
+from ldmprobe.training.lora import has_lora
+
+_UPDATED_AT_ONCE = 64  # parameters: for the update those in half precision are copied to float32
 
 
 class EMA(nn.Module):
@@ -16,6 +21,10 @@ class EMA(nn.Module):
     The warm-up (of TensorFlow's ExponentialMovingAverage) lets the average forget its random start. The average is a second
     network, ``self.network``: nothing is ever swapped into the live one, so a probe, a validation or a crash cannot leave the
     wrong weights behind. Parameters that are not trained, and buffers, are shared with the live network or copied, not averaged.
+
+    The average stays in float32 at least, whatever precision the live network is trained in: a step of (1 − d)(θ − θ̄) is often too small
+    to change a number of eight significant bits. Probes and samples of the average therefore run in float32. The exception is the frozen
+    base of a LoRA, which stays shared with the live network in its precision; peft casts between it and the averaged updates.
 
     Args:
         network: the live network.
@@ -32,8 +41,16 @@ class EMA(nn.Module):
         super().__init__()
         if not 0 <= decay < 1:
             raise ConfigurationError(f"EMA decay is {decay}; expected a number in [0, 1), such as 0.9999.")
-        frozen = {id(parameter): parameter for parameter in network.parameters() if not parameter.requires_grad}
-        self.network = copy.deepcopy(network, frozen).requires_grad_(False)
+        self._averaged = [parameter.requires_grad for parameter in network.parameters()]
+        self._shares_half = has_lora(network)
+        shared = {
+            id(parameter): parameter
+            for parameter in network.parameters()
+            if not parameter.requires_grad
+            and (self._shares_half or parameter.dtype == at_least_float32(parameter.dtype))
+        }
+        self.network = copy.deepcopy(network, shared).requires_grad_(False)
+        self._apply(lambda tensor: tensor)
         self.decay, self.warmup = decay, warmup
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
         self.train(False)
@@ -41,6 +58,18 @@ class EMA(nn.Module):
     def train(self, mode: bool = True) -> EMA:
         """Stays in eval mode: the average is looked at, never trained."""
         return super().train(False)
+
+    def _apply(self, fn: Move, *args: Any) -> EMA:
+        """Move with the training module, but keep what is averaged in float32 at least."""
+        averaged = zip(self.network.parameters(), self._averaged, strict=True)
+        keep = {id(parameter) for parameter, is_averaged in averaged if is_averaged}
+        dtype = fn(torch.empty(0, dtype=torch.float32)).dtype
+        if not self._shares_half and not all(self._averaged) and dtype != at_least_float32(dtype):
+            self.network = copy.deepcopy(self.network)  # from here on the live network has what is frozen in half precision
+        widen = in_float32(fn)
+        return super()._apply(
+            lambda tensor: fn(tensor) if self._shares_half and id(tensor) not in keep else widen(tensor), *args
+        )
 
     def decay_at(self, num_updates: int) -> float:
         """d_n for n = ``num_updates``."""
@@ -52,10 +81,13 @@ class EMA(nn.Module):
         self.num_updates += 1
         decay = self.decay_at(int(self.num_updates))
         pairs = [
-            (average, live.detach().to(average))
+            (average, live.detach())
             for average, live in zip(self.network.parameters(), network.parameters(), strict=True)
             if live.requires_grad
         ]
-        torch._foreach_lerp_([average for average, _ in pairs], [live for _, live in pairs], 1 - decay)
+        for start in range(0, len(pairs), _UPDATED_AT_ONCE):
+            averages, lives = zip(*pairs[start : start + _UPDATED_AT_ONCE], strict=True)
+            lives = [live.to(average) for average, live in zip(averages, lives, strict=True)]
+            torch._foreach_lerp_(averages, lives, 1 - decay)
         for average, live in zip(self.network.buffers(), network.buffers(), strict=True):
             average.copy_(live)

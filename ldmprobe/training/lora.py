@@ -100,11 +100,16 @@ class LoRA:
         inject_adapter_in_model(config, network)
 
 
+def has_lora(network: nn.Module) -> bool:
+    """Return whether peft has put trained updates into ``network``."""
+    return hasattr(network, "peft_config")
+
+
 @torch.no_grad()
 def merge_lora(network: nn.Module) -> None:
     """Add the updates to the weights, in place: the network is then as it was before, of the same size, speed and names. Without updates,
     nothing happens."""
-    if not hasattr(network, "peft_config"):
+    if not has_lora(network):
         return
     from peft.tuners.lora import LoraLayer
 

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldmprobe.diffusion.prediction import prediction_target
 from ldmprobe.diffusion.schedule import PREDICTION_TYPES
@@ -259,6 +259,14 @@ def test_learned_uncertainty_keeps_its_precision_under_autocast():
     with torch.autocast("cpu", torch.bfloat16):
         found = weighting.uncertainty(LOG_SNR)
     torch.testing.assert_close(found, weighting.uncertainty(LOG_SNR), **FLOAT32)
+
+
+def test_learned_uncertainty_keeps_its_precision_in_a_module_that_is_cast():
+    weighting = WEIGHTINGS["learned"]().float()
+    nn.init.normal_(weighting.linear.weight)
+    expected = weighting.uncertainty(LOG_SNR)
+    nn.ModuleList([weighting]).bfloat16()
+    torch.testing.assert_close(weighting.uncertainty(LOG_SNR), expected, **FLOAT32)
 
 
 # --- bad arguments ------------------------------------------------------------------------------------------------------

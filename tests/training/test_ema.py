@@ -6,9 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.training.ema import EMA
-from tests.helpers import FLOAT64, tiny_unet
+from ldmprobe.training.lora import LoRA, merge_lora
+from tests.helpers import FLOAT64, sd_scheduler, tiny_unet
 
 
 def _scalar(value: float) -> nn.Module:
@@ -78,6 +81,49 @@ def test_state_goes_through_a_state_dict():
     other.load_state_dict(copy.deepcopy(ema.state_dict()))
     assert int(other.num_updates) == 1
     assert torch.equal(other.network.weight, ema.network.weight)
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_an_average_of_half_precision_weights_moves_as_it_would_in_double(precision):
+    """θ walks from 1 to 2 in 300 steps that half precision has; at decay .999 a step is often less than half of its last digit."""
+    walk = torch.linspace(1.0, 2.0, 301).to(precision)
+    live = _scalar(1.0).to(precision)
+    ema = EMA(live, decay=0.999, warmup=False)
+    expected = 1.0
+    for value in walk[1:].tolist():
+        nn.init.constant_(live.weight, value)
+        ema.update(live)
+        expected = 0.999 * expected + 0.001 * value
+    assert expected - 1 > 0.1
+    assert float(ema.network.weight) == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_module_that_is_cast_keeps_its_average_in_float32_and_can_use_it():
+    live = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    live[0].requires_grad_(False)
+    both = nn.ModuleList([live, EMA(live)]).bfloat16()
+    average = both[1].network
+    assert {tensor.dtype for tensor in live.state_dict().values()} == {torch.bfloat16, torch.int64}
+    assert {tensor.dtype for tensor in average.state_dict().values()} == {torch.float32, torch.int64}
+    assert average(torch.ones(2, 3)).dtype == torch.float32
+    assert {tensor.dtype for tensor in both.double()[1].network.parameters()} == {torch.float64}
+
+
+def test_a_lora_is_averaged_in_float32_beside_a_base_that_is_shared_in_half_precision():
+    network = tiny_unet(1, down_block_types=["AttnDownBlock2D", "DownBlock2D"], attention_head_dim=4)
+    LoRA(rank=2).add_to(network)
+    both = nn.ModuleList([network, EMA(network, decay=0.5, warmup=False)]).bfloat16()
+    live, average = (dict(each.named_parameters()) for each in (network, both[1].network))
+    for name, parameter in live.items():
+        assert parameter.dtype == torch.bfloat16
+        assert (average[name].dtype == torch.float32) if "lora" in name else (average[name] is parameter)
+    with torch.no_grad():
+        for name, parameter in live.items():
+            parameter.add_(1.0) if "lora" in name else None
+    both[1].update(network)
+    model = DiffusionModel(both[1].network, NoiseSchedule(sd_scheduler()), (1, 8, 8))
+    assert model.predict(torch.ones(1, 1, 8, 8), torch.tensor([5]), {}).isfinite().all()
+    merge_lora(both[1].network)
 
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0])

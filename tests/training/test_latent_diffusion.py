@@ -183,6 +183,21 @@ def test_lower_precision_trains_and_probes(tmp_path, precision):
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
+def test_the_average_of_a_run_in_half_precision_is_probed_saved_and_loaded_in_float32(tmp_path):
+    model, probe = module(ema_decay=0.999, ema_warmup=False), DDIMProbe(3, num_samples=8, num_steps=2)
+    fit = trainer(tmp_path, precision="bf16-true", callbacks=[probe], enable_checkpointing=False)
+    fit.fit(model, digits())
+    fit.save_checkpoint(tmp_path / "half.ckpt")
+    loaded = load_diffusion_model(tmp_path / "half.ckpt")
+    average = dict(model.ema.network.named_parameters())
+    assert model.network.conv_in.weight.dtype == torch.bfloat16
+    for name, parameter in loaded.network.named_parameters():
+        assert average[name].dtype == torch.float32
+        assert torch.equal(parameter, average[name])
+    digits_lost = average["conv_in.weight"] - average["conv_in.weight"].bfloat16()
+    assert digits_lost.abs().max() > 0  # the few steps of it are there
+
+
 class OneLayer(nn.Module):
     """The least that follows the Denoiser protocol."""
 
