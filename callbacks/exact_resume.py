@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch import Tensor
 
+from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.tracking.store import RecordStore
+from ldmprobe.training.checkpoint_paths import paths_here
 
 LAST_WORDS = "terminated.ckpt"
 _KEY = "ldmprobe.ExactResume"
@@ -27,7 +29,8 @@ class ExactResume(L.Callback):
     - that a validation is due after its batch and has not run.
 
     Rows that loggers still hold are written before it, so that none it counts on is lost with the process. Records of later steps
-    than the checkpoint's are set aside when the run goes on, and taken anew.
+    than the checkpoint's are set aside when the run goes on, and taken anew. Where the run directory has been renamed or copied, a
+    ModelCheckpoint goes on with the files that came with it.
 
     On SIGTERM, as from a scheduler that needs the machine, the batch is finished and ``terminated.ckpt`` saved beside the other
     checkpoints, until the run has ended. Not when the signal breaks off a probe, and not with several processes, whose ranks hear of
@@ -69,6 +72,14 @@ class ExactResume(L.Callback):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._extra = checkpoint.get(_KEY, {})
+        callbacks = [callback for callback in trainer.checkpoint_callbacks if _saves_here(callback)]
+        states = checkpoint.get("callbacks", {})
+        changes = from_rank_zero(trainer, lambda: [_paths_here(callback, callbacks, states) for callback in callbacks])
+        for callback, changed in zip(callbacks, changes, strict=True):
+            if callback.state_key in states:
+                states[callback.state_key] |= changed
+            elif changed:
+                callback.last_model_path = changed["last_model_path"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         extra, self._extra, self._trained = self._extra, {}, False
@@ -109,10 +120,21 @@ class ExactResume(L.Callback):
 
 def _folder(trainer: L.Trainer) -> Path | None:
     """Where the first ModelCheckpoint saves, if it does so in a local folder."""
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath and "://" not in str(callback.dirpath):
-            return Path(callback.dirpath)
-    return None
+    return next(
+        (Path(str(callback.dirpath)) for callback in trainer.checkpoint_callbacks if _saves_here(callback)), None
+    )
+
+
+def _saves_here(callback: L.Callback) -> TypeGuard[ModelCheckpoint]:
+    """Whether it saves to a local folder."""
+    return isinstance(callback, ModelCheckpoint) and bool(callback.dirpath) and "://" not in str(callback.dirpath)
+
+
+def _paths_here(
+    callback: ModelCheckpoint, others: list[ModelCheckpoint], states: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
+    last = [other for other in others if other.save_last and other.dirpath == callback.dirpath]
+    return paths_here(callback, states.get(callback.state_key), alone=last == [callback])
 
 
 def _accumulating(trainer: L.Trainer) -> bool:

@@ -169,6 +169,23 @@ def test_a_second_run_in_the_same_directory_is_refused(config, whole, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_renamed_directory_goes_on_and_its_last_checkpoint_is_the_newest(config, whole, tmp_path):
+    old, new, output = tmp_path / "old", tmp_path / "new", tmp_path / "output.txt"
+    assert run(arguments(config, old, "--trainer.max_steps=6"), output) == 0
+    old.rename(new)
+    assert run(arguments(config, new, "--trainer.max_steps=9"), output) == 0
+    # Under other settings Lightning takes a ModelCheckpoint for another, and what there is for not its own.
+    assert run(arguments(config, new, "--trainer.callbacks.every_n_train_steps=2"), output) == 0
+    steps = {
+        path.name: torch.load(path, weights_only=True)["global_step"] for path in (new / "checkpoints").glob("*.ckpt")
+    }
+    assert steps == {"last.ckpt": 12, "epoch=0-step=9.ckpt": 9, "epoch=0-step=12.ckpt": 12}
+    # Records and rows of the probes at the end of each part come in addition.
+    assert [found for found in differences(whole, new) if found.startswith("checkpoint")] == []
+    assert not old.exists()
+
+
+@pytest.mark.slow
 def test_wandb_goes_on_with_the_same_run(tmp_path):
     config = write_config(tmp_path, max_steps=6, logger="wandb")
     folder, output = tmp_path / "run", tmp_path / "output.txt"
