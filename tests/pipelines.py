@@ -151,16 +151,19 @@ def _stable_diffusion_v() -> Any:
     )
 
 
-def _stable_diffusion_xl() -> Any:
+def stable_diffusion_xl(channels: int = 2, **scaling: Any) -> Any:
+    """Stable Diffusion XL with these settings of its autoencoder."""
     (text_encoder, tokenizer), (text_encoder_2, tokenizer_2) = clip(), clip(CLIPTextModelWithProjection)
     unet = conditional_unet(
+        in_channels=channels,
+        out_channels=channels,
         cross_attention_dim=32,
         addition_embed_type="text_time",
         addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=16 + 6 * 4,
     )
     return StableDiffusionXLPipeline(
-        vae=autoencoder(scaling_factor=0.5),
+        vae=autoencoder(channels=channels, scaling_factor=0.5, **scaling),
         text_encoder=text_encoder,
         text_encoder_2=text_encoder_2,
         tokenizer=tokenizer,
@@ -259,7 +262,7 @@ TINY: dict[str, Callable[[], Any]] = {
     "DiTPipeline": _dit,
     "StableDiffusionPipeline": _stable_diffusion,
     "StableDiffusionPipeline, v": _stable_diffusion_v,
-    "StableDiffusionXLPipeline": _stable_diffusion_xl,
+    "StableDiffusionXLPipeline": stable_diffusion_xl,
     "PixArtAlphaPipeline": lambda: _pixart(PixArtAlphaPipeline),
     "PixArtSigmaPipeline": lambda: _pixart(PixArtSigmaPipeline),
     "StableDiffusion3Pipeline": _stable_diffusion_3,

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ldmprobe.errors import ConfigurationError
 
+_TOLD_OTHERWISE = {"timestep_type": "discrete", "use_flow_sigmas": False}  # settings, and what they have to be
 PREDICTION_TYPES = ("epsilon", "sample", "v_prediction", "flow")
 
 
@@ -81,6 +82,12 @@ class NoiseSchedule:
             raise ConfigurationError(
                 f"{name} uses dynamic thresholding, which has no closed form; set `thresholding: false`."
             )
+        for setting, value in _TOLD_OTHERWISE.items():
+            if config.get(setting, value) != value:
+                raise ConfigurationError(
+                    f"{name} has `{setting}: {config[setting]}`, by which its noise levels are not those of its table of ᾱ_t, or are told to the "
+                    f"network in another way; set `{setting}: {value}`."
+                )
         self.scheduler = scheduler
         if name == "FlowMatchEulerDiscreteScheduler":
             self._read_flow(scheduler)
@@ -130,6 +137,7 @@ class NoiseSchedule:
         own = {
             "timestep_spacing": config.get("timestep_spacing", "leading"),
             "clip_sample": config.get("clip_sample", False),
+            "set_alpha_to_one": config.get("set_alpha_to_one", config.get("final_sigmas_type") != "sigma_min"),
         }
         return DDIMScheduler.from_config(config, **{**own, **settings})
 
@@ -219,7 +227,9 @@ class NoiseSchedule:
         # diffusers steps by T // S also where its own list of timesteps does not; follow it, so that paths agree.
         s = t - self.num_timesteps // num_steps
         a_t = self.alpha[t] ** 2
-        a_s = torch.where(s >= 0, self.alpha[s.clamp(min=0)] ** 2, float(ddim.final_alpha_cumprod))
+        # Of its own table, which a DDIMScheduler of the same settings need not have (CogVideoX's is shifted).
+        final = torch.ones(()).double() if ddim.config.set_alpha_to_one else self.alpha[0] ** 2
+        a_s = torch.where(s >= 0, self.alpha[s.clamp(min=0)] ** 2, final)
         clip_range = float(ddim.config.clip_sample_range) if ddim.config.clip_sample else None
         return SamplingGrid(t, a_t.sqrt(), (1 - a_t).sqrt(), a_s.sqrt(), (1 - a_s).clamp(min=0).sqrt(), clip_range)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
@@ -16,7 +17,8 @@ from ldmprobe.models.frozen import Frozen, NetworkFiles
 IMAGES = ("latent", "moments", "image")
 """What a batch can have that latents are made of: kept latents or moments before images."""
 _CODEC_CLASSES = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
-_SCALING = {"scaling_factor": 1.0, "shift_factor": 0.0}  # what a configuration without them means
+SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+"""The settings of an autoencoder that say how its latents are scaled."""
 
 
 class LatentCodec(nn.Module):
@@ -28,14 +30,19 @@ class LatentCodec(nn.Module):
     Args:
         autoencoder: folder or hub id of a diffusers AutoencoderKL, VQModel or AutoencoderTiny; "builtin:digits" for the one
             shipped here; such a module itself; a Frozen of one; or None for the identity (diffusion in pixel space).
-        scale: "config" takes ``scaling_factor`` and ``shift_factor`` from the autoencoder's config, and measures where it has none; "measure" sets one
-            scale and shift from training images so that latents have mean 0 and variance 1; a number is taken as it is.
+        scale: "config" takes ``scaling_factor`` and ``shift_factor``, or ``latents_mean`` and ``latents_std`` by channel, from the
+            autoencoder's config, and measures where it has none; "measure" sets one scale and shift from training images so that latents
+            have mean 0 and variance 1; a number is taken as it is.
         subfolder: of the pipeline folder, such as "vae".
         sample_posterior: draw from the posterior of an AutoencoderKL (from the global generator) instead of taking its
             mode. Probes always take the mode.
+        scaling: the settings of the config that "config" goes by; a pipeline does not read all of them.
+
+    Attributes:
+        scale, shift: one number each, or one by channel, (c, 1, 1).
 
     Raises:
-        ConfigurationError: nothing loadable there, or a module of another class.
+        ConfigurationError: nothing loadable there, a module of another class, or settings of it that contradict each other.
     """
 
     scale: Tensor
@@ -48,6 +55,7 @@ class LatentCodec(nn.Module):
         scale: float | Literal["config", "measure"] = "config",
         subfolder: str | None = None,
         sample_posterior: bool = False,
+        scaling: Sequence[str] = SCALING,
     ) -> None:
         super().__init__()
         if isinstance(autoencoder, str):
@@ -62,15 +70,20 @@ class LatentCodec(nn.Module):
             )
         self.sample_posterior = sample_posterior
         config: dict[str, Any] = dict(getattr(outline, "config", {}))
-        known = outline is None or config.get("scaling_factor") is not None
+        if config.get("lookup_from_codebook"):
+            raise ConfigurationError(
+                f"{type(outline).__name__} has `lookup_from_codebook`: its latents are numbers of codes, which have no scale and take no "
+                "noise; use an autoencoder with latents that vary continuously."
+            )
+        known = outline is None or any(config.get(name) is not None for name in ("scaling_factor", "latents_mean"))
         measure = scale == "measure" or (scale == "config" and not known)
-        scale_value, shift_value = 1.0, 0.0
+        scale_value, shift_value = torch.ones((), dtype=torch.float32), torch.zeros((), dtype=torch.float32)
         if scale == "config" and not measure:
-            scale_value, shift_value = (_number(config, name, default) for name, default in _SCALING.items())
-        elif not measure:
-            scale_value = float(scale)
-        self.register_buffer("scale", torch.tensor(float(scale_value)))
-        self.register_buffer("shift", torch.tensor(float(shift_value)))
+            scale_value, shift_value = _scale_and_shift({name: config.get(name) for name in scaling})
+        elif not isinstance(scale, str):
+            scale_value.fill_(scale)
+        self.register_buffer("scale", scale_value)
+        self.register_buffer("shift", shift_value)
         self.register_buffer("measured", torch.tensor(not measure))
         self.train(False)
 
@@ -114,8 +127,16 @@ class LatentCodec(nn.Module):
         """What tells this codec from another, as plain values: class and configuration, scale and shift."""
         config = dict(getattr(self.outline, "config", {}))
         named = {key: value for key, value in config.items() if not key.startswith("_")}
-        scale, shift = f"{float(self.scale):.4e}", f"{float(self.shift):.4e}"
+        scale, shift = in_digits(self.scale, ".4e"), in_digits(self.shift, ".4e")
         return {"class_name": type(self.outline).__name__, **named, "scale": scale, "shift": shift}
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """A checkpoint decides whether there is one scale or one by channel."""
+        for name, own in (("scale", self.scale), ("shift", self.shift)):
+            saved = state_dict.get(prefix + name)
+            if saved is not None and saved.ndim in (0, 3) and saved.shape != own.shape:
+                self._buffers[name] = own.new_zeros(saved.shape)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     @torch.no_grad()
     def encode(self, images: Tensor, sample_posterior: bool | None = None) -> Tensor:
@@ -250,11 +271,51 @@ class LatentCodec(nn.Module):
         return tuple(image.shape[1:])
 
 
+def in_digits(values: Tensor, digits: str) -> str:
+    """Return a scale or shift as text: one number, or one by channel with a comma between."""
+    return ", ".join(format(value, digits) for value in values.flatten().tolist())
+
+
+def _scale_and_shift(config: dict[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return scale and shift by these settings of an autoencoder, in float32.
+
+    As diffusers' pipelines do: one factor and shift, or (Stable Diffusion XL) mean and standard deviation by channel and one factor.
+    """
+    factor, shift = _number(config, "scaling_factor", 1.0), _number(config, "shift_factor", 0.0)
+    if factor == 0:
+        raise ConfigurationError("The autoencoder's scaling_factor is 0; expected another number.")
+    means, deviations = _numbers(config, "latents_mean"), _numbers(config, "latents_std")
+    if (means is None) != (deviations is None):
+        there, absent = ("latents_mean", "latents_std") if deviations is None else ("latents_std", "latents_mean")
+        raise ConfigurationError(f"The autoencoder's config has {there} and no {absent}; give both, or neither (null).")
+    if means is None or deviations is None:
+        return torch.tensor(factor, dtype=torch.float32), torch.tensor(shift, dtype=torch.float32)
+    if shift != 0:
+        raise ConfigurationError(
+            f"The autoencoder's config has both a shift_factor, {shift}, and latents_mean; expected one of them, the other null."
+        )
+    if len(means) != len(deviations) or min(deviations) <= 0:
+        raise ConfigurationError(
+            f"The autoencoder's latents_mean is {means}, its latents_std {deviations}; expected a number for each channel, in latents_std "
+            "above 0."
+        )
+    return factor / torch.tensor(deviations, dtype=torch.float32).view(-1, 1, 1), torch.tensor(means, dtype=torch.float32).view(-1, 1, 1)
+
+
 def _number(config: dict[str, Any], name: str, default: float) -> float:
-    value = config.get(name) or default
-    if isinstance(value, (int, float)):
+    value = default if config.get(name) is None else config[name]
+    if isinstance(value, (int, float)) and math.isfinite(value):
         return float(value)
     raise ConfigurationError(f"The autoencoder's {name} is {value!r}; expected a number.")
+
+
+def _numbers(config: dict[str, Any], name: str) -> list[float] | None:
+    values = config.get(name)
+    if values is None:
+        return None
+    if not isinstance(values, (list, tuple)) or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
+        raise ConfigurationError(f"The autoencoder's {name} is {values!r}; expected a list of numbers, one for each channel.")
+    return [float(value) for value in values]
 
 
 def _posterior(moments: Tensor) -> Any:

@@ -36,9 +36,19 @@ class Denoiser(Protocol):
 
 
 def as_denoiser(network: nn.Module) -> Denoiser:
-    """``network`` as a Denoiser: diffusers' U-Nets and transformers are adapted, anything else must follow the protocol itself."""
+    """Return ``network`` as a Denoiser: diffusers' U-Nets and transformers are adapted, anything else must follow the protocol itself.
+
+    Raises:
+        ConfigurationError: it is told its guidance scale, as one distilled for few steps is.
+    """
     if not hasattr(network, "config"):
         return network
+    config: Any = network.config
+    if config.get("time_cond_proj_dim") is not None:
+        raise ConfigurationError(
+            f"{type(network).__name__} has time_cond_proj_dim {config['time_cond_proj_dim']}: it was distilled to be told its guidance scale, "
+            "and is no denoiser of one noise level. Give the network that it was distilled from."
+        )
 
     classes = [cls.__name__ for cls in type(network).__mro__]  # FSDP puts a class of its own before diffusers'
     bundled = next((_BUNDLED[name] for name in classes if name in _BUNDLED), ())

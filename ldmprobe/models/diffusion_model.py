@@ -74,6 +74,11 @@ class DiffusionModel:
         dtype, own = z_t.dtype, next(self.network.parameters()).dtype
         z_t, condition = z_t.to(own), _in(own, condition)  # a half-precision network samples in float32 all the same
         conditional = denoise(z_t, timestep, condition)
+        if conditional.shape != z_t.shape:
+            raise ConfigurationError(
+                f"{type(self.network).__name__} answers latents of shape {tuple(z_t.shape)} with {tuple(conditional.shape)}; expected the same "
+                "shape. One that also predicts a variance has to leave it out."
+            )
         if guidance_scale == 1.0 or not condition:
             return conditional.to(dtype)
         one = _in(own, self.conditioning.null(1, z_t.device) if null is None else null)

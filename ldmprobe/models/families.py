@@ -42,6 +42,7 @@ class Family:
         text: names by which the network takes what the pipeline's ``encode_prompt`` returns; "" for what it does not take.
         null_alternates: whether ``encode_prompt`` returns text, null, text, null, … or first all of the text's, then all of the null's.
         settings: of the pipeline that its ``encode_prompt`` goes by.
+        scaling: the settings of the autoencoder that the pipeline undoes before it decodes.
         size: (config of the network, height, width in pixels) → what else it is told, of shape (1, …).
     """
 
@@ -50,6 +51,7 @@ class Family:
     text: tuple[str, ...] = ()
     null_alternates: bool = True
     settings: tuple[str, ...] = ()
+    scaling: tuple[str, ...] = ("scaling_factor",)
     size: Callable[[Any, int, int], Condition] = no_size
 
 
@@ -62,11 +64,18 @@ FAMILIES: dict[str, Family] = {
     "DiTPipeline": Family("transformer"),
     "StableDiffusionPipeline": Family(text=("encoder_hidden_states",)),
     "StableDiffusionXLPipeline": Family(
-        text=("encoder_hidden_states", "text_embeds"), settings=("force_zeros_for_empty_prompt",), size=sdxl_time_ids
+        text=("encoder_hidden_states", "text_embeds"),
+        settings=("force_zeros_for_empty_prompt",),
+        scaling=("scaling_factor", "latents_mean", "latents_std"),
+        size=sdxl_time_ids,
     ),
     "PixArtAlphaPipeline": Family("transformer", text=_MASKED, null_alternates=False, size=pixart_size),
     "PixArtSigmaPipeline": Family("transformer", text=_MASKED, null_alternates=False),
-    "StableDiffusion3Pipeline": Family("transformer", text=("encoder_hidden_states", "pooled_projections")),
+    "StableDiffusion3Pipeline": Family(
+        "transformer",
+        text=("encoder_hidden_states", "pooled_projections"),
+        scaling=("scaling_factor", "shift_factor"),
+    ),
     "AuraFlowPipeline": Family("transformer", text=("encoder_hidden_states", ""), null_alternates=False),
 }
 

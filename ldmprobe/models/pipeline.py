@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Sequence
 from typing import Any, get_type_hints
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import SCALING, in_digits
 from ldmprobe.models.conditioning import ClassConditioning, Unconditional
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.families import FAMILIES
@@ -18,6 +20,7 @@ from ldmprobe.models.pixel_autoencoder import pixel_autoencoder
 from ldmprobe.models.text import TextConditioning, TextEncoder
 
 _DIT_NULL_CLASS = 1000  # fixed in DiTPipeline.__call__, whatever the network's number of classes
+_XL_CHANNELS = 4  # fixed in StableDiffusionXLPipeline.__call__, where it reads the mean and standard deviation of its latents
 _EXPORTABLE = (
     "Those it has: UNet2DModel without classes in pixel space (DDIMPipeline; DDPMPipeline for flow matching) or on the latents of an "
     "autoencoder (LDMPipeline), DiTTransformer2DModel with classes (DiTPipeline), and with text the network that the text encoder's "
@@ -42,8 +45,8 @@ def as_pipeline(model: DiffusionModel) -> Any:
     text, the network of the encoder's pipeline     the text encoder's             DDIMScheduler; the model's own for flow matching
     ==============================================  =============================  =========================================
 
-    These pipelines know a latent scale, which goes into the autoencoder's ``scaling_factor``; Stable Diffusion 3's knows a shift, too,
-    for any other it goes into the autoencoder's weights. In pixel space a pipeline that cannot do without an autoencoder has one that
+    These pipelines know a latent scale, which goes into the autoencoder's ``scaling_factor``; Stable Diffusion 3's knows a shift, too, and
+    XL's both by channel, if there are four; for any other they go into the autoencoder's weights. In pixel space a pipeline that cannot do without an autoencoder has one that
     does nothing. DiTPipeline takes class 1,000 for the null class: a DiT of fewer classes is padded with it up to there, and
     ``id2label`` says how many there are.
 
@@ -61,7 +64,7 @@ def as_pipeline(model: DiffusionModel) -> Any:
         network.register_to_config(sample_size=height if height == width else (height, width))
     parts = {family.network: network, "scheduler": _scheduler(model.schedule, name)}
     if family.autoencoder:
-        parts[family.autoencoder] = _autoencoder(model, knows_shift=name == "StableDiffusion3Pipeline")
+        parts[family.autoencoder] = _autoencoder(model, family.scaling)
     for part in parts.values():
         if part.config.get("_name_or_path"):  # the folder here that it was read from, which diffusers writes down
             part.register_to_config(_name_or_path="")
@@ -205,40 +208,74 @@ def _set_as_stable_diffusion(scheduler: Any) -> None:
         )
 
 
-def _autoencoder(model: DiffusionModel, knows_shift: bool) -> Any:
-    """A copy of the codec's autoencoder that has its scale in the config and its shift there or in the weights; in pixel space, one
-    that does nothing."""
+def _autoencoder(model: DiffusionModel, scaling: Sequence[str]) -> Any:
+    """Return a copy of the codec's autoencoder with its scale and shift in the settings that the pipeline reads, else in its weights; in
+    pixel space, one that does nothing.
+    """
     codec = model.codec
     if codec.autoencoder is None:
         return pixel_autoencoder(model.latent_shape[0])
-    autoencoder, shift = copy.deepcopy(codec.autoencoder), float(codec.shift)
-    if shift != 0 and not knows_shift:
-        _fold_shift(autoencoder, shift)
-        shift = 0.0
-    autoencoder.register_to_config(scaling_factor=float(codec.scale))
-    if "shift_factor" in autoencoder.config:
-        autoencoder.register_to_config(shift_factor=shift)
+    autoencoder = copy.deepcopy(codec.autoencoder)
+    channels = (model.latent_shape[0], 1, 1)
+    scale, shift = codec.scale, codec.shift
+    settings: dict[str, Any] = dict.fromkeys(set(SCALING) & autoencoder.config.keys())
+    if scale.ndim == 0:
+        settings["scaling_factor"] = float(scale)
+    elif "latents_std" in scaling and channels[0] == _XL_CHANNELS:
+        settings |= {"scaling_factor": 1.0, "latents_std": _by_channel(1 / scale), "latents_mean": _by_channel(shift)}
+        shift = shift.new_zeros(())
+    else:
+        settings["scaling_factor"] = 1.0
+        _fold_scale(autoencoder, 1 / scale)
+        shift = shift * scale
+    if "shift_factor" in scaling and shift.ndim == 0:
+        settings["shift_factor"] = float(shift)
+    elif bool((shift != 0).any()):
+        _fold_shift(autoencoder, shift.expand(channels))
+    if settings.get("shift_factor", 0.0) is None:
+        settings["shift_factor"] = 0.0
+    autoencoder.register_to_config(**settings)
     return autoencoder
 
 
-def _fold_shift(autoencoder: Any, shift: float) -> None:
-    """Make an autoencoder's latents z − ``shift``: its pointwise convolutions, which no padding touches, take the shift exactly."""
-    name, config = type(autoencoder).__name__, autoencoder.config
-    if name == "AutoencoderTiny" or config.get("norm_type") == "spatial":
-        raise ConfigurationError(
-            f"The latents of this {name} are shifted by {shift:.4g}, which diffusers' pipelines do not undo and which its weights cannot "
-            "take; train with a number as the codec's `scale` to export."
-        )
-    if name == "AutoencoderKL":
-        _add_pointwise(autoencoder, "quant_conv", 2 * config.latent_channels)
-        _add_pointwise(autoencoder, "post_quant_conv", config.latent_channels)
+def _by_channel(values: Tensor) -> list[float]:
+    return [float(value) for value in values.flatten()]
+
+
+def _fold_scale(autoencoder: Any, deviation: Tensor) -> None:
+    """Divide an AutoencoderKL's latents by a standard deviation for each channel (c, 1, 1), in the weights of its pointwise convolutions."""
+    channels, deviation = len(deviation), deviation.flatten()
+    _check_foldable(autoencoder, "scaled by channel", classes=("AutoencoderKL",))
+    _add_pointwise(autoencoder, "quant_conv", 2 * channels)
+    _add_pointwise(autoencoder, "post_quant_conv", channels)
+    encoding, decoding = autoencoder.quant_conv, autoencoder.post_quant_conv
+    encoding.weight[:channels] /= deviation.view(-1, 1, 1, 1)
+    encoding.bias[:channels] /= deviation
+    encoding.bias[channels:] -= 2 * deviation.log()  # the posterior's log-variance
+    decoding.weight *= deviation.view(1, -1, 1, 1)
+
+
+def _fold_shift(autoencoder: Any, shift: Tensor) -> None:
+    """Subtract ``shift`` (c, 1, 1) from an autoencoder's latents, in the weights of its pointwise convolutions, which no padding touches."""
+    channels, shift = len(shift), shift.flatten()
+    _check_foldable(autoencoder, f"shifted by {in_digits(shift[:1], '.4g')}", classes=("AutoencoderKL", "VQModel"))
+    if type(autoencoder).__name__ == "AutoencoderKL":
+        _add_pointwise(autoencoder, "quant_conv", 2 * channels)
+        _add_pointwise(autoencoder, "post_quant_conv", channels)
     else:
         autoencoder.quantize.embedding.weight -= shift
     decoding = autoencoder.post_quant_conv
-    autoencoder.quant_conv.bias[: decoding.in_channels] -= (
-        shift  # the rest of AutoencoderKL's is the posterior's log-variance
-    )
-    decoding.bias += shift * decoding.weight.sum((1, 2, 3))
+    autoencoder.quant_conv.bias[:channels] -= shift  # the rest of AutoencoderKL's is the posterior's log-variance
+    decoding.bias += decoding.weight.sum((2, 3)) @ shift.to(decoding.weight)
+
+
+def _check_foldable(autoencoder: Any, how: str, classes: Sequence[str]) -> None:
+    name = type(autoencoder).__name__
+    if name not in classes or autoencoder.config.get("norm_type") == "spatial":
+        raise ConfigurationError(
+            f"The latents of this {name} are {how}, which diffusers' pipelines do not undo and which its weights cannot "
+            "take; train with a number as the codec's `scale` to export."
+        )
 
 
 def _add_pointwise(autoencoder: Any, name: str, channels: int) -> None:

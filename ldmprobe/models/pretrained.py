@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,7 +15,7 @@ import torch
 
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.codec import SCALING, LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, Conditioning, Unconditional
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.families import FAMILIES, Family, family_of
@@ -225,9 +226,26 @@ def _taken_apart(read: ReadPipeline, prompts: Sequence[str]) -> DiffusionModel:
         network.eval(),
         NoiseSchedule(pipeline.scheduler),
         (channels, height, width),
-        LatentCodec(autoencoder),
+        _codec(type(pipeline).__name__, autoencoder),
         _conditioning(family, read, prompts),
     )
+
+
+def _codec(pipeline: str, autoencoder: Frozen | None) -> LatentCodec:
+    """Return the codec that scales latents as the pipeline does, and warn of settings of its autoencoder that it does not read."""
+    scaling = FAMILIES[pipeline].scaling
+    if autoencoder is None:
+        return LatentCodec()
+    config = autoencoder.outline.config
+    unread = [name for name in SCALING if name not in scaling and config.get(name) not in (None, 0)]
+    if unread:
+        warnings.warn(
+            f"The autoencoder's config has {', '.join(f'{name} {config[name]}' for name in unread)}, which a {pipeline} does not read, so "
+            "that latents are not shifted or scaled by it here either. If the network was trained with it, give the network and "
+            "`LatentCodec` to LatentDiffusion yourself.",
+            stacklevel=3,
+        )
+    return LatentCodec(autoencoder, scaling=scaling)
 
 
 def _conditioning(family: Family, read: ReadPipeline, prompts: Sequence[str]) -> Conditioning:

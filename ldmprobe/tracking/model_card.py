@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ldmprobe import __version__
+from ldmprobe.models.codec import in_digits
 from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.pipeline import image_size
@@ -116,12 +117,13 @@ def _space(pipeline: Any, model: DiffusionModel) -> tuple[str, str]:
     if codec.autoencoder is None:
         does_nothing = "; the autoencoder does nothing, diffusers asks for one" if hasattr(pipeline, "vae") else ""
         return "Images", f"{shape}, in pixel space{does_nothing}"
-    latents = f"{shape} of {type(codec.autoencoder).__name__}, scaled by {float(codec.scale):.5g}"
+    latents = f"{shape} of {type(codec.autoencoder).__name__}, scaled by {in_digits(codec.scale, '.5g')}"
     autoencoder = pipeline.vae if hasattr(pipeline, "vae") else pipeline.vqvae
-    if float(codec.shift) != 0 and autoencoder.config.get("shift_factor"):
-        latents += f", shifted by {float(codec.shift):.5g}"
-    elif float(codec.shift) != 0:
-        latents += f"; their shift, {float(codec.shift):.5g}, is in the autoencoder's weights, and its `shift_factor` therefore 0"
+    shift = in_digits(codec.shift, ".5g")
+    if bool((codec.shift != 0).any()):
+        in_config = any(autoencoder.config.get(name) for name in ("shift_factor", "latents_mean"))
+        latents += f", shifted by {shift}"
+        latents += "" if in_config else "; the shift is in the autoencoder's weights, and its `shift_factor` therefore 0"
     return "Latents", latents
 
 

@@ -201,7 +201,7 @@ class Checkpoint:
                 "LatentDiffusion, load its state_dict and pass module.diffusion_model() to ldmprobe.probe_ddim."
             )
         network = from_network_config(network_card)
-        codec = LatentCodec(from_network_config(card["autoencoder"]) if card["autoencoder"] else None)
+        codec = LatentCodec(from_network_config(card["autoencoder"]) if card["autoencoder"] else None, scale=1.0)
         schedule = NoiseSchedule(from_network_config(card["scheduler"]))
         return DiffusionModel(network, schedule, tuple(card["latent_shape"]), codec, _conditioning(card, network))
 

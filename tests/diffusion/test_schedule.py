@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import (
+    CogVideoXDDIMScheduler,
     DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
@@ -96,6 +97,31 @@ def test_last_step_arrives_at_the_schedulers_final_level(set_alpha_to_one: bool)
     grid = NoiseSchedule(scheduler).ddim_grid(50)
     assert float(grid.alpha_s[-1]) ** 2 == pytest.approx(float(scheduler.final_alpha_cumprod), rel=1e-12)
     assert (float(grid.sigma_s[-1]) == 0) == set_alpha_to_one
+
+
+@pytest.mark.parametrize("final_sigmas_type", ["zero", "sigma_min"])
+def test_last_step_of_a_scheduler_over_sigma_arrives_where_its_own_does(final_sigmas_type: str):
+    scheduler = EulerDiscreteScheduler(final_sigmas_type=final_sigmas_type)
+    scheduler.set_timesteps(10)
+    grid = NoiseSchedule(scheduler).ddim_grid(10)
+    assert float(grid.sigma_s[-1] / grid.alpha_s[-1]) == pytest.approx(float(scheduler.sigmas[-1]), rel=1e-4)
+
+
+def test_last_step_of_a_shifted_schedule_arrives_at_its_own_table():
+    grid = NoiseSchedule(CogVideoXDDIMScheduler(set_alpha_to_one=False, clip_sample=False)).ddim_grid(10)
+    own = CogVideoXDDIMScheduler(set_alpha_to_one=False).final_alpha_cumprod
+    assert float(grid.alpha_s[-1]) ** 2 == pytest.approx(float(own), rel=1e-6)
+
+
+@pytest.mark.parametrize("setting", ["timestep_type: continuous", "use_flow_sigmas: True"])
+def test_noise_levels_that_are_not_those_of_the_table_are_refused(setting: str):
+    scheduler = (
+        EulerDiscreteScheduler(timestep_type="continuous", prediction_type="v_prediction")
+        if "continuous" in setting
+        else DPMSolverMultistepScheduler(use_flow_sigmas=True)
+    )
+    with pytest.raises(ConfigurationError, match=setting):
+        NoiseSchedule(scheduler)
 
 
 def test_every_number_of_trailing_steps_stays_on_the_schedule():

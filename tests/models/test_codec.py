@@ -125,6 +125,49 @@ def test_a_known_scale_is_not_measured():
     assert float(codec.shift) == pytest.approx(SHIFT["AutoencoderKL"])
 
 
+def by_channel(**settings):
+    autoencoder = tiny_autoencoder("AutoencoderKL")
+    defaults = {"latents_mean": [-1.6, 0.2], "latents_std": [8.4, 2.3], "shift_factor": None}
+    autoencoder.register_to_config(**{**defaults, **settings})
+    return autoencoder.eval()
+
+
+def test_mean_and_standard_deviation_by_channel_scale_as_stable_diffusion_xl_does():
+    autoencoder = by_channel()
+    codec, raw = LatentCodec(autoencoder), _raw_latents(autoencoder, _images())
+    mean, deviation = (torch.tensor(values).view(1, 2, 1, 1) for values in ([-1.6, 0.2], [8.4, 2.3]))
+    torch.testing.assert_close(codec.encode(_images()), (raw - mean) * SCALE["AutoencoderKL"] / deviation, **FLOAT32)
+    with torch.no_grad():
+        expected = autoencoder.decode(raw).sample
+    torch.testing.assert_close(codec.decode(codec.encode(_images())), expected, rtol=1e-4, atol=1e-4)
+    plain = LatentCodec(by_channel(), scale=1.0)
+    assert plain.description != codec.description
+    plain.load_state_dict(codec.state_dict())
+    assert torch.equal(plain.encode(_images()), codec.encode(_images()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"latents_std": None}, "has latents_mean and no latents_std"),
+        ({"latents_std": [8.4, 0.0]}, r"latents_std \[8.4, 0.0\]; expected a number for each channel, in latents_std above 0"),
+        ({"latents_mean": 0.1}, "latents_mean is 0.1; expected a list of numbers"),
+        ({"shift_factor": 0.3}, "has both a shift_factor, 0.3, and latents_mean"),
+        ({"scaling_factor": 0.0}, "scaling_factor is 0"),
+    ],
+)
+def test_scales_that_contradict_each_other_are_refused(settings, told):
+    with pytest.raises(ConfigurationError, match=told):
+        LatentCodec(by_channel(**settings))
+
+
+def test_an_autoencoder_of_numbers_of_codes_is_refused():
+    autoencoder = tiny_autoencoder("VQModel")
+    autoencoder.register_to_config(lookup_from_codebook=True)
+    with pytest.raises(ConfigurationError, match="lookup_from_codebook"):
+        LatentCodec(autoencoder)
+
+
 def test_without_an_autoencoder_latents_are_the_images():
     codec = LatentCodec()
     images = _images(channels=5)

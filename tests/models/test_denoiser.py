@@ -188,3 +188,9 @@ def test_a_class_that_diffusers_lacks_is_refused_by_name():
 def test_text_that_a_network_does_not_take_is_refused(network, refusal):
     with pytest.raises(ConfigurationError, match=refusal):
         check_denoiser(network(), (2, 8, 8), {"encoder_hidden_states": torch.zeros(1, 4, 32)}, CPU)
+
+
+def test_a_network_that_is_told_its_guidance_scale_is_refused():
+    network = UNet2DConditionModel.from_config(tiny_text_unet().config, time_cond_proj_dim=8)
+    with pytest.raises(ConfigurationError, match="time_cond_proj_dim 8"):
+        check_denoiser(network, (2, 8, 8), {"encoder_hidden_states": torch.zeros(1, 3, 12)}, CPU)

@@ -162,3 +162,9 @@ def test_a_training_pass_is_never_split():
     with memory_left(1000 * 2**20), pytest.raises(RuntimeError, match="can't allocate memory"):
         model.predict(z, torch.full((40,), 500.0), condition)
     assert model.network.served == []
+
+
+def test_a_variance_beside_the_prediction_is_no_second_channel_of_it():
+    network = tiny_unet(1, out_channels=2).eval()
+    with pytest.raises(ConfigurationError, match=r"\(4, 1, 8, 8\) with \(4, 2, 8, 8\)"):
+        DiffusionModel(network, NoiseSchedule(sd_scheduler()), (1, 8, 8)).predict(Z[:, :1], T, {})

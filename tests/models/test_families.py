@@ -25,7 +25,7 @@ from ldmprobe.models.families import FAMILIES
 from ldmprobe.models.pretrained import load_pipeline
 from ldmprobe.models.text import TextConditioning
 from tests.helpers import WHOLE_PATH
-from tests.pipelines import TINY, saved, tiny
+from tests.pipelines import TINY, saved, stable_diffusion_xl, tiny
 
 PROMPTS, CLASSES, STEPS, SIZE = ["a red cat", "photo of blue dog"], [0, 1], 4, 16
 GUIDED = [name for name in TINY if name not in ("DDPMPipeline", "DDIMPipeline", "LDMPipeline")]
@@ -82,6 +82,23 @@ def test_the_path_is_that_of_the_pipelines_own_call(name, guidance_scale):
     if name == "DDPMPipeline":  # whose own sampler draws noise at each step
         pipeline = DDIMPipeline(pipeline.unet, DDIMScheduler.from_config(pipeline.scheduler.config))
     assert_same_path(saved(name), pipeline, guidance_scale)
+
+
+BY_CHANNEL = {"latents_mean": [-1.6, 0.2, 1.1, 0.7], "latents_std": [8.4, 2.3, 0.5, 1.9]}
+
+
+def test_latents_are_scaled_by_channel_as_the_pipeline_does(tmp_path):
+    pipeline = stable_diffusion_xl(channels=4, **BY_CHANNEL)
+    pipeline.save_pretrained(tmp_path)
+    assert_same_path(tmp_path, pipeline, 1.0)
+
+
+def test_a_shift_that_the_pipeline_does_not_read_is_not_read_here_and_that_is_said(tmp_path):
+    pipeline = tiny("StableDiffusionPipeline")
+    pipeline.vae.register_to_config(shift_factor=0.4)
+    pipeline.save_pretrained(tmp_path)
+    with pytest.warns(UserWarning, match=r"shift_factor 0.4, which a StableDiffusionPipeline does not read"):
+        assert_same_path(tmp_path, pipeline, 1.0)
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])

@@ -26,7 +26,7 @@ from ldmprobe.models.pretrained import load_pipeline
 from ldmprobe.models.text import SmallCLIP, TextConditioning
 from ldmprobe.probing.probe import evaluating
 from tests.helpers import FLOAT32, WHOLE_PATH, sd_scheduler, tiny_unet
-from tests.pipelines import TINY, WORDS, autoencoder, conditional_unet, saved, tiny
+from tests.pipelines import TINY, WORDS, autoencoder, conditional_unet, saved, stable_diffusion_xl, tiny
 
 STEPS, PROMPTS = 4, ["a red cat", "blue dog"]
 
@@ -89,9 +89,12 @@ def shifted(latent_codec: LatentCodec) -> LatentCodec:
     return latent_codec
 
 
+BY_CHANNEL = {"latents_mean": [-1.6, 0.2], "latents_std": [8.4, 2.3], "scaling_factor": 0.5}
+
 FROM_SCRATCH = {
     "latents": lambda: text_model(),
     "a shift": lambda: text_model(shifted(LatentCodec(autoencoder(scaling_factor=0.5)))),
+    "by channel": lambda: text_model(LatentCodec(autoencoder(**BY_CHANNEL))),
     "AutoencoderTiny": lambda: text_model(
         LatentCodec(AutoencoderTiny(latent_channels=2, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1),
                                     encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8)))
@@ -118,6 +121,16 @@ def test_stable_diffusion_3_keeps_a_shift_beside_the_weights():
     pipeline = as_pipeline(model)
     assert pipeline.vae.config.shift_factor == pytest.approx(0.7)
     torch.testing.assert_close(pipeline.vae.state_dict(), model.codec.autoencoder.state_dict(), rtol=0, atol=0)
+
+
+def test_stable_diffusion_xl_keeps_a_scale_by_channel_beside_the_weights(tmp_path):
+    mean, deviation = [-1.6, 0.2, 1.1, 0.7], [8.4, 2.3, 0.5, 1.9]
+    stable_diffusion_xl(channels=4, latents_mean=mean, latents_std=deviation).save_pretrained(tmp_path)
+    model = load_pipeline(str(tmp_path), prompts=PROMPTS)
+    pipeline = as_pipeline(model)
+    assert pipeline.vae.config.latents_mean == pytest.approx(mean)
+    torch.testing.assert_close(pipeline.vae.state_dict(), model.codec.autoencoder.state_dict(), rtol=0, atol=0)
+    assert_same_images(pipeline, model)
 
 
 def test_pixels_pass_an_autoencoder_that_does_nothing():
