@@ -299,7 +299,9 @@ def _scale_and_shift(config: dict[str, Any]) -> tuple[Tensor, Tensor]:
             f"The autoencoder's latents_mean is {means}, its latents_std {deviations}; expected a number for each channel, in latents_std "
             "above 0."
         )
-    return factor / torch.tensor(deviations, dtype=torch.float32).view(-1, 1, 1), torch.tensor(means, dtype=torch.float32).view(-1, 1, 1)
+    return factor / torch.tensor(deviations, dtype=torch.float32).view(-1, 1, 1), torch.tensor(
+        means, dtype=torch.float32
+    ).view(-1, 1, 1)
 
 
 def _number(config: dict[str, Any], name: str, default: float) -> float:
@@ -313,8 +315,12 @@ def _numbers(config: dict[str, Any], name: str) -> list[float] | None:
     values = config.get(name)
     if values is None:
         return None
-    if not isinstance(values, (list, tuple)) or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
-        raise ConfigurationError(f"The autoencoder's {name} is {values!r}; expected a list of numbers, one for each channel.")
+    if not isinstance(values, (list, tuple)) or not all(
+        isinstance(v, (int, float)) and math.isfinite(v) for v in values
+    ):
+        raise ConfigurationError(
+            f"The autoencoder's {name} is {values!r}; expected a list of numbers, one for each channel."
+        )
     return [float(value) for value in values]
 
 

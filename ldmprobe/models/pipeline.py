@@ -20,7 +20,9 @@ from ldmprobe.models.pixel_autoencoder import pixel_autoencoder
 from ldmprobe.models.text import TextConditioning, TextEncoder
 
 _DIT_NULL_CLASS = 1000  # fixed in DiTPipeline.__call__, whatever the network's number of classes
-_XL_CHANNELS = 4  # fixed in StableDiffusionXLPipeline.__call__, where it reads the mean and standard deviation of its latents
+_XL_CHANNELS = (
+    4  # fixed in StableDiffusionXLPipeline.__call__, where it reads the mean and standard deviation of its latents
+)
 _EXPORTABLE = (
     "Those it has: UNet2DModel without classes in pixel space (DDIMPipeline; DDPMPipeline for flow matching) or on the latents of an "
     "autoencoder (LDMPipeline), DiTTransformer2DModel with classes (DiTPipeline), and with text the network that the text encoder's "

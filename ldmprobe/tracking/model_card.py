@@ -123,7 +123,9 @@ def _space(pipeline: Any, model: DiffusionModel) -> tuple[str, str]:
     if bool((codec.shift != 0).any()):
         in_config = any(autoencoder.config.get(name) for name in ("shift_factor", "latents_mean"))
         latents += f", shifted by {shift}"
-        latents += "" if in_config else "; the shift is in the autoencoder's weights, and its `shift_factor` therefore 0"
+        latents += (
+            "" if in_config else "; the shift is in the autoencoder's weights, and its `shift_factor` therefore 0"
+        )
     return "Latents", latents
 
 

@@ -150,7 +150,10 @@ def test_mean_and_standard_deviation_by_channel_scale_as_stable_diffusion_xl_doe
     ("settings", "told"),
     [
         ({"latents_std": None}, "has latents_mean and no latents_std"),
-        ({"latents_std": [8.4, 0.0]}, r"latents_std \[8.4, 0.0\]; expected a number for each channel, in latents_std above 0"),
+        (
+            {"latents_std": [8.4, 0.0]},
+            r"latents_std \[8.4, 0.0\]; expected a number for each channel, in latents_std above 0",
+        ),
         ({"latents_mean": 0.1}, "latents_mean is 0.1; expected a list of numbers"),
         ({"shift_factor": 0.3}, "has both a shift_factor, 0.3, and latents_mean"),
         ({"scaling_factor": 0.0}, "scaling_factor is 0"),
