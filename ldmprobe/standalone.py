@@ -18,6 +18,7 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.pretrained import Precision
 from ldmprobe.models.text import TextConditioning
 from ldmprobe.probing.analyses import Analysis, Findings, Trajectory
+from ldmprobe.probing.clipping import clipping, count_clipped
 from ldmprobe.probing.ddim import default_analyses, probe_ddim, sample_trajectory
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.guidance import check_guidance
@@ -98,12 +99,15 @@ def sample_images(
     grid = model.schedule.ddim_grid(num_steps, timestep_spacing)
     check_guidance(model, guidance_scale)
     images = []
+    clipped = torch.zeros(2, dtype=torch.float64, device=model.device)
     with evaluating(model.modules):
         for ids in torch.arange(num_samples).split(batch_size):
             for step in sample_trajectory(model, ids, grid, guidance_scale, batch_size, seed):
                 _check_finite(step)
-                final = step.z_s
-            images.append(model.codec.decode(final).cpu())
+            images.append(model.codec.decode(step.z_s).cpu())
+            if grid.clip_range is not None:
+                clipped += count_clipped(step.x0, grid.clip_range)
+    clipping(model, grid.clip_range, clipped)
     return torch.cat(images)
 
 

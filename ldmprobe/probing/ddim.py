@@ -24,11 +24,12 @@ from ldmprobe.probing.analyses import (
     Trajectory,
     X0Drift,
 )
+from ldmprobe.probing.clipping import clipping, count_clipped
 from ldmprobe.probing.guidance import check_guidance
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress, sample_noise
 from ldmprobe.probing.record import ProbeRecord, fingerprint
-from ldmprobe.probing.reference import Reference
+from ldmprobe.probing.reference import Reference, magnitude_quantiles
 
 
 def probe_ddim(
@@ -90,6 +91,7 @@ def probe_ddim(
     analyses = default_analyses(reference, held_out) if analyses is None else list(analyses)
     sample_ids = ranks.share(num_samples)
     found = Findings()
+    clipped = torch.zeros(2, dtype=torch.float64, device=model.device)
     with evaluating(model.modules):
         trajectory = Trajectory(model, grid, sample_ids, num_samples, reference, ranks, held_out)
         for analysis in analyses:
@@ -99,6 +101,8 @@ def probe_ddim(
             ddim_step = _first(len(sample_ids), even_step)
             for analysis in analyses:
                 analysis.update(ddim_step)
+            if grid.clip_range is not None and ddim_step.index == grid.num_steps - 1:
+                clipped = ranks.all_reduce_sum(count_clipped(ddim_step.x0, grid.clip_range))
             progress(ddim_step.index + 1, grid.num_steps)
         for analysis in analyses:
             found.update(analysis.finish())
@@ -113,13 +117,14 @@ def probe_ddim(
         "prediction_type": model.schedule.prediction_type,
         "reference_latents": reference.num_latents if reference else 0,
         **prompts_of(model),
+        **clipping(model, grid.clip_range, clipped, _magnitudes(reference, held_out)),
         **found.provenance,
     }
     labels = _sample_labels(model, num_samples)
     if labels is not None:
         provenance["sample_labels"] = labels
     fingerprints = {
-        "grid": fingerprint(grid.timesteps, grid.alpha_t.float(), grid.alpha_s.float()),
+        "grid": grid_fingerprint(grid),
         "reference": reference.fingerprint if reference else "none",
         "codec": fingerprint(model.codec.description),
         "sampler": sampler_fingerprint(model, num_samples, guidance_scale, seed),
@@ -156,6 +161,19 @@ def sample_trajectory(
     denoise = model.conditioned(condition, batch_size, guidance_scale)
     z_T = sample_noise(sample_ids.tolist(), model.latent_shape, seed).to(device)
     return ddim_steps(denoise, z_T, grid, model.schedule.prediction_type)
+
+
+def grid_fingerprint(grid: SamplingGrid) -> str:
+    """Return what tells one path through the noise levels from another, clipping included."""
+    clips = [] if grid.clip_range is None else [grid.clip_range]
+    return fingerprint(grid.timesteps, grid.alpha_t.float(), grid.alpha_s.float(), *clips)
+
+
+def _magnitudes(reference: Reference | None, held_out: HeldOut | None) -> Tensor | None:
+    """Return the quantiles of real latents' magnitudes, where there are real latents."""
+    if reference is not None and len(reference.magnitudes):
+        return reference.magnitudes
+    return None if held_out is None else magnitude_quantiles(held_out.latents)
 
 
 def _first(n: int, step: DDIMStep) -> DDIMStep:

@@ -19,7 +19,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from ldmprobe.diffusion.schedule import SamplingGrid
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.ddim import prompts_of, sample_trajectory, sampler_fingerprint
+from ldmprobe.probing.ddim import grid_fingerprint, prompts_of, sample_trajectory, sampler_fingerprint
 from ldmprobe.probing.guidance import check_guidance
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
 from ldmprobe.probing.real_features import IMAGES_AT_ONCE, RealFeatures, describe_network, network_fingerprint
@@ -101,9 +101,10 @@ def probe_quality(
         "latent_shape": list(model.latent_shape),
         "prediction_type": model.schedule.prediction_type,
         **prompts_of(model),
+        **({} if grid.clip_range is None else {"clip_range": grid.clip_range}),
     }
     fingerprints = {
-        "grid": fingerprint(grid.timesteps, grid.alpha_t.float(), grid.alpha_s.float()),
+        "grid": grid_fingerprint(grid),
         "codec": fingerprint(model.codec.description),
         "sampler": sampler_fingerprint(model, num_samples, guidance_scale, seed),
         "features": network,

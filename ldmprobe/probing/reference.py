@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from ldmprobe.probing.record import fingerprint
 from ldmprobe.whole_file import whole_file
 
 _CLOUD = 512  # real latents whose projection is drawn behind the scatters
+_QUANTILES, _SORTED_ENTRIES = 10_001, 4_000_000
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Reference:
         cloud: shape (M, 2), up to 512 real latents projected on ``pca``.
         num_latents: how many it was fitted on.
         codec: fingerprint of the codec that made them, if known.
+        magnitudes: evenly spaced quantiles of their entries' magnitudes; empty in a reference that was kept before there were any.
     """
 
     basis: LatentBasis
@@ -39,6 +41,7 @@ class Reference:
     cloud: Tensor
     num_latents: int
     codec: str = ""
+    magnitudes: Tensor = field(default_factory=lambda: torch.empty(0))
 
     @classmethod
     def fit(cls, latents: Tensor, codec: str = "") -> Reference:
@@ -53,7 +56,8 @@ class Reference:
             raise ConfigurationError("The codec gives latents that are not finite; encode in float32 or bfloat16.")
         latents = latents.detach().cpu().float()
         pca = PCABasis.fit(latents.flatten(1))
-        return cls(LatentBasis.fit(latents), pca, pca.project(latents[:_CLOUD].flatten(1)), len(latents), codec)
+        cloud = pca.project(latents[:_CLOUD].flatten(1))
+        return cls(LatentBasis.fit(latents), pca, cloud, len(latents), codec, magnitude_quantiles(latents))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -73,6 +77,7 @@ class Reference:
             "pca_components": self.pca.components,
             "pca_variance": self.pca.variance,
             "cloud": self.cloud,
+            "magnitudes": self.magnitudes,
         }
         header = {
             "kind": self.basis.kind,
@@ -105,11 +110,23 @@ class Reference:
             pca = PCABasis(
                 tensors["pca_mean"], tensors["pca_components"], tensors["pca_variance"], header["total_variance"]
             )
-            return cls(basis, pca, tensors["cloud"], header["num_latents"], header["codec"])
+            magnitudes = tensors.get("magnitudes", torch.empty(0))
+            return cls(basis, pca, tensors["cloud"], header["num_latents"], header["codec"], magnitudes)
         except Exception as error:  # safetensors, json and torch raise many kinds, all meaning the same
             raise ConfigurationError(
                 f"{path} is not a readable reference ({type(error).__name__}: {error}); move it away, and it is fitted again."
             ) from error
+
+
+def magnitude_quantiles(latents: Tensor) -> Tensor:
+    """Return evenly spaced quantiles (Q,) of the magnitudes of latents' entries, from the smallest to the largest; of at most some four
+    million entries, evenly spaced, too.
+    """
+    magnitudes = latents.detach().flatten().abs()
+    largest = magnitudes.max()
+    magnitudes = magnitudes[:: -(-len(magnitudes) // _SORTED_ENTRIES)].sort().values
+    quantiles = magnitudes[torch.linspace(0, len(magnitudes) - 1, min(_QUANTILES, len(magnitudes))).round().long()]
+    return torch.cat([quantiles[:-1], largest[None]])
 
 
 @torch.no_grad()

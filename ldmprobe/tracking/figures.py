@@ -168,16 +168,18 @@ def _at(record: ProbeRecord) -> str:
     return f", training step {record.step:,}" if record.step else ""
 
 
-def guidance(record: ProbeRecord) -> str:
-    """What to say of a record whose samples were guided; "" of any other."""
-    scale = record.provenance.get("guidance_scale", 1)
-    if scale == 1 or not isinstance(scale, (int, float)):
-        return ""
-    return f"guidance {scale:g} shifts the marginals by design"
+def caveats(record: ProbeRecord) -> list[str]:
+    """Return what moves a record's samples off the data whatever the model: guidance, and a scheduler that clips."""
+    scale, found = record.provenance.get("guidance_scale", 1), []
+    if scale != 1 and isinstance(scale, (int, float)):
+        found.append(f"guidance {scale:g} shifts the marginals by design")
+    if isinstance(clipping := record.provenance.get("clipping"), str):
+        found.append(clipping)
+    return found
 
 
 def _guided(record: ProbeRecord) -> str:
-    return f"\n{guidance(record)}" if guidance(record) else ""
+    return "".join(f"\n{caveat}" for caveat in caveats(record))
 
 
 def figure_png(figure: Figure, dpi: int = 130) -> bytes:

@@ -18,7 +18,7 @@ from ldmprobe.probing.forgetting import lost_or_gained
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking import charts
 from ldmprobe.tracking.comparable import comparable
-from ldmprobe.tracking.figures import guidance
+from ldmprobe.tracking.figures import caveats
 from ldmprobe.tracking.page import chart, guarded, page, sample_uris, script, section
 from ldmprobe.tracking.store import RecordStore
 from ldmprobe.whole_file import whole_file
@@ -397,11 +397,10 @@ def _images_of(forgetting: ProbeRecord) -> str:
 
 
 def _guided(record: ProbeRecord) -> str:
-    what = guidance(record)
-    return (
-        f" <b>{what[0].upper()}{what[1:]}</b>: what parts them from the ideal and from real data is its doing, too."
-        if what
-        else ""
+    return "".join(
+        f" <b>{escape(caveat[0].upper() + caveat[1:])[:400]}</b>: what parts them from the ideal and from real data is its doing, too."
+        for caveat in caveats(record)
+        if caveat
     )
 
 
