@@ -8,9 +8,11 @@ from typing import Any, TypeGuard
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
 from ldmprobe.callbacks.rank_zero import from_rank_zero
+from ldmprobe.callbacks.same_optimization import check_same_optimization, check_schedules_last, optimization
 from ldmprobe.tracking.store import RecordStore
 from ldmprobe.training.checkpoint_paths import paths_here
 
@@ -26,7 +28,11 @@ class ExactResume(L.Callback):
 
     - the gradients, if it falls between batches whose gradients are accumulated (their mean over the ranks);
     - the row of metrics that is logged only after it;
-    - that a validation is due after its batch and has not run.
+    - that a validation is due after its batch and has not run;
+    - the classes of optimizers and learning-rate schedulers, and the number of processes.
+
+    With other optimizers or schedulers the run is refused, and so is one that outlasts its OneCycleLR; another number of
+    processes is told.
 
     Rows that loggers still hold are written before it, so that none it counts on is lost with the process. Records of later steps
     than the checkpoint's are set aside when the run goes on, and taken anew. Where the run directory has been renamed or copied, a
@@ -39,6 +45,7 @@ class ExactResume(L.Callback):
 
     def __init__(self) -> None:
         self._extra: dict[str, Any] = {}
+        self._schedules: list[dict[str, Any]] = []  # of the checkpoint
         self._trained = self._terminating = False
 
     # --- into the checkpoint ---------------------------------------------------------------------------------------
@@ -49,7 +56,7 @@ class ExactResume(L.Callback):
         loop = checkpoint["loops"]["fit_loop"]
         batches, state = loop["epoch_loop.batch_progress"], loop["epoch_loop.state_dict"]
         accumulating = _accumulating(trainer)
-        extra: dict[str, Any] = {}
+        extra: dict[str, Any] = {"optimization": optimization(trainer)}
         if accumulating:
             extra["gradients"] = _gradients(trainer, pl_module)
         if _in_batch_end(batches):
@@ -65,13 +72,12 @@ class ExactResume(L.Callback):
             state["_batches_that_stepped"] -= not accumulating
         if "validating" in extra:
             _begin_validation(loop["epoch_loop.val_loop.batch_progress"])
-        if extra:
-            checkpoint[_KEY] = extra
+        checkpoint[_KEY] = extra
 
     # --- out of the checkpoint -------------------------------------------------------------------------------------
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._extra = checkpoint.get(_KEY, {})
+        self._extra, self._schedules = checkpoint.get(_KEY, {}), checkpoint.get("lr_schedulers", [])
         callbacks = [callback for callback in trainer.checkpoint_callbacks if _saves_here(callback)]
         states = checkpoint.get("callbacks", {})
         changes = from_rank_zero(trainer, lambda: [_paths_here(callback, callbacks, states) for callback in callbacks])
@@ -80,6 +86,19 @@ class ExactResume(L.Callback):
                 states[callback.state_key] |= changed
             elif changed:
                 callback.last_model_path = changed["last_model_path"]
+        if trainer.state.fn == "fit" and trainer.strategy.restore_checkpoint_after_setup:
+            self.on_fit_start(trainer, pl_module)
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        theirs, ours = self._extra.get("optimization", {}), optimization(trainer)
+        check_same_optimization(theirs, ours)
+        check_schedules_last(trainer, self._schedules)
+        before, now = (each.get("processes") for each in (theirs, ours))
+        if before not in (None, now):
+            rank_zero_warn(
+                f"The checkpoint was trained by {before} process(es) and goes on with {now}: an optimizer step now takes "
+                f"{now / before:g} times as many images, and in another order, unless `batch_size` makes up for it."
+            )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         extra, self._extra, self._trained = self._extra, {}, False

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 _LONGEST = 200  # of a value in a message
+_MOST = 10_000  # settings; a stranger's may hold references that unfold without end
 _HASH = re.compile("[0-9a-f]{64}")
 
 
@@ -33,3 +36,24 @@ def _short(value: Any) -> str:
     text = " ".join(str(value).split())
     longest = 12 if _HASH.fullmatch(text) else _LONGEST  # of a hash the start will do
     return text if len(text) <= longest else f"{text[:longest]}…"
+
+
+def changes(theirs: Any, ours: Any) -> Iterator[tuple[str, str, str]]:
+    """All settings that are not the same: dotted key, their value and ours as text, "not set" where there is none."""
+    one, other = (dict(islice(flat(each), _MOST)) for each in (theirs, ours))
+    for key in {**one, **other}:
+        before, now = one.get(key, "not set"), other.get(key, "not set")
+        if before != now:
+            yield key, _short(before), _short(now)
+
+
+def flat(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Nested settings as (dotted key, text) pairs."""
+    if isinstance(value, dict) and value:
+        for name, each in value.items():
+            yield from flat(each, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list) and any(isinstance(each, dict | list) for each in value):
+        for k, each in enumerate(value):
+            yield from flat(each, f"{key}[{k}]")
+    else:
+        yield key, str(value)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import yaml
+
+from ldmprobe.difference import flat
 
 _MOST = 10_000  # settings; a stranger's file may hold references that unfold without end
 
@@ -23,17 +24,6 @@ def configuration_differences(directories: Sequence[Path]) -> dict[str, list[str
 def _settings(directory: Path) -> dict[str, str]:
     try:
         text = (directory / "config.yaml").read_text(encoding="utf-8")[:1_000_000]
-        return dict(islice(_flat(yaml.safe_load(text), ""), _MOST))
+        return dict(islice(flat(yaml.safe_load(text)), _MOST))
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
-
-
-def _flat(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, dict) and value:
-        for name, each in value.items():
-            yield from _flat(each, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list) and any(isinstance(each, dict | list) for each in value):
-        for k, each in enumerate(value):
-            yield from _flat(each, f"{key}[{k}]")
-    else:
-        yield key, str(value)

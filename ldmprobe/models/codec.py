@@ -85,6 +85,7 @@ class LatentCodec(nn.Module):
         self.register_buffer("scale", scale_value)
         self.register_buffer("shift", shift_value)
         self.register_buffer("measured", torch.tensor(not measure))
+        self.scale_known = not measure
         self.train(False)
 
     def train(self, mode: bool = True) -> LatentCodec:

@@ -11,7 +11,8 @@ from filelock import BaseFileLock, FileLock, Timeout
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.whole_file import remove_partials
 
-_TRACES = ("probes/*.parquet", "checkpoints/*.ckpt", "report.html", "reference.safetensors")
+_RECORDS = ("probes/*.parquet", "report.html", "reference.safetensors")
+_TRACES = (*_RECORDS, "checkpoints/*.ckpt")
 _held: dict[Path, BaseFileLock] = {}  # by this process
 
 
@@ -39,6 +40,20 @@ def claim(run_dir: str | Path, resuming: bool, option: str = "--run_dir") -> Pat
     if not os.access(folder, os.W_OK | os.X_OK):
         raise ConfigurationError(f"There is no permission to write in {folder}. Choose another `{option}`.")
     return folder
+
+
+def check_own(folder: str, run_dir: str | Path, setting: str) -> None:
+    """Raise ConfigurationError if a setting of the run in ``run_dir`` names a folder in another run's directory."""
+    if "://" in folder:
+        return
+    place, own = Path(folder).resolve(), Path(run_dir).resolve()
+    for other in (place, *place.parents):
+        is_run = (other / "config.yaml").is_file() and any(next(other.glob(trace), None) for trace in _RECORDS)
+        if is_run and other not in (own, *own.parents):
+            raise ConfigurationError(
+                f"{setting} is {folder}, in the directory of the run {other}, whose files this run would overwrite. "
+                f"Leave it out: it then follows `--run_dir`, which is {run_dir}."
+            )
 
 
 def occupy(run_dir: str | Path, wait_s: float = 10.0) -> None:

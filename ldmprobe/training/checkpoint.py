@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldmprobe.difference import first_difference
 from ldmprobe.diffusion.schedule import NoiseSchedule
@@ -16,6 +16,7 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, Conditioning, Unconditional
 from ldmprobe.models.denoiser import from_network_config, network_config
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.frozen import Frozen
 from ldmprobe.models.text import TextConditioning, TextEncoder
 from ldmprobe.training.base_model import BaseModel, finetuned, merged, not_trained, weights_fingerprint
 from ldmprobe.training.lora import LoRA, LoRAWeights, lora_weights
@@ -86,6 +87,47 @@ def check_same_model(checkpoint: dict[str, Any], ours: dict[str, Any]) -> None:
         if part not in _MAY_DIFFER and (detail := first_difference(theirs.get(part), ours.get(part), part)):
             advice = _ADVICE.get(part, "Give the configuration it was trained with.")
             raise ConfigurationError(f"The checkpoint is of another model: its {detail}. {advice}")
+
+
+def check_same_state(checkpoint: dict[str, Any], module: LatentDiffusion) -> None:
+    """Raise ConfigurationError if loading the checkpoint would quietly replace what the configuration asks for, or fail: a
+    frozen network with other weights, another scale of latents, a timestep sampler or weighting that keeps another state.
+    """
+    if "state_dict" not in checkpoint:  # sharded: read in parts
+        return
+    theirs: dict[str, Tensor] = checkpoint["state_dict"]
+    kept = {name for name, _ in module.named_children()} - {"network", "ema", "codec", "conditioning"}
+    own = module.state_dict()
+    for part in sorted(kept):
+        if _part(theirs, f"{part}.").keys() != _part(own, f"{part}.").keys():
+            raise ConfigurationError(
+                f"The checkpoint is of another model: its {part} keep another state. Give the configuration it was trained with."
+            )
+    for place, part in module.named_modules():
+        if isinstance(part, Frozen) and part.saved:
+            _check_same_values(
+                theirs,
+                {f"{place}.{name}": value for name, value in part.network.state_dict().items()},
+                f"weights of {place}",
+            )
+    if module.codec.scale_known:
+        _check_same_values(
+            theirs,
+            {f"codec.{name}": module.codec.state_dict()[name] for name in ("scale", "shift")},
+            "codec.scale or shift",
+        )
+
+
+def _check_same_values(theirs: dict[str, Tensor], ours: dict[str, Tensor], what: str) -> None:
+    for name, value in ours.items():
+        saved = theirs.get(name)
+        if saved is not None and not (
+            saved.shape == value.shape and torch.equal(value.cpu().to(saved.dtype), saved.cpu())
+        ):
+            raise ConfigurationError(
+                f"The checkpoint is of another model: its {what} are others, and would take the place of the "
+                "configuration's. Give the configuration it was trained with; for another one start a new run."
+            )
 
 
 def load_diffusion_model(path: Path, base: str | None = None) -> DiffusionModel:

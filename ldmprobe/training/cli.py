@@ -10,7 +10,7 @@ from typing import Any
 
 import lightning as L
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
@@ -19,33 +19,13 @@ from ldmprobe.callbacks.exact_resume import ExactResume
 from ldmprobe.callbacks.logger_guard import LoggerGuard
 from ldmprobe.data.images import ImageData  # noqa: F401 (short class names in YAML)
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.tracking.run_directory import claim, occupy, vacate
+from ldmprobe.tracking.run_directory import check_own, claim, occupy, vacate
 from ldmprobe.training.checkpoint_io import WholeCheckpointIO, damage
 from ldmprobe.training.configuration_errors import configuration_errors, meant_for_the_user
 from ldmprobe.training.foreign_code import announce_foreign_code
 from ldmprobe.training.latent_diffusion import LatentDiffusion  # noqa: F401
 from ldmprobe.training.resume import continue_curves, keep_wandb_id, last_checkpoint
-from ldmprobe.whole_file import whole_file
-
-
-class SaveConfig(SaveConfigCallback):
-    """The whole configuration, as ``config.yaml`` in the run directory and in the loggers."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **{**kwargs, "save_to_log_dir": False})
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Writes nothing yet: the run may still be refused."""
-
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
-            self.save_config(trainer, pl_module, "fit")
-
-    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        with whole_file(Path(trainer.default_root_dir) / "config.yaml") as file:
-            file.write(self.parser.dump(self.config).encode())
-        for logger in trainer.loggers:
-            logger.log_hyperparams(self.config.as_dict())
+from ldmprobe.training.run_configuration import SaveConfig
 
 
 class LDMProbeCLI(LightningCLI):
@@ -75,6 +55,7 @@ class LDMProbeCLI(LightningCLI):
         if "weights_only" in config and config.weights_only is None:
             config.weights_only = True  # Lightning unpickles what comes from a URL
         _check_devices(config.trainer.accelerator, config.trainer.devices)
+        self.save_config_kwargs = {**self.save_config_kwargs, "asked": config.clone()}
         run_dir = config.run_dir
         if self.subcommand in ("fit", None):
             claim(run_dir, resuming=config.get("ckpt_path") is not None)
@@ -83,11 +64,16 @@ class LDMProbeCLI(LightningCLI):
             settings = getattr(logger, "init_args", None)
             if settings is not None and settings.get("save_dir") in (None, "."):
                 settings.save_dir = run_dir
+            elif settings is not None:
+                check_own(settings.save_dir, run_dir, f"{logger.class_path}'s `save_dir`")
             continue_curves(logger)
         callbacks = config.trainer.callbacks or []
         for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
-            if callback.class_path.endswith("ModelCheckpoint") and callback.init_args.get("dirpath") is None:
-                callback.init_args.dirpath = f"{run_dir}/checkpoints"
+            if callback.class_path.endswith("ModelCheckpoint"):
+                if (dirpath := callback.init_args.get("dirpath")) is None:
+                    callback.init_args.dirpath = f"{run_dir}/checkpoints"
+                else:
+                    check_own(dirpath, run_dir, "ModelCheckpoint's `dirpath`")
 
     @configuration_errors("built")
     def instantiate_classes(self) -> None:

@@ -22,7 +22,7 @@ from ldmprobe.models.denoiser import Condition, check_denoiser
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.probe import sample_noise
 from ldmprobe.training.base_model import trained_text_encoders
-from ldmprobe.training.checkpoint import check_same_model, model_card
+from ldmprobe.training.checkpoint import check_same_model, check_same_state, model_card
 from ldmprobe.training.ema import EMA
 from ldmprobe.training.sharding import check_strategy, check_trained, is_sharded, same_on_every_rank, shard
 
@@ -254,6 +254,7 @@ class LatentDiffusion(L.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         check_same_model(checkpoint, self.model_card())
+        check_same_state(checkpoint, self)
 
 
 def stable_diffusion_scheduler() -> Any:

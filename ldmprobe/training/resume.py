@@ -43,9 +43,9 @@ def last_checkpoint(trainer: L.Trainer, run_dir: str, may_start: bool) -> str | 
         for folder in folders[1:]:
             remove_partials(folder)
         if saved is None and any(Path(run_dir).glob("probes/*.parquet")):
-            _say(f"the run in {run_dir} was stopped before its first checkpoint; it starts anew.")
+            say(f"the run in {run_dir} was stopped before its first checkpoint; it starts anew.")
         if saved is not None and torn:
-            _say(f"torn: {faults}; going on from {saved.path}, which is of step {saved.global_step}.")
+            say(f"torn: {faults}; going on from {saved.path}, which is of step {saved.global_step}.")
         for path in torn if saved is not None else ():
             path.rename(path.with_name(f"{path.name}.torn"))
     return None if saved is None else str(saved.path)
@@ -76,5 +76,6 @@ def keep_wandb_id(trainer: L.Trainer, run_dir: str, resuming: bool) -> None:
             logger._wandb_init["id"] = logger._id = path.read_text()
 
 
-def _say(message: str) -> None:
+def say(message: str) -> None:
+    """Tell the user on standard error, as what ldmprobe says."""
     print(f"ldmprobe: {message}", file=sys.stderr)

@@ -1,0 +1,161 @@
+"""``config.yaml``: how a run is configured, as it was asked for, and as it is in effect where the run goes on."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Iterator
+from copy import deepcopy
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import yaml
+from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
+
+from ldmprobe.difference import changes
+from ldmprobe.training.resume import say
+from ldmprobe.whole_file import whole_file
+
+_KEY = "ldmprobe.configuration"
+_OF_THIS_START = ("run_dir", "ckpt_path")  # no part of what is compared
+_MOST_TOLD = 40
+_HELD_IN_STATE = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
+_Path = tuple[str, ...]
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the configuration in the run's directory, in its loggers and in its checkpoints.
+
+    It is saved as it was asked for: without the places that follow from ``run_dir`` and without the checkpoint that was
+    gone on from, so that the file starts another run elsewhere. Where a run goes on with another configuration, each
+    difference is told with what becomes of it; settings that the checkpoint decides stay in the file as they are in effect;
+    and the file before is kept as ``config.1.yaml``, ``config.2.yaml``, ….
+
+    Args:
+        config: as Lightning has it: with the places that follow from ``run_dir``.
+        asked: the same without them.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Any, asked: Any, **kwargs: Any) -> None:
+        super().__init__(parser, config, **{**kwargs, "save_to_log_dir": False})
+        self.settings: dict[str, Any] = yaml.safe_load(parser.dump(asked))
+        self.settings.pop("ckpt_path", None)
+        self._begun = self._told = ""  # a comment: where the run goes on from; what is told of that
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Write nothing yet: the run may still be refused."""
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero and not self._loads_after(trainer):
+            self.save_config(trainer, pl_module, "fit")
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[_KEY] = yaml.safe_dump(_compared(self.settings), sort_keys=False)
+
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn != "fit":
+            return
+        step, path = checkpoint["global_step"], trainer.ckpt_path
+        self._begun = f"# From step {step} on, going on from {path}.\n"
+        if (text := checkpoint.get(_KEY)) is not None:
+            asked, theirs = self.settings, yaml.safe_load(text)
+            self.settings = _with_state(asked, theirs)
+            if told := list(_told(_compared(asked), _compared(self.settings), theirs)):
+                self._told = "\n".join([f"this configuration is not that of {path}, which is of step {step}:", *told])
+        if trainer.is_global_zero and self._loads_after(trainer):
+            self.save_config(trainer, pl_module, "fit")
+
+    def save_config(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self._told:
+            say(self._told)
+        path = Path(trainer.default_root_dir) / "config.yaml"
+        if _read(path) != self.settings:
+            before = _keep(path)
+            begun = self._begun + (f"# Until then: {before.name}\n" if before is not None else "")
+            with whole_file(path) as file:
+                file.write((begun + yaml.safe_dump(self.settings, sort_keys=False)).encode())
+        for logger in trainer.loggers:
+            logger.log_hyperparams(deepcopy(self.settings))
+
+    @staticmethod
+    def _loads_after(trainer: L.Trainer) -> bool:
+        """Whether a checkpoint will be loaded only after ``on_fit_start``, as under strategies that shard."""
+        return trainer.ckpt_path is not None and trainer.strategy.restore_checkpoint_after_setup
+
+
+def _compared(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in _OF_THIS_START}
+
+
+def _read(path: Path) -> Any:
+    """The settings in a file; None where there is none that can be read."""
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+
+
+def _keep(path: Path) -> Path | None:
+    """Give a file that is about to be replaced the first free number; return its new path."""
+    if not path.exists():
+        return None
+    kept = next(new for k in count(1) if not (new := path.with_name(f"{path.stem}.{k}{path.suffix}")).exists())
+    return path.replace(kept)
+
+
+# --- what the checkpoint decides ---------------------------------------------------------------------------------------
+
+
+def _in_state(settings: Any, path: _Path = ()) -> Iterator[_Path]:
+    """Where the settings have an optimizer or learning-rate scheduler, whose arguments are kept in its state."""
+    if not isinstance(settings, dict):
+        return
+    if "class_path" in settings and _is_held_in_state(str(settings["class_path"])):
+        yield path
+        return
+    for name, value in settings.items():
+        yield from _in_state(value, (*path, name))
+
+
+def _is_held_in_state(class_path: str) -> bool:
+    """Whether it names an optimizer or scheduler, which was imported if it was built; nothing is imported here."""
+    module, _, name = class_path.rpartition(".")
+    kind = vars(sys.modules[module]).get(name) if module in sys.modules else None
+    return inspect.isclass(kind) and issubclass(kind, _HELD_IN_STATE)
+
+
+def _with_state(asked: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    """The settings asked for, those of optimizers and schedulers as they are in the checkpoint."""
+    settings = deepcopy(asked)
+    for path in _in_state(settings):
+        here, there = _at(settings, path), _at(theirs, path)
+        if isinstance(there, dict) and there.get("class_path") == here["class_path"]:
+            here["init_args"] = deepcopy(there.get("init_args", {}))
+    return settings
+
+
+def _at(settings: Any, path: _Path) -> Any:
+    for name in path:
+        settings = settings.get(name) if isinstance(settings, dict) else None
+    return settings
+
+
+def _told(asked: dict[str, Any], in_effect: dict[str, Any], theirs: dict[str, Any]) -> Iterator[str]:
+    """A line for each setting that is not the checkpoint's."""
+    effective = {key for key, _, _ in changes(theirs, in_effect)}
+    found = list(changes(theirs, asked))
+    for key, before, now in found[:_MOST_TOLD]:
+        effect = "from here on" if key in effective else "without effect"
+        if key.endswith(".num_reference"):
+            effect = "without effect on a reference that is there already"
+        yield f"  {key}: {before} → {now}, {effect}"
+    if len(found) > _MOST_TOLD:
+        yield f"  … and {len(found) - _MOST_TOLD} more"
+    if any(key not in effective for key, _, _ in found):
+        yield (
+            "  Optimizer and learning-rate schedule go on as they are in the checkpoint, and config.yaml says so. For others "
+            "start a new run (FinetunedDiffusion takes the checkpoint's weights as `pretrained`)."
+        )
