@@ -38,7 +38,6 @@ from ldmprobe.callbacks import ProbeCallback
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.training.cli import build_cli
 from ldmprobe.training.configuration_errors import meant_for_the_user
-from ldmprobe.training.foreign_code import announce_foreign_code
 
 _WIDTH = 100
 
@@ -70,7 +69,6 @@ def audit(argv: list[str]) -> int:
     args, fit_arguments = _parser().parse_known_args(argv)
     if args.steps < 2:
         raise ConfigurationError(f"--steps is {args.steps}; expected at least 2.")
-    announce_foreign_code(fit_arguments)
     config = read_configuration(fit_arguments)
     print(
         f"The first {args.steps} optimiser steps on one device, without and with probes (every {_every_n_steps(args.steps)} steps), in a "

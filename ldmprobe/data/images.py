@@ -63,7 +63,7 @@ class ImageData(L.LightningDataModule):
     def __init__(
         self,
         dataset: str,
-        dataset_kwargs: dict[str, Any] | None = None,
+        dataset_kwargs: dict[str, bool | int | float | str | list | dict | None] | None = None,
         image_column: str = "image",
         label_column: str | None = None,
         caption_column: str | None = None,

@@ -25,7 +25,6 @@ from ldmprobe.models.device import move
 from ldmprobe.models.text import TextConditioning
 from ldmprobe.training.cli import LDMProbeCLI
 from ldmprobe.training.configuration_errors import configuration_errors, meant_for_the_user
-from ldmprobe.training.foreign_code import announce_foreign_code
 from ldmprobe.whole_file import PARTIAL, whole_file
 
 _NAMED_ROWS = 10  # in a message
@@ -40,7 +39,6 @@ def cache(argv: list[str]) -> int:
     args, rest = _parser().parse_known_args(argv)
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
     try:
-        announce_foreign_code(rest)
         data, model = _built(rest)
         move((model.codec, model.conditioning), args.device)
         folder, complete = write_cache(

@@ -22,7 +22,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.tracking.run_directory import check_own, claim, occupy, vacate
 from ldmprobe.training.checkpoint_io import WholeCheckpointIO, damage
 from ldmprobe.training.configuration_errors import configuration_errors, meant_for_the_user
-from ldmprobe.training.foreign_code import announce_foreign_code
+from ldmprobe.training.foreign_code import check_classes, imports_in_the_open
 from ldmprobe.training.latent_diffusion import LatentDiffusion  # noqa: F401
 from ldmprobe.training.resume import continue_curves, keep_wandb_id, last_checkpoint
 from ldmprobe.training.run_configuration import SaveConfig
@@ -41,8 +41,9 @@ class LDMProbeCLI(LightningCLI):
         parser.link_arguments("run_dir", "trainer.default_root_dir")
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        with configuration_errors("read"):
+        with configuration_errors("read"), imports_in_the_open():
             super().parse_arguments(parser, args)
+            check_classes(self.config)
         if subcommand := self.config.get("subcommand"):
             _check_checkpoint(self.config[subcommand].get("ckpt_path"))
 
@@ -160,7 +161,6 @@ def run(argv: list[str]) -> None:
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     try:
-        announce_foreign_code(argv)
         build_cli(argv)
     except SIGTERMException:
         print("ldmprobe: terminated; `--ckpt_path last` goes on.", file=sys.stderr)

@@ -54,7 +54,7 @@ class FinetunedDiffusion(LatentDiffusion):
         dropout: float = 0.1,
         lora: LoRA | None = None,
         train_text_encoder: bool = False,
-        scheduler: dict[str, Any] | None = None,
+        scheduler: dict[str, bool | int | float | str | list[float] | None] | None = None,
         **kwargs: Any,
     ) -> None:
         base = BaseModel(pretrained, revision, variant, local_files_only, text_precision)

@@ -1,164 +1,175 @@
-"""Code that a configuration brings along: named before any of it is imported, and refused where it can only do harm.
+"""The code that a configuration may run: known classes of ldmprobe and its libraries; a user's own, which are named first; nothing else.
 
-A ``class_path`` is an import, and an import runs code: whoever writes a configuration chooses what runs. So before jsonargparse sees a
-file, it is read as plain YAML, and whatever it would import from outside ldmprobe and its libraries is named on stderr.
+A ``class_path`` is an import, and an import runs code: whoever writes a configuration chooses what runs. However a path is spelled
+(in a file, a file that it refers to, a string with YAML in it, an argument), jsonargparse asks its policy before it imports it. Here the
+policy is to deny all but :data:`LIBRARIES`; what is of no library is named on stderr, and only then allowed.
 """
 
 from __future__ import annotations
 
+import inspect
 import os
+import pkgutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, NamedTuple
 
+import jsonargparse._util
+import torch
 import yaml
+from jsonargparse import Namespace, get_loader, set_loader, set_parsing_settings
 
 from ldmprobe.errors import ConfigurationError
 
-LIBRARIES = {
-    "ldmprobe",
-    "lightning",
-    "pytorch_lightning",
-    "torch",
-    "torchmetrics",
-    "diffusers",
-    "transformers",
-    "datasets",
+_OF_LIGHTNING = ("accelerators", "callbacks", "core", "demos", "loggers", "plugins", "profilers", "strategies")
+LIBRARIES: dict[str, tuple[str, ...]] = {
+    "ldmprobe": (),
+    "torchmetrics": (),
+    "diffusers": (),
+    "transformers": (),
+    "torch": (
+        "nn",
+        "optim",
+        "distributed.fsdp",
+        "distributed.algorithms.ddp_comm_hooks",
+        "device",
+        "dtype",
+        *(name for name, value in vars(torch).items() if isinstance(value, torch.dtype)),
+    ),
+    "lightning": (
+        "LightningModule",
+        "LightningDataModule",
+        *(f"{package}.{part}" for package in ("pytorch", "fabric") for part in _OF_LIGHTNING),
+        "pytorch.LightningModule",
+        "pytorch.LightningDataModule",
+    ),
+    "pytorch_lightning": ("LightningModule", "LightningDataModule", *_OF_LIGHTNING),
+    "lightning_fabric": _OF_LIGHTNING,
+    "bitsandbytes": ("optim",),
 }
-"""Top-level packages whose classes are taken as known."""
+"""What a configuration may name without a word, by package: these parts of it; where there are none, all of it."""
 
-DENIED = (
-    "torch.hub", "torch.load", "torch.serialization", "torch.jit.load", "torch.package", "torch.utils.cpp_extension",
-    "transformers.pipeline", "diffusers.pipelines", "numpy.load", "pandas.read_pickle", "joblib", "dill", "cloudpickle",
-)  # fmt: skip
-"""Import paths that no configuration needs and that unpickle, download or compile: refused, beside jsonargparse's own list (os, subprocess,
-pickle, eval, …)."""
+_CLASSES_OF = {"diffusers": {"models", "schedulers", "optimization"}, "transformers": {"models", "optimization"}}
+"""Of packages whose classes all stand at the top: the modules that the allowed ones are defined in."""
+
+_NEVER = {*sys.stdlib_module_names, *LIBRARIES, "datasets", "jsonargparse", "pip", "pkg_resources", "setuptools"}
+"""Packages of which nothing is allowed that is not in :data:`LIBRARIES`."""
 
 _OPENS_A_DOOR = {"trust_remote_code": True, "allow_pickle": True, "weights_only": False, "use_safetensors": False}
 _MAX_VALUES = 100_000  # of a configuration with its aliases written out; ours have some 200
-_MAX_BYTES = 4_000_000
+_MAX_CHARACTERS = 4_000_000
 
 
-class ForeignCode(NamedTuple):
-    """A value that makes a configuration run code that is not of ldmprobe and its libraries: its file, place and text."""
+class _Policy:
+    """What was named and what was refused, of all that jsonargparse asked for in this process."""
 
-    file: str
-    place: str
-    value: str
+    def __init__(self) -> None:
+        self.named: list[str] = []
+        self.refused: list[str] = []
+        denied = [
+            f"{package}.{module.name}"
+            for package, allowed in _CLASSES_OF.items()
+            for module in pkgutil.iter_modules(_folders(package))
+            if module.name not in allowed
+        ]
+        allowed = [package for package, parts in LIBRARIES.items() if not parts]
+        allowed += [f"{package}.{part}" for package, parts in LIBRARIES.items() for part in parts]
+        set_parsing_settings(import_path_denylist=["*", *denied], import_path_allowlist=allowed)
+        self._check, jsonargparse._util.check_import_path = jsonargparse._util.check_import_path, self.check
+        self._load = get_loader("yaml")
+        set_loader("yaml", self.load, exceptions=(yaml.YAMLError,))
 
-    def __str__(self) -> str:
-        text = f"{self.file} runs code from outside ldmprobe and its libraries: {self.value} ({self.place})"
-        return "".join(character if character.isprintable() else "?" for character in text)
+    def check(self, path: str) -> None:
+        """Name ``path``, which is about to be imported, if it is a user's own; raise an ImportError if it may not be."""
+        top = path.partition(".")[0]
+        try:
+            self._check(path)
+        except ImportError:
+            if top in _NEVER:
+                self.refused.append(path)
+                raise
+            imported = _imported(
+                path
+            )  # under the name that it was given, if this is the one it has where it is defined
+            if imported is None or not any(imported is _imported(other) for other in self.named):
+                self.named.append(path)
+                _say(f"the configuration names code from outside ldmprobe and its libraries: {path}")
+            set_parsing_settings(import_path_allowlist=[path])
 
-
-def announce_foreign_code(argv: Sequence[str]) -> None:
-    """Name on stderr, once per machine, all foreign code in the configuration files on ``argv``, and deny :data:`DENIED`.
-
-    Raises:
-        ConfigurationError: a file is no YAML, or its aliases blow it up.
-    """
-    from jsonargparse import set_parsing_settings
-
-    set_parsing_settings(import_path_denylist=list(DENIED))
-    found = list(dict.fromkeys(foreign_code(argv)))
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        for code in found:
-            print(f"ldmprobe: {code}", file=sys.stderr, flush=True)
-
-
-def foreign_code(argv: Sequence[str]) -> Iterator[ForeignCode]:
-    """All foreign code in the YAML files on a command line, and in those that they refer to; nothing is imported.
-
-    Args:
-        argv: of ``ldmprobe fit``: files are those of ``--config`` and ``-c``, and any other value that is a YAML file.
-
-    Raises:
-        ConfigurationError: a file of ``--config`` is no YAML, or one expands to more values than a configuration can have.
-    """
-    seen: set[Path] = set()
-    named = False
-    for argument in argv:
-        option, equals, value = argument.partition("=") if argument.startswith("--") else (argument, "", argument)
-        if argument.startswith("-c") and not argument.startswith("--") and len(argument) > 2:
-            option, equals, value = "-c", "=", argument[2:].removeprefix("=")
-        if option in ("--config", "-c") and not equals:
-            named = True
-            continue
-        yield from _in_file(Path(value), named or option in ("--config", "-c"), seen)
-        named = False
-
-
-def _in_file(path: Path, must_be_yaml: bool, seen: set[Path]) -> Iterator[ForeignCode]:
-    try:
-        if (
-            path.resolve() in seen
-            or not path.is_file()
-            or not (must_be_yaml or path.suffix in (".yaml", ".yml", ".json"))
-        ):
-            return
-        seen.add(path.resolve())
-        if path.stat().st_size > _MAX_BYTES:
+    def load(self, text: str) -> object:
+        """YAML, unless it is too large."""
+        if len(text) > _MAX_CHARACTERS:
             raise ConfigurationError(
-                f"{path} is larger than {_MAX_BYTES / 1e6:.0f} MB; expected a configuration in YAML."
+                f"A part of the configuration is longer than {_MAX_CHARACTERS:,} characters; expected YAML."
             )
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
-        if isinstance(error, ConfigurationError) or must_be_yaml:
-            raise ConfigurationError(f"{path} is not a configuration in YAML: {_one_line(error)}") from error
-        return
-    except OSError:  # a name too long, no permission: jsonargparse says so
-        return
-    _check_size(path, content)
-    for place, key, value in _values(content, ""):
-        if isinstance(value, str):
-            if _is_foreign(key, value):
-                yield ForeignCode(str(path), place.removesuffix(".class_path"), value)
-            elif value.endswith((".yaml", ".yml", ".json")):
-                for folder in (path.parent, Path()):
-                    yield from _in_file(folder / value, False, seen)
-        if (key in _OPENS_A_DOOR and value is _OPENS_A_DOOR[key]) or (key == "custom_pipeline" and value):
-            yield ForeignCode(str(path), place, f"{key}: {str(value).lower()}")
-
-
-def _values(content: Any, place: str, key: str = "") -> Iterator[tuple[str, str, Any]]:
-    """Every value with its place (``model.init_args.network``) and key. Text is given back, containers are walked."""
-    if isinstance(content, dict):
-        for name, value in content.items():
-            name = str(name)
-            yield from _values(value, f"{place}.{name}" if place else name, name.rsplit(".", 1)[-1])
-    elif isinstance(content, (list, tuple, set)):
-        for index, value in enumerate(content):
-            yield from _values(value, f"{place}[{index}]", key)
-    else:
-        yield place, key, content
-
-
-def _is_foreign(key: str, value: str) -> bool:
-    """Whether jsonargparse may import ``value``: any dotted path as ``class_path``; elsewhere (a class may be given by its path alone)
-    only if there is such a package."""
-    top, dot, _ = value.partition(".")
-    if not dot or not all(part.isidentifier() for part in value.split(".")) or top in LIBRARIES:
-        return False
-    return key == "class_path" or (top not in {*sys.stdlib_module_names, "test"} and _exists(top))
+        content = self._load(text)
+        _check_size(content)
+        return content
 
 
 @cache
-def _exists(package: str) -> bool:
-    """Whether there is a package of this name; finding a top-level one does not import it."""
+def _policy() -> _Policy:
+    return _Policy()
+
+
+@contextmanager
+def imports_in_the_open() -> Iterator[None]:
+    """Around reading a configuration: code of a user's own is named on stderr, once per machine, before it is imported.
+
+    The policy stays in force for the rest of the process, in which the classes are built.
+
+    Raises:
+        ConfigurationError: the configuration cannot be read, and names what it may not.
+    """
+    refused = _policy().refused
+    refused.clear()
     try:
-        return find_spec(package) is not None
-    except (ImportError, ValueError):
-        return False
+        yield
+    except Exception as error:
+        if refused:
+            raise ConfigurationError(_refusal(refused[0])) from error
+        raise
 
 
-def _check_size(path: Path, content: Any) -> None:
+def check_classes(config: object, place: str = "") -> None:
+    """Go through a configuration that was read, before anything in it is built: every ``class_path`` must be that of a class, and
+    settings by which a library runs code that it loads are named on stderr.
+
+    Raises:
+        ConfigurationError: a function in the place of a class, or a class that may not be named.
+    """
+    if isinstance(config, (list, tuple)):
+        for index, value in enumerate(config):
+            check_classes(value, f"{place}[{index}]")
+    elif isinstance(config, (dict, Namespace)):
+        path = config.get("class_path")
+        if path in _policy().refused:
+            raise ConfigurationError(_refusal(str(path)))
+        if isinstance(config, Namespace) and isinstance(path, str) and not inspect.isclass(pkgutil.resolve_name(path)):
+            raise ConfigurationError(
+                f"{place} cannot be read: {path} is no class, and would be called with what the configuration says; expected the "
+                "path of a class."
+            )
+        for name, value in (vars(config) if isinstance(config, Namespace) else config).items():
+            if (name in _OPENS_A_DOOR and value is _OPENS_A_DOOR[name]) or (name == "custom_pipeline" and value):
+                _say(f"the configuration has a library run code that it loads: {place}.{name}: {value}")
+            check_classes(value, f"{place}.{name}" if place else str(name))
+
+
+def _refusal(path: str) -> str:
+    return (
+        f"A configuration may not name {path}. Expected a class of ldmprobe, torch.nn, torch.optim, lightning, diffusers or the like, or one "
+        "of your own; what else you need, write a class of your own around it."
+    )
+
+
+def _check_size(content: object) -> None:
     """Refuse what YAML's aliases blow up (a kilobyte can stand for billions of values) before anything walks through it."""
     sizes: dict[int, int] = {}
 
-    def size(value: Any) -> int:
+    def size(value: object) -> int:
         if not isinstance(value, (dict, list, tuple, set)):
             return 1
         if id(value) not in sizes:
@@ -168,9 +179,22 @@ def _check_size(path: Path, content: Any) -> None:
 
     if size(content) > _MAX_VALUES:
         raise ConfigurationError(
-            f"{path} has more than {_MAX_VALUES:,} values once its aliases (`*name`) are written out; no configuration needs that."
+            f"The configuration has more than {_MAX_VALUES:,} values once its aliases (`*name`) are written out; no configuration needs that."
         )
 
 
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def _imported(path: str) -> object:
+    """What is at ``path``, if its module has been imported; None otherwise."""
+    module, _, name = path.rpartition(".")
+    return vars(sys.modules[module]).get(name) if module in sys.modules else None
+
+
+def _folders(package: str) -> list[str]:
+    spec = find_spec(package)
+    return list(spec.submodule_search_locations or ()) if spec else []
+
+
+def _say(message: str) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        line = "".join(character if character.isprintable() else "?" for character in message)
+        print(f"ldmprobe: {line}", file=sys.stderr, flush=True)

@@ -7,6 +7,7 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from diffusers import SchedulerMixin
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
@@ -72,7 +73,7 @@ class LatentDiffusion(L.LightningModule):
         self,
         network: nn.Module,
         codec: LatentCodec | None = None,
-        scheduler: Any = None,
+        scheduler: SchedulerMixin | None = None,
         conditioning: Conditioning | None = None,
         weighting: LossWeighting | None = None,
         timesteps: TimestepSampler | None = None,

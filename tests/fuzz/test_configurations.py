@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.training.cli import LDMProbeCLI, build_cli
-from ldmprobe.training.foreign_code import foreign_code
 from tests.fuzz.cases import damaged, fuzz, json_values
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
@@ -93,7 +92,6 @@ def is_built_or_refused(path: Path) -> None:
     with warnings.catch_warnings(), contextlib.redirect_stderr(printed), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         try:
-            list(foreign_code(["--config", str(path)]))
             cli.parse_arguments(cli.parser, ["--config", str(path)])
             cli.before_instantiate_classes()
             cli.instantiate_classes()

@@ -1,120 +1,251 @@
-"""foreign_code: what a configuration would import, found without importing anything."""
+"""What a configuration may have run: known classes, a user's own once they are named, and nothing else, in whatever spelling."""
 
 from __future__ import annotations
 
-import subprocess
+import copy
+import inspect
+import itertools
+import json
 import sys
+from functools import cache
 from pathlib import Path
 
+import diffusers
+import jsonargparse._util
+import lightning.pytorch.callbacks
+import lightning.pytorch.loggers
+import lightning.pytorch.plugins
+import lightning.pytorch.strategies
 import pytest
+import torch
+import yaml
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.training.foreign_code import ForeignCode, announce_foreign_code, foreign_code
+from ldmprobe.training.cli import LDMProbeCLI, build_cli
+from tests.helpers import tiny_unet_settings
 
-CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+CONFIG = {
+    "data": {"class_path": "ldmprobe.ImageData", "init_args": {"dataset": "builtin:shapes"}},
+    "model": {
+        "class_path": "ldmprobe.LatentDiffusion",
+        "init_args": {"network": {"class_path": "diffusers.UNet2DModel", "init_args": tiny_unet_settings()}},
+    },
+    "trainer": {"logger": False, "accelerator": "cpu"},
+}
+RUNS = {
+    "torch.distributed.run.main": {"args": ["--no-python", "touch", "went_off"]},
+    "torch.utils.collect_env.run": {"command": "touch went_off"},
+    "torch.fx.graph_module._exec_with_source": {"src": "open('went_off', 'w')", "globals": {}},
+    "torch.storage._load_from_bytes": {"b": "went_off"},
+    "torch.hub.load": {"repo_or_dir": ".", "model": "went_off", "source": "local"},
+    "transformers.pipeline": {"task": "went_off"},
+    "os.system": {"command": "touch went_off"},
+    "pip.main": {"args": ["install", "went_off"]},
+}
+PLACES = [
+    "model.init_args.scheduler", "model.init_args.network", "model.init_args.optimizer", "model.init_args.lr_scheduler", "model.init_args.codec",
+    "trainer.strategy", "trainer.callbacks", "trainer.plugins", "trainer.profiler", "data", "model",
+]  # fmt: skip
+NAMES_FROM_A_LIST = ("trainer.strategy", "trainer.profiler")  # where they are text
+numbers = itertools.count()
 
 
-@pytest.fixture(autouse=True)
-def _lab(tmp_path, monkeypatch):
-    """A package that would show if it were imported."""
-    (tmp_path / "lab").mkdir()
-    (tmp_path / "lab" / "__init__.py").write_text("raise SystemExit('imported')")
-    monkeypatch.syspath_prepend(tmp_path)
+@cache
+def _cli() -> LDMProbeCLI:
+    Path("first.yaml").write_text(yaml.safe_dump(CONFIG))
+    return build_cli(["--config", "first.yaml"], run=False)
 
 
-def found(text: str, *argv: str) -> list[str]:
+def read(config: object, *arguments: str) -> None:
+    """All that is done with a configuration before anything in it is built."""
+    text = config if isinstance(config, str) else yaml.safe_dump(config)
     Path("config.yaml").write_text(text)
-    return [f"{code.value} ({code.place})" for code in foreign_code(argv or ("fit", "--config", "config.yaml"))]
+    cli = _cli()
+    cli.parse_arguments(cli.parser, ["--config", "config.yaml", *arguments])
+
+
+def with_value(place: str, value: object) -> dict:
+    config = copy.deepcopy(CONFIG)
+    *path, last = place.split(".")
+    holder = config
+    for step in path:
+        holder = holder.setdefault(step, {})
+    holder[last] = value
+    return config
+
+
+@pytest.fixture
+def lab(tmp_path, monkeypatch) -> str:
+    """A module that nobody has imported, and that says so when it is."""
+    name = f"lab{next(numbers)}"
+    Path(f"{name}.py").write_text(
+        "import sys, torch\nprint('IMPORTED', file=sys.stderr)\n"
+        "class Net(torch.nn.Identity):\n    def __init__(self, inner=None, dtype: torch.dtype = torch.float32): super().__init__()\n"
+        "def optimizer(params) -> torch.optim.Optimizer: return torch.optim.SGD(params)\n"
+        "def anything(params): open('went_off', 'w')\n"
+    )
+    monkeypatch.syspath_prepend(Path.cwd())
+    return name
 
 
 @pytest.mark.parametrize(
-    ("text", "expected"),
-    [
-        ("model: {class_path: lab.Net}", "lab.Net (model)"),
-        ("model: {class_path: not_installed.Net}", "not_installed.Net (model)"),
-        ("model: {class_path: os.system}", "os.system (model)"),
-        ("model: lab.nets.Net", "lab.nets.Net (model)"),
-        ("model.class_path: lab.Net", "lab.Net (model)"),
-        ("fit: {trainer: {callbacks+: [{class_path: DDIMProbe}, lab.Callback]}}", "lab.Callback (fit.trainer.callbacks+[1])"),
-        ("a: &a {class_path: lab.Net}\nb: *a", "lab.Net (a) lab.Net (b)"),
-        ("data: {init_args: {dataset_kwargs: {deep: [[{class_path: lab.Net}]]}}}", "lab.Net (data.init_args.dataset_kwargs.deep[0][0])"),
-        ("network: {init_args: {trust_remote_code: true}}", "trust_remote_code: true (network.init_args.trust_remote_code)"),
-        ("weights_only: false", "weights_only: false (weights_only)"),
-    ],
-)  # fmt: skip
-def test_foreign_code_is_found(text, expected):
-    assert " ".join(found(text)) == expected
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "class_path: torch.optim.AdamW",
-        "class_path: DDIMProbe",
-        "run_dir: runs/lab.1",
-        "dataset: test.parquet",
-        "url: https://lab.org/Net",
-    ],
+    ("place", "as_string"),
+    [(place, False) for place in PLACES] + [(place, True) for place in PLACES if place not in NAMES_FROM_A_LIST],
 )
-def test_what_is_known_or_no_import_is_not_named(text):
-    assert found(text) == []
-
-
-@pytest.mark.parametrize("name", ["digits", "gaussian", "images", "probes"])
-def test_our_own_configurations_bring_none(name):
-    assert list(foreign_code(["fit", "--config", str(CONFIGS / f"{name}.yaml")])) == []
-
-
-@pytest.mark.parametrize(
-    "argv",
-    [("fit", "-c", "config.yaml"), ("fit", "--config=config.yaml"), ("--config", "config.yaml", "fit"), ("fit", "-cconfig.yaml"),
-     ("fit", "--model", "config.yaml"), ("fit", "--data=config.yaml"), ("fit", "--trainer.callbacks+=config.yaml")],
-)  # fmt: skip
-def test_every_way_to_give_a_file(argv):
-    assert found("class_path: lab.Net", *argv) == ["lab.Net (class_path)"]
-
-
-def test_a_file_that_a_file_refers_to():
-    Path("parts").mkdir()
-    Path("parts/net.yaml").write_text("class_path: lab.Net\nagain: ../config.yaml")
-    (code,) = [*foreign_code(["fit", "--config", _written("model: parts/net.yaml")])]
-    assert code.file.endswith("parts/net.yaml")
-
-
-def _written(text: str) -> str:
-    Path("config.yaml").write_text(text)
-    return "config.yaml"
-
-
-@pytest.mark.parametrize("text", ["a: [", "!!python/object/apply:os.system [touch went_off]", "\x00"])
-def test_what_is_no_yaml_is_refused(text):
-    with pytest.raises(ConfigurationError, match=r"config.yaml is not a configuration in YAML"):
-        found(text)
+def test_library_functions_that_run_commands_are_refused(place, as_string):
+    for path, arguments in RUNS.items():
+        value = path if as_string else {"class_path": path, "init_args": arguments}
+        with pytest.raises(
+            ConfigurationError, match=r"A configuration may not name|expected the path of a class"
+        ) as refused:
+            read(with_value(place, [value] if place.endswith(("callbacks", "plugins")) else value))
+        assert path.rpartition(".")[2] in str(refused.value)
     assert not Path("went_off").exists()
 
 
-def test_aliases_that_blow_up_are_refused():
-    text = "a0: &a0 [ha]\n" + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))
-    for bomb in (text, "a: &a [*a]"):
-        with pytest.raises(ConfigurationError, match="values once its aliases"):
-            found(bomb)
+def test_no_class_is_built_among_the_arguments_of_a_dataset(capsys, lab):
+    for path in (*RUNS, f"{lab}.Net"):
+        spec = {"class_path": path, "init_args": RUNS.get(path, {})}
+        read(with_value("data.init_args.dataset_kwargs", {"size": spec, "deep": [[spec]]}))
+        settings = _cli().parser.instantiate(_cli().config).data.dataset_kwargs
+        assert settings == {"size": spec, "deep": [[spec]]}
+    assert not Path("went_off").exists()
+    assert lab not in sys.modules
 
 
-def test_the_line_is_one_line_of_plain_text():
-    line = str(ForeignCode("c\x1b[2J.yaml", "a\nb", "lab.Net"))
-    assert line == "c?[2J.yaml runs code from outside ldmprobe and its libraries: lab.Net (a?b)"
+def test_nor_is_one_that_may_not_be_named_where_a_class_of_ones_own_takes_anything(lab):
+    inner = {"class_path": "torch.distributed.run.main", "init_args": RUNS["torch.distributed.run.main"]}
+    network = {"class_path": f"{lab}.Net", "init_args": {"inner": inner}}
+    with pytest.raises(ConfigurationError, match=r"may not name torch\.distributed\.run\.main"):
+        read(with_value("model.init_args.network", network))
 
 
-def test_named_once_per_machine(capsys, monkeypatch):
-    path = _written("model: {class_path: lab.Net}")
-    announce_foreign_code(["fit", "--config", path, "--config", path])
-    assert capsys.readouterr().err.count("lab.Net (model)") == 1
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        "nested", "text", "YAML in text", "JSON in text", "file.yaml", "file", "file in file", "argument", "argument=", "JSON argument", "+=",
+    ],
+)  # fmt: skip
+def test_ones_own_code_is_named_before_it_is_imported(spelling, lab, capsys):
+    path, config, arguments = f"{lab}.Net", copy.deepcopy(CONFIG), []
+    spec: object = {"class_path": path, "init_args": {"dtype": "torch.bfloat16"}}
+    place = "model.init_args.network"
+    match spelling:
+        case "nested":
+            config = with_value(place, spec)
+        case "text":
+            config = with_value(place, path)
+        case "YAML in text":
+            config = with_value(place, yaml.safe_dump(spec))
+        case "JSON in text":
+            config = with_value(place, json.dumps(spec))
+        case "file.yaml" | "file":
+            Path(spelling).write_text(yaml.safe_dump(spec))
+            config = with_value(place, spelling)
+        case "file in file":
+            Path("network").write_text(yaml.safe_dump(spec))
+            Path("model").write_text(yaml.safe_dump({**CONFIG["model"], "init_args": {"network": "network"}}))
+            config["model"] = "model"
+        case "argument":
+            arguments = ["--model.network", path]
+        case "argument=":
+            arguments = [f"--{place}={path}"]
+        case "JSON argument":
+            arguments = ["--model.network", json.dumps(spec)]
+        case "+=":
+            arguments = [f"--trainer.callbacks+={path}"]
+    if spelling == "+=":
+        with pytest.raises(ConfigurationError, match="does not correspond to a subclass of Callback"):
+            read(config, *arguments)
+    else:
+        read(config, *arguments)
+        assert _cli().config.model.init_args.network.class_path == path
+    named, *_, imported = capsys.readouterr().err.splitlines()
+    assert (named, imported) == (
+        f"ldmprobe: the configuration names code from outside ldmprobe and its libraries: {path}",
+        "IMPORTED",
+    )
+
+
+def test_it_is_named_once_per_machine(lab, capsys, monkeypatch):
+    Path(f"{lab}_here.py").write_text(f"from {lab} import Net")
+    for path in (f"{lab}_here.Net", f"{lab}.Net", f"{lab}_here.Net"):
+        read(with_value("model.init_args.network", path))
+    assert capsys.readouterr().err.count("the configuration names") == 1
     monkeypatch.setenv("LOCAL_RANK", "1")
-    announce_foreign_code(["fit", "--config", path])
+    read(with_value("model.init_args.optimizer", f"{lab}.optimizer"))
     assert capsys.readouterr().err == ""
 
 
-def test_nothing_is_imported_to_find_it(tmp_path):
-    code = "import sys\nfrom ldmprobe.training.foreign_code import foreign_code\nassert list(foreign_code(sys.argv))\nassert 'lab' not in sys.modules"
-    path = _written("model: {class_path: lab.Net}\nnetwork: lab.Other")
-    subprocess.run([sys.executable, "-c", code, "--config", path], check=True, timeout=120)
+def test_functions(lab):
+    """One that says that it returns what is wanted may be named, and is called by its caller; none is called with a configuration's arguments."""
+    read(with_value("model.init_args.optimizer", f"{lab}.optimizer"))
+    for value in (f"{lab}.anything", {"class_path": f"{lab}.optimizer", "init_args": {"params": []}}):
+        with pytest.raises(ConfigurationError, match=r"function that returns Optimizer|expected the path of a class"):
+            read(with_value("model.init_args.optimizer", value))
+    assert not Path("went_off").exists()
+
+
+def test_were_nothing_named_nothing_would_be_imported(lab, monkeypatch):
+    """jsonargparse itself denies what is not known, should a version of it not ask us."""
+    read(CONFIG)
+    policy = jsonargparse._util.check_import_path.__self__
+    monkeypatch.setattr(jsonargparse._util, "check_import_path", policy._check)
+    with pytest.raises(ConfigurationError, match=f"Importing '{lab}.Net' is not allowed"):
+        read(with_value("model.init_args.network", f"{lab}.Net"))
+    assert lab not in sys.modules
+
+
+def test_what_libraries_have_to_offer_is_known(capsys):
+    read(CONFIG)
+    paths = [
+        f"{module.__name__}.{name}"
+        for module in (
+            lightning.pytorch.callbacks, lightning.pytorch.loggers, lightning.pytorch.strategies, lightning.pytorch.plugins,
+            torch.optim, torch.optim.lr_scheduler, torch.nn, diffusers.schedulers,
+        )
+        for name in dir(module)
+        if inspect.isclass(getattr(module, name)) and getattr(module, name).__module__.startswith(module.__name__)
+    ]  # fmt: skip
+    assert len(paths) > 300
+    for path in [
+        *paths,
+        "torch.bfloat16",
+        "diffusers.UNet2DConditionModel",
+        "diffusers.DiTTransformer2DModel",
+        "transformers.CLIPTextModel",
+    ]:
+        jsonargparse._util.import_object(path)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("text", ["a: [", "model: !!python/object/apply:os.system [touch went_off]", "\x00"])
+def test_what_is_no_yaml_is_refused(text):
+    with pytest.raises(ConfigurationError, match=r"The configuration cannot be read"):
+        read(text)
+    assert not Path("went_off").exists()
+
+
+def test_what_blows_up_is_refused():
+    bomb = "a0: &a0 [ha]\n" + "\n".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12))
+    for text, told in (
+        (bomb, "values once its aliases"),
+        ("a: &a [*a]", "values once its aliases"),
+        ("# " * 2_000_001, "longer than"),
+    ):
+        with pytest.raises(ConfigurationError, match=told):
+            read(text)
+        with pytest.raises(ConfigurationError, match=told):
+            read(CONFIG, f"--model.network={text}")
+
+
+def test_settings_by_which_a_library_runs_code(lab, capsys):
+    network = {
+        "class_path": f"{lab}.Net",
+        "dict_kwargs": {"trust_remote_code": True, "use_safetensors": True, "custom_pipeline": "\x1b[2J"},
+    }
+    read(with_value("model.init_args.network", network))
+    said = capsys.readouterr().err
+    assert "model.init_args.network.dict_kwargs.trust_remote_code: True" in said
+    assert "custom_pipeline: ?[2J" in said
+    assert "use_safetensors" not in said
