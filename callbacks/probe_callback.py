@@ -19,7 +19,7 @@ from ldmprobe.probing.non_finite import first_not_finite
 from ldmprobe.probing.probe import Progress, Ranks, progress_bar
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking.loggers import log_record, log_scalars
-from ldmprobe.tracking.run_directory import claim
+from ldmprobe.tracking.run_directory import occupy, vacate
 from ldmprobe.tracking.store import RecordStore
 
 _log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class ProbeCallback(L.Callback, ABC):
         self.failures = 0
         self._nan_told = False
         self._last_step = -1
-        self._resuming = False
+        self._resuming = self._occupies = False
 
     @abstractmethod
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord | None:
@@ -68,7 +68,7 @@ class ProbeCallback(L.Callback, ABC):
         self._resuming = True
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        from_rank_zero(trainer, lambda: claim(trainer.default_root_dir, self._resuming))
+        self._occupies = from_rank_zero(trainer, lambda: occupy(trainer.default_root_dir, self._resuming))
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if sum(type(callback) is type(self) for callback in callbacks) > 1:
             raise ConfigurationError(
@@ -99,6 +99,14 @@ class ProbeCallback(L.Callback, ABC):
         # Lightning leaves the training loop out where a run is resumed at its very end.
         if self._resuming and self._last_step < 0 and trainer.global_step % self.every_n_steps:
             self._run(trainer, pl_module)
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if self._occupies and trainer.is_global_zero:
+            vacate(trainer.default_root_dir)
+        self._occupies = False
+
+    def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
+        self.teardown(trainer, pl_module, "fit")
 
     # --- what happens to a record, or to an error ------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.real_data import read_beside, reference_at
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.probing.reference import encode_images
-from ldmprobe.tracking.run_directory import claim
+from ldmprobe.tracking.run_directory import occupied
 from ldmprobe.tracking.store import RecordStore
 
 
@@ -78,7 +78,22 @@ def probe(
         raise ConfigurationError(
             f"held_out is a {type(held_out).__name__}, which can be read only once; give a Tensor, a list of batches or a DataLoader."
         )
-    run_dir = claim(run_dir, resuming=step > 0)
+    settings = {"num_samples": num_samples, "num_steps": num_steps, "batch_size": batch_size, "seed": seed}
+    with occupied(run_dir, resuming=step > 0) as folder:
+        return _probe_into(folder, model, step, real, held_out, num_draws, num_reference, settings)
+
+
+def _probe_into(
+    run_dir: Path,
+    model: DiffusionModel,
+    step: int,
+    real: Tensor | Iterable[Any] | None,
+    held_out: Tensor | Iterable[Any] | None,
+    num_draws: int,
+    num_reference: int,
+    settings: dict[str, int],
+) -> list[ProbeRecord]:
+    batch_size, seed = settings["batch_size"], settings["seed"]
     path, store = run_dir / "reference.safetensors", RecordStore(run_dir)
     reference, unseen = None, None
     with evaluating(model.modules):
@@ -91,12 +106,9 @@ def probe(
             probe_ddim(
                 model,
                 reference,
-                num_samples=num_samples,
-                num_steps=num_steps,
-                batch_size=batch_size,
-                seed=seed,
                 held_out=unseen,
                 step=step,
+                **settings,
             )
         ]
         if reference is not None and unseen is not None:

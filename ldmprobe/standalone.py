@@ -113,13 +113,18 @@ def sample_images(
 
 def probe(args: Namespace) -> str:
     """``ldmprobe probe``: records, the paper's two figures and a report in a new directory."""
-    from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure
-    from ldmprobe.tracking.report import write_report
-    from ldmprobe.tracking.run_directory import claim
-    from ldmprobe.tracking.store import RecordStore
+    from ldmprobe.tracking.run_directory import occupied
 
     model = _model(args)
-    out = claim(args.out, resuming=False, option="--out")
+    with occupied(args.out, resuming=False, option="--out") as out:
+        return _probe_into(out, model, args)
+
+
+def _probe_into(out: Path, model: DiffusionModel, args: Namespace) -> str:
+    from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure
+    from ldmprobe.tracking.report import write_report
+    from ldmprobe.tracking.store import RecordStore
+
     reference, held_out = None, None
     if args.data is not None:
         reference, held_out = real_latents(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import BaseFileLock, FileLock, Timeout
@@ -13,6 +15,7 @@ from ldmprobe.whole_file import remove_partials
 
 _RECORDS = ("probes/*.parquet", "report.html", "reference.safetensors")
 _TRACES = (*_RECORDS, "checkpoints/*.ckpt")
+_LOCK = ".lock"
 _held: dict[Path, BaseFileLock] = {}  # by this process
 
 
@@ -56,40 +59,63 @@ def check_own(folder: str, run_dir: str | Path, setting: str) -> None:
             )
 
 
-def occupy(run_dir: str | Path, wait_s: float = 10.0) -> None:
-    """Keep every other process out of ``run_dir`` until :func:`vacate`, or until this one ends, however it ends: the lock is the
-    kernel's. Then clear away what a process that was killed has left half written.
+def occupy(run_dir: str | Path, resuming: bool, option: str = "--run_dir", wait_s: float = 10.0) -> bool:
+    """:func:`claim` ``run_dir`` and keep every other process out of it until :func:`vacate`, or until this one ends, however it ends: the
+    lock is the kernel's. Then clear away what a process that was killed has left half written.
+
+    Of two runs that start at once in one new directory the second is refused, whichever is the first to train: a run is looked for
+    again once the lock is held.
 
     Args:
         wait_s: a killed run's data-loader workers take some seconds to notice; so long the directory is waited for.
 
+    Returns:
+        whether this call has taken it: False where this process had it already, or where it cannot be locked.
+
     Raises:
-        ConfigurationError: another process has it.
+        ConfigurationError: as :func:`claim`'s, or another process has it.
     """
-    folder = Path(run_dir).resolve()
+    folder = claim(run_dir, resuming, option).resolve()
     if folder in _held:
-        return
-    lock = FileLock(folder / ".lock", timeout=wait_s)
+        return False
+    lock = FileLock(folder / _LOCK, timeout=wait_s)
     try:
         lock.acquire()
     except Timeout:
         raise ConfigurationError(
-            f"Another run is writing into {run_dir}. Wait until it has ended, or choose another `--run_dir`."
+            f"Another run is writing into {run_dir}. Wait until it has ended, or choose another `{option}`."
         ) from None
     except OSError as error:
         warnings.warn(
             f"{run_dir} cannot be locked ({error.strerror}): nothing keeps a second run from writing there.",
             stacklevel=2,
         )
-        return
+        return False
+    try:
+        claim(run_dir, resuming, option)
+    except ConfigurationError:
+        lock.release()
+        raise
     _held[folder] = lock
     remove_partials(folder / "probes")
     remove_partials(folder / "checkpoints")
+    return True
 
 
-def vacate() -> None:
-    """Let other processes have what this one occupied."""
-    while _held:
-        folder, lock = _held.popitem()
-        (folder / ".lock").unlink(missing_ok=True)  # while it is still ours
-        lock.release()
+def vacate(run_dir: str | Path | None = None) -> None:
+    """Let other processes have what this one occupied: one directory, or all."""
+    for folder in list(_held) if run_dir is None else [Path(run_dir).resolve()]:
+        if (lock := _held.pop(folder, None)) is not None:
+            (folder / _LOCK).unlink(missing_ok=True)  # while it is still ours
+            lock.release()
+
+
+@contextmanager
+def occupied(run_dir: str | Path, resuming: bool, option: str = "--run_dir") -> Iterator[Path]:
+    """``run_dir``, which this process :func:`occupies <occupy>` for the time of the block."""
+    taken = occupy(run_dir, resuming, option)
+    try:
+        yield Path(run_dir)
+    finally:
+        if taken:
+            vacate(run_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import warnings
@@ -13,6 +14,7 @@ from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 import ldmprobe.callbacks
 from ldmprobe.callbacks.exact_resume import ExactResume
@@ -59,7 +61,8 @@ class LDMProbeCLI(LightningCLI):
         self.save_config_kwargs = {**self.save_config_kwargs, "asked": config.clone()}
         run_dir = config.run_dir
         if self.subcommand in ("fit", None):
-            claim(run_dir, resuming=config.get("ckpt_path") is not None)
+            take = occupy if self.subcommand == "fit" and _is_first_process() else claim
+            take(run_dir, resuming=config.get("ckpt_path") is not None)
         loggers = config.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             settings = getattr(logger, "init_args", None)
@@ -90,7 +93,6 @@ class LDMProbeCLI(LightningCLI):
     def before_fit(self) -> None:
         fit = self.config_init["fit"]
         if self.trainer.is_global_zero:
-            occupy(fit.run_dir)
             keep_wandb_id(self.trainer, fit.run_dir, resuming=fit.ckpt_path is not None)
         if fit.ckpt_path == "last":
             fit.ckpt_path = last_checkpoint(self.trainer, fit.run_dir, may_start=True)
@@ -101,6 +103,11 @@ class LDMProbeCLI(LightningCLI):
             settings.ckpt_path = last_checkpoint(self.trainer, settings.run_dir, may_start=False)
 
     before_test = before_validate
+
+
+def _is_first_process() -> bool:
+    """Whether this is global rank zero, as the launcher's environment says: there is no Trainer yet."""
+    return rank_zero_only.rank == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
 
 
 def _check_devices(accelerator: Any, devices: Any) -> None:

@@ -49,7 +49,7 @@ def _occupied_elsewhere(folder, then):
     """A process that has the directory and then does ``then``."""
 
     def hold(pipe):
-        occupy(folder)
+        occupy(folder, resuming=True)
         pipe.send(True)
         then()
 
@@ -63,21 +63,35 @@ def _occupied_elsewhere(folder, then):
 def test_a_directory_that_another_process_has_is_refused_until_that_is_killed(tmp_path):
     process = _occupied_elsewhere(tmp_path, then=lambda: time.sleep(60))
     with pytest.raises(ConfigurationError, match=rf"Another run is writing into {tmp_path}"):
-        occupy(tmp_path, wait_s=0.2)
+        occupy(tmp_path, True, wait_s=0.2)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    occupy(tmp_path, wait_s=0.2)
+    occupy(tmp_path, True, wait_s=0.2)
 
 
 def test_a_directory_is_waited_for(tmp_path):
     process = _occupied_elsewhere(tmp_path, then=lambda: time.sleep(1))
-    occupy(tmp_path, wait_s=30)
+    occupy(tmp_path, True, wait_s=30)
     process.join()
 
 
+def test_of_two_that_start_at_once_in_a_new_directory_the_second_is_refused_even_after_the_first_has_ended(tmp_path):
+    def train():
+        time.sleep(1)
+        (tmp_path / "probes").mkdir()
+        (tmp_path / "probes" / "ddim-00000000.parquet").touch()
+
+    process = _occupied_elsewhere(tmp_path, then=train)
+    claim(tmp_path, resuming=False)  # as yet there is no trace of a run
+    with pytest.raises(ConfigurationError, match="already holds a run"):
+        occupy(tmp_path, resuming=False, wait_s=30)
+    process.join()
+    assert occupy(tmp_path, resuming=True, wait_s=0)
+
+
 def test_what_this_process_has_it_may_claim_and_occupy_again_and_let_go(tmp_path):
-    occupy(tmp_path)
-    occupy(tmp_path, wait_s=0)
+    occupy(tmp_path, True)
+    occupy(tmp_path, True, wait_s=0)
     (tmp_path / "report.html").touch()
     claim(tmp_path, resuming=False)  # its own
     vacate()
@@ -96,6 +110,6 @@ def test_what_a_killed_run_left_half_written_goes(tmp_path):
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    occupy(tmp_path)
+    occupy(tmp_path, True)
     left = [path.name for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
     assert left == ["last.ckpt"]
