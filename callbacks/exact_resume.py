@@ -62,7 +62,7 @@ class ExactResume(L.Callback):
         if _in_batch_end(batches):
             if not accumulating and _row_due(trainer, state["_batches_that_stepped"]):
                 extra["row"] = {"step": state["_batches_that_stepped"], "metrics": _row(trainer)}
-            if _validation_due(trainer, batches["total"]["processed"]):
+            if _validation_due(trainer, batches):
                 _count_completed(batches, 1)
                 extra["validating"] = True
         elif self._terminating and trainer.validating:
@@ -168,7 +168,7 @@ def _gradients(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Te
 
 def _row_due(trainer: L.Trainer, step: int) -> bool:
     every_n_steps: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return (step + 1) % every_n_steps == 0
+    return every_n_steps > 0 and (step + 1) % every_n_steps == 0
 
 
 def _row(trainer: L.Trainer) -> dict[str, float]:
@@ -176,12 +176,14 @@ def _row(trainer: L.Trainer) -> dict[str, float]:
     return {"epoch": trainer.current_epoch, **{name: float(value) for name, value in metrics.items()}}
 
 
-def _validation_due(trainer: L.Trainer, num_batches: int) -> bool:
-    """Whether Lightning validates after this batch; known for intervals in batches of the whole training."""
-    interval = trainer.val_check_batch
-    if not trainer.enable_validation or trainer.check_val_every_n_epoch is not None or not isinstance(interval, int):
+def _validation_due(trainer: L.Trainer, batches: dict[str, Any]) -> bool:
+    """Whether Lightning validates after this batch; known for intervals in batches, of the whole training or of an epoch."""
+    interval, every_n_epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
+    if not trainer.enable_validation or not isinstance(interval, int):
         return False
-    return num_batches % interval == 0
+    if every_n_epochs is None:
+        return batches["total"]["processed"] % interval == 0
+    return (trainer.current_epoch + 1) % every_n_epochs == 0 and batches["current"]["processed"] % interval == 0
 
 
 def _in_batch_end(batches: dict[str, Any]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -78,9 +78,20 @@ def probe(
         raise ConfigurationError(
             f"held_out is a {type(held_out).__name__}, which can be read only once; give a Tensor, a list of batches or a DataLoader."
         )
-    settings = {"num_samples": num_samples, "num_steps": num_steps, "batch_size": batch_size, "seed": seed}
+    numbers = _Numbers(num_samples, num_steps, num_draws, num_reference, batch_size, seed)
     with occupied(run_dir, resuming=step > 0) as folder:
-        return _probe_into(folder, model, step, real, held_out, num_draws, num_reference, settings)
+        return _probe_into(folder, model, step, real, held_out, numbers)
+
+
+class _Numbers(NamedTuple):
+    """Arguments of :func:`probe`."""
+
+    num_samples: int
+    num_steps: int
+    num_draws: int
+    num_reference: int
+    batch_size: int
+    seed: int
 
 
 def _probe_into(
@@ -89,26 +100,27 @@ def _probe_into(
     step: int,
     real: Tensor | Iterable[Any] | None,
     held_out: Tensor | Iterable[Any] | None,
-    num_draws: int,
-    num_reference: int,
-    settings: dict[str, int],
+    numbers: _Numbers,
 ) -> list[ProbeRecord]:
-    batch_size, seed = settings["batch_size"], settings["seed"]
+    batch_size, seed = numbers.batch_size, numbers.seed
     path, store = run_dir / "reference.safetensors", RecordStore(run_dir)
     reference, unseen = None, None
     with evaluating(model.modules):
         if real is not None or path.exists():
-            reference = reference_at(path, model, lambda: _latents(model, real, num_reference, batch_size))
+            reference = reference_at(path, model, lambda: _latents(model, real, numbers.num_reference, batch_size))
         if held_out is not None:
-            batches = _latent_batches(model, held_out, num_draws, batch_size)
+            batches = _latent_batches(model, held_out, numbers.num_draws, batch_size)
             unseen = HeldOut.encode(LatentCodec(), model.conditioning, batches)
         records = [
             probe_ddim(
                 model,
                 reference,
+                num_samples=numbers.num_samples,
+                num_steps=numbers.num_steps,
+                batch_size=batch_size,
+                seed=seed,
                 held_out=unseen,
                 step=step,
-                **settings,
             )
         ]
         if reference is not None and unseen is not None:
@@ -118,7 +130,7 @@ def _probe_into(
                     model,
                     unseen,
                     reference,
-                    num_draws=num_draws,
+                    num_draws=numbers.num_draws,
                     batch_size=batch_size,
                     seed=seed,
                     step=step,

@@ -13,6 +13,7 @@ import lightning as L
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
+from ldmprobe.data.endless import check_epochs
 from ldmprobe.data.latents import SPLITS, LatentCache, LatentRows, LatentStream, cache_key, collate_latents, frozen_text
 from ldmprobe.data.rows import RowReader, collate
 from ldmprobe.data.sources import ROW_NUMBER, choose_splits, load_splits
@@ -26,7 +27,8 @@ class ImageData(L.LightningDataModule):
     """Images (with labels, captions) from any Hugging Face dataset, as batches in [−1, 1].
 
     Training is one endless epoch in which batch k depends on (seed, k) alone: limit it by ``max_steps``, not ``max_epochs``, and
-    validate by ``val_check_interval`` in batches with ``check_val_every_n_epoch: null``.
+    validate by ``val_check_interval`` in batches. With ``limit_train_batches: N`` an epoch is said to end after each N batches, and the
+    next goes on from there; with ``overfit_batches: N`` all epochs are of the same N.
 
     Batches are dicts: ``image`` (N, C, H, W) float32, ``index`` (N,) the row, and ``label`` (N,), ``caption`` if their
     columns are named. From a cache they have ``latent`` (N, c, h, w) or ``moments`` (N, 2c, h, w) instead of ``image``, and
@@ -125,7 +127,8 @@ class ImageData(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         if self._train is not None:
             return
-        self._check_limits()
+        if self.trainer is not None and self.trainer.state.fn == "fit":
+            check_epochs(self.trainer)
         splits = load_splits(self.dataset, streaming=self.streaming, **self.dataset_kwargs)
         train, held_out = choose_splits(
             splits, self.train_split, self.held_out_split, self.held_out_fraction, self.held_out_rows
@@ -205,18 +208,6 @@ class ImageData(L.LightningDataModule):
             if (text := frozen_text(conditioning)) is not None:
                 text.kept |= self._cache.prompts(text.prompts)
 
-    def _check_limits(self) -> None:
-        trainer = self.trainer
-        if (
-            trainer is not None
-            and trainer.state.fn == "fit"
-            and trainer.max_steps == -1
-            and trainer.max_epochs not in (None, -1)
-        ):
-            raise ConfigurationError(
-                "ImageData is one endless epoch: limit training by `trainer.max_steps` (and leave out `trainer.max_epochs`)."
-            )
-
     def _read_classes(self) -> None:
         column = self.reader.label_column
         if column is None:
@@ -248,24 +239,27 @@ class ImageData(L.LightningDataModule):
 
     def train_dataloader(self) -> Any:
         trainer = self.trainer
-        rank, world_size, first_batch = 0, 1, 0
-        if trainer is not None:
-            rank, world_size = trainer.global_rank, trainer.world_size
-            progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
-            first_batch = progress.processed
+        rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         workers: dict[str, Any] = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
         if not self.streaming:
             stream = ShuffledStream(self._train, self.reader, self.seed)
             if self._cache is not None:
                 stream = LatentStream(self._cache.rows("train"), self.seed)
-            positions = StreamPositions(self.batch_size, first_batch, rank, world_size)
+            positions = StreamPositions(self.batch_size, self._next_batch, rank, world_size)
             return DataLoader(stream, sampler=positions, batch_size=None, **workers)
         from datasets.distributed import split_dataset_by_node
 
         rows = split_dataset_by_node(self._train, rank=rank, world_size=world_size)
         endless = HubStream(rows, self.reader, self.seed, self.batch_size, self.shuffle_buffer, rank)
-        loader = DataLoader(endless, batch_size=None, **workers)
-        return loader if first_batch == 0 else SkippingLoader(loader, first_batch)
+        return SkippingLoader(DataLoader(endless, batch_size=None, **workers), self._next_batch)
+
+    def _next_batch(self) -> int:
+        """The number in the stream of the batch that an epoch begins with, or goes on with after a resume."""
+        if self.trainer is None:
+            return 0
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
+        period: int = self.trainer.overfit_batches  # type: ignore[attr-defined]
+        return progress.processed % period if period else progress.processed
 
     def val_dataloader(self) -> DataLoader:
         if self._cache is not None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDataset, get_worker_info
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    IterableDataset,
+    SequentialSampler,
+    get_worker_info,
+)
 
 from ldmprobe.data.rows import RowReader, collate
 
@@ -31,19 +38,21 @@ class ShuffledStream(Dataset):
         return self.reader.read(self.rows[row], row, np.random.default_rng((self.seed, which_pass, offset)))
 
 
-class StreamPositions(DistributedSampler):
-    """Batch k, from ``first_batch`` on and without end: the stream positions of this rank's part of it.
+class StreamPositions(DistributedSampler, SequentialSampler):
+    """Batch k, k + 1, … without end, k being what ``next_batch`` says when an iteration begins: the stream positions of this rank's part
+    of each.
 
-    A DistributedSampler, so that Lightning does not put its own in its place.
+    To Lightning a DistributedSampler, so that it does not put its own in its place, and a SequentialSampler, so that it takes the order
+    of the same batches over and over (``overfit_batches``) as it is.
     """
 
-    def __init__(self, batch_size: int, first_batch: int, rank: int, world_size: int) -> None:
-        self.batch_size, self.first_batch = batch_size, first_batch
+    def __init__(self, batch_size: int, next_batch: Callable[[], int], rank: int, world_size: int) -> None:
+        self.batch_size, self.next_batch = batch_size, next_batch
         self.rank, self.num_replicas = rank, world_size
         self.epoch = 0
 
-    def __iter__(self) -> Iterator[list[int]]:
-        k = self.first_batch
+    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
+        k = self.next_batch()
         while True:
             start = (k * self.num_replicas + self.rank) * self.batch_size
             yield list(range(start, start + self.batch_size))
@@ -84,13 +93,23 @@ class HubStream(IterableDataset):
 
 
 class SkippingLoader:
-    """A loader that passes over its first batches: the exact (if slow) way to resume a stream that cannot seek."""
+    """A loader that begins with the batch that ``next_batch`` says: it goes on where it is, and where that is another place, reads anew
+    from the first, the exact (if slow) way to resume a stream that cannot seek."""
 
-    def __init__(self, loader: DataLoader, first_batch: int) -> None:
-        self.loader, self.first_batch = loader, first_batch
+    def __init__(self, loader: DataLoader, next_batch: Callable[[], int]) -> None:
+        self.loader, self.next_batch = loader, next_batch
+        self._batches: Iterator[Any] | None = None
+        self._number = 0  # of the batch that is read next
 
     def __iter__(self) -> Iterator[Any]:
-        batches = iter(self.loader)
-        for _ in range(self.first_batch):
-            next(batches)
-        return batches
+        first = self.next_batch()
+        if self._batches is None or self._number != first:
+            self._batches, self._number = iter(self.loader), 0
+            for _ in range(first):
+                next(self)
+        return self
+
+    def __next__(self) -> Any:
+        assert self._batches is not None
+        self._number += 1
+        return next(self._batches)

@@ -36,7 +36,7 @@ def _moved(state: dict[str, Any], folder: Path, mode: str) -> dict[str, Any]:
     scores = {_here(path, folder): score for path, score in state["best_k_models"].items() if _is_in(path, folder)}
     if not names and not scores:
         return {}
-    changes = {name: _here(state[name], folder) for name in names}
+    changes: dict[str, Any] = {name: _here(state[name], folder) for name in names}
     changes |= {"dirpath": str(folder), "best_k_models": scores}
     worst = _here(state["kth_best_model_path"], folder)
     if scores and worst not in scores:

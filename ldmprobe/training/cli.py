@@ -107,7 +107,8 @@ class LDMProbeCLI(LightningCLI):
 
 def _is_first_process() -> bool:
     """Whether this is global rank zero, as the launcher's environment says: there is no Trainer yet."""
-    return rank_zero_only.rank == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
+    rank: int = rank_zero_only.rank  # type: ignore[attr-defined]
+    return rank == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
 
 
 def _check_devices(accelerator: Any, devices: Any) -> None:

@@ -35,7 +35,7 @@ def _rows(batch, numbers) -> list[int]:
 
 
 def _loader(table, batch_size=3, first_batch=0, rank=0, world_size=1, seed=0, **options) -> DataLoader:
-    positions = StreamPositions(batch_size, first_batch, rank, world_size)
+    positions = StreamPositions(batch_size, lambda: first_batch, rank, world_size)
     return DataLoader(ShuffledStream(table, READER, seed), sampler=positions, batch_size=None, **options)
 
 
@@ -138,4 +138,4 @@ def test_more_workers_than_shards_still_give_every_row(table, numbers):
 
 def test_a_hub_stream_resumes_by_skipping(table, numbers):
     loader = DataLoader(_hub(table), batch_size=None)
-    assert _hub_rows(SkippingLoader(loader, 13), numbers, 9) == _hub_rows(loader, numbers, 22)[13:]
+    assert _hub_rows(SkippingLoader(loader, lambda: 13), numbers, 9) == _hub_rows(loader, numbers, 22)[13:]
