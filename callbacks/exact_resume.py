@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from ldmprobe.callbacks.probe_callback import run_directory
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.callbacks.same_optimization import check_same_optimization, check_schedules_last, optimization
 from ldmprobe.tracking.store import RecordStore
@@ -103,7 +104,7 @@ class ExactResume(L.Callback):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         extra, self._extra, self._trained = self._extra, {}, False
         if trainer.is_global_zero:
-            RecordStore(trainer.default_root_dir).set_aside(after=trainer.global_step)
+            RecordStore(run_directory(trainer)).set_aside(after=trainer.global_step)
         parameters = dict(pl_module.named_parameters())
         for name, gradient in extra.get("gradients", {}).items():
             parameters[name].grad = gradient.to(parameters[name])
@@ -127,12 +128,12 @@ class ExactResume(L.Callback):
         if not isinstance(exception, SIGTERMException) or not self._trained or _in_batch_end(batches) or epoch_ended:
             return
         folder = _folder(trainer)
-        if folder is not None and trainer.world_size == 1:
+        if folder is not None and trainer.world_size == 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
             self._terminating = True
             trainer.save_checkpoint(folder / LAST_WORDS)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        folder = _folder(trainer)
+        folder = None if trainer.fast_dev_run else _folder(trainer)  # type: ignore[attr-defined]
         if folder is not None and trainer.is_global_zero:
             (folder / LAST_WORDS).unlink(missing_ok=True)
 

@@ -6,8 +6,11 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -15,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
+from ldmprobe.numbers_in_range import check_numbers
 from ldmprobe.probing.non_finite import first_not_finite
 from ldmprobe.probing.probe import Progress, Ranks, progress_bar
 from ldmprobe.probing.record import ProbeRecord
@@ -23,6 +27,12 @@ from ldmprobe.tracking.run_directory import occupy, vacate
 from ldmprobe.tracking.store import RecordStore
 
 _log = logging.getLogger(__name__)
+_RANGES = {  # of arguments that callbacks share; what an analysis needs at least, it says itself
+    **dict.fromkeys(("num_samples", "num_steps", "num_draws"), (1, 10_000_000)),
+    **dict.fromkeys(("num_images", "num_reference", "num_real", "batch_size"), (1, inf)),
+    "seed": (0, inf),
+}
+_thrown_away: WeakKeyDictionary[L.Trainer, TemporaryDirectory[str]] = WeakKeyDictionary()
 
 
 class ProbeCallback(L.Callback, ABC):
@@ -68,13 +78,15 @@ class ProbeCallback(L.Callback, ABC):
         self._resuming = True
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._occupies = from_rank_zero(trainer, lambda: occupy(trainer.default_root_dir, self._resuming))
+        self._occupies = from_rank_zero(trainer, lambda: occupy(run_directory(trainer), self._resuming))
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if sum(type(callback) is type(self) for callback in callbacks) > 1:
             raise ConfigurationError(
                 f"There are several {type(self).__name__} callbacks, whose records would be mixed up; keep one. (A configuration after "
                 "another adds to its callbacks with `callbacks+:` and replaces them with `callbacks:`.)"
             )
+        for name, (at_least, at_most) in _RANGES.items():
+            check_numbers(type(self).__name__, at_least, at_most, **{name: vars(self).get(name)})
         self.check(diffusion_model_of(pl_module))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -102,7 +114,7 @@ class ProbeCallback(L.Callback, ABC):
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         if self._occupies and trainer.is_global_zero:
-            vacate(trainer.default_root_dir)
+            vacate(run_directory(trainer))
         self._occupies = False
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
@@ -121,7 +133,7 @@ class ProbeCallback(L.Callback, ABC):
             record = self.probe(trainer, pl_module, ranks)
         if record is not None and trainer.is_global_zero:
             with self._going_on(trainer, alone=True):
-                store = RecordStore(trainer.default_root_dir)
+                store = RecordStore(run_directory(trainer))
                 store.append(record)
                 if trainer.loggers:
                     log_record(trainer.loggers, record, lambda: store.read(record.probe))
@@ -174,5 +186,9 @@ class ProbeCallback(L.Callback, ABC):
 
 
 def run_directory(trainer: L.Trainer) -> Path:
-    """Where everything of a run is written."""
-    return Path(trainer.default_root_dir)
+    """Where everything of a run is written; of a ``fast_dev_run``, which is to leave nothing behind, a folder that goes with the Trainer."""
+    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        return Path(trainer.default_root_dir)
+    if trainer not in _thrown_away:
+        _thrown_away[trainer] = TemporaryDirectory(prefix="ldmprobe-", ignore_cleanup_errors=True)
+    return Path(_thrown_away[trainer].name)

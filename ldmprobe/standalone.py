@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from ldmprobe.models.device import move
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.pretrained import Precision
 from ldmprobe.models.text import TextConditioning
+from ldmprobe.numbers_in_range import check_numbers
 from ldmprobe.probing.analyses import Analysis, Findings, Trajectory
 from ldmprobe.probing.clipping import clipping, count_clipped
 from ldmprobe.probing.ddim import default_analyses, probe_ddim, sample_trajectory
@@ -189,6 +191,9 @@ def sample(args: Namespace) -> str:
 
 
 def _model(args: Namespace) -> DiffusionModel:
+    for name, at_least in (("num_samples", 1), ("batch_size", 1), ("num_reference", 2), ("image_size", 1), ("seed", 0)):
+        value, at_most = vars(args).get(name), 10_000_000 if name == "num_samples" else inf
+        check_numbers("The command", at_least, at_most, **{f"--{name.replace('_', '-')}": value})
     model = load_model(
         args.model,
         args.device,

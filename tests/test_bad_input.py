@@ -122,6 +122,18 @@ def test_the_configuration_that_every_case_spoils_works():
     assert Path("runs/one/checkpoints/last.ckpt").is_file()
 
 
+def test_a_fast_dev_run_tries_everything_and_leaves_nothing_in_the_way_of_the_real_run(capsys):
+    config = _probe()
+    config["trainer"]["callbacks"].append({"class_path": "ldmprobe.callbacks.ReportWriter"})
+    assert _fit(config, "--trainer.fast_dev_run=true", "--ckpt_path=last") == 0
+    assert "runs/one is neither read nor written" in capsys.readouterr().err
+    assert _files() == {}
+    assert _fit(config) == 0
+    before = _files()
+    assert _fit(config, "--trainer.fast_dev_run=2") == 0
+    assert _files() == before
+
+
 # --- data ----------------------------------------------------------------------------------------------------------------
 
 
@@ -225,6 +237,54 @@ def test_a_network_that_answers_in_another_shape(capsys):
 )
 def test_a_probe_out_of_range(wrong, text, capsys):
     _refused(capsys, _probe(**wrong), text)
+
+
+# --- numbers -------------------------------------------------------------------------------------------------------------
+
+
+def _optimizer(name, **init_args) -> dict:
+    return _model(optimizer={"class_path": f"torch.optim.{name}", "init_args": init_args})
+
+
+def _scheduler(**init_args) -> dict:
+    return _model(scheduler={"class_path": "diffusers.DDIMScheduler", "init_args": init_args}, validation_timesteps=1)
+
+
+def _shapes(**kwargs) -> dict:
+    return _data(dataset_kwargs={"num_images": 24, "size": 8} | kwargs)
+
+
+def _rates(**init_args) -> dict:
+    config = _optimizer("AdamW", lr=1e-3)
+    schedule = {"class_path": "torch.optim.lr_scheduler.OneCycleLR", "init_args": {"total_steps": 9} | init_args}
+    config["model"]["init_args"]["lr_scheduler"] = schedule
+    return config
+
+
+def _trainer(**settings) -> dict:
+    config = _config()
+    config["trainer"] |= settings
+    return config
+
+
+@pytest.mark.parametrize(
+    ("config", "texts"),
+    [
+        (_optimizer("AdamW", lr=-1.0), ("`optimizer`", "-1.0")),
+        (_optimizer("SGD", lr=float("nan")), ("`optimizer`", "lr", "nan")),
+        (_rates(max_lr=-1.0), ("`lr_scheduler`", "lr", "-0.04")),
+        (_scheduler(num_train_timesteps=1), ("num_train_timesteps 1", "at least 2")),
+        (_shapes(num_images=10**12), ("num_images 1000000000000",)),
+        (_data(num_workers=-1), ("ImageData got num_workers -1",)),
+        (_probe(num_samples=10**12), ("num_samples 1000000000000",)),
+        (_probe(seed=-1), ("DDIMProbe got seed -1",)),
+        (_trainer(accumulate_grad_batches=0), ("accumulate_grad_batches",)),
+        (_trainer(gradient_clip_val=float("nan")), ("gradient_clip_val",)),
+        (_trainer(val_check_interval=0), ("val_check_interval",)),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_told_with_its_name_before_training(config, texts, capsys):
+    _refused(capsys, config, *texts)
 
 
 # --- the run directory ---------------------------------------------------------------------------------------------------

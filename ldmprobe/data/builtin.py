@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.numbers_in_range import check_numbers
 
+_MAX_VALUES = 2_000_000_000
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
 COLOURS = {
     "red": (214, 57, 57),
@@ -60,6 +62,7 @@ def shapes(
         raise ConfigurationError(
             f"builtin:shapes got size {size}, num_images {num_images}, max_shapes {max_shapes}; expected size >= 8, the others >= 1."
         )
+    _check_size(num_images, 3, size)
     for what, chosen, known in (("shapes", shapes, SHAPES), ("colours", colours, tuple(COLOURS))):
         if isinstance(chosen, str) or not chosen or not set(chosen) <= set(known):
             raise ConfigurationError(
@@ -145,6 +148,8 @@ def gaussian(
     from datasets import Array3D, Dataset, Features
     from scipy.fft import idctn
 
+    _check_size(num_images, channels, size)
+
     rng = np.random.default_rng(seed)
     coefficients = rng.standard_normal((num_images, channels, size, size)) * np.sqrt(
         gaussian_spectrum(size, exponent, floor)
@@ -152,6 +157,14 @@ def gaussian(
     images = (mean + idctn(coefficients, axes=(2, 3), norm="ortho")).astype(np.float32)
     features = Features({"image": Array3D((channels, size, size), "float32")})
     return Dataset.from_dict({"image": images}, features=features)
+
+
+def _check_size(num_images: int, channels: int, size: int) -> None:
+    check_numbers("The built-in dataset", 1, num_images=num_images, channels=channels, size=size)
+    if (values := num_images * channels * size**2) > _MAX_VALUES:
+        raise ConfigurationError(
+            f"The built-in dataset got num_images {num_images} of size {size}, {values:.0e} values in memory; expected at most {_MAX_VALUES:.0e}."
+        )
 
 
 def gaussian_spectrum(size: int, exponent: float = 1.0, floor: float = 0.05) -> np.ndarray:

@@ -21,6 +21,7 @@ from ldmprobe.data.stream import HubStream, ShuffledStream, SkippingLoader, Stre
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning
+from ldmprobe.numbers_in_range import check_numbers
 
 
 class ImageData(L.LightningDataModule):
@@ -88,8 +89,9 @@ class ImageData(L.LightningDataModule):
         latents: str | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ConfigurationError(f"ImageData got batch_size {batch_size}; expected at least 1.")
+        check_numbers("ImageData", 1, batch_size=batch_size, held_out_rows=held_out_rows, shuffle_buffer=shuffle_buffer)
+        check_numbers("ImageData", 1, image_size=image_size, num_classes=num_classes)
+        check_numbers("ImageData", 0, num_workers=num_workers, check_rows=check_rows, seed=seed)
         if channels not in (None, 1, 3, 4):
             raise ConfigurationError(f"ImageData got channels {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA).")
         if not 0 < held_out_fraction < 1:

@@ -101,6 +101,7 @@ class NoiseSchedule:
                 f"{name} has no table of ᾱ_t (`alphas_cumprod`). Use a variance-preserving diffusers scheduler, such as "
                 "DDIMScheduler or DDPMScheduler, or FlowMatchEulerDiscreteScheduler."
             )
+        self._check_levels(name)
         known = PREDICTION_TYPES if name == "FlowMatchEulerDiscreteScheduler" else PREDICTION_TYPES[:3]
         if self.prediction_type not in known:
             raise ConfigurationError(
@@ -111,6 +112,17 @@ class NoiseSchedule:
         if self.prediction_type == "epsilon" and zero_terminal:
             raise ConfigurationError(
                 f"{name} has zero terminal SNR, where a prediction of ε says nothing of x_0; set `prediction_type: v_prediction`."
+            )
+
+    def _check_levels(self, name: str) -> None:
+        if len(self.alpha) < 2:
+            raise ConfigurationError(
+                f"{name} has num_train_timesteps {len(self.alpha)}; expected at least 2, better the usual 1000."
+            )
+        if not bool(self.alpha.isfinite().all() and self.sigma.isfinite().all()):
+            raise ConfigurationError(
+                f"{name} has noise levels that are no numbers: its ᾱ_t leave [0, 1]. Look at `beta_start` and `beta_end` (or `trained_betas`); "
+                "expected betas in (0, 1)."
             )
 
     def _read_flow(self, scheduler: Any) -> None:

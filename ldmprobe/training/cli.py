@@ -7,9 +7,11 @@ import signal
 import sys
 import warnings
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
+from jsonargparse import Namespace
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -21,12 +23,13 @@ from ldmprobe.callbacks.exact_resume import ExactResume
 from ldmprobe.callbacks.logger_guard import LoggerGuard
 from ldmprobe.data.images import ImageData  # noqa: F401 (short class names in YAML)
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.numbers_in_range import check_numbers
 from ldmprobe.tracking.run_directory import check_own, claim, occupy, vacate
 from ldmprobe.training.checkpoint_io import WholeCheckpointIO, damage
 from ldmprobe.training.configuration_errors import configuration_errors, meant_for_the_user
 from ldmprobe.training.foreign_code import check_classes, imports_in_the_open
 from ldmprobe.training.latent_diffusion import LatentDiffusion  # noqa: F401
-from ldmprobe.training.resume import continue_curves, keep_wandb_id, last_checkpoint
+from ldmprobe.training.resume import continue_curves, keep_wandb_id, last_checkpoint, say
 from ldmprobe.training.run_configuration import SaveConfig
 
 
@@ -58,7 +61,10 @@ class LDMProbeCLI(LightningCLI):
         if "weights_only" in config and config.weights_only is None:
             config.weights_only = True  # Lightning unpickles what comes from a URL
         _check_devices(config.trainer.accelerator, config.trainer.devices)
+        _check_trainers_numbers(config.trainer)
         self.save_config_kwargs = {**self.save_config_kwargs, "asked": config.clone()}
+        if self.subcommand == "fit" and config.trainer.fast_dev_run:
+            self._throw_away(config)
         run_dir = config.run_dir
         if self.subcommand in ("fit", None):
             take = occupy if self.subcommand == "fit" and _is_first_process() else claim
@@ -78,6 +84,21 @@ class LDMProbeCLI(LightningCLI):
                     callback.init_args.dirpath = f"{run_dir}/checkpoints"
                 else:
                     check_own(dirpath, run_dir, "ModelCheckpoint's `dirpath`")
+
+    def _throw_away(self, config: Namespace) -> None:
+        """Have a ``fast_dev_run`` write into a folder that goes when this object does, so that the real run finds an empty directory."""
+        if config.ckpt_path not in (None, "last"):
+            raise ConfigurationError(
+                "`trainer.fast_dev_run` trains a few batches from the start and keeps nothing; leave out `--ckpt_path`."
+            )
+        say(f"a fast_dev_run leaves nothing behind: {config.run_dir} is neither read nor written.")
+        self._scratch = TemporaryDirectory(prefix="ldmprobe-", ignore_cleanup_errors=True)
+        config.run_dir = config.trainer.default_root_dir = self._scratch.name
+        config.ckpt_path = None
+        callbacks = config.trainer.callbacks or []
+        for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+            if callback.class_path.endswith("ModelCheckpoint"):  # Lightning's saves a last.ckpt even so
+                callback.init_args.save_last = False
 
     @configuration_errors("built")
     def instantiate_classes(self) -> None:
@@ -109,6 +130,18 @@ def _is_first_process() -> bool:
     """Whether this is global rank zero, as the launcher's environment says: there is no Trainer yet."""
     rank: int = rank_zero_only.rank  # type: ignore[attr-defined]
     return rank == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
+
+
+def _check_trainers_numbers(settings: Namespace) -> None:
+    """Those that Lightning does not look at itself, or only in training."""
+    interval = settings.val_check_interval
+    for at_least, numbers in (
+        (1, {"accumulate_grad_batches": settings.accumulate_grad_batches}),
+        (0, {name: settings[name] for name in ("gradient_clip_val", "log_every_n_steps", "min_steps", "min_epochs")}),
+        (-1, {"num_sanity_val_steps": settings.num_sanity_val_steps}),
+        (0.001, {"val_check_interval": interval if isinstance(interval, (int, float)) else None}),
+    ):
+        check_numbers("The Trainer", at_least, **numbers)
 
 
 def _check_devices(accelerator: Any, devices: Any) -> None:

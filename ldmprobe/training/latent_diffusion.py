@@ -21,10 +21,12 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, Unconditional
 from ldmprobe.models.denoiser import Condition, check_denoiser
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.numbers_in_range import check_numbers
 from ldmprobe.probing.probe import sample_noise
 from ldmprobe.training.base_model import trained_text_encoders
 from ldmprobe.training.checkpoint import check_same_model, check_same_state, model_card
 from ldmprobe.training.ema import EMA
+from ldmprobe.training.rates import built, check_rates
 from ldmprobe.training.sharding import check_strategy, check_trained, is_sharded, same_on_every_rank, shard
 
 _MEASURED_IMAGES = 1024  # for the codec's scale
@@ -106,10 +108,7 @@ class LatentDiffusion(L.LightningModule):
             raise ConfigurationError(
                 f"validation_timesteps is {validation_timesteps}; expected 1 to {self.schedule.num_timesteps}."
             )
-        if not (0 <= offset_noise < float("inf") and 0 <= input_perturbation < float("inf")):
-            raise ConfigurationError(
-                f"LatentDiffusion got offset_noise {offset_noise}, input_perturbation {input_perturbation}; expected finite numbers >= 0."
-            )
+        check_numbers("LatentDiffusion", 0, offset_noise=offset_noise, input_perturbation=input_perturbation, seed=seed)
         self.offset_noise, self.input_perturbation = offset_noise, input_perturbation
         if gradient_checkpointing:
             for module in (network, *trained_text_encoders(self.conditioning)):
@@ -150,10 +149,15 @@ class LatentDiffusion(L.LightningModule):
             shard(network, self.device_mesh)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self.optimizer([parameter for parameter in self.parameters() if parameter.requires_grad])
+        trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        optimizer = built("optimizer", lambda: self.optimizer(trained))
+        check_rates("optimizer", optimizer)
         if self.lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"}}
+        make = self.lr_scheduler
+        scheduler = built("lr_scheduler", lambda: make(optimizer))
+        check_rates("lr_scheduler", optimizer)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # --- training --------------------------------------------------------------------------------------------------
 

@@ -1,0 +1,43 @@
+"""Optimizers and learning-rate schedules built as configured, and the numbers that they then train with, checked before training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from math import isfinite
+from typing import TypeVar
+
+import torch
+
+from ldmprobe.errors import ConfigurationError
+
+T = TypeVar("T")
+
+
+def built(argument: str, make: Callable[[], T]) -> T:
+    """What ``make`` returns.
+
+    Args:
+        argument: the model's, for the message.
+
+    Raises:
+        ConfigurationError: it takes its own arguments for wrong, such as a negative learning rate.
+    """
+    try:
+        return make()
+    except (ValueError, TypeError) as error:
+        raise ConfigurationError(f"The model's `{argument}` cannot be built as configured: {error}.") from error
+
+
+def check_rates(argument: str, optimizer: torch.optim.Optimizer) -> None:
+    """Raise ConfigurationError if the optimizer would train with a number that is NaN or infinite, or with a negative learning rate. Not
+    all of torch's look themselves, and no schedule does.
+
+    Args:
+        argument: the model's that has set them, for the message.
+    """
+    for group in optimizer.param_groups:
+        for name, value in group.items():
+            number = value.item() if isinstance(value, torch.Tensor) and value.numel() == 1 else value
+            if isinstance(number, (int, float)) and (not isfinite(number) or (name == "lr" and number < 0)):
+                wanted = "a finite number >= 0" if name == "lr" else "a finite number"
+                raise ConfigurationError(f"The model's `{argument}` sets {name} to {number}; expected {wanted}.")
