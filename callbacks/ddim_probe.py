@@ -37,7 +37,7 @@ class DDIMProbe(ProbeCallback):
 
     and as W&B media ``probe/pca_scatter``, ``probe/pca_table``, ``probe/step_kl_curves``, ``probe/step_kl_heatmap``, ``probe/samples``. In the
     record only: closed forms (``step_kl_ideal``, ``step_kl_forward``, ``marginal_gap_ideal``), ``step_kl_floor``, and the eigen-bands'
-    ``step_kl_ratio/bandK`` and ``variance_ratio/bandK``.
+    ``step_kl_ratio/bandK``, ``variance_ratio/bandK`` and ``variance_ratio_ideal/bandK``.
 
     Args:
         every_n_steps: optimiser steps between probes.

@@ -33,9 +33,9 @@ class DenoisingProbe(ProbeCallback):
     probe/calibration_residual/tNNNN  share of the error that a linear correction would still remove  1
     probe/calibration_nats/tNNNN      the same                                                        nats
     probe/prediction_gain/tNNNN       what predictions would have to be multiplied by, 1 is calibrated  1
-    probe/prediction_offset/tNNNN     mean of the error by channel, root mean square, 0 is calibrated  noise's
+    probe/prediction_offset/tNNNN     mean of the error by channel, root mean square                  noise's
     probe/denoising_progress/tNNNN    gained since the last probe, paired                             nats
-    probe/denoising_bound_nats        ½ D Σ MSE Δlog-SNR, lower is better                             nats
+    probe/denoising_bound_nats        likelihood bound from first level to last, lower is better      nats
     probe/imbalance_gini              how unevenly the recoverable error is spread over log-SNR       1
     probe/imbalance_share/logsnr±NN   share of it in the band that begins there                       1
     probe/calibration_residual_band/logsnr±NN   residual of that band                                1

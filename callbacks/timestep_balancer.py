@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ldmprobe.analysis.balancing import Controller, HeldOutProgress, Measured, bounded, moved
+from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.callbacks.probe_data import held_out_of, reference_of
 from ldmprobe.callbacks.training_clock import seconds_spent
@@ -18,7 +19,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.probing.analyses import MarginalGap
 from ldmprobe.probing.ddim import probe_ddim
-from ldmprobe.probing.denoising import LOG_SNR_SPACING, probe_denoising
+from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.record import Curve, ProbeRecord
@@ -149,14 +150,13 @@ class TimestepBalancer(ProbeCallback):
         progress = np.zeros_like(mse.value)
         if self._state and found.step > self._state["step"]:
             progress = np.maximum(self._state["mse"] - mse.value, 0) / (found.step - self._state["step"])
-        nats_per_error = 0.5 * found.provenance["dimension"] * LOG_SNR_SPACING
         return Measured(
             mse.log_snr,
             mse.value,
             progress,
             found.per_sample["denoising_errors"].value.std(1),
             found.curves["denoising_mmse"].value,
-            np.maximum(found.curves["calibration_nats"].value, 0) / nats_per_error,
+            np.maximum(found.curves["calibration_residual"].value * mse.value, 0),
             gap,
         )
 
@@ -180,10 +180,10 @@ class TimestepBalancer(ProbeCallback):
             if sampler is not None:
                 sampler.steer(*(torch.from_numpy(values.copy()) for values in (measured.log_snr, density, weight)))
         self._state |= {"step": found.step, "mse": measured.mse}
-        nats_per_error = 0.5 * found.provenance["dimension"] * LOG_SNR_SPACING
         where = found.curves["denoising_mse"]
+        nats = nats_per_error(where.log_snr, found.provenance["dimension"])
         curves = {
-            "balance_progress": 1000 * nats_per_error * measured.progress,
+            "balance_progress": 1000 * nats * measured.progress,
             "balance_target": target,
             "balance_density": density,
             "balance_weight": weight,

@@ -4,10 +4,12 @@
     python scripts/bench_soundness.py estimators                       (five minutes on two cores)
     python scripts/bench_soundness.py faults --data digits --seeds 5 --healthy 8 --out runs/faults       (quarter of an hour a data set)
     python scripts/bench_soundness.py faults --data PARQUET_FOLDER --image-column img --out runs/faults
+    python scripts/bench_soundness.py single                           (five minutes on two cores)
 
 golden      our sampling path and closed forms against diffusers with the exact denoiser of Gaussian data
 estimators  bias and coverage of the KL, over sample numbers, dimensions, truths, spectra and tails
 faults      planted faults: is each detected (z ≥ 3 against healthy runs' own spread) and located in the right band of log-SNR?
+single      faults put into a perfect denoiser: does the header of one probe of one run tell of them, and of none where there are none?
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import re
 import sys
 from collections.abc import Iterator
 from multiprocessing import get_context
@@ -29,8 +32,8 @@ from scipy.stats import norm
 from scipy.stats import t as student_t
 from torch import Tensor, nn
 
+from ldmprobe.analysis.bands import BAND_WIDTH, bands_of
 from ldmprobe.analysis.divergence import independent_gaussian_kl, paired_gaussian_kl
-from ldmprobe.analysis.imbalance import BAND_WIDTH
 from ldmprobe.analysis.moments import PairedMoments, jackknife_interval
 from ldmprobe.analysis.reference import ideal_ddim
 from ldmprobe.data.images import ImageData
@@ -402,6 +405,133 @@ def banded(run: dict[str, Any], metric: str, low: int, high: int) -> tuple[np.nd
     return np.array([mean for mean, _ in found]), np.array([reached for _, reached in found])
 
 
+# --- single runs -----------------------------------------------------------------------------------------------------
+
+SINGLE_SHAPE = (3, 8, 8)
+SINGLE_FAULTS = (
+    "none", "scaled by 1.05", "scaled by 0.95", "shifted by 0.05", "one channel × 1.05", "one channel × 1.10", "time + 20", "time + 60",
+    "one cluster × 1.1", "one cluster × 1.3", "blurred", "one channel leaks", "noise added", "one cluster forgotten", "replaced by linear",
+)  # fmt: skip
+
+
+def single(runs: int, healthy: int) -> None:
+    """What the header says of one probe of one run: a perfect denoiser of clustered data, and the same with a fault in a band of timesteps."""
+    print(
+        "| fault in t = 200 … 500 | runs | told of | in the headline | all that is named is where it was planted | by R alone, as before |\n"
+        + "|---" * 6
+        + "|"
+    )
+    for fault in SINGLE_FAULTS:
+        told = np.array([single_run(fault, seed) for seed in range(healthy if fault == "none" else runs)])
+        counts = " | ".join(f"{count:.0f}" for count in told.sum(0))
+        print(f"| {fault} | {len(told)} | {counts} |", flush=True)
+
+
+def single_run(fault: str, seed: int) -> tuple[bool, bool, bool, bool]:
+    """Whether the header tells of a fault; in its headline; names none but planted levels; and whether R in bands, as before, would have."""
+    generator = torch.Generator().manual_seed(seed)
+    data = Clusters(10, generator)
+    schedule = NoiseSchedule(stable_diffusion_scheduler())
+    reference = Reference.fit(data.draw(4096, generator))
+    model = DiffusionModel(FaultyClusters(data, schedule, fault), schedule, SINGLE_SHAPE)
+    record = probe_denoising(
+        model, HeldOut(data.draw(512, generator), {}), reference, num_draws=512, batch_size=512, seed=seed
+    )
+    summary, remarks = (str(record.provenance[name]) for name in ("summary", "remarks"))
+    headline = not summary.startswith("No noise level has a measurable fault")
+    told = headline or "Measurable" in remarks
+    gain, residual = record.curves["prediction_gain"], record.curves["calibration_residual"]
+    assert residual.lower is not None
+    planted = gain.log_snr[(gain.timestep >= FAULT_BAND[0]) & (gain.timestep < FAULT_BAND[1])]
+    named = places(summary + remarks)
+    located = told and all(low <= planted[-1] + 0.05 and high >= planted[0] - 0.05 for low, high in named)
+    mse = record.curves["denoising_mse"].value
+    before = any(
+        float((residual.lower * mse)[band.inside].sum()) > 0.01 * float(mse[band.inside].sum())
+        for band in bands_of(gain.log_snr)
+    )
+    return told, headline, located, before
+
+
+def places(text: str) -> list[tuple[float, float]]:
+    """The ranges of log-SNR that a header names."""
+    number = r"[−+]?\d+(?:\.\d+)?"
+    listed = re.findall(rf"log-SNR ((?:{number}(?:…{number})?(?:, | and )?)+)", text)
+    ranges = [re.findall(number, each) for names in listed for each in re.split(", | and ", names) if each]
+    return [(float(ends[0].replace("−", "-")), float(ends[-1].replace("−", "-"))) for ends in ranges]
+
+
+class Clusters:
+    """A mixture of Gaussians with one covariance, whose exact denoiser is known and is not linear."""
+
+    def __init__(self, number: int, generator: torch.Generator) -> None:
+        d = int(np.prod(SINGLE_SHAPE))
+        self.basis = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))[0]
+        self.variance = 1.5 / torch.arange(1, d + 1, dtype=torch.float64) ** 0.8 + 0.02
+        self.means = 1.2 * self.variance.sqrt() * torch.randn(number, d, generator=generator, dtype=torch.float64)
+
+    def draw(self, n: int, generator: torch.Generator) -> Tensor:
+        cluster = torch.randint(len(self.means), (n,), generator=generator)
+        noise = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64)
+        return ((self.means[cluster] + self.variance.sqrt() * noise) @ self.basis.T).float().view(n, *SINGLE_SHAPE)
+
+    def denoise(self, z: Tensor, alpha: float, sigma: float, first: int = 0) -> tuple[Tensor, Tensor]:
+        """E[ε|z] and the likeliest cluster, of the data without the clusters before ``first``."""
+        centred = (z.flatten(1).double() @ self.basis)[:, None] - alpha * self.means[first:]
+        total = alpha**2 * self.variance + sigma**2
+        posterior = (-0.5 * (centred**2 / total).sum(-1)).softmax(-1)
+        epsilon = sigma * (posterior[..., None] * centred).sum(1) / total
+        return (epsilon @ self.basis.T).float().view_as(z), posterior.argmax(1)
+
+    def linear(self, z: Tensor, alpha: float, sigma: float) -> Tensor:
+        mean = self.means.mean(0)
+        covariance = torch.diag(self.variance) + torch.cov(self.means.T, correction=0)
+        total = alpha**2 * covariance + sigma**2 * torch.eye(len(mean), dtype=torch.float64)
+        epsilon = sigma * torch.linalg.solve(total, (z.flatten(1).double() @ self.basis - alpha * mean).T).T
+        return (epsilon @ self.basis.T).float().view_as(z)
+
+
+class FaultyClusters(nn.Module):
+    """The exact denoiser of clusters, with a fault put into a band of timesteps."""
+
+    def __init__(self, data: Clusters, schedule: NoiseSchedule, fault: str) -> None:
+        super().__init__()
+        self.data, self.schedule, self.fault = data, schedule, fault
+        self.place = nn.Parameter(torch.zeros(1))  # says on which device the model is
+        self.noise = torch.Generator().manual_seed(9)
+
+    def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        told = int(t[0])
+        alpha, sigma = float(self.schedule.alpha[told]), float(self.schedule.sigma[told])
+        epsilon, cluster = self.data.denoise(z_t, alpha, sigma)
+        if not FAULT_BAND[0] <= told < FAULT_BAND[1]:
+            return epsilon
+        kind, _, size = self.fault.rpartition(" ")
+        match kind:
+            case "scaled by":
+                return float(size) * epsilon
+            case "shifted by":
+                return epsilon + float(size)
+            case "one channel ×":
+                return torch.cat([float(size) * epsilon[:, :1], epsilon[:, 1:]], 1)
+            case "one channel":
+                return torch.cat([epsilon[:, :1] + 0.1 * epsilon[:, 1:2], epsilon[:, 1:]], 1)
+            case "one cluster ×":
+                return torch.where((cluster == 0).view(-1, 1, 1, 1), float(size) * epsilon, epsilon)
+            case "one cluster":
+                return self.data.denoise(z_t, alpha, sigma, first=1)[0]
+            case "time +":
+                later = told + int(size)
+                return self.data.denoise(z_t, float(self.schedule.alpha[later]), float(self.schedule.sigma[later]))[0]
+            case "noise":
+                return epsilon + 0.1 * torch.randn(epsilon.shape, generator=self.noise)
+            case "replaced by":
+                return self.data.linear(z_t, alpha, sigma)
+        if self.fault == "blurred":
+            return 0.9 * epsilon + 0.1 * nn.functional.avg_pool2d(epsilon, 3, 1, 1, count_include_pad=False)
+        return epsilon
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True)
@@ -415,12 +545,18 @@ if __name__ == "__main__":
     planted.add_argument("--steps", type=int, default=600)
     planted.add_argument("--processes", type=int, default=2)
     planted.add_argument("--out", type=Path, default=Path("runs/faults"))
+    alone = commands.add_parser("single")
+    alone.add_argument("--runs", type=int, default=10, help="of each fault")
+    alone.add_argument("--healthy", type=int, default=60)
     args = parser.parse_args()
     if args.command == "golden":
         golden()
     elif args.command == "estimators":
         torch.set_num_threads(1)
         estimators(args.repeats)
+    elif args.command == "single":
+        torch.set_num_threads(1)
+        single(args.runs, args.healthy)
     else:
         faults(args)
     sys.exit(0)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import t as student_t
 
-from ldmprobe.analysis.imbalance import BAND_WIDTH
+from ldmprobe.analysis.bands import bands_of
 
 
 @dataclass(frozen=True)
@@ -60,17 +60,13 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def band_name(low: float, high: float) -> str:
-    """Such as "−3…0" and "0…+3"."""
-    return "…".join("0" if edge == 0 else f"{edge:+.0f}".replace("-", "−") for edge in (low, high))
-
-
 @dataclass(frozen=True)
 class BandGain:
     """By how much one denoiser is better than another within a band of log-SNR.
 
     Attributes:
         low, high: the band's edges; infinite for all noise levels together.
+        name: the edges as far as the grid reaches, or "all".
         gain: in nats of the likelihood bound; above 0 is better.
         half_width: of its 95 % interval.
         p_value: of no difference, on its own.
@@ -79,6 +75,7 @@ class BandGain:
 
     low: float
     high: float
+    name: str
     gain: float
     half_width: float
     p_value: float
@@ -93,13 +90,9 @@ class BandGain:
         """At 5 %, corrected."""
         return self.adjusted < 0.05
 
-    @property
-    def name(self) -> str:
-        return "all" if self.everywhere else band_name(self.low, self.high)
-
 
 def gains_by_band(
-    log_snr: np.ndarray, first: np.ndarray, others: Sequence[np.ndarray], cluster: np.ndarray, nats_per_mse: float
+    log_snr: np.ndarray, first: np.ndarray, others: Sequence[np.ndarray], cluster: np.ndarray, nats: np.ndarray
 ) -> list[list[BandGain]]:
     """Of each other denoiser over the first: a band each, noisy to clean, and all noise levels together at the end.
 
@@ -109,15 +102,14 @@ def gains_by_band(
         log_snr: of the levels, (L,).
         first, others: squared errors per level and draw, (L, N) each, of the same images and noise.
         cluster: the image of each draw, (N,).
-        nats_per_mse: ½ D Δlog-SNR.
+        nats: of the likelihood bound per unit of error at each level, (L,).
     """
-    band = np.floor(log_snr / BAND_WIDTH)
-    edges = [(b * BAND_WIDTH, (b + 1) * BAND_WIDTH) for b in np.unique(band)] + [(-np.inf, np.inf)]
+    bands = [(band.low, band.high, band.name, band.inside) for band in bands_of(log_snr)]
+    bands.append((-np.inf, np.inf, "all", np.ones(len(log_snr), bool)))
     found = []
     for other in others:
-        each = first - other
-        summed = [each[(log_snr >= low) & (log_snr < high)].sum(0) for low, high in edges]
-        found.append(clustered_mean(nats_per_mse * np.stack(summed), cluster))
+        each = nats[:, None] * (first - other)
+        found.append(clustered_mean(np.stack([each[inside].sum(0) for *_, inside in bands]), cluster))
     if not found:
         return []
     p_values = np.stack([gain.p_value for gain in found])  # (others, bands + 1)
@@ -127,9 +119,15 @@ def gains_by_band(
     return [
         [
             BandGain(
-                low, high, float(gain.value[k]), float(gain.half_width[k]), float(gain.p_value[k]), float(corrected[k])
+                low,
+                high,
+                name,
+                float(gain.value[k]),
+                float(gain.half_width[k]),
+                float(gain.p_value[k]),
+                float(corrected[k]),
             )
-            for k, (low, high) in enumerate(edges)
+            for k, (low, high, name, _) in enumerate(bands)
         ]
         for gain, corrected in zip(found, adjusted, strict=True)
     ]

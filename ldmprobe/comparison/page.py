@@ -8,7 +8,6 @@ from functools import partial
 from html import escape
 from importlib.resources import files
 
-from ldmprobe.analysis.comparison import band_name
 from ldmprobe.comparison.configuration import configuration_differences
 from ldmprobe.comparison.findings import Comparison, band_shares
 from ldmprobe.comparison.words import listed, mark, one_decimal, plus_minus, probability, sorted_out, verdict
@@ -63,8 +62,16 @@ def _summary(comparison: Comparison) -> str:
     if not comparison.gains:
         return "Not every run has a denoising probe, so there are no paired differences; the samplers' curves lie over each other."
     totals = {label: bands[-1] for label, bands in comparison.gains[0].bands.items()}
-    words = [verdict(label, total) for label, total in totals.items()] if len(totals) <= _FEW else sorted_out(totals)
+    seeds = comparison.other_seeds
+    words = [verdict(label, total, label in seeds) for label, total in totals.items()]
+    words = words if len(totals) <= _FEW else sorted_out(totals, seeds)
     when = comparison.moments["denoising"][0].description
+    if comparison.of_chance:
+        return (
+            f"<b>One seed against {'another' if len(totals) == 1 else 'others'} of the same configuration: there is no winner.</b> What differs is "
+            f"the chance of training. At {escape(when)}, against {escape(comparison.first.label)}: {'; '.join(words)}. Two methods that differ by "
+            "no more than this are not told apart by one run each. Below are the held-out bounds at each run's last probe."
+        )
     return (
         f"At {escape(when)}, against {escape(comparison.first.label)}: <b>{'; '.join(words)}.</b> "
         "Below are the held-out bounds (lower is better) at each run's last probe."
@@ -81,7 +88,9 @@ def _gains_section(comparison: Comparison) -> str:
         next(iter(whens[0].records.values())).curves["denoising_mse"].log_snr,
     )
     first = section(
-        "Who is better, and at which noise levels",
+        "What another seed changes, and at which noise levels"
+        if comparison.of_chance
+        else "Who is better, and at which noise levels",
         f"Gain over <b>{name}</b> in nats of the likelihood bound, at {escape(whens[0].description)}: the difference of squared error on the "
         "same held-out images with the same noise, ± 95 %. p is corrected for all bands and runs of the table, the totals among themselves "
         "(Holm). It speaks of these networks, on images like these: another seed of training may fall out differently, and only several "
@@ -107,12 +116,12 @@ def _gains_table(comparison: Comparison, k: int) -> str:
     """A row for each run and band, in words; with many runs that is folded away under a row for each run."""
     bodies = []
     for i, (label, bands) in enumerate(comparison.gains[k].bands.items(), start=1):
-        rows = []
+        rows, seed = [], label in comparison.other_seeds
         for band in [bands[-1], *bands[:-1]]:
             rows.append(
                 f"<tr{' class=total' if band.everywhere else ''}><td>{_named(label, i)}</td>"
-                f'<td>{band.name}</td><td class="{mark(band)}">{plus_minus(band.gain, band.half_width)}</td>'
-                f"<td>{probability(band.adjusted)}</td><td>{verdict(label, band)}</td></tr>"
+                f'<td>{band.name}</td><td class="{mark(band, seed)}">{plus_minus(band.gain, band.half_width)}</td>'
+                f"<td>{probability(band.adjusted)}</td><td>{verdict(label, band, seed)}</td></tr>"
             )
         bodies.append(f"<tbody>{''.join(rows)}</tbody>")
     head = "<tr><th>run</th><th>log-SNR</th><th>gain, nats</th><th>p, corrected</th><th>in words</th></tr>"
@@ -125,7 +134,10 @@ def _gains_table(comparison: Comparison, k: int) -> str:
 def _gains_overview(comparison: Comparison, k: int) -> str:
     rows = []
     for i, (label, bands) in enumerate(comparison.gains[k].bands.items(), start=1):
-        cells = [f'<td class="{mark(b)}">{plus_minus(b.gain, b.half_width)}</td>' for b in [bands[-1], *bands[:-1]]]
+        seed = label in comparison.other_seeds
+        cells = [
+            f'<td class="{mark(b, seed)}">{plus_minus(b.gain, b.half_width)}</td>' for b in [bands[-1], *bands[:-1]]
+        ]
         rows.append(f"<tr><td>{_named(label, i)}</td>{''.join(cells)}</tr>")
     bands = next(iter(comparison.gains[k].bands.values()))
     head = "".join(f"<th>{band.name}</th>" for band in [bands[-1], *bands[:-1]])
@@ -265,9 +277,9 @@ def _imbalance_section(comparison: Comparison) -> str:
         rows.append(
             f"<tr><td>{_named(run.label, i)}</td>{ginis}<td>{escape(str(records[0].provenance['summary']))}</td></tr>"
         )
-    names = [band_name(*edges) for edges in band_shares(next(iter(whens[0].records.values())))]
+    names = [band.name for band, _ in band_shares(next(iter(whens[0].records.values())))]
     shares = {
-        when.description: {label: list(band_shares(record).values()) for label, record in when.records.items()}
+        when.description: {label: [share for _, share in band_shares(record)] for label, record in when.records.items()}
         for when in whens
     }
     head = "".join(f"<th>Gini, {escape(when.description)}</th>" for when in whens)

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ldmprobe.analysis.comparison import ClusteredMean, band_name, clustered_mean, holm
-from ldmprobe.analysis.imbalance import BAND_WIDTH
+from ldmprobe.analysis.bands import bands_of
+from ldmprobe.analysis.comparison import ClusteredMean, clustered_mean, holm
+from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking.comparable import Run
@@ -126,15 +127,14 @@ def _scalars(record: ProbeRecord) -> dict[str, float]:
 
 def _denoising(record: ProbeRecord) -> dict[str, float]:
     mse, mmse = record.curves["denoising_mse"], record.curves["denoising_mmse"].value
-    bands = np.floor(mse.log_snr / BAND_WIDTH)
     skill = {
-        f"{SKILL}{band_name(b * BAND_WIDTH, (b + 1) * BAND_WIDTH)}": float(
-            1 - mse.value[bands == b].sum() / mmse[bands == b].sum()
-        )
-        for b in np.unique(bands)
+        f"{SKILL}{band.name}": float(1 - mse.value[band.inside].sum() / mmse[band.inside].sum())
+        for band in bands_of(mse.log_snr)
     }
-    recoverable = float(record.curves["calibration_nats"].value.sum())
-    return {BOUND: record.scalars[BOUND], GINI: record.scalars[GINI], RECOVERABLE: recoverable, **skill}
+    # From the curves, so that runs probed by an older ldmprobe, which took every level for .75 wide, are judged alike.
+    nats = nats_per_error(mse.log_snr, float(record.provenance["dimension"]))
+    recoverable = float(nats @ (record.curves["calibration_residual"].value * mse.value))
+    return {BOUND: float(nats @ mse.value), GINI: record.scalars[GINI], RECOVERABLE: recoverable, **skill}
 
 
 def study(runs: Sequence[StudyRun], baseline: str) -> Study:

@@ -78,8 +78,8 @@ def _probe_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
             for metric in CURVES[probe]:
                 if metric in record.curves:
                     yield from _level_rows(here | {"metric": metric}, record.curves[metric])
-            for (low, high), share in band_shares(record).items():
-                yield here | {"metric": "imbalance_share", "low": low, "high": high, "value": share}
+            for band, share in band_shares(record):
+                yield here | {"metric": "imbalance_share", "low": band.low, "high": band.high, "value": share}
             for metric in SCALARS:
                 if metric in record.scalars:
                     yield here | {"metric": metric, "value": record.scalars[metric]}

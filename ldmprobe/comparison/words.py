@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 
 from ldmprobe.analysis.comparison import BandGain
@@ -18,13 +18,13 @@ def listed(names: Sequence[str]) -> str:
     return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), names[-1]])
 
 
-def mark(band: BandGain) -> str:
-    """A class of compare.css."""
-    return "unclear" if not band.significant else "better" if band.gain > 0 else "worse"
+def mark(band: BandGain, other_seed: bool = False) -> str:
+    """A class of compare.css; of another seed of the same configuration, neither better nor worse."""
+    return "unclear" if not band.significant or other_seed else "better" if band.gain > 0 else "worse"
 
 
-def verdict(label: str, band: BandGain) -> str:
-    """Such as "B is better at log-SNR −3…0 by 1.2 ± 0.3 nats"."""
+def verdict(label: str, band: BandGain, other_seed: bool = False) -> str:
+    """Such as "B is better at log-SNR −3…0 by 1.2 ± 0.3 nats"; with ``other_seed``, "B came out 1.2 ± 0.3 nats lower …"."""
     label = escape(label)
     where = "over all levels" if band.everywhere else f"at log-SNR {band.name}"
     if not math.isfinite(band.gain):
@@ -32,6 +32,9 @@ def verdict(label: str, band: BandGain) -> str:
     if band.gain == band.half_width == 0:
         return f"{label} is the same {where}"
     width = _number(band.half_width, band.half_width)
+    if band.significant and other_seed:
+        gain, word = _number(abs(band.gain), band.half_width), "lower" if band.gain > 0 else "higher"
+        return f"{label}, another seed, came out {gain} ± {width} nats {word} {where}"
     if band.significant:
         gain, word = _number(abs(band.gain), band.half_width), mark(band)
         return f'{label} is <span class="{word}">{word}</span> {where} by {gain} ± {width} nats'
@@ -40,11 +43,14 @@ def verdict(label: str, band: BandGain) -> str:
     return f"{label} cannot be told apart {where}{reason}: between {low} and {high} nats"
 
 
-def sorted_out(totals: Mapping[str, BandGain]) -> list[str]:
-    """Which of many runs are better, worse, or neither, over all levels."""
+def sorted_out(totals: Mapping[str, BandGain], other_seeds: Collection[str] = ()) -> list[str]:
+    """Which of many runs are better, worse, or neither, over all levels, and which are other seeds of the first."""
     groups = {"better": "better", "worse": "worse", "unclear": "not told apart"}
-    found = {word: [escape(label) for label, total in totals.items() if mark(total) == word] for word in groups}
-    return [f'<span class="{word}">{groups[word]}</span>: {", ".join(names)}' for word, names in found.items() if names]
+    tested = {label: total for label, total in totals.items() if label not in other_seeds}
+    found = {word: [escape(label) for label, total in tested.items() if mark(total) == word] for word in groups}
+    told = [f'<span class="{word}">{groups[word]}</span>: {", ".join(names)}' for word, names in found.items() if names]
+    seeds = [escape(label) for label in totals if label in other_seeds]
+    return [*told, *([f"other seeds of the same configuration: {', '.join(seeds)}"] if seeds else [])]
 
 
 def plus_minus(value: float, half_width: float) -> str:

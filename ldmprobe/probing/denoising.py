@@ -3,10 +3,10 @@ r"""The denoising probe: how well each noise level denoises held-out data, on a 
 Three views of the same forward passes, and no sampling:
 
 .. math:: \text{skill}(\lambda) = 1 - \frac{\text{MSE}_\epsilon(\lambda)}{\text{MMSE}_\text{Gauss}(\lambda)}, \qquad
-          \text{nats} = \tfrac12 D\,\Delta\lambda\,(\text{MMSE}_\text{Gauss} - \text{MSE}_\epsilon), \qquad R(\lambda)
+          \text{nats} = \tfrac12 D\,w(\lambda)\,(\text{MMSE}_\text{Gauss} - \text{MSE}_\epsilon), \qquad R(\lambda)
 
-Skill is 0 for the best *linear* denoiser and below 0 for anything worse. Nats (the I-MMSE relation; Kong et al., 2023,
-arXiv:2302.03792) weigh the levels by what they contribute to the likelihood bound. R is the calibration residual of
+Skill is 0 for the best *linear* denoiser and below 0 for anything worse. Nats weigh the levels by what they contribute to the
+likelihood bound, w being a level's width in log-SNR (``ldmprobe.analysis.likelihood``). R is the calibration residual of
 ``ldmprobe.analysis.calibration``: the share of the level's loss that a linear correction would still remove.
 """
 
@@ -14,10 +14,13 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from scipy.stats import t as student_t
 from torch import Tensor
 
 from ldmprobe.analysis.calibration import NUM_FOLDS, CalibrationSums, calibration
-from ldmprobe.analysis.imbalance import summarise
+from ldmprobe.analysis.faults import Levels, in_words
+from ldmprobe.analysis.imbalance import summarize
+from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.analysis.reference import gaussian_mmse
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
@@ -55,22 +58,24 @@ def probe_denoising(
 
     Curves over the grid (95 % intervals over draws; over folds of images for the residual):
 
-    =====================  =====================================================================================
-    denoising_mse          mean squared ε-error per dimension, raw
-    denoising_mmse         the best linear denoiser's, in closed form
-    denoising_skill        1 − mse/mmse
-    denoising_nats         what the network gains over the linear one, nats per level
-    calibration_residual   R: the share of the squared error that a linear correction, cross-fitted, would remove
-    calibration_nats       the same in nats per level: what training can still recover there, at least
-    prediction_gain        E[ε·ε_θ]/E[ε_θ²], what predictions would have to be multiplied by; 1 is calibrated
-    prediction_offset      root mean square over channels of the error's mean, in units of the noise; 0 is calibrated
-    denoising_progress     what was gained since ``previous``, nats per level, paired
-    image_mse              with ``image_loss``: mean squared error of the decoded x̂_0, in pixels of [−1, 1]
-    =====================  =====================================================================================
+    =======================  ===================================================================================
+    denoising_mse            mean squared ε-error per dimension, raw
+    denoising_mmse           the best linear denoiser's, in closed form
+    denoising_skill          1 − mse/mmse
+    denoising_nats           what the network gains over the linear one, nats per level
+    calibration_residual     R: the share of the squared error that a linear correction, cross-fitted, would remove
+    calibration_nats         the same in nats per level: what training can still recover there, at least
+    prediction_gain          E[ε·ε_θ]/E[ε_θ²], what predictions would have to be multiplied by; 1 is calibrated
+    prediction_offset        root mean square over channels of the error's mean, in units of the noise
+    prediction_offset_floor  what it reads of a calibrated denoiser, from the finite number of images alone
+    denoising_progress       what was gained since ``previous``, nats per level, paired
+    image_mse                with ``image_loss``: mean squared error of the decoded x̂_0, in pixels of [−1, 1]
+    =======================  ===================================================================================
 
-    Per sample ``denoising_errors`` (levels, draws), for paired comparisons. Scalars: ``denoising_bound_nats``, ½ D Σ MSE Δλ, the part of the
-    likelihood bound that the grid covers (lower is better); ``imbalance_gini`` and ``imbalance_share/…``, how the recoverable
-    excess is spread over bands of log-SNR. The provenance holds the ``summary``, one sentence.
+    Per sample ``denoising_errors`` (levels, draws), for paired comparisons. Scalars: ``denoising_bound_nats``, the part of the likelihood
+    bound between the first level and the last, ``log_snr_range`` in the provenance (lower is better); ``imbalance_gini`` and
+    ``imbalance_share/…``, how the recoverable excess is spread over bands of log-SNR. The provenance holds the
+    ``summary``, one sentence, and the ``remarks`` below it (:mod:`ldmprobe.analysis.faults`).
 
     Args:
         num_draws: noised latents per level: each image is drawn as often as it takes, with noise of its own each time.
@@ -142,7 +147,7 @@ def probe_denoising(
         image_squared = ranks.gather_rows(image_errors, mine, num_draws)
     log_snr = schedule.log_snr[timesteps]
     dimension = held_out.latents[0].numel()
-    nats = 0.5 * dimension * LOG_SNR_SPACING
+    nats = torch.from_numpy(nats_per_error(log_snr.numpy(), dimension))
     of_image = torch.arange(num_draws) % num_images
     mse, half_width = squared.mean(0), _half_width(squared, of_image)
     mmse = gaussian_mmse(reference.basis.variance, log_snr)
@@ -167,6 +172,7 @@ def probe_denoising(
         "calibration_nats": curve(nats * excess, nats * residual_width * mse),
         "prediction_gain": curve(gain, gain_width),
         "prediction_offset": curve(offset.mean(0).pow(2).mean(1).sqrt(), offset_width),
+        "prediction_offset_floor": curve(offset_width / _student(of_image)),
     }
     if image_loss:
         curves["image_mse"] = curve(image_squared.mean(0), _half_width(image_squared, of_image))
@@ -180,14 +186,34 @@ def probe_denoising(
     }
     if previous is not None and previous.fingerprints == fingerprints and previous.step < step:
         before = torch.from_numpy(previous.per_sample["denoising_errors"].value.copy()).T
-        gain = before - squared
-        curves["denoising_progress"] = curve(nats * gain.mean(0), nats * _half_width(gain, of_image))
-    imbalance = summarise(log_snr.numpy(), residual.numpy(), residual_width.numpy(), mse.numpy(), nats)
+        fall = before - squared
+        curves["denoising_progress"] = curve(nats * fall.mean(0), nats * _half_width(fall, of_image))
+    imbalance = summarize(
+        log_snr.numpy(), residual.numpy(), residual_width.numpy(), mse.numpy(), nats.numpy(), num_draws
+    )
+    skill, shift = curves["denoising_skill"], curves["prediction_offset"]
+    summary, remarks = in_words(
+        Levels(
+            log_snr.numpy(),
+            mse.numpy(),
+            nats.numpy(),
+            mmse.numpy(),
+            skill.value,
+            _width(skill),
+            gain.numpy(),
+            gain_width.numpy(),
+            square.mean(0).numpy(),
+            shift.value,
+            _width(shift),
+            min(num_images, num_draws),
+        ),
+        imbalance.bands,
+    )
     return ProbeRecord(
         "denoising",
         step,
         scalars={
-            "denoising_bound_nats": float(nats * mse.sum()),
+            "denoising_bound_nats": float(nats @ mse),
             "imbalance_gini": imbalance.gini,
             **{f"imbalance_share/logsnr{band.low:+03.0f}": band.share for band in imbalance.bands},
             **{f"calibration_residual_band/logsnr{band.low:+03.0f}": band.residual for band in imbalance.bands},
@@ -200,16 +226,31 @@ def probe_denoising(
             "seed": seed,
             "weights": model.weights,
             "dimension": dimension,
+            "log_snr_range": [float(log_snr.min()), float(log_snr.max())],
             "progress_since_step": previous.step if "denoising_progress" in curves and previous is not None else None,
-            "summary": imbalance.sentence,
+            "summary": summary,
+            "remarks": remarks,
         },
         fingerprints=fingerprints,
     )
 
 
+def _width(curve: Curve) -> np.ndarray:
+    """The half-width of a curve's interval."""
+    assert curve.upper is not None
+    return curve.upper - curve.value
+
+
+def _student(group: Tensor) -> float:
+    """The standard errors in the half-width of a 95 % interval of a mean over so many images, by Student's t."""
+    return float(student_t.ppf(0.975, int(group.max())))
+
+
 def _half_width(values: Tensor, group: Tensor) -> Tensor:
-    """Of the 95 % interval of the mean of ``values`` (N, L), whose draws of one image, ``group`` (N,), are not independent."""
+    """The half-width of the 95 % interval of the mean of ``values`` (N, L): draws of one image, ``group`` (N,), are not independent."""
     deviation = torch.zeros(int(group.max()) + 1, values.shape[1], dtype=values.dtype)
     deviation.index_add_(0, group, values - values.mean(0))
     groups = len(deviation)
-    return 1.96 * (groups / (groups - 1) * (deviation**2).sum(0)).sqrt() / len(values)
+    return (
+        float(student_t.ppf(0.975, groups - 1)) * (groups / (groups - 1) * (deviation**2).sum(0)).sqrt() / len(values)
+    )

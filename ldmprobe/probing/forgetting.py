@@ -3,9 +3,10 @@ r"""What finetuning does to each noise level: what it loses on the base model's 
 Both models denoise the same held-out latents with the same noise, so that what differs between draws cancels in the differences of their
 squared ε-errors. In nats of the likelihood bound (the I-MMSE relation, as in :mod:`ldmprobe.probing.denoising`), per level λ,
 
-.. math:: \text{change}(\lambda) = \tfrac12 D\,\Delta\lambda\,(\text{MSE}_\text{base model}(\lambda) - \text{MSE}_\text{finetuned}(\lambda)),
+.. math:: \text{change}(\lambda) = \tfrac12 D\,w(\lambda)\,(\text{MSE}_\text{base model}(\lambda) - \text{MSE}_\text{finetuned}(\lambda)),
 
-which is below 0 where something was lost. Divided by the best linear denoiser's error instead, it is the change of skill.
+w being the level's width in log-SNR (:mod:`ldmprobe.analysis.likelihood`); it is below 0 where something was lost. Divided by the best
+linear denoiser's error instead, it is the change of skill.
 
 The base model need not be there any more: its record holds all that it is compared by::
 
@@ -22,9 +23,10 @@ from functools import partial
 import numpy as np
 
 from ldmprobe.analysis.comparison import BandGain, clustered_mean, gains_by_band
+from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.denoising import LOG_SNR_SPACING, probe_denoising
+from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Progress, Ranks, no_progress
 from ldmprobe.probing.record import Curve, PerSample, ProbeRecord
@@ -113,7 +115,7 @@ def probe_forgetting(
         # In one order in memory, so that a resumed run, which has it from disk, sums to the same last bits.
         first, last = (np.array(each.value, order="C") for each in (past, after))
         image = np.arange(num_draws) % record.provenance["num_images"]
-        nats = 0.5 * record.provenance["dimension"] * LOG_SNR_SPACING
+        nats = nats_per_error(after.log_snr, record.provenance["dimension"])
         change = clustered_mean(first - last, image)
         (bands[kind],) = gains_by_band(after.log_snr, first, [last], image, nats)
         everywhere = bands[kind][-1]

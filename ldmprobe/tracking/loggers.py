@@ -12,7 +12,14 @@ from ldmprobe.tracking import figures
 from ldmprobe.tracking.logger_guard import going_on
 
 # Closed forms do not change over training, and a chart per timestep of these or of eigen-bands would drown a dashboard: they are drawn as curves.
-_CLOSED_FORMS = ("step_kl_ideal", "step_kl_forward", "step_kl_floor", "marginal_gap_ideal", "denoising_mmse")
+_CLOSED_FORMS = (
+    "step_kl_ideal",
+    "step_kl_forward",
+    "step_kl_floor",
+    "marginal_gap_ideal",
+    "denoising_mmse",
+    "prediction_offset_floor",
+)
 _OBJECTIVE = ("timestep_density", "loss_weight", "training_emphasis")
 _BALANCE = ("balance_progress", "balance_target", "balance_density", "balance_weight")
 _BASE_MODEL = tuple(f"forgetting_{of}_before/{data}" for of in ("skill", "residual") for data in ("base", "new"))

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ldmprobe.analysis.bands import range_name
+from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.forgetting import lost_or_gained
 from ldmprobe.probing.record import ProbeRecord
@@ -87,8 +89,10 @@ def _header(
         ("Probes on record", f"{len(ddim) + len(denoising) + len(forgetting)}", ""),
     ]
     if denoising:
-        first, final = (record.scalars["denoising_bound_nats"] for record in (denoising[0], denoising[-1]))
-        numbers.append(("Held-out bound", f"{final:.1f}", f"nats, from {first:.0f}"))
+        first, final = (_bound(record) for record in (denoising[0], denoising[-1]))
+        low, high = denoising[-1].curves["denoising_mse"].log_snr[[0, -1]]
+        covered = f"log-SNR {range_name(low, high)}"
+        numbers.append(("Held-out bound", f"{final:.1f}", f"nats, from {first:.0f}; {covered}"))
         skill = denoising[-1].curves["denoising_skill"]
         if np.isfinite(skill.value).any():
             k = int(np.nanargmin(skill.value))
@@ -116,24 +120,19 @@ def _header(
     )
 
 
+def _bound(record: ProbeRecord) -> float:
+    """The likelihood bound between the record's first level and its last, in nats, whichever ldmprobe wrote the record."""
+    mse = record.curves["denoising_mse"]
+    return float(nats_per_error(mse.log_snr, float(record.provenance["dimension"])) @ mse.value)
+
+
 def _summary(denoising: Sequence[ProbeRecord], forgetting: Sequence[ProbeRecord]) -> str:
     if not denoising and forgetting:
         return escape(str(forgetting[-1].provenance["summary"]))
     if not denoising:
         return "What each noise level of this model does. Without held-out data there is no verdict on where it falls short."
-    final = denoising[-1].curves["denoising_skill"]
-    below = final.log_snr[(final.upper if final.upper is not None else final.value) < 0]
-    if below.size:
-        where = (
-            f"at log-SNR {below.min():.1f}" if below.size == 1 else f"in log-SNR {below.min():.1f} … {below.max():.1f}"
-        )
-        skill = f"Worse than a linear denoiser {where}."
-    elif not np.isfinite(final.value).all():
-        skill = ""
-    else:
-        skill = "Every noise level denoises held-out data at least as well as the best linear denoiser."
-    sentence = str(denoising[-1].provenance.get("summary", ""))
-    return f"<b>{escape(sentence[:1].upper() + sentence[1:])}</b> {escape(skill)}"
+    sentence, remarks = (str(denoising[-1].provenance.get(name, "")) for name in ("summary", "remarks"))
+    return f"<b>{escape(sentence[:1].upper() + sentence[1:])}</b> {escape(remarks)}"
 
 
 def _samples_section(ddim: Sequence[ProbeRecord]) -> str:
@@ -245,11 +244,21 @@ def _gap_section(ddim: Sequence[ProbeRecord]) -> str:
     )
     variance = section(
         "How: their variance, by eigen-band",
-        "The latest probe. Below 1 the samples have lost variety along those directions; above 1 they hold noise that real latents do not."
+        "The latest probe. Below its dashed line a band's samples have lost variety along those directions; above it they hold noise that real "
+        "latents do not. The dashed lines are a perfect denoiser's: the length of the steps alone takes it below 1."
         + _guided(shown[-1]),
         chart(charts.variance_chart(shown[-1])),
     )
-    return f'<div class="pair">{gap}{variance}</div>'
+    single = [record for record in ddim if "one_step_excess" in record.curves]
+    if not single:
+        return f'<div class="pair">{gap}{variance}</div>'
+    excess = section(
+        "Each step by itself",
+        "Error of one sampling step from <b>true</b> noised latents, less that of the best linear denoiser (dashed) on the same. It inherits nothing "
+        "from the steps before: a level that is above 0 here is at fault itself.",
+        chart(charts.excess_chart(single)),
+    )
+    return f'<div class="pair">{gap}{variance}</div>{excess}'
 
 
 def _heatmap_section(ddim: Sequence[ProbeRecord], denoising: Sequence[ProbeRecord]) -> str:
@@ -366,7 +375,17 @@ def _denoising_section(denoising: Sequence[ProbeRecord], training: Sequence[Prob
                 )
             ),
         )
-        history = f'<div class="pair">{gain}{history}</div>'
+        offset = section(
+            "Are predictions shifted?",
+            "The mean of the error by channel, root mean square. A finite number of images leaves something of it by chance (dashed): what lies well "
+            "above is a shift of color or brightness.",
+            chart(
+                charts.offset_chart(
+                    [record for record in denoising[1:] or denoising if "prediction_offset" in record.curves]
+                )
+            ),
+        )
+        history = f'<div class="pair">{gain}{offset}</div>{history}'
     return f'<div class="pair">{"".join(parts)}</div>{history}'
 
 

@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ldmprobe.analysis.comparison import BandGain, band_name, clustered_mean, gains_by_band, holm, steps_to_reach
+from ldmprobe.analysis.comparison import clustered_mean, gains_by_band, holm, steps_to_reach
+from ldmprobe.analysis.likelihood import nats_per_error
 from tests.helpers import FLOAT64
 
 IMAGES, DRAWS = 40, 128  # three or four draws of each image
 CLUSTER = np.arange(DRAWS) % IMAGES
 LOG_SNR = np.arange(-6.0, 6.0, 0.75)  # four levels in each of four bands
+NATS = np.ones(len(LOG_SNR))
 
 
 def differences(rng, trials, mean=0.0, of_image=1.0, of_draw=1.0):
@@ -95,7 +97,7 @@ def errors(rng, trials, others):
 def test_among_all_bands_of_all_runs_a_false_one_is_named_once_in_twenty():
     trials, named = 600, 0
     for first, *others in errors(np.random.default_rng(6), trials, 3):
-        found = gains_by_band(LOG_SNR, first, others, CLUSTER, 1.0)
+        found = gains_by_band(LOG_SNR, first, others, CLUSTER, NATS)
         named += any(band.significant for bands in found for band in bands[:-1])
     assert named / trials < 0.05 + 3 * np.sqrt(0.05 * 0.95 / trials)
     assert named > 0.01 * trials  # a test that never finds anything would be no test
@@ -104,7 +106,7 @@ def test_among_all_bands_of_all_runs_a_false_one_is_named_once_in_twenty():
 def test_a_planted_gain_is_found_in_its_band_with_its_sign_and_size():
     (first, other), *_ = errors(np.random.default_rng(7), 1, 1)
     planted = np.where((LOG_SNR >= -3) & (LOG_SNR < 0), 0.9, 0.0)
-    found = gains_by_band(LOG_SNR, first, [other - planted[:, None], other + planted[:, None]], CLUSTER, 2.0)
+    found = gains_by_band(LOG_SNR, first, [other - planted[:, None], other + planted[:, None]], CLUSTER, 2 * NATS)
     for (*bands, total), sign in zip(found, (1, -1), strict=True):
         assert [(band.low, band.high) for band in bands] == [(-6, -3), (-3, 0), (0, 3), (3, 6)]
         assert [band.significant for band in bands] == [False, True, False, False]
@@ -116,22 +118,23 @@ def test_a_planted_gain_is_found_in_its_band_with_its_sign_and_size():
 
 def test_a_gain_is_the_difference_of_the_bounds_in_nats():
     (first, other), *_ = errors(np.random.default_rng(8), 1, 1)
-    ((*_, total),) = gains_by_band(LOG_SNR, first, [other], CLUSTER, 0.5 * 48 * 0.75)
-    bound = [0.5 * 48 * 0.75 * each.mean(1).sum() for each in (first, other)]
+    nats = nats_per_error(LOG_SNR, 48)
+    ((*_, total),) = gains_by_band(LOG_SNR, first, [other], CLUSTER, nats)
+    bound = [nats @ each.mean(1) for each in (first, other)]
     assert total.gain == pytest.approx(bound[0] - bound[1])
 
 
 def test_a_network_that_has_diverged_is_not_finite_and_spoils_no_other():
     (first, other), *_ = errors(np.random.default_rng(9), 1, 1)
-    lost, alone = gains_by_band(LOG_SNR, first, [np.full_like(other, np.nan), other], CLUSTER, 1.0)
+    lost, alone = gains_by_band(LOG_SNR, first, [np.full_like(other, np.nan), other], CLUSTER, NATS)
     assert all(np.isnan(band.gain) and not band.significant for band in lost)
-    assert alone == gains_by_band(LOG_SNR, first, [other], CLUSTER, 1.0)[0]
+    assert alone == gains_by_band(LOG_SNR, first, [other], CLUSTER, NATS)[0]
 
 
-def test_bands_are_named_by_their_edges():
-    assert [band_name(low, low + 3) for low in (-6.0, -3.0, 0.0, 3.0)] == ["−6…−3", "−3…0", "0…+3", "+3…+6"]
-    assert BandGain(-3.0, 0.0, 0, 0, 1, 1).name == "−3…0"
-    assert BandGain(-np.inf, np.inf, 0, 0, 1, 1).name == "all"
+def test_bands_are_named_as_far_as_the_grid_reaches():
+    (first, other), *_ = errors(np.random.default_rng(9), 1, 1)
+    (found,) = gains_by_band(LOG_SNR, first, [other], CLUSTER, NATS)
+    assert [band.name for band in found] == ["−6…−3", "−3…0", "0…+3", "+3…+5.2", "all"]
 
 
 # --- steps -----------------------------------------------------------------------------------------------------------

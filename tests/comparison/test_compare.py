@@ -9,13 +9,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ldmprobe.analysis.comparison import BandGain
 from ldmprobe.callbacks import DDIMProbe, DenoisingProbe
 from ldmprobe.cli import main
 from ldmprobe.comparison.compare import PAGE, TABLE, write_comparison
-from ldmprobe.comparison.configuration import configuration_differences
+from ldmprobe.comparison.configuration import configuration_differences, only_seeds_differ
 from ldmprobe.comparison.findings import compare
 from ldmprobe.comparison.page import comparison_html
-from ldmprobe.comparison.words import listed, mark
+from ldmprobe.comparison.words import listed, mark, verdict
 from ldmprobe.diffusion.timesteps import StarvedBand
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
@@ -135,7 +136,7 @@ def test_gains_add_up_from_levels_to_bands_to_the_difference_of_the_bounds(runs_
 
 
 def test_gains_have_the_interval_of_progress(runs_dir, table):
-    # denoising_progress pairs a run with its own earlier record: the same statistic, by another hand, with 1.96 in place of t.
+    # denoising_progress pairs a run with its own earlier record: the same statistic, by another hand.
     record = at_step(runs_dir, "plain", 4)
     earlier = read_runs([runs_dir / "plain", runs_dir / "starved"])[0]
     before = [each for each in earlier.records["denoising"] if each.step == 2]
@@ -146,9 +147,7 @@ def test_gains_have_the_interval_of_progress(runs_dir, table):
     gain = compare(pair).gains[0].levels["b"]
     progress = record.curves["denoising_progress"]
     np.testing.assert_allclose(gain.value, progress.value, rtol=1e-9)
-    np.testing.assert_allclose(
-        gain.half_width * 1.96 / 2.1314, (progress.upper - progress.lower) / 2, rtol=1e-4
-    )  # t of 16 − 1
+    np.testing.assert_allclose(gain.half_width, (progress.upper - progress.lower) / 2, rtol=1e-6)
 
 
 def test_corrected_p_values_are_never_smaller(table):
@@ -460,3 +459,58 @@ def test_command_says_where_the_page_is(runs_dir, tmp_path, capsys):
     assert "<h1>A against B" in (tmp_path / "out" / PAGE).read_text()
     assert main(["compare", plain, "--out", str(tmp_path / "one")]) == 2
     assert "expected two or more" in capsys.readouterr().err
+
+
+# --- seeds -----------------------------------------------------------------------------------------------------------
+
+SEEDED = """run_dir: {run_dir}
+seed_everything: {seed}
+model: {{lr: {lr}, seed: 3}}
+trainer:
+  logger: {{init_args: {{name: {run_dir}}}}}
+  callbacks: [{{init_args: {{dirpath: {run_dir}/checkpoints}}}}]
+"""
+
+
+def seeded(runs_dir, folder, **runs):
+    """Copies of "plain", "other_seed" and "starved", in this order, with configurations as told: (seed, learning rate)."""
+    for source, (name, (seed, lr)) in zip(("plain", "other_seed", "starved"), runs.items(), strict=False):
+        shutil.copytree(runs_dir / source / "probes", folder / name / "probes")
+        (folder / name / "config.yaml").write_text(SEEDED.format(run_dir=folder / name, seed=seed, lr=lr))
+    return [folder / name for name in runs]
+
+
+def test_where_only_seeds_differ_no_winner_is_declared(runs_dir, tmp_path):
+    first, other = seeded(runs_dir, tmp_path, a=(0, 0.1), b=(1, 0.1))
+    assert only_seeds_differ(first, other)
+    assert list(configuration_differences([first, other])) == ["seed_everything"]
+    found = compare(read_runs([first, other]))
+    assert any(band.significant for band in found.gains[0].bands["b"])  # the pairs' own statistics do tell them apart
+    html = comparison_html(found)
+    assert "<b>One seed against another of the same configuration: there is no winner.</b>" in html
+    assert "What another seed changes, and at which noise levels" in html
+    assert 'class="better"' not in html
+    assert 'class="worse"' not in html
+
+
+def test_another_configuration_may_win_and_its_sibling_seed_may_not(runs_dir, tmp_path):
+    runs = seeded(runs_dir, tmp_path, a=(0, 0.1), b=(1, 0.1), c=(1, 0.2))
+    found = compare(read_runs(runs))
+    assert (found.other_seeds, found.of_chance) == ({"b"}, False)
+    html = comparison_html(found)
+    assert "there is no winner" not in html
+    assert re.search(r"c is <span class=\"(better|worse)\">", html)
+    assert not re.search(r"b is <span class=\"(better|worse)\">", html)
+
+
+def test_of_unknown_configurations_nothing_is_taken_for_a_seed(runs_dir, tmp_path):
+    first, other = seeded(runs_dir, tmp_path, a=(0, 0.1), b=(1, 0.1))
+    (other / "config.yaml").unlink()
+    assert not only_seeds_differ(first, other)
+
+
+def test_a_seeds_verdict_says_which_way_it_came_out():
+    everywhere = BandGain(-np.inf, np.inf, "all", -1.25, 0.3, 0.0, 0.0)
+    assert (
+        verdict("b", everywhere, other_seed=True) == "b, another seed, came out 1.25 ± 0.30 nats higher over all levels"
+    )

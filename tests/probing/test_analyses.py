@@ -117,7 +117,9 @@ def test_softmax_kl_curve_is_torchs_kl_div_between_the_latents_of_each_step(reco
 
 def test_curves_lie_over_the_timesteps_going_in(record: ProbeRecord, model: DiffusionModel):
     grid = model.schedule.ddim_grid(NUM_STEPS)
-    bands = {f"{name}/band{k}" for name in ("step_kl_ratio", "variance_ratio") for k in range(4)}
+    bands = {
+        f"{name}/band{k}" for name in ("step_kl_ratio", "variance_ratio", "variance_ratio_ideal") for k in range(4)
+    }
     assert set(record.curves) == WITHOUT_REFERENCE | {"step_kl_ideal", "step_kl_forward"} | bands
     for curve in record.curves.values():
         np.testing.assert_array_equal(curve.timestep, grid.timesteps.numpy())

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.denoising import LOG_SNR_SPACING
 from ldmprobe.probing.forgetting import KindOfData, probe_forgetting
 from ldmprobe.probing.held_out import HeldOut
 from tests.helpers import FLOAT32, GaussianDenoiser, gaussian_model
@@ -49,15 +49,16 @@ def test_change_is_the_closed_form_at_every_level(after):
         alpha2 = BASE.schedule.alpha[curve.timestep].numpy()[:, None] ** 2
         variance = BASE.network.variance.detach().numpy().reshape(1, -1)
         apart = (1 - alpha2) * alpha2 * 0.5**2 / (alpha2 * variance + 1 - alpha2) ** 2
-        expected = sign * 0.5 * DIMENSION * LOG_SNR_SPACING * apart.mean(1)
+        expected = sign * nats_per_error(curve.log_snr, DIMENSION) * apart.mean(1)
         assert len(curve.value) >= 12
         assert (np.abs(curve.value - expected) < 3 / 1.96 * (curve.upper - curve.value)).all()
 
 
 def test_small_changes_are_seen_since_draws_are_paired(before):
     small = probe_forgetting(shifted(BASE, 0.05), *KINDS, before=before, **DRAWS)
-    errors = small.per_sample["forgetting_errors/base"].value.sum(0)
-    unpaired = 1.96 * 0.5 * DIMENSION * LOG_SNR_SPACING * errors.std() / np.sqrt(len(errors))
+    each = small.per_sample["forgetting_errors/base"]
+    errors = nats_per_error(each.log_snr, DIMENSION) @ each.value
+    unpaired = 1.96 * errors.std() / np.sqrt(errors.size)
     assert 0 < small.scalars["forgotten_nats_half_width"] < 0.2 * unpaired
 
 

@@ -17,7 +17,7 @@ from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks, sample_noise
 from ldmprobe.probing.record import Curve, ProbeRecord
-from tests.helpers import gaussian_model
+from tests.helpers import FLOAT64, gaussian_model
 from tests.probing.gaussian import ScaledBand, draw, exact_reference
 
 NUM_SAMPLES, NUM_STEPS = 1024, 50
@@ -199,6 +199,9 @@ def test_variance_ratio_is_that_of_the_path_to_the_forward_process(perfect: Prob
     for k in range(4):
         truth = expected[:, 8 * k : 8 * k + 8].mean(1).numpy()
         assert (np.abs(perfect.curves[f"variance_ratio/band{k}"].value - truth) < 4 * 0.016 * truth).all()
+        np.testing.assert_allclose(perfect.curves[f"variance_ratio_ideal/band{k}"].value, truth, **FLOAT64)
+    lowest = min(perfect.curves[f"variance_ratio_ideal/band{k}"].value[-1] for k in range(4))
+    assert lowest < 0.95  # a perfect sampler held against 1 would be accused
 
 
 def test_variance_ratio_shows_samples_that_spread_too_little(perfect: ProbeRecord, corrupted: ProbeRecord):
@@ -214,7 +217,7 @@ def test_number_of_bands_is_as_asked_for():
     model = gaussian_model()
     curves = probe_ddim(model, exact_reference(model), 64, 3, analyses=[StepKL(num_bands=2)]).curves
     assert {name for name in curves if "ratio" in name} == {
-        f"{name}_ratio/band{k}" for name in ("step_kl", "variance") for k in (0, 1)
+        f"{name}/band{k}" for name in ("step_kl_ratio", "variance_ratio", "variance_ratio_ideal") for k in (0, 1)
     }
     with pytest.raises(ConfigurationError, match="num_bands 0; expected at least 1"):
         StepKL(num_bands=0)

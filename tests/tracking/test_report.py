@@ -6,12 +6,14 @@ import json
 import re
 import shutil
 import subprocess
+from html import escape
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ldmprobe.analysis.bands import range_name
 from ldmprobe.callbacks import (
     DDIMProbe,
     DenoisingProbe,
@@ -64,6 +66,7 @@ def test_page_has_every_section_and_loads_nothing(run_dir, tmp_path):
         "The same, relative to the ideal",
         "Samples against real latents, level by level",
         "How: their variance, by eigen-band",
+        "Each step by itself",
         "Noise level × training step",
         "Latents during sampling",
         "What the optimiser sees of the noise levels",
@@ -71,6 +74,8 @@ def test_page_has_every_section_and_loads_nothing(run_dir, tmp_path):
         "Where the balancer steered to",
         "Where loss can still be recovered",
         "The same levels in nats",
+        "Are predictions of the right size?",
+        "Are predictions shifted?",
         "Denoising skill on held-out data",
         "Training and held-out error by noise level",
         "Error over training",
@@ -79,7 +84,7 @@ def test_page_has_every_section_and_loads_nothing(run_dir, tmp_path):
         assert f"<h2>{heading}</h2>" in html
     assert not re.search(r"<(script|img|iframe)[^>]+src=[\"'](?!data:)", html)
     assert "<link" not in html.replace("<link>", "")
-    assert html.count('class="plotly-graph-div"') == 17
+    assert html.count('class="plotly-graph-div"') == 19
 
 
 def test_names_and_configuration_are_text_not_markup(records):
@@ -125,6 +130,28 @@ def test_kl_chart_draws_the_curves_of_the_records(records):
     expected = ddim[-1].curves["step_kl_ideal"].value
     assert [y for y in ideal.y if y is not None] == pytest.approx([v for v in expected if np.isfinite(v) and v > 0])
     assert sum(str(trace.name).startswith("step ") for trace in figure.data) == len(ddim)
+
+
+def test_variance_chart_holds_each_band_against_a_perfect_sampler_and_not_against_1(records):
+    ddim = of(records, "ddim")[-1]
+    figure = charts.variance_chart(ddim)
+    assert not figure.layout.shapes
+    for name, style in (("variance_ratio", None), ("variance_ratio_ideal", "dash")):
+        drawn = [list(trace.y) for trace in figure.data if trace.line.dash == style]
+        expected = [
+            [v if np.isfinite(v) and v > 0 else None for v in ddim.curves[f"{name}/band{k}"].value] for k in range(4)
+        ]
+        assert drawn == expected
+
+
+def test_header_weighs_the_bound_over_the_levels_that_were_probed(records):
+    record = of(records, "denoising")[-1]
+    html = report_html([record], None, "run")
+    low, high = record.provenance["log_snr_range"]
+    bound = record.scalars["denoising_bound_nats"]
+    assert f"<strong>{bound:.1f}</strong> <em>nats, from {bound:.0f}; log-SNR {range_name(low, high)}</em>" in html
+    summary, remarks = (escape(record.provenance[name]) for name in ("summary", "remarks"))
+    assert f"<b>{summary}</b> {remarks}" in html
 
 
 def test_objective_chart_draws_density_weight_and_emphasis_of_each_record(records):
@@ -206,7 +233,7 @@ def test_predictions_that_are_not_finite_have_a_page_all_the_same(records):
 
 
 def test_what_is_said_in_a_headers_place_stays_in_the_header(records):
-    without = [dataclasses.replace(record, scalars={}) for record in of(records, "denoising")]
+    without = [dataclasses.replace(record, provenance={}) for record in of(records, "denoising")]
     with pytest.warns(UserWarning, match="'run' could not be drawn from these records"):
         html = report_html(without, None, "run")
     assert re.search(r"<body><header><section><h2>run</h2><p>Could not be drawn.*?</section></header><main>", html)

@@ -32,6 +32,7 @@ class StepKL(Analysis):
     step_kl_forward          KL(q_t ‖ q_s) of the forward process between the same two noise levels
     step_kl_ratio/bandK      step_kl ÷ its ideal within an eigen-band: 1 for a perfect model, whatever the steps
     variance_ratio/bandK     variance of the sampled latents after the step ÷ that of real latents at that level
+    variance_ratio_ideal/bandK   the same of a perfect denoiser: below 1 by what the steps' length costs
     =======================  ==================================================================================
 
     Eigen-bands split the basis's directions into equal parts by real latents' variance, band 0 the largest. The raw curve is near 0
@@ -103,6 +104,8 @@ class StepKL(Analysis):
                 ratio = measured[:, band].nanmean(1) / ideal.step_kl()[:, band].mean(1)
                 column[f"step_kl_ratio/band{k}"] = ratio.numpy()
                 column[f"variance_ratio/band{k}"] = (variance / ideal.forward_var_s)[:, band].nanmean(1).numpy()
+                perfect = ideal.var_s / ideal.forward_var_s
+                column[f"variance_ratio_ideal/band{k}"] = perfect[:, band].nanmean(1).numpy()
         curves = {name: trajectory.curve(value) for name, value in column.items()}
         curves["step_kl"] = trajectory.curve(column["step_kl"], lower, upper)
         dimension = int(np.prod(self.basis.shape))

@@ -6,6 +6,7 @@ from ldmprobe.tracking.charts.denoising import (
     history_chart,
     loss_chart,
     nats_chart,
+    offset_chart,
     residual_chart,
     skill_chart,
 )
@@ -13,11 +14,12 @@ from ldmprobe.tracking.charts.forgetting import before_and_after_chart, forgetti
 from ldmprobe.tracking.charts.heatmap import heatmap_chart
 from ldmprobe.tracking.charts.objective import objective_chart
 from ldmprobe.tracking.charts.quality import fid_chart, kid_chart
-from ldmprobe.tracking.charts.sampling import gap_chart, kl_chart, ratio_chart, variance_chart
+from ldmprobe.tracking.charts.sampling import excess_chart, gap_chart, kl_chart, ratio_chart, variance_chart
 from ldmprobe.tracking.charts.scatter import pca_chart
 
 __all__ = [
     "before_and_after_chart",
+    "excess_chart",
     "fid_chart",
     "forgetting_chart",
     "forgetting_history_chart",
@@ -30,6 +32,7 @@ __all__ = [
     "loss_chart",
     "nats_chart",
     "objective_chart",
+    "offset_chart",
     "pca_chart",
     "progress_chart",
     "ratio_chart",

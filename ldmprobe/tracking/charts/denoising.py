@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ldmprobe.probing.record import ProbeRecord
-from ldmprobe.tracking.charts.layout import curves_by_step, finish, step_colour_bar
+from ldmprobe.tracking.charts.layout import curves_by_step, finish, gaps, step_colour_bar
 from ldmprobe.tracking.style import IDEAL, STEP_COLOURS, WARNING, step_colour
 
 
@@ -36,6 +36,24 @@ def gain_chart(records: Sequence[ProbeRecord]) -> go.Figure:
     reach = min(max(1.15 * float(np.nanmax(np.abs(last - 1), initial=0)), 0.1), 1.0)
     figure.update_yaxes(range=[1 - reach, 1 + reach])
     return figure
+
+
+def offset_chart(records: Sequence[ProbeRecord]) -> go.Figure:
+    """Mean of the error by channel over log-SNR, coloured by training step, and what it reads of a calibrated denoiser."""
+    figure = go.Figure()
+    curves_by_step(figure, records, "prediction_offset", over_log_snr=True)
+    last = records[-1].curves
+    floor = last.get("prediction_offset_floor")  # records of an older ldmprobe have none
+    if floor is not None:
+        figure.add_trace(
+            go.Scatter(
+                x=floor.log_snr,
+                y=gaps(floor.value),
+                name="of a calibrated denoiser, by chance",
+                line={"color": IDEAL, "dash": "dash", "width": 2.2},
+            )
+        )
+    return finish(figure, "log-SNR (noisy to clean)", "mean error, in units of the noise", log_y=True)
 
 
 def nats_chart(records: Sequence[ProbeRecord]) -> go.Figure:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import plotly.graph_objects as go
 
 from ldmprobe.probing.record import ProbeRecord
@@ -52,10 +53,21 @@ def gap_chart(records: Sequence[ProbeRecord]) -> go.Figure:
     return finish(figure, "timestep (sampling runs left to right)", "nats per dimension", log_y=True, reverse_x=True)
 
 
-def variance_chart(record: ProbeRecord) -> go.Figure:
-    """The latest probe's sample variance ÷ real variance, per eigen-band."""
+def excess_chart(records: Sequence[ProbeRecord]) -> go.Figure:
+    """Error of single steps from true latents beyond the best linear denoiser's, coloured by training step; 0 is that denoiser."""
     figure = go.Figure()
-    figure.add_hline(y=1, line={"color": IDEAL, "dash": "dash", "width": 2})
+    figure.add_hline(y=0, line={"color": IDEAL, "dash": "dash", "width": 2})
+    curves_by_step(figure, records, "one_step_excess", interval=True, over_log_snr=True)
+    figure = finish(figure, "log-SNR (noisy to clean)", "squared error per dimension, above linear")
+    last = records[-1].curves["one_step_excess"]
+    # Untrained networks are off by far more, and would press what matters flat.
+    reach = 1.3 * float(np.nanmax(np.abs(last.value), initial=1e-6))
+    return figure.update_yaxes(range=[-reach, reach])
+
+
+def variance_chart(record: ProbeRecord) -> go.Figure:
+    """The latest probe's sample variance ÷ real variance, per eigen-band, each beside that of a perfect denoiser (dashed)."""
+    figure = go.Figure()
     bands = sorted(name for name in record.curves if name.startswith("variance_ratio/band"))
     for k, name in enumerate(bands):
         curve = record.curves[name]
@@ -65,6 +77,11 @@ def variance_chart(record: ProbeRecord) -> go.Figure:
         figure.add_trace(
             go.Scatter(x=curve.timestep, y=gaps(curve.value), name=name, line={"color": colour, "width": 2})
         )
+        ideal = record.curves.get(f"variance_ratio_ideal/band{k}")  # records of an older ldmprobe have none
+        if ideal is not None:
+            dashed = {"color": colour, "width": 1.6, "dash": "dash"}
+            legend = {"name": "ideal: perfect denoiser", "legendgroup": "ideal", "showlegend": k == 0}
+            figure.add_trace(go.Scatter(x=ideal.timestep, y=gaps(ideal.value), line=dashed, **legend))
     figure = finish(
         figure, "timestep (sampling runs left to right)", "variance of samples ÷ real", log_y=True, reverse_x=True
     )

@@ -1,0 +1,201 @@
+r"""Which noise levels are measurably at fault in one probe of one run, how much that weighs, and what could still be hidden.
+
+Four things are asked of every level, none of which needs another run to compare with. A denoiser that is optimal for its data passes all
+of them: its skill is at least 0 (a linear denoiser is no better), its gain E[ε·ε_θ]/E[ε_θ²] is 1, the mean of its error is 0, and a linear
+correction removes nothing of it (R = 0). The first three are tested at each of L levels with Bonferroni's correction,
+
+.. math:: |\text{deviation}| > t_{G-1}\!\left(1 - \frac{0.05}{2 \cdot 3 L}\right) \widehat{\text{se}} + \text{least that is told of},
+
+G being the number of independent images; R, whose cross-fit makes it read low, by its own interval over bands of log-SNR.
+
+What is found is weighed in nats of the likelihood bound: the heaviest is the headline. What is less than half a per cent of the bound comes
+last, except a gain or an offset of two per cent or more: such a fault bends every sample, and next to no loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t as student_t
+
+from ldmprobe.analysis.bands import runs_of
+from ldmprobe.analysis.imbalance import Band
+
+FALSE_ALARMS = 0.05  # of a perfect denoiser's probes, in all three tests together
+NEGLIGIBLE = 0.005  # of the bound
+LEAST_RESIDUAL, LEAST_DEVIATION = 0.01, 0.002  # of R, and of gain and offset: what is less is not told of
+OF_SCALE = 0.02  # a gain or an offset that is told of whatever it weighs
+_TESTS = 3
+
+
+@dataclass(frozen=True)
+class Levels:
+    """One denoising probe, level by level from noisy to clean; arrays of shape (L,), with the half-widths of their 95 % intervals.
+
+    Attributes:
+        log_snr, mse: the levels, and the squared ε-error per dimension there.
+        nats: of the likelihood bound per unit of that error.
+        linear_mse: the best linear denoiser's error.
+        skill, skill_width: 1 − mse/linear_mse.
+        gain, gain_width: E[ε·ε_θ]/E[ε_θ²].
+        square: E[ε_θ²] per dimension.
+        offset, offset_width: root mean square over channels of the error's mean, in units of the noise.
+        num_images: G, how many images the draws are of.
+    """
+
+    log_snr: np.ndarray
+    mse: np.ndarray
+    nats: np.ndarray
+    linear_mse: np.ndarray
+    skill: np.ndarray
+    skill_width: np.ndarray
+    gain: np.ndarray
+    gain_width: np.ndarray
+    square: np.ndarray
+    offset: np.ndarray
+    offset_width: np.ndarray
+    num_images: int
+
+    @property
+    def bound(self) -> float:
+        """The probed part of the likelihood bound, in nats."""
+        return float(self.nats @ self.mse)
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A fault of some levels.
+
+    Attributes:
+        text: a sentence without its stop and what it costs.
+        nats: what it costs.
+        deviation: the largest of gain or offset, if it is one of these.
+    """
+
+    text: str
+    nats: float
+    deviation: float = 0.0
+
+    @property
+    def weighed(self) -> str:
+        """The text with what it costs."""
+        return f"{self.text} ({_nats(self.nats)} nats)"
+
+
+def in_words(levels: Levels, bands: Sequence[Band]) -> tuple[str, str]:
+    """The headline, one sentence, and the remarks below it.
+
+    Args:
+        bands: what R says, from :func:`ldmprobe.analysis.imbalance.summarize`.
+    """
+    lost = ~np.isfinite(levels.mse)
+    if lost.any():
+        return f"Predictions have NaN or Inf in them at {_where(lost, levels)}: nothing can be said of these.", ""
+    least = NEGLIGIBLE * levels.bound
+    recoverable = [band for band in bands if band.lower > LEAST_RESIDUAL]
+    found = [
+        *_recoverable([band for band in recoverable if band.excess_nats >= least]),
+        *_measurable([band for band in recoverable if band.excess_nats < least]),
+        *worse_than_linear(levels),
+        *wrong_gain(levels),
+        *offset_from_zero(levels),
+    ]
+    found.sort(key=lambda fault: -fault.nats)
+    heavy = [fault for fault in found if fault.nats >= least]
+    of_scale = [fault for fault in found if fault.nats < least and fault.deviation >= OF_SCALE]
+    light = [fault for fault in found if fault.nats < least and fault.deviation < OF_SCALE]
+    bound = f"of the held-out bound's {_nats(levels.bound)} nats"
+    headline = f"No noise level has a measurable fault that weighs {NEGLIGIBLE:.1%} {bound} or more."
+    if first := [*heavy, *of_scale][:1]:
+        headline = f"{first[0].text}: {_nats(first[0].nats)} {bound}."
+    remarks = [f"{fault.weighed}." for fault in [*heavy, *of_scale][1:]]
+    if light:
+        told = "; ".join(f"{fault.weighed[0].lower()}{fault.weighed[1:]}" for fault in light)
+        remarks.append(f"Measurable, but next to nothing in the bound: {told}.")
+    rest = [band for band in bands if band not in recoverable]
+    if rest:
+        most, nats = max(band.upper for band in rest), sum(max(band.upper_nats, 0.0) for band in rest)
+        remarks.append(
+            f"No fault that a linear correction would mend could be hidden {'elsewhere' if recoverable else 'anywhere'} that is larger "
+            f"than {max(most, 0.0):.1%} of a band's loss ({_nats(nats)} nats in all)."
+        )
+    return headline, " ".join(remarks)
+
+
+def worse_than_linear(levels: Levels) -> list[Fault]:
+    """The levels whose held-out error is surely above the best linear denoiser's."""
+    flagged = levels.skill + _critical(levels, sides=1) * levels.skill_width < 0
+    if not flagged.any():
+        return []
+    nats = float((levels.nats * (levels.mse - levels.linear_mse))[flagged].sum())
+    return [Fault(f"Worse than a linear denoiser at {_where(flagged, levels)}", nats)]
+
+
+def wrong_gain(levels: Levels) -> list[Fault]:
+    """The levels whose predictions are surely too large, and those whose predictions are surely too small."""
+    deviation = levels.gain - 1
+    sure = np.abs(deviation) - _critical(levels, sides=2) * levels.gain_width > LEAST_DEVIATION
+    found = []
+    for word, flagged in (("large", sure & (deviation < 0)), ("small", sure & (deviation > 0))):
+        if flagged.any():
+            nats = float((levels.nats * deviation**2 * levels.square)[flagged].sum())
+            text = f"Predictions are too {word} at {_where(flagged, levels)}, gain {_range(levels.gain[flagged])}"
+            found.append(Fault(text, nats, float(np.abs(deviation[flagged]).max())))
+    return found
+
+
+def offset_from_zero(levels: Levels) -> list[Fault]:
+    """The levels whose error surely has a mean."""
+    # Of a root mean square over channels, t standard errors are exceeded at most as often as of a single mean.
+    flagged = levels.offset - _critical(levels, sides=2) * levels.offset_width > LEAST_DEVIATION
+    if not flagged.any():
+        return []
+    nats = float((levels.nats * levels.offset**2)[flagged].sum())
+    text = f"Predictions are shifted at {_where(flagged, levels)}, by {_range(levels.offset[flagged])} of the noise"
+    return [Fault(text, nats, float(levels.offset[flagged].max()))]
+
+
+def _recoverable(bands: Sequence[Band]) -> list[Fault]:
+    if not bands:
+        return []
+    named = sorted(bands, key=lambda band: -band.excess_nats)
+    parts = [f"{band.residual:.0%} of the loss at log-SNR {band.name}" for band in named]
+    text = f"A linear correction would still remove {_listed(parts)}"
+    return [Fault(text, sum(band.excess_nats for band in bands))]
+
+
+def _measurable(bands: Sequence[Band]) -> list[Fault]:
+    """The bands with R above 0 that weigh next to nothing, without R: a large share of nothing reads like a large fault."""
+    if not bands:
+        return []
+    where = _listed([band.name for band in bands])
+    return [Fault(f"A linear correction would remove something at log-SNR {where}", sum(b.excess_nats for b in bands))]
+
+
+def _critical(levels: Levels, sides: int) -> float:
+    """Half-widths of a 95 % interval that a level has to be off by, so that all levels of all tests raise few false alarms."""
+    degrees = max(levels.num_images - 1, 1)
+    tail = FALSE_ALARMS / (sides * _TESTS * len(levels.log_snr))
+    return float(student_t.ppf(1 - tail, degrees) / student_t.ppf(0.975, degrees))
+
+
+def _where(flagged: np.ndarray, levels: Levels) -> str:
+    return "every noise level" if flagged.all() else f"log-SNR {_listed(runs_of(flagged, levels.log_snr))}"
+
+
+def _range(values: np.ndarray) -> str:
+    ends = [f"{value:.3f}" if abs(value - 1) < 0.02 else f"{value:.2f}" for value in (values.min(), values.max())]
+    return " to ".join(dict.fromkeys(ends))
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), names[-1]])
+
+
+def _nats(value: float) -> str:
+    """A number of nats, with two digits or more that mean something."""
+    if abs(value) < 0.01:
+        return "less than 0.01"
+    return f"{value:,.{2 if abs(value) < 1 else 1 if abs(value) < 100 else 0}f}"
