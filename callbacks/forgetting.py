@@ -113,6 +113,7 @@ class Forgetting(ProbeCallback):
                     model,
                     "base_reference.safetensors",
                     lambda: base_data.reference_batches(self.num_reference),
+                    base_data.identity.train,
                 ),
                 reference_of(trainer, model, self.num_reference),
             )

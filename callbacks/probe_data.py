@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -10,6 +11,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from ldmprobe.callbacks.probe_callback import run_directory
 from ldmprobe.callbacks.rank_zero import from_rank_zero
+from ldmprobe.data.identity import KnownRows
+from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
@@ -20,19 +23,30 @@ from ldmprobe.probing.reference import Reference, latents_of
 
 def reference_of(trainer: L.Trainer, model: DiffusionModel, num_images: int) -> Reference:
     """The run's reference, of training images."""
-    return reference_in(trainer, model, "reference.safetensors", lambda: _batches(trainer, num_images, held_out=False))
+    data = getattr(trainer, "datamodule", None)
+    rows = data.identity.train if isinstance(data, ImageData) else None
+    batches = partial(_batches, trainer, num_images, held_out=False)
+    return reference_in(trainer, model, "reference.safetensors", batches, rows)
 
 
 def reference_in(
-    trainer: L.Trainer, model: DiffusionModel, name: str, batches: Callable[[], Iterable[dict[str, Any]]]
+    trainer: L.Trainer,
+    model: DiffusionModel,
+    name: str,
+    batches: Callable[[], Iterable[dict[str, Any]]],
+    rows: KnownRows | None = None,
 ) -> Reference:
-    """The reference called ``name`` in the run's directory; where there is none, one fitted on ``batches()`` and put there; by rank zero,
-    for all ranks."""
+    """The reference called ``name`` in the run's directory; where there is none, one fitted on ``batches()`` and put there;
+    by rank zero, for all ranks.
+
+    Args:
+        rows: the data that the batches are of, where they are known.
+    """
     path = run_directory(trainer) / name
 
     def make() -> Reference:
         with evaluating(model.modules):
-            reference = reference_at(path, model, lambda: latents_of(model.codec, batches()))
+            reference = reference_at(path, model, lambda: latents_of(model.codec, batches()), rows)
         if not path.exists():
             reference.save(path)
             reference = Reference.load(

@@ -5,15 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import numpy as np
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
 from ldmprobe.data.endless import check_epochs
+from ldmprobe.data.identity import DataIdentity, known_rows
 from ldmprobe.data.latents import SPLITS, LatentCache, LatentRows, LatentStream, cache_key, collate_latents, frozen_text
 from ldmprobe.data.rows import RowReader, collate
 from ldmprobe.data.sources import ROW_NUMBER, choose_splits, load_splits
@@ -42,8 +45,13 @@ class ImageData(L.LightningDataModule):
             the built-in dataset.
         image_column, label_column, caption_column: names of columns; the latter two are optional.
         train_split: name of the training split.
-        held_out_split: name of the held-out split. Default: "validation" or "test" where there is one, else
-            ``held_out_fraction`` of the training rows, always the same (of a stream: its first ``held_out_rows``).
+        held_out_split: name of the held-out split. Default: "validation" or "test" where there is one, else a part of the
+            training rows: each with probability ``held_out_fraction``, by a hash of its image as it is stored. So a row stays
+            on its side when others are added, renamed or moved, and copies of an image are on one side.
+        held_out_fraction: the expected share of rows held out: of N rows N·f ± 2 √(N f (1 − f)), but two at least (one, of
+            fewer than four rows). Of built-in data it is exact.
+        held_out_rows: the most that are held out of a stream, whose further rows of that share are left aside. Of built-in
+            data it is exact.
         image_size: images become square of this many pixels; default: they all have one size already.
         channels: 1, 3 or 4; default: those of the first image.
         resize: "crop" scales the short side and crops the long one, "squash" ignores the aspect ratio.
@@ -133,7 +141,13 @@ class ImageData(L.LightningDataModule):
             check_epochs(self.trainer)
         splits = load_splits(self.dataset, streaming=self.streaming, **self.dataset_kwargs)
         train, held_out = choose_splits(
-            splits, self.train_split, self.held_out_split, self.held_out_fraction, self.held_out_rows
+            splits,
+            self.train_split,
+            self.held_out_split,
+            self.held_out_fraction,
+            self.held_out_rows,
+            self.reader.image_column,
+            fixed=self.dataset.startswith("builtin:"),
         )
         reader = self.reader
         named = [c for c in (reader.image_column, reader.label_column, reader.caption_column) if c is not None]
@@ -183,6 +197,30 @@ class ImageData(L.LightningDataModule):
                 f"{empty} of the {len(self.checked_captions)} captions that were checked are empty: in training their images teach the model "
                 "what to do without a prompt, as those do whose caption is dropped.",
                 stacklevel=2,
+            )
+
+    @cached_property
+    def identity(self) -> DataIdentity:
+        """What tells these rows from others, known after ``setup``."""
+        reader = self.reader
+        columns = [column for column in (reader.label_column, reader.caption_column) if column is not None]
+        return DataIdentity(*(known_rows(self.rows[split], reader.image_column, columns) for split in SPLITS))
+
+    def state_dict(self) -> dict[str, Any]:
+        """What data a checkpoint is of."""
+        return self.identity.summary() if self._train is not None else {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare the data that a checkpoint was trained on with these, where training goes on from it.
+
+        Raises:
+            ConfigurationError: rows that were trained on are held out now, or none of them is there any more.
+        """
+        going_on = self.trainer is not None and self.trainer.state.fn == "fit"
+        if going_on and state_dict and (told := self.identity.changes(state_dict)):
+            rank_zero_warn(
+                f"The data are not those of the checkpoint: {'; '.join(told)}. Training goes on with these from here on, in an "
+                "order of their own; held-out numbers before and after are of different rows where those differ."
             )
 
     @property
@@ -274,7 +312,7 @@ class ImageData(L.LightningDataModule):
 
     def reference_batches(self, num_images: int, held_out: bool = False) -> Iterator[dict[str, Any]]:
         """``num_images`` training (or held-out) images, or all there are, drawn in a fixed order that no seed changes, without
-        augmentation: what probes compare with. The same on every rank. (Of a stream: its first.)"""
+        augmentation: what probes compare with. The same on every rank. (Of a stream's training images: the first.)"""
         if self._cache is None:
             yield from self.reference_images(num_images, held_out)
         else:

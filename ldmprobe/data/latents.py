@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldmprobe.data.identity import image_hashes
 from ldmprobe.data.rows import RowReader
 from ldmprobe.data.sources import ROW_NUMBER
 from ldmprobe.data.stream import ShuffledStream
@@ -33,7 +33,6 @@ DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.
 SPLITS = ("train", "held_out")
 _DESCRIPTION = "cache.json"
 _FORMAT = 4
-_IMAGES_READ = 512  # of each split, evenly spread
 _VALUES_HASHED = 65_536  # of each weight tensor
 
 
@@ -45,9 +44,8 @@ def cache_key(
 ) -> dict[str, Any]:
     """All that cached latents depend on, as plain values by part. Writer and reader of a cache both compute it, by this function.
 
-    Of the data these are the number of rows, all labels and captions, and of the images, as they are stored, the size in bytes of each
-    encoded one and the bytes of 512 of each split, or the values of all arrays. So an image that was replaced by another of exactly its
-    size in bytes may go unnoticed. The codec's scale and shift are no part: latents are kept before them.
+    Of the data these are the number of rows, all labels and captions, and a hash of each image as it is stored
+    (:mod:`ldmprobe.data.identity`). The codec's scale and shift are no part: latents are kept before them.
 
     Args:
         rows: of each of :data:`SPLITS`.
@@ -103,7 +101,7 @@ def _split_key(rows: Any, reader: RowReader) -> dict[str, Any]:
     columns = {"row numbers": ROW_NUMBER, "labels": reader.label_column, "captions": reader.caption_column}
     return {
         "number of rows": len(rows),
-        "images": _images_hash(rows, reader.image_column),
+        "images": hashlib.sha256(image_hashes(rows, reader.image_column).tobytes()).hexdigest(),
         **{
             name: hashlib.sha256(json.dumps(_in_order(rows, rows.data.column(column)).to_pylist()).encode()).hexdigest()
             for name, column in columns.items()
@@ -112,54 +110,9 @@ def _split_key(rows: Any, reader: RowReader) -> dict[str, Any]:
     }
 
 
-def _images_hash(rows: Any, column: str) -> str:
-    """Of encoded images all sizes in bytes, which are known without reading them, and the bytes of some; of arrays all values."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    digest = hashlib.sha256()
-    stored = rows.data.column(column)
-    if not pa.types.is_struct(stored.type):
-        for start in range(0, len(rows), 1024):
-            for chunk in _in_order(rows, stored, start, 1024).chunks:
-                digest.update(_values(chunk).tobytes())
-        return digest.hexdigest()
-    lengths = pc.fill_null(pc.binary_length(pc.struct_field(stored, "bytes")), 0)
-    sizes = _in_order(rows, lengths).to_numpy().astype(np.int64)
-    if in_files := np.flatnonzero(sizes == 0).tolist():
-        paths = _in_order(rows, pc.struct_field(stored, "path")).take(in_files).to_pylist()
-        sizes[in_files] = [_file_size(path) for path in paths]
-    digest.update(sizes)
-    for i in np.unique(np.linspace(0, len(rows) - 1, min(len(rows), _IMAGES_READ)).round().astype(int)):
-        if sizes[i]:
-            value = rows[int(i)][column]
-            digest.update(value["bytes"] or Path(value["path"]).read_bytes())
-    return digest.hexdigest()
-
-
-def _in_order(rows: Any, stored: Any, start: int = 0, length: int | None = None) -> Any:
-    """An Arrow column of the table behind ``rows``, or a slice, as they go through it; many times faster than ``rows[column]``."""
-    if rows._indices is None:
-        return stored.slice(start, length)
-    return stored.take(rows._indices.column(0).slice(start, length))
-
-
-def _values(array: Any) -> np.ndarray:
-    """Of an Arrow array of lists of any depth."""
-    import pyarrow as pa
-
-    array = getattr(array, "storage", array)  # of datasets' Array2D and the like
-    while isinstance(array, (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)):
-        array = array.flatten()
-    return array.to_numpy(zero_copy_only=False)
-
-
-def _file_size(path: str | None) -> int:
-    """In bytes; 0 where there is no file, whose row RowReader names."""
-    try:
-        return 0 if path is None else os.path.getsize(path)
-    except OSError:
-        return 0
+def _in_order(rows: Any, stored: Any) -> Any:
+    """An Arrow column of the table behind ``rows``, as they go through it; many times faster than ``rows[column]``."""
+    return stored if rows._indices is None else stored.take(rows._indices.column(0))
 
 
 def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str | None:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ldmprobe.data.builtin import load_builtin
+from ldmprobe.data.identity import held_out_mask, image_hashes, is_held_out
 from ldmprobe.errors import ConfigurationError
 
 ROW_NUMBER = "__row__"
 HELD_OUT_NAMES = ("validation", "valid", "val", "test")
-_SPLIT_SEED = 20_26  # of the held-out rows taken where a dataset has none; part of every run's comparability
+_SPLIT_SEED = 20_26  # of the held-out rows of built-in data; part of every run's comparability
 
 
 def load_splits(dataset: str, streaming: bool = False, **kwargs: Any) -> dict[str, Any]:
@@ -66,13 +68,27 @@ def load_splits(dataset: str, streaming: bool = False, **kwargs: Any) -> dict[st
 
 
 def choose_splits(
-    splits: dict[str, Any], train_split: str, held_out_split: str | None, held_out_fraction: float, held_out_rows: int
+    splits: dict[str, Any],
+    train_split: str,
+    held_out_split: str | None,
+    held_out_fraction: float,
+    held_out_rows: int,
+    image_column: str = "image",
+    fixed: bool = False,
 ) -> tuple[Any, Any]:
-    """Training and held-out rows. Where no split is named for holding out and none has a usual name, a fixed part of the
-    training split is taken: random rows (independent of the training seed), or the first ``held_out_rows`` of a stream.
+    """Training and held-out rows.
+
+    Where no split is named for holding out and none has a usual name, a part of the training split is taken: each row with
+    probability ``held_out_fraction``, by a hash of its image, so that it stays on its side whatever rows are added, and
+    copies of one image are on one side. Both sides are in the order of the hashes.
+
+    Args:
+        held_out_rows: of a stream at most so many are held out; what it has more of them is left aside.
+        fixed: the rows never change (built-in data): exactly ``held_out_fraction`` of them are taken, by their numbers, or
+            the first ``held_out_rows`` of a stream.
 
     Raises:
-        ConfigurationError: a named split does not exist, or one is empty.
+        ConfigurationError: a named split does not exist, or one is empty; there are not two different images.
     """
     for name in (train_split, held_out_split):
         if name is not None and name not in splits:
@@ -83,20 +99,56 @@ def choose_splits(
     if held_out_split is not None:
         held_out = splits[held_out_split]
     elif hasattr(train, "__len__"):
-        if len(train) < 2:
-            raise ConfigurationError(
-                f"Split {train_split!r} has {len(train)} row(s); expected at least 2, one of them to hold out."
-            )
-        size = min(len(train) - 1, max(1, round(held_out_fraction * len(train))))
-        numbered = train.add_column(ROW_NUMBER, np.arange(len(train)))  # so that messages name rows of the dataset
-        parts = numbered.train_test_split(test_size=size, seed=_SPLIT_SEED)
-        train, held_out = parts["train"], parts["test"]
-    else:
+        train, held_out = _held_out_of_table(train, train_split, held_out_fraction, image_column, fixed)
+    elif fixed:
         train, held_out = train.skip(held_out_rows), train.take(held_out_rows)
+    else:
+        train, held_out = _held_out_of_stream(train, held_out_fraction, held_out_rows, image_column)
     for name, rows in ((train_split, train), (held_out_split or "held-out", held_out)):
         if hasattr(rows, "__len__") and len(rows) == 0:
             raise ConfigurationError(f"Split {name!r} is empty.")
     return train, held_out
+
+
+def _held_out_of_table(rows: Any, name: str, fraction: float, image_column: str, fixed: bool) -> tuple[Any, Any]:
+    if len(rows) < 2:
+        raise ConfigurationError(
+            f"Split {name!r} has {len(rows)} row(s); expected at least 2, one of them to hold out."
+        )
+    _check_column(image_column, rows.column_names)
+    numbered = rows.add_column(ROW_NUMBER, np.arange(len(rows)))  # so that messages name rows of the dataset
+    if fixed:
+        size = min(len(rows) - 1, max(1, round(fraction * len(rows))))
+        parts = numbered.train_test_split(test_size=size, seed=_SPLIT_SEED)
+        return parts["train"], parts["test"]
+    hashes = image_hashes(numbered, image_column)
+    order = np.argsort(hashes, kind="stable")
+    held_out = held_out_mask(hashes, fraction)[order]
+    return numbered.select(order[~held_out]), numbered.select(order[held_out])
+
+
+def _held_out_of_stream(rows: Any, fraction: float, most: int, image_column: str) -> tuple[Any, Any]:
+    from datasets import Dataset, Image
+
+    _check_column(image_column, rows.column_names or list(next(iter(rows), {})))
+    if isinstance((rows.features or {}).get(image_column), Image):
+        rows = rows.cast_column(image_column, Image(decode=False))
+    train, held_out = (
+        rows.filter(is_held_out, fn_kwargs={"column": image_column, "fraction": fraction, "wanted": wanted})
+        for wanted in (False, True)
+    )
+    taken = list(islice(held_out, most))
+    if not taken:
+        raise ConfigurationError(
+            f"The held-out part of the stream is empty: each row is held out with probability {fraction}, and none is. "
+            "Set a larger `held_out_fraction`, or leave out `streaming`."
+        )
+    return train, Dataset.from_list(taken, features=rows.features)
+
+
+def _check_column(column: str, columns: list[str]) -> None:
+    if column not in columns:
+        raise ConfigurationError(f"There is no column {column!r}; the dataset has {', '.join(map(repr, columns))}.")
 
 
 def _first_line(error: Exception) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +12,33 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
+from ldmprobe.data.identity import KnownRows
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.record import fingerprint
 from ldmprobe.probing.reference import Reference
 
 
-def reference_at(path: Path, model: DiffusionModel, latents: Callable[[], Tensor]) -> Reference:
+def reference_at(
+    path: Path, model: DiffusionModel, latents: Callable[[], Tensor], rows: KnownRows | None = None
+) -> Reference:
     """The reference kept at ``path``; where there is none, one fitted on ``latents()`` (N, C, H, W), for the caller to save.
 
+    Args:
+        rows: the data that latents are of, where they are known. That they have changed a little is told, and the
+            reference is kept, so that all records of a run are measured alike.
+
     Raises:
-        ConfigurationError: it is damaged, or of latents of another codec or shape than ``model``'s.
+        ConfigurationError: it is damaged, or of latents of another codec or shape than ``model``'s, or of other data.
     """
     codec = fingerprint(model.codec.description)
     if not path.exists():
-        return Reference.fit(latents(), codec)
+        return replace(Reference.fit(latents(), codec), data={} if rows is None else rows.summary())
     reference = Reference.load(path)
+    if rows is not None and reference.data:
+        changes = rows.changes(reference.data, "training", f"{path} is of other data; choose another run directory.")
+        if changes:
+            warnings.warn(f"{path} is of the data as they were, and is kept: {'; '.join(changes)}.", stacklevel=2)
     if reference.codec != codec:
         raise ConfigurationError(
             f"{path} was fitted on latents of another codec than this model's (or of another latent scale); choose another run "

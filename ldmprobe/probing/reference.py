@@ -34,6 +34,7 @@ class Reference:
         num_latents: how many it was fitted on.
         codec: fingerprint of the codec that made them, if known.
         magnitudes: evenly spaced quantiles of their entries' magnitudes; empty in a reference that was kept before there were any.
+        data: summary of the rows whose latents these are, where they are known (:meth:`KnownRows.summary`).
     """
 
     basis: LatentBasis
@@ -42,6 +43,7 @@ class Reference:
     num_latents: int
     codec: str = ""
     magnitudes: Tensor = field(default_factory=lambda: torch.empty(0))
+    data: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def fit(cls, latents: Tensor, codec: str = "") -> Reference:
@@ -85,6 +87,7 @@ class Reference:
             "total_variance": self.pca.total_variance,
             "num_latents": self.num_latents,
             "codec": self.codec,
+            "data": self.data,
         }
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
         with whole_file(path) as file:
@@ -111,7 +114,8 @@ class Reference:
                 tensors["pca_mean"], tensors["pca_components"], tensors["pca_variance"], header["total_variance"]
             )
             magnitudes = tensors.get("magnitudes", torch.empty(0))
-            return cls(basis, pca, tensors["cloud"], header["num_latents"], header["codec"], magnitudes)
+            known = header.get("data", {})
+            return cls(basis, pca, tensors["cloud"], header["num_latents"], header["codec"], magnitudes, known)
         except Exception as error:  # safetensors, json and torch raise many kinds, all meaning the same
             raise ConfigurationError(
                 f"{path} is not a readable reference ({type(error).__name__}: {error}); move it away, and it is fitted again."

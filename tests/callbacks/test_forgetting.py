@@ -139,7 +139,7 @@ def test_a_run_whose_base_model_was_not_measured_is_told_what_to_do(folder, tmp_
         finetuned(folder, tmp_path, [forgetting(folder)], ckpt_path=str(tmp_path / "two.ckpt"))
 
 
-def test_the_report_shows_it(run):
+def test_the_report_shows_it(folder, run):
     html = (run[0] / "report.html").read_text()
     for heading in (
         "What finetuning forgot and gained",
@@ -149,10 +149,14 @@ def test_the_report_shows_it(run):
     ):
         assert f"<h2>{heading}</h2>" in html
     assert "could not be drawn" not in html.lower()
-    assert "draws, of 90 images of the base model's data and 90 of the new" in html
+    sets = [data(folder, name) for name in ("base", "new")]
+    for each in sets:
+        each.setup()
+    base, new = (min(96, len(each.rows["held_out"])) for each in sets)
+    assert f"draws, of {base} images of the base model's data and {new} of the new" in html
     scalars = RecordStore(run[0]).read("forgetting")[-1].scalars
-    for data, total, word in (("base model's", "forgotten_nats", "lost"), ("new", "gained_nats", "gained")):
-        tile = rf"The {data} data</span><strong>{scalars[total]:,.1f}</strong> <em>± [\d.]+ nats {word}</em>"
+    for kind, total, word in (("base model's", "forgotten_nats", "lost"), ("new", "gained_nats", "gained")):
+        tile = rf"The {kind} data</span><strong>{scalars[total]:,.1f}</strong> <em>± [\d.]+ nats {word}</em>"
         assert re.search(tile, unescape(html))
 
 

@@ -110,7 +110,7 @@ def test_held_out_images_are_not_augmented():
     assert _same(_take(data.val_dataloader(), 9), _take(plain.val_dataloader(), 9))
 
 
-def test_a_stream_holds_out_its_first_rows():
+def test_a_built_in_stream_holds_out_its_first_rows():
     data = _shapes(streaming=True, held_out_rows=5)
     held_out, trained = _keys(data.val_dataloader()), _keys(_take(data.train_dataloader(), 20))
     assert (len(held_out), len(trained)) == (5, 25)
@@ -194,13 +194,13 @@ def test_a_class_label_feature_names_the_classes(tmp_path):
 def test_a_stream_must_be_told_how_many_classes(tmp_path):
     path = _parquet(tmp_path / "a.parquet", _grey(10), [0, 1] * 5)
     with pytest.raises(ConfigurationError, match="set the data's `num_classes`"):
-        ImageData(path, label_column="label", streaming=True, held_out_rows=2).setup()
+        ImageData(path, label_column="label", streaming=True, held_out_fraction=0.5).setup()
 
 
 def test_a_label_out_of_range_in_the_first_rows_of_a_stream_is_refused(tmp_path):
     path = _parquet(tmp_path / "a.parquet", _grey(10), [0, 1] * 4 + [5, 5])
     with pytest.raises(ConfigurationError, match="class label 5"):
-        ImageData(path, label_column="label", streaming=True, held_out_rows=2, num_classes=2).setup()
+        ImageData(path, label_column="label", streaming=True, held_out_fraction=0.5, num_classes=2).setup()
 
 
 def test_an_unreadable_image_is_named_by_its_row_in_the_dataset(tmp_path):
@@ -212,7 +212,7 @@ def test_an_unreadable_image_is_named_by_its_row_in_the_dataset(tmp_path):
 def test_a_stream_with_no_rows_is_refused_as_empty(tmp_path):
     path = _parquet(tmp_path / "a.parquet", _grey(4))
     with pytest.raises(ConfigurationError, match="empty"):
-        ImageData(path, streaming=True, held_out_rows=10).setup()
+        ImageData(path, streaming=True).setup()
 
 
 def test_the_rows_of_batches_are_rows_of_the_dataset():

@@ -78,12 +78,13 @@ def test_every_kind_of_source_gives_every_picture_with_its_label(kind, tmp_path)
 @pytest.mark.parametrize("kind", ["parquet folder", "imagefolder", "parquet file"])
 def test_a_source_can_be_streamed(kind, tmp_path):
     data = ImageData(
-        _write(kind, tmp_path / "pictures"), label_column="label", streaming=True, num_classes=2, held_out_rows=4
+        _write(kind, tmp_path / "pictures"), label_column="label", streaming=True, num_classes=2, held_out_fraction=0.4
     )
     data.setup()
     train, held_out = _contents(data, held_out=False), _contents(data, held_out=True)
     assert sorted(train + held_out) == _expected([*TRAIN, *TEST])
-    assert len(held_out) == 4
+    if kind != "parquet file":  # they have a test split
+        assert held_out == _expected(TEST)
 
 
 def test_builtin_data_can_be_streamed():
@@ -104,12 +105,13 @@ def test_dataset_kwargs_reach_load_dataset(tmp_path):
     assert {name: len(rows) for name, rows in splits.items()} == {"train": len(TEST)}
 
 
-def test_the_held_out_rows_are_always_the_same_and_no_training_rows():
+@pytest.mark.parametrize("fixed", [False, True])
+def test_the_held_out_rows_are_always_the_same_and_no_training_rows(fixed):
     table = _table(range(20))
-    parts = [choose_splits({"train": table}, "train", None, 0.25, 0) for _ in range(2)]
+    parts = [choose_splits({"train": table}, "train", None, 0.25, 0, fixed=fixed) for _ in range(2)]
     train, held_out = ([np.asarray(image)[0, 0] for image in rows["image"]] for rows in parts[0])
     assert [np.asarray(image)[0, 0] for image in parts[1][1]["image"]] == held_out
-    assert len(held_out) == 5
+    assert len(held_out) == (5 if fixed else 2)
     assert sorted(train + held_out) == [10 * i for i in range(20)]
 
 

@@ -1,0 +1,277 @@
+"""Which rows are which: a hash of each image as it is stored, by which rows are held out and data sets are told apart.
+
+An image has the same hash in a folder, a parquet file or a stream, under any name and at any place. So rows that are
+added, renamed or moved never take others to the other side, and copies of one image are on one side together.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import xxhash
+
+from ldmprobe.errors import ConfigurationError
+
+_PIECE = 4096  # bytes, a page; encoded images of more than three are read at their start, middle and end
+_FILES_AT_ONCE = 16  # to hide the latency of network disks
+_FEWEST_HELD_OUT = 2  # what a denoising probe needs
+_SAMPLED = 256  # rows by which data sets are compared
+_MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so that to multiply by it permutes the hashes
+
+Hashes = np.ndarray  # (N,) uint64
+
+
+# --- images --------------------------------------------------------------------------------------------------------------
+
+
+def image_hashes(rows: Any, column: str) -> Hashes:
+    """The hash of each row's image, without decoding it.
+
+    Of encoded images, in rows or in files, the size in bytes and 12 KiB are hashed; of arrays all values.
+
+    Args:
+        rows: a ``datasets.Dataset``.
+    """
+    wanted = np.arange(len(rows)) if rows._indices is None else rows._indices.column(0).to_numpy()
+    hashes, order, start = np.zeros(len(rows), np.uint64), np.argsort(wanted, kind="stable"), 0
+    in_files: dict[int, str] = {}
+    for chunk in rows.data.column(column).chunks:
+        first, last = np.searchsorted(wanted[order], (start, start + len(chunk)))
+        here = order[first:last]
+        for i, value in zip(here.tolist(), _stored(chunk, (wanted[here] - start).tolist()), strict=True):
+            if isinstance(value, str):
+                in_files[i] = value
+            else:
+                hashes[i] = xxhash.xxh3_64_intdigest(value)
+        start += len(chunk)
+    with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
+        for i, found in zip(in_files, pool.map(_file_hash, in_files.values(), chunksize=64), strict=True):
+            hashes[i] = found
+    return hashes
+
+
+def image_hash(value: Any) -> int:
+    """The same hash of one image as a row has it: ``{"bytes": …, "path": …}``, bytes, a path, or an array."""
+    if isinstance(value, dict):
+        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+    if isinstance(value, str):
+        return _file_hash(value)
+    return xxhash.xxh3_64_intdigest(_pieces(value) if isinstance(value, bytes) else _array(np.asarray(value)))
+
+
+def _stored(chunk: Any, offsets: Sequence[int]) -> Iterator[bytes | str]:
+    """What is hashed of these rows of an Arrow array, or the path of an image that is not within."""
+    import pyarrow as pa
+
+    paths = None
+    if pa.types.is_struct(chunk.type):
+        paths = chunk.field("path") if chunk.type.get_field_index("path") >= 0 else None
+        chunk = chunk.field("bytes")
+    encoded = pa.types.is_binary(chunk.type) or pa.types.is_large_binary(chunk.type)
+    in_text = pa.types.is_string(chunk.type) or pa.types.is_large_string(chunk.type)
+    for i in offsets:
+        if not encoded and not in_text:
+            yield _array(_values(chunk.slice(i, 1)))
+        elif (value := chunk[i]).is_valid:
+            yield value.as_py() if in_text else _pieces(value.as_buffer())
+        else:
+            yield (paths[i].as_py() if paths is not None else None) or ""
+
+
+def _values(array: Any) -> np.ndarray:
+    """The values of an Arrow array of lists of any depth, flat."""
+    import pyarrow as pa
+
+    array = getattr(array, "storage", array)  # of datasets' Array2D and the like
+    while isinstance(array, (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)):
+        array = array.flatten()
+    return array.to_numpy(zero_copy_only=False)
+
+
+def _array(values: np.ndarray) -> bytes:
+    """Numbers in one type of each kind, as it does not matter in which they were stored."""
+    if values.dtype.kind in "iub":
+        return values.astype(np.int64).tobytes()
+    return values.astype(np.float32).tobytes() if values.dtype.kind == "f" else repr(values.tolist()).encode()
+
+
+def _pieces(encoded: Any) -> bytes:
+    size = len(encoded)
+    starts = (0, (size - _PIECE) // 2, size - _PIECE) if size > 3 * _PIECE else (0,)
+    length = _PIECE if len(starts) > 1 else size
+    return b"".join([size.to_bytes(8, "little"), *(bytes(encoded[start : start + length]) for start in starts)])
+
+
+class _File:
+    """A file that is read where it is sliced."""
+
+    def __init__(self, file: Any, size: int) -> None:
+        self.file, self.size = file, size
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, part: slice) -> bytes:
+        self.file.seek(part.start)
+        return self.file.read(part.stop - part.start)
+
+
+def _file_hash(path: str) -> int:
+    """The hash of an image in a file; of one that is not there, of its path: RowReader names its row."""
+    try:
+        found = os.stat(path)
+        if os.path.isabs(path) and stat.S_ISREG(found.st_mode):
+            with open(path, "rb", buffering=0) as file:
+                return xxhash.xxh3_64_intdigest(_pieces(_File(file, found.st_size)))
+    except (OSError, ValueError):
+        pass
+    return xxhash.xxh3_64_intdigest(path.encode())
+
+
+# --- held out ------------------------------------------------------------------------------------------------------------
+
+
+def is_held_out(row: dict[str, Any], column: str, fraction: float, wanted: bool) -> bool:
+    """Whether a stream's row is (``wanted``) or is not held out: with probability ``fraction``, always the same for one image."""
+    return (image_hash(row[column]) < _threshold(fraction)) == wanted
+
+
+def held_out_mask(hashes: Hashes, fraction: float) -> np.ndarray:
+    """Which rows are held out, shape (N,): each with probability ``fraction``, always the same for one image; but at least
+    the two of the smallest hashes (one, of fewer than four rows), and not all. Rows that are added take none that was
+    trained on to the held-out side, unless all had a hash below the share.
+
+    Raises:
+        ConfigurationError: there are not two different images.
+    """
+    fewest = min(_FEWEST_HELD_OUT if len(hashes) >= 2 * _FEWEST_HELD_OUT else 1, len(hashes) - 1)
+    mask = (hashes < np.uint64(_threshold(fraction))) | (hashes <= np.sort(hashes)[max(0, fewest - 1)])
+    if mask.all():
+        mask = hashes < hashes.max()
+    if not mask.any():
+        raise ConfigurationError(
+            f"All {len(hashes)} rows have the same image, so that none can be held out; name a split of other images as "
+            "`held_out_split`."
+        )
+    return mask
+
+
+def _threshold(fraction: float) -> int:
+    return int(fraction * 2**64)
+
+
+# --- what data -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class KnownRows:
+    """The rows of a split, known by hashes.
+
+    Attributes:
+        images: of each row.
+        texts: of each row's label and caption.
+        complete: whether these are all rows; of a stream they are its first.
+    """
+
+    images: Hashes
+    texts: Hashes
+    complete: bool = True
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values for checkpoints and files: number, a hash of all, and a sample: the same rows in any order."""
+        images, first = np.unique(self.images, return_index=True)
+        chosen = np.argsort(images * _MIX)[:_SAMPLED]
+        return {
+            "rows": len(self.images),
+            "all": xxhash.xxh3_64_hexdigest(self.images.tobytes() + self.texts.tobytes()),
+            "sample": images[chosen].tolist(),
+            "texts": self.texts[first[chosen]].tolist(),
+        }
+
+    def has(self, sample: Hashes) -> np.ndarray:
+        """Which of these images are among the rows."""
+        return np.isin(sample, self.images)
+
+    def changes(self, theirs: dict[str, Any], name: str, if_none: str | None = None) -> list[str]:
+        """How these rows differ from those of a summary, in words.
+
+        Args:
+            if_none: raised as a ConfigurationError where none of theirs is among these any more.
+        """
+        ours = self.summary()
+        if (ours["rows"], ours["all"]) == (theirs["rows"], theirs["all"]):
+            return []
+        sample = np.array(theirs["sample"], np.uint64)
+        there = self.has(sample)
+        if not self.complete:
+            return [] if there.all() else [f"the stream begins with other {name} rows"]
+        if if_none is not None and len(sample) and not there.any():
+            raise ConfigurationError(if_none)
+        told = []
+        if ours["rows"] != theirs["rows"]:
+            told.append(f"{theirs['rows']:,} {name} rows have become {ours['rows']:,}")
+        if not there.all():
+            told.append(f"{np.mean(~there):.0%} of the {name} rows then are gone")
+        order = np.argsort(self.images, kind="stable")
+        place = order[np.searchsorted(self.images, sample[there], sorter=order)]
+        others = self.texts[place] != np.array(theirs["texts"], np.uint64)[there]
+        if others.any():
+            told.append(f"{np.mean(others):.0%} of the {name} rows have another label or caption")
+        return told or [f"some {name} rows are others, or in another order"]
+
+
+@dataclass(frozen=True)
+class DataIdentity:
+    """What tells the data of a run from others: its training rows and its held-out rows."""
+
+    train: KnownRows
+    held_out: KnownRows
+
+    def summary(self) -> dict[str, Any]:
+        """Plain values, for checkpoints."""
+        return {"train": self.train.summary(), "held_out": self.held_out.summary()}
+
+    def changes(self, theirs: dict[str, Any]) -> list[str]:
+        """How these data differ from those of a summary, in words.
+
+        Raises:
+            ConfigurationError: rows that were trained on are held out now, or none of them is there any more.
+        """
+        advice = "Give the data and settings that it was trained with, or start a new run in another directory."
+        trained = np.array(theirs["train"]["sample"], np.uint64)
+        if moved := int(self.held_out.has(trained).sum()):
+            raise ConfigurationError(
+                f"The checkpoint was trained on rows that are held out now ({moved} of {len(trained)} that were looked up), so "
+                f"that held-out numbers would flatter it. {advice}"
+            )
+        told = self.train.changes(theirs["train"], "training", f"The checkpoint was trained on other data. {advice}")
+        told += self.held_out.changes(theirs["held_out"], "held-out")
+        before = np.array(theirs["held_out"]["sample"], np.uint64)
+        if (number := int(self.train.has(before).sum())) and self.train.complete:
+            told.append(f"{number / len(before):.0%} of the held-out rows then are trained on now")
+        return told
+
+
+def known_rows(rows: Any, image_column: str, text_columns: Sequence[str]) -> KnownRows:
+    """The hashes of a table's rows, or of a stream's first."""
+    if not hasattr(rows, "__len__"):
+        first = list(islice(rows, _SAMPLED))
+        images = np.array([image_hash(row[image_column]) for row in first], np.uint64)
+        return KnownRows(images, _text_hashes([[row[c] for row in first] for c in text_columns], len(first)), False)
+    texts = [rows.select_columns([column]).with_format(None)[:][column] for column in text_columns]
+    return KnownRows(image_hashes(rows, image_column), _text_hashes(texts, len(rows)))
+
+
+def _text_hashes(columns: Sequence[Sequence[Any]], num_rows: int) -> Hashes:
+    """A hash of what each row has in these columns."""
+    if not columns:
+        return np.zeros(num_rows, np.uint64)
+    rows = zip(*columns, strict=True)
+    return np.fromiter((xxhash.xxh3_64_intdigest(repr(row).encode()) for row in rows), np.uint64, num_rows)
