@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -85,7 +84,7 @@ class DenoisingProbe(ProbeCallback):
         if self._held_out is None or model.conditioning.trained:
             self._held_out = held_out_of(trainer, model, self.num_images, self.held_out)
         if self._previous is None and trainer.global_step > 0:  # resumed
-            self._previous = from_rank_zero(trainer, lambda: _last_before(trainer.global_step, run_directory(trainer)))
+            self._previous = from_rank_zero(trainer, lambda: self._last_before(trainer))
         with self.progress(trainer) as progress:
             self._previous = probe_denoising(
                 model,
@@ -102,7 +101,5 @@ class DenoisingProbe(ProbeCallback):
             )
         return self._previous
 
-
-def _last_before(step: int, run_dir: Path) -> ProbeRecord | None:
-    earlier = RecordStore(run_dir).read("denoising")
-    return next((record for record in reversed(earlier) if record.step < step), None)
+    def _last_before(self, trainer: L.Trainer) -> ProbeRecord | None:
+        return RecordStore(run_directory(trainer)).last_before("denoising", trainer.global_step)

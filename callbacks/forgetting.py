@@ -151,7 +151,7 @@ class Forgetting(ProbeCallback):
 
 
 def _of_the_base_model(run_dir: Path) -> ProbeRecord:
-    record = next((record for record in RecordStore(run_dir).read("forgetting") if record.step == 0), None)
+    record = RecordStore(run_dir).last_before("forgetting", step=1)
     if record is None:
         raise ConfigurationError(
             f"Forgetting compares with the base model, which is measured before the first optimiser step, and there is no such record in "

@@ -22,6 +22,7 @@ from ldmprobe.numbers_in_range import check_numbers
 from ldmprobe.probing.non_finite import first_not_finite
 from ldmprobe.probing.probe import Progress, Ranks, progress_bar
 from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.tracking.history import RunningHistory
 from ldmprobe.tracking.loggers import log_record, log_scalars
 from ldmprobe.tracking.run_directory import occupy, vacate
 from ldmprobe.tracking.store import RecordStore
@@ -79,6 +80,7 @@ class ProbeCallback(L.Callback, ABC):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._occupies = from_rank_zero(trainer, lambda: occupy(run_directory(trainer), self._resuming))
+        self._history = RunningHistory(RecordStore(run_directory(trainer)))
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if sum(type(callback) is type(self) for callback in callbacks) > 1:
             raise ConfigurationError(
@@ -136,7 +138,7 @@ class ProbeCallback(L.Callback, ABC):
                 store = RecordStore(run_directory(trainer))
                 store.append(record)
                 if trainer.loggers:
-                    log_record(trainer.loggers, record, lambda: store.read(record.probe))
+                    log_record(trainer.loggers, record, self._history)
 
     def _look_for_nan(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say once that a model with NaN in its weights is probed; its record has gaps."""

@@ -59,8 +59,7 @@ class TrainingObjective(ProbeCallback):
 
     def _last_before(self, step: int, run_dir: Path) -> ProbeRecord | None:
         """Without those of where training was stopped, which an unbroken run does not have."""
-        regular = [record for record in RecordStore(run_dir).read("objective") if record.step % self.every_n_steps == 0]
-        return next((record for record in reversed(regular) if record.step < step), None)
+        return RecordStore(run_dir).last_before("objective", step, self.every_n_steps)
 
 
 def _objective_of(pl_module: L.LightningModule) -> TimestepObjective:

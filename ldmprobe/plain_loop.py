@@ -124,7 +124,6 @@ def _probe_into(
             )
         ]
         if reference is not None and unseen is not None:
-            earlier = [record for record in store.read("denoising") if record.step < step]
             records.append(
                 probe_denoising(
                     model,
@@ -134,7 +133,7 @@ def _probe_into(
                     batch_size=batch_size,
                     seed=seed,
                     step=step,
-                    previous=earlier[-1] if earlier else None,
+                    previous=store.last_before("denoising", step),
                 )
             )
     if reference is not None and not path.exists():

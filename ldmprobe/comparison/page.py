@@ -13,8 +13,9 @@ from ldmprobe.comparison.findings import Comparison, band_shares
 from ldmprobe.comparison.words import listed, mark, one_decimal, plus_minus, probability, sorted_out, verdict
 from ldmprobe.tracking.charts import comparison as charts
 from ldmprobe.tracking.comparable import Moment
-from ldmprobe.tracking.page import chart, guarded, page, sample_uris, section
+from ldmprobe.tracking.page import chart, guarded, page, section
 from ldmprobe.tracking.style import class_colour
+from ldmprobe.tracking.thumbnails import sample_uris
 
 _FEW = 4  # runs that are worth a sentence each
 
@@ -189,20 +190,25 @@ def _samples_section(comparison: Comparison) -> str:
     whens = [when for when in whens if all(record.images.get("samples") for record in when.records.values())]
     if not whens:
         return ""
+    shown = sample_uris([record for when in whens for record in when.records.values()])
+    uris = iter([shown[k : k + len(comparison.runs)] for k in range(0, len(shown), len(comparison.runs))])
     labels = [record.provenance.get("sample_labels") for record in whens[0].records.values()]
     same = "noise and class" if labels[0] and all(label == labels[0] for label in labels) else "noise"
     return section(
         "Samples",
         f"Each run's last probe. The same place in each grid started from the same {same}.",
-        _grids(whens[0])
-        + "".join(f"<details><summary>At {escape(w.description)}</summary>{_grids(w)}</details>" for w in whens[1:]),
+        _grids(whens[0], next(uris))
+        + "".join(
+            f"<details><summary>At {escape(w.description)}</summary>{_grids(w, next(uris))}</details>"
+            for w in whens[1:]
+        ),
     )
 
 
-def _grids(moment: Moment) -> str:
+def _grids(moment: Moment, uris: Sequence[Sequence[str]]) -> str:
     grids = []
     for i, (label, record) in enumerate(moment.records.items()):
-        pictures = "".join(f'<img alt="sample {k}" src="{uri}">' for k, uri in enumerate(sample_uris(record)))
+        pictures = "".join(f'<img alt="sample {k}" src="{uri}">' for k, uri in enumerate(uris[i]))
         grids.append(
             f'<div><h3>{_named(label, i)}<em>step {record.step:,}</em></h3><div class="samples">{pictures}</div></div>'
         )

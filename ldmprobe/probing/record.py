@@ -18,7 +18,8 @@ upper     the other end
 image     PNG bytes, null except for images
 ========  ==================================================================================
 
-The file's metadata (key ``ldmprobe``) holds schema version, time, provenance and fingerprints as JSON.
+The file's metadata (key ``ldmprobe``) holds schema version, time, provenance and fingerprints as JSON. Its row groups are, in this
+order, scalars and curves, what there is of each sample, and images, so that whoever wants a few numbers reads no image.
 """
 
 from __future__ import annotations
@@ -26,13 +27,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 SCHEMA_VERSION = 1
@@ -57,6 +62,12 @@ _PROBE_NAME = re.compile(r"[a-z0-9_]{1,64}")  # part of a file's name
 _MAX_ROWS = 20_000_000
 _MAX_BYTES = 2_000_000_000  # uncompressed; a few kilobytes of Parquet can stand for as many
 _COLUMNS = ("index", "timestep", "log_snr", "sample", "value", "lower", "upper")
+
+
+class Part(Enum):
+    """What of a record is read: its metadata, its scalars and curves too (some kilobytes), or everything."""
+
+    HEADER, NUMBERS, ALL = range(3)
 
 
 @dataclass(frozen=True)
@@ -180,28 +191,43 @@ class ProbeRecord:
         }
         return table.cast(SCHEMA).replace_schema_metadata({"ldmprobe": json.dumps(header)})
 
+    @property
+    def numbers(self) -> ProbeRecord:
+        """The scalars and curves alone: some kilobytes, whatever the samples."""
+        return replace(self, scatters={}, per_sample={}, images={})
+
+    def write(self, file: BinaryIO) -> None:
+        """Write the table as Parquet, in the row groups described above."""
+        table = self.to_table()
+        of_sample, images = pc.greater_equal(table["sample"], 0), pc.is_valid(table["image"])
+        groups = (pc.invert(of_sample), pc.and_not(of_sample, images), images)
+        with pq.ParquetWriter(file, table.schema, compression="zstd") as writer:
+            for rows in groups:
+                if len(group := table.filter(rows)):
+                    writer.write_table(group, row_group_size=len(group))
+
     @classmethod
-    def read(cls, path: Path) -> ProbeRecord:
+    def read(cls, path: Path, part: Part = Part.ALL) -> ProbeRecord:
         """The record in a Parquet file, whoever wrote it.
+
+        Args:
+            part: what of it is wanted; the rest is not read where the file keeps it apart, and left out in any case.
 
         Raises:
             OSError: the file cannot be read.
             ValueError: it is no Parquet, or no record; nothing else is raised, whatever the file holds.
         """
-        if path.exists() and not path.is_file():
-            raise ValueError("not a regular file")  # reading a pipe or a device would never end
-        try:
-            with pq.ParquetFile(path) as file:
-                groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-                rows, size = file.metadata.num_rows, sum(group.total_byte_size for group in groups)
-                if rows > _MAX_ROWS or size > _MAX_BYTES:
-                    raise ValueError(f"{rows:,} rows of {size:,} bytes are more than a probe finds")
-                table = file.read()
-        except (OSError, ValueError):
-            raise
-        except Exception as error:  # pyarrow has a dozen kinds
-            raise ValueError(f"not readable as Parquet ({type(error).__name__}: {error})") from error
-        return cls.from_table(table)
+        with _opened(path) as file:
+            if part is Part.ALL:
+                return cls.from_table(file.read())
+            schema, names = file.schema_arrow, file.schema_arrow.names
+            _check_columns(names)
+            if part is Part.HEADER:
+                return cls.from_table(SCHEMA.empty_table().replace_schema_metadata(schema.metadata))
+            groups = [i for i in range(file.num_row_groups) if _may_hold_numbers(file.metadata.row_group(i), names)]
+            table = file.read_row_groups(groups, columns=[name for name in names if name != "image"])
+            table = table.filter(pc.less(table["sample"].cast(pa.int32()), 0))
+            return cls.from_table(table.append_column("image", pa.nulls(len(table), pa.binary())))
 
     @classmethod
     def from_table(cls, table: pa.Table) -> ProbeRecord:
@@ -223,6 +249,36 @@ class ProbeRecord:
             raise ValueError(f"a table that is no record's ({type(error).__name__}: {error})") from error
         del header["schema_version"]
         return cls(**parts, **header)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[pq.ParquetFile]:
+    """A Parquet file of a size that a probe writes; whatever is wrong with it is an OSError or a ValueError."""
+    if path.exists() and not path.is_file():
+        raise ValueError("not a regular file")  # reading a pipe or a device would never end
+    try:
+        with pq.ParquetFile(path) as file:
+            groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+            rows, size = file.metadata.num_rows, sum(group.total_byte_size for group in groups)
+            if rows > _MAX_ROWS or size > _MAX_BYTES:
+                raise ValueError(f"{rows:,} rows of {size:,} bytes are more than a probe finds")
+            yield file
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # pyarrow has a dozen kinds
+        raise ValueError(f"not readable as Parquet ({type(error).__name__}: {error})") from error
+
+
+def _may_hold_numbers(group: pq.RowGroupMetaData, names: list[str]) -> bool:
+    """Whether a row group has rows that are of no sample, as far as its statistics tell."""
+    statistics = group.column(names.index("sample")).statistics if group.num_columns == len(names) else None
+    return statistics is None or not statistics.has_min_max or bool(statistics.min < 0)
+
+
+def _check_columns(names: list[str]) -> None:
+    missing = [name for name in SCHEMA.names if names.count(name) != 1]
+    if missing:
+        raise ValueError(f"expected one column {missing[0]!r}, came {names.count(missing[0])}")
 
 
 def _header(metadata: bytes) -> dict[str, Any]:
@@ -255,9 +311,7 @@ def _header(metadata: bytes) -> dict[str, Any]:
 
 def _checked(table: pa.Table, header: dict[str, Any]) -> pa.Table:
     """The table's columns in the record's types, complete, and of this record alone."""
-    missing = [name for name in SCHEMA.names if table.column_names.count(name) != 1]
-    if missing:
-        raise ValueError(f"expected one column {missing[0]!r}, came {table.column_names.count(missing[0])}")
+    _check_columns(table.column_names)
     table = table.select(SCHEMA.names).cast(SCHEMA)
     for name in SCHEMA.names:
         if name != "image" and table[name].null_count:

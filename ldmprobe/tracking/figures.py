@@ -36,7 +36,11 @@ def pca_figure(record: ProbeRecord) -> Figure:
         axis.set_title(names[i], fontsize=10)
         everything = np.concatenate([cloud, scatter.xy])
         limit = 1.08 * np.nanmax(np.abs(everything)) if np.isfinite(everything).any() else 1.0
-        axis.set(xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal")
+        # A tick costs more time than a scatter.
+        step = float(f"{0.7 * limit:.1g}")
+        axis.set(
+            xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=(-step, 0, step), yticks=(-step, 0, step)
+        )
         axis.tick_params(labelsize=8)
     share = [record.scalars.get(f"pca_explained_{k}", float("nan")) for k in (1, 2)]
     what = record.provenance.get("pca_basis", "real latents")
@@ -180,6 +184,16 @@ def caveats(record: ProbeRecord) -> list[str]:
 
 def _guided(record: ProbeRecord) -> str:
     return "".join(f"\n{caveat}" for caveat in caveats(record))
+
+
+def picture(figure: Figure, dpi: int = 110) -> np.ndarray:
+    """The figure as pixels (H, W, 3), 8 bits."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    figure.set_dpi(dpi)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
 def figure_png(figure: Figure, dpi: int = 130) -> bytes:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from ldmprobe.probing.record import ProbeRecord
-from ldmprobe.tracking import figures
+from ldmprobe.tracking.history import RunningHistory
 from ldmprobe.tracking.logger_guard import going_on
+from ldmprobe.tracking.pictures import Pictures
 
 # Closed forms do not change over training, and a chart per timestep of these or of eigen-bands would drown a dashboard: they are drawn as curves.
 _CLOSED_FORMS = (
@@ -42,24 +43,23 @@ def scalar_metrics(record: ProbeRecord) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
 
 
-def log_record(loggers: Iterable[Any], record: ProbeRecord, history: Callable[[], Sequence[ProbeRecord]]) -> None:
+def log_record(loggers: Iterable[Any], record: ProbeRecord, history: RunningHistory) -> None:
     """Send a record, already on disk, to each logger; one that fails does not keep it from the others.
 
     Args:
-        history: reads all records of the same probe so far, this one last; called only where they are drawn.
+        history: of the same probe; read only where it is drawn.
     """
-    of_interest = {"step_kl", "denoising_mse", "training_emphasis", "balance_density", "forgetting_nats/base"}
-    drawn = bool(record.scatters or record.images or of_interest & record.curves.keys())
     log_scalars(loggers, scalar_metrics(record), record.step)
+    pictures = Pictures(record, history)
     for logger in loggers:
         kind = type(logger).__name__
         with going_on(logger):
-            if kind == "WandbLogger" and drawn:
+            if kind == "WandbLogger":
                 from ldmprobe.tracking.wandb import log_media
 
-                log_media(logger, record, history())
-            elif kind == "TensorBoardLogger" and drawn:
-                _tensorboard_media(logger, record, history())
+                log_media(logger, pictures)
+            elif kind == "TensorBoardLogger":
+                _tensorboard_media(logger, pictures)
 
 
 def log_scalars(loggers: Iterable[Any], metrics: dict[str, float], step: int) -> None:
@@ -69,12 +69,12 @@ def log_scalars(loggers: Iterable[Any], metrics: dict[str, float], step: int) ->
             logger.log_metrics(metrics, step=step)
 
 
-def _tensorboard_media(logger: Any, record: ProbeRecord, history: Sequence[ProbeRecord]) -> None:
-    writer = logger.experiment
+def _tensorboard_media(logger: Any, pictures: Pictures) -> None:
+    writer, record = logger.experiment, pictures.record
     if "pca" in record.scatters:
-        writer.add_figure("probe/pca_scatter", figures.pca_figure(record), record.step)
+        writer.add_image("probe/pca_scatter", pictures.pca, record.step, dataformats="HWC")
     if "step_kl" in record.curves:
-        writer.add_figure("probe/step_kl", figures.kl_figure(history), record.step)
-        writer.add_figure("probe/step_kl_heatmap", figures.heatmap_figure(history), record.step)
+        writer.add_image("probe/step_kl", pictures.step_kl, record.step, dataformats="HWC")
+        writer.add_image("probe/step_kl_heatmap", pictures.step_kl_heatmap, record.step, dataformats="HWC")
     if "samples" in record.images:
-        writer.add_figure("probe/samples", figures.samples_figure(record), record.step)
+        writer.add_image("probe/samples", pictures.samples, record.step, dataformats="HWC")

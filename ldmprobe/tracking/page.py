@@ -6,8 +6,6 @@ drawn from them says so; and the page's own policy forbids the browser to load a
 
 from __future__ import annotations
 
-import base64
-import io
 import secrets
 import warnings
 from collections.abc import Callable
@@ -16,9 +14,7 @@ from importlib.resources import files
 from typing import Any
 
 from ldmprobe import __version__
-from ldmprobe.probing.record import ProbeRecord
 
-_IMAGE_PIXELS, _IMAGE_BYTES, _IMAGES = 2**22, 2**23, 1024  # at most, of one image; and at most so many of a record
 _NONCE = secrets.token_urlsafe(16)  # on every script of ours: unknown to whoever wrote the records
 _CHART_CONFIG = {"displayModeBar": False, "responsive": True}
 
@@ -65,24 +61,3 @@ def chart(figure: Any) -> str:
     )
     # Every tag is plotly's own: it writes the "<" of data as \\u003c.
     return html.replace("<script", f'<script nonce="{_NONCE}"')
-
-
-def sample_uris(record: ProbeRecord) -> list[str]:
-    """A record's samples as data URIs; one that is no PNG, or is too large, is left empty."""
-    shown = record.images["samples"][:_IMAGES]
-    return [f"data:image/png;base64,{base64.b64encode(png if _is_png(png) else b'').decode()}" for png in shown]
-
-
-def _is_png(content: bytes) -> bool:
-    from PIL import Image
-
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            image = Image.open(io.BytesIO(content), formats=["PNG"])
-            if len(content) > _IMAGE_BYTES or image.width * image.height > _IMAGE_PIXELS:
-                return False
-            image.verify()
-    except Exception:  # noqa: BLE001 (PIL raises many kinds, all meaning "no PNG")
-        return False
-    return True

@@ -7,7 +7,8 @@ drawn from them says so; and the page's own policy forbids the browser to load a
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 
@@ -21,11 +22,13 @@ from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking import charts
 from ldmprobe.tracking.comparable import comparable
 from ldmprobe.tracking.figures import caveats
-from ldmprobe.tracking.page import chart, guarded, page, sample_uris, script, section
+from ldmprobe.tracking.history import comparable_series, thinned
+from ldmprobe.tracking.page import chart, guarded, page, script, section
 from ldmprobe.tracking.store import RecordStore
+from ldmprobe.tracking.thumbnails import sample_uris
 from ldmprobe.whole_file import whole_file
 
-_PROMPTS_SHOWN = 20
+_PROMPTS_SHOWN, _COLUMNS = 20, 256  # records of a heatmap, or of a line over training
 
 
 def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
@@ -35,9 +38,15 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
         ConfigurationError: there are no records, or ``out`` cannot be written.
     """
     run_dir = Path(run_dir)
-    records = RecordStore(run_dir).require()
+    store = RecordStore(run_dir)
+    series = comparable_series(store)
+    records = [record for each in series.values() for record in each.thinned(_COLUMNS).numbers()]
+    if not records:
+        raise store.no_records
+    pictured = series["ddim"].thinned(charts.FRAMES) if "ddim" in series else []
+    counts = {probe: len(each) for probe, each in series.items()}
     path = Path(out) if out is not None else run_dir / "report.html"
-    html = report_html(records, _config_text(run_dir), run_dir.resolve().name)
+    html = report_html(records, _config_text(run_dir), run_dir.resolve().name, pictured, counts)
     try:
         with whole_file(path) as file:
             file.write(html.encode())
@@ -46,30 +55,42 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     return path
 
 
-def report_html(records: Sequence[ProbeRecord], config_text: str | None, title: str) -> str:
-    """The page as text."""
-    ddim = comparable([record for record in records if record.probe == "ddim"])
-    denoising = comparable([record for record in records if record.probe == "denoising"])
-    training = [record for record in records if record.probe == "training"]
-    quality = comparable([record for record in records if record.probe == "quality"])
-    objective = comparable([record for record in records if record.probe == "objective"])
-    balance = comparable([record for record in records if record.probe == "balance"])
-    forgetting = comparable([record for record in records if record.probe == "forgetting"])
+def report_html(
+    records: Sequence[ProbeRecord],
+    config_text: str | None,
+    title: str,
+    pictured: Sequence[ProbeRecord] | None = None,
+    counts: Mapping[str, int] | None = None,
+) -> str:
+    """The page as text, of a size that does not grow with the number of records.
+
+    Args:
+        pictured: DDIM records with samples and scatters, where ``records`` come without; gone through one at a time.
+        counts: how many records there are of each probe, where ``records`` are some of them.
+    """
+    probes = ("ddim", "denoising", "training", "quality", "objective", "balance", "forgetting")
+    found = {probe: comparable([record for record in records if record.probe == probe]) for probe in probes}
+    counts = {probe: len(each) for probe, each in found.items()} | dict(counts or {})
+    ddim, denoising, training, quality, objective, balance, forgetting = (
+        thinned(each, _COLUMNS) for each in found.values()
+    )
+    if pictured is None:
+        pictured = thinned([record for record in ddim if record.images or record.scatters], charts.FRAMES)
     sections = [
-        guarded("Samples over training", lambda: _samples_section(ddim)),
+        guarded("Samples over training", lambda: _samples_section(pictured, counts["ddim"])),
         guarded("FID over training", lambda: _quality_section(quality)),
         guarded("What finetuning forgot and gained", lambda: _forgetting_section(forgetting)),
         guarded("KL before and after each denoiser pass", lambda: _kl_section(ddim)),
         guarded("Samples against real latents, level by level", lambda: _gap_section(ddim)),
         guarded("Noise level × training step", lambda: _heatmap_section(ddim, denoising)),
-        guarded("Latents during sampling", lambda: _pca_section(ddim)),
+        guarded("Latents during sampling", lambda: _pca_section(pictured, counts["ddim"])),
         guarded("What the optimiser sees of the noise levels", lambda: _objective_section(objective)),
         guarded("Where the balancer steered to", lambda: _balance_section(balance)),
         guarded("Where loss can still be recovered", lambda: _calibration_section(denoising)),
         guarded("Denoising skill on held-out data", lambda: _denoising_section(denoising, training)),
-        guarded("How it was measured", lambda: _provenance_section(records, config_text)),
+        guarded("How it was measured", lambda: _provenance_section(records, config_text, counts)),
     ]
-    header = guarded(title, lambda: _header(title, records, ddim, denoising, forgetting))
+    header = guarded(title, lambda: _header(title, records, ddim, denoising, forgetting, counts))
     return page(title, header, "".join(sections))
 
 
@@ -82,11 +103,12 @@ def _header(
     ddim: Sequence[ProbeRecord],
     denoising: Sequence[ProbeRecord],
     forgetting: Sequence[ProbeRecord],
+    counts: Mapping[str, int],
 ) -> str:
     last = max(record.step for record in records)
     numbers = [
         ("Training steps", f"{last:,}", ""),
-        ("Probes on record", f"{len(ddim) + len(denoising) + len(forgetting)}", ""),
+        ("Probes on record", f"{sum(counts[probe] for probe in ('ddim', 'denoising', 'forgetting')):,}", ""),
     ]
     if denoising:
         first, final = (_bound(record) for record in (denoising[0], denoising[-1]))
@@ -135,27 +157,28 @@ def _summary(denoising: Sequence[ProbeRecord], forgetting: Sequence[ProbeRecord]
     return f"<b>{escape(sentence[:1].upper() + sentence[1:])}</b> {escape(remarks)}"
 
 
-def _samples_section(ddim: Sequence[ProbeRecord]) -> str:
-    shown = [record for record in ddim if record.images.get("samples")]
-    if not shown:
+def _samples_section(pictured: Sequence[ProbeRecord], count: int) -> str:
+    uris, all_steps = sample_uris(pictured), [record.step for record in pictured]
+    frames, steps = [frame for frame in uris if frame], [step for step, f in zip(all_steps, uris, strict=True) if f]
+    if not frames:
         return ""
-    frames = [sample_uris(record) for record in shown]
+    last = pictured[all_steps.index(steps[-1])]
     pictures = "".join(f'<img alt="sample {i}" src="{uri}">' for i, uri in enumerate(frames[-1]))
-    steps = [record.step for record in shown]
     control = ""
-    if len(shown) > 1:
+    if len(frames) > 1:
         control = (
             f'<div class="slider"><output id="samples-step">training step {steps[-1]:,}</output>'
-            f'<input id="samples-slider" type="range" min="0" max="{len(shown) - 1}" value="{len(shown) - 1}" '
+            f'<input id="samples-slider" type="range" min="0" max="{len(frames) - 1}" value="{len(frames) - 1}" '
             f'aria-label="training step"></div>{script(_slider_script(frames, steps))}'
         )
     return section(
         "Samples over training",
         "The same starting noise"
-        + (" and class" if "sample_labels" in shown[-1].provenance else "")
+        + (" and class" if "sample_labels" in last.provenance else "")
         + " at every probe; move the slider to see what each sample becomes as the model trains."
-        + _prompted(shown[-1])
-        + _guided(shown[-1]),
+        + _some_of(len(frames), count)
+        + _prompted(last)
+        + _guided(last),
         f'<div class="samples" id="samples">{pictures}</div>{control}',
     )
 
@@ -273,8 +296,8 @@ def _heatmap_section(ddim: Sequence[ProbeRecord], denoising: Sequence[ProbeRecor
     )
 
 
-def _pca_section(ddim: Sequence[ProbeRecord]) -> str:
-    shown = [record for record in ddim if record.scatters.get("pca")]
+def _pca_section(pictured: Sequence[ProbeRecord], count: int) -> str:
+    shown = [replace(record, images={}) for record in pictured if record.scatters.get("pca")]
     if not shown:
         return ""
     shares = [shown[-1].scalars.get(f"pca_explained_{k}", float("nan")) for k in (1, 2)]
@@ -283,7 +306,10 @@ def _pca_section(ddim: Sequence[ProbeRecord]) -> str:
     return section(
         "Latents during sampling",
         f"Projected on two principal components of {escape(str(shown[-1].provenance.get('pca_basis')))}, fitted once and kept for the whole run "
-        f"({shares[0]:.0%} and {shares[1]:.0%} of their variance)." + behind + _guided(shown[-1]),
+        f"({shares[0]:.0%} and {shares[1]:.0%} of their variance)."
+        + behind
+        + _some_of(len(shown), count)
+        + _guided(shown[-1]),
         chart(charts.pca_chart(shown)),
     )
 
@@ -389,7 +415,7 @@ def _denoising_section(denoising: Sequence[ProbeRecord], training: Sequence[Prob
     return f'<div class="pair">{"".join(parts)}</div>{history}'
 
 
-def _provenance_section(records: Sequence[ProbeRecord], config_text: str | None) -> str:
+def _provenance_section(records: Sequence[ProbeRecord], config_text: str | None, counts: Mapping[str, int]) -> str:
     rows = []
     for probe in dict.fromkeys(record.probe for record in records):
         last = [record for record in records if record.probe == probe][-1]
@@ -402,12 +428,29 @@ def _provenance_section(records: Sequence[ProbeRecord], config_text: str | None)
         config = f"<details><summary>Configuration</summary><pre>{escape(config_text)}</pre></details>"
     return section(
         "How it was measured",
-        "Records are compared only where their fingerprints (grid, reference, sampler, held-out data) agree.",
+        "Records are compared only where their fingerprints (grid, reference, sampler, held-out data) agree."
+        + _drawn(counts),
         f"<details open><summary>Provenance</summary><table>{''.join(rows)}</table></details>{config}",
     )
 
 
 # --- pieces ----------------------------------------------------------------------------------------------------------
+
+
+def _some_of(shown: int, count: int) -> str:
+    return f" Shown are {shown} of {count:,} probes, evenly spaced." if shown < count else ""
+
+
+def _drawn(counts: Mapping[str, int]) -> str:
+    """What is left out of a page of many records."""
+    if max(counts.values(), default=0) <= charts.FRAMES:
+        return ""
+    most = max(counts, key=lambda probe: counts[probe])
+    return (
+        f" Of the many records ({counts[most]:,} of {most}) the page draws some, evenly spaced, the first and the last among them: at most {_COLUMNS} "
+        f"in heatmaps and over training, {charts.CURVES} as curves, {charts.FRAMES} with scatters (of at most {charts.POINTS} samples a level) and "
+        "samples (large ones reduced). The records themselves, in probes/, are whole."
+    )
 
 
 def _images_of(forgetting: ProbeRecord) -> str:

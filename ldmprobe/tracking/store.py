@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import warnings
-from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.probing.record import Part, ProbeRecord
 from ldmprobe.whole_file import whole_file
+
+_NAME = re.compile(r"[^/]+-[0-9]{1,19}\.parquet")
 
 
 class RecordStore:
@@ -26,32 +26,42 @@ class RecordStore:
 
     def append(self, record: ProbeRecord) -> Path:
         """Put a record on disk. One that is already there (from before a resume) stays as it is."""
-        path = self.folder / f"{record.probe}-{record.step:08d}.parquet"
+        path = self.path(record)
         if path.exists():
             return path
         with whole_file(path) as file:
-            pq.write_table(record.to_table(), file, compression="zstd")
+            record.write(file)
         return path
+
+    def path(self, record: ProbeRecord) -> Path:
+        """Where a record belongs."""
+        return self.folder / f"{record.probe}-{record.step:08d}.parquet"
 
     def set_aside(self, after: int) -> None:
         """Move records of later steps than ``after`` to ``run_dir/superseded``: a run that goes on from there takes them anew."""
         aside = self.folder.parent / "superseded"
-        for path in self.folder.glob("*-*.parquet"):
-            step = path.stem.rpartition("-")[2]
-            if step.isdecimal() and int(step) > after:
+        for path in self.paths():
+            if step_of(path) > after:
                 aside.mkdir(exist_ok=True)
                 path.replace(aside / path.name)
 
+    def paths(self, probe: str | None = None) -> list[Path]:
+        """The files of all records (of one probe), by training step, as their names have it; none is opened."""
+        found = [path for path in self.folder.glob("*.parquet") if _NAME.fullmatch(path.name)]
+        chosen = [path for path in found if probe is None or path.name.rpartition("-")[0] == probe]
+        return sorted(chosen, key=lambda path: (path.name.rpartition("-")[0], step_of(path)))
+
     def read(self, probe: str | None = None) -> list[ProbeRecord]:
         """All records (of one probe), by training step. One that cannot be read is skipped with a warning."""
-        return sorted(self._read(probe), key=lambda record: (record.probe, record.step))
+        found = [record for path in self.paths(probe) if (record := read_or_skip(path)) is not None]
+        return sorted(found, key=lambda record: (record.probe, record.step))
 
-    def _read(self, probe: str | None) -> Iterator[ProbeRecord]:
-        for path in sorted(self.folder.glob(f"{probe or '*'}-*.parquet")):
-            try:
-                yield ProbeRecord.read(path)
-            except (OSError, ValueError) as error:
-                warnings.warn(f"{path} is not a readable probe record and was skipped: {error}", stacklevel=3)
+    def last_before(self, probe: str, step: int, every_n_steps: int = 1) -> ProbeRecord | None:
+        """The last record of a probe before ``step`` (of those at multiples of ``every_n_steps``), the only one that is read."""
+        for path in reversed(self.paths(probe)):
+            if step_of(path) < step and step_of(path) % every_n_steps == 0 and (record := read_or_skip(path)):
+                return record
+        return None
 
     def require(self) -> list[ProbeRecord]:
         """All records.
@@ -59,9 +69,27 @@ class RecordStore:
         Raises:
             ConfigurationError: there are none.
         """
-        records = self.read()
-        if not records:
-            raise ConfigurationError(
-                f"There are no probe records in {self.folder}; expected a run directory with `probes/`."
-            )
-        return records
+        if records := self.read():
+            return records
+        raise self.no_records
+
+    @property
+    def no_records(self) -> ConfigurationError:
+        """What to tell a user whose directory holds none."""
+        return ConfigurationError(
+            f"There are no probe records in {self.folder}; expected a run directory with `probes/`."
+        )
+
+
+def step_of(path: Path) -> int:
+    """The training step in a record's file name."""
+    return int(path.stem.rpartition("-")[2])
+
+
+def read_or_skip(path: Path, part: Part = Part.ALL) -> ProbeRecord | None:
+    """The record in a file, or None and a warning where it cannot be read."""
+    try:
+        return ProbeRecord.read(path, part)
+    except (OSError, ValueError) as error:
+        warnings.warn(f"{path} is not a readable probe record and was skipped: {error}", stacklevel=3)
+        return None

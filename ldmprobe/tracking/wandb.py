@@ -6,63 +6,54 @@ column. Never ``experiment.log(step=…)``: wandb drops smaller steps silently.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.record import ProbeRecord
-from ldmprobe.tracking.figures import heatmap_figure, pca_figure, samples_figure
-
-_CURVES_SHOWN = 8
+from ldmprobe.tracking.pictures import Pictures
 
 
-def log_media(logger: Any, record: ProbeRecord, history: Sequence[ProbeRecord]) -> None:
-    """Pictures, tables and line-series charts of a record.
-
-    Args:
-        logger: Lightning's WandbLogger.
-        history: all records of the same probe so far, this one last.
-    """
+def log_media(logger: Any, pictures: Pictures) -> None:
+    """Pictures, tables and line-series charts of a record, to Lightning's WandbLogger."""
     import wandb
 
+    record = pictures.record
     media: dict[str, Any] = {}
     caption = f"training step {record.step}"
     if "pca" in record.scatters:
-        media["probe/pca_scatter"] = wandb.Image(_picture(pca_figure(record)), caption=caption)
+        media["probe/pca_scatter"] = wandb.Image(pictures.pca, caption=caption)
         media["probe/pca_table"] = _pca_table(record)
     if "step_kl" in record.curves:
-        media["probe/step_kl_heatmap"] = wandb.Image(_picture(heatmap_figure(history)), caption=caption)
+        media["probe/step_kl_heatmap"] = wandb.Image(pictures.step_kl_heatmap, caption=caption)
         media["probe/step_kl_curves"] = _line_series(
-            history, "step_kl", "step_kl_ideal", "KL per denoiser pass [nats/dim]"
+            pictures, "step_kl", "step_kl_ideal", "KL per denoiser pass [nats/dim]"
         )
     if "denoising_mse" in record.curves:
         media["probe/denoising_mse_curves"] = _line_series(
-            history, "denoising_mse", "denoising_mmse", "held-out squared ε-error"
+            pictures, "denoising_mse", "denoising_mmse", "held-out squared ε-error"
         )
-        media["probe/denoising_skill_curves"] = _line_series(history, "denoising_skill", None, "denoising skill")
+        media["probe/denoising_skill_curves"] = _line_series(pictures, "denoising_skill", None, "denoising skill")
     if "training_emphasis" in record.curves:
         for metric, title in (
             ("timestep_density", "p: share of draws per log-SNR"),
             ("loss_weight", "w: weight on the squared ε-error"),
             ("training_emphasis", "w·p: share of all weight per log-SNR"),
         ):
-            media[f"probe/{metric}_curves"] = _line_series(history, metric, None, title)
+            media[f"probe/{metric}_curves"] = _line_series(pictures, metric, None, title)
     if "balance_density" in record.curves:
         for metric, title in (
             ("balance_progress", "held-out progress, nats per level and 1,000 steps"),
             ("balance_density", "density that the balancer draws by"),
         ):
-            media[f"probe/{metric}_curves"] = _line_series(history, metric, None, title)
+            media[f"probe/{metric}_curves"] = _line_series(pictures, metric, None, title)
     if "forgetting_nats/base" in record.curves:
         for kind, data in (("base", "the base model's data"), ("new", "the new data")):
             title = f"change on {data}, nats per level"
             media[f"probe/forgetting_nats_{kind}_curves"] = _line_series(
-                history, f"forgetting_nats/{kind}", None, title
+                pictures, f"forgetting_nats/{kind}", None, title
             )
     if "samples" in record.images:
-        media["probe/samples"] = wandb.Image(_picture(samples_figure(record)), caption=caption)
+        media["probe/samples"] = wandb.Image(pictures.samples, caption=caption)
     if media:
         logger.experiment.log({**media, "trainer/global_step": record.step})
 
@@ -78,13 +69,12 @@ def start_error(error: BaseException) -> ConfigurationError | None:
     )
 
 
-def _line_series(history: Sequence[ProbeRecord], metric: str, ideal: str | None, title: str) -> Any:
+def _line_series(pictures: Pictures, metric: str, ideal: str | None, title: str) -> Any:
     import wandb
 
-    chosen = history if len(history) <= _CURVES_SHOWN else [history[0], *history[1 - _CURVES_SHOWN :]]
-    lines = [(f"step {record.step}", record.curves[metric]) for record in chosen]
-    if ideal is not None and ideal in chosen[-1].curves:
-        lines.append(("ideal", chosen[-1].curves[ideal]))
+    lines = [(f"step {record.step}", record.curves[metric]) for record in pictures.curves]
+    if ideal is not None and ideal in pictures.record.curves:
+        lines.append(("ideal", pictures.record.curves[ideal]))
     return wandb.plot.line_series(
         xs=[curve.log_snr.tolist() for _, curve in lines],
         ys=[curve.value.tolist() for _, curve in lines],
@@ -107,12 +97,3 @@ def _pca_table(record: ProbeRecord) -> Any:
                 label = labels[i] if labels and kind == "sample" else -1
                 rows.append([record.step, kind, scatter.timestep, i, label, pc1, pc2])
     return wandb.Table(columns=["step", "kind", "timestep", "sample", "label", "pc1", "pc2"], data=rows)
-
-
-def _picture(figure: Any) -> np.ndarray:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    figure.set_dpi(120)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()

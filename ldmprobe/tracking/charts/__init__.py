@@ -12,12 +12,16 @@ from ldmprobe.tracking.charts.denoising import (
 )
 from ldmprobe.tracking.charts.forgetting import before_and_after_chart, forgetting_chart, forgetting_history_chart
 from ldmprobe.tracking.charts.heatmap import heatmap_chart
+from ldmprobe.tracking.charts.layout import CURVES
 from ldmprobe.tracking.charts.objective import objective_chart
 from ldmprobe.tracking.charts.quality import fid_chart, kid_chart
 from ldmprobe.tracking.charts.sampling import excess_chart, gap_chart, kl_chart, ratio_chart, variance_chart
-from ldmprobe.tracking.charts.scatter import pca_chart
+from ldmprobe.tracking.charts.scatter import FRAMES, POINTS, pca_chart
 
 __all__ = [
+    "CURVES",
+    "FRAMES",
+    "POINTS",
     "before_and_after_chart",
     "excess_chart",
     "fid_chart",

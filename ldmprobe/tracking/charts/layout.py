@@ -9,11 +9,20 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ldmprobe.probing.record import Curve, ProbeRecord
+from ldmprobe.tracking.history import thinned
 from ldmprobe.tracking.style import STEP_COLOURS, step_colour
 
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
 STEP_SCALE = [[i / (len(STEP_COLOURS) - 1), colour] for i, colour in enumerate(STEP_COLOURS)]
 _GRID = "#eceef1"
+
+
+CURVES = 24  # of one metric in a chart, at most
+
+
+def some_curves(records: Sequence[ProbeRecord]) -> list[ProbeRecord]:
+    """As many records as one chart tells apart: evenly spaced, the first and the last among them."""
+    return thinned(records, CURVES)
 
 
 def curves_by_step(
@@ -24,7 +33,9 @@ def curves_by_step(
     over_log_snr: bool = False,
     divide_by: str | None = None,
 ) -> None:
+    """A curve per record, coloured by training step; of many records those that :func:`some_curves` chooses."""
     steps = [record.step for record in records]
+    records = some_curves(records)
     for i, record in enumerate(records):
         curve = record.curves[metric]
         colour = step_colour(i / max(len(records) - 1, 1))

@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ldmprobe.probing.record import ProbeRecord
-from ldmprobe.tracking.charts.layout import finish, gaps, step_colour_bar
+from ldmprobe.tracking.charts.layout import finish, gaps, some_curves, step_colour_bar
 from ldmprobe.tracking.style import ACCENT, IDEAL, step_colour
 
 _PANELS = {
@@ -21,6 +21,7 @@ _PANELS = {
 
 def objective_chart(records: Sequence[ProbeRecord]) -> go.Figure:
     """p, w and w·p over log-SNR side by side, coloured by training step where they changed; beside w·p the even one of the variational bound."""
+    records = some_curves(records)
     figure = make_subplots(rows=1, cols=len(_PANELS), subplot_titles=list(_PANELS.values()), horizontal_spacing=0.07)
     for column, metric in enumerate(_PANELS, start=1):
         for i, record in enumerate(records):

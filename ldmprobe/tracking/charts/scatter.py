@@ -12,11 +12,15 @@ from plotly.subplots import make_subplots
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking.charts.layout import finish, short
 from ldmprobe.tracking.figures import level_names
+from ldmprobe.tracking.history import thinned
 from ldmprobe.tracking.style import ACCENT, REAL, class_colour
+
+FRAMES, POINTS = 16, 512  # at most, of a slider over training; and samples per noise level
 
 
 def pca_chart(records: Sequence[ProbeRecord]) -> go.Figure:
-    """PCA scatters at several noise levels, with a slider over training."""
+    """PCA scatters at several noise levels, with a slider over training, of at most :data:`FRAMES` records and :data:`POINTS` samples."""
+    records = thinned(records, FRAMES)
     first = records[-1]
     scatters, real = first.scatters["pca"], first.scatters.get("pca_real")
     columns = min(3, len(scatters))
@@ -45,7 +49,7 @@ def pca_chart(records: Sequence[ProbeRecord]) -> go.Figure:
         go.Frame(
             name=str(record.step),
             traces=moving,
-            data=[go.Scatter(x=short(s.xy[:, 0]), y=short(s.xy[:, 1])) for s in record.scatters["pca"]],
+            data=[go.Scatter(x=short(s.xy[:POINTS, 0]), y=short(s.xy[:POINTS, 1])) for s in record.scatters["pca"]],
         )
         for record in records
     ]
@@ -64,13 +68,18 @@ def _points(
     xy: np.ndarray, colour: Any, size: float, opacity: float, name: str, hover: list[str] | None = None
 ) -> go.Scattergl:
     return go.Scatter(
-        x=short(xy[:, 0]),
-        y=short(xy[:, 1]),
+        x=short(xy[:POINTS, 0]),
+        y=short(xy[:POINTS, 1]),
         mode="markers",
         name=name,
-        text=hover,
+        text=hover[:POINTS] if hover else None,
         hoverinfo="text" if hover else "skip",
-        marker={"color": colour, "size": size, "opacity": opacity, "line": {"width": 0}},
+        marker={
+            "color": colour if isinstance(colour, str) else colour[:POINTS],
+            "size": size,
+            "opacity": opacity,
+            "line": {"width": 0},
+        },
     )
 
 

@@ -1,0 +1,102 @@
+"""A probe's records over training in bounded memory: some of them, evenly spaced, without what there is of each sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeVar, overload
+
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.probing.record import Part, ProbeRecord
+from ldmprobe.tracking.store import RecordStore, read_or_skip, step_of
+
+T = TypeVar("T")
+
+
+def thinned(items: Sequence[T], at_most: int) -> list[T]:
+    """Every item, or every second, fourth or 2ᵏ-th, and the last, as it takes for there to be at most ``at_most``.
+
+    What has once been left out stays out as items are added, so that a history which is thinned at each probe reads no file twice.
+    """
+    stride = 1
+    while len(chosen := {*range(0, len(items), stride), *range(len(items))[-1:]}) > max(at_most, 2):
+        stride *= 2
+    return [items[i] for i in sorted(chosen)]
+
+
+class RunningHistory:
+    """The scalars and curves of one probe while training goes on: of some earlier records, and of the latest.
+
+    Which ones depends on nothing but the files there are, so that a resumed run goes on as if it had never stopped. Of earlier records
+    only the names of their files are looked at; those that are chosen stay in memory, a few kilobytes each.
+    """
+
+    def __init__(self, store: RecordStore, at_most: int = 64) -> None:
+        self.store, self.at_most = store, at_most
+        self._kept: dict[Path, ProbeRecord | None] = {}
+
+    def upto(self, record: ProbeRecord) -> list[ProbeRecord]:
+        """Those measured as ``record`` was, in order of training step; it is the last."""
+        earlier = [path for path in self.store.paths(record.probe) if step_of(path) < record.step]
+        chosen = thinned([*earlier, self.store.path(record)], self.at_most)
+        self._kept[chosen[-1]] = record.numbers
+        self._kept = {path: self._numbers(path) for path in chosen}
+        return [kept for kept in self._kept.values() if kept and kept.fingerprints == record.fingerprints]
+
+    def _numbers(self, path: Path) -> ProbeRecord | None:
+        return self._kept[path] if path in self._kept else read_or_skip(path, Part.NUMBERS)
+
+
+class RecordSeries(Sequence[ProbeRecord]):
+    """Records of one probe on disk, in order of training step. Each is read when it is asked for, and not kept.
+
+    Attributes:
+        paths: their files.
+        steps: when they were made.
+    """
+
+    def __init__(self, paths: Sequence[Path], steps: Sequence[int]) -> None:
+        self.paths, self.steps = list(paths), list(steps)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, index: int) -> ProbeRecord: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> RecordSeries: ...
+
+    def __getitem__(self, index: int | slice) -> ProbeRecord | RecordSeries:
+        if isinstance(index, slice):
+            return RecordSeries(self.paths[index], self.steps[index])
+        try:
+            return ProbeRecord.read(self.paths[index])
+        except (OSError, ValueError) as error:
+            raise ConfigurationError(f"{self.paths[index]} is damaged ({error}); move it away.") from error
+
+    def thinned(self, at_most: int) -> RecordSeries:
+        """Some of them, evenly spaced."""
+        chosen = thinned(range(len(self)), at_most)
+        return RecordSeries([self.paths[i] for i in chosen], [self.steps[i] for i in chosen])
+
+    def numbers(self) -> list[ProbeRecord]:
+        """The scalars and curves of all that can be read; the others are skipped with a warning."""
+        return [record for path in self.paths if (record := read_or_skip(path, Part.NUMBERS)) is not None]
+
+
+def comparable_series(store: RecordStore, until: int | None = None) -> dict[str, RecordSeries]:
+    """By probe, the records that were measured as its last one was; up to training step ``until``. Of each file only the header is read,
+    and one whose header cannot be read is skipped with a warning."""
+    found: dict[str, list[tuple[int, Path, dict[str, str]]]] = {}
+    for path in store.paths():
+        header = read_or_skip(path, Part.HEADER)
+        if header is not None and (until is None or header.step <= until):
+            found.setdefault(header.probe, []).append((header.step, path, header.fingerprints))
+    return {probe: _comparable(sorted(entries, key=lambda entry: entry[0])) for probe, entries in found.items()}
+
+
+def _comparable(entries: Sequence[tuple[int, Path, dict[str, str]]]) -> RecordSeries:
+    last = entries[-1][2]
+    kept = [(path, step) for step, path, fingerprints in entries if fingerprints == last]
+    return RecordSeries(*zip(*kept, strict=True))

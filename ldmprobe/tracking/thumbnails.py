@@ -1,0 +1,66 @@
+"""Records' images on a page, as data URIs of a bounded size. They may be a stranger's: only PNGs are shown, and none that is huge."""
+
+from __future__ import annotations
+
+import base64
+import io
+import warnings
+from collections.abc import Sequence
+
+from PIL import Image
+
+from ldmprobe.probing.record import ProbeRecord
+
+TOTAL_BYTES = 6_000_000  # of all images of a page together
+_EDGES = (256, 192, 128, 96, 64, 48, 32, 16)
+_IMAGE_PIXELS, _IMAGE_BYTES, _IMAGES = 2**22, 2**23, 1024  # at most, of one image; and at most so many of a record
+_AS_IT_IS = 8_192  # bytes of a PNG that is not worth reducing, at its edge
+_QUALITY = 80
+
+
+def sample_uris(records: Sequence[ProbeRecord]) -> list[list[str]]:
+    """Each record's samples as data URIs, none where it has none; one that is no PNG, or is too large, is left empty.
+
+    All together have at most :data:`TOTAL_BYTES`: large ones are reduced to 256 pixels along the longer side or, where there are many,
+    to as many as will do. Small ones stay as they are.
+    """
+    for edge in _EDGES:
+        found: list[list[str]] = []
+        total = 0
+        for record in records:
+            pictures = [_reduced(png, edge) for png in record.images.get("samples", [])[:_IMAGES]]
+            total += sum(len(content) for _, content in pictures)
+            if total > TOTAL_BYTES and edge != _EDGES[-1]:
+                break
+            found.append([f"data:image/{kind};base64,{base64.b64encode(data).decode()}" for kind, data in pictures])
+        else:
+            break
+    return found
+
+
+def _reduced(png: bytes, edge: int) -> tuple[str, bytes]:
+    """Its kind, and what is shown of it."""
+    image = _opened(png)
+    if image is None:
+        return "png", b""
+    if max(image.size) <= edge and len(png) <= _AS_IT_IS:
+        return "png", png
+    image = image.convert("RGBA" if image.has_transparency_data else "RGB")
+    image.thumbnail((edge, edge))
+    buffer = io.BytesIO()
+    image.save(buffer, "WEBP", quality=_QUALITY, method=2)
+    return "webp", buffer.getvalue()
+
+
+def _opened(content: bytes) -> Image.Image | None:
+    """The image of a PNG of a sane size; None of anything else."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            image = Image.open(io.BytesIO(content), formats=["PNG"])
+            if len(content) > _IMAGE_BYTES or image.width * image.height > _IMAGE_PIXELS:
+                return None
+            image.load()
+    except Exception:  # noqa: BLE001 (PIL raises many kinds, all meaning "no PNG")
+        return None
+    return image
