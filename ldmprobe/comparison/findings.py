@@ -20,6 +20,7 @@ from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.comparison.configuration import only_seeds_differ
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking.comparable import PROBES, Moment, Run, moments
+from ldmprobe.tracking.history import steps_of
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ def compare(runs: list[Run]) -> Comparison:
     target = _bound_per_draw(last)
     bounds, steps = {}, {}
     for run in runs:
-        at = np.array([record.step for record in run.records["denoising"]])
+        at = np.array(steps_of(run.records["denoising"]))
         per_draw = np.stack([_bound_per_draw(record) for record in run.records["denoising"]])
         bounds[run.label] = (at, clustered_mean(per_draw, cluster))
         excess = clustered_mean(per_draw - target, cluster)

@@ -18,6 +18,7 @@ from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking.comparable import Run
+from ldmprobe.tracking.history import steps_of
 from ldmprobe.tracking.store import RecordStore
 
 BOUND, FID, KID, SECONDS = "denoising_bound_nats", "fid", "kid", "training_seconds"
@@ -107,7 +108,8 @@ def study_run(run: Run, method: str, seed: int) -> StudyRun:
     Raises:
         ConfigurationError: it was not measured by DenoisingProbe, SampleQuality and TrainingClock.
     """
-    records = {**run.records, "clock": RecordStore(run.directory).read("clock")}
+    clock: Sequence[ProbeRecord] = RecordStore(run.directory).read("clock")
+    records = {**run.records, "clock": clock}
     needed = {"denoising": "DenoisingProbe", "quality": "SampleQuality", "clock": "TrainingClock"}
     if missing := [callback for probe, callback in needed.items() if not records.get(probe)]:
         raise ConfigurationError(
@@ -115,7 +117,7 @@ def study_run(run: Run, method: str, seed: int) -> StudyRun:
         )
     curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for probe, metrics in (("denoising", _denoising), ("quality", _scalars), ("clock", _scalars)):
-        steps = np.array([record.step for record in records[probe]])
+        steps = np.array(steps_of(records[probe]))
         rows = [metrics(record) for record in records[probe]]
         curves |= {name: (steps, np.array([row[name] for row in rows])) for name in rows[-1]}
     return StudyRun(method, seed, curves)

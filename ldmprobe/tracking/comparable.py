@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.tracking.history import RecordSeries, comparable_series, steps_of
 from ldmprobe.tracking.store import RecordStore
 
 PROBES = ("denoising", "ddim", "quality")
@@ -26,13 +27,15 @@ _PARTS = {
 class Run:
     """A run's records, by probe and in order of training step: those measured as its last one was.
 
+    They may be many and hold many images; go through them one at a time.
+
     Attributes:
         label: what it is called; no two runs' are the same.
     """
 
     label: str
     directory: Path
-    records: Mapping[str, list[ProbeRecord]]
+    records: Mapping[str, Sequence[ProbeRecord]]
 
 
 @dataclass(frozen=True)
@@ -93,11 +96,11 @@ def moments(runs: Sequence[Run], probe: str) -> list[Moment]:
     last = Moment("last", {run.label: run.records[probe][-1] for run in runs})
     if len({record.step for record in last.records.values()}) == 1:
         return [last]
-    by_step = [{record.step: record for record in run.records[probe] if record.step > 0} for run in runs]
-    common = set.intersection(*(set(records) for records in by_step))
+    steps = {run.label: steps_of(run.records[probe]) for run in runs}
+    common = set.intersection(*(set(each) for each in steps.values())) - {0}
     if not common:
         return [last]
-    chosen = {run.label: records[max(common)] for run, records in zip(runs, by_step, strict=True)}
+    chosen = {run.label: run.records[probe][steps[run.label].index(max(common))] for run in runs}
     return [Moment("common", chosen), last]
 
 
@@ -106,12 +109,11 @@ def comparable(records: Sequence[ProbeRecord]) -> list[ProbeRecord]:
     return [record for record in records if record.fingerprints == records[-1].fingerprints]
 
 
-def _records(directory: Path) -> dict[str, list[ProbeRecord]]:
-    found: dict[str, list[ProbeRecord]] = {}
-    for record in RecordStore(directory).require():
-        if record.probe in PROBES:
-            found.setdefault(record.probe, []).append(record)
-    return {probe: comparable(records) for probe, records in found.items()}
+def _records(directory: Path) -> dict[str, RecordSeries]:
+    store = RecordStore(directory)
+    if not (found := comparable_series(store)):
+        raise store.no_records
+    return {probe: records for probe, records in found.items() if probe in PROBES}
 
 
 def _refuse_incomplete(run: Run, probe: str) -> None:

@@ -85,6 +85,11 @@ class RecordSeries(Sequence[ProbeRecord]):
         return [record for path in self.paths if (record := read_or_skip(path, Part.NUMBERS)) is not None]
 
 
+def steps_of(records: Sequence[ProbeRecord]) -> list[int]:
+    """Their training steps, with nothing read."""
+    return records.steps if isinstance(records, RecordSeries) else [record.step for record in records]
+
+
 def comparable_series(store: RecordStore, until: int | None = None) -> dict[str, RecordSeries]:
     """By probe, the records that were measured as its last one was; up to training step ``until``. Of each file only the header is read,
     and one whose header cannot be read is skipped with a warning."""

@@ -22,6 +22,7 @@ from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure, samples
 from ldmprobe.training.base_model import BaseModel
 from ldmprobe.training.lora import LoRAWeights
 
+CARD_RECORDS = 24  # of one probe, at most: curves of a figure
 _SHOWN_PROMPTS = 10  # a row of the figure
 
 

@@ -22,7 +22,7 @@ from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking import charts
 from ldmprobe.tracking.comparable import comparable
 from ldmprobe.tracking.figures import caveats
-from ldmprobe.tracking.history import comparable_series, thinned
+from ldmprobe.tracking.history import comparable_series, steps_of, thinned
 from ldmprobe.tracking.page import chart, guarded, page, script, section
 from ldmprobe.tracking.store import RecordStore
 from ldmprobe.tracking.thumbnails import sample_uris
@@ -158,7 +158,7 @@ def _summary(denoising: Sequence[ProbeRecord], forgetting: Sequence[ProbeRecord]
 
 
 def _samples_section(pictured: Sequence[ProbeRecord], count: int) -> str:
-    uris, all_steps = sample_uris(pictured), [record.step for record in pictured]
+    uris, all_steps = sample_uris(pictured), steps_of(pictured)
     frames, steps = [frame for frame in uris if frame], [step for step, f in zip(all_steps, uris, strict=True) if f]
     if not frames:
         return ""

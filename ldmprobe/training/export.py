@@ -8,10 +8,12 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.pipeline import as_pipeline
 from ldmprobe.probing.record import ProbeRecord
-from ldmprobe.tracking.model_card import write_model_card
-from ldmprobe.tracking.store import RecordStore
+from ldmprobe.tracking.history import comparable_series
+from ldmprobe.tracking.model_card import CARD_RECORDS, write_model_card
+from ldmprobe.tracking.store import RecordStore, read_or_skip
 from ldmprobe.training.checkpoint import Checkpoint
 from ldmprobe.whole_file import partial_path
 
@@ -48,7 +50,7 @@ def export(checkpoint: Path, folder: Path, merge: bool = False, base: str | None
         else:
             lora.save(partial)
             pipeline.scheduler.save_pretrained(partial / "scheduler")
-        write_model_card(partial, target.name, pipeline, model, _records(checkpoint), read.base, lora)
+        write_model_card(partial, target.name, pipeline, model, _records(checkpoint, model), read.base, lora)
         partial.replace(target)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
@@ -58,9 +60,11 @@ def export(checkpoint: Path, folder: Path, merge: bool = False, base: str | None
     return folder
 
 
-def _records(checkpoint: Path) -> list[ProbeRecord]:
-    """Of the run directory that the checkpoint lies in; none elsewhere."""
+def _records(checkpoint: Path, model: DiffusionModel) -> list[ProbeRecord]:
+    """Some records of the run directory that the checkpoint lies in, up to its step, the last of each probe whole; none elsewhere."""
     for run_dir in checkpoint.absolute().parents[:2]:
         if (run_dir / "probes").is_dir():
-            return RecordStore(run_dir).read()
+            series = comparable_series(RecordStore(run_dir), until=model.trained_steps).values()
+            some = [record for each in series for record in each[:-1].thinned(CARD_RECORDS).numbers()]
+            return some + [record for each in series if (record := read_or_skip(each.paths[-1])) is not None]
     return []

@@ -24,8 +24,9 @@ from ldmprobe.callbacks import (
 )
 from ldmprobe.cli import main
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
-from ldmprobe.probing.record import Curve, ProbeRecord
+from ldmprobe.probing.record import Curve, Part, ProbeRecord
 from ldmprobe.tracking import charts, figures
+from ldmprobe.tracking.history import thinned
 from ldmprobe.tracking.loggers import scalar_metrics
 from ldmprobe.tracking.report import report_html, write_report
 from ldmprobe.tracking.store import RecordStore
@@ -121,6 +122,35 @@ def test_samples_slider_holds_every_probe(records):
     frames = json.loads(re.search(r"const frames = (\[\[.*?\]\]), steps", html).group(1))
     assert len(frames) == len(of(records, "ddim"))
     assert all(uri.startswith("data:image/png;base64,") for frame in frames for uri in frame)
+
+
+def test_a_page_of_many_probes_is_as_large_as_one_of_some_and_says_what_it_draws(records, tmp_path, monkeypatch):
+    many = [records_of for probe in ("ddim", "denoising") for records_of in of(records, probe)[-1:]]
+    sizes = []
+    for number in (40, 80):
+        store = RecordStore(tmp_path / str(number))
+        for step in range(number):
+            for record in many:
+                store.append(dataclasses.replace(record, step=100 * step))
+        whole = []
+        real = ProbeRecord.read
+        monkeypatch.setattr(
+            ProbeRecord,
+            "read",
+            lambda path, part=Part.ALL, real=real, whole=whole: whole.append(part is Part.ALL) or real(path, part),
+        )
+        html = write_report(store.folder.parent).read_text()
+        monkeypatch.undo()
+        assert sum(whole) <= 2 * charts.FRAMES + 4  # records with their images and samples: the pictures, the scatters
+        frames = json.loads(re.search(r"const frames = (\[\[.*?\]\]), steps = (\[.*?\])", html).group(1))
+        steps = json.loads(re.search(r", steps = (\[.*?\])", html).group(1))
+        assert steps == thinned([100 * step for step in range(number)], 16)
+        assert len(frames) == len(steps)
+        assert f"Shown are {len(steps)} of {number} probes" in html
+        assert f"Of the many records ({number} of ddim)" in html
+        assert f"Probes on record</span><strong>{2 * number}<" in html
+        sizes.append(len(html))
+    assert sizes[1] < 1.1 * sizes[0]
 
 
 def test_kl_chart_draws_the_curves_of_the_records(records):
