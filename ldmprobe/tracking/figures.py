@@ -20,7 +20,10 @@ def pca_figure(record: ProbeRecord) -> Figure:
     scatters, real = record.scatters["pca"], record.scatters.get("pca_real")
     columns = min(3, len(scatters))
     rows = -(-len(scatters) // columns)
-    figure, axes = _subplots(rows, columns, (3.1 * columns, 2.9 * rows + 0.5))
+    # Laid out by hand and with three ticks an axis: a layout engine and ticks take most of the time of a picture that every probe draws.
+    width, height = 3.1 * columns + 0.3, 2.9 * rows + 0.8
+    figure, axes = _subplots(rows, columns, (width, height), layout=None)
+    figure.subplots_adjust(0.85 / width, 0.65 / height, 1 - 0.15 / width, 1 - 0.8 / height, wspace=0.22, hspace=0.3)
     labels = record.provenance.get("sample_labels")
     names = level_names(scatters)
     for i, axis in enumerate(axes.flat):
@@ -33,10 +36,9 @@ def pca_figure(record: ProbeRecord) -> Figure:
             axis.scatter(*cloud.T, s=5, color=REAL, alpha=0.6, linewidths=0, label="real latents, noised to this level")
         colours = [class_colour(label) for label in labels] if labels else ACCENT
         axis.scatter(*scatter.xy.T, s=9, c=colours, alpha=0.9, linewidths=0, label="samples")
-        axis.set_title(names[i], fontsize=10)
+        axis.set_title(names[i], fontsize=10, y=1.0)
         everything = np.concatenate([cloud, scatter.xy])
         limit = 1.08 * np.nanmax(np.abs(everything)) if np.isfinite(everything).any() else 1.0
-        # A tick costs more time than a scatter.
         step = float(f"{0.7 * limit:.1g}")
         axis.set(
             xlim=(-limit, limit), ylim=(-limit, limit), aspect="equal", xticks=(-step, 0, step), yticks=(-step, 0, step)
@@ -203,11 +205,13 @@ def figure_png(figure: Figure, dpi: int = 130) -> bytes:
     return buffer.getvalue()
 
 
-def _subplots(rows: int, columns: int, size: tuple[float, float]) -> tuple[Figure, np.ndarray]:
+def _subplots(
+    rows: int, columns: int, size: tuple[float, float], layout: str | None = "constrained"
+) -> tuple[Figure, np.ndarray]:
     # Figure, not pyplot: no global state and no backend, so that it works in any thread of any program.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
+    figure = Figure(figsize=size, layout=layout)
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)

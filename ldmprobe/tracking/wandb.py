@@ -96,4 +96,8 @@ def _pca_table(record: ProbeRecord) -> Any:
             for i, (pc1, pc2) in enumerate(scatter.xy.tolist()):
                 label = labels[i] if labels and kind == "sample" else -1
                 rows.append([record.step, kind, scatter.timestep, i, label, pc1, pc2])
-    return wandb.Table(columns=["step", "kind", "timestep", "sample", "label", "pc1", "pc2"], data=rows)
+    table = wandb.Table(columns=["step", "kind", "timestep", "sample", "label", "pc1", "pc2"], data=rows[:1])
+    table.data.extend(
+        rows[1:]
+    )  # of the first row's types; Table would infer them anew for each, which takes longer than all the rest
+    return table
