@@ -22,7 +22,7 @@ def pca_figure(record: ProbeRecord) -> Figure:
     rows = -(-len(scatters) // columns)
     # Laid out by hand and with three ticks an axis: a layout engine and ticks take most of the time of a picture that every probe draws.
     width, height = 3.1 * columns + 0.3, 2.9 * rows + 0.8
-    figure, axes = _subplots(rows, columns, (width, height), layout=None)
+    figure, axes = _subplots(rows, columns, (width, height), by_hand=True)
     figure.subplots_adjust(0.85 / width, 0.65 / height, 1 - 0.15 / width, 1 - 0.8 / height, wspace=0.22, hspace=0.3)
     labels = record.provenance.get("sample_labels")
     names = level_names(scatters)
@@ -205,13 +205,11 @@ def figure_png(figure: Figure, dpi: int = 130) -> bytes:
     return buffer.getvalue()
 
 
-def _subplots(
-    rows: int, columns: int, size: tuple[float, float], layout: str | None = "constrained"
-) -> tuple[Figure, np.ndarray]:
+def _subplots(rows: int, columns: int, size: tuple[float, float], by_hand: bool = False) -> tuple[Figure, np.ndarray]:
     # Figure, not pyplot: no global state and no backend, so that it works in any thread of any program.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout=layout)
+    figure = Figure(figsize=size, layout=None if by_hand else "constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for axis in axes.flat:
         axis.spines[["top", "right"]].set_visible(False)

@@ -127,7 +127,7 @@ def test_samples_slider_holds_every_probe(records):
 def test_a_page_of_many_probes_is_as_large_as_one_of_some_and_says_what_it_draws(records, tmp_path, monkeypatch):
     many = [records_of for probe in ("ddim", "denoising") for records_of in of(records, probe)[-1:]]
     sizes = []
-    for number in (40, 80):
+    for number in (20, 40):
         store = RecordStore(tmp_path / str(number))
         for step in range(number):
             for record in many:
