@@ -95,9 +95,10 @@ def in_words(levels: Levels, bands: Sequence[Band]) -> tuple[str, str]:
         return f"Predictions have NaN or Inf in them at {_where(lost, levels)}: nothing can be said of these.", ""
     least = NEGLIGIBLE * levels.bound
     recoverable = [band for band in bands if band.lower > LEAST_RESIDUAL]
+    total = sum(band.excess_nats for band in recoverable)
+    weighty = [band for band in recoverable if band.excess_nats >= 0.2 * total >= 0.2 * least]
     found = [
-        *_recoverable([band for band in recoverable if band.excess_nats >= least]),
-        *_measurable([band for band in recoverable if band.excess_nats < least]),
+        *_recoverable(weighty),
         *worse_than_linear(levels),
         *wrong_gain(levels),
         *offset_from_zero(levels),
@@ -106,6 +107,7 @@ def in_words(levels: Levels, bands: Sequence[Band]) -> tuple[str, str]:
     heavy = [fault for fault in found if fault.nats >= least]
     of_scale = [fault for fault in found if fault.nats < least and fault.deviation >= OF_SCALE]
     light = [fault for fault in found if fault.nats < least and fault.deviation < OF_SCALE]
+    light += _measurable([band for band in recoverable if band not in weighty])
     bound = f"of the held-out bound's {_nats(levels.bound)} nats"
     headline = f"No noise level has a measurable fault that weighs {NEGLIGIBLE:.1%} {bound} or more."
     if first := [*heavy, *of_scale][:1]:

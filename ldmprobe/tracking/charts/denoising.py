@@ -53,7 +53,8 @@ def offset_chart(records: Sequence[ProbeRecord]) -> go.Figure:
                 line={"color": IDEAL, "dash": "dash", "width": 2.2},
             )
         )
-    return finish(figure, "log-SNR (noisy to clean)", "mean error, in units of the noise", log_y=True)
+    figure = finish(figure, "log-SNR (noisy to clean)", "mean error, in units of the noise", log_y=True)
+    return figure.update_yaxes(dtick="D2", exponentformat="none")  # it spans a decade or two
 
 
 def nats_chart(records: Sequence[ProbeRecord]) -> go.Figure:

@@ -62,7 +62,7 @@ def excess_chart(records: Sequence[ProbeRecord]) -> go.Figure:
     last = records[-1].curves["one_step_excess"]
     # Untrained networks are off by far more, and would press what matters flat.
     reach = 1.3 * float(np.nanmax(np.abs(last.value), initial=1e-6))
-    return figure.update_yaxes(range=[-reach, reach])
+    return figure.update_yaxes(range=[-reach, reach], exponentformat="power")
 
 
 def variance_chart(record: ProbeRecord) -> go.Figure:
