@@ -22,13 +22,13 @@ def optimization(trainer: L.Trainer) -> dict[str, Any]:
 
 
 def check_same_optimization(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Raise ConfigurationError if optimizers or schedulers are of other classes than the checkpoint's, or more or fewer."""
+    """Raise ConfigurationError if optimizers or schedulers are not of the checkpoint's classes, or not as many."""
     for what in ("optimizer", "learning-rate scheduler"):
         before, now = (", ".join(each.get(what, ())) or "none" for each in (theirs, ours))
         if what in theirs and before != now:
             raise ConfigurationError(
-                f"The checkpoint has the {what} {before} and this configuration {now}, which cannot go on from its state. "
-                f"Write what it was trained with; for another one {_NEW_RUN}."
+                f"The checkpoint has the {what} {before} and this configuration {now}, which cannot go on from its "
+                f"state. Write what it was trained with; for another one {_NEW_RUN}."
             )
 
 
@@ -36,7 +36,7 @@ def check_schedules_last(trainer: L.Trainer, states: list[dict[str, Any]]) -> No
     """Raise ConfigurationError if a schedule of a fixed number of steps ends before the training does.
 
     Args:
-        states: of the schedulers in the checkpoint that is gone on from, which they will take over; empty for a new run.
+        states: of the checkpoint's schedulers, which the Trainer's will take over; empty for a new run.
     """
     for i, config in enumerate(trainer.lr_scheduler_configs):
         if not isinstance(config.scheduler, OneCycleLR) or config.interval != "step":

@@ -28,7 +28,7 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so that to multiply by it permutes 
 Hashes = np.ndarray  # (N,) uint64
 
 
-# --- images --------------------------------------------------------------------------------------------------------------
+# --- images ----------------------------------------------------------------------------------------------------------
 
 
 def image_hashes(rows: Any, column: str) -> Hashes:
@@ -135,18 +135,19 @@ def _file_hash(path: str) -> int:
     return xxhash.xxh3_64_intdigest(path.encode())
 
 
-# --- held out ------------------------------------------------------------------------------------------------------------
+# --- held out --------------------------------------------------------------------------------------------------------
 
 
 def is_held_out(row: dict[str, Any], column: str, fraction: float, wanted: bool) -> bool:
-    """Whether a stream's row is (``wanted``) or is not held out: with probability ``fraction``, always the same for one image."""
+    """Whether a stream's row is held out, or is not (``wanted=False``); with probability ``fraction``, by its image."""
     return (image_hash(row[column]) < _threshold(fraction)) == wanted
 
 
 def held_out_mask(hashes: Hashes, fraction: float) -> np.ndarray:
-    """Which rows are held out, shape (N,): each with probability ``fraction``, always the same for one image; but at least
-    the two of the smallest hashes (one, of fewer than four rows), and not all. Rows that are added take none that was
-    trained on to the held-out side, unless all had a hash below the share.
+    """Which rows are held out, shape (N,): each with probability ``fraction``, always the same for one image.
+
+    At least the two of the smallest hashes are (one, of fewer than four rows), and not all. Rows that are added take
+    none that was trained on to the held-out side, unless all had a hash below the share.
 
     Raises:
         ConfigurationError: there are not two different images.
@@ -157,8 +158,8 @@ def held_out_mask(hashes: Hashes, fraction: float) -> np.ndarray:
         mask = hashes < hashes.max()
     if not mask.any():
         raise ConfigurationError(
-            f"All {len(hashes)} rows have the same image, so that none can be held out; name a split of other images as "
-            "`held_out_split`."
+            f"All {len(hashes)} rows have the same image, so that none can be held out; name a split of other images "
+            "as `held_out_split`."
         )
     return mask
 
@@ -167,7 +168,7 @@ def _threshold(fraction: float) -> int:
     return int(fraction * 2**64)
 
 
-# --- what data -----------------------------------------------------------------------------------------------------------
+# --- what data -------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -248,8 +249,8 @@ class DataIdentity:
         trained = np.array(theirs["train"]["sample"], np.uint64)
         if moved := int(self.held_out.has(trained).sum()):
             raise ConfigurationError(
-                f"The checkpoint was trained on rows that are held out now ({moved} of {len(trained)} that were looked up), so "
-                f"that held-out numbers would flatter it. {advice}"
+                f"The checkpoint was trained on rows that are held out now ({moved} of {len(trained)} that were looked "
+                f"up), so that held-out numbers would flatter it. {advice}"
             )
         told = self.train.changes(theirs["train"], "training", f"The checkpoint was trained on other data. {advice}")
         told += self.held_out.changes(theirs["held_out"], "held-out")

@@ -31,8 +31,8 @@ class SaveConfig(SaveConfigCallback):
 
     It is saved as it was asked for: without the places that follow from ``run_dir`` and without the checkpoint that was
     gone on from, so that the file starts another run elsewhere. Where a run goes on with another configuration, each
-    difference is told with what becomes of it; settings that the checkpoint decides stay in the file as they are in effect;
-    and the file before is kept as ``config.1.yaml``, ``config.2.yaml``, ….
+    difference is told with what becomes of it; settings that the checkpoint decides stay in the file as they are in
+    effect; and the file before is kept as ``config.1.yaml``, ``config.2.yaml``, ….
 
     Args:
         config: as Lightning has it: with the places that follow from ``run_dir``.
@@ -106,7 +106,7 @@ def _keep(path: Path) -> Path | None:
     return path.replace(kept)
 
 
-# --- what the checkpoint decides ---------------------------------------------------------------------------------------
+# --- what the checkpoint decides -------------------------------------------------------------------------------------
 
 
 def _in_state(settings: Any, path: _Path = ()) -> Iterator[_Path]:
@@ -156,6 +156,6 @@ def _told(asked: dict[str, Any], in_effect: dict[str, Any], theirs: dict[str, An
         yield f"  … and {len(found) - _MOST_TOLD} more"
     if any(key not in effective for key, _, _ in found):
         yield (
-            "  Optimizer and learning-rate schedule go on as they are in the checkpoint, and config.yaml says so. For others "
-            "start a new run (FinetunedDiffusion takes the checkpoint's weights as `pretrained`)."
+            "  Optimizer and learning-rate schedule go on as they are in the checkpoint, and config.yaml says so. For "
+            "others start a new run (FinetunedDiffusion takes the checkpoint's weights as `pretrained`)."
         )

@@ -159,7 +159,7 @@ def test_an_image_has_one_hash_wherever_it_is_stored(size, tmp_path):
     assert image_hashes(table.select(order), "image").tolist() == image_hashes(table, "image")[order].tolist()
 
 
-# --- going on with other data --------------------------------------------------------------------------------------------
+# --- going on with other data ----------------------------------------------------------------------------------------
 
 
 def run(folder: Path, names: dict[str, int], *arguments: str, probed: bool = False) -> int:

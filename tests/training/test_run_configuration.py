@@ -1,4 +1,4 @@
-"""A saved config.yaml starts another run elsewhere; one that is changed on resume is told or refused, and stays true."""
+"""A saved config.yaml starts another run elsewhere; changed on resume, it is told or refused, and stays true."""
 
 from __future__ import annotations
 
