@@ -14,6 +14,7 @@ from torch import Tensor
 from ldmprobe.callbacks.probe_callback import run_directory
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.callbacks.same_optimization import check_same_optimization, check_schedules_last, optimization
+from ldmprobe.data.images import ImageData
 from ldmprobe.tracking.store import RecordStore
 from ldmprobe.training.checkpoint_paths import paths_here
 
@@ -78,6 +79,11 @@ class ExactResume(L.Callback):
     # --- out of the checkpoint -------------------------------------------------------------------------------------
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if isinstance(trainer.datamodule, ImageData) and ImageData.__qualname__ not in checkpoint:
+            rank_zero_warn(
+                "The checkpoint does not say what data it was trained on: it is of an earlier version, which held out other "
+                "rows of data without a split of their own, so that held-out numbers would flatter it."
+            )
         self._extra, self._schedules = checkpoint.get(_KEY, {}), checkpoint.get("lr_schedulers", [])
         callbacks = [callback for callback in trainer.checkpoint_callbacks if _saves_here(callback)]
         states = checkpoint.get("callbacks", {})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from math import inf
@@ -275,6 +276,8 @@ def real_latents(
         channels=model.codec.image_channels or model.latent_shape[0],
     )
     data.setup()
+    if model.trained_on and (moved := data.identity.trained_on(model.trained_on)):
+        warnings.warn(f"The model was trained on rows of {dataset} that are held out here ({moved}).", stacklevel=2)
     expected = model.codec.image_shape(model.latent_shape)
     if tuple(data.image_shape) != expected:
         raise ConfigurationError(

@@ -245,19 +245,28 @@ class DataIdentity:
         Raises:
             ConfigurationError: rows that were trained on are held out now, or none of them is there any more.
         """
+        if theirs == self.summary():
+            return []
         advice = "Give the data and settings that it was trained with, or start a new run in another directory."
-        trained = np.array(theirs["train"]["sample"], np.uint64)
-        if moved := int(self.held_out.has(trained).sum()):
-            raise ConfigurationError(
-                f"The checkpoint was trained on rows that are held out now ({moved} of {len(trained)} that were looked "
-                f"up), so that held-out numbers would flatter it. {advice}"
-            )
+        if moved := self.trained_on(theirs):
+            raise ConfigurationError(f"The checkpoint was trained on rows that are held out now ({moved}). {advice}")
         told = self.train.changes(theirs["train"], "training", f"The checkpoint was trained on other data. {advice}")
         told += self.held_out.changes(theirs["held_out"], "held-out")
         before = np.array(theirs["held_out"]["sample"], np.uint64)
-        if (number := int(self.train.has(before).sum())) and self.train.complete:
+        number = int((self.train.has(before) & ~self.held_out.has(before)).sum())
+        if number and self.train.complete:
             told.append(f"{number / len(before):.0%} of the held-out rows then are trained on now")
         return told
+
+    def trained_on(self, theirs: dict[str, Any]) -> str | None:
+        """How many rows that a checkpoint's summary has on the training side are on the held-out side now, in words."""
+        sample = np.array(theirs["train"]["sample"], np.uint64)
+        moved = int((self.held_out.has(sample) & ~self.train.has(sample)).sum())
+        return (
+            f"{moved} of {len(sample)} that were looked up, so that held-out numbers would flatter it"
+            if moved
+            else None
+        )
 
 
 def known_rows(rows: Any, image_column: str, text_columns: Sequence[str]) -> KnownRows:

@@ -35,6 +35,7 @@ class DiffusionModel:
         conditioning: none by default.
         weights: which weights these are, such as "ema" or "raw"; goes into the record.
         trained_steps: optimiser steps behind these weights, where known.
+        trained_on: a summary of the data that they were trained on, where known (:meth:`DataIdentity.summary`).
         fitting_batch_size: how many samples a probe's pass had memory for, once one ran out of it.
     """
 
@@ -45,6 +46,7 @@ class DiffusionModel:
     conditioning: Conditioning = field(default_factory=Unconditional)
     weights: str = "raw"
     trained_steps: int = 0
+    trained_on: dict[str, Any] = field(default_factory=dict)
     fitting_batch_size: int | None = field(default=None, init=False)
 
     @property

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from ldmprobe.data.images import ImageData
 from ldmprobe.difference import first_difference
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
@@ -220,6 +221,7 @@ class Checkpoint:
         model = self._on(base) if base else self._described()
         model.weights = "ema" if card["ema"] else "raw"
         model.latent_shape, model.trained_steps = tuple(card["latent_shape"]), int(self.content["global_step"])
+        model.trained_on = self.content.get(ImageData.__qualname__, {})
         places = {"ema.network." if card["ema"] else "network.": model.network}
         for prefix, module in (places | {"codec.": model.codec, "conditioning.": model.conditioning}).items():
             state = _part(self.content["state_dict"], prefix)

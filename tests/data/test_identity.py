@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
@@ -17,6 +18,8 @@ from ldmprobe.data.identity import held_out_mask, image_hash, image_hashes
 from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.reference import Reference
+from ldmprobe.standalone import real_latents
+from ldmprobe.training.checkpoint import load_diffusion_model
 from tests.test_bad_input import _config, _fit, _probe, _refused
 
 KINDS = ["folder", "parquet", "save_to_disk", "arrays", "folder, streamed", "parquet, streamed"]
@@ -209,6 +212,31 @@ def test_other_data_are_refused_before_anything_is_overwritten(names, arguments,
     data("folder", tmp_path / "pictures", names)
     capsys.readouterr()
     _refused(capsys, settings(tmp_path / "pictures"), text, arguments=("--ckpt_path=last", *arguments))
+
+
+def test_a_model_is_not_judged_in_silence_on_rows_that_it_was_trained_on(tmp_path):
+    assert run(tmp_path / "pictures", FIRST, "--data.init_args.held_out_fraction=0.02") == 0
+    model = load_diffusion_model(Path("runs/one/checkpoints/last.ckpt"))
+    with pytest.warns(UserWarning, match=r"trained on rows of .* that are held out here \(\d+ of 5\d"):
+        real_latents(model, str(tmp_path / "pictures"))
+
+
+def test_a_checkpoint_from_before_says_so(tmp_path):
+    assert run(tmp_path / "pictures", FIRST) == 0
+    path = Path("runs/one/checkpoints/last.ckpt")
+    torch.save({k: v for k, v in torch.load(path, weights_only=True).items() if k != "ImageData"}, path)
+    with pytest.warns(UserWarning, match="does not say what data it was trained on"):
+        assert _fit(settings(tmp_path / "pictures"), "--ckpt_path=last", "--trainer.max_steps=3") == 0
+
+
+def test_a_split_of_its_own_with_copies_of_training_rows_is_gone_on_with(tmp_path):
+    table = Dataset.from_dict({"image": [np.asarray(picture(n)) for n in range(20)]})
+    for name in ("train", "test"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        table.to_parquet(tmp_path / "data" / f"{name}-00000-of-00001.parquet")
+    found = ImageData(str(tmp_path))
+    found.setup()
+    assert found.identity.changes(found.identity.summary()) == []
 
 
 def test_built_in_data_of_another_size_would_train_on_what_was_held_out_and_is_refused(capsys):
