@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ldmprobe import __version__
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.plain_text import make_output_plain, plain
 
 _TRAINER_COMMANDS = {
     "fit": "train or finetune from a YAML file, probing on the way",
@@ -21,6 +22,7 @@ _TRAINER_COMMANDS = {
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (2 for anything a user can put right)."""
     argv = sys.argv[1:] if argv is None else argv
+    make_output_plain()
     try:
         if argv and argv[0] in _TRAINER_COMMANDS:
             from ldmprobe.training.cli import run
@@ -37,7 +39,7 @@ def main(argv: list[str] | None = None) -> int:
             return cache(argv[1:])
         return _other_command(argv)
     except ConfigurationError as error:
-        print(f"ldmprobe: error: {error}", file=sys.stderr)
+        print(f"ldmprobe: error: {plain(error)}", file=sys.stderr)
         return 2
 
 
@@ -118,22 +120,22 @@ def _other_command(argv: list[str]) -> int:
     if args.command == "compare":
         from ldmprobe.comparison.compare import write_comparison
 
-        print(write_comparison(args.run_dirs, args.out, args.labels))
+        print(plain(write_comparison(args.run_dirs, args.out, args.labels)))
         return 0
     if args.command == "report":
         from ldmprobe.tracking.report import write_report
 
-        print(write_report(args.run_dir, args.out))
+        print(plain(write_report(args.run_dir, args.out)))
         return 0
     if args.command == "export":
         from ldmprobe.training.export import export as write_pipeline
 
-        print(write_pipeline(args.checkpoint, args.folder, args.merge, args.base))
+        print(plain(write_pipeline(args.checkpoint, args.folder, args.merge, args.base)))
         return 0
     from ldmprobe import standalone
 
     try:
-        print(standalone.probe(args) if args.command == "probe" else standalone.sample(args))
+        print(plain(standalone.probe(args) if args.command == "probe" else standalone.sample(args)))
     except ConfigurationError as error:
         raise ConfigurationError(_as_options(str(error), vars(args))) from error
     return 0

@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
-    ["errors", "numbers_in_range", "difference", "full_precision", "whole_file", "diffusion", "analysis"],
+    ["errors", "numbers_in_range", "plain_text", "difference", "full_precision", "whole_file", "diffusion", "analysis"],
     ["models", "data"],
     ["probing"],
     ["tracking", "training"],

@@ -97,8 +97,8 @@ def occupy(run_dir: str | Path, resuming: bool, option: str = "--run_dir", wait_
         lock.release()
         raise
     _held[folder] = lock
-    remove_partials(folder / "probes")
-    remove_partials(folder / "checkpoints")
+    for place in (folder, folder / "probes", folder / "checkpoints"):
+        remove_partials(place)
     return True
 
 

@@ -23,9 +23,10 @@ from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.models.denoiser import check_text
 from ldmprobe.models.device import move
 from ldmprobe.models.text import TextConditioning
+from ldmprobe.plain_text import plain
 from ldmprobe.training.cli import LDMProbeCLI
 from ldmprobe.training.configuration_errors import configuration_errors, meant_for_the_user
-from ldmprobe.whole_file import PARTIAL, whole_file
+from ldmprobe.whole_file import remove_partials, whole_file
 
 _NAMED_ROWS = 10  # in a message
 
@@ -58,9 +59,13 @@ def cache(argv: list[str]) -> int:
             raise told from None
         raise
     if complete:
-        print(f"{folder} is complete. Train from it: ldmprobe fit {' '.join(rest)} --data.init_args.latents {folder}")
+        print(
+            plain(
+                f"{folder} is complete. Train from it: ldmprobe fit {' '.join(rest)} --data.init_args.latents {folder}"
+            )
+        )
     else:
-        print(f"{folder}: this process's part is done, others' is not.")
+        print(f"{plain(folder)}: this process's part is done, others' is not.")
     return 0
 
 
@@ -252,11 +257,10 @@ def _condition(text: TextConditioning, captions: list[str] | None, dtype: str) -
 def _write(path: Path, tensors: dict[str, Tensor], texts: dict[str, list[str]]) -> None:
     from safetensors.torch import save
 
-    for left in path.parent.glob(f".{path.name}.*{PARTIAL}"):  # of a process that was killed
-        left.unlink(missing_ok=True)
+    remove_partials(path.parent, f"{path.name}.*")
     with whole_file(path) as file:
         file.write(save({name: value.contiguous() for name, value in tensors.items()}, {"ldmprobe": json.dumps(texts)}))
-    print(f"ldmprobe: {path}", flush=True)
+    print(f"ldmprobe: {plain(path)}", flush=True)
 
 
 class _OnlyParts(LDMProbeCLI):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.frozen import Frozen
 from ldmprobe.models.text import TextConditioning, TextEncoder
 from ldmprobe.training.base_model import BaseModel, finetuned, merged, not_trained, weights_fingerprint
+from ldmprobe.training.checkpoint_io import newer_last
 from ldmprobe.training.lora import LoRA, LoRAWeights, lora_weights
 from ldmprobe.training.sharded_checkpoint import is_sharded_checkpoint, load_sharded_checkpoint
 
@@ -182,6 +184,11 @@ class Checkpoint:
         if base is not None and not content["ldmprobe"].get("pretrained"):
             raise ConfigurationError(
                 f"{path} was trained from scratch, so that --base is of no use to it; leave it out."
+            )
+        if (newer := newer_last(path)) is not None:
+            warnings.warn(
+                f"{path} is not the run's newest checkpoint: {newer.path.name} beside it is of step {newer.global_step}.",
+                stacklevel=2,
             )
         return cls(path, content, base)
 

@@ -6,6 +6,7 @@ import pickle
 import re
 import zipfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,19 @@ def newest_intact(folders: Iterable[Path]) -> tuple[Saved | None, dict[Path, str
             return saved, broken
         broken[saved.path] = fault
     return None, broken
+
+
+def newer_last(path: Path) -> Saved | None:
+    """Of the checkpoints beside ``last.ckpt`` that are called so, too (``last-v1.ckpt``: Lightning's, of a folder that had been renamed),
+    the one that is furthest in training, if it is further than ``path``."""
+    if path.name != "last.ckpt":
+        return None
+    found = []
+    for other in (path, *path.parent.glob("last-v*.ckpt")):
+        with suppress(Exception):  # damaged; whoever reads it is told
+            found.append(Saved(other, *_read_progress(other)))
+    furthest = max(found, key=lambda saved: (saved.global_step, saved.path == path), default=None)
+    return None if furthest is None or furthest.path == path else furthest
 
 
 def _checkpoints(folders: Iterable[Path]) -> list[Path]:

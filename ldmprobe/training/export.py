@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -15,7 +14,7 @@ from ldmprobe.tracking.history import comparable_series
 from ldmprobe.tracking.model_card import CARD_RECORDS, write_model_card
 from ldmprobe.tracking.store import RecordStore, read_or_skip
 from ldmprobe.training.checkpoint import Checkpoint
-from ldmprobe.whole_file import partial_path
+from ldmprobe.whole_file import whole_folder
 
 
 def export(checkpoint: Path, folder: Path, merge: bool = False, base: str | None = None) -> Path:
@@ -42,21 +41,17 @@ def export(checkpoint: Path, folder: Path, merge: bool = False, base: str | None
     model, lora = read.model(), None if merge else read.lora()
     pipeline = as_pipeline(model)
     target = folder.absolute()
-    partial = partial_path(target)
     try:
-        partial.mkdir(parents=True)
-        if lora is None:
-            pipeline.save_pretrained(partial, safe_serialization=True)
-        else:
-            lora.save(partial)
-            pipeline.scheduler.save_pretrained(partial / "scheduler")
-        write_model_card(partial, target.name, pipeline, model, _records(checkpoint, model), read.base, lora)
-        partial.replace(target)
+        with whole_folder(target) as partial:
+            if lora is None:
+                pipeline.save_pretrained(partial, safe_serialization=True)
+            else:
+                lora.save(partial)
+                pipeline.scheduler.save_pretrained(partial / "scheduler")
+            write_model_card(partial, target.name, pipeline, model, _records(checkpoint, model), read.base, lora)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigurationError(f"{folder} cannot be written: {reason}. Choose another folder.") from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 

@@ -22,6 +22,7 @@ import yaml
 from jsonargparse import Namespace, get_loader, set_loader, set_parsing_settings
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.plain_text import plain
 
 _OF_LIGHTNING = ("accelerators", "callbacks", "core", "demos", "loggers", "plugins", "profilers", "strategies")
 LIBRARIES: dict[str, tuple[str, ...]] = {
@@ -196,5 +197,4 @@ def _folders(package: str) -> list[str]:
 
 def _say(message: str) -> None:
     if os.environ.get("LOCAL_RANK", "0") == "0":
-        line = "".join(character if character.isprintable() else "?" for character in message)
-        print(f"ldmprobe: {line}", file=sys.stderr, flush=True)
+        print(f"ldmprobe: {plain(message)}".replace("\n", "?"), file=sys.stderr, flush=True)

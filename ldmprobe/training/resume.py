@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.plain_text import plain
 from ldmprobe.training.checkpoint_io import newest_intact
 from ldmprobe.whole_file import remove_partials, whole_file
 
@@ -78,4 +79,4 @@ def keep_wandb_id(trainer: L.Trainer, run_dir: str, resuming: bool) -> None:
 
 def say(message: str) -> None:
     """Tell the user on standard error, as what ldmprobe says."""
-    print(f"ldmprobe: {message}", file=sys.stderr)
+    print(f"ldmprobe: {plain(message)}", file=sys.stderr)

@@ -12,7 +12,7 @@ import torch
 import torch.distributed.checkpoint
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.training.checkpoint_io import WholeCheckpointIO, damage, newest_intact
+from ldmprobe.training.checkpoint_io import WholeCheckpointIO, damage, newer_last, newest_intact
 from ldmprobe.whole_file import remove_partials, whole_file
 
 
@@ -171,3 +171,13 @@ def test_lightning_saves_and_resumes_through_it(tmp_path):
     again = trainer(3)
     again.fit(BoringModel(), ckpt_path=tmp_path / "two.ckpt")
     assert again.global_step == 3
+
+
+def test_a_last_checkpoint_with_a_newer_one_beside_it_is_noticed(tmp_path):
+    last = save(tmp_path / "last.ckpt", 6)
+    assert newer_last(last) is None
+    save(tmp_path / "last-v1.ckpt", 9)
+    assert newer_last(last).global_step == 9
+    assert newer_last(tmp_path / "last-v1.ckpt") is None
+    save(last, 12)
+    assert newer_last(last) is None
