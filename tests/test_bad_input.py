@@ -192,7 +192,12 @@ def test_max_epochs_instead_of_max_steps(capsys):
     config = _config()
     del config["trainer"]["max_steps"]
     config["trainer"]["max_epochs"] = 2
-    _refused(capsys, config, "ImageData is one endless epoch: `trainer.max_epochs: 2`", "limit training by `trainer.max_steps`")
+    _refused(
+        capsys,
+        config,
+        "ImageData is one endless epoch: `trainer.max_epochs: 2`",
+        "limit training by `trainer.max_steps`",
+    )
 
 
 # --- data, codec and network do not fit ----------------------------------------------------------------------------------
