@@ -169,7 +169,12 @@ def test_unreadable_image(capsys):
     images = _pictures()
     images[7] = {"bytes": b"broken", "path": None}
     config = _data(dataset=_parquet(images), dataset_kwargs={}, held_out_split="train")
-    _refused(capsys, config, "Row 7, column 'image': the image cannot be read", "Remove the row or repair it.")
+    _refused(
+        capsys,
+        config,
+        "Row 7 of split 'train', column 'image': the image cannot be read",
+        "Remove the row or repair it.",
+    )
 
 
 def test_class_label_out_of_range_of_the_data(capsys):

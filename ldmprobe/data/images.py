@@ -15,11 +15,14 @@ import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
+from ldmprobe.data.checked import CheckedRows, check_labels
 from ldmprobe.data.endless import check_epochs
+from ldmprobe.data.folders import files_of
 from ldmprobe.data.identity import DataIdentity, known_rows
 from ldmprobe.data.latents import SPLITS, LatentCache, LatentRows, LatentStream, cache_key, collate_latents, frozen_text
+from ldmprobe.data.pictures import Range
 from ldmprobe.data.rows import RowReader, collate
-from ldmprobe.data.sources import ROW_NUMBER, choose_splits, load_splits
+from ldmprobe.data.sources import ROW_NUMBER, choose_splits, held_out_name, load_splits
 from ldmprobe.data.stream import HubStream, ShuffledStream, SkippingLoader, StreamPositions
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
@@ -43,7 +46,9 @@ class ImageData(L.LightningDataModule):
             "builtin:shapes" or "builtin:gaussian".
         dataset_kwargs: further arguments of ``datasets.load_dataset`` (``name``, ``revision``, ``data_files``, …) or parameters of
             the built-in dataset.
-        image_column, label_column, caption_column: names of columns; the latter two are optional.
+        image_column, label_column, caption_column: names of columns; the latter two are optional. Images may be stored as images, bytes,
+            paths in the dataset's folder, or arrays. Of a list of captions each visit of training draws one, and probes take the first. A
+            folder of images with ``1.txt`` beside ``1.png`` has these texts in the column "text".
         train_split: name of the training split.
         held_out_split: name of the held-out split. Default: "validation" or "test" where there is one, else a part of the
             training rows: each with probability ``held_out_fraction``, by a hash of its image as it is stored. So a row stays
@@ -54,6 +59,10 @@ class ImageData(L.LightningDataModule):
             data it is exact.
         image_size: images become square of this many pixels; default: they all have one size already.
         channels: 1, 3 or 4; default: those of the first image.
+        background: the color under transparent images (a name or "#rrggbb"), unless ``channels`` is 4.
+        value_range: the numbers that are black and white, [low, high], in arrays and in grey images of 16 and 32 bits. Default: what their
+            type says; arrays of floats that are not pixels are taken as they are.
+        image_folder: the folder that a table's paths are in; default: that of the dataset. Files elsewhere are not read.
         resize: "crop" scales the short side and crops the long one, "squash" ignores the aspect ratio.
         random_crop, random_flip: augmentation of training images.
         batch_size: per rank.
@@ -95,6 +104,9 @@ class ImageData(L.LightningDataModule):
         check_rows: int = 500,
         seed: int = 0,
         latents: str | None = None,
+        background: str = "white",
+        value_range: tuple[float, float] | None = None,
+        image_folder: str | None = None,
     ) -> None:
         super().__init__()
         check_numbers("ImageData", 1, batch_size=batch_size, held_out_rows=held_out_rows, shuffle_buffer=shuffle_buffer)
@@ -106,7 +118,16 @@ class ImageData(L.LightningDataModule):
             raise ConfigurationError(
                 f"ImageData got held_out_fraction {held_out_fraction}; expected a number in (0, 1)."
             )
+        _check_color(background)
+        if value_range is not None and not value_range[0] < value_range[1]:
+            raise ConfigurationError(
+                f"ImageData got value_range {list(value_range)}; expected [black, white] with black < white, such as [0, 255]."
+            )
         named = [column for column in (image_column, label_column, caption_column) if column is not None]
+        if ROW_NUMBER in named:
+            raise ConfigurationError(
+                f"ImageData got a column called {ROW_NUMBER!r}, its own name for row numbers; rename it."
+            )
         if len(set(named)) < len(named):
             raise ConfigurationError(
                 f"ImageData got image_column {image_column!r}, label_column {label_column!r}, caption_column {caption_column!r}; expected "
@@ -118,13 +139,25 @@ class ImageData(L.LightningDataModule):
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.streaming, self.shuffle_buffer, self.check_rows = streaming, shuffle_buffer, check_rows
         self.reader = RowReader(
-            image_column, label_column, caption_column, image_size, channels, resize, random_crop, random_flip
+            image_column,
+            label_column,
+            caption_column,
+            image_size,
+            channels,
+            resize,
+            random_crop,
+            random_flip,
+            background=background,
+            value_range=None if value_range is None else (float(value_range[0]), float(value_range[1])),
         )
+        self.image_folder = image_folder
         self.latents = latents
         self.num_classes = num_classes
         self.class_names: list[str] | None = None
         self.image_shape: tuple[int, ...] = ()
         self.checked_captions: list[str] = []
+        self.held_out_reader = self.reader
+        self._value_range_is_given = value_range is not None
         self._train: Any = None
         self._held_out: Any = None
         self._cache: LatentCache | None = None
@@ -140,6 +173,7 @@ class ImageData(L.LightningDataModule):
         if self.trainer is not None and self.trainer.state.fn == "fit":
             check_epochs(self.trainer)
         splits = load_splits(self.dataset, streaming=self.streaming, **self.dataset_kwargs)
+        splits = {name: _without_numbers(rows) for name, rows in splits.items()}
         train, held_out = choose_splits(
             splits,
             self.train_split,
@@ -149,6 +183,7 @@ class ImageData(L.LightningDataModule):
             self.reader.image_column,
             fixed=self.dataset.startswith("builtin:"),
         )
+        held_out_split = held_out_name(splits, self.train_split, self.held_out_split) or self.train_split
         reader = self.reader
         named = [c for c in (reader.image_column, reader.label_column, reader.caption_column) if c is not None]
         for rows in (train, held_out):
@@ -156,42 +191,33 @@ class ImageData(L.LightningDataModule):
             for column in named:
                 if column not in columns:
                     raise ConfigurationError(
-                        f"There is no column {column!r}; the dataset has {', '.join(map(repr, columns))}."
+                        f"There is no column {column!r}; the dataset has {', '.join(repr(c) for c in columns if c != ROW_NUMBER)}."
                     )
         self._train, self._held_out = (
             _undecoded(_only(rows, named), reader.image_column) for rows in (train, held_out)
         )
-        self._read_classes()
-        reader = self.reader = replace(
-            reader, num_classes=self.num_classes, unit="Streamed image" if self.streaming else "Row"
+        self._read_classes(held_out_split)
+        self.reader = replace(
+            reader,
+            num_classes=self.num_classes,
+            unit="Streamed image" if self.streaming else "Row",
+            split=self.train_split,
+            value_range=reader.value_range or _stored_range(self._train, reader.image_column),
+            files=files_of(self.dataset, self.dataset_kwargs, splits[self.train_split], self.image_folder),
         )
+        self.held_out_reader = replace(self.reader, split=held_out_split)
         if self.latents is not None:
             self.check_cacheable()
             self._cache = LatentCache(Path(self.latents))
             self._cache.check_complete()
             self.image_shape = self._cache.image_shape
             return
-        for name, rows in (("training", self._train), ("held-out", self._held_out)):
-            shape, captions = None, []
-            for i, row in enumerate(islice(rows, self.check_rows)):
-                sample = reader.read(row, i)
-                shape = sample["image"].shape
-                captions += [sample["caption"].strip()] if "caption" in sample else []
-                if self.image_shape and tuple(shape) != self.image_shape:
-                    setting = "channels" if shape[0] != self.image_shape[0] else "image_size"
-                    raise ConfigurationError(
-                        f"Row {i} of the {name} split has an image of shape {tuple(shape)}, others {self.image_shape}; set the "
-                        f"data's `{setting}`."
-                    )
-                self.image_shape = tuple(shape)
-            if shape is None and self.check_rows > 0:
-                raise ConfigurationError(f"The {name} split is empty.")
-            if captions and not any(captions):
-                raise ConfigurationError(
-                    f"All captions of the {name} split are empty in column {reader.caption_column!r}, from the first row on; name the column "
-                    "that has them as `caption_column` (only a model without text can leave it out)."
-                )
-            self.checked_captions += captions
+        for rows, reader in ((self._train, self.reader), (self._held_out, self.held_out_reader)):
+            checked = CheckedRows.read(islice(rows, self.check_rows), reader)
+            if self.check_rows > 0:
+                of_training = rows is self._train
+                self.image_shape = checked.check(self.image_shape, of_training and not self._value_range_is_given)
+            self.checked_captions += checked.captions
         if empty := self.checked_captions.count(""):
             warnings.warn(
                 f"{empty} of the {len(self.checked_captions)} captions that were checked are empty: in training their images teach the model "
@@ -223,6 +249,10 @@ class ImageData(L.LightningDataModule):
                 "order of their own; held-out numbers before and after are of different rows where those differ."
             )
 
+    def reader_of(self, split: str) -> RowReader:
+        """The reader of one of :data:`SPLITS`."""
+        return self.reader if split == "train" else self.held_out_reader
+
     @property
     def rows(self) -> dict[str, Any]:
         """The dataset's rows by split."""
@@ -239,6 +269,11 @@ class ImageData(L.LightningDataModule):
                 "Each pass crops anew (`random_crop`), so that latents cannot be encoded beforehand; leave it out (`random_flip` can stay: "
                 "both views are kept)."
             )
+        if self.reader.caption_column is not None and _is_list(self._train, self.reader.caption_column):
+            raise ConfigurationError(
+                f"Images have several captions in column {self.reader.caption_column!r}, of which each visit draws one, so that they cannot be "
+                "encoded beforehand; keep one of each."
+            )
 
     def use_latents(self, codec: LatentCodec, conditioning: Conditioning) -> None:
         """Raise ConfigurationError, naming what differs, if :attr:`latents` are not those of this data, codec and conditioning; else tell the
@@ -248,7 +283,7 @@ class ImageData(L.LightningDataModule):
             if (text := frozen_text(conditioning)) is not None:
                 text.kept |= self._cache.prompts(text.prompts)
 
-    def _read_classes(self) -> None:
+    def _read_classes(self, held_out_split: str) -> None:
         column = self.reader.label_column
         if column is None:
             return
@@ -262,20 +297,8 @@ class ImageData(L.LightningDataModule):
                     f"A stream does not say how many classes {column!r} has; set the data's `num_classes`."
                 )
             return
-        for rows in (self._train, self._held_out):
-            labels = np.asarray(rows.with_format("numpy")[column][:])
-            if labels.dtype.kind not in "iu":
-                raise ConfigurationError(
-                    f"Column {column!r} holds {labels.dtype} values; expected integer class labels."
-                )
-            top = int(labels.max())
-            self.num_classes = self.num_classes or top + 1
-            if labels.min() < 0 or top >= self.num_classes:
-                row = int(((labels < 0) | (labels >= self.num_classes)).argmax())
-                raise ConfigurationError(
-                    f"Row {row} has class label {int(labels[row])} in column {column!r}, which is out of range; expected 0 to "
-                    f"{self.num_classes - 1}."
-                )
+        for rows, split in ((self._train, self.train_split), (self._held_out, held_out_split)):
+            self.num_classes = check_labels(rows, column, split, self.num_classes)
 
     def train_dataloader(self) -> Any:
         trainer = self.trainer
@@ -305,7 +328,7 @@ class ImageData(L.LightningDataModule):
         if self._cache is not None:
             latents = self._cache.rows("held_out")
             return DataLoader(_Rows(latents, latents), batch_size=self.batch_size, collate_fn=collate_latents)
-        return DataLoader(_Rows(self._held_out, self.reader), batch_size=self.batch_size, collate_fn=collate)
+        return DataLoader(_Rows(self._held_out, self.held_out_reader), batch_size=self.batch_size, collate_fn=collate)
 
     def test_dataloader(self) -> DataLoader:
         return self.val_dataloader()
@@ -321,7 +344,8 @@ class ImageData(L.LightningDataModule):
 
     def reference_images(self, num_images: int, held_out: bool = False) -> Iterator[dict[str, Any]]:
         """The same, always with ``image``."""
-        return _in_fixed_order(self._held_out if held_out else self._train, self.reader, num_images, collate)
+        split = SPLITS[held_out]
+        return _in_fixed_order(self.rows[split], self.reader_of(split), num_images, collate)
 
 
 def _in_fixed_order(
@@ -355,9 +379,48 @@ def _only(rows: Any, columns: list[str]) -> Any:
     return rows.select_columns([*columns, *(c for c in (rows.column_names or []) if c == ROW_NUMBER)])
 
 
+def _without_numbers(rows: Any) -> Any:
+    """The rows without a column of their own that has the name of row numbers."""
+    return rows.remove_columns(ROW_NUMBER) if ROW_NUMBER in (rows.column_names or []) else rows
+
+
 def _undecoded(rows: Any, image_column: str) -> Any:
-    """Images as bytes: decoded by RowReader, which can name the row of one that cannot be read."""
+    """Images as bytes or names of files: decoded by RowReader, which can name the row of one that cannot be read."""
     from datasets import Image
 
     feature = (rows.features or {}).get(image_column)
-    return rows.cast_column(image_column, Image(decode=False)) if isinstance(feature, Image) else rows
+    stored = isinstance(feature, dict) and set(feature) <= {"bytes", "path"}  # images of a table that does not say so
+    stored = stored or _dtype(feature) in ("binary", "large_binary", "string", "large_string")
+    return rows.cast_column(image_column, Image(decode=False)) if isinstance(feature, Image) or stored else rows
+
+
+def _dtype(feature: Any) -> str | None:
+    """The type of a value, or of an array's or nested list's values; None of anything else."""
+    from datasets import Array2D, Array3D, LargeList, List, Value
+
+    if isinstance(feature, (Value, Array2D, Array3D)):
+        return feature.dtype
+    return _dtype(feature.feature) if isinstance(feature, (List, LargeList)) else None
+
+
+def _stored_range(rows: Any, image_column: str) -> Range | None:
+    """The value range that an array's type says; lists of Python numbers have lost it."""
+    dtype = _dtype((rows.features or {}).get(image_column))
+    return (0.0, 65535.0) if dtype == "uint16" else None
+
+
+def _is_list(rows: Any, column: str) -> bool:
+    from datasets import LargeList, List
+
+    return isinstance((rows.features or {}).get(column), (List, LargeList))
+
+
+def _check_color(color: str) -> None:
+    from PIL import ImageColor
+
+    try:
+        ImageColor.getrgb(color)
+    except (ValueError, AttributeError) as error:
+        raise ConfigurationError(
+            f"ImageData got background {color!r}; expected a color's name or number, such as white or '#808080'."
+        ) from error

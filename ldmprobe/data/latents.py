@@ -11,6 +11,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +33,8 @@ from ldmprobe.models.text import TextConditioning
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SPLITS = ("train", "held_out")
 _DESCRIPTION = "cache.json"
-_FORMAT = 4
+_FORMAT = 5  # since 5, pictures are upright, and transparency is on the background
+_TRANSFORMS = ("size", "channels", "resize", "random_flip", "background", "value_range")
 _VALUES_HASHED = 65_536  # of each weight tensor
 
 
@@ -58,7 +60,7 @@ def cache_key(
             "columns": [reader.image_column, reader.label_column, reader.caption_column],
             **{split.replace("_", "-"): _split_key(rows[split], reader) for split in SPLITS},
         },
-        "transforms": {name: getattr(reader, name) for name in ("size", "channels", "resize", "random_flip")},
+        "transforms": {name: value for name, value in asdict(reader).items() if name in _TRANSFORMS},
         "codec": json.loads(json.dumps(description, default=str)) | {"weights": _weights_hash(codec.weights())},
         "latents": {"kind": codec.unscaled_kind, "dtype": dtype},
         "text": _text_key(conditioning),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ldmprobe.data.builtin import load_builtin
+from ldmprobe.data.folders import is_image_folder, with_captions
 from ldmprobe.data.identity import held_out_mask, image_hashes, is_held_out
 from ldmprobe.errors import ConfigurationError
 
@@ -18,11 +19,11 @@ _SPLIT_SEED = 20_26  # of the held-out rows of built-in data; part of every run'
 
 
 def load_splits(dataset: str, streaming: bool = False, **kwargs: Any) -> dict[str, Any]:
-    """The splits of a dataset by name.
+    """The splits of a dataset by name, without a format that was set on them.
 
     Args:
-        dataset: "builtin:digits", "builtin:shapes" or "builtin:gaussian"; a folder (from ``save_to_disk``, parquet files or an
-            image folder); a parquet file; or a hub id.
+        dataset: "builtin:digits", "builtin:shapes" or "builtin:gaussian"; a folder (from ``save_to_disk``, of parquet files, or of images,
+            whose captions may be in text files beside them: column "text"); a parquet file; or a hub id.
         streaming: read rows as they are needed instead of preparing the dataset on disk.
         kwargs: parameters of the built-in dataset, or of ``datasets.load_dataset``.
 
@@ -38,7 +39,7 @@ def load_splits(dataset: str, streaming: bool = False, **kwargs: Any) -> dict[st
         table = load_builtin(dataset.removeprefix("builtin:"), **kwargs)
         return {"train": table.to_iterable_dataset(num_shards=4) if streaming else table}
 
-    from datasets import Dataset, DatasetDict, IterableDataset, load_dataset, load_from_disk
+    from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 
     path = Path(dataset).expanduser()
     try:
@@ -50,6 +51,11 @@ def load_splits(dataset: str, streaming: bool = False, **kwargs: Any) -> dict[st
                 )
         elif path.suffix == ".parquet" and path.is_file():
             loaded = load_dataset("parquet", data_files={"train": str(path)}, streaming=streaming, **kwargs)
+        elif path.is_dir() and "data_files" not in kwargs and is_image_folder(path / kwargs.get("data_dir", "")):
+            place = {**kwargs, "data_dir": str(path / kwargs.get("data_dir", ""))}
+            loaded = load_dataset("imagefolder", streaming=streaming, **place)
+            if isinstance(loaded, dict):
+                loaded = {name: with_captions(rows) for name, rows in loaded.items()}
         else:
             loaded = load_dataset(str(path) if path.exists() else dataset, streaming=streaming, **kwargs)
     except ConfigurationError:
@@ -62,9 +68,15 @@ def load_splits(dataset: str, streaming: bool = False, **kwargs: Any) -> dict[st
             f"Dataset {dataset!r} {where} ({type(error).__name__}: {_first_line(error)}). Expected a hub id, a folder of parquet "
             "files, a folder from save_to_disk, an image folder, or builtin:digits, builtin:shapes, builtin:gaussian."
         ) from error
-    if isinstance(loaded, (Dataset, IterableDataset)):
-        return {"train": loaded}
-    return dict(loaded) if isinstance(loaded, DatasetDict) or hasattr(loaded, "keys") else {"train": loaded}
+    splits = {"train": loaded} if isinstance(loaded, (Dataset, IterableDataset)) else dict(loaded)
+    return {name: rows.with_format(None) for name, rows in splits.items()}
+
+
+def held_out_name(splits: dict[str, Any], train_split: str, held_out_split: str | None) -> str | None:
+    """The split to hold out: the named one, else one of a usual name; None where a part of the training split is taken."""
+    if held_out_split is not None:
+        return held_out_split
+    return next((name for name in HELD_OUT_NAMES if name in splits and name != train_split), None)
 
 
 def choose_splits(
@@ -93,8 +105,7 @@ def choose_splits(
     for name in (train_split, held_out_split):
         if name is not None and name not in splits:
             raise ConfigurationError(f"There is no split {name!r}; the dataset has {', '.join(map(repr, splits))}.")
-    if held_out_split is None:
-        held_out_split = next((name for name in HELD_OUT_NAMES if name in splits and name != train_split), None)
+    held_out_split = held_out_name(splits, train_split, held_out_split)
     train = splits[train_split]
     if held_out_split is not None:
         held_out = splits[held_out_split]

@@ -166,15 +166,16 @@ class _Views(Dataset):
     """Each row as ``image`` (views, C, H, W): as it is and, in training where images are flipped, mirrored."""
 
     def __init__(self, data: ImageData) -> None:
-        self.rows, self.reader = data.rows, data.reader
+        self.rows = data.rows
+        self.readers = {split: data.reader_of(split) for split in SPLITS}
 
     def __getitem__(self, place: tuple[str, int]) -> dict[str, Any]:
         split, i = place
-        row = self.rows[split][i]
-        sample = self.reader.read(row, i)
+        row, reader = self.rows[split][i], self.readers[split]
+        sample = reader.read(row, i)
         views = [sample["image"]]
-        if split == "train" and self.reader.random_flip:
-            views.append(self.reader.read(row, i, _AlwaysFlips())["image"])  # type: ignore[arg-type]
+        if split == "train" and reader.random_flip:
+            views.append(reader.read(row, i, _AlwaysFlips())["image"])  # type: ignore[arg-type]
         return {**sample, "image": torch.stack(views)}
 
 

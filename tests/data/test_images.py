@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from itertools import islice
 
 import numpy as np
 import pytest
 import torch
-from datasets import ClassLabel, Dataset, Features, Image, Value
+from datasets import Array3D, ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
 from ldmprobe.data.images import ImageData
+from ldmprobe.data.rows import RowReader
 from ldmprobe.errors import ConfigurationError
 
 SHAPES = {"num_images": 30, "size": 16}
@@ -205,7 +207,7 @@ def test_a_label_out_of_range_in_the_first_rows_of_a_stream_is_refused(tmp_path)
 
 def test_an_unreadable_image_is_named_by_its_row_in_the_dataset(tmp_path):
     images = [{"bytes": b"broken", "path": None} if i == 7 else image for i, image in enumerate(_grey(20))]
-    with pytest.raises(ConfigurationError, match="Row 7, column 'image': the image cannot be read"):
+    with pytest.raises(ConfigurationError, match="Row 7 of split 'train', column 'image': the image cannot be read"):
         ImageData(_parquet(tmp_path / "a.parquet", images)).setup()
 
 
@@ -231,7 +233,7 @@ def test_the_rows_of_batches_are_rows_of_the_dataset():
         (["a dog", None, "a cat"], "has None in column 'text'; expected a caption"),
         (
             ["", " ", ""],
-            "All captions of the training split are empty in column 'text'.*only a model without text can leave",
+            "All captions of split 'train' are empty in column 'text'.*only a model without text can leave",
         ),
     ],
 )
@@ -260,3 +262,130 @@ def test_a_column_is_of_one_use(columns):
         ConfigurationError, match=r"ImageData got image_column 'image', .*expected another column for each"
     ):
         ImageData("builtin:shapes", **columns)
+
+
+# --- what the values say -------------------------------------------------------------------------------------------------
+
+
+def _arrays(path, images: np.ndarray, dtype: str) -> str:
+    features = Features({"image": Array3D(images.shape[1:], dtype)})
+    Dataset.from_dict({"image": list(images)}, features=features).to_parquet(path)
+    return str(path)
+
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (12, 3, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("images", "dtype", "value_range"),
+    [
+        (PIXELS, "uint8", None),
+        (PIXELS.transpose(0, 2, 3, 1), "uint8", None),
+        (PIXELS, "int64", None),
+        (PIXELS * 257, "uint16", None),
+        (PIXELS, "float32", (0, 255)),
+        (PIXELS / 255, "float64", (0, 1)),
+        (PIXELS / 127.5 - 1, "float32", None),
+    ],
+)
+def test_arrays_of_any_type_become_the_same_images(images, dtype, value_range, tmp_path):
+    data = ImageData(_arrays(tmp_path / "a.parquet", images, dtype), value_range=value_range)
+    data.setup()
+    for held_out in (False, True):
+        (batch,) = data.reference_batches(99, held_out)
+        np.testing.assert_allclose(batch["image"], PIXELS[batch["index"].numpy()] / 127.5 - 1, atol=1e-6)
+
+
+def test_arrays_of_truth_values_are_black_and_white(tmp_path):
+    data = ImageData(_arrays(tmp_path / "a.parquet", PIXELS > 127, "bool"))
+    data.setup()
+    (batch,) = data.reference_batches(99)
+    assert np.array_equal(batch["image"], np.where(PIXELS[batch["index"].numpy()] > 127, 1, -1))
+
+
+@pytest.mark.parametrize(
+    ("images", "dtype", "message"),
+    [
+        (PIXELS.astype(float), "float32", r"go from 0 to 255.*`value_range`, \[0, 255\]"),
+        (PIXELS / 255, "float32", r"go from 0 to 1.*`value_range`, \[0, 1\]"),
+        (PIXELS // 128, "int32", r"is 1 of 255, so that all images are black.*\[0, 1\]"),
+        (PIXELS * 16, "uint16", r"of 65535, so that all images are black.*\[0, 4\d\d\d\]"),
+        (PIXELS * 16, "int32", r"Row \d+ of split 'train'.*expected 0 to 255; set the data's `value_range`"),
+        (
+            np.where(np.arange(12)[:, None, None, None] == 5, np.nan, PIXELS - 99),
+            "float32",
+            r"Row 5 of split 'train'.*NaN",
+        ),
+    ],
+)
+def test_values_that_do_not_say_which_are_black_and_white_are_refused(images, dtype, message, tmp_path):
+    with pytest.raises(ConfigurationError, match=message):
+        ImageData(_arrays(tmp_path / "a.parquet", images, dtype)).setup()
+
+
+def test_a_picture_again_and_again_is_told(tmp_path):
+    with pytest.warns(
+        UserWarning, match=r"\d+ images of split 'train' .* all the same, of the value -1 everywhere"
+    ) as told:
+        ImageData(_parquet(tmp_path / "a.parquet", [PILImage.new("L", (8, 8))] * 12), held_out_split="train").setup()
+    assert len(told) == 2
+
+
+def test_a_column_with_our_own_name_of_row_numbers_is_not_taken_for_them(tmp_path):
+    columns = {"image": _grey(10), "__row__": ["x"] * 10}
+    features = Features({"image": Image(), "__row__": Value("string")})
+    Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "a.parquet")
+    data = ImageData(str(tmp_path / "a.parquet"))
+    data.setup()
+    assert sorted(
+        i for held_out in (False, True) for b in data.reference_batches(99, held_out) for i in b["index"]
+    ) == [*range(10)]
+    with pytest.raises(ConfigurationError, match="'__row__', its own name for row numbers; rename it"):
+        ImageData(str(tmp_path / "a.parquet"), caption_column="__row__")
+
+
+def test_of_several_captions_each_visit_of_training_draws_one(tmp_path):
+    captions = [["a", "b", "c"], ["only"]]
+    table = {"image": _grey(8), "text": captions * 4}
+    features = Features({"image": Image(), "text": List(Value("string"))})
+    Dataset.from_dict(table, features=features).to_parquet(tmp_path / "a.parquet")
+
+    def data() -> ImageData:
+        made = ImageData(str(tmp_path / "a.parquet"), caption_column="text", batch_size=7)
+        made.setup()
+        return made
+
+    visits = [batch["caption"] for batch in _take(data().train_dataloader(), 30)]
+    assert {caption for visit in visits for caption in visit} == {"a", "b", "c", "only"}
+    counts = [sum(visit.count(caption) for visit in visits) for caption in "abc"]
+    assert all(abs(count - sum(counts) / 3) < 4 * np.sqrt(sum(counts) * 2 / 9) for count in counts)  # standard error
+    assert [batch["caption"] for batch in _take(data().train_dataloader(), 30)] == visits
+    for held_out in (False, True):
+        assert {c for batch in data().reference_batches(99, held_out) for c in batch["caption"]} <= {"a", "only"}
+    with pytest.raises(ConfigurationError, match=r"several captions in column 'text'.*keep one of each"):
+        data().check_cacheable()
+
+
+@pytest.mark.parametrize("value", [[], ["a", None], None, [["a"]]])
+def test_captions_that_are_none_are_refused_with_their_row(value):
+    reader = RowReader("image", None, "text", None, None, split="train")
+    with pytest.raises(ConfigurationError, match=r"Row 3 of split 'train' has .* in column 'text'; expected a caption"):
+        reader.read({"image": _grey(1)[0], "text": value}, 3)
+
+
+@pytest.mark.parametrize(
+    ("labels", "dtype", "told"),
+    [
+        ([0, 1, None] * 4, "int64", "Row 2 of split 'train' has None"),
+        (["a", "b"] * 6, "string", "Row 0 of split 'train' has 'a'"),
+        ([0, 1, 2, -1] * 3, "int64", "Row 3 of split 'train' has class label -1"),
+    ],
+)
+def test_labels_are_refused_with_the_row_of_the_dataset(labels, dtype, told, tmp_path):
+    path = _parquet(tmp_path / "a.parquet", _grey(12), labels, Value(dtype))
+    with pytest.raises(ConfigurationError, match=told):
+        ImageData(path, label_column="label", held_out_split="train").setup()
+    with pytest.raises(ConfigurationError) as refused:  # of a part of the split
+        ImageData(path, label_column="label").setup()
+    row = int(re.search(r"Row (\d+) of split 'train'", str(refused.value))[1])
+    assert labels[row] in (None, "a", "b", -1)

@@ -14,6 +14,7 @@ from PIL import Image as PILImage
 
 from ldmprobe.data.images import ImageData
 from ldmprobe.data.latents import SPLITS, LatentCache, cache_key
+from ldmprobe.data.pictures import ImageFiles
 from ldmprobe.data.rows import RowReader
 from ldmprobe.data.sources import choose_splits
 from ldmprobe.errors import ConfigurationError
@@ -169,7 +170,8 @@ def _images(kind: str, folder: Path, changed: int | None) -> Dataset:
 
 def _key(held_out: str | None = None, columns: tuple = ("image", None, None), **splits: Dataset) -> dict[str, Any]:
     rows = dict(zip(SPLITS, choose_splits(splits, "train", held_out, 0.1, 0), strict=True))
-    return cache_key(rows, RowReader(*columns, None, None), LatentCodec(), Unconditional(), "float32")
+    reader = RowReader(*columns, None, None, files=ImageFiles(("/",)))
+    return cache_key(rows, reader, LatentCodec(), Unconditional(), "float32")
 
 
 @pytest.mark.parametrize("kind", ["bytes", "files", "arrays"])

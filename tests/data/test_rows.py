@@ -13,6 +13,7 @@ from ldmprobe.data.rows import RowReader, collate
 from ldmprobe.errors import ConfigurationError
 
 MODES = ["1", "L", "P", "LA", "RGB", "RGBA", "I;16", "I", "F", "CMYK"]
+RANGES = {"I": (0, 65535), "F": (0, 255)}  # of modes that do not say
 
 
 def _reader(size=None, channels=None, **options) -> RowReader:
@@ -46,7 +47,7 @@ def _png(image: Image.Image) -> dict:
 def test_white_is_1_and_black_is_minus_1_in_every_mode(mode, channels):
     image = _half_white(mode)
     assert image.mode == mode
-    tensor = _read(image, _reader(channels=channels))
+    tensor = _read(image, _reader(channels=channels, value_range=RANGES.get(mode)))
     assert tensor.shape == (channels, 6, 8)
     assert tensor.dtype == torch.float32
     colour = tensor[:3]
@@ -63,7 +64,7 @@ def test_an_undecoded_png_reads_as_the_picture_itself(mode):
 
 @pytest.mark.parametrize(("mode", "channels"), [("1", 1), ("L", 1), ("RGB", 3), ("RGBA", 4), ("I;16", 1), ("F", 1)])
 def test_the_number_of_channels_is_by_default_that_of_the_picture(mode, channels):
-    assert len(_read(_half_white(mode))) == channels
+    assert len(_read(_half_white(mode), _reader(value_range=RANGES.get(mode)))) == channels
 
 
 @pytest.mark.parametrize("mode", ["P", "CMYK"])
@@ -74,6 +75,14 @@ def test_a_colour_picture_stays_in_colour_by_default(mode):
 
 def test_a_grey_picture_with_transparency_is_readable_by_default():
     assert len(_read(_half_white("LA"))) in (1, 4)
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_grey_values_of_32_bits_are_not_guessed(mode):
+    with pytest.raises(ConfigurationError, match=r"Row 0.*do not say which are black and white; set.*`value_range`"):
+        _read(_half_white(mode))
+    one = Image.fromarray(np.full((4, 4), 1, dtype=np.float32)).convert(mode)
+    assert _read(one, _reader(value_range=(0, 255))).max() < -0.98
 
 
 def test_a_dark_16_bit_picture_stays_dark():

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
@@ -167,3 +169,94 @@ def test_a_broken_parquet_file_is_refused(tmp_path):
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(ConfigurationError, match="holds no dataset that can be read"):
         load_splits(str(tmp_path / "broken.parquet"))
+
+
+# --- folders and tables as they come -------------------------------------------------------------------------------------
+
+
+def _lora_folder(folder: Path, n: int, captions: dict[int, str], ending: str = ".txt", under: str = "") -> str:
+    (folder / under).mkdir(parents=True, exist_ok=True)
+    for i in range(n):
+        _picture(i).save(folder / under / f"{i}.png")
+        if i in captions:
+            (folder / under / f"{i}{ending}").write_text(captions[i], encoding="utf-8-sig")
+    return str(folder)
+
+
+def _captions(data: ImageData) -> list[tuple[int, str]]:
+    """(number, caption) of every picture."""
+    data.setup()
+    found = []
+    for held_out in (False, True):
+        for batch in data.reference_batches(99, held_out):
+            numbers = ((batch["image"][:, 0, 0, 0] + 1) * 127.5 / 10).round().int().tolist()
+            found += zip(numbers, batch["caption"], strict=True)
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("ending", "under"), [(".txt", ""), (".caption", "10_cat")])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_captions_are_in_text_files_beside_the_images(ending, under, streaming, tmp_path):
+    captions = {i: f" a cat,\nno. {i}\n" for i in range(6)}
+    folder = _lora_folder(tmp_path / "cats", 6, captions, ending, under)
+    (tmp_path / "cats" / "0.json").write_text("{}")  # as downloaders leave behind
+    (tmp_path / "cats" / "README.md").write_text("# Cats")
+    if under:
+        (tmp_path / "cats" / "0.json").unlink()
+    data = ImageData(folder, caption_column="text", streaming=streaming, held_out_fraction=0.5)
+    assert _captions(data) == [(i, f"a cat, no. {i}") for i in range(6)]
+
+
+def test_an_image_without_a_caption_beside_it_has_an_empty_one_and_is_counted(tmp_path):
+    folder = _lora_folder(tmp_path / "cats", 6, dict.fromkeys(range(1, 6), "a cat"))
+    with pytest.warns(UserWarning, match="1 of the 6 captions that were checked are empty"):
+        assert _captions(ImageData(folder, caption_column="text"))[0] == (0, "")
+
+
+def test_a_caption_that_is_no_text_is_refused(tmp_path):
+    folder = _lora_folder(tmp_path / "cats", 6, dict.fromkeys(range(6), "a cat"))
+    (tmp_path / "cats" / "3.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigurationError, match=r"3\.txt cannot be read"):
+        load_splits(folder)
+
+
+def test_images_that_are_passed_over_are_told(tmp_path):
+    folder = _lora_folder(tmp_path / "cats", 6, {})
+    (tmp_path / "cats" / "6.heic").write_bytes(b"photo")
+    with pytest.warns(UserWarning, match=r"1 files such as .*6\.heic are left out"):
+        assert len(load_splits(folder)["train"]) == 6
+
+
+def test_a_table_beside_images_is_read_as_a_table(tmp_path):
+    folder = _lora_folder(tmp_path / "cats", 6, {})
+    lines = ["file,words", *(f"{i}.png,no. {i}" for i in range(6))]
+    (tmp_path / "cats" / "train.csv").write_text("\n".join(lines))
+    data = ImageData(folder, image_column="file", caption_column="words")
+    assert _captions(data) == [(i, f"no. {i}") for i in range(6)]
+
+
+@pytest.mark.parametrize("kind", ["binary", "large_binary", "string", "struct of bytes", "struct of paths"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_images_are_stored_as_bytes_or_as_names_of_files(kind, streaming, tmp_path):
+    _lora_folder(tmp_path, 6, {})
+    names = [f"{i}.png" for i in range(6)]
+    stored = {
+        "binary": pa.array([(tmp_path / name).read_bytes() for name in names], pa.binary()),
+        "large_binary": pa.array([(tmp_path / name).read_bytes() for name in names], pa.large_binary()),
+        "string": pa.array(names),
+        "struct of bytes": pa.array([{"bytes": (tmp_path / name).read_bytes()} for name in names]),
+        "struct of paths": pa.array([{"bytes": None, "path": str(tmp_path / name)} for name in names]),
+    }
+    table = pa.table({"image": stored[kind], "text": [str(i) for i in range(6)]})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    data = ImageData(str(tmp_path / "rows.parquet"), caption_column="text", streaming=streaming, held_out_fraction=0.5)
+    assert _captions(data) == [(i, str(i)) for i in range(6)]
+
+
+@pytest.mark.parametrize("format", ["torch", "numpy"])
+def test_a_format_that_was_set_does_not_matter(format, tmp_path):
+    _table([*TRAIN, *TEST]).with_format(format).save_to_disk(tmp_path / "table")
+    data = ImageData(str(tmp_path / "table"), label_column="label")
+    data.setup()
+    contents = _contents(data, held_out=False) + _contents(data, held_out=True)
+    assert sorted(contents) == _expected([*TRAIN, *TEST])
