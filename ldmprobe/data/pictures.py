@@ -155,7 +155,7 @@ def in_eight_bits(
     channels = channels or _CHANNELS.get(image.mode, len(image.getbands()))
     if image.has_transparency_data and channels != 4:
         image = image.convert("RGBA")
-        if image.getextrema()[3][0] < 255:
+        if np.asarray(image.getchannel("A")).min() < 255:
             notes.append(FLATTENED)
         image = PILImage.alpha_composite(PILImage.new("RGBA", image.size, background), image)
     return image.convert(_MODES[channels])
@@ -183,7 +183,7 @@ def _range_of_format(image: Image) -> Range:
     if image.mode.startswith("I;16") or (image.mode == "I" and isinstance(image, of_16_bits)):
         return 0, 65535
     raise ValueError(
-        f"grey values of 32 bits (mode {image.mode}), here from {np.min(image):g} to {np.max(image):g}, do not say which are black and "
+        f"grey values of 32 bits (mode {image.mode}), here from {np.asarray(image).min():g} to {np.asarray(image).max():g}, do not say which are black and "
         "white; set the data's `value_range`, such as [0, 65535] or [0, 1]"
     )
 
