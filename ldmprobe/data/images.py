@@ -173,7 +173,7 @@ class ImageData(L.LightningDataModule):
         if self.trainer is not None and self.trainer.state.fn == "fit":
             check_epochs(self.trainer)
         splits = load_splits(self.dataset, streaming=self.streaming, **self.dataset_kwargs)
-        splits = {name: _without_numbers(rows) for name, rows in splits.items()}
+        splits = {name: _undecoded(_without_numbers(rows), self.reader.image_column) for name, rows in splits.items()}
         train, held_out = choose_splits(
             splits,
             self.train_split,
@@ -193,9 +193,7 @@ class ImageData(L.LightningDataModule):
                     raise ConfigurationError(
                         f"There is no column {column!r}; the dataset has {', '.join(repr(c) for c in columns if c != ROW_NUMBER)}."
                     )
-        self._train, self._held_out = (
-            _undecoded(_only(rows, named), reader.image_column) for rows in (train, held_out)
-        )
+        self._train, self._held_out = (_only(rows, named) for rows in (train, held_out))
         self._read_classes(held_out_split)
         self.reader = replace(
             reader,

@@ -163,7 +163,7 @@ def test_arguments_out_of_range_are_refused(wrong, text):
 
 
 def test_images_of_different_sizes_are_refused(tmp_path):
-    images = [PILImage.new("L", (8, 8)) for _ in range(9)] + [PILImage.new("L", (9, 8))]
+    images = [*_grey(9), PILImage.new("L", (9, 8))]
     with pytest.raises(ConfigurationError, match=r"image of shape \(1, 8, [89]\).*set the data's `image_size`"):
         ImageData(_parquet(tmp_path / "a.parquet", images)).setup()
 
