@@ -2,12 +2,14 @@
 
     python scripts/bench_soundness.py golden
     python scripts/bench_soundness.py estimators                       (five minutes on two cores)
+    python scripts/bench_soundness.py perfect                          (ten minutes on two cores)
     python scripts/bench_soundness.py faults --data digits --seeds 5 --healthy 8 --out runs/faults       (quarter of an hour a data set)
     python scripts/bench_soundness.py faults --data PARQUET_FOLDER --image-column img --out runs/faults
     python scripts/bench_soundness.py single                           (five minutes on two cores)
 
 golden      our sampling path and closed forms against diffusers with the exact denoiser of Gaussian data
 estimators  bias and coverage of the KL, over sample numbers, dimensions, truths, spectra and tails
+perfect     perfect denoisers of Gaussian data, over spectra, dimensions and sizes of the reference: is any accused?
 faults      planted faults: is each detected (z ≥ 3 against healthy runs' own spread) and located in the right band of log-SNR?
 single      faults put into a perfect denoiser: does the header of one probe of one run tell of them, and of none where there are none?
 """
@@ -42,10 +44,11 @@ from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.trajectory import ddim_steps
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.analyses import StepKL
+from ldmprobe.probing.analyses import MarginalGap, StepKL
 from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.probing.reference import Reference, encode_images
 from ldmprobe.training.ema import EMA
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
@@ -205,6 +208,104 @@ def draw(tails: str, n: int, d: int, generator: torch.Generator) -> Tensor:
         return z
     chi2 = sum(torch.randn(n, d, generator=generator) ** 2 for _ in range(5))
     return z * (3 / chi2) ** 0.5  # Student t with 5 degrees of freedom, variance 1
+
+
+# --- perfect denoisers -----------------------------------------------------------------------------------------------
+
+SPECTRA = ("1/f²", "1/f² in the pixels' own order", "white", "steep", "half without")
+SHAPES = ((1, 8, 8), (3, 8, 8), (1, 16, 16))
+
+
+class PerfectDenoiser(nn.Module):
+    """The exact denoiser of N(0, U diag(λ) Uᵀ): ε, or the velocity of flow matching."""
+
+    def __init__(self, directions: Tensor, variance: Tensor, schedule: NoiseSchedule) -> None:
+        super().__init__()
+        self.directions, self.variance = nn.Parameter(directions), nn.Parameter(variance)
+        self.schedule = schedule
+
+    def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        flow = self.schedule.prediction_type == "flow"
+        if flow:  # is told T σ
+            sigma = float(t[0]) / self.schedule.num_timesteps
+            alpha = 1 - sigma
+        else:
+            alpha, sigma = (float(level.flatten()[0]) for level in self.schedule.levels(t[:1], z_t[:1]))
+        along = (z_t.flatten(1) @ self.directions) / (alpha**2 * self.variance + sigma**2)
+        predicted = (sigma - alpha * self.variance) * along if flow else sigma * along
+        return (predicted @ self.directions.T).view_as(z_t)
+
+
+def perfect_data(spectrum: str, shape: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
+    """Eigenvectors, in columns, and eigenvalues, with mean 1: turned at random, but for one spectrum."""
+    d = int(np.prod(shape))
+    rank = torch.arange(1, d + 1, dtype=torch.float64)
+    rows, columns = torch.meshgrid(torch.arange(shape[1]), torch.arange(shape[2]), indexing="ij")
+    frequency = 1 / (1 + torch.hypot(rows.double(), columns.double())) ** 2
+    variance = {
+        "white": torch.ones(d, dtype=torch.float64),
+        "steep": rank**-1.5,
+        "half without": (rank <= d / 2).double(),
+    }.get(spectrum, frequency.expand(shape).flatten())
+    variance = variance / variance.mean()
+    if spectrum.endswith("order"):
+        return torch.eye(d, dtype=torch.float64), variance
+    noise = torch.randn(d, d, generator=torch.Generator().manual_seed(1000 + seed), dtype=torch.float64)
+    return torch.linalg.qr(noise)[0], variance
+
+
+def perfect_probes(
+    spectrum: str, shape: tuple[int, ...], per_dimension: float, seed: int, num_draws: int = 512, flow: bool = False
+) -> tuple[ProbeRecord, ProbeRecord]:
+    """Denoising and DDIM probe of a perfect denoiser, beside a reference of so many latents per dimension."""
+    directions, variance = perfect_data(spectrum, shape, seed)
+    d = len(variance)
+    generator = torch.Generator().manual_seed(seed)
+
+    def latents(n: int) -> Tensor:
+        z = torch.randn(n, d, generator=generator, dtype=torch.float64) * variance.sqrt()
+        return (z @ directions.T).view(n, *shape)
+
+    reference = Reference.fit(latents(max(8, round(per_dimension * d))))
+    schedule = NoiseSchedule(FlowMatchEulerDiscreteScheduler() if flow else stable_diffusion_scheduler())
+    model = DiffusionModel(PerfectDenoiser(directions, variance, schedule), schedule, shape)
+    denoising = probe_denoising(model, HeldOut(latents(num_draws), {}), reference, num_draws, seed=seed)
+    sampled = probe_ddim(model, reference, 256, 25, seed=seed, analyses=[StepKL(), MarginalGap()])
+    return denoising, sampled
+
+
+def perfect(seeds: int) -> None:
+    """A level is accused where the interval of its skill lies below 0. The rows with N/D below 2 have levels at which the latents cannot tell
+    the linear optimum: there the interval holds all that is possible."""
+    print(
+        "| spectrum | D | N/D | skill, mean over seeds | levels accused | praised | KL ÷ ideal | gap − ideal | levels accused |"
+    )
+    print("|---" * 9 + "|")
+    total = np.zeros(3)
+    for spectrum in SPECTRA:
+        for shape in SHAPES:
+            for per_dimension in (0.5, 1, 2, 4, 16):
+                skills, ratios, gaps, wrong = [], [], [], []
+                for seed in range(seeds):
+                    denoising, sampled = perfect_probes(spectrum, shape, per_dimension, seed)
+                    skill, gap = denoising.curves["denoising_skill"], sampled.curves["marginal_gap"]
+                    ideal, kl = sampled.curves["marginal_gap_ideal"], sampled.curves["step_kl"]
+                    skills.append(skill.value)
+                    ratios.append(kl.value / sampled.curves["step_kl_ideal"].value)
+                    gaps.append(gap.value - ideal.value)
+                    accused = gap.lower > ideal.upper
+                    wrong.append([(skill.upper < 0).mean(), (skill.lower > 0).mean(), accused.mean()])
+                low, middle, praised = np.mean(wrong, 0)
+                total += [low, praised, 1]
+                mean, ratio, gap_mean = np.mean(skills, 0), np.mean(ratios, 0), np.mean(gaps, 0)
+                print(
+                    f"| {spectrum} | {np.prod(shape)} | {per_dimension:g} | {mean.min():+.3f} … {mean.max():+.3f} | {low:.1%} | {middle:.1%} "
+                    f"| {ratio.min():.3f} … {ratio.max():.3f} | {np.abs(gap_mean).max():.4f} | {praised:.1%} |",
+                    flush=True,
+                )
+    print(
+        f"\nLevels accused in all: by skill {total[0] / total[2]:.1%}, by the marginal gap {total[1] / total[2]:.1%}."
+    )
 
 
 # --- faults ----------------------------------------------------------------------------------------------------------
@@ -537,6 +638,7 @@ if __name__ == "__main__":
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("golden")
     commands.add_parser("estimators").add_argument("--repeats", type=int, default=200)
+    commands.add_parser("perfect").add_argument("--seeds", type=int, default=10)
     planted = commands.add_parser("faults")
     planted.add_argument("--data", default="digits", help='"digits", "shapes", or a dataset as ImageData takes it')
     planted.add_argument("--image-column", default="image")
@@ -557,6 +659,9 @@ if __name__ == "__main__":
     elif args.command == "single":
         torch.set_num_threads(1)
         single(args.runs, args.healthy)
+    elif args.command == "perfect":
+        torch.set_num_threads(1)
+        perfect(args.seeds)
     else:
         faults(args)
     sys.exit(0)

@@ -74,13 +74,13 @@ class LinearOptimum(nn.Module):
         alpha, sigma = float(self.schedule.alpha[int(t[0])]), float(self.schedule.sigma[int(t[0])])
         centred = self.basis.rotate(z_t.double()) - alpha * self.basis.mean
         epsilon = sigma * centred / (alpha**2 * self.basis.variance + sigma**2)
-        return (epsilon @ self.basis.rotation).view_as(z_t).to(z_t.dtype)
+        return (epsilon @ self.basis.rotation.matrix).view_as(z_t).to(z_t.dtype)
 
 
 def gaussian_latents(reference: Reference, count: int) -> Tensor:
     basis = reference.basis
     z = torch.randn(count, len(basis.mean), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
-    return ((basis.mean + z * basis.variance.sqrt()) @ basis.rotation).view(count, *basis.shape).float()
+    return ((basis.mean + z * basis.variance.sqrt()) @ basis.rotation.matrix).view(count, *basis.shape).float()
 
 
 def residuals(model: DiffusionModel, held_out: HeldOut, reference: Reference, timestep: int) -> list[float]:

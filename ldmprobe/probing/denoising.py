@@ -21,7 +21,6 @@ from ldmprobe.analysis.calibration import NUM_FOLDS, CalibrationSums, calibratio
 from ldmprobe.analysis.faults import Levels, in_words
 from ldmprobe.analysis.imbalance import summarize
 from ldmprobe.analysis.likelihood import nats_per_error
-from ldmprobe.analysis.reference import gaussian_mmse
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
@@ -60,8 +59,8 @@ def probe_denoising(
 
     =======================  ===================================================================================
     denoising_mse            mean squared ε-error per dimension, raw
-    denoising_mmse           the best linear denoiser's, in closed form
-    denoising_skill          1 − mse/mmse
+    denoising_mmse           the best linear denoiser's, from the spectrum behind the reference
+    denoising_skill          1 − mse/mmse; its interval, as that of nats, holds the reference's uncertainty
     denoising_nats           what the network gains over the linear one, nats per level
     calibration_residual     R: the share of the squared error that a linear correction, cross-fitted, would remove
     calibration_nats         the same in nats per level: what training can still recover there, at least
@@ -150,7 +149,7 @@ def probe_denoising(
     nats = torch.from_numpy(nats_per_error(log_snr.numpy(), dimension))
     of_image = torch.arange(num_draws) % num_images
     mse, half_width = squared.mean(0), _half_width(squared, of_image)
-    mmse = gaussian_mmse(reference.basis.variance, log_snr)
+    mmse, least_mmse, largest_mmse = reference.basis.optimum.at(log_snr)
     gain = product.mean(0) / square.mean(0)
     gain_width = _half_width(product - gain * square, of_image) / square.mean(0)
     offset_width = _half_width(offset.flatten(1), of_image).view(len(timesteps), -1).pow(2).mean(1).sqrt()
@@ -163,11 +162,22 @@ def probe_denoising(
         limits = (None, None) if width is None else ((value - width).numpy(), (value + width).numpy())
         return Curve(timesteps.numpy(), log_snr.numpy(), value.numpy(), *limits)
 
+    def between(value: Tensor, width: Tensor, least: Tensor, largest: Tensor) -> Curve:
+        """The draws' half-width, and how far the value moves as the linear optimum does, are independent of each other."""
+        lower, upper = value - torch.hypot(width, value - least), value + torch.hypot(width, largest - value)
+        return Curve(timesteps.numpy(), log_snr.numpy(), value.numpy(), lower.numpy(), upper.numpy())
+
     curves = {
         "denoising_mse": curve(mse, half_width),
-        "denoising_mmse": curve(mmse),
-        "denoising_skill": curve(1 - mse / mmse, half_width / mmse),
-        "denoising_nats": curve(nats * (mmse - mse), nats * half_width),
+        "denoising_mmse": Curve(
+            timesteps.numpy(), log_snr.numpy(), mmse.numpy(), least_mmse.numpy(), largest_mmse.numpy()
+        ),
+        "denoising_skill": between(
+            1 - mse / mmse, half_width / mmse, 1 - mse / least_mmse.clamp(min=1e-300), 1 - mse / largest_mmse
+        ),
+        "denoising_nats": between(
+            nats * (mmse - mse), nats * half_width, nats * (least_mmse - mse), nats * (largest_mmse - mse)
+        ),
         "calibration_residual": curve(residual, residual_width),
         "calibration_nats": curve(nats * excess, nats * residual_width * mse),
         "prediction_gain": curve(gain, gain_width),
@@ -227,6 +237,7 @@ def probe_denoising(
             "weights": model.weights,
             "dimension": dimension,
             "log_snr_range": [float(log_snr.min()), float(log_snr.max())],
+            "linear_optimum_known_to_log_snr": min(reference.basis.optimum.known_to, 99.0),
             "progress_since_step": previous.step if "denoising_progress" in curves and previous is not None else None,
             "summary": summary,
             "remarks": remarks,

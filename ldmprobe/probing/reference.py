@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldmprobe.analysis.basis import LatentBasis
+from ldmprobe.analysis.basis import LatentBasis, Rotation
 from ldmprobe.analysis.pca import PCABasis
+from ldmprobe.analysis.spectrum import LinearOptimum
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import IMAGES, LatentCodec
 from ldmprobe.probing.record import fingerprint
@@ -28,7 +29,7 @@ class Reference:
     """Two bases fitted on the same real latents, and how these lie in them.
 
     Attributes:
-        basis: decorrelating directions with mean and variance along each; for KL and closed forms.
+        basis: decorrelating directions, real latents' moments along them and the spectrum behind these; for KL and closed forms.
         pca: the two leading principal components; for scatters.
         cloud: shape (M, 2), up to 512 real latents projected on ``pca``.
         num_latents: how many it was fitted on.
@@ -64,17 +65,18 @@ class Reference:
     @cached_property
     def fingerprint(self) -> str:
         """Rounded, so that it is the same on every machine that computes the same latents."""
-        numbers = (self.basis.mean, self.basis.variance, self.pca.variance)
+        numbers = (self.basis.mean, self.basis.variance, self.pca.variance, self.basis.optimum.error)
         return fingerprint(self.basis.kind, self.num_latents, *([f"{x:.3e}" for x in t.tolist()[:64]] for t in numbers))
 
     def save(self, path: Path) -> None:
         """Write the reference as safetensors, whole or not at all."""
         from safetensors.torch import save
 
+        basis, optimum = self.basis, self.basis.optimum
         tensors = {
-            "rotation": self.basis.rotation,
-            "mean": self.basis.mean,
-            "variance": self.basis.variance,
+            "rotation": basis.rotation.matrix,
+            **{name: value for name, value in vars(basis).items() if isinstance(value, Tensor)},
+            **{f"optimum_{name}": value for name, value in vars(optimum).items() if isinstance(value, Tensor)},
             "pca_mean": self.pca.mean,
             "pca_components": self.pca.components,
             "pca_variance": self.pca.variance,
@@ -82,8 +84,9 @@ class Reference:
             "magnitudes": self.magnitudes,
         }
         header = {
-            "kind": self.basis.kind,
-            "shape": list(self.basis.shape),
+            "kind": basis.kind,
+            "shape": list(basis.shape),
+            "known_to": optimum.known_to,
             "total_variance": self.pca.total_variance,
             "num_latents": self.num_latents,
             "codec": self.codec,
@@ -107,9 +110,12 @@ class Reference:
                 header = json.loads(file.metadata()["ldmprobe"])
                 # Cloned, since products of tensors that lie elsewhere in memory may differ in their last bit.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
-            basis = LatentBasis(
-                header["kind"], tuple(header["shape"]), tensors["rotation"], tensors["mean"], tensors["variance"]
+            rotation = Rotation(header["kind"], tuple(header["shape"]), tensors["rotation"])
+            optimum = LinearOptimum(
+                *(tensors[f"optimum_{name}"] for name in ("log_snr", "error", "lower", "upper")), header["known_to"]
             )
+            moments = ("order", "mean", "variance", "mean_without", "variance_without", "eigenvalues", "weights")
+            basis = LatentBasis(rotation, *(tensors[name] for name in moments), optimum)
             pca = PCABasis(
                 tensors["pca_mean"], tensors["pca_components"], tensors["pca_variance"], header["total_variance"]
             )

@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy import integrate
 
-from ldmprobe.analysis.reference import IdealDDIM, gaussian_mmse, ideal_ddim
+from ldmprobe.analysis.reference import IdealDDIM, ideal_ddim
+from ldmprobe.analysis.spectrum import gaussian_mmse
 from ldmprobe.diffusion.schedule import NoiseSchedule, SamplingGrid
 from tests.helpers import FLOAT64, GaussianDenoiser, gaussian_model, sd_scheduler
 

@@ -12,7 +12,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from torch import Tensor, nn
 
-from ldmprobe.analysis.basis import LatentBasis
+from ldmprobe.analysis.basis import LatentBasis, Rotation
 from ldmprobe.analysis.pca import PCABasis
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.models.diffusion_model import DiffusionModel
@@ -84,7 +84,8 @@ def exact_reference(model: DiffusionModel) -> Reference:
     eye = torch.eye(len(mean), dtype=torch.float64)
     pca = PCABasis(mean.float(), eye[:2].float(), variance[:2], float(variance.sum()))
     cloud = pca.project(draw(model, 512).flatten(1).float())
-    return Reference(LatentBasis("pca", model.latent_shape, eye, mean, variance), pca, cloud, 10**9)
+    basis = LatentBasis.known(Rotation("pca", model.latent_shape, eye), mean, variance)
+    return Reference(basis, pca, cloud, 10**9)
 
 
 def on_ranks(world_size: int, work: Callable[[Ranks], ProbeRecord]) -> list[ProbeRecord]:

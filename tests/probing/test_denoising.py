@@ -114,7 +114,7 @@ def test_mse_of_a_perfect_model_is_what_its_own_errors_average_to(perfect: Probe
     a = model.schedule.alpha[curve.timestep].numpy()[:, None] ** 2
     signal = a * model.network.variance.detach().numpy().reshape(1, -1)
     closed_form = (signal / (signal + 1 - a)).mean(1)
-    np.testing.assert_allclose(perfect.curves["denoising_mmse"].value, closed_form, rtol=1e-10)
+    np.testing.assert_allclose(perfect.curves["denoising_mmse"].value, closed_form, rtol=1e-6)
     np.testing.assert_allclose(curve.value, closed_form, rtol=0.1)
 
 
@@ -126,7 +126,7 @@ def test_the_four_curves_hang_together(perfect: ProbeRecord):
     np.testing.assert_allclose(nats.upper - nats.lower, per_level * (mse.upper - mse.lower), rtol=1e-9)
     assert perfect.scalars["denoising_bound_nats"] == pytest.approx(per_level @ mse.value)
     assert perfect.provenance["log_snr_range"] == [mse.log_snr[0], mse.log_snr[-1]]
-    assert mmse.lower is None
+    np.testing.assert_array_equal(mmse.lower, mmse.upper)  # of a reference that is known exactly
 
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 150), (300, 600), (700, 1000)])

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldmprobe.analysis.basis import LatentBasis
+from ldmprobe.analysis.basis import LatentBasis, Rotation
+from ldmprobe.analysis.divergence import gaussian_kl_to_known
+from ldmprobe.analysis.moments import PairedMoments, jackknife
 from ldmprobe.diffusion.schedule import SamplingGrid
 from ldmprobe.diffusion.trajectory import DDIMStep
 from ldmprobe.models.diffusion_model import DiffusionModel
@@ -37,9 +39,14 @@ class Trajectory:
     held_out: HeldOut | None = None
 
     @property
-    def basis(self) -> LatentBasis:
-        """The reference's decorrelating basis, or a 2-D cosine transform where there is none."""
-        return cosine_basis(self.model.latent_shape) if self.reference is None else self.reference.basis
+    def rotation(self) -> Rotation:
+        """The directions of the reference's basis, or a 2-D cosine transform where there is none."""
+        return Rotation.cosine(self.model.latent_shape) if self.reference is None else self.reference.basis.rotation
+
+    @property
+    def levels(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """α_t, σ_t, α_s and σ_s of each step, (S,)."""
+        return self.grid.alpha_t, self.grid.sigma_t, self.grid.alpha_s, self.grid.sigma_s
 
     def curve(self, value: Any, lower: Any = None, upper: Any = None) -> Curve:
         """A number per step as a curve over the grid."""
@@ -79,6 +86,24 @@ class Analysis(ABC):
     def finish(self) -> Findings: ...
 
 
-def cosine_basis(shape: tuple[int, ...]) -> LatentBasis:
-    """A 2-D cosine transform per channel: decorrelates natural latents well enough without having seen any."""
-    return LatentBasis("dct", shape, torch.eye(shape[0], dtype=torch.float64), torch.empty(0), torch.empty(0))
+def gap_to_real(moments: PairedMoments, basis: LatentBasis, alpha: float, sigma: float) -> tuple[float, float, float]:
+    """KL of sampled latents from real ones noised to a level, whose moments are α μ and α² λ + σ², mean over the directions along which
+    real latents vary: nats per dimension, corrected for both finite numbers, with the 95 % interval by jackknives over both.
+
+    Args:
+        moments: of the sampled latents in the basis, by jackknife group.
+    """
+    kept = basis.varies
+
+    def gap(sampled: PairedMoments, mean: Tensor, variance: Tensor) -> Tensor:
+        known = ((alpha * mean).to(sampled.n.device), (alpha**2 * variance + sigma**2).to(sampled.n.device))
+        return gaussian_kl_to_known(sampled.n, sampled.mean_x, sampled.var_x, *known)[..., kept].nanmean(-1)
+
+    total = moments.total()
+    value = gap(total, basis.mean, basis.variance)
+    _, of_samples = jackknife(value, gap(moments.leave_one_out(), basis.mean, basis.variance))
+    moments_without = zip(basis.mean_without, basis.variance_without, strict=True)
+    without = [gap(total, mean, variance) for mean, variance in moments_without]
+    corrected, of_reference = jackknife(value, torch.stack(without) if without else value[None])
+    half_width = 1.96 * float((of_samples**2 + of_reference**2).sqrt())
+    return float(corrected), float(corrected) - half_width, float(corrected) + half_width

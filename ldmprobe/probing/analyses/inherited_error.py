@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldmprobe.analysis.divergence import gaussian_kl_to_known
-from ldmprobe.analysis.moments import PairedMoments, jackknife_interval
+from ldmprobe.analysis.moments import PairedMoments
 from ldmprobe.diffusion.trajectory import DDIMStep, ddim_steps
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
+from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory, gap_to_real
 from ldmprobe.probing.probe import sample_noise
 from ldmprobe.probing.record import Curve
 
@@ -55,7 +54,6 @@ class InheritedError(Analysis):
         denoise = model.conditioned(condition, batch_size=256)
         starts = sorted({round(k) for k in np.linspace(0, grid.num_steps, self.num_levels, endpoint=False)})
         alpha, sigma = float(grid.alpha_s[-1]), float(grid.sigma_s[-1])
-        mean, variance = alpha * basis.mean, alpha**2 * basis.variance + sigma**2
         rows = []
         for start in starts:
             z = float(grid.alpha_t[start]) * z0 + float(grid.sigma_t[start]) * noise
@@ -63,11 +61,7 @@ class InheritedError(Analysis):
                 z = step.z_s
             end = basis.rotate(z[: len(mine)])
             moments = PairedMoments.from_samples(end, end, mine).summed(ranks.all_reduce_sum)
-            total, left_out = moments.total(), moments.leave_one_out()
-            known = mean.to(end.device), variance.to(end.device)
-            gap = gaussian_kl_to_known(total.n, total.mean_x, total.var_x, *known).nanmean()
-            replicates = gaussian_kl_to_known(left_out.n, left_out.mean_x, left_out.var_x, *known).nanmean(-1)
-            rows.append([float(gap), *(float(limit) for limit in jackknife_interval(gap, replicates))])
+            rows.append(gap_to_real(moments, basis, alpha, sigma))
         value, lower, upper = np.array(rows).T
         timesteps = grid.timesteps[starts].round().long().numpy()
         return Findings(curves={"gap_from_level": Curve(timesteps, grid.log_snr[starts].numpy(), value, lower, upper)})

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
 
+import numpy as np
+import torch
+from torch import Tensor
+
+from ldmprobe.analysis.moments import jackknife
 from ldmprobe.diffusion.trajectory import DDIMStep
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
@@ -52,7 +57,25 @@ class OneStepError(Analysis):
         linear = alpha_s * mean + slope * (self.basis.rotate(z_t).double() - alpha_t * mean)
         excess = error - (linear - truth).pow(2).mean(1)
         every = self.trajectory.ranks.gather_rows(excess, self.mine, self.number)
-        self.rows.append((float(every.mean()), 1.96 * float(every.std()) / self.number**0.5))
+        # That filter, along the basis's directions by themselves, is not the best: what it lacks is known.
+        slope = slope.cpu()
+        lacks, lacks_width = self._lacks((alpha_s - slope * alpha_t) ** 2, (sigma_s - slope * sigma_t) ** 2, levels)
+        width = 1.96 * float(every.std()) / self.number**0.5
+        self.rows.append((float(every.mean()) + lacks, (width**2 + lacks_width**2) ** 0.5))
+
+    def _lacks(self, of_signal: Tensor, of_noise: Tensor, levels: list[float]) -> tuple[float, float]:
+        """Mean squared error of a filter that lets through so much of the signal's and the noise's variance, (D,), beyond the best linear
+        denoiser's, per dimension, and its half-width."""
+        alpha_t, sigma_t, alpha_s, sigma_s = levels
+        alpha = max(alpha_t, 1e-6 * sigma_t)  # at no signal: its limit
+        error, lower, upper = self.basis.optimum.at(torch.tensor(2 * math.log(alpha / sigma_t)))
+        scale = (alpha_s * sigma_t / alpha - sigma_s) ** 2
+        own, of_own = jackknife(
+            (of_signal * self.basis.variance + of_noise).mean(),
+            (of_signal * self.basis.variance_without + of_noise).mean(-1),
+        )
+        width = max(float(upper - error), float(error - lower)) * scale
+        return float(own - scale * error), (width**2 + (1.96 * float(of_own)) ** 2) ** 0.5
 
     def finish(self) -> Findings:
         excess, width = np.array(self.rows).T

@@ -8,12 +8,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldmprobe.analysis.basis import LatentBasis
 from ldmprobe.analysis.divergence import gaussian_js, gaussian_kl, paired_gaussian_kl, softmax_kl
-from ldmprobe.analysis.moments import PairedMoments, jackknife_interval
-from ldmprobe.analysis.reference import ideal_ddim
+from ldmprobe.analysis.moments import PairedMoments, jackknife, jackknife_interval
+from ldmprobe.analysis.reference import IdealDDIM, ideal_curves
 from ldmprobe.diffusion.trajectory import DDIMStep
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
+from ldmprobe.probing.record import Curve
 
 
 class StepKL(Analysis):
@@ -28,7 +30,8 @@ class StepKL(Analysis):
     step_kl_reverse          KL(after ‖ before)
     step_kl_js               Jensen-Shannon divergence of the moment-matched Gaussians, at most ln 2 (not corrected)
     step_kl_softmax          paper-style softmax KL
-    step_kl_ideal            step_kl of a *perfect* denoiser of Gaussian data with real latents' moments, closed form
+    step_kl_ideal            step_kl of a *perfect* denoiser of Gaussian data with real latents' moments, closed form, with the
+                             interval of the finite number of real latents; so have all that are divided by such
     step_kl_forward          KL(q_t ‖ q_s) of the forward process between the same two noise levels
     step_kl_ratio/bandK      step_kl ÷ its ideal within an eigen-band: 1 for a perfect model, whatever the steps
     variance_ratio/bandK     variance of the sampled latents after the step ÷ that of real latents at that level
@@ -37,7 +40,8 @@ class StepKL(Analysis):
 
     Eigen-bands split the basis's directions into equal parts by real latents' variance, band 0 the largest. The raw curve is near 0
     early and steep late for a perfect model too: read it against ``step_kl_ideal`` only. Without reference the closed forms and bands
-    are left out and the basis is a 2-D cosine transform.
+    are left out and the basis is a 2-D cosine transform. Directions along which real latents do not vary are left out of everything, since
+    a perfect model's KL along them has no bound; the provenance counts them, and those along which samples alone have ceased to.
 
     Args:
         num_bands: eigen-bands.
@@ -50,34 +54,50 @@ class StepKL(Analysis):
 
     def begin(self, trajectory: Trajectory) -> None:
         self.trajectory = trajectory
-        self.basis = trajectory.basis
+        self.rotation, self.reference = trajectory.rotation, trajectory.reference
+        dimension = int(np.prod(self.rotation.shape))
+        self.kept, self.bands = torch.ones(dimension, dtype=torch.bool), []
+        if self.reference is not None:
+            self.kept = self.reference.basis.varies
+            falling = self.reference.basis.order
+            self.bands = [band for band in falling[self.kept[falling]].tensor_split(self.num_bands) if len(band)]
         self.rows: list[dict[str, Any]] = []
         self.before: Tensor | None = None
+        self.collapsed = 0
 
     def update(self, step: DDIMStep) -> None:
-        ranks, ids = self.trajectory.ranks, self.trajectory.sample_ids
-        before = self.basis.rotate(step.z_t) if self.before is None else self.before
-        after = self.basis.rotate(step.z_s)
+        ranks, ids, kept = self.trajectory.ranks, self.trajectory.sample_ids, self.kept
+        before = self.rotation(step.z_t) if self.before is None else self.before
+        after = self.rotation(step.z_s)
         moments = PairedMoments.from_samples(before, after, ids).summed(ranks.all_reduce_sum)
         total, left_out = moments.total(), moments.leave_one_out()
-        per_direction = paired_gaussian_kl(total)
-        kl = per_direction.nanmean()
-        lower, upper = jackknife_interval(kl, paired_gaussian_kl(left_out).nanmean(-1))
+        per_direction, replicates = paired_gaussian_kl(total), paired_gaussian_kl(left_out)
+        kl = per_direction[kept].nanmean()
+        lower, upper = jackknife_interval(kl, replicates[:, kept].nanmean(-1))
         raw = gaussian_kl(total.mean_x, total.var_x, total.mean_y, total.var_y)
+        js = gaussian_js(total.mean_x, total.var_x, total.mean_y, total.var_y)
         self.rows.append(
             {
                 "step_kl": float(kl),
                 "lower": float(lower),
                 "upper": float(upper),
-                "step_kl_floor": float((raw - per_direction).nanmean()),
-                "step_kl_reverse": float(paired_gaussian_kl(total, reverse=True).nanmean()),
-                "step_kl_js": float(gaussian_js(total.mean_x, total.var_x, total.mean_y, total.var_y).nanmean()),
+                "step_kl_floor": float((raw - per_direction)[kept].nanmean()),
+                "step_kl_reverse": float(paired_gaussian_kl(total, reverse=True)[kept].nanmean()),
+                "step_kl_js": float(js[kept].nanmean()),
                 "step_kl_softmax": self._softmax_kl(step),
-                "per_direction": per_direction.cpu(),
+                "bands": [self._in_band(band, per_direction, replicates) for band in self.bands],
                 "variance": total.var_y.cpu(),
+                "variance_without": [left_out.var_y[:, band].cpu() for band in self.bands],
             }
         )
+        self.collapsed = int((kept.to(after.device) & ~total.varies).sum())
         self.before = after
+
+    @staticmethod
+    def _in_band(band: Tensor, per_direction: Tensor, replicates: Tensor) -> tuple[float, float]:
+        """Mean over a band's directions and its standard error."""
+        value = per_direction[band].nanmean()
+        return float(value), float(jackknife(value, replicates[:, band].nanmean(-1))[1])
 
     def _softmax_kl(self, step: DDIMStep) -> float:
         ids = self.trajectory.sample_ids
@@ -89,24 +109,58 @@ class StepKL(Analysis):
         return total / count
 
     def finish(self) -> Findings:
-        trajectory, grid = self.trajectory, self.trajectory.grid
+        trajectory = self.trajectory
         names = ("step_kl", "step_kl_floor", "step_kl_reverse", "step_kl_js", "step_kl_softmax", "lower", "upper")
         column = {name: np.array([row[name] for row in self.rows]) for name in names}
         lower, upper = column.pop("lower"), column.pop("upper")
-        if trajectory.reference is not None:
-            levels = (grid.alpha_t, grid.sigma_t, grid.alpha_s, grid.sigma_s)
-            ideal = ideal_ddim(self.basis.mean, self.basis.variance, *levels)
-            column["step_kl_ideal"] = ideal.step_kl().mean(1).numpy()
-            column["step_kl_forward"] = ideal.forward_step_kl().mean(1).numpy()
-            measured = torch.stack([row["per_direction"] for row in self.rows])
-            variance = torch.stack([row["variance"] for row in self.rows])
-            for k, band in enumerate(self.basis.variance.argsort(descending=True).tensor_split(self.num_bands)):
-                ratio = measured[:, band].nanmean(1) / ideal.step_kl()[:, band].mean(1)
-                column[f"step_kl_ratio/band{k}"] = ratio.numpy()
-                column[f"variance_ratio/band{k}"] = (variance / ideal.forward_var_s)[:, band].nanmean(1).numpy()
-                perfect = ideal.var_s / ideal.forward_var_s
-                column[f"variance_ratio_ideal/band{k}"] = perfect[:, band].nanmean(1).numpy()
         curves = {name: trajectory.curve(value) for name, value in column.items()}
         curves["step_kl"] = trajectory.curve(column["step_kl"], lower, upper)
-        dimension = int(np.prod(self.basis.shape))
-        return Findings(curves=curves, provenance={"kl_basis": self.basis.kind, "kl_dimension": dimension})
+        if self.reference is not None:
+            curves |= self._beside_ideal(self.reference.basis)
+        provenance = {
+            "kl_basis": self.rotation.kind,
+            "kl_dimension": len(self.kept),
+            "directions_without_variance": int((~self.kept).sum()),
+            "directions_collapsed": self.collapsed,
+        }
+        return Findings(curves=curves, provenance=provenance)
+
+    def _beside_ideal(self, basis: LatentBasis) -> dict[str, Curve]:
+        """What a perfect denoiser would show, and what was measured in relation to it."""
+        kept, bands = self.kept, self.bands
+
+        def perfect(path: IdealDDIM) -> Tensor:
+            step, forward, ratio = path.step_kl(), path.forward_step_kl(), path.var_s / path.forward_var_s
+            whole = [step[:, kept].mean(1), forward[:, kept].mean(1)]
+            return torch.stack([*whole, *(value[:, band].mean(1) for value in (step, ratio) for band in bands)])
+
+        ideal, width = (value.numpy() for value in ideal_curves(basis, self.trajectory.levels, perfect))
+
+        def curve(value: np.ndarray, half_width: np.ndarray) -> Curve:
+            return self.trajectory.curve(value, value - half_width, value + half_width)
+
+        found = {"step_kl_ideal": curve(ideal[0], width[0]), "step_kl_forward": curve(ideal[1], width[1])}
+        measured = np.array([row["bands"] for row in self.rows])  # (S, bands, 2)
+        for k, band in enumerate(bands):
+            in_band, spread = ideal[2 + k], width[2 + k]
+            value, error = measured[:, k].T
+            half_width = np.hypot(1.96 * error / in_band, value / in_band * spread / in_band)
+            found[f"step_kl_ratio/band{k}"] = curve(value / in_band, half_width)
+            found[f"variance_ratio/band{k}"] = curve(*self._variance_ratio(basis, k, band))
+            found[f"variance_ratio_ideal/band{k}"] = curve(ideal[2 + len(bands) + k], width[2 + len(bands) + k])
+        return found
+
+    def _variance_ratio(self, basis: LatentBasis, k: int, band: Tensor) -> tuple[np.ndarray, np.ndarray]:
+        """Variance of the samples ÷ that of real latents after each step, mean over the band, and its half-width; both (S,)."""
+        _, _, alpha, sigma = (level.double()[:, None] for level in self.trajectory.levels)
+        variance = torch.stack([row["variance"] for row in self.rows])[:, band]
+
+        def ratio(sampled: Tensor, real: Tensor) -> Tensor:
+            return (sampled / (alpha**2 * real[band] + sigma**2)).mean(-1)
+
+        value = ratio(variance, basis.variance)
+        sampled_without = torch.stack([row["variance_without"][k] for row in self.rows], dim=1)
+        _, of_samples = jackknife(value, ratio(sampled_without, basis.variance))
+        without = [ratio(variance, real) for real in basis.variance_without]
+        value, of_reference = jackknife(value, torch.stack(without) if without else value[None])
+        return value.numpy(), 1.96 * (of_samples**2 + of_reference**2).sqrt().numpy()
