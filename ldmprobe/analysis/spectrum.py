@@ -180,8 +180,9 @@ class LinearOptimum:
             found = _bounded(kappa, trace, width, np.exp(-wanted), diagonal.numpy(), most)
             for curve, bound in zip((value, lower, upper), found, strict=True):
                 curve[unreached] = PchipInterpolator(wanted, bound)(_LOG_SNR[unreached])
-        limits = (value, np.minimum(lower, value).clip(min=0), np.maximum(upper, value).clip(max=1))
-        return cls(torch.from_numpy(_LOG_SNR), *map(torch.from_numpy, limits), float(nodes[-1]))
+        lower, upper = np.minimum(lower, value).clip(min=0), np.maximum(upper, value).clip(max=1)
+        grid, *curves = (torch.from_numpy(array) for array in (_LOG_SNR, value, lower, upper))
+        return cls(grid, curves[0], curves[1], curves[2], float(nodes[-1]))
 
     def at(self, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(error, lower, upper) at levels of any shape; beyond the grid as far as the signal or its absence carries."""

@@ -111,11 +111,10 @@ class Reference:
                 # Cloned, since products of tensors that lie elsewhere in memory may differ in their last bit.
                 tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
             rotation = Rotation(header["kind"], tuple(header["shape"]), tensors["rotation"])
-            optimum = LinearOptimum(
-                *(tensors[f"optimum_{name}"] for name in ("log_snr", "error", "lower", "upper")), header["known_to"]
-            )
+            known = {name: tensors[f"optimum_{name}"] for name in ("log_snr", "error", "lower", "upper")}
+            optimum = LinearOptimum(**known, known_to=header["known_to"])
             moments = ("order", "mean", "variance", "mean_without", "variance_without", "eigenvalues", "weights")
-            basis = LatentBasis(rotation, *(tensors[name] for name in moments), optimum)
+            basis = LatentBasis(rotation=rotation, optimum=optimum, **{name: tensors[name] for name in moments})
             pca = PCABasis(
                 tensors["pca_mean"], tensors["pca_components"], tensors["pca_variance"], header["total_variance"]
             )

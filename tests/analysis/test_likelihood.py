@@ -7,7 +7,7 @@ from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from scipy.integrate import quad
 
 from ldmprobe.analysis.likelihood import nats_per_error
-from ldmprobe.analysis.reference import gaussian_mmse
+from ldmprobe.analysis.spectrum import gaussian_mmse
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import log_snr_grid
