@@ -5,6 +5,9 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
+from packaging.requirements import Requirement
+
 import ldmprobe
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -15,6 +18,36 @@ def test_every_package_is_listed():
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "ldmprobe").rglob("__init__.py")}
     found = {".".join(folder.parts) for folder in folders}
     assert listed == found | {"ldmprobe.callbacks"}
+
+
+def _pinned(name: str) -> dict[str, str]:
+    lines = [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
+    return dict(line.split("==") for line in lines)
+
+
+def _requirements() -> list[Requirement]:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    return [Requirement(text) for text in [*project["dependencies"], *extras["lora"], *extras["tensorboard"]]]
+
+
+def test_the_lowest_versions_tested_are_the_lowest_allowed():
+    lowest, usual = _pinned("constraints-lowest.txt"), _pinned("constraints.txt")
+    requirements = _requirements()
+    assert {requirement.name for requirement in requirements} == lowest.keys()
+    for requirement in requirements:
+        (minimum,) = (each.version for each in requirement.specifier if each.operator == ">=")
+        assert requirement.specifier.contains(lowest[requirement.name])
+        assert requirement.name == "torch" or lowest[requirement.name].startswith(minimum)
+        assert requirement.specifier.contains(usual.get(requirement.name, minimum))
+
+
+@pytest.mark.parametrize("name", ["lightning", "pytorch-lightning"])
+def test_malicious_releases_are_not_allowed(name):
+    """2.6.2 and 2.6.3 stole credentials when they were imported (GHSA-w37p-236h-pfx3)."""
+    (requirement,) = (each for each in _requirements() if each.name == name)
+    assert {"!=2.6.2", "!=2.6.3"} <= {str(each) for each in requirement.specifier}
+    assert not any(map(requirement.specifier.contains, ("2.5.6", "2.6.2", "2.6.3", "2.6.5")))
 
 
 def test_callbacks_are_one_module_whether_or_not_the_link_is_there():
