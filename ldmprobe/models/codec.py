@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.frozen import Frozen, NetworkFiles
+from ldmprobe.models.pixels import as_floats
 
 IMAGES = ("latent", "moments", "image")
 """What a batch can have that latents are made of: kept latents or moments before images."""
@@ -153,7 +154,7 @@ class LatentCodec(nn.Module):
             elif "moments" in batch:
                 z = self._mode_or_draw(_posterior(batch["moments"].float()), sample_posterior)
             else:
-                z = self._encode_unscaled(batch["image"].float(), sample_posterior)
+                z = self._encode_unscaled(as_floats(batch["image"]), sample_posterior)
             # Noise is drawn in the order of memory, in which convolutions leave it as they like.
             return ((z - self.shift) * self.scale).contiguous()
 
@@ -167,8 +168,8 @@ class LatentCodec(nn.Module):
         """Of images (N, C, H, W), what can be kept for :meth:`latents`, in float32, before scale and shift: ``latent`` (N, c, h, w); or, where the
         posterior is sampled, its ``moments`` (N, 2c, h, w): mean and log-variance."""
         if self.unscaled_kind == "moments":
-            return self.autoencoder.encode(images.float()).latent_dist.parameters
-        return self._encode_unscaled(images.float(), sample_posterior=False)
+            return self.autoencoder.encode(as_floats(images)).latent_dist.parameters
+        return self._encode_unscaled(as_floats(images), sample_posterior=False)
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.pixels import checked_floats
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.record import fingerprint
 from ldmprobe.whole_file import whole_file
@@ -46,7 +47,7 @@ class RealFeatures:
         """
         features, seen = [], []
         with evaluating([network.to(device)]):
-            for images in image_batches:
+            for images in map(checked_floats, image_batches):
                 features += [network(part.to(device)).float().cpu() for part in images.split(IMAGES_AT_ONCE)]
                 seen += [fingerprint(pixels) for pixels in ((images.clamp(-1, 1) + 1) * 127.5).round().byte()]
         if not features:

@@ -17,6 +17,7 @@ from ldmprobe.analysis.pca import PCABasis
 from ldmprobe.analysis.spectrum import LinearOptimum
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import IMAGES, LatentCodec
+from ldmprobe.models.pixels import checked_floats
 from ldmprobe.probing.record import fingerprint
 from ldmprobe.whole_file import whole_file
 
@@ -57,6 +58,10 @@ class Reference:
             raise ConfigurationError(f"The reference has {len(latents)} real latents; expected at least 8.")
         if not bool(torch.isfinite(latents).all()):
             raise ConfigurationError("The codec gives latents that are not finite; encode in float32 or bfloat16.")
+        if bool((latents == latents[:1]).all()):
+            raise ConfigurationError(
+                f"The {len(latents)} real latents are all the same, those of one image again and again or of one color; give data that vary."
+            )
         latents = latents.detach().cpu().float()
         pca = PCABasis.fit(latents.flatten(1))
         cloud = pca.project(latents[:_CLOUD].flatten(1))
@@ -146,7 +151,9 @@ def encode_images(codec: LatentCodec, image_batches: Iterable[Tensor]) -> Tensor
 
 def latents_of(codec: LatentCodec, batches: Iterable[dict[str, Any]]) -> Tensor:
     """The same of batches as :meth:`LatentCodec.latents` takes them: images, or what a cache keeps of them."""
-    on_device = ({name: batch[name].to(codec.scale.device) for name in IMAGES if name in batch} for batch in batches)
+    named = ({name: batch[name] for name in IMAGES if name in batch} for batch in batches)
+    checked = ({**batch, "image": checked_floats(batch["image"])} if "image" in batch else batch for batch in named)
+    on_device = ({name: value.to(codec.scale.device) for name, value in batch.items()} for batch in checked)
     latents = [codec.latents(batch, sample_posterior=False).cpu() for batch in on_device]
     if not latents:
         raise ConfigurationError("There are no images to encode.")
