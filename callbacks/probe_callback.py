@@ -15,19 +15,21 @@ from weakref import WeakKeyDictionary
 import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
+from ldmprobe.callbacks.monitored import check_monitors, show_metrics
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.numbers_in_range import check_numbers
 from ldmprobe.probing.non_finite import first_not_finite
-from ldmprobe.probing.probe import Progress, Ranks, progress_bar
+from ldmprobe.probing.probe import Progress, Ranks, plain_stderr, progress_bar
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking.history import RunningHistory
-from ldmprobe.tracking.loggers import log_record, log_scalars
+from ldmprobe.tracking.loggers import all_metrics, log_record, log_scalars
 from ldmprobe.tracking.run_directory import occupy, vacate
 from ldmprobe.tracking.store import RecordStore
 
 _log = logging.getLogger(__name__)
+_METRICS = "ldmprobe.ProbeCallback"  # in a checkpoint
 _RANGES = {  # of arguments that callbacks share; what an analysis needs at least, it says itself
     **dict.fromkeys(("num_samples", "num_steps", "num_draws"), (1, 10_000_000)),
     **dict.fromkeys(("num_images", "num_reference", "num_real", "batch_size"), (1, inf)),
@@ -40,7 +42,11 @@ class ProbeCallback(L.Callback, ABC):
     """Runs :meth:`probe` before the first optimiser step, every ``every_n_steps`` of them, and at the end; puts the record on
     disk in ``trainer.default_root_dir/probes``, then hands it to the loggers.
 
-    Steps are optimiser steps (``trainer.global_step``), whatever the gradient accumulation.
+    Steps are optimiser steps (``trainer.global_step``), whatever the gradient accumulation. Where a batch takes several, as with two
+    optimisers, a probe runs after the batch in which a multiple of ``every_n_steps`` was reached or passed.
+
+    The metrics of the last probe are also in ``trainer.callback_metrics`` on every rank, from before the first optimiser step on, so that
+    ``ModelCheckpoint(monitor="probe/fid")`` and EarlyStopping go by them; a resumed run has them from its checkpoint.
 
     A probe that raises, or whose record cannot be written, does not end training: the first error is logged with its traceback,
     later ones in a line, and all are counted, in ``failures`` and for the loggers in ``probe_failures/<Probe>``. Raised all the
@@ -64,7 +70,11 @@ class ProbeCallback(L.Callback, ABC):
         self.failures = 0
         self._nan_told = False
         self._last_step = -1
+        self._seen_step = 0
+        self._steps_of_batch = 1
         self._resuming = self._occupies = False
+        # Of the last probe but one at the end of training, which an unbroken run does not have:
+        self._metrics: dict[str, float] = {}
 
     @abstractmethod
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord | None:
@@ -77,6 +87,10 @@ class ProbeCallback(L.Callback, ABC):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._resuming = True
+        self._metrics = checkpoint.get(_METRICS, {}).get(type(self).__name__, {})
+
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint.setdefault(_METRICS, {})[type(self).__name__] = dict(self._metrics)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._occupies = from_rank_zero(trainer, lambda: occupy(run_directory(trainer), self._resuming))
@@ -92,16 +106,28 @@ class ProbeCallback(L.Callback, ABC):
         self.check(diffusion_model_of(pl_module))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        show_metrics(trainer, self._metrics)
+        self._seen_step = trainer.global_step
         if trainer.global_step == 0:
-            self._run(trainer, pl_module)
+            self._run_on_time(trainer, pl_module)
         self._last_step = trainer.global_step
+        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if [callback for callback in callbacks if isinstance(callback, ProbeCallback)][-1] is self:
+            check_monitors(trainer)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step = trainer.global_step
-        if step != self._last_step and step % self.every_n_steps == 0:
-            self._run(trainer, pl_module)
+        passed, self._seen_step = step - self._seen_step, step
+        if passed:
+            self._steps_of_batch = passed
+            if self.is_due(step):
+                self._run_on_time(trainer, pl_module)
+
+    def is_due(self, step: int) -> bool:
+        """Return whether the batch that ended at ``step`` reached or passed a multiple of ``every_n_steps``."""
+        return step % self.every_n_steps < self._steps_of_batch
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.global_step != self._last_step:
@@ -111,7 +137,7 @@ class ProbeCallback(L.Callback, ABC):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Lightning leaves the training loop out where a run is resumed at its very end.
-        if self._resuming and self._last_step < 0 and trainer.global_step % self.every_n_steps:
+        if self._resuming and self._last_step < 0 and not self.is_due(trainer.global_step):
             self._run(trainer, pl_module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -124,21 +150,29 @@ class ProbeCallback(L.Callback, ABC):
 
     # --- what happens to a record, or to an error ------------------------------------------------------------------
 
-    def _run(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    def _run_on_time(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Run, and keep the metrics for checkpoints."""
+        self._metrics = self._metrics | self._run(trainer, pl_module)
+
+    def _run(self, trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, float]:
+        """Run, and return the metrics that were found."""
         self._last_step = trainer.global_step
         ranks = Ranks(
             trainer.global_rank, trainer.world_size, lambda tensor: trainer.strategy.reduce(tensor, reduce_op="sum")
         )
         record: ProbeRecord | None = None
-        with self._going_on(trainer, alone=trainer.world_size == 1):
+        with plain_stderr(), self._going_on(trainer, alone=trainer.world_size == 1):
             self._look_for_nan(trainer, pl_module)
             record = self.probe(trainer, pl_module, ranks)
+        metrics = {} if record is None else all_metrics(record)
+        show_metrics(trainer, metrics)
         if record is not None and trainer.is_global_zero:
             with self._going_on(trainer, alone=True):
                 store = RecordStore(run_directory(trainer))
                 store.append(record)
                 if trainer.loggers:
                     log_record(trainer.loggers, record, self._history)
+        return metrics
 
     def _look_for_nan(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say once that a model with NaN in its weights is probed; its record has gaps."""

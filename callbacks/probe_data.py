@@ -17,7 +17,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import evaluating
-from ldmprobe.probing.real_data import read_beside, reference_at
+from ldmprobe.probing.real_data import each_loader, loaders_in, read_beside, reference_at, same_reading
 from ldmprobe.probing.reference import Reference, latents_of
 
 
@@ -66,7 +66,11 @@ def held_out_of(
     Raises:
         ConfigurationError: there are none.
     """
-    chosen = _batches(trainer, num_images, held_out=True) if batches is None else read_beside([batches], num_images)
+    chosen = (
+        _batches(trainer, num_images, held_out=True)
+        if batches is None
+        else read_beside(loaders_in(batches), num_images)
+    )
     return held_out_from(trainer, model, chosen)
 
 
@@ -105,15 +109,11 @@ def _batches(trainer: L.Trainer, num_images: int, held_out: bool) -> Iterator[di
             "DenoisingProbe found no validation data; give the Trainer a validation dataloader (and its module a validation_step), or "
             "the probe its own: `DenoisingProbe(held_out=loader)`."
         )
-    loaders = loader if isinstance(loader, (list, tuple)) else [loader]
-    yield from read_beside((_whole(one) for one in loaders), num_images)
+    yield from read_beside(map(_whole, each_loader(loader)), num_images)
 
 
 def _whole(loader: Any) -> Any:
-    """The loader without the sampler by which Lightning gives each rank a part of its data."""
-    sampler = getattr(loader, "sampler", None)
-    if type(sampler) is not DistributedSampler:
+    """Return the loader without the sampler by which Lightning gives each rank a part of its data."""
+    if not isinstance(loader, DataLoader) or type(loader.sampler) is not DistributedSampler:
         return loader
-    return DataLoader(
-        loader.dataset, batch_size=loader.batch_size, shuffle=sampler.shuffle, collate_fn=loader.collate_fn
-    )
+    return same_reading(loader, batch_size=loader.batch_size, shuffle=loader.sampler.shuffle)

@@ -58,6 +58,7 @@ class TrainingLoss(ProbeCallback):
         return {"sums": self._sums}
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
         sums = self._sums.clone().to(pl_module.device)
         checkpoint["callbacks"][self.state_key]["sums"] = trainer.strategy.reduce(sums, reduce_op="sum").cpu()
 

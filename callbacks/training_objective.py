@@ -53,13 +53,13 @@ class TrainingObjective(ProbeCallback):
         record = objective_record(_objective_of(pl_module), step)
         if self._last_regular is not None and _same(record, self._last_regular):
             return None
-        if step % self.every_n_steps == 0:
+        if self.is_due(step):
             self._last_regular = record
         return record
 
     def _last_before(self, step: int, run_dir: Path) -> ProbeRecord | None:
         """Without those of where training was stopped, which an unbroken run does not have."""
-        return RecordStore(run_dir).last_before("objective", step, self.every_n_steps)
+        return RecordStore(run_dir).last_before("objective", step, self.is_due)
 
 
 def _objective_of(pl_module: L.LightningModule) -> TimestepObjective:

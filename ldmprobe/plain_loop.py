@@ -15,7 +15,7 @@ from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import evaluating
-from ldmprobe.probing.real_data import read_beside, reference_at
+from ldmprobe.probing.real_data import loaders_in, read_beside, reference_at
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.probing.reference import encode_images
 from ldmprobe.tracking.run_directory import occupied
@@ -152,7 +152,7 @@ def _latents(model: DiffusionModel, data: Any, num_images: int, batch_size: int)
 def _latent_batches(model: DiffusionModel, data: Any, num_images: int, batch_size: int) -> Iterator[dict[str, Any]]:
     """Batches whose ``image`` are latents, whatever they were."""
     loader = data.split(batch_size) if isinstance(data, Tensor) else data
-    for batch in read_beside([loader], num_images):
+    for batch in read_beside(loaders_in(loader), num_images):
         got = z = batch["image"]
         if tuple(z.shape[1:]) != tuple(model.latent_shape):
             z = encode_images(model.codec, [z])

@@ -35,6 +35,7 @@ from torch import nn
 from ldmprobe.audit.ledger import KINDS, Ledger, differences, digest, in_words
 from ldmprobe.audit.observation import Observation, Recorder, bracket, is_probe, logged_metrics
 from ldmprobe.callbacks import ProbeCallback
+from ldmprobe.callbacks.monitored import PREFIX
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.training.cli import build_cli
 from ldmprobe.training.configuration_errors import meant_for_the_user
@@ -131,13 +132,17 @@ def read_configuration(fit_arguments: list[str]) -> dict[str, Any]:
 
 def audited(config: dict[str, Any], run_dir: Path, steps: int, probed: bool) -> dict[str, Any]:
     """``config`` with or without its probes, for ``steps`` optimiser steps on one device, with everything that is written
-    going to ``run_dir``: no checkpoints, W&B offline, other services' loggers left out."""
+    going to ``run_dir``: no checkpoints, W&B offline, other services' loggers left out, and callbacks that end training by what a probe
+    finds."""
     config = copy.deepcopy(config)
     trainer = config["trainer"]
 
     def is_left_out(callback: dict[str, Any]) -> bool:
         kind = _class_of(callback)
-        return issubclass(kind, (Checkpoint, ProgressBar)) or (not probed and is_probe(kind))
+        by_a_probe = str((callback.get("init_args") or {}).get("monitor")).startswith(
+            PREFIX
+        )  # training is meant to depend on it
+        return issubclass(kind, (Checkpoint, ProgressBar)) or by_a_probe or (not probed and is_probe(kind))
 
     # Validation once within the run, and short: what it does besides the probes is part of training.
     every = steps // 2 * (trainer["accumulate_grad_batches"] or 1)

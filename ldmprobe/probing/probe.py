@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,6 +32,22 @@ def progress_bar(name: str, shown: bool = True) -> Iterator[Progress]:
             bar.update(done - bar.n)
 
         yield update
+
+
+@contextmanager
+def plain_stderr() -> Iterator[None]:
+    """Write to the standard error that rich has redirected, where its live display has: a bar that ends in no line break, as tqdm's do,
+    is written again each time that a notebook shows something, without end (rich #3183)."""
+    stream = sys.stderr
+    try:
+        from rich.file_proxy import FileProxy
+    except ImportError:
+        yield
+        return
+    while isinstance(stream, FileProxy):
+        stream = stream.rich_proxied_file
+    with redirect_stderr(stream):
+        yield
 
 
 @contextmanager

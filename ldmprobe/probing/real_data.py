@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
@@ -53,17 +54,62 @@ def reference_at(
 
 
 def read_beside(loaders: Iterable[Any], num_images: int) -> Iterator[dict[str, Any]]:
-    """The first ``num_images`` of the loaders' batches, as dicts with ``image``; training's own reading of them is left alone.
+    """Read the first ``num_images`` of the loaders' batches, as dicts with ``image``, leaving training's own reading of them alone.
+
+    Loaders whose batches have no images are left out, as long as there is one with images.
 
     Raises:
         ConfigurationError: batches that are no dict with ``image``, tensor or (image, label).
     """
-    left = num_images
-    for batch in (_as_dict(batch) for loader in loaders for batch in _beside(loader)):
-        yield {name: value[:left] for name, value in batch.items()}
-        left -= len(batch["image"])
-        if left <= 0:
-            return
+    left, unreadable = num_images, None
+    for loader in loaders:
+        try:
+            for batch in map(_as_dict, _beside(loader)):
+                yield {name: _first(value, left) for name, value in batch.items()}
+                left -= len(batch["image"])
+                if left <= 0:
+                    return
+        except _NoImages as error:
+            unreadable = unreadable or error
+    if unreadable is not None and left == num_images:
+        raise unreadable
+
+
+class _NoImages(ConfigurationError):
+    """A batch has none."""
+
+
+def each_loader(loaders: Any) -> Iterator[Any]:
+    """Yield the loaders in dictionaries, lists and tuples of them, as Lightning takes them."""
+    if isinstance(loaders, dict):
+        loaders = list(loaders.values())
+    if isinstance(loaders, (list, tuple)):
+        for loader in loaders:
+            yield from each_loader(loader)
+    else:
+        yield loaders
+
+
+def loaders_in(data: Any) -> list[Any]:
+    """Return the loaders of data that are batches or a loader of them, or several by name."""
+    return list(data.values()) if isinstance(data, dict) else [data]
+
+
+def same_reading(loader: DataLoader, **order: Any) -> DataLoader:
+    """Return a loader of the same data that reads them in the same way, with as many workers, which begin in the same way, but in another
+    order. The workers end with it, and draw random numbers of their own.
+    """
+    if loader.num_workers:
+        order |= {"prefetch_factor": loader.prefetch_factor, "multiprocessing_context": loader.multiprocessing_context}
+    return DataLoader(
+        loader.dataset,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+        worker_init_fn=loader.worker_init_fn,
+        timeout=loader.timeout,
+        generator=torch.Generator().manual_seed(0),
+        **order,
+    )
 
 
 def _beside(loader: Any) -> Iterator[Any]:
@@ -74,7 +120,7 @@ def _beside(loader: Any) -> Iterator[Any]:
         return
     order: dict[str, Any] = {"batch_sampler": loader.batch_sampler}
     if isinstance(loader.dataset, IterableDataset):
-        order = {"batch_size": loader.batch_size}
+        order = {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
     elif loader.batch_sampler is None:
         order = {"sampler": loader.sampler, "batch_size": None}
     parts: tuple[Any, ...] = (
@@ -86,10 +132,18 @@ def _beside(loader: Any) -> Iterator[Any]:
     generators = [part.generator for part in parts if isinstance(getattr(part, "generator", None), torch.Generator)]
     states = [generator.get_state() for generator in generators]
     try:
-        yield from DataLoader(loader.dataset, collate_fn=loader.collate_fn, **order)
+        yield from same_reading(loader, **order)
     finally:
         for generator, state in zip(generators, states, strict=True):
             generator.set_state(state)
+
+
+def _first(value: Any, number: int) -> Any:
+    """Return what belongs to the first samples of a batch; what is no collection of samples stays as it is."""
+    if isinstance(value, dict):
+        return {name: _first(part, number) for name, part in value.items()}
+    sliced = isinstance(value, (list, tuple, np.ndarray)) or (isinstance(value, Tensor) and value.ndim > 0)
+    return value[:number] if sliced else value
 
 
 def _as_dict(batch: Any) -> dict[str, Any]:
@@ -98,7 +152,11 @@ def _as_dict(batch: Any) -> dict[str, Any]:
     if isinstance(batch, Tensor):
         return {"image": batch}
     if isinstance(batch, (list, tuple)) and batch and isinstance(batch[0], Tensor):
-        return {"image": batch[0], **({"label": batch[1]} if len(batch) > 1 else {})}
-    raise ConfigurationError(
+        named = {"image": batch[0]}
+        if len(batch) > 1:
+            texts = isinstance(batch[1], (list, tuple)) and all(isinstance(text, str) for text in batch[1])
+            named["caption" if texts else "label"] = batch[1]
+        return named
+    raise _NoImages(
         f"A probe cannot read batches of {type(batch).__name__}; expected a dict with 'image', a tensor, or (image, label)."
     )

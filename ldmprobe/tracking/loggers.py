@@ -28,8 +28,13 @@ RECORD_ONLY = _CLOSED_FORMS + _OBJECTIVE + _BALANCE + _BASE_MODEL
 
 
 def scalar_metrics(record: ProbeRecord) -> dict[str, float]:
-    """The numbers of a record's scalars and curves under names of their own, such as ``probe/step_kl/t0981``; all of them but those of
-    closed forms, the objective, the balancer, a base model and eigen-bands."""
+    """Return those of :func:`all_metrics` that are finite."""
+    return {name: value for name, value in all_metrics(record).items() if np.isfinite(value)}
+
+
+def all_metrics(record: ProbeRecord) -> dict[str, float]:
+    """Return the numbers of a record's scalars and curves under names of their own, such as ``probe/step_kl/t0981``; all of them but
+    those of closed forms, the objective, the balancer, a base model and eigen-bands."""
     metrics = {f"probe/{name}": value for name, value in record.scalars.items()}
     for name, curve in record.curves.items():
         if name in RECORD_ONLY or "/band" in name:
@@ -40,7 +45,7 @@ def scalar_metrics(record: ProbeRecord) -> dict[str, float]:
                 metrics[f"probe/{name}/t{timestep:04d}"] = value
         if curve.timestep.size and curve.timestep[0] < 0:
             metrics |= {f"probe/{name}/logsnr{x:+05.1f}": y for x, y in zip(curve.log_snr, curve.value, strict=True)}
-    return {name: float(value) for name, value in metrics.items() if np.isfinite(value)}
+    return {name: float(value) for name, value in metrics.items()}
 
 
 def log_record(loggers: Iterable[Any], record: ProbeRecord, history: RunningHistory) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 from ldmprobe.errors import ConfigurationError
@@ -56,10 +57,10 @@ class RecordStore:
         found = [record for path in self.paths(probe) if (record := read_or_skip(path)) is not None]
         return sorted(found, key=lambda record: (record.probe, record.step))
 
-    def last_before(self, probe: str, step: int, every_n_steps: int = 1) -> ProbeRecord | None:
-        """The last record of a probe before ``step`` (of those at multiples of ``every_n_steps``), the only one that is read."""
+    def last_before(self, probe: str, step: int, among: Callable[[int], bool] = lambda _: True) -> ProbeRecord | None:
+        """Return the last record of a probe before ``step``, of the steps that are ``among`` some; it is the only one that is read."""
         for path in reversed(self.paths(probe)):
-            if step_of(path) < step and step_of(path) % every_n_steps == 0 and (record := read_or_skip(path)):
+            if step_of(path) < step and among(step_of(path)) and (record := read_or_skip(path)):
                 return record
         return None
 

@@ -3,6 +3,8 @@
 import inspect
 import io
 import math
+import sys
+import types
 
 import lightning as L
 import numpy as np
@@ -10,6 +12,8 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from PIL import Image
+from rich.console import Console
+from rich.file_proxy import FileProxy
 
 import ldmprobe.callbacks
 from ldmprobe.callbacks import (
@@ -27,12 +31,15 @@ from ldmprobe.callbacks import (
 from ldmprobe.data.images import ImageData
 from ldmprobe.diffusion.adaptive_timesteps import AdaptiveLoss
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
+from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.weighting import LearnedUncertainty
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.text import SmallCLIP, TextConditioning
 from ldmprobe.tracking.store import RecordStore
 from ldmprobe.training.latent_diffusion import LatentDiffusion
+from tests.helpers import sd_scheduler, tiny_unet
 from tests.pipelines import conditional_unet
 from tests.tracking.wandb_file import read_history
 from tests.training.test_latent_diffusion import digits, module, trainer
@@ -87,6 +94,37 @@ def test_a_resumed_run_neither_loses_nor_doubles_records(tmp_path):
         assert set(found) == set(expected) | {3}  # the end of the first part is a record too
         for step, value in expected.items():
             np.testing.assert_array_equal(found[step], value)
+
+
+class Adversarial(L.LightningModule):
+    """Two optimizers by hand, the second from batch ``second_from`` on."""
+
+    def __init__(self, second_from: int):
+        super().__init__()
+        self.automatic_optimization, self.second_from = False, second_from
+        self.network = tiny_unet(1)
+
+    def training_step(self, batch, batch_idx):
+        for optimizer in self.optimizers()[: 1 if batch_idx < self.second_from else 2]:
+            optimizer.step()
+
+    def configure_optimizers(self):
+        return [torch.optim.SGD(self.network.parameters(), lr=0.0) for _ in range(2)]
+
+    def diffusion_model(self):
+        return DiffusionModel(self.network, NoiseSchedule(sd_scheduler()), (1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("second_from", "every_n_steps", "expected"),
+    [(0, 5, [0, 6, 10, 16, 20]), (1, 5, [0, 5, 11, 15, 19]), (1, 40, [0, 19]), (0, 1, [0, *range(2, 21, 2)])],
+)
+def test_probes_go_by_the_steps_passed_where_a_batch_takes_several(tmp_path, second_from, every_n_steps, expected):
+    probe = TrainingClock(every_n_steps)
+    fit = trainer(tmp_path, max_steps=-1, limit_train_batches=10, callbacks=[probe], val_check_interval=1.0)
+    fit.fit_loop.max_epochs = 1
+    fit.fit(Adversarial(second_from), torch.utils.data.DataLoader(torch.zeros(10, 1), batch_size=1))
+    assert [record.step for record in RecordStore(tmp_path).read("clock")] == expected
 
 
 def test_the_basis_is_fitted_once_and_kept(tmp_path):
@@ -242,6 +280,19 @@ def test_csv_logger_gets_the_scalars(tmp_path):
     trainer(tmp_path, max_steps=2, logger=logger, callbacks=probes(2)).fit(module(), digits())
     text = next((tmp_path / "csv").rglob("metrics.csv")).read_text()
     assert "probe/step_kl/t0751" in text.splitlines()[0]
+
+
+def test_a_probes_bar_is_no_endless_recursion_under_richs_bar_in_a_notebook(tmp_path, monkeypatch):
+    """IPython's display flushes the standard error, into which rich writes what a bar has left in it, by IPython's display (rich #3183)."""
+    notebook = types.ModuleType("IPython.display")
+    notebook.display = lambda *_: sys.stderr.flush()
+    monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", notebook)
+    written = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", FileProxy(Console(force_jupyter=True), written))
+    fit = trainer(tmp_path, max_steps=1, enable_progress_bar=True, callbacks=[DDIMProbe(1, num_samples=8, num_steps=2)])
+    fit.fit(module(), digits())
+    assert "DDIMProbe" in written.getvalue()
 
 
 def test_two_probes_of_one_kind_are_refused(tmp_path):

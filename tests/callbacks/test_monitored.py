@@ -1,0 +1,78 @@
+"""Lightning's own callbacks go by what probes find, from before the first step on, also after a resume."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import pytest
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+
+from ldmprobe.callbacks import DenoisingProbe, ExactResume, TrainingLoss
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.tracking.store import RecordStore
+from tests.training.test_latent_diffusion import digits, module, trainer
+
+BOUND = "probe/denoising_bound_nats"
+
+
+def probes(every_n_steps: int = 2) -> list[L.Callback]:
+    return [DenoisingProbe(every_n_steps, num_images=16, num_draws=32), TrainingLoss(every_n_steps)]
+
+
+class Spy(L.Callback):
+    """Writes down what Lightning's callbacks would see at each validation."""
+
+    def __init__(self) -> None:
+        self.seen: dict[int, dict[str, float]] = {}
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        found = trainer.callback_metrics
+        self.seen[trainer.global_step] = {name: float(found[name]) for name in found if name.startswith("probe/")}
+
+
+def test_the_best_checkpoint_is_that_of_the_best_probe(tmp_path):
+    best = ModelCheckpoint(tmp_path / "best", monitor=BOUND, every_n_train_steps=2, save_top_k=1)
+    trainer(tmp_path, max_steps=6, callbacks=[*probes(), best], enable_checkpointing=True).fit(module(), digits())
+    found = {record.step: record.scalars["denoising_bound_nats"] for record in RecordStore(tmp_path).read("denoising")}
+    step = min((step for step in found if step > 0), key=lambda step: found[step])
+    assert float(best.best_model_score) == pytest.approx(found[step], rel=1e-6)
+    assert f"step={step}" in Path(best.best_model_path).name
+
+
+def test_a_run_ends_early_by_what_a_probe_finds(tmp_path):
+    spy, stopping = Spy(), EarlyStopping(BOUND, patience=0, stopping_threshold=1e9)
+    fit = trainer(tmp_path, callbacks=[*probes(4), spy, stopping], val_check_interval=3)
+    fit.fit(module(), digits())
+    assert fit.global_step == 3  # at the first validation, by the probe of step 0
+    before = RecordStore(tmp_path).read("denoising")[0].scalars["denoising_bound_nats"]
+    assert spy.seen[3][BOUND] == pytest.approx(before, rel=1e-6)
+
+
+def test_a_resumed_run_goes_by_the_same_metrics_as_an_unbroken_one(tmp_path):
+    """Stopped and saved at step 5, where a probe is taken that an unbroken run does not have; validated at 6, before the next probe."""
+
+    def fit(folder: Path, max_steps: int, **more: Any) -> dict[int, dict[str, float]]:
+        spy, saving = Spy(), ModelCheckpoint(folder, "five", every_n_train_steps=5)
+        callbacks = [*probes(4), spy, ExactResume(), saving]
+        settings = {"val_check_interval": 6, "enable_checkpointing": True}
+        trainer(folder, max_steps=max_steps, callbacks=callbacks, **settings).fit(module(), digits(), **more)
+        return spy.seen
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    expected = fit(whole, 7)
+    assert fit(parts, 5) == {}
+    assert fit(parts, 7, ckpt_path=str(parts / "five.ckpt")) == expected
+    assert set(expected) == {6}
+    assert BOUND in expected[6]
+
+
+@pytest.mark.parametrize("monitor", ["probe/denoising_bound", "probe/training_mse/logsnr+00.8"])
+def test_what_no_probe_finds_before_the_first_step_is_refused_with_what_there_is(tmp_path, monitor):
+    stopping = EarlyStopping(monitor)
+    with pytest.raises(
+        ConfigurationError, match=rf"EarlyStopping monitors '{monitor.replace('+', '.')}'.*probe/denoising_"
+    ):
+        trainer(tmp_path, callbacks=[*probes(), stopping]).fit(module(), digits())
+    assert not [record for record in RecordStore(tmp_path).read("denoising") if record.step > 0]
