@@ -150,6 +150,7 @@ def audited(config: dict[str, Any], run_dir: Path, steps: int, probed: bool) -> 
     config["run_dir"] = str(run_dir)
     config["trainer"] |= {
         "callbacks": [callback for callback in _listed(trainer["callbacks"]) if not is_left_out(callback)],
+        "default_root_dir": None,
         "logger": _loggers(trainer["logger"], run_dir),
         "max_steps": steps,
         "max_epochs": -1,

@@ -14,6 +14,7 @@ import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
@@ -27,23 +28,42 @@ from ldmprobe.numbers_in_range import check_numbers
 from ldmprobe.tracking.run_directory import check_own, claim, occupy, vacate
 from ldmprobe.training.checkpoint_io import WholeCheckpointIO, damage
 from ldmprobe.training.configuration_errors import configuration_errors, meant_for_the_user
+from ldmprobe.training.finetuning import FinetunedDiffusion
 from ldmprobe.training.foreign_code import check_classes, imports_in_the_open
-from ldmprobe.training.latent_diffusion import LatentDiffusion  # noqa: F401
+from ldmprobe.training.latent_diffusion import LatentDiffusion
 from ldmprobe.training.resume import continue_curves, keep_wandb_id, last_checkpoint, say
 from ldmprobe.training.run_configuration import SaveConfig
+
+_RUN_DIR = "runs/run"
+
+
+class Parser(LightningArgumentParser):
+    """Loggers that have to be told a ``save_dir`` are told the run's, where a configuration does not name one."""
+
+    def add_class_arguments(self, theclass: Any, *args: Any, **kwargs: Any) -> list[str]:
+        added = super().add_class_arguments(theclass, *args, **kwargs)
+        is_logger = isinstance(theclass, type) and issubclass(theclass, Logger)
+        if is_logger and "save_dir" in added and self.get_default("save_dir") is None:
+            self.set_defaults(save_dir=".")
+        return added
 
 
 class LDMProbeCLI(LightningCLI):
     """Any LightningModule and LightningDataModule by ``class_path``; ``run_dir`` sets ``trainer.default_root_dir``, the
-    ``save_dir`` of loggers and the ``dirpath`` of checkpoints, where these are not set themselves. Checkpoints are whole or not
+    ``save_dir`` of loggers and the ``dirpath`` of checkpoints, where these are not set themselves; a ``trainer.default_root_dir`` is
+    taken for the ``run_dir`` where there is none. Checkpoints are whole or not
     there, one process has the run directory, and ``--ckpt_path last`` goes on exactly (:class:`ExactResume`)."""
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         return super().init_parser(exit_on_error=False, **kwargs)  # what is wrong is told without pages of usage
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--run_dir", type=str, default="runs/run", help="where everything of the run goes")
-        parser.link_arguments("run_dir", "trainer.default_root_dir")
+        parser.add_argument(
+            "--run_dir",
+            type=str | None,
+            default=None,
+            help=f"where everything of the run goes (default: trainer.default_root_dir, or {_RUN_DIR})",
+        )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         with configuration_errors("read"), imports_in_the_open():
@@ -62,6 +82,8 @@ class LDMProbeCLI(LightningCLI):
             config.weights_only = True  # Lightning unpickles what comes from a URL
         _check_devices(config.trainer.accelerator, config.trainer.devices)
         _check_trainers_numbers(config.trainer)
+        config.run_dir = _run_dir(config.run_dir, config.trainer.default_root_dir)
+        config.trainer.default_root_dir = None  # so that a saved configuration has one place to change
         self.save_config_kwargs = {**self.save_config_kwargs, "asked": config.clone()}
         if self.subcommand == "fit" and config.trainer.fast_dev_run:
             self._throw_away(config)
@@ -93,7 +115,7 @@ class LDMProbeCLI(LightningCLI):
             )
         say(f"a fast_dev_run leaves nothing behind: {config.run_dir} is neither read nor written.")
         self._scratch = TemporaryDirectory(prefix="ldmprobe-", ignore_cleanup_errors=True)
-        config.run_dir = config.trainer.default_root_dir = self._scratch.name
+        config.run_dir = self._scratch.name
         config.ckpt_path = None
         callbacks = config.trainer.callbacks or []
         for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
@@ -105,7 +127,7 @@ class LDMProbeCLI(LightningCLI):
         super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer = super().instantiate_trainer(default_root_dir=self._get(self.config_init, "run_dir"), **kwargs)
         # Lightning's default, not one of the user's choice.
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = WholeCheckpointIO()
@@ -122,8 +144,39 @@ class LDMProbeCLI(LightningCLI):
         settings = self.config_init[self.subcommand]
         if settings.ckpt_path == "last":
             settings.ckpt_path = last_checkpoint(self.trainer, settings.run_dir, may_start=False)
+        if settings.ckpt_path is None:
+            _check_not_random(self.model, self.subcommand, settings.run_dir)
 
     before_test = before_validate
+
+
+def _run_dir(run_dir: str | None, default_root_dir: Any) -> str:
+    """Return where a run goes.
+
+    Raises:
+        ConfigurationError: two places are named.
+    """
+    named = [str(place) for place in (run_dir, default_root_dir) if place is not None]
+    if len({Path(place).absolute() for place in named}) > 1:
+        raise ConfigurationError(
+            f"run_dir is {run_dir} and trainer.default_root_dir {default_root_dir}; everything of a run goes to one place. Write `run_dir` "
+            "alone (`--trainer.default_root_dir null` takes the other back)."
+        )
+    return named[0] if named else _RUN_DIR
+
+
+def _check_not_random(model: L.LightningModule, subcommand: str | None, run_dir: str) -> None:
+    """Look at a model that is to be measured as it has been built.
+
+    Raises:
+        ConfigurationError: it is one that is trained from scratch, so that its weights are random.
+    """
+    if isinstance(model, LatentDiffusion) and not isinstance(model, FinetunedDiffusion):
+        raise ConfigurationError(
+            f"`ldmprobe {subcommand}` without a checkpoint would measure a network with random weights; name one by `--ckpt_path FILE`, or the "
+            f"last in {run_dir} by `--ckpt_path last`."
+        )
+    say(f"{subcommand} without a checkpoint: what is measured is {type(model).__name__} as it has been built.")
 
 
 def _is_first_process() -> bool:
@@ -175,6 +228,7 @@ def build_cli(argv: list[str], run: bool = True) -> LDMProbeCLI:
     return LDMProbeCLI(
         L.LightningModule,
         L.LightningDataModule,
+        parser_class=Parser,
         subclass_mode_model=True,
         subclass_mode_data=True,
         args=argv,

@@ -88,8 +88,8 @@ class EMA(nn.Module):
             if live.requires_grad
         ]
         for start in range(0, len(pairs), _UPDATED_AT_ONCE):
-            averages, lives = zip(*pairs[start : start + _UPDATED_AT_ONCE], strict=True)
-            lives = [live.to(average) for average, live in zip(averages, lives, strict=True)]
+            chunk = pairs[start : start + _UPDATED_AT_ONCE]
+            averages, lives = [average for average, _ in chunk], [live.to(average) for average, live in chunk]
             torch._foreach_lerp_(averages, lives, 1 - decay)
         for average, live in zip(self.network.buffers(), network.buffers(), strict=True):
             average.copy_(live)

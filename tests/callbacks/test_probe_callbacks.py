@@ -121,7 +121,7 @@ class Adversarial(L.LightningModule):
 )
 def test_probes_go_by_the_steps_passed_where_a_batch_takes_several(tmp_path, second_from, every_n_steps, expected):
     probe = TrainingClock(every_n_steps)
-    fit = trainer(tmp_path, max_steps=-1, limit_train_batches=10, callbacks=[probe], val_check_interval=1.0)
+    fit = trainer(tmp_path, max_steps=-1, limit_train_batches=10, limit_val_batches=0, callbacks=[probe])
     fit.fit_loop.max_epochs = 1
     fit.fit(Adversarial(second_from), torch.utils.data.DataLoader(torch.zeros(10, 1), batch_size=1))
     assert [record.step for record in RecordStore(tmp_path).read("clock")] == expected

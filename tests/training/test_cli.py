@@ -109,3 +109,35 @@ def test_checkpoints_are_whole_unless_the_user_has_a_plugin_of_their_own(tmp_pat
     assert type(build_cli(arguments, run=False).trainer.strategy.checkpoint_io) is WholeCheckpointIO
     own = "--trainer.plugins=[lightning.pytorch.plugins.io.AsyncCheckpointIO]"
     assert type(build_cli([*arguments, own], run=False).trainer.strategy.checkpoint_io) is AsyncCheckpointIO
+
+
+def built(tmp_path, *more):
+    folder = [] if any("run_dir" in each or "root_dir" in each for each in more) else [f"--run_dir={tmp_path / 'run'}"]
+    return build_cli(["--config", str(CONFIG), *SMALL, *folder, *more], run=False)
+
+
+@pytest.mark.parametrize("name", ["TensorBoardLogger", "lightning.pytorch.loggers.CSVLogger"])
+def test_a_logger_named_alone_writes_into_the_run_directory(tmp_path, name):
+    (logger,) = built(tmp_path, f"--trainer.logger={name}").trainer.loggers
+    assert logger.save_dir == str(tmp_path / "run")
+    path = tmp_path / "more.yaml"
+    path.write_text(
+        yaml.safe_dump(
+            {"trainer": {"logger": [{"class_path": name}, {"class_path": "lightning.pytorch.loggers.CSVLogger"}]}}
+        )
+    )
+    assert {each.save_dir for each in built(tmp_path, f"--config={path}").trainer.loggers} == {str(tmp_path / "run")}
+
+
+def test_a_default_root_dir_is_where_the_run_goes(tmp_path, capsys):
+    mine = str(tmp_path / "mine")
+    cli = built(tmp_path, f"--trainer.default_root_dir={mine}", "--run_dir=null")
+    assert cli.trainer.default_root_dir == cli.config.run_dir == mine
+    assert main(["fit", "--config", str(CONFIG), f"--trainer.default_root_dir={mine}", "--run_dir=runs/other"]) == 2
+    assert f"run_dir is runs/other and trainer.default_root_dir {mine}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["validate", "test"])
+def test_a_network_with_random_weights_is_not_measured(tmp_path, capsys, command):
+    assert main([command, "--config", str(CONFIG), f"--run_dir={tmp_path / 'run'}", *SMALL]) == 2
+    assert f"`ldmprobe {command}` without a checkpoint would measure a network with random" in capsys.readouterr().err
