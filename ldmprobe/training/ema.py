@@ -89,7 +89,8 @@ class EMA(nn.Module):
         ]
         for start in range(0, len(pairs), _UPDATED_AT_ONCE):
             chunk = pairs[start : start + _UPDATED_AT_ONCE]
-            averages, lives = [average for average, _ in chunk], [live.to(average) for average, live in chunk]
+            averages: list[Tensor] = [average for average, _ in chunk]
+            lives = [live.to(average) for average, live in chunk]
             torch._foreach_lerp_(averages, lives, 1 - decay)
         for average, live in zip(self.network.buffers(), network.buffers(), strict=True):
             average.copy_(live)
