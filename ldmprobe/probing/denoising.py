@@ -93,7 +93,8 @@ def probe_denoising(
         )
     if len(held_out.latents) < 2:
         raise ConfigurationError(
-            f"There is {len(held_out.latents)} held-out image; expected at least 2, better {NUM_FOLDS} or more, for intervals."
+            f"There is {len(held_out.latents)} held-out image; expected at least 2, better {NUM_FOLDS} or more, for intervals. "
+            "Set the data's `held_out_fraction` larger, or name a split of theirs."
         )
     if tuple(reference.basis.shape) != tuple(held_out.latents.shape[1:]):
         raise ConfigurationError(

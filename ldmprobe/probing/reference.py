@@ -55,7 +55,10 @@ class Reference:
             ConfigurationError: fewer than 8, or not finite.
         """
         if len(latents) < 8:
-            raise ConfigurationError(f"The reference has {len(latents)} real latents; expected at least 8.")
+            raise ConfigurationError(
+                f"The reference has {len(latents)} real latents; expected at least 8. Give more images; or, from 8 on, set the data's "
+                "`held_out_split: train`, so that all are trained on (what is called held-out is then of training images); or leave out the probes."
+            )
         if not bool(torch.isfinite(latents).all()):
             raise ConfigurationError("The codec gives latents that are not finite; encode in float32 or bfloat16.")
         if bool((latents == latents[:1]).all()):

@@ -14,6 +14,8 @@ from PIL import Image as PILImage
 from ldmprobe.data.images import ImageData
 from ldmprobe.data.sources import choose_splits, load_splits
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.probing.reference import Reference, latents_of
 
 TRAIN, TEST = range(12), range(12, 16)
 KINDS = ["parquet folder", "save_to_disk", "DatasetDict", "imagefolder"]
@@ -211,6 +213,20 @@ def test_an_image_without_a_caption_beside_it_has_an_empty_one_and_is_counted(tm
     folder = _lora_folder(tmp_path / "cats", 6, dict.fromkeys(range(1, 6), "a cat"))
     with pytest.warns(UserWarning, match="1 of the 6 captions that were checked are empty"):
         assert _captions(ImageData(folder, caption_column="text"))[0] == (0, "")
+
+
+@pytest.mark.parametrize(("n", "setting"), [(5, None), (8, "train"), (10, None), (14, None)])
+def test_a_handful_of_images_are_probed_or_refused_with_the_setting_that_would_do(n, setting, tmp_path):
+    folder = _lora_folder(tmp_path / "cats", n, dict.fromkeys(range(n), "a cat"))
+    data = ImageData(folder, caption_column="text", held_out_split=setting)
+    data.setup()
+    real = [latents_of(LatentCodec(), data.reference_batches(99, held_out)) for held_out in (False, True)]
+    if n < 8:
+        with pytest.raises(ConfigurationError, match=r"expected at least 8.*`held_out_split: train`"):
+            Reference.fit(real[0])
+    else:
+        assert Reference.fit(real[0]).num_latents >= 8
+        assert len(real[1]) >= 2
 
 
 def test_a_caption_that_is_no_text_is_refused(tmp_path):
