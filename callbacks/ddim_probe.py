@@ -6,19 +6,22 @@ import lightning as L
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.callbacks.probe_data import has_held_out, held_out_of, reference_of
+from ldmprobe.diffusion.grids import Grid, ScheduleGrid
+from ldmprobe.diffusion.samplers import DDIM, Sampler
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
+from ldmprobe.models.guidance import Guidance, as_guidance
 from ldmprobe.probing.analyses import Analysis
 from ldmprobe.probing.ddim import probe_ddim
-from ldmprobe.probing.guidance import check_guidance
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.probing.reference import Reference
+from ldmprobe.probing.sampling import Sampling
 
 
 class DDIMProbe(ProbeCallback):
-    """Samples latents by DDIM from fixed noise, with the EMA weights if there are any, and analyses every step.
+    """Sample latents from fixed noise, by DDIM if no other sampler is named, with the EMA weights if there are any, and analyze every step.
 
     Logged for each timestep t of the grid, over ``trainer/global_step``:
 
@@ -43,8 +46,9 @@ class DDIMProbe(ProbeCallback):
         every_n_steps: optimiser steps between probes.
         num_samples: N, at least 8.
         num_steps: S, DDIM steps.
-        timestep_spacing: "leading", "trailing" or "linspace"; default: the scheduler's.
-        guidance_scale: of classifier-free guidance; 1 is none.
+        sampler: default: DDIM.
+        grid: which noise levels are visited; default: the schedule's own.
+        guidance: scale of classifier-free guidance, 1 for none; or another Guidance.
         batch_size: latents through the network at once.
         num_reference: real latents, of training images, that bases and ideal curves are fitted on.
         seed: of the starting noise, the same at every probe.
@@ -56,8 +60,9 @@ class DDIMProbe(ProbeCallback):
         every_n_steps: int = 500,
         num_samples: int = 256,
         num_steps: int = 50,
-        timestep_spacing: str | None = None,
-        guidance_scale: float = 1.0,
+        sampler: Sampler | None = None,
+        grid: Grid | None = None,
+        guidance: Guidance | float = 1.0,
         batch_size: int = 256,
         num_reference: int = 4096,
         seed: int = 0,
@@ -66,19 +71,15 @@ class DDIMProbe(ProbeCallback):
         super().__init__(every_n_steps)
         if num_samples < 8:
             raise ConfigurationError(f"DDIMProbe got num_samples {num_samples}; expected at least 8.")
-        if num_steps < 1:
-            raise ConfigurationError(f"DDIMProbe got num_steps {num_steps}; expected at least 1.")
-        if batch_size < 1:
-            raise ConfigurationError(f"DDIMProbe got batch_size {batch_size}; expected at least 1.")
-        self.num_samples, self.num_steps, self.timestep_spacing = num_samples, num_steps, timestep_spacing
-        self.guidance_scale, self.batch_size, self.seed = guidance_scale, batch_size, seed
+        self.sampling = Sampling(
+            num_samples, num_steps, sampler or DDIM(), grid or ScheduleGrid(), as_guidance(guidance), batch_size, seed
+        )
         self.num_reference, self.analyses = num_reference, analyses
         self._reference: Reference | None = None
         self._held_out: HeldOut | None = None
 
     def check(self, model: DiffusionModel) -> None:
-        model.schedule.ddim_grid(self.num_steps, self.timestep_spacing)
-        check_guidance(model, self.guidance_scale)
+        self.sampling.levels(model)
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
         model = diffusion_model_of(pl_module)
@@ -90,12 +91,7 @@ class DDIMProbe(ProbeCallback):
             return probe_ddim(
                 model,
                 self._reference,
-                num_samples=self.num_samples,
-                num_steps=self.num_steps,
-                timestep_spacing=self.timestep_spacing,
-                guidance_scale=self.guidance_scale,
-                batch_size=self.batch_size,
-                seed=self.seed,
+                self.sampling,
                 analyses=self.analyses,
                 held_out=self._held_out,
                 step=trainer.global_step,

@@ -11,21 +11,24 @@ from torch import nn
 from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
 from ldmprobe.callbacks.probe_data import has_held_out, image_batches
 from ldmprobe.callbacks.rank_zero import from_rank_zero
+from ldmprobe.diffusion.grids import Grid, ScheduleGrid
+from ldmprobe.diffusion.samplers import DDIM, Sampler
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.models.feature_network import FeatureNetwork
+from ldmprobe.models.guidance import Guidance, as_guidance
 from ldmprobe.models.inception import Inception
-from ldmprobe.probing.guidance import check_guidance
 from ldmprobe.probing.probe import Ranks, evaluating
 from ldmprobe.probing.quality import probe_quality, refuse_too_few
 from ldmprobe.probing.real_features import RealFeatures, check_feature_network, network_fingerprint
 from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.probing.sampling import Sampling
 
 _log = logging.getLogger(__name__)
 
 
 class SampleQuality(ProbeCallback):
-    """Samples by DDIM from fixed noise, with the EMA weights if there are any, decodes, and compares with real images.
+    """Sample from fixed noise, by DDIM if no other sampler is named, with the EMA weights if there are any, decode, and compare with real images.
 
     =============  ===============================================================================  ==============
     key            what                                                                             unit
@@ -45,10 +48,12 @@ class SampleQuality(ProbeCallback):
             :class:`~ldmprobe.models.inception.Inception`); or any module: images (N, C, H, W) in [−1, 1] → features (N, ``num_features``).
         every_n_steps: optimiser steps between probes.
         num_samples: N, at least 2; up to ``num_features`` of them, FID's covariance is singular, which is warned of.
-        num_steps: S, DDIM steps.
+        num_steps: S, sampling steps.
+        sampler: default: DDIM.
+        grid: which noise levels are visited; default: the schedule's own.
         num_real: real images, as many as there are up to this.
         real: which: "train" or "held_out".
-        guidance_scale: of classifier-free guidance; 1 is none.
+        guidance: scale of classifier-free guidance, 1 for none; or another Guidance.
         kid_subset_size: features in each of KID's subsets, at most ``num_samples``.
         seed: of the starting noise, the same at every probe, and of KID's subsets.
         batch_size: latents through the network at once.
@@ -60,38 +65,41 @@ class SampleQuality(ProbeCallback):
         every_n_steps: int = 1000,
         num_samples: int = 2048,
         num_steps: int = 50,
+        sampler: Sampler | None = None,
+        grid: Grid | None = None,
         num_real: int = 10_000,
         real: Literal["train", "held_out"] = "train",
-        guidance_scale: float = 1.0,
+        guidance: Guidance | float = 1.0,
         kid_subset_size: int = 1000,
         seed: int = 0,
         batch_size: int = 256,
     ) -> None:
         super().__init__(every_n_steps)
-        refuse_too_few(num_samples, kid_subset_size, batch_size)
+        refuse_too_few(num_samples, kid_subset_size)
         if num_real < kid_subset_size:
             raise ConfigurationError(
                 f"SampleQuality got num_real {num_real}; expected at least kid_subset_size, {kid_subset_size}."
             )
         if real not in ("train", "held_out"):
             raise ConfigurationError(f"SampleQuality got real {real!r}; expected 'train' or 'held_out'.")
-        self.feature_network, self.num_samples, self.num_steps = feature_network, num_samples, num_steps
-        self.num_real, self.real, self.guidance_scale = num_real, real, guidance_scale
-        self.kid_subset_size, self.seed, self.batch_size = kid_subset_size, seed, batch_size
+        self.sampling = Sampling(
+            num_samples, num_steps, sampler or DDIM(), grid or ScheduleGrid(), as_guidance(guidance), batch_size, seed
+        )
+        self.feature_network, self.num_real, self.real = feature_network, num_real, real
+        self.kid_subset_size = kid_subset_size
         self._network: nn.Module | None = None
         self._real_features: RealFeatures | None = None
 
     def check(self, model: DiffusionModel) -> None:
-        model.schedule.ddim_grid(self.num_steps)
-        check_guidance(model, self.guidance_scale)
+        self.sampling.levels(model)
         with evaluating([]):  # a network is initialised before its weights are read
             self._network = _network_of(self.feature_network)
         num_features = check_feature_network(self._network, model)
-        if self.num_samples <= num_features:
+        if self.sampling.num_samples <= num_features:
             _log.warning(
                 "SampleQuality has %d samples for %d features: too few for FID's covariance, so that FID is large whatever the samples; "
                 "set its num_samples above %d, or read KID alone.",
-                self.num_samples,
+                self.sampling.num_samples,
                 num_features,
                 num_features,
             )
@@ -106,12 +114,8 @@ class SampleQuality(ProbeCallback):
                 model,
                 self._real_features,
                 self._network,
-                num_samples=self.num_samples,
-                num_steps=self.num_steps,
-                guidance_scale=self.guidance_scale,
-                kid_subset_size=self.kid_subset_size,
-                batch_size=self.batch_size,
-                seed=self.seed,
+                self.sampling,
+                self.kid_subset_size,
                 step=trainer.global_step,
                 ranks=ranks,
                 progress=progress,

@@ -24,6 +24,7 @@ from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.record import Curve, ProbeRecord
 from ldmprobe.probing.reference import Reference
+from ldmprobe.probing.sampling import Sampling
 
 
 class TimestepBalancer(ProbeCallback):
@@ -202,10 +203,7 @@ class TimestepBalancer(ProbeCallback):
         record = probe_ddim(
             model,
             self._reference,
-            num_samples=self.num_draws,
-            num_steps=20,
-            batch_size=self.batch_size,
-            seed=self.seed,
+            Sampling(self.num_draws, num_steps=20, batch_size=self.batch_size, seed=self.seed),
             analyses=[MarginalGap()],
             step=found.step,
             ranks=ranks,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.real_data import loaders_in, read_beside, reference_at
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.probing.reference import encode_images
+from ldmprobe.probing.sampling import Sampling
 from ldmprobe.tracking.run_directory import occupied
 from ldmprobe.tracking.store import RecordStore
 
@@ -67,8 +68,7 @@ def probe(
     """
     if not isinstance(model, DiffusionModel):
         raise ConfigurationError(
-            f"probe got a {type(model).__name__}; expected `ldmprobe.DiffusionModel(network, ldmprobe.NoiseSchedule(scheduler), "
-            "latent_shape=(C, H, W))`."
+            f"probe got a {type(model).__name__}; expected `ldmprobe.DiffusionModel(network, scheduler, latent_shape=(C, H, W))`."
         )
     if held_out is not None and real is None:
         raise ConfigurationError(
@@ -78,20 +78,9 @@ def probe(
         raise ConfigurationError(
             f"held_out is a {type(held_out).__name__}, which can be read only once; give a Tensor, a list of batches or a DataLoader."
         )
-    numbers = _Numbers(num_samples, num_steps, num_draws, num_reference, batch_size, seed)
+    sampling = Sampling(num_samples, num_steps, batch_size=batch_size, seed=seed)
     with occupied(run_dir, resuming=step > 0) as folder:
-        return _probe_into(folder, model, step, real, held_out, numbers)
-
-
-class _Numbers(NamedTuple):
-    """Arguments of :func:`probe`."""
-
-    num_samples: int
-    num_steps: int
-    num_draws: int
-    num_reference: int
-    batch_size: int
-    seed: int
+        return _probe_into(folder, model, step, real, held_out, sampling, num_draws, num_reference)
 
 
 def _probe_into(
@@ -100,25 +89,24 @@ def _probe_into(
     step: int,
     real: Tensor | Iterable[Any] | None,
     held_out: Tensor | Iterable[Any] | None,
-    numbers: _Numbers,
+    sampling: Sampling,
+    num_draws: int,
+    num_reference: int,
 ) -> list[ProbeRecord]:
-    batch_size, seed = numbers.batch_size, numbers.seed
+    batch_size, seed = sampling.batch_size, sampling.seed
     path, store = run_dir / "reference.safetensors", RecordStore(run_dir)
     reference, unseen = None, None
     with evaluating(model.modules):
         if real is not None or path.exists():
-            reference = reference_at(path, model, lambda: _latents(model, real, numbers.num_reference, batch_size))
+            reference = reference_at(path, model, lambda: _latents(model, real, num_reference, batch_size))
         if held_out is not None:
-            batches = _latent_batches(model, held_out, numbers.num_draws, batch_size)
+            batches = _latent_batches(model, held_out, num_draws, batch_size)
             unseen = HeldOut.encode(LatentCodec(), model.conditioning, batches)
         records = [
             probe_ddim(
                 model,
                 reference,
-                num_samples=numbers.num_samples,
-                num_steps=numbers.num_steps,
-                batch_size=batch_size,
-                seed=seed,
+                sampling,
                 held_out=unseen,
                 step=step,
             )
@@ -129,7 +117,7 @@ def _probe_into(
                     model,
                     unseen,
                     reference,
-                    num_draws=numbers.num_draws,
+                    num_draws=num_draws,
                     batch_size=batch_size,
                     seed=seed,
                     step=step,

@@ -12,23 +12,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ldmprobe.diffusion.trajectory import DDIMStep
+from ldmprobe.diffusion.grids import ScheduleGrid
+from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.denoiser import check_denoiser
 from ldmprobe.models.device import move
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.models.pretrained import Precision
 from ldmprobe.models.text import TextConditioning
 from ldmprobe.numbers_in_range import check_numbers
 from ldmprobe.probing.analyses import Analysis, Findings, Trajectory
 from ldmprobe.probing.clipping import clipping, count_clipped
-from ldmprobe.probing.ddim import default_analyses, probe_ddim, sample_trajectory
+from ldmprobe.probing.ddim import default_analyses, probe_ddim
 from ldmprobe.probing.denoising import probe_denoising
-from ldmprobe.probing.guidance import check_guidance
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import evaluating, progress_bar
 from ldmprobe.probing.record import fingerprint
 from ldmprobe.probing.reference import Reference, encode_images
+from ldmprobe.probing.sampling import Sampling, sample_trajectory
 
 
 def load_model(
@@ -82,30 +84,18 @@ def load_model(
 
 
 @torch.no_grad()
-def sample_images(
-    model: DiffusionModel,
-    num_samples: int,
-    num_steps: int = 50,
-    timestep_spacing: str | None = None,
-    guidance_scale: float = 1.0,
-    batch_size: int = 64,
-    seed: int = 0,
-) -> Tensor:
-    """Decoded DDIM samples (N, C, H, W), about [−1, 1]; sample i is the same as a probe's.
+def sample_images(model: DiffusionModel, sampling: Sampling) -> Tensor:
+    """Return decoded samples (N, C, H, W), about [−1, 1]; sample i is the same as a probe's.
 
     Raises:
-        ConfigurationError: fewer than one sample, a number of steps out of range, nothing to guide by, or predictions that are not finite.
+        ConfigurationError: a number of steps out of range, nothing to guide by, or predictions that are not finite.
     """
-    for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
-        if value < 1:
-            raise ConfigurationError(f"{name} is {value}; expected at least 1.")
-    grid = model.schedule.ddim_grid(num_steps, timestep_spacing)
-    check_guidance(model, guidance_scale)
+    grid = sampling.levels(model)
     images = []
     clipped = torch.zeros(2, dtype=torch.float64, device=model.device)
     with evaluating(model.modules):
-        for ids in torch.arange(num_samples).split(batch_size):
-            for step in sample_trajectory(model, ids, grid, guidance_scale, batch_size, seed):
+        for ids in torch.arange(sampling.num_samples).split(sampling.batch_size):
+            for step in sample_trajectory(model, sampling, grid, ids):
                 _check_finite(step)
             images.append(model.codec.decode(step.z_s).cpu())
             if grid.clip_range is not None:
@@ -118,12 +108,12 @@ def probe(args: Namespace) -> str:
     """``ldmprobe probe``: records, the paper's two figures and a report in a new directory."""
     from ldmprobe.tracking.run_directory import occupied
 
-    model = _model(args)
+    model, sampling = _model(args)
     with occupied(args.out, resuming=False, option="--out") as out:
-        return _probe_into(out, model, args)
+        return _probe_into(out, model, sampling, args)
 
 
-def _probe_into(out: Path, model: DiffusionModel, args: Namespace) -> str:
+def _probe_into(out: Path, model: DiffusionModel, sampling: Sampling, args: Namespace) -> str:
     from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure
     from ldmprobe.tracking.report import write_report
     from ldmprobe.tracking.store import RecordStore
@@ -144,12 +134,7 @@ def _probe_into(out: Path, model: DiffusionModel, args: Namespace) -> str:
         record = probe_ddim(
             model,
             reference,
-            num_samples=args.num_samples,
-            num_steps=args.num_steps,
-            timestep_spacing=args.timestep_spacing,
-            guidance_scale=args.guidance_scale,
-            batch_size=args.batch_size,
-            seed=args.seed,
+            sampling,
             analyses=[_Finite(), *default_analyses(reference, held_out)],
             held_out=held_out,
             step=model.trained_steps,
@@ -177,21 +162,19 @@ def sample(args: Namespace) -> str:
         raise ConfigurationError(f"--out is {args.out}; expected a file name that ends in .png.")
     if args.out.exists():
         raise ConfigurationError(f"{args.out} exists already; choose another --out.")
-    model = _model(args)
+    model, sampling = _model(args)
     try:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.touch()
         args.out.unlink()
     except OSError as error:
         raise ConfigurationError(f"{args.out} cannot be written: {error.strerror}. Choose another --out.") from error
-    images = sample_images(
-        model, args.num_samples, args.num_steps, args.timestep_spacing, args.guidance_scale, args.batch_size, args.seed
-    )
+    images = sample_images(model, sampling)
     Image.fromarray(image_grid(images, args.columns)).save(args.out)
     return str(args.out)
 
 
-def _model(args: Namespace) -> DiffusionModel:
+def _model(args: Namespace) -> tuple[DiffusionModel, Sampling]:
     for name, at_least in (("num_samples", 1), ("batch_size", 1), ("num_reference", 2), ("image_size", 1), ("seed", 0)):
         value, at_most = vars(args).get(name), 10_000_000 if name == "num_samples" else inf
         check_numbers("The command", at_least, at_most, **{f"--{name.replace('_', '-')}": value})
@@ -209,8 +192,16 @@ def _model(args: Namespace) -> DiffusionModel:
     with evaluating(model.modules):
         condition = model.conditioning.for_samples(torch.zeros(1, dtype=torch.long, device=model.device))
         check_denoiser(model.network, model.latent_shape, condition, model.device, image_shape)
-    check_guidance(model, args.guidance_scale)
-    return model
+    sampling = Sampling(
+        args.num_samples,
+        args.num_steps,
+        grid=ScheduleGrid(args.timestep_spacing),
+        guidance=ClassifierFreeGuidance(args.guidance_scale),
+        batch_size=args.batch_size,
+        seed=args.seed,
+    )
+    sampling.levels(model)
+    return model, sampling
 
 
 class _Finite(Analysis):
@@ -218,14 +209,14 @@ class _Finite(Analysis):
 
     def begin(self, trajectory: Trajectory) -> None: ...
 
-    def update(self, step: DDIMStep) -> None:
+    def update(self, step: SamplingStep) -> None:
         _check_finite(step)
 
     def finish(self) -> Findings:
         return Findings()
 
 
-def _check_finite(step: DDIMStep) -> None:
+def _check_finite(step: SamplingStep) -> None:
     if not bool(step.z_s.isfinite().all()):
         raise ConfigurationError(
             f"The model's predictions are not finite at t={round(float(step.timestep))}: NaN or Inf in its weights, or too large a guidance scale."

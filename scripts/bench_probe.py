@@ -27,12 +27,13 @@ from scipy.stats import entropy
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
-from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import PCAScatter, StepKL
 from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.reference import Reference
+from ldmprobe.probing.sampling import Sampling
 from ldmprobe.tracking.store import RecordStore
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
 
@@ -77,7 +78,7 @@ def small_unet() -> UNet2DModel:
 
 def setting(network: nn.Module, shape: tuple[int, int, int]) -> tuple[DiffusionModel, Reference, HeldOut]:
     generator = torch.Generator().manual_seed(0)
-    model = DiffusionModel(network.eval(), NoiseSchedule(stable_diffusion_scheduler()), shape)
+    model = DiffusionModel(network.eval(), as_schedule(stable_diffusion_scheduler()), shape)
     dimension = int(np.prod(shape))
     latents = torch.randn(min(1024, 4 * dimension), *shape, generator=generator)
     return model, Reference.fit(latents), HeldOut(latents[:128], {})
@@ -113,7 +114,9 @@ def overhead(
 
         def whole(model: DiffusionModel = model, reference: Reference = reference, held: HeldOut = held_out) -> None:
             with tempfile.TemporaryDirectory() as folder:
-                RecordStore(folder).append(probe_ddim(model, reference, n, steps, batch_size=batch, held_out=held))
+                RecordStore(folder).append(
+                    probe_ddim(model, reference, Sampling(n, steps, batch_size=batch), held_out=held)
+                )
 
         ratios.append(timed(whole) / passes.seconds)
     print(
@@ -128,7 +131,7 @@ def against_libraries(n: int, steps: int) -> None:
     shape = (4, 64, 64)
     model, reference, _ = setting(Free(), shape)
     kept = [StepKL(), PCAScatter()]
-    ours = timed(lambda: probe_ddim(model, reference, n, steps, batch_size=n, analyses=kept))
+    ours = timed(lambda: probe_ddim(model, reference, Sampling(n, steps, batch_size=n), analyses=kept))
     stored = [torch.randn(n, int(np.prod(shape))).numpy() for _ in range(steps + 1)]
 
     def kl(before: np.ndarray, after: np.ndarray) -> None:
@@ -160,7 +163,10 @@ def exponents(quick: bool) -> None:
     kept = [StepKL(), PCAScatter()]
 
     def cost(n: int, steps: int) -> float:
-        return min(timed(lambda: probe_ddim(model, reference, n, steps, batch_size=n, analyses=kept)) for _ in range(3))
+        return min(
+            timed(lambda: probe_ddim(model, reference, Sampling(n, steps, batch_size=n), analyses=kept))
+            for _ in range(3)
+        )
 
     sizes, lengths = ([128, 256, 512], [10, 20, 40]) if quick else ([128, 256, 512, 1024], [10, 20, 40, 80])
     for label, xs, ys in (("N", sizes, [cost(n, 20) for n in sizes]), ("S", lengths, [cost(256, s) for s in lengths])):
@@ -183,7 +189,7 @@ def memory() -> None:
 
 def peak(steps: int) -> None:
     model, reference, _ = setting(Free(), (4, 64, 64))
-    probe_ddim(model, reference, 256, steps, analyses=[StepKL(), PCAScatter()])
+    probe_ddim(model, reference, Sampling(256, steps), analyses=[StepKL(), PCAScatter()])
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

@@ -36,12 +36,14 @@ from torch import Tensor, nn
 
 from ldmprobe.analysis.bands import BAND_WIDTH, bands_of
 from ldmprobe.analysis.divergence import independent_gaussian_kl, paired_gaussian_kl
+from ldmprobe.analysis.ideal import ideal_path
 from ldmprobe.analysis.moments import PairedMoments, jackknife_interval
-from ldmprobe.analysis.reference import ideal_ddim
 from ldmprobe.data.images import ImageData
-from ldmprobe.diffusion.prediction import prediction_target
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from ldmprobe.diffusion.prediction import KINDS
+from ldmprobe.diffusion.samplers import DDIM
 from ldmprobe.diffusion.schedule import NoiseSchedule
-from ldmprobe.diffusion.trajectory import ddim_steps
+from ldmprobe.diffusion.trajectory import sampling_steps
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import MarginalGap, StepKL
@@ -50,6 +52,7 @@ from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.probing.reference import Reference, encode_images
+from ldmprobe.probing.sampling import Sampling
 from ldmprobe.training.ema import EMA
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
 
@@ -80,22 +83,24 @@ def golden() -> None:
     z_T = torch.randn(16, d, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     print("| schedule | S | closed form, float64 | float32 | diffusers' own step, float64 |\n|---|---|---|---|---|")
     for name, scheduler in schedulers().items():
-        schedule = NoiseSchedule(scheduler)
+        schedule = as_schedule(scheduler)
         for steps in (10, 50, 999):
-            grid = schedule.ddim_grid(steps)
-            ideal = ideal_ddim(mean, variance, grid.alpha_t, grid.sigma_t, grid.alpha_s, grid.sigma_s)
+            grid = schedule.native_grid(steps)
+            ideal = ideal_path(mean, variance, DDIM().program(grid), grid)
             deviations = []
             for dtype in (torch.float64, torch.float32):
                 worst = 0.0
                 exact = Exact(schedule, grid, mean, variance)
-                for step in ddim_steps(exact, z_T.to(dtype), grid, schedule.prediction_type):
+                for step in sampling_steps(exact, z_T.to(dtype), DDIM().program(grid), schedule.prediction):
                     expected = ideal.mean_s[step.index] + ideal.var_s[step.index].sqrt() * z_T
                     worst = max(worst, relative(step.z_s, expected))
                 deviations.append(worst)
             theirs = diffusers_path(schedule, grid, Exact(schedule, grid, mean, variance), z_T, steps)
             last = [
                 step.z_s
-                for step in ddim_steps(Exact(schedule, grid, mean, variance), z_T, grid, schedule.prediction_type)
+                for step in sampling_steps(
+                    Exact(schedule, grid, mean, variance), z_T, DDIM().program(grid), schedule.prediction
+                )
             ][-1]
             print(f"| {name} | {steps} | {deviations[0]:.0e} | {deviations[1]:.0e} | {relative(last, theirs):.0e} |")
 
@@ -104,7 +109,7 @@ class Exact:
     """The exact denoiser of N(mean, diag variance), called once a step in the grid's order."""
 
     def __init__(self, schedule: NoiseSchedule, grid: Any, mean: Tensor, variance: Tensor) -> None:
-        self.kind, self.grid, self.mean, self.variance, self.k = schedule.prediction_type, grid, mean, variance, 0
+        self.kind, self.grid, self.mean, self.variance, self.k = schedule.prediction.name, grid, mean, variance, 0
 
     def __call__(self, z: Tensor, timestep: float) -> Tensor:
         alpha, sigma = self.grid.alpha_t[self.k], self.grid.sigma_t[self.k]
@@ -112,11 +117,11 @@ class Exact:
         mean, variance = self.mean.to(z.dtype), self.variance.to(z.dtype)
         centred = (z - float(alpha) * mean) / (float(alpha) ** 2 * variance + float(sigma) ** 2)
         x0, epsilon = mean + float(alpha) * variance * centred, float(sigma) * centred
-        return prediction_target(self.kind, x0, epsilon, alpha.to(z.dtype), sigma.to(z.dtype))
+        return KINDS[self.kind].target(x0, epsilon, alpha.to(z.dtype), sigma.to(z.dtype))
 
 
 def diffusers_path(schedule: NoiseSchedule, grid: Any, exact: Exact, z: Tensor, steps: int) -> Tensor:
-    if schedule.prediction_type == "flow":
+    if schedule.prediction.name == "flow":
         scheduler = FlowMatchEulerDiscreteScheduler.from_config(schedule.scheduler.config)
     else:
         kept = {"clip_sample": False, "timestep_spacing": schedule.scheduler.config.timestep_spacing}
@@ -225,7 +230,7 @@ class PerfectDenoiser(nn.Module):
         self.schedule = schedule
 
     def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        flow = self.schedule.prediction_type == "flow"
+        flow = self.schedule.prediction.name == "flow"
         if flow:  # is told T σ
             sigma = float(t[0]) / self.schedule.num_timesteps
             alpha = 1 - sigma
@@ -267,10 +272,10 @@ def perfect_probes(
         return (z @ directions.T).view(n, *shape)
 
     reference = Reference.fit(latents(max(8, round(per_dimension * d))))
-    schedule = NoiseSchedule(FlowMatchEulerDiscreteScheduler() if flow else stable_diffusion_scheduler())
+    schedule = as_schedule(FlowMatchEulerDiscreteScheduler() if flow else stable_diffusion_scheduler())
     model = DiffusionModel(PerfectDenoiser(directions, variance, schedule), schedule, shape)
     denoising = probe_denoising(model, HeldOut(latents(num_draws), {}), reference, num_draws, seed=seed)
-    sampled = probe_ddim(model, reference, 256, 25, seed=seed, analyses=[StepKL(), MarginalGap()])
+    sampled = probe_ddim(model, reference, Sampling(256, 25, seed=seed), analyses=[StepKL(), MarginalGap()])
     return denoising, sampled
 
 
@@ -336,7 +341,7 @@ def train_and_probe(job: tuple[argparse.Namespace, str, int]) -> str:
     args, fault, seed = job
     torch.set_num_threads(1)
     latents, held_out, reference = real_latents(args)
-    schedule = NoiseSchedule(stable_diffusion_scheduler())
+    schedule = as_schedule(stable_diffusion_scheduler())
     torch.manual_seed(seed)
     shape = tuple(latents.shape[1:])
     network = UNet2DModel(
@@ -377,7 +382,7 @@ def train_and_probe(job: tuple[argparse.Namespace, str, int]) -> str:
     for name, probed in probes.items():
         model = DiffusionModel(probed, schedule, shape)
         record = probe_denoising(model, held_out, reference, num_draws=1024, batch_size=512)
-        sampled = probe_ddim(model, reference, 256, 25, analyses=[StepKL()])
+        sampled = probe_ddim(model, reference, Sampling(256, 25), analyses=[StepKL()])
         found = {"training_loss": float(np.mean(losses[-50:]))}
         for metric in MEASURED:
             curve = (sampled if metric == "step_kl" else record).curves[metric]
@@ -532,7 +537,7 @@ def single_run(fault: str, seed: int) -> tuple[bool, bool, bool, bool]:
     """Whether the header tells of a fault; in its headline; names none but planted levels; and whether R in bands, as before, would have."""
     generator = torch.Generator().manual_seed(seed)
     data = Clusters(10, generator)
-    schedule = NoiseSchedule(stable_diffusion_scheduler())
+    schedule = as_schedule(stable_diffusion_scheduler())
     reference = Reference.fit(data.draw(4096, generator))
     model = DiffusionModel(FaultyClusters(data, schedule, fault), schedule, SINGLE_SHAPE)
     record = probe_denoising(

@@ -19,6 +19,8 @@ from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 
 from ldmprobe.data.images import ImageData
+from ldmprobe.models.guidance import ClassifierFreeGuidance
+from ldmprobe.probing.sampling import Sampling
 from ldmprobe.standalone import load_model, sample_images
 
 
@@ -30,7 +32,9 @@ def judge(checkpoint: str, num_samples: int, guidance_scale: float, seed: int) -
     classifier = MLPClassifier((128,), alpha=1e-2, max_iter=400, random_state=0).fit(train, train_labels)
 
     model = load_model(checkpoint)
-    images = sample_images(model, num_samples, guidance_scale=guidance_scale, batch_size=250, seed=seed)
+    images = sample_images(
+        model, Sampling(num_samples, guidance=ClassifierFreeGuidance(guidance_scale), batch_size=250, seed=seed)
+    )
     samples = _small(images)
     asked = np.arange(num_samples) % 10
 

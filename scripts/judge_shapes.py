@@ -22,7 +22,9 @@ from torch import Tensor, nn
 from ldmprobe.data.builtin import COLOURS, SHAPES, load_builtin
 from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.models.text import TextConditioning
+from ldmprobe.probing.sampling import Sampling
 from ldmprobe.standalone import load_model, sample_images
 
 _TRAINING, _JUDGING = 1_000_001, 1_000_002  # seeds of real images, of no training run
@@ -40,7 +42,10 @@ def judge(
     size = model.codec.decode(torch.zeros(1, *model.latent_shape, device=model.device)).shape[-1]
     rows = load_builtin("shapes", num_images=num_samples, size=size, seed=_JUDGING, shapes=shapes, colours=colours)
     asked = ask(model, rows)
-    images = sample_images(model, num_samples, num_steps, guidance_scale=guidance_scale, batch_size=100, seed=seed)
+    images = sample_images(
+        model,
+        Sampling(num_samples, num_steps, guidance=ClassifierFreeGuidance(guidance_scale), batch_size=100, seed=seed),
+    )
 
     read = train_classifier(size)
     right, real_right = right_shares(read(images), asked), right_shares(read(pixels(rows)), labels(rows))

@@ -16,6 +16,7 @@ from pathlib import Path
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.reference import Reference
+from ldmprobe.probing.sampling import Sampling
 from ldmprobe.standalone import load_model, real_latents
 from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure
 
@@ -26,7 +27,10 @@ def make_figures(args: argparse.Namespace) -> list[Path]:
     if args.data is not None:
         reference, _ = real_latents(model, args.data, args.image_column, args.label_column, args.image_size)
     record = probe_ddim(
-        model, reference, args.num_samples, args.num_steps, batch_size=args.batch_size, step=model.trained_steps
+        model,
+        reference,
+        Sampling(args.num_samples, args.num_steps, batch_size=args.batch_size),
+        step=model.trained_steps,
     )
     args.out.mkdir(parents=True, exist_ok=True)
     paths = [args.out / "latents_pca.png", args.out / "step_kl.png"]

@@ -90,7 +90,7 @@ def residuals(model: DiffusionModel, held_out: HeldOut, reference: Reference, ti
     alpha, sigma = float(model.schedule.alpha[timestep]), float(model.schedule.sigma[timestep])
     z_t = alpha * z0 + sigma * noise
     with evaluating(model.modules):
-        x0, epsilon = model.denoised(
+        x0, epsilon = model.x0_and_epsilon(
             z_t, timestep, alpha, sigma, {name: value[image] for name, value in held_out.condition.items()}
         )
     e, z, p, x = (reference.basis.rotate(value.double()) for value in (noise - epsilon, z_t, epsilon, x0))

@@ -8,12 +8,20 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.models.denoiser import Condition
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.guidance import ClassifierFreeGuidance
 
 FLOAT64 = {"rtol": 1e-10, "atol": 1e-12}  # float64 mathematics
 FLOAT32 = {"rtol": 1e-5, "atol": 1e-6}  # float32 against a closed form
 WHOLE_PATH = {"rtol": 1e-4, "atol": 1e-4}  # a whole sampling path against diffusers
+
+
+def guided(model: DiffusionModel, z_t: Tensor, t: Tensor, condition: Condition, scale: float) -> Tensor:
+    """A network's answer under classifier-free guidance."""
+    return ClassifierFreeGuidance(scale).guide(model.predict, model.conditioning, model.device)(z_t, t, condition)
 
 
 def sd_scheduler(**overrides: Any) -> DDIMScheduler:
@@ -76,5 +84,5 @@ def gaussian_model(
     dimension = int(torch.tensor(shape).prod())
     variance = (1 / torch.arange(1, dimension + 1, dtype=torch.float64) + 0.05).view(shape)
     mean = 0.3 * torch.randn(shape, generator=generator, dtype=torch.float64)
-    schedule = NoiseSchedule(sd_scheduler(**scheduler))
+    schedule = as_schedule(sd_scheduler(**scheduler))
     return DiffusionModel(GaussianDenoiser(mean.to(dtype), variance.to(dtype), schedule), schedule, shape)

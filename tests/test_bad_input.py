@@ -238,7 +238,7 @@ def test_a_network_that_answers_in_another_shape(capsys):
     ("wrong", "text"),
     [
         ({"num_samples": 0}, "DDIMProbe got num_samples 0; expected at least 8."),
-        ({"num_steps": 0}, "DDIMProbe got num_steps 0; expected at least 1."),
+        ({"num_steps": 0}, "num_steps is 0; expected 1 to 1000"),
         ({"num_steps": 1001}, "num_steps is 1001; expected 1 to 1000"),
         ({"every_n_steps": 0}, "DDIMProbe got every_n_steps 0; expected at least 1."),
         ({"timestep_spacing": "sideways"}, "sideways"),

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ldmprobe.data.builtin import COLOURS, SHAPES, load_builtin
-from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.text import SmallCLIP, TextConditioning
@@ -44,7 +44,7 @@ class DrawsOneOfEach(nn.Module):
 
 
 def drawing_model(off):
-    schedule = NoiseSchedule(sd_scheduler(prediction_type="sample"))
+    schedule = as_schedule(sd_scheduler(prediction_type="sample"))
     return DiffusionModel(DrawsOneOfEach(off), schedule, (3, SIZE, SIZE), conditioning=ClassConditioning(CLASSES))
 
 

@@ -19,6 +19,7 @@ from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
 from ldmprobe.models.families import FAMILIES, REFUSED
 from ldmprobe.models.frozen import Frozen
+from ldmprobe.probing.sampling import Sampling
 from ldmprobe.standalone import load_model, sample_images
 from ldmprobe.tracking.store import RecordStore
 from ldmprobe.training.cache import write_cache
@@ -161,7 +162,7 @@ RUN = {
 
 def sampled(model: Path, name: str) -> torch.Tensor:
     prompts = ["a red cat"] if FAMILIES[row(name)].text else None
-    return sample_images(load_model(str(model), "cpu", prompts), 2, 2)
+    return sample_images(load_model(str(model), "cpu", prompts), Sampling(2, 2))
 
 
 def row(name: str) -> str:

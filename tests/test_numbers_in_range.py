@@ -8,7 +8,7 @@ from diffusers import DDIMScheduler
 
 from ldmprobe.data.builtin import load_builtin
 from ldmprobe.data.images import ImageData
-from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.numbers_in_range import check_numbers
 from ldmprobe.training.rates import built, check_rates
@@ -40,7 +40,7 @@ def test_built_in_data_that_no_memory_holds(kwargs):
 @pytest.mark.parametrize("settings", [{"num_train_timesteps": 1}, {"beta_end": -0.02}, {"beta_start": math.nan}])
 def test_noise_levels(settings):
     with pytest.raises(ConfigurationError, match=next(iter(settings))):
-        NoiseSchedule(DDIMScheduler(**settings))
+        as_schedule(DDIMScheduler(**settings))
 
 
 @pytest.mark.parametrize(

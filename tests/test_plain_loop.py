@@ -35,7 +35,7 @@ def test_images_are_encoded_and_latents_are_not():
     codec = LatentCodec("builtin:digits")
     images = torch.rand(24, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     latents = codec.encode(images, sample_posterior=False)
-    schedule = ldmprobe.NoiseSchedule(sd_scheduler())
+    schedule = sd_scheduler()
     model = DiffusionModel(tiny_unet(), schedule, (2, 8, 8), codec)
     of_images = ldmprobe.probe(model, "images", 0, images[:16], [images[16:]], **QUICK)
     of_latents = ldmprobe.probe(model, "latents", 0, [latents[:10], latents[10:16]], latents[16:], **QUICK)
@@ -47,9 +47,7 @@ def test_images_are_encoded_and_latents_are_not():
 
 def test_labels_of_held_out_batches_reach_the_network():
     unet = tiny_unet(num_class_embeds=4)
-    model = DiffusionModel(
-        unet, ldmprobe.NoiseSchedule(sd_scheduler()), (2, 8, 8), conditioning=ClassConditioning(num_classes=3)
-    )
+    model = DiffusionModel(unet, sd_scheduler(), (2, 8, 8), conditioning=ClassConditioning(num_classes=3))
     real = torch.randn(16, 2, 8, 8, generator=torch.Generator().manual_seed(0))
     means = []
     for label in (0, 1):

@@ -82,9 +82,7 @@ def test_own_lightning_module_is_probed_as_the_readme_says(tmp_path):
             return torch.optim.Adam(self.parameters())
 
         def diffusion_model(self):
-            return ldmprobe.DiffusionModel(
-                self.unet, ldmprobe.NoiseSchedule(self.noise_scheduler), latent_shape=(1, 8, 8)
-            )
+            return ldmprobe.DiffusionModel(self.unet, self.noise_scheduler, latent_shape=(1, 8, 8))
 
     data = torch.utils.data.TensorDataset(torch.rand(64, 1, 8, 8) * 2 - 1)
     loader = torch.utils.data.DataLoader(data, batch_size=16)

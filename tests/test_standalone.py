@@ -15,7 +15,9 @@ from diffusers import AutoencoderKL, DDIMPipeline, DDPMPipeline, DDPMScheduler, 
 from PIL import Image
 
 from ldmprobe.cli import main
+from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.models.pretrained import load_pipeline
+from ldmprobe.probing.sampling import Sampling
 from ldmprobe.standalone import image_grid, load_model, real_latents, sample_images
 from ldmprobe.tracking.figures import kl_figure, pca_figure
 from ldmprobe.tracking.store import RecordStore
@@ -101,7 +103,7 @@ def test_latents_are_decoded_as_in_diffusers(family, pipelines):
 def test_samples_are_those_of_diffusers_from_the_same_noise(pipelines):
     from ldmprobe.probing.probe import sample_noise
 
-    images = sample_images(load_model(str(pipelines["DDIMPipeline"]), "cpu"), 2, 4, batch_size=1)
+    images = sample_images(load_model(str(pipelines["DDIMPipeline"]), "cpu"), Sampling(2, 4, batch_size=1))
     pipeline = DDIMPipeline.from_pretrained(pipelines["DDIMPipeline"])
     pipeline.scheduler.set_timesteps(4)
     z = sample_noise([0, 1], (3, 8, 8), 0)
@@ -122,14 +124,22 @@ def test_the_prompt_reaches_a_text_model(pipelines):
 
 def test_samples_do_not_depend_on_the_batch_size(pipelines):
     model = load_model(str(pipelines["DiTPipeline"]), "cpu")
-    torch.testing.assert_close(sample_images(model, 7, 2, batch_size=3), sample_images(model, 7, 2), **WHOLE_PATH)
-    assert not torch.allclose(sample_images(model, 7, 2), sample_images(model, 7, 2, seed=1), atol=1e-2)
+    torch.testing.assert_close(
+        sample_images(model, Sampling(7, 2, batch_size=3)), sample_images(model, Sampling(7, 2)), **WHOLE_PATH
+    )
+    assert not torch.allclose(
+        sample_images(model, Sampling(7, 2)), sample_images(model, Sampling(7, 2, seed=1)), atol=1e-2
+    )
 
 
 def test_classes_differ_and_guidance_changes_the_samples(pipelines):
     model = load_model(str(pipelines["DiTPipeline"]), "cpu")
     assert model.conditioning.num_classes == 1000
-    assert not torch.allclose(sample_images(model, 4, 2), sample_images(model, 4, 2, guidance_scale=4.0), atol=1e-4)
+    assert not torch.allclose(
+        sample_images(model, Sampling(4, 2)),
+        sample_images(model, Sampling(4, 2, guidance=ClassifierFreeGuidance(4.0))),
+        atol=1e-4,
+    )
 
 
 @pytest.mark.parametrize("family", ["DDPMPipeline", "LDMPipeline", "DiTPipeline", "StableDiffusionPipeline"])
@@ -227,14 +237,14 @@ def test_several_prompts_and_no_captions_are_refused(pipelines, capsys, tmp_path
 def test_guidance_without_a_prompt_is_refused(pipelines, capsys):
     for command in (["probe", "--out", "out"], ["sample"]):
         command[1:1] = [pipelines["StableDiffusionPipeline"], *TINY, "--guidance-scale", "4"]
-        _refused(command, capsys, "--guidance-scale is 4, but there is no prompt to guide by")
+        _refused(command, capsys, "guidance scale is 4, but there is no prompt to guide by")
 
 
 def test_what_a_model_has_no_use_for_is_refused(pipelines, capsys):
     for option, text in (
         (["--prompt", "a cat"], "takes no text, so that --prompt is of no use to it"),
-        (["--guidance-scale", "3"], "--guidance-scale is 3, but"),
-        (["--guidance-scale", "nan"], "--guidance-scale is nan; expected a finite number"),
+        (["--guidance-scale", "3"], "guidance scale is 3, but"),
+        (["--guidance-scale", "nan"], "guidance scale is nan; expected a finite number"),
         (["--variant", "fp16"], "has no weights of a variant 'fp16'; leave"),
     ):
         _refused(["probe", pipelines["DDPMPipeline"], "--out", "out", *TINY, *option], capsys, text)
@@ -243,10 +253,10 @@ def test_what_a_model_has_no_use_for_is_refused(pipelines, capsys):
 @pytest.mark.parametrize(
     ("option", "text"),
     [
-        (["--num-samples", "0"], "num_samples is 0; expected at least"),
+        (["--num-samples", "0"], "--num-samples 0; expected at least 1"),
         (["--num-steps", "0"], "num_steps is 0; expected 1 to 1000"),
         (["--num-steps", "1001"], "num_steps is 1001; expected 1 to 1000"),
-        (["--batch-size", "0"], "batch_size is 0; expected at least 1"),
+        (["--batch-size", "0"], "--batch-size 0; expected at least 1"),
     ],
 )
 @pytest.mark.parametrize("command", ["probe", "sample"])

@@ -143,7 +143,7 @@ def gaussian(
     """Gaussian "images" whose every statistic is known: variance i^−exponent + floor along the i-th 2-D cosine direction
     (low frequencies first), the same for each channel; ``image`` is a float array (C, H, W), taken as it is.
 
-    With the identity codec, the exact denoiser, DDIM path and KL curves are those of ``ldmprobe.analysis.reference``.
+    With the identity codec, the exact denoiser, DDIM path and KL curves are those of ``ldmprobe.analysis.ideal``.
     """
     from datasets import Array3D, Dataset, Features
     from scipy.fft import idctn

@@ -46,7 +46,7 @@ class TimestepObjective:
     def _factor_and_weights(self) -> tuple[Tensor, Tensor]:
         """The sampler's factor and the weights, each (T,); normalised, both the factor and their product have mean 1."""
         factor = self.sampler.loss_factor(self.schedule)
-        weights = self.weighting.prediction_weight(self.schedule.log_snr, self.schedule.prediction_type)
+        weights = self.weighting.prediction_weight(self.schedule.log_snr, self.schedule.prediction)
         if self.normalise:
             p = self.probabilities()
             factor = factor / (p * factor).sum()

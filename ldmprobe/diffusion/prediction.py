@@ -1,57 +1,115 @@
-"""What a denoiser predicts, and how to get from one to the other: ε, x_0 ("sample"), v = α ε − σ x_0 and flow velocity u = ε − x_0.
+r"""What a network predicts, and the way from its answer to (x_0, ε). One object a kind; nothing else tells kinds apart.
+
+At z_t = α x_0 + σ ε a network may answer with
+
+.. math:: \epsilon, \qquad x_0, \qquad v = \alpha \epsilon - \sigma x_0, \qquad u = \epsilon - x_0.
 
 v: Salimans & Ho, 2022 (arXiv:2202.00512), section 4. u, with α = 1 − σ: Lipman et al., 2023 (arXiv:2210.02747).
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+Level = Tensor | float
+"""α or σ of a noise level: a number, or a tensor that broadcasts to the latents (N, …)."""
 
-def prediction_target(prediction_type: str, x0: Tensor, epsilon: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-    """What the denoiser should answer at z_t = α x_0 + σ ε. All tensors broadcast to (N, …)."""
-    if prediction_type == "epsilon":
+
+class Prediction(ABC):
+    """A kind of answer that a network may give. A subclass of one's own is used like those below.
+
+    Attributes:
+        name: what records and model cards call it; for the kinds that diffusers knows, diffusers' ``prediction_type``.
+    """
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def target(self, x0: Tensor, epsilon: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        """Return the right answer at z_t = α x_0 + σ ε, in the shape of ``x0`` (N, …)."""
+
+    @abstractmethod
+    def x0_and_epsilon(self, answer: Tensor, z_t: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor]:
+        """Return the (x̂_0, ε̂) that an answer at z_t (N, …) implies: α x̂_0 + σ ε̂ = z_t."""
+
+    @abstractmethod
+    def log_epsilon_error_scale(self, log_snr: Tensor) -> Tensor:
+        """Return the logarithm of :meth:`epsilon_error_scale`, in the shape of ``log_snr``."""
+
+    def epsilon_error_scale(self, log_snr: Tensor) -> Tensor:
+        """Return the factor from an answer's squared error to that of the ε it implies: ‖Δε‖² = factor · ‖Δanswer‖².
+
+        A weight in ε-units times this factor is the weight on the answer's own error.
+        """
+        return self.log_epsilon_error_scale(log_snr).exp()
+
+
+class EpsilonPrediction(Prediction):
+    """The noise ε. It says nothing about x_0 where α = 0: x̂_0 is not finite there. ‖Δε‖² = 1 · ‖Δε‖²."""
+
+    name = "epsilon"
+
+    def target(self, x0: Tensor, epsilon: Tensor, alpha: Level, sigma: Level) -> Tensor:
         return epsilon
-    if prediction_type == "sample":
-        return x0
-    if prediction_type == "flow":
-        return epsilon - x0
-    return alpha * epsilon - sigma * x0
 
+    def x0_and_epsilon(self, answer: Tensor, z_t: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor]:
+        return (z_t - sigma * answer) / alpha, answer
 
-def to_x0_and_epsilon(
-    prediction_type: str, prediction: Tensor, z_t: Tensor, alpha: Tensor | float, sigma: Tensor | float
-) -> tuple[Tensor, Tensor]:
-    """(x̂_0, ε̂) of a prediction at z_t = α x_0 + σ ε (any shape).
-
-    An ε-prediction says nothing about x_0 where α = 0, nor an x_0-prediction about ε where σ = 0: the result is not
-    finite there.
-    """
-    if prediction_type == "epsilon":
-        return (z_t - sigma * prediction) / alpha, prediction
-    if prediction_type == "sample":
-        return prediction, (z_t - alpha * prediction) / sigma
-    if prediction_type == "flow":
-        return z_t - sigma * prediction, z_t + alpha * prediction
-    return alpha * z_t - sigma * prediction, alpha * prediction + sigma * z_t
-
-
-def epsilon_error_scale(prediction_type: str, log_snr: Tensor) -> Tensor:
-    """Factor from the squared error of a prediction to that of the ε it implies: ‖Δε‖² = factor · ‖Δprediction‖².
-
-    ε: 1.  x_0: SNR.  v: SNR/(SNR+1).  u: α², α = √SNR/(1+√SNR).  Multiplying a weight in ε-units by it gives the weight on the prediction's own error.
-    """
-    return log_epsilon_error_scale(prediction_type, log_snr).exp()
-
-
-def log_epsilon_error_scale(prediction_type: str, log_snr: Tensor) -> Tensor:
-    """Its logarithm."""
-    if prediction_type == "epsilon":
+    def log_epsilon_error_scale(self, log_snr: Tensor) -> Tensor:
         return torch.zeros_like(log_snr)
-    if prediction_type == "sample":
+
+
+class SamplePrediction(Prediction):
+    """The clean latent x_0. It says nothing about ε where σ = 0: ε̂ is not finite there. ‖Δε‖² = SNR · ‖Δx_0‖²."""
+
+    name = "sample"
+
+    def target(self, x0: Tensor, epsilon: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        return x0
+
+    def x0_and_epsilon(self, answer: Tensor, z_t: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor]:
+        return answer, (z_t - alpha * answer) / sigma
+
+    def log_epsilon_error_scale(self, log_snr: Tensor) -> Tensor:
         return log_snr
-    if prediction_type == "flow":
+
+
+class VPrediction(Prediction):
+    """v = α ε − σ x_0, for processes with α² + σ² = 1. ‖Δε‖² = SNR/(SNR + 1) · ‖Δv‖²."""
+
+    name = "v_prediction"
+
+    def target(self, x0: Tensor, epsilon: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        return alpha * epsilon - sigma * x0
+
+    def x0_and_epsilon(self, answer: Tensor, z_t: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor]:
+        return alpha * z_t - sigma * answer, alpha * answer + sigma * z_t
+
+    def log_epsilon_error_scale(self, log_snr: Tensor) -> Tensor:
+        return logsigmoid(log_snr)
+
+
+class VelocityPrediction(Prediction):
+    """The velocity u = ε − x_0 of rectified flow, α = 1 − σ. ‖Δε‖² = α² · ‖Δu‖², α = √SNR/(1 + √SNR)."""
+
+    name = "flow"
+
+    def target(self, x0: Tensor, epsilon: Tensor, alpha: Level, sigma: Level) -> Tensor:
+        return epsilon - x0
+
+    def x0_and_epsilon(self, answer: Tensor, z_t: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor]:
+        return z_t - sigma * answer, z_t + alpha * answer
+
+    def log_epsilon_error_scale(self, log_snr: Tensor) -> Tensor:
         return 2 * logsigmoid(log_snr / 2)
-    return logsigmoid(log_snr)
+
+
+KINDS: dict[str, Prediction] = {
+    kind.name: kind for kind in (EpsilonPrediction(), SamplePrediction(), VPrediction(), VelocityPrediction())
+}
+"""The kinds above by name."""

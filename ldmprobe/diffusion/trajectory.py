@@ -1,25 +1,31 @@
-"""Deterministic DDIM sampling as a generator: a probe is a ``for`` loop over its steps."""
+"""A sampler's program run on a network, step by step, as a generator: a probe is a ``for`` loop over its steps."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from ldmprobe.diffusion.prediction import to_x0_and_epsilon
-from ldmprobe.diffusion.schedule import SamplingGrid
+from ldmprobe.diffusion.prediction import Prediction
+from ldmprobe.diffusion.samplers import Combine, Denoise, SamplerStep
+
+Predict = Callable[[Tensor, float], Tensor]
+"""(z_t, what the network is told of the level) → the network's answer, of the shape of z_t."""
+
+StepNoise = Callable[[int], Tensor]
+"""Number of a draw → standard normal noise of the latents' shape and device; sample i's is its own whatever the batch."""
 
 
 @dataclass(frozen=True)
-class DDIMStep:
-    """One pass through the denoiser: z_t goes in, z_s comes out.
+class SamplingStep:
+    """One step of a sampler: z_t goes in, z_s comes out.
 
     Attributes:
-        index: k = 0 … S−1, in sampling order (0 is the noisiest).
-        timestep: what the denoiser was told.
+        index: k = 0 … S − 1, in sampling order (0 is the noisiest).
+        timestep: what the network was told at the start of the step.
         z_t, z_s: latents before and after, shape (N, C, H, W).
-        x0, epsilon: the denoiser's x̂_0 and ε̂ at z_t, same shape.
+        x0, epsilon: the network's x̂_0 and ε̂ of the step's last pass, same shape.
     """
 
     index: int
@@ -30,24 +36,49 @@ class DDIMStep:
     epsilon: Tensor
 
 
-def ddim_steps(
-    denoise: Callable[[Tensor, float], Tensor], z_T: Tensor, grid: SamplingGrid, prediction_type: str
-) -> Iterator[DDIMStep]:
-    """Sample from noise ``z_T`` (N, C, H, W), yielding each step (Song et al., 2021, arXiv:2010.02502, eq. 12, η = 0).
-
-    z_s = α_s x̂_0 + σ_s ε̂. Memory does not grow with the number of steps.
+def sampling_steps(
+    predict: Predict,
+    z_T: Tensor,
+    program: Sequence[SamplerStep],
+    prediction: Prediction,
+    noise: StepNoise | None = None,
+) -> Iterator[SamplingStep]:
+    """Sample from noise ``z_T`` (N, C, H, W), yielding each step. Memory does not grow with the number of steps.
 
     Args:
-        denoise: (z_t, timestep) → prediction of type ``prediction_type``.
+        predict: (z_t, timestep) → the network's answer.
+        program: a :class:`~ldmprobe.diffusion.samplers.Sampler`'s steps.
+        prediction: the kind of the network's answer.
+        noise: needed by programs with noise of their own.
     """
-    z_t = z_T
-    for k, timestep in enumerate(grid.timesteps.tolist()):
-        prediction = denoise(z_t, timestep)
-        x0, epsilon = to_x0_and_epsilon(
-            prediction_type, prediction, z_t, float(grid.alpha_t[k]), float(grid.sigma_t[k])
-        )
-        if grid.clip_range is not None:
-            x0 = x0.clamp(-grid.clip_range, grid.clip_range)
-        z_s = float(grid.alpha_s[k]) * x0 + float(grid.sigma_s[k]) * epsilon
-        yield DDIMStep(k, timestep, z_t, z_s, x0, epsilon)
-        z_t = z_s
+    registers, draws = {"z": z_T}, 0
+    for k, step in enumerate(program):
+        z_t, last = registers["z"], None
+        for operation in step.operations:
+            if isinstance(operation, Denoise):
+                last = operation
+                registers.update(_denoised(predict, registers[operation.source], operation, prediction))
+                continue
+            value = _combined(operation, registers)
+            if operation.noise:
+                assert noise is not None
+                value = value + operation.noise * noise(draws)
+                draws += 1
+            registers[operation.target] = value
+        assert last is not None
+        yield SamplingStep(k, last.model_time, z_t, registers["z"], registers[last.x0], registers[last.epsilon])
+
+
+def _denoised(predict: Predict, z: Tensor, operation: Denoise, prediction: Prediction) -> dict[str, Tensor]:
+    answer = predict(z, operation.model_time)
+    x0, epsilon = prediction.x0_and_epsilon(answer, z, operation.alpha, operation.sigma)
+    if operation.clip_range is not None:
+        x0 = x0.clamp(-operation.clip_range, operation.clip_range)
+    return {operation.x0: x0, operation.epsilon: epsilon}
+
+
+def _combined(operation: Combine, registers: dict[str, Tensor]) -> Tensor:
+    first, *others = (coefficient * registers[name] for name, coefficient in operation.coefficients.items())
+    for other in others:
+        first = first + other
+    return first

@@ -1,7 +1,7 @@
 r"""Loss weights over noise levels: the catalogue. Each is defined once, in ε-units, and converted to any prediction type by one rule.
 
 A weight w(λ) multiplies ‖ε̂ − ε‖². On another prediction's squared error it becomes w(λ) times
-:func:`~ldmprobe.diffusion.prediction.epsilon_error_scale`. Both are kept as logarithms, so that a weight that is infinite in one unit and
+:meth:`~ldmprobe.diffusion.prediction.Prediction.epsilon_error_scale`. Both are kept as logarithms, so that a weight that is infinite in one unit and
 finite in another (v at zero terminal SNR) comes out finite.
 
 What the optimiser sees is the product of weight and sampling density; :mod:`ldmprobe.diffusion.objective` puts the two together.
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, relu, softplus
 
-from ldmprobe.diffusion.prediction import log_epsilon_error_scale
+from ldmprobe.diffusion.prediction import Prediction
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.full_precision import Move, in_float32
 
@@ -36,10 +36,10 @@ class LossWeighting(nn.Module, ABC):
         """w(λ), shape (N,)."""
         return self.log_weight(log_snr.clamp(-FINITE_LOG_SNR, FINITE_LOG_SNR)).exp()
 
-    def prediction_weight(self, log_snr: Tensor, prediction_type: str) -> Tensor:
-        """The same weight as a factor on the squared error of ``prediction_type``, shape (N,); finite at every log-SNR."""
+    def prediction_weight(self, log_snr: Tensor, prediction: Prediction) -> Tensor:
+        """The same weight as a factor on the squared error of answers of this kind, shape (N,); finite at every log-SNR."""
         finite = log_snr.clamp(-FINITE_LOG_SNR, FINITE_LOG_SNR)
-        return (self.log_weight(finite) + log_epsilon_error_scale(prediction_type, finite)).exp()
+        return (self.log_weight(finite) + prediction.log_epsilon_error_scale(finite)).exp()
 
     def forward(self, errors: Tensor, weights: Tensor, log_snr: Tensor) -> Tensor:
         """The loss of each sample (N,) from its squared error, its (normalised) weight and its log-SNR."""
@@ -53,7 +53,7 @@ class PlainWeighting(LossWeighting):
     def log_weight(self, log_snr: Tensor) -> Tensor:
         raise NotImplementedError("PlainWeighting is defined on the prediction, not on ε; call prediction_weight.")
 
-    def prediction_weight(self, log_snr: Tensor, prediction_type: str) -> Tensor:
+    def prediction_weight(self, log_snr: Tensor, prediction: Prediction) -> Tensor:
         return torch.ones_like(log_snr)
 
 
@@ -190,8 +190,8 @@ class LearnedUncertainty(LossWeighting):
     def log_weight(self, log_snr: Tensor) -> Tensor:
         return self.base.log_weight(log_snr)
 
-    def prediction_weight(self, log_snr: Tensor, prediction_type: str) -> Tensor:
-        return self.base.prediction_weight(log_snr, prediction_type)
+    def prediction_weight(self, log_snr: Tensor, prediction: Prediction) -> Tensor:
+        return self.base.prediction_weight(log_snr, prediction)
 
     def uncertainty(self, log_snr: Tensor) -> Tensor:
         """u(λ), shape (N,)."""

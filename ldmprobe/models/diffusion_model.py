@@ -6,7 +6,6 @@ A user's own LightningModule is probed by returning one of these from a method c
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
-from ldmprobe.diffusion.prediction import to_x0_and_epsilon
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.diffusion.trajectory import Predict
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, Unconditional
 from ldmprobe.models.denoiser import Condition, as_denoiser
+from ldmprobe.models.guidance import Answer, Guidance
 from ldmprobe.models.out_of_memory import free_cached_memory, is_out_of_memory
 
 
@@ -29,7 +30,7 @@ class DiffusionModel:
 
     Attributes:
         network: the denoiser network, a diffusers model or any module that follows the Denoiser protocol.
-        schedule: its noise schedule and prediction type.
+        schedule: its noise schedule, with what the network answers; a scheduler of diffusers is read.
         latent_shape: (C, H, W).
         codec: pixels ↔ latents; identity by default.
         conditioning: none by default.
@@ -49,6 +50,9 @@ class DiffusionModel:
     trained_on: dict[str, Any] = field(default_factory=dict)
     fitting_batch_size: int | None = field(default=None, init=False)
 
+    def __post_init__(self) -> None:
+        self.schedule = as_schedule(self.schedule)
+
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
@@ -58,72 +62,45 @@ class DiffusionModel:
         """Everything whose train/eval mode a probe sets and restores."""
         return [self.network, self.codec, self.conditioning]
 
-    def predict(
-        self,
-        z_t: Tensor,
-        timestep: Tensor,
-        condition: Condition,
-        guidance_scale: float = 1.0,
-        null: Condition | None = None,
-    ) -> Tensor:
-        """The denoiser's prediction at z_t (N, C, H, W), t (N,); with classifier-free guidance where the scale is not 1:
-        null + scale · (conditional − null).
-
-        Args:
-            null: the null condition of one sample, if it is known; else it is asked for.
-        """
-        denoise = as_denoiser(self.network)
+    def predict(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        """Return the network's answer at z_t (N, C, H, W), told t (N,), in the dtype of ``z_t``; in training, too."""
         dtype, own = z_t.dtype, next(self.network.parameters()).dtype
-        z_t, condition = z_t.to(own), _in(own, condition)  # a half-precision network samples in float32 all the same
-        conditional = denoise(z_t, timestep, condition)
-        if conditional.shape != z_t.shape:
+        # A half-precision network samples in float32 all the same.
+        answer = as_denoiser(self.network)(z_t.to(own), t, _in(own, condition))
+        if answer.shape != z_t.shape:
             raise ConfigurationError(
-                f"{type(self.network).__name__} answers latents of shape {tuple(z_t.shape)} with {tuple(conditional.shape)}; expected the same "
+                f"{type(self.network).__name__} answers latents of shape {tuple(z_t.shape)} with {tuple(answer.shape)}; expected the same "
                 "shape. One that also predicts a variance has to leave it out."
             )
-        if guidance_scale == 1.0 or not condition:
-            return conditional.to(dtype)
-        one = _in(own, self.conditioning.null(1, z_t.device) if null is None else null)
-        unconditional = denoise(z_t, timestep, {name: value.expand_as(condition[name]) for name, value in one.items()})
-        return (unconditional + guidance_scale * (conditional - unconditional)).to(dtype)
+        return answer.to(dtype)
 
-    def conditioned(
-        self, condition: Condition, batch_size: int, guidance_scale: float = 1.0
-    ) -> Callable[[Tensor, float], Tensor]:
-        """(z_t, timestep as the network is told it) → prediction, for the samples of ``condition``, at most ``batch_size`` at once, fewer
-        where memory runs out: what :func:`~ldmprobe.diffusion.trajectory.ddim_steps` takes."""
-        null = None if guidance_scale == 1.0 else self.conditioning.null(1, self.device)
+    def predictor(self, condition: Condition, batch_size: int, guidance: Guidance | None = None) -> Predict:
+        """Return (z_t, what the network is told) → its answer, for the samples of ``condition``; at most ``batch_size`` of them at
+        once, fewer where memory runs out."""
+        answer = self.predict if guidance is None else guidance.guide(self.predict, self.conditioning, self.device)
 
-        def denoise(z_t: Tensor, timestep: float) -> Tensor:
-            return self._predict_in_chunks(z_t, timestep, condition, batch_size, guidance_scale, null)
+        def predict(z_t: Tensor, timestep: float) -> Tensor:
+            return self._in_chunks(answer, z_t, timestep, condition, batch_size)
 
-        return denoise
+        return predict
 
-    def denoised(
+    def x0_and_epsilon(
         self, z_t: Tensor, timestep: float, alpha: float, sigma: float, condition: Condition
     ) -> tuple[Tensor, Tensor]:
-        """(x̂_0, ε̂) at z_t = α x_0 + σ ε (N, C, H, W), all at one ``timestep`` as the network is told it, without guidance; in
-        chunks where memory runs out."""
-        prediction = self._predict_in_chunks(z_t, timestep, condition, batch_size=len(z_t))
-        return to_x0_and_epsilon(self.schedule.prediction_type, prediction, z_t, alpha, sigma)
+        """Return (x̂_0, ε̂) at z_t = α x_0 + σ ε (N, C, H, W), all at one ``timestep`` as the network is told it, without guidance;
+        in chunks where memory runs out."""
+        answer = self._in_chunks(self.predict, z_t, timestep, condition, batch_size=len(z_t))
+        return self.schedule.prediction.x0_and_epsilon(answer, z_t, alpha, sigma)
 
-    def _predict_in_chunks(
-        self,
-        z_t: Tensor,
-        timestep: float,
-        condition: Condition,
-        batch_size: int,
-        guidance_scale: float = 1.0,
-        null: Condition | None = None,
-    ) -> Tensor:
-        """:meth:`predict`, at most ``batch_size`` samples at once. A chunk for which memory runs out is halved, and so are
-        those after it: samples do not depend on their neighbours, so that the result is the same to rounding."""
+    def _in_chunks(self, answer: Answer, z_t: Tensor, timestep: float, condition: Condition, batch_size: int) -> Tensor:
+        """Return ``answer`` for at most ``batch_size`` samples at once. A chunk for which memory runs out is halved, and so are
+        those after it: samples do not depend on their neighbors, so that the result is the same to rounding."""
         predictions: list[Tensor] = []
         start, refused = 0, None
         while start < len(z_t):
             chunk = slice(start, start + min(batch_size, self.fitting_batch_size or batch_size))
             part = {name: value[chunk] for name, value in condition.items()}
-            prediction = self._predict_if_it_fits(z_t[chunk], timestep, part, guidance_scale, null)
+            prediction = self._if_it_fits(answer, z_t[chunk], timestep, part)
             size = len(z_t[chunk])
             if prediction is None:
                 refused, self.fitting_batch_size = refused or size, size // 2
@@ -138,21 +115,17 @@ class DiffusionModel:
             )
         return torch.cat(predictions) if predictions else torch.empty_like(z_t)
 
-    def _predict_if_it_fits(
-        self, z_t: Tensor, timestep: float, condition: Condition, guidance_scale: float, null: Condition | None
-    ) -> Tensor | None:
-        """None where memory ran out. With a single sample there is nothing left to halve, and the error is raised."""
+    def _if_it_fits(self, answer: Answer, z_t: Tensor, timestep: float, condition: Condition) -> Tensor | None:
+        """Return None where memory ran out. With a single sample there is nothing left to halve, and the error is raised."""
+        told = torch.full((len(z_t),), timestep, device=z_t.device, dtype=self.schedule.model_time.dtype)
         try:
-            return self.predict(z_t, self._told(z_t, timestep), condition, guidance_scale, null)
+            return answer(z_t, told, condition)
         except (RuntimeError, MemoryError) as error:
             # Each pass through a sharded network is a collective: one rank that makes more of them would hang the others.
             if len(z_t) == 1 or isinstance(self.network, FSDPModule) or not is_out_of_memory(error):
                 raise
         free_cached_memory()  # only here have the traceback and the tensors it holds been let go
         return None
-
-    def _told(self, z_t: Tensor, timestep: float) -> Tensor:
-        return torch.full((len(z_t),), timestep, device=z_t.device, dtype=self.schedule.model_time.dtype)
 
 
 def _in(dtype: torch.dtype, condition: Condition) -> Condition:

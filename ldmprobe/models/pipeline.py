@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import SCALING, in_digits
@@ -110,7 +111,7 @@ def _with_text(encoder: TextEncoder, parts: dict[str, Any]) -> Any:
 def _class_name(model: DiffusionModel) -> str:
     """Of the pipeline."""
     network, conditioning = type(model.network).__name__, model.conditioning
-    flow, latents = model.schedule.prediction_type == "flow", model.codec.autoencoder is not None
+    flow, latents = model.schedule.flow, model.codec.autoencoder is not None
     if network == "UNet2DModel" and isinstance(conditioning, Unconditional):
         if not latents:
             return "DDPMPipeline" if flow else "DDIMPipeline"
@@ -168,24 +169,22 @@ def image_size(pipeline: Any, model: DiffusionModel) -> tuple[int, int]:
 
 def _check_image_size(pipeline: Any, model: DiffusionModel) -> None:
     height, width = image_size(pipeline, model)
-    if model.schedule.prediction_type != "flow" and (height % 8 or width % 8):
+    if not model.schedule.flow and (height % 8 or width % 8):
         raise ConfigurationError(
             f"The images are {height}×{width}; a {type(pipeline).__name__} samples multiples of 8 pixels only."
         )
 
 
 def _scheduler(schedule: NoiseSchedule, name: str) -> Any:
-    """The model's own for flow matching, else the DDIMScheduler whose steps are those of ``schedule.ddim_grid``."""
-    if schedule.prediction_type == "flow":
-        return schedule.scheduler
+    """Return a scheduler whose steps are those of the schedule's own grid, on the same noise levels."""
     try:
-        scheduler = schedule.ddim_scheduler()
-        same = torch.allclose(scheduler.alphas_cumprod.double(), schedule.alpha**2, rtol=1e-5, atol=1e-7)
+        scheduler = schedule.sampling_scheduler()
+        same = torch.allclose(as_schedule(scheduler).alpha ** 2, schedule.alpha**2, rtol=1e-5, atol=1e-7)
     except (NotImplementedError, ValueError, RuntimeError):
         same = False
     if not same:
         raise ConfigurationError(
-            f"The noise schedule of this {type(schedule.scheduler).__name__} is none that a DDIMScheduler can have; use one that is."
+            "The noise schedule is none that a scheduler of diffusers' pipelines, such as DDIMScheduler, can have; use one that is."
         )
     if name == "StableDiffusionPipeline":
         _set_as_stable_diffusion(scheduler)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import SCALING, LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, Conditioning, Unconditional
@@ -224,7 +224,7 @@ def _taken_apart(read: ReadPipeline, prompts: Sequence[str]) -> DiffusionModel:
     height, width = (size, size) if isinstance(size, int) else size
     return DiffusionModel(
         network.eval(),
-        NoiseSchedule(pipeline.scheduler),
+        as_schedule(pipeline.scheduler),
         (channels, height, width),
         _codec(type(pipeline).__name__, autoencoder),
         _conditioning(family, read, prompts),

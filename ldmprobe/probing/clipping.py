@@ -17,7 +17,7 @@ NEGLIGIBLE = 1e-3  # share of the entries beyond the range, and rounding at its 
 
 
 def count_clipped(x0: Tensor, clip_range: float) -> Tensor:
-    """Return how many entries of x̂_0, as a step of DDIM has clipped it, are at the border, and how many there are: (2,), float64."""
+    """Return how many entries of x̂_0, as a step has clipped it, are at the border, and how many there are: (2,), float64."""
     return torch.stack([(x0.abs() >= clip_range).sum(), torch.tensor(x0.numel(), device=x0.device)]).double()
 
 
@@ -39,7 +39,7 @@ def clipping(
     """
     if clip_range is None:
         return {}
-    scheduler = type(model.schedule.scheduler).__name__
+    scheduler = model.schedule.name
     found: dict[str, Any] = {"clip_range": clip_range, "clipped_samples": float(clipped[0] / clipped[1].clamp(min=1))}
     share, of = found["clipped_samples"] if model.codec.outline is not None else 0.0, "the model's predictions of x_0"
     if magnitudes is not None and len(magnitudes):

@@ -125,7 +125,7 @@ def probe_denoising(
                 z_t = alpha * z0[chunk] + sigma * noise[chunk]
                 part = {name: value[chunk] for name, value in condition.items()}
                 told = float(schedule.model_time[timestep])
-                x0, epsilon = model.denoised(z_t, told, alpha, sigma, part)
+                x0, epsilon = model.x0_and_epsilon(z_t, told, alpha, sigma, part)
                 if image_loss:
                     difference = model.codec.decode(x0) - model.codec.decode(z0[chunk])
                     image_errors[chunk, k] = difference.double().pow(2).flatten(1).mean(1)

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ldmprobe.diffusion.objective import TimestepObjective
-from ldmprobe.diffusion.prediction import epsilon_error_scale
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.record import Curve, ProbeRecord, fingerprint
 
@@ -67,7 +66,7 @@ def objective_record(objective: TimestepObjective, step: int = 0) -> ProbeRecord
             "unit": "weight on the squared ε-error, densities per unit of log-SNR",
             "weighting": type(weighting).__name__,
             "timesteps": type(sampler).__name__,
-            "prediction_type": schedule.prediction_type,
+            "prediction_type": schedule.prediction.name,
             "normalised": objective.normalise,
             "draws_left_out": float(p[~within].sum()),
         },
@@ -84,7 +83,7 @@ def epsilon_weights(objective: TimestepObjective) -> Tensor:
     with torch.enable_grad():
         losses = objective.losses(errors, torch.arange(schedule.num_timesteps))
         (weights,) = torch.autograd.grad(losses.sum(), [errors])
-    return weights.cpu() / epsilon_error_scale(schedule.prediction_type, schedule.log_snr)
+    return weights.cpu() / schedule.prediction.epsilon_error_scale(schedule.log_snr)
 
 
 def _per_bin(log_snr: FloatArray, mass: FloatArray, edges: FloatArray) -> FloatArray:

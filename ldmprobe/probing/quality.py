@@ -19,28 +19,23 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from ldmprobe.diffusion.schedule import SamplingGrid
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.ddim import grid_fingerprint, prompts_of, sample_trajectory, sampler_fingerprint
-from ldmprobe.probing.guidance import check_guidance
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
 from ldmprobe.probing.real_features import IMAGES_AT_ONCE, RealFeatures, describe_network, network_fingerprint
-from ldmprobe.probing.record import ProbeRecord, fingerprint
+from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.probing.sampling import Sampling, sample_trajectory
 
 
 def probe_quality(
     model: DiffusionModel,
     real: RealFeatures,
     feature_network: nn.Module,
-    num_samples: int = 2048,
-    num_steps: int = 50,
-    guidance_scale: float = 1.0,
+    sampling: Sampling | None = None,
     kid_subset_size: int = 1000,
-    batch_size: int = 256,
-    seed: int = 0,
     step: int = 0,
     ranks: Ranks | None = None,
     progress: Progress = no_progress,
 ) -> ProbeRecord:
-    """Sample ``num_samples`` latents by DDIM, decode them, and compare their features with those of real images.
+    """Sample latents, by DDIM if no other sampler is named, decode them, and compare their features with those of real images.
 
     Sample i has the noise and condition of the DDIM probe's sample i, whatever the batch size or number of ranks. Of images
     a batch at a time is in memory; features of all of them are kept, 8 (N + M) F bytes, since KID is of subsets of them.
@@ -49,13 +44,9 @@ def probe_quality(
         model: what to probe.
         real: features of real images, by the same network.
         feature_network: images (N, C, H, W) in [−1, 1] → features (N, F); moved to the model's device.
-        num_samples: N, at least 2.
-        num_steps: S, 1 to T.
-        guidance_scale: of classifier-free guidance; 1 is none.
+        sampling: how to sample; default: 2,048 samples in 50 steps. Its seed is that of KID's subsets, too.
         kid_subset_size: KID is the mean over 100 random subsets of so many features; at most N and M.
-        batch_size: how many latents go through the network at once.
-        seed: of the starting noise, and of KID's subsets.
-        step: optimiser steps taken so far.
+        step: optimizer steps taken so far.
         ranks: how the samples are shared out; default: one process.
         progress: called after each sampling step of each batch.
 
@@ -67,7 +58,8 @@ def probe_quality(
         ConfigurationError: N, S, batch or subset size out of range, nothing to guide by, or features of another network; before anything is
             sampled.
     """
-    refuse_too_few(num_samples, kid_subset_size, batch_size)
+    sampling = sampling or Sampling(2048)
+    refuse_too_few(sampling.num_samples, kid_subset_size)
     if kid_subset_size > len(real.features):
         raise ConfigurationError(
             f"kid_subset_size is {kid_subset_size}, but there are {len(real.features)} real images; expected at most as many."
@@ -77,36 +69,27 @@ def probe_quality(
         raise ConfigurationError(
             "The real images' features are of another network, or of other weights; compute them again."
         )
-    grid = model.schedule.ddim_grid(num_steps)
-    check_guidance(model, guidance_scale)
+    grid = sampling.levels(model)
     ranks = ranks or Ranks()
+    num_samples = sampling.num_samples
     sample_ids, even_ids = ranks.share(num_samples), ranks.even_share(num_samples)
     with evaluating([*model.modules, feature_network.to(model.device)]):
-        mine = sample_features(model, feature_network, even_ids, grid, guidance_scale, batch_size, seed, progress)
+        mine = sample_features(model, feature_network, even_ids, sampling, grid, progress)
         features = ranks.gather_rows(mine, sample_ids, num_samples)
-        found = (0.0,) * 3 if ranks.rank else fid_and_kid(real.features, features, kid_subset_size, seed)
+        found = (0.0,) * 3 if ranks.rank else fid_and_kid(real.features, features, kid_subset_size, sampling.seed)
         told = ranks.all_reduce_sum(torch.tensor(found, dtype=torch.float64, device=model.device))
     fid, kid, kid_std = told.tolist()
     provenance = {
-        "num_samples": num_samples,
+        **sampling.provenance(model),
         "num_real": len(real.features),
         "real": real.source,
         "feature_network": describe_network(feature_network),
         "num_features": real.features.shape[1],
-        "num_steps": num_steps,
-        "guidance_scale": guidance_scale,
         "kid_subset_size": kid_subset_size,
-        "seed": seed,
-        "weights": model.weights,
-        "latent_shape": list(model.latent_shape),
-        "prediction_type": model.schedule.prediction_type,
-        **prompts_of(model),
         **({} if grid.clip_range is None else {"clip_range": grid.clip_range}),
     }
     fingerprints = {
-        "grid": grid_fingerprint(grid),
-        "codec": fingerprint(model.codec.description),
-        "sampler": sampler_fingerprint(model, num_samples, guidance_scale, seed),
+        **sampling.fingerprints(model, grid),
         "features": network,
         "real_images": real.images,
     }
@@ -114,15 +97,11 @@ def probe_quality(
     return ProbeRecord("quality", step, scalars, provenance=provenance, fingerprints=fingerprints)
 
 
-def refuse_too_few(num_samples: int, kid_subset_size: int, batch_size: int) -> None:
+def refuse_too_few(num_samples: int, kid_subset_size: int) -> None:
     """Raise ConfigurationError for numbers of which no distance can be computed."""
-    for name, value, least in (
-        ("num_samples", num_samples, 2),
-        ("kid_subset_size", kid_subset_size, 2),
-        ("batch_size", batch_size, 1),
-    ):
-        if value < least:
-            raise ConfigurationError(f"{name} is {value}; expected at least {least}.")
+    for name, value in (("num_samples", num_samples), ("kid_subset_size", kid_subset_size)):
+        if value < 2:
+            raise ConfigurationError(f"{name} is {value}; expected at least 2.")
     if kid_subset_size > num_samples:
         raise ConfigurationError(
             f"kid_subset_size is {kid_subset_size}, more than num_samples, {num_samples}; expected at most as many."
@@ -133,19 +112,17 @@ def sample_features(
     model: DiffusionModel,
     feature_network: nn.Module,
     sample_ids: Tensor,
+    sampling: Sampling,
     grid: SamplingGrid,
-    guidance_scale: float,
-    batch_size: int,
-    seed: int,
     progress: Progress = no_progress,
 ) -> Tensor:
     """Features (n, F) of the samples numbered ``sample_ids`` (n,), decoded and clamped to [−1, 1]."""
     features = []
-    batches = sample_ids.split(batch_size)
+    batches = sample_ids.split(sampling.batch_size)
     for k, ids in enumerate(batches):
-        for ddim_step in sample_trajectory(model, ids, grid, guidance_scale, batch_size, seed):
-            final = ddim_step.z_s
-            progress(k * grid.num_steps + ddim_step.index + 1, len(batches) * grid.num_steps)
+        for step in sample_trajectory(model, sampling, grid, ids):
+            final = step.z_s
+            progress(k * grid.num_steps + step.index + 1, len(batches) * grid.num_steps)
         for latents in final.split(IMAGES_AT_ONCE):
             features.append(feature_network(model.codec.decode(latents).clamp(-1, 1)))
     return torch.cat(features)

@@ -37,6 +37,7 @@ class Reference:
         codec: fingerprint of the codec that made them, if known.
         magnitudes: evenly spaced quantiles of their entries' magnitudes; empty in a reference that was kept before there were any.
         data: summary of the rows whose latents these are, where they are known (:meth:`KnownRows.summary`).
+        ideals: curves of perfect denoisers of these latents, kept from probe to probe; not on disk.
     """
 
     basis: LatentBasis
@@ -46,6 +47,7 @@ class Reference:
     codec: str = ""
     magnitudes: Tensor = field(default_factory=lambda: torch.empty(0))
     data: dict[str, Any] = field(default_factory=dict)
+    ideals: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def fit(cls, latents: Tensor, codec: str = "") -> Reference:

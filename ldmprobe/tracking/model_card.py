@@ -98,7 +98,7 @@ def _facts(pipeline: Any, model: DiffusionModel) -> list[tuple[str, str]]:
     facts = [
         ("Network", _size(network)),
         ("Training steps", steps + averaged),
-        ("Noise schedule", f"{noise}, predicts {schedule.prediction_type}"),
+        ("Noise schedule", f"{noise}, predicts {schedule.prediction.name}"),
         ("Scheduler", type(pipeline.scheduler).__name__),
         _space(pipeline, model),
     ]

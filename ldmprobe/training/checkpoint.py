@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from ldmprobe.data.images import ImageData
 from ldmprobe.difference import first_difference
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from ldmprobe.diffusion.prediction import KINDS
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
@@ -41,7 +43,7 @@ def model_card(module: LatentDiffusion) -> dict[str, Any]:
     text = conditioning if isinstance(conditioning, TextConditioning) else None
     return {
         "network": network_config(module.network) or {"class_name": type(module.network).__name__},
-        "scheduler": network_config(module.schedule.scheduler),
+        "scheduler": module.schedule.description,
         "autoencoder": network_config(module.codec.outline),
         "num_classes": conditioning.num_classes if isinstance(conditioning, ClassConditioning) else None,
         "text": text and text.encoder.description,
@@ -253,7 +255,7 @@ class Checkpoint:
             )
         network = from_network_config(network_card)
         codec = LatentCodec(from_network_config(card["autoencoder"]) if card["autoencoder"] else None, scale=1.0)
-        schedule = NoiseSchedule(from_network_config(card["scheduler"]))
+        schedule = _schedule(card["scheduler"])
         return DiffusionModel(network, schedule, tuple(card["latent_shape"]), codec, _conditioning(card, network))
 
     def _on(self, base: BaseModel) -> DiffusionModel:
@@ -278,8 +280,22 @@ class Checkpoint:
             )
         lora = LoRA(**card["lora"]) if card["lora"] else None
         finetuned(model, prompts=card["prompts"], lora=lora, train_text_encoder=card["train_text_encoder"])
-        model.schedule = NoiseSchedule(from_network_config(card["scheduler"]))
+        model.schedule = _schedule(card["scheduler"])
         return model
+
+
+def _schedule(description: dict[str, Any]) -> NoiseSchedule:
+    """Rebuild a noise schedule from its description: from a scheduler of diffusers, or from tables."""
+    if "class_name" in description:
+        return as_schedule(from_network_config(description))
+    alpha, sigma = (torch.tensor(description[name], dtype=torch.float64) for name in ("alpha", "sigma"))
+    kind = description["prediction"]
+    if kind not in KINDS:
+        raise ConfigurationError(
+            f"The checkpoint's network predicts {kind!r}, a kind of your own; probe it from Python: build your LatentDiffusion, load its "
+            "state_dict and pass module.diffusion_model() to ldmprobe.probe_ddim."
+        )
+    return NoiseSchedule(alpha, sigma, KINDS[kind], torch.tensor(description["model_time"]), description["prior_std"])
 
 
 def _conditioning(card: dict[str, Any], network: nn.Module) -> Conditioning:

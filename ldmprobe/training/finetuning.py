@@ -64,7 +64,7 @@ class FinetunedDiffusion(LatentDiffusion):
         super().__init__(
             network=model.network,
             codec=model.codec,
-            scheduler=(model.schedule.with_settings(**scheduler) if scheduler else model.schedule).scheduler,
+            scheduler=model.schedule.with_settings(**scheduler) if scheduler else model.schedule,
             conditioning=model.conditioning,
             **kwargs,
         )

@@ -11,8 +11,8 @@ from diffusers import SchedulerMixin
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.objective import TimestepObjective
-from ldmprobe.diffusion.prediction import epsilon_error_scale, prediction_target
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.timesteps import TimestepSampler, UniformTimesteps
 from ldmprobe.diffusion.weighting import LossWeighting, PlainWeighting
@@ -48,7 +48,8 @@ class LatentDiffusion(L.LightningModule):
         network: the denoiser; a diffusers UNet2DModel, UNet2DConditionModel or DiTTransformer2DModel, or any module that
             follows the Denoiser protocol.
         codec: pixels ↔ latents; default: identity, diffusion in pixel space.
-        scheduler: a diffusers scheduler, for noise schedule and prediction type; default: Stable Diffusion's.
+        scheduler: a diffusers scheduler, whose noise schedule and prediction type are taken, or a NoiseSchedule of one's own; default:
+            Stable Diffusion's.
         conditioning: default: none.
         weighting: of noise levels in the loss; default: 1 on whatever the network predicts.
         timesteps: which timesteps are drawn; default: uniform.
@@ -95,7 +96,7 @@ class LatentDiffusion(L.LightningModule):
         super().__init__()
         self.network = network
         self.codec = codec or LatentCodec()
-        self.schedule = NoiseSchedule(scheduler if scheduler is not None else stable_diffusion_scheduler())
+        self.schedule: NoiseSchedule = as_schedule(scheduler if scheduler is not None else stable_diffusion_scheduler())
         self.conditioning = conditioning or Unconditional()
         self.weighting = weighting or PlainWeighting()
         self.timesteps = timesteps or UniformTimesteps()
@@ -176,11 +177,11 @@ class LatentDiffusion(L.LightningModule):
         errors = self._prediction_errors(self.network, z0, epsilon, t.to(z0.device), condition, perturbed)
         loss = self.objective.losses(errors, t).mean()
         self._tell_sampler(t, errors.detach())
-        log_snr = self.schedule.log_snr[t].to(z0.device, errors.dtype)
+        log_snr = self.schedule.log_snr_at(t.to(z0.device)).to(errors.dtype)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(z0))
         return {
             "loss": loss,
-            "epsilon_mse": (errors * epsilon_error_scale(self.schedule.prediction_type, log_snr)).detach(),
+            "epsilon_mse": (errors * self.schedule.prediction.epsilon_error_scale(log_snr)).detach(),
             "log_snr": log_snr,
             "sampling_probability": self.timesteps.probabilities(self.schedule)[t],
         }
@@ -196,7 +197,7 @@ class LatentDiffusion(L.LightningModule):
         if not self.timesteps.adaptive:
             return
         log_snr = self.schedule.log_snr[t]
-        losses = self.weighting.prediction_weight(log_snr, self.schedule.prediction_type).to(errors) * errors
+        losses = self.weighting.prediction_weight(log_snr, self.schedule.prediction).to(errors) * errors
         seen: Any = self.all_gather([value.to(errors.device) for value in (t, log_snr, losses)])
         self.timesteps.observe(*(value.flatten().cpu() for value in seen))
 
@@ -217,10 +218,10 @@ class LatentDiffusion(L.LightningModule):
         """Mean squared error of each prediction, (N,), in its own units; the network sees ``perturbed``, if given, in the place of ε."""
         alpha, sigma = self.schedule.levels(t, z0)
         model = self.diffusion_model(network)
-        told = self.schedule.model_time[t.cpu()].to(t.device)
-        prediction = model.predict(alpha * z0 + sigma * (epsilon if perturbed is None else perturbed), told, condition)
-        target = prediction_target(self.schedule.prediction_type, z0, epsilon, alpha, sigma)
-        return (prediction.float() - target).pow(2).flatten(1).mean(1)
+        z_t = alpha * z0 + sigma * (epsilon if perturbed is None else perturbed)
+        answer = model.predict(z_t, self.schedule.model_time_at(t), condition)
+        target = self.schedule.prediction.target(z0, epsilon, alpha, sigma)
+        return (answer.float() - target).pow(2).flatten(1).mean(1)
 
     # --- held-out data ---------------------------------------------------------------------------------------------
 
@@ -232,7 +233,7 @@ class LatentDiffusion(L.LightningModule):
         losses = []
         for timestep in self.validation_timesteps:
             t = torch.full((len(z0),), timestep, device=z0.device)
-            scale = epsilon_error_scale(self.schedule.prediction_type, self.schedule.log_snr[timestep])
+            scale = self.schedule.prediction.epsilon_error_scale(self.schedule.log_snr[timestep])
             losses.append(self._prediction_errors(network, z0, epsilon, t, condition).mean() * float(scale))
             self.log(f"val/loss/t{timestep:04d}", losses[-1], batch_size=len(z0), sync_dist=True)
         self.log("val/loss", torch.stack(losses).mean(), prog_bar=True, batch_size=len(z0), sync_dist=True)

@@ -8,7 +8,7 @@ from scipy.integrate import quad
 
 from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.analysis.spectrum import gaussian_mmse
-from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import log_snr_grid
 
@@ -32,7 +32,7 @@ def error(log_snr: float) -> float:
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_bound_of_the_exact_denoiser_is_the_integral_over_the_levels_that_were_probed(name: str):
-    schedule = NoiseSchedule(SCHEDULERS[name])
+    schedule = as_schedule(SCHEDULERS[name])
     log_snr = schedule.log_snr[log_snr_grid(DiffusionModel(torch.nn.Identity(), schedule, (1, 8, 8)))].numpy()
     found = nats_per_error(log_snr, D) @ [error(level) for level in log_snr]
     assert found == pytest.approx(0.5 * D * quad(error, log_snr[0], log_snr[-1])[0], rel=2e-3)

@@ -31,7 +31,7 @@ from ldmprobe.callbacks import (
 from ldmprobe.data.images import ImageData
 from ldmprobe.diffusion.adaptive_timesteps import AdaptiveLoss
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
-from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.weighting import LearnedUncertainty
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
@@ -112,7 +112,7 @@ class Adversarial(L.LightningModule):
         return [torch.optim.SGD(self.network.parameters(), lr=0.0) for _ in range(2)]
 
     def diffusion_model(self):
-        return DiffusionModel(self.network, NoiseSchedule(sd_scheduler()), (1, 8, 8))
+        return DiffusionModel(self.network, as_schedule(sd_scheduler()), (1, 8, 8))
 
 
 @pytest.mark.parametrize(

@@ -163,8 +163,8 @@ def test_what_cannot_be_measured_is_refused_before_training(tmp_path, settings, 
 def test_guidance_without_a_condition_is_refused_before_training(tmp_path, callback):
     model = module(conditioning=Unconditional())
     model.network = tiny_unet(channels=1)
-    with pytest.raises(ConfigurationError, match=r"`guidance_scale` is 3, but the model has no condition to guide by"):
-        trainer(tmp_path, callbacks=[callback(guidance_scale=3.0), NoStep()]).fit(model, digits())
+    with pytest.raises(ConfigurationError, match=r"guidance scale is 3, but the model has no condition to guide by"):
+        trainer(tmp_path, callbacks=[callback(guidance=3.0), NoStep()]).fit(model, digits())
 
 
 def test_too_few_samples_for_a_covariance_are_told(tmp_path, caplog):

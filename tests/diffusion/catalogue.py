@@ -15,6 +15,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 import ldmprobe.diffusion
 from ldmprobe.diffusion.adaptive_timesteps import AdaptiveLoss, AdaptiveTimesteps, LossSecondMoment, VarianceAware
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.timesteps import (
     BetaTimesteps,
@@ -140,14 +141,14 @@ def schedules() -> dict[str, NoiseSchedule]:
     """Of 1,000 timesteps: every prediction type, with zero terminal SNR where it may be."""
     zero_terminal = {"rescale_betas_zero_snr": True}
     return {
-        "stable diffusion, ε": NoiseSchedule(sd_scheduler()),
-        "stable diffusion, x0": NoiseSchedule(sd_scheduler(prediction_type="sample")),
-        "stable diffusion, v": NoiseSchedule(sd_scheduler(prediction_type="v_prediction")),
-        "cosine, ε": NoiseSchedule(sd_scheduler(beta_schedule="squaredcos_cap_v2")),
-        "zero terminal, x0": NoiseSchedule(sd_scheduler(prediction_type="sample", **zero_terminal)),
-        "zero terminal, v": NoiseSchedule(sd_scheduler(prediction_type="v_prediction", **zero_terminal)),
-        "flow": NoiseSchedule(FlowMatchEulerDiscreteScheduler()),
-        "flow, shift 3": NoiseSchedule(FlowMatchEulerDiscreteScheduler(shift=3.0)),
+        "stable diffusion, ε": as_schedule(sd_scheduler()),
+        "stable diffusion, x0": as_schedule(sd_scheduler(prediction_type="sample")),
+        "stable diffusion, v": as_schedule(sd_scheduler(prediction_type="v_prediction")),
+        "cosine, ε": as_schedule(sd_scheduler(beta_schedule="squaredcos_cap_v2")),
+        "zero terminal, x0": as_schedule(sd_scheduler(prediction_type="sample", **zero_terminal)),
+        "zero terminal, v": as_schedule(sd_scheduler(prediction_type="v_prediction", **zero_terminal)),
+        "flow": as_schedule(FlowMatchEulerDiscreteScheduler()),
+        "flow, shift 3": as_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0)),
     }
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ldmprobe.diffusion.adaptive_timesteps import AdaptiveLoss, AdaptiveTimesteps, LossSecondMoment, VarianceAware
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.timesteps import UniformLogSNR, UniformTimesteps
 from ldmprobe.errors import ConfigurationError
@@ -28,7 +29,7 @@ each = pytest.mark.parametrize("name", ALL)
 @pytest.fixture(scope="module")
 def schedule() -> NoiseSchedule:
     """20 timesteps."""
-    return NoiseSchedule(sd_scheduler(num_train_timesteps=20, beta_end=0.5))
+    return as_schedule(sd_scheduler(num_train_timesteps=20, beta_end=0.5))
 
 
 def batches(schedule: NoiseSchedule, count: int, seed: int = 0) -> list[tuple[Tensor, Tensor, Tensor]]:

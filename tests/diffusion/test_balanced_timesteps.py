@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.objective import TimestepObjective
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.timesteps import LogitNormal, UniformLogSNR, UniformTimesteps
@@ -18,7 +19,7 @@ ONES = torch.ones(3)
 
 @pytest.fixture(scope="module")
 def schedule() -> NoiseSchedule:
-    return NoiseSchedule(sd_scheduler())
+    return as_schedule(sd_scheduler())
 
 
 def test_before_it_is_steered_it_is_its_base(schedule: NoiseSchedule):

@@ -5,9 +5,10 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
-from ldmprobe.diffusion.prediction import prediction_target
-from ldmprobe.diffusion.schedule import NoiseSchedule
-from ldmprobe.diffusion.trajectory import ddim_steps
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from ldmprobe.diffusion.prediction import KINDS
+from ldmprobe.diffusion.samplers import DDIM
+from ldmprobe.diffusion.trajectory import sampling_steps
 from ldmprobe.errors import ConfigurationError
 from tests.helpers import FLOAT32, FLOAT64, WHOLE_PATH
 
@@ -26,8 +27,8 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 @pytest.mark.parametrize("shift", SHIFTS)
 def test_tables_are_those_of_diffusers_from_clean_to_noisy(shift: float):
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    schedule = NoiseSchedule(scheduler)
-    assert schedule.prediction_type == "flow"
+    schedule = as_schedule(scheduler)
+    assert schedule.prediction.name == "flow"
     assert schedule.alpha.dtype == schedule.sigma.dtype == torch.float64
     torch.testing.assert_close(schedule.sigma.float(), scheduler.sigmas.flip(0), **FLOAT32)
     torch.testing.assert_close(schedule.model_time, scheduler.timesteps.flip(0), **FLOAT32)
@@ -39,7 +40,7 @@ def test_tables_are_those_of_diffusers_from_clean_to_noisy(shift: float):
 @pytest.mark.parametrize("shift", SHIFTS)
 def test_add_noise_is_diffusers_scale_noise(shift: float):
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    schedule, t = NoiseSchedule(scheduler), torch.tensor([0, 1, 500, 998, 999])
+    schedule, t = as_schedule(scheduler), torch.tensor([0, 1, 500, 998, 999])
     x0, epsilon = noise(2, 5, 2, 4, 4)
     theirs = scheduler.scale_noise(x0, scheduler.timesteps.flip(0)[t], epsilon)
     torch.testing.assert_close(schedule.add_noise(x0, epsilon, t), theirs, **FLOAT32)
@@ -49,7 +50,7 @@ def test_target_is_the_velocity_of_the_straight_path():
     x0, epsilon = noise(2, 3, 2, 4, 4).double()
     a, b = 0.7, 0.4  # two levels σ
     velocity = ((1 - a) * x0 + a * epsilon - (1 - b) * x0 - b * epsilon) / (a - b)
-    found = prediction_target("flow", x0, epsilon, torch.tensor(1 - a), torch.tensor(a))
+    found = KINDS["flow"].target(x0, epsilon, torch.tensor(1 - a), torch.tensor(a))
     torch.testing.assert_close(found, velocity, **FLOAT64)
 
 
@@ -57,11 +58,11 @@ def test_target_is_the_velocity_of_the_straight_path():
 @pytest.mark.parametrize("num_steps", [1, 10, 50])
 def test_path_equals_diffusers(shift: float, num_steps: int):
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
-    grid = NoiseSchedule(scheduler).ddim_grid(num_steps)
+    grid = as_schedule(scheduler).native_grid(num_steps)
     scheduler.set_timesteps(num_steps)
     torch.testing.assert_close(grid.timesteps, scheduler.timesteps, **FLOAT32)
     z = noise(4, 2, 4, 4)
-    steps = list(ddim_steps(network, z, grid, "flow"))
+    steps = list(sampling_steps(network, z, DDIM().program(grid), KINDS["flow"]))
     assert len(steps) == num_steps
     for t, step in zip(scheduler.timesteps, steps, strict=True):
         z = scheduler.step(network(z, float(t)), t, z).prev_sample
@@ -69,12 +70,12 @@ def test_path_equals_diffusers(shift: float, num_steps: int):
 
 
 def test_shift_matters_in_the_comparison():
-    grids = [NoiseSchedule(FlowMatchEulerDiscreteScheduler(shift=shift)).ddim_grid(10) for shift in SHIFTS]
+    grids = [as_schedule(FlowMatchEulerDiscreteScheduler(shift=shift)).native_grid(10) for shift in SHIFTS]
     assert float((grids[0].sigma_t - grids[1].sigma_t).abs().max()) > 0.1
 
 
 def test_grid_runs_from_pure_noise_to_data_and_its_steps_meet():
-    grid = NoiseSchedule(FlowMatchEulerDiscreteScheduler(shift=3.0)).ddim_grid(10)
+    grid = as_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0)).native_grid(10)
     assert (float(grid.alpha_t[0]), float(grid.sigma_s[-1])) == (0, 0)
     assert torch.equal(grid.alpha_s[:-1], grid.alpha_t[1:])
     assert torch.equal(grid.sigma_s[:-1], grid.sigma_t[1:])
@@ -83,7 +84,7 @@ def test_grid_runs_from_pure_noise_to_data_and_its_steps_meet():
 def test_making_a_grid_leaves_the_scheduler_in_training_as_it_was():
     scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
     before = scheduler.sigmas.clone(), scheduler.timesteps.clone()
-    NoiseSchedule(scheduler).ddim_grid(10)
+    as_schedule(scheduler).native_grid(10)
     assert torch.equal(scheduler.sigmas, before[0])
     assert torch.equal(scheduler.timesteps, before[1])
 
@@ -91,11 +92,9 @@ def test_making_a_grid_leaves_the_scheduler_in_training_as_it_was():
 def test_a_shift_set_later_holds_for_tables_and_grid():
     scheduler = FlowMatchEulerDiscreteScheduler()
     scheduler.set_shift(3.0)
-    schedule = NoiseSchedule(scheduler)
-    torch.testing.assert_close(
-        schedule.sigma, NoiseSchedule(FlowMatchEulerDiscreteScheduler(shift=3.0)).sigma, **FLOAT64
-    )
-    grid = schedule.ddim_grid(10)
+    schedule = as_schedule(scheduler)
+    torch.testing.assert_close(schedule.sigma, as_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0)).sigma, **FLOAT64)
+    grid = schedule.native_grid(10)
     scheduler.set_timesteps(10)
     torch.testing.assert_close(grid.sigma_t.float(), scheduler.sigmas[:-1], **FLOAT32)
 
@@ -114,15 +113,15 @@ def test_a_shift_set_later_holds_for_tables_and_grid():
 )
 def test_settings_without_closed_form_are_an_error(setting: str, value: float):
     with pytest.raises(ConfigurationError, match=f"with `{setting}` cannot be probed; switch it off"):
-        NoiseSchedule(FlowMatchEulerDiscreteScheduler(**{setting: value}))
+        as_schedule(FlowMatchEulerDiscreteScheduler(**{setting: value}))
 
 
 @pytest.mark.parametrize("num_steps", [0, 1001])
 def test_number_of_steps_out_of_range_is_an_error(num_steps: int):
     with pytest.raises(ConfigurationError, match=f"num_steps is {num_steps}; expected 1 to 1000"):
-        NoiseSchedule(FlowMatchEulerDiscreteScheduler()).ddim_grid(num_steps)
+        as_schedule(FlowMatchEulerDiscreteScheduler()).native_grid(num_steps)
 
 
 def test_flow_prediction_on_a_variance_preserving_schedule_is_an_error():
     with pytest.raises(ConfigurationError, match="'flow'; expected one of epsilon, sample, v_prediction"):
-        NoiseSchedule(DDIMScheduler(prediction_type="flow"))
+        as_schedule(DDIMScheduler(prediction_type="flow"))

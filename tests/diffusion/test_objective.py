@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from ldmprobe.diffusion.objective import TimestepObjective
-from ldmprobe.diffusion.prediction import epsilon_error_scale
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.timesteps import SpeeD, StarvedBand, Stratified, UniformTimesteps
 from ldmprobe.diffusion.weighting import EDM, LearnedUncertainty, MinSNR, PlainWeighting, SNRPower
@@ -45,7 +44,7 @@ def test_plain_weighting_with_uniform_timesteps_changes_nothing(of: str):
 def test_normalisation_is_one_factor(of: str):
     schedule = schedules()[of]
     plain, normal = (TimestepObjective(schedule, EDM(), SpeeD(), normalise).weights() for normalise in (False, True))
-    raw = EDM().prediction_weight(schedule.log_snr, schedule.prediction_type) * SpeeD().loss_factor(schedule)
+    raw = EDM().prediction_weight(schedule.log_snr, schedule.prediction) * SpeeD().loss_factor(schedule)
     torch.testing.assert_close(plain, raw, **FLOAT64)
     torch.testing.assert_close(normal / plain, torch.full_like(raw, float(normal[500] / plain[500])), **FLOAT64)
 
@@ -54,7 +53,7 @@ def test_across_prediction_types_normalised_weights_differ_by_one_factor():
     weights = {}
     for of in ("ε", "x0", "v"):
         schedule = schedules()[f"stable diffusion, {of}"]
-        scale = epsilon_error_scale(schedule.prediction_type, schedule.log_snr)
+        scale = schedule.prediction.epsilon_error_scale(schedule.log_snr)
         weights[of] = TimestepObjective(schedule, MinSNR(), UniformTimesteps()).weights() / scale  # in ε-units
     for of in ("x0", "v"):
         ratio = weights[of] / weights["ε"]

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from ldmprobe.diffusion.prediction import epsilon_error_scale, prediction_target, to_x0_and_epsilon
-from ldmprobe.diffusion.schedule import PREDICTION_TYPES, NoiseSchedule
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from ldmprobe.diffusion.prediction import KINDS
 from tests.helpers import FLOAT32, FLOAT64, sd_scheduler
 
 TIMESTEPS = torch.tensor([0, 1, 100, 500, 900, 999])
@@ -13,18 +13,18 @@ TIMESTEPS = torch.tensor([0, 1, 100, 500, 900, 999])
 
 def noised(prediction_type: str = "epsilon"):
     flow = prediction_type == "flow"
-    schedule = NoiseSchedule(FlowMatchEulerDiscreteScheduler(shift=3.0) if flow else sd_scheduler())
+    schedule = as_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0) if flow else sd_scheduler())
     generator = torch.Generator().manual_seed(0)
     x0, epsilon = torch.randn(2, len(TIMESTEPS), 2, 4, 4, generator=generator, dtype=torch.float64)
     alpha, sigma = schedule.levels(TIMESTEPS, x0)
     return schedule, x0, epsilon, alpha, sigma
 
 
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("prediction_type", KINDS)
 def test_the_target_converts_back_to_x0_and_epsilon(prediction_type: str):
     _, x0, epsilon, alpha, sigma = noised(prediction_type)
-    target = prediction_target(prediction_type, x0, epsilon, alpha, sigma)
-    found_x0, found_epsilon = to_x0_and_epsilon(prediction_type, target, alpha * x0 + sigma * epsilon, alpha, sigma)
+    target = KINDS[prediction_type].target(x0, epsilon, alpha, sigma)
+    found_x0, found_epsilon = KINDS[prediction_type].x0_and_epsilon(target, alpha * x0 + sigma * epsilon, alpha, sigma)
     torch.testing.assert_close(found_x0, x0, **FLOAT64)
     torch.testing.assert_close(found_epsilon, epsilon, **FLOAT64)
 
@@ -32,26 +32,26 @@ def test_the_target_converts_back_to_x0_and_epsilon(prediction_type: str):
 def test_v_target_equals_diffusers_get_velocity():
     schedule, x0, epsilon, alpha, sigma = noised()
     velocity = schedule.scheduler.get_velocity(x0, epsilon, TIMESTEPS)
-    torch.testing.assert_close(prediction_target("v_prediction", x0, epsilon, alpha, sigma), velocity, **FLOAT32)
+    torch.testing.assert_close(KINDS["v_prediction"].target(x0, epsilon, alpha, sigma), velocity, **FLOAT32)
 
 
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("prediction_type", KINDS)
 def test_any_prediction_stays_consistent_with_z_t(prediction_type: str):
     _, x0, epsilon, alpha, sigma = noised(prediction_type)
     z_t = alpha * x0 + sigma * epsilon
     prediction = torch.randn(z_t.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found_x0, found_epsilon = to_x0_and_epsilon(prediction_type, prediction, z_t, alpha, sigma)
+    found_x0, found_epsilon = KINDS[prediction_type].x0_and_epsilon(prediction, z_t, alpha, sigma)
     torch.testing.assert_close(alpha * found_x0 + sigma * found_epsilon, z_t, **FLOAT64)
 
 
-@pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+@pytest.mark.parametrize("prediction_type", KINDS)
 def test_epsilon_error_scale_converts_squared_errors(prediction_type: str):
     schedule, x0, epsilon, alpha, sigma = noised(prediction_type)
     z_t = alpha * x0 + sigma * epsilon
-    target = prediction_target(prediction_type, x0, epsilon, alpha, sigma)
+    target = KINDS[prediction_type].target(x0, epsilon, alpha, sigma)
     error = torch.randn(z_t.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    _, found_epsilon = to_x0_and_epsilon(prediction_type, target + error, z_t, alpha, sigma)
-    scale = epsilon_error_scale(prediction_type, schedule.log_snr[TIMESTEPS])
+    _, found_epsilon = KINDS[prediction_type].x0_and_epsilon(target + error, z_t, alpha, sigma)
+    scale = KINDS[prediction_type].epsilon_error_scale(schedule.log_snr[TIMESTEPS])
     epsilon_error = (found_epsilon - epsilon).pow(2).flatten(1).sum(1)
     torch.testing.assert_close(epsilon_error, scale * error.pow(2).flatten(1).sum(1), rtol=1e-9, atol=0)
 
@@ -60,17 +60,17 @@ def test_v_prediction_is_finite_at_both_ends_of_a_zero_terminal_snr_schedule():
     x0, epsilon = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
     for alpha, sigma in ((0.0, 1.0), (1.0, 0.0)):
         v = alpha * epsilon - sigma * x0
-        found = to_x0_and_epsilon("v_prediction", v, alpha * x0 + sigma * epsilon, alpha, sigma)
+        found = KINDS["v_prediction"].x0_and_epsilon(v, alpha * x0 + sigma * epsilon, alpha, sigma)
         torch.testing.assert_close(found, (x0, epsilon))
 
 
 def test_flow_prediction_is_finite_at_both_ends():
     x0, epsilon = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
     for alpha, sigma in ((0.0, 1.0), (1.0, 0.0)):
-        found = to_x0_and_epsilon("flow", epsilon - x0, alpha * x0 + sigma * epsilon, alpha, sigma)
+        found = KINDS["flow"].x0_and_epsilon(epsilon - x0, alpha * x0 + sigma * epsilon, alpha, sigma)
         torch.testing.assert_close(found, (x0, epsilon))
 
 
 def test_epsilon_error_scale_of_flow_is_the_square_of_alpha():
-    schedule = NoiseSchedule(FlowMatchEulerDiscreteScheduler(shift=3.0))
-    torch.testing.assert_close(epsilon_error_scale("flow", schedule.log_snr), schedule.alpha**2, **FLOAT64)
+    schedule = as_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0))
+    torch.testing.assert_close(KINDS["flow"].epsilon_error_scale(schedule.log_snr), schedule.alpha**2, **FLOAT64)

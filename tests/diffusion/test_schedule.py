@@ -14,13 +14,13 @@ from diffusers import (
     ScoreSdeVeScheduler,
 )
 
-from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.errors import ConfigurationError
 from tests.helpers import FLOAT32, FLOAT64, sd_scheduler
 
 
 def test_schedule_is_variance_preserving_in_float64_and_its_snr_falls():
-    schedule = NoiseSchedule(sd_scheduler())
+    schedule = as_schedule(sd_scheduler())
     assert schedule.alpha.dtype == schedule.sigma.dtype == torch.float64
     assert schedule.num_timesteps == 1000
     torch.testing.assert_close(schedule.alpha**2 + schedule.sigma**2, torch.ones(1000, dtype=torch.float64), **FLOAT64)
@@ -28,13 +28,13 @@ def test_schedule_is_variance_preserving_in_float64_and_its_snr_falls():
 
 
 def test_log_snr_is_log_of_alpha_squared_over_sigma_squared():
-    schedule = NoiseSchedule(sd_scheduler())
+    schedule = as_schedule(sd_scheduler())
     a = schedule.scheduler.alphas_cumprod.double()
     torch.testing.assert_close(schedule.log_snr, torch.logit(a), **FLOAT64)
 
 
 def test_log_snr_is_minus_infinity_at_zero_terminal_snr():
-    schedule = NoiseSchedule(sd_scheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction"))
+    schedule = as_schedule(sd_scheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction"))
     assert schedule.log_snr[-1] == -torch.inf
     assert schedule.log_snr[:-1].isfinite().all()
 
@@ -44,21 +44,21 @@ def test_add_noise_equals_diffusers(dtype: torch.dtype):
     scheduler = sd_scheduler()
     x0, epsilon = torch.randn(2, 5, 3, 4, 4, generator=torch.Generator().manual_seed(0), dtype=dtype)
     t = torch.tensor([0, 1, 500, 998, 999])
-    ours = NoiseSchedule(scheduler).add_noise(x0, epsilon, t)
+    ours = as_schedule(scheduler).add_noise(x0, epsilon, t)
     assert ours.dtype == dtype
     torch.testing.assert_close(ours, scheduler.add_noise(x0, epsilon, t), **FLOAT32)
 
 
 @pytest.mark.parametrize("shape", [(3,), (3, 7), (3, 2, 4, 4)])
 def test_levels_broadcast_against_latents_of_any_rank(shape: tuple[int, ...]):
-    schedule = NoiseSchedule(sd_scheduler())
+    schedule = as_schedule(sd_scheduler())
     alpha, sigma = schedule.levels(torch.tensor([0, 10, 999]), torch.zeros(shape))
     assert alpha.shape == sigma.shape == (3, *(1,) * (len(shape) - 1))
     torch.testing.assert_close(alpha.flatten().double(), schedule.alpha[[0, 10, 999]], **FLOAT32)
 
 
 def test_timesteps_at_finds_every_timestep_by_its_own_log_snr_and_clamps_outside():
-    schedule = NoiseSchedule(sd_scheduler())
+    schedule = as_schedule(sd_scheduler())
     assert schedule.timesteps_at(schedule.log_snr).tolist() == list(range(1000))
     assert schedule.timesteps_at(torch.tensor([100.0, -100.0])).tolist() == [0, 999]
 
@@ -68,25 +68,25 @@ def test_timesteps_at_finds_every_timestep_by_its_own_log_snr_and_clamps_outside
 def test_ddim_grid_visits_the_timesteps_of_diffusers(spacing: str, num_steps: int):
     scheduler = sd_scheduler(timestep_spacing=spacing)
     scheduler.set_timesteps(num_steps)
-    grid = NoiseSchedule(sd_scheduler()).ddim_grid(num_steps, spacing)
+    grid = as_schedule(sd_scheduler()).native_grid(num_steps, spacing)
     assert grid.num_steps == num_steps
     assert grid.timesteps.tolist() == scheduler.timesteps.tolist()
-    torch.testing.assert_close(grid.log_snr, NoiseSchedule(scheduler).log_snr[scheduler.timesteps], **FLOAT64)
+    torch.testing.assert_close(grid.log_snr, as_schedule(scheduler).log_snr[scheduler.timesteps], **FLOAT64)
 
 
 def test_ddim_grid_takes_its_spacing_from_the_scheduler_unless_told_otherwise():
-    schedule = NoiseSchedule(sd_scheduler(timestep_spacing="trailing"))
-    assert torch.equal(schedule.ddim_grid(50).timesteps, schedule.ddim_grid(50, "trailing").timesteps)
-    assert not torch.equal(schedule.ddim_grid(50).timesteps, schedule.ddim_grid(50, "leading").timesteps)
+    schedule = as_schedule(sd_scheduler(timestep_spacing="trailing"))
+    assert torch.equal(schedule.native_grid(50).timesteps, schedule.native_grid(50, "trailing").timesteps)
+    assert not torch.equal(schedule.native_grid(50).timesteps, schedule.native_grid(50, "leading").timesteps)
 
 
 def test_ddim_grid_takes_the_default_spacing_of_a_scheduler_of_another_class():
-    schedule = NoiseSchedule(DPMSolverMultistepScheduler())  # linspace by default, where DDIM is leading
-    assert torch.equal(schedule.ddim_grid(10).timesteps, schedule.ddim_grid(10, "linspace").timesteps)
+    schedule = as_schedule(DPMSolverMultistepScheduler())  # linspace by default, where DDIM is leading
+    assert torch.equal(schedule.native_grid(10).timesteps, schedule.native_grid(10, "linspace").timesteps)
 
 
 def test_consecutive_steps_meet_where_the_number_of_steps_divides():
-    grid = NoiseSchedule(sd_scheduler()).ddim_grid(50, "leading")
+    grid = as_schedule(sd_scheduler()).native_grid(50, "leading")
     torch.testing.assert_close(grid.alpha_s[:-1], grid.alpha_t[1:], **FLOAT64)
     torch.testing.assert_close(grid.sigma_s[:-1], grid.sigma_t[1:], **FLOAT64)
 
@@ -94,7 +94,7 @@ def test_consecutive_steps_meet_where_the_number_of_steps_divides():
 @pytest.mark.parametrize("set_alpha_to_one", [True, False])
 def test_last_step_arrives_at_the_schedulers_final_level(set_alpha_to_one: bool):
     scheduler = sd_scheduler(set_alpha_to_one=set_alpha_to_one)
-    grid = NoiseSchedule(scheduler).ddim_grid(50)
+    grid = as_schedule(scheduler).native_grid(50)
     assert float(grid.alpha_s[-1]) ** 2 == pytest.approx(float(scheduler.final_alpha_cumprod), rel=1e-12)
     assert (float(grid.sigma_s[-1]) == 0) == set_alpha_to_one
 
@@ -103,12 +103,12 @@ def test_last_step_arrives_at_the_schedulers_final_level(set_alpha_to_one: bool)
 def test_last_step_of_a_scheduler_over_sigma_arrives_where_its_own_does(final_sigmas_type: str):
     scheduler = EulerDiscreteScheduler(final_sigmas_type=final_sigmas_type)
     scheduler.set_timesteps(10)
-    grid = NoiseSchedule(scheduler).ddim_grid(10)
+    grid = as_schedule(scheduler).native_grid(10)
     assert float(grid.sigma_s[-1] / grid.alpha_s[-1]) == pytest.approx(float(scheduler.sigmas[-1]), rel=1e-4)
 
 
 def test_last_step_of_a_shifted_schedule_arrives_at_its_own_table():
-    grid = NoiseSchedule(CogVideoXDDIMScheduler(set_alpha_to_one=False, clip_sample=False)).ddim_grid(10)
+    grid = as_schedule(CogVideoXDDIMScheduler(set_alpha_to_one=False, clip_sample=False)).native_grid(10)
     own = CogVideoXDDIMScheduler(set_alpha_to_one=False).final_alpha_cumprod
     assert float(grid.alpha_s[-1]) ** 2 == pytest.approx(float(own), rel=1e-6)
 
@@ -121,15 +121,15 @@ def test_noise_levels_that_are_not_those_of_the_table_are_refused(setting: str):
         else DPMSolverMultistepScheduler(use_flow_sigmas=True)
     )
     with pytest.raises(ConfigurationError, match=setting):
-        NoiseSchedule(scheduler)
+        as_schedule(scheduler)
 
 
 def test_every_number_of_trailing_steps_stays_on_the_schedule():
     # np.arange(T, 0, -T/S) ends in a stray t = -1 for 62 of the 1000 values of S, 61 being the least.
-    schedule = NoiseSchedule(sd_scheduler())
+    schedule = as_schedule(sd_scheduler())
     wrong = []
     for num_steps in [*range(1, 130), 201, 999, 1000]:
-        grid = schedule.ddim_grid(num_steps, "trailing")
+        grid = schedule.native_grid(num_steps, "trailing")
         if grid.num_steps != num_steps or int(grid.timesteps.min()) < 0:
             wrong.append(num_steps)
     assert wrong == []
@@ -137,7 +137,7 @@ def test_every_number_of_trailing_steps_stays_on_the_schedule():
 
 @pytest.mark.parametrize("scheduler", [DDIMScheduler(), DDPMScheduler(), DDIMScheduler(clip_sample_range=3.0)])
 def test_clip_range_is_that_of_a_scheduler_that_clips(scheduler):
-    assert NoiseSchedule(scheduler).ddim_grid(10).clip_range == scheduler.config.clip_sample_range
+    assert as_schedule(scheduler).native_grid(10).clip_range == scheduler.config.clip_sample_range
 
 
 @pytest.mark.parametrize(
@@ -145,45 +145,45 @@ def test_clip_range_is_that_of_a_scheduler_that_clips(scheduler):
 )
 def test_there_is_no_clip_range_where_the_scheduler_does_not_clip(scheduler):
     assert not scheduler.config.get("clip_sample", False)
-    assert NoiseSchedule(scheduler).ddim_grid(10).clip_range is None
+    assert as_schedule(scheduler).native_grid(10).clip_range is None
 
 
 @pytest.mark.parametrize("num_steps", [0, -1, 1001])
 def test_number_of_steps_out_of_range_is_an_error(num_steps: int):
     with pytest.raises(ConfigurationError, match=rf"num_steps is {num_steps}; expected 1 to 1000"):
-        NoiseSchedule(sd_scheduler()).ddim_grid(num_steps)
+        as_schedule(sd_scheduler()).native_grid(num_steps)
 
 
 def test_unknown_spacing_is_an_error():
     with pytest.raises(ConfigurationError, match="sideways"):
-        NoiseSchedule(sd_scheduler()).ddim_grid(10, "sideways")
+        as_schedule(sd_scheduler()).native_grid(10, "sideways")
 
 
 def test_offset_that_leaves_the_schedule_is_an_error_that_names_the_way_out():
     with pytest.raises(ConfigurationError, match=r"steps_offset 1 leave the schedule.*'trailing'"):
-        NoiseSchedule(sd_scheduler(steps_offset=1)).ddim_grid(1000, "leading")
+        as_schedule(sd_scheduler(steps_offset=1)).native_grid(1000, "leading")
 
 
 def test_scheduler_without_alphas_cumprod_is_an_error():
     with pytest.raises(ConfigurationError, match=r"ScoreSdeVeScheduler has no table.*Use a variance-preserving"):
-        NoiseSchedule(ScoreSdeVeScheduler())
+        as_schedule(ScoreSdeVeScheduler())
 
 
 def test_dynamic_thresholding_is_an_error():
     with pytest.raises(ConfigurationError, match="set `thresholding: false`"):
-        NoiseSchedule(sd_scheduler(thresholding=True))
+        as_schedule(sd_scheduler(thresholding=True))
 
 
 def test_unknown_prediction_type_is_an_error():
     with pytest.raises(ConfigurationError, match="'score'; expected one of epsilon, sample, v_prediction"):
-        NoiseSchedule(sd_scheduler(prediction_type="score"))
+        as_schedule(sd_scheduler(prediction_type="score"))
 
 
 @pytest.mark.parametrize("kind", [DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler])
 def test_epsilon_prediction_at_zero_terminal_snr_is_an_error_that_names_the_way_out(kind):
     # DPMSolver's table ends in ᾱ = 2⁻²⁴ instead of 0, and is no more of use.
     with pytest.raises(ConfigurationError, match=r"zero terminal SNR.*set `prediction_type: v_prediction`"):
-        NoiseSchedule(kind(rescale_betas_zero_snr=True, prediction_type="epsilon"))
+        as_schedule(kind(rescale_betas_zero_snr=True, prediction_type="epsilon"))
 
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
@@ -191,7 +191,7 @@ def test_zero_terminal_snr_is_welcome_where_x0_is_predicted(prediction_type: str
     scheduler = sd_scheduler(
         rescale_betas_zero_snr=True, prediction_type=prediction_type, timestep_spacing="trailing", set_alpha_to_one=True
     )
-    grid = NoiseSchedule(scheduler).ddim_grid(10)
+    grid = as_schedule(scheduler).native_grid(10)
     assert (float(grid.alpha_t[0]), float(grid.sigma_t[0])) == (0, 1)
     assert (grid.alpha_t[1:] > 0).all()
 
@@ -204,23 +204,23 @@ ZERO_SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "
     [DDIMScheduler, DDPMScheduler, PNDMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler, LCMScheduler],
 )
 def test_settings_change_what_they_name_and_nothing_else(kind):
-    own = NoiseSchedule(kind(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"))
+    own = as_schedule(kind(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"))
     spaced = own.with_settings(timestep_spacing="trailing")
     torch.testing.assert_close(spaced.alpha, own.alpha, **FLOAT64)
-    assert (spaced.prediction_type, spaced.ddim_grid(10).clip_range) == ("epsilon", own.ddim_grid(10).clip_range)
-    assert spaced.ddim_grid(10).timesteps.tolist() == own.ddim_grid(10, "trailing").timesteps.tolist()
+    assert (spaced.prediction.name, spaced.native_grid(10).clip_range) == ("epsilon", own.native_grid(10).clip_range)
+    assert spaced.native_grid(10).timesteps.tolist() == own.native_grid(10, "trailing").timesteps.tolist()
 
     rescaled = own.with_settings(**ZERO_SNR)
     first, last = own.alpha[0], own.alpha[-1]
     torch.testing.assert_close(rescaled.alpha, (own.alpha - last) * first / (first - last), rtol=1e-5, atol=1e-6)
-    assert rescaled.prediction_type == "v_prediction"
+    assert rescaled.prediction.name == "v_prediction"
     assert float(rescaled.alpha[-1]) == 0
 
 
 def test_flow_matching_takes_the_settings_of_its_own_scheduler():
-    own = NoiseSchedule(FlowMatchEulerDiscreteScheduler(shift=3.0))
+    own = as_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0))
     torch.testing.assert_close(
-        own.with_settings(shift=5.0).sigma, NoiseSchedule(FlowMatchEulerDiscreteScheduler(shift=5.0)).sigma
+        own.with_settings(shift=5.0).sigma, as_schedule(FlowMatchEulerDiscreteScheduler(shift=5.0)).sigma
     )
     with pytest.raises(ConfigurationError, match=r"has no setting 'prediction_type'; expected some of .*shift"):
         own.with_settings(prediction_type="epsilon")
@@ -244,16 +244,16 @@ def test_flow_matching_takes_the_settings_of_its_own_scheduler():
 )
 def test_settings_that_no_diffusion_has_are_refused(settings, text):
     with pytest.raises(ConfigurationError, match=text):
-        NoiseSchedule(DDPMScheduler()).with_settings(**settings)
+        as_schedule(DDPMScheduler()).with_settings(**settings)
 
 
 def test_betas_that_ddim_does_not_know_cannot_be_sampled_with():
     with pytest.raises(ConfigurationError, match="sigmoid is not implemented"):
-        NoiseSchedule(DDPMScheduler(beta_schedule="sigmoid")).ddim_grid(10)
+        as_schedule(DDPMScheduler(beta_schedule="sigmoid")).native_grid(10)
 
 
 def test_what_is_no_scheduler_is_told_what_one_looks_like():
     with pytest.raises(
         ConfigurationError, match=r"'diffusers.DDIMScheduler', which is none.*class_path: diffusers.DDIM"
     ):
-        NoiseSchedule("diffusers.DDIMScheduler")
+        as_schedule("diffusers.DDIMScheduler")

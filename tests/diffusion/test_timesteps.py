@@ -9,6 +9,7 @@ from scipy import stats
 
 from ldmprobe.diffusion.adaptive_timesteps import AdaptiveTimesteps, LossSecondMoment
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.timesteps import (
     BetaTimesteps,
@@ -133,7 +134,7 @@ def test_speed_draws_as_in_the_paper(num_timesteps: int):
     k, tau = 5, 700 * num_timesteps // 1000
     t = np.arange(1, num_timesteps + 1)
     expected = np.where(t <= tau, k, 1) / (num_timesteps + tau * (k - 1))  # section 3.3
-    schedule = NoiseSchedule(sd_scheduler(num_train_timesteps=num_timesteps))
+    schedule = as_schedule(sd_scheduler(num_train_timesteps=num_timesteps))
     torch.testing.assert_close(SpeeD().probabilities(schedule), torch.from_numpy(expected), **FLOAT64)
 
 

@@ -1,4 +1,4 @@
-"""ddim_steps against diffusers.DDIMScheduler.step, latent by latent."""
+"""Sampling steps against diffusers.DDIMScheduler.step, latent by latent."""
 
 from itertools import pairwise
 
@@ -7,8 +7,10 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
-from ldmprobe.diffusion.schedule import NoiseSchedule
-from ldmprobe.diffusion.trajectory import DDIMStep, ddim_steps
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from ldmprobe.diffusion.prediction import KINDS
+from ldmprobe.diffusion.samplers import DDIM
+from ldmprobe.diffusion.trajectory import SamplingStep, sampling_steps
 from tests.helpers import FLOAT64, WHOLE_PATH, sd_scheduler
 
 
@@ -17,9 +19,9 @@ def network(z_t: Tensor, timestep: int) -> Tensor:
     return torch.tanh(1.5 * z_t + 0.2) * (1 - timestep / 4000) + 0.1 * z_t
 
 
-def our_path(scheduler: DDIMScheduler, num_steps: int, z_T: Tensor) -> list[DDIMStep]:
-    schedule = NoiseSchedule(scheduler)
-    return list(ddim_steps(network, z_T, schedule.ddim_grid(num_steps), schedule.prediction_type))
+def our_path(scheduler: DDIMScheduler, num_steps: int, z_T: Tensor) -> list[SamplingStep]:
+    schedule = as_schedule(scheduler)
+    return list(sampling_steps(network, z_T, DDIM().program(schedule.native_grid(num_steps)), schedule.prediction))
 
 
 def diffusers_path(scheduler: DDIMScheduler, num_steps: int, z_T: Tensor) -> list[Tensor]:
@@ -82,7 +84,7 @@ def test_clipping_matters_in_the_comparison():
 def test_each_step_starts_where_the_last_one_ended_and_carries_its_own_parts():
     scheduler = sd_scheduler()
     steps = our_path(scheduler, 10, noise())
-    grid = NoiseSchedule(scheduler).ddim_grid(10)
+    grid = as_schedule(scheduler).native_grid(10)
     assert [step.index for step in steps] == list(range(10))
     assert [step.timestep for step in steps] == grid.timesteps.tolist()
     assert torch.equal(steps[0].z_t, noise())
@@ -95,13 +97,13 @@ def test_each_step_starts_where_the_last_one_ended_and_carries_its_own_parts():
 
 def test_steps_are_taken_one_at_a_time():
     calls = []
-    schedule = NoiseSchedule(sd_scheduler())
+    schedule = as_schedule(sd_scheduler())
 
     def counting(z_t: Tensor, timestep: int) -> Tensor:
         calls.append(timestep)
         return network(z_t, timestep)
 
-    steps = ddim_steps(counting, noise(), schedule.ddim_grid(10), "epsilon")
+    steps = sampling_steps(counting, noise(), DDIM().program(schedule.native_grid(10)), KINDS["epsilon"])
     next(steps)
     next(steps)
     assert len(calls) == 2

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldmprobe.diffusion.prediction import prediction_target
-from ldmprobe.diffusion.schedule import PREDICTION_TYPES
+from ldmprobe.diffusion.prediction import KINDS
 from ldmprobe.diffusion.weighting import (
     EDM,
     P2,
@@ -31,7 +30,7 @@ LOG_SNR = torch.linspace(-12, 12, 49, dtype=torch.float64)
 EXTREMES = [-math.inf, -1000.0, -31.0, -20.0, 0.0, 20.0, 31.0, 1000.0, math.inf]
 
 each_weighting = pytest.mark.parametrize("name", WEIGHTINGS)
-each_prediction_type = pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
+each_prediction_type = pytest.mark.parametrize("prediction_type", KINDS)
 
 
 def test_every_weighting_is_in_the_catalogue_of_the_tests():
@@ -43,7 +42,7 @@ def test_every_weighting_is_in_the_catalogue_of_the_tests():
 
 @each_prediction_type
 def test_plain_weight_is_one_on_whatever_is_predicted(prediction_type: str):
-    assert torch.equal(PlainWeighting().prediction_weight(LOG_SNR, prediction_type), torch.ones_like(LOG_SNR))
+    assert torch.equal(PlainWeighting().prediction_weight(LOG_SNR, KINDS[prediction_type]), torch.ones_like(LOG_SNR))
 
 
 def test_plain_weighting_has_no_weight_on_epsilon_and_says_what_to_call():
@@ -101,8 +100,8 @@ def flow_time(snr: np.ndarray) -> np.ndarray:
 )
 def test_weight_equals_the_published_formula(weighting: LossWeighting, prediction_type: str, published):
     expected = torch.from_numpy(published(np.exp(LOG_SNR.numpy())))
-    torch.testing.assert_close(weighting.prediction_weight(LOG_SNR, prediction_type), expected, **FLOAT64)
-    single = weighting.prediction_weight(LOG_SNR.float(), prediction_type)
+    torch.testing.assert_close(weighting.prediction_weight(LOG_SNR, KINDS[prediction_type]), expected, **FLOAT64)
+    single = weighting.prediction_weight(LOG_SNR.float(), KINDS[prediction_type])
     torch.testing.assert_close(single, expected.float(), **FLOAT32)
 
 
@@ -127,12 +126,12 @@ def stated_losses(weighting: LossWeighting, log_snr: Tensor) -> list[tuple[Tenso
     alpha, sigma = log_snr.sigmoid().sqrt()[:, None], (-log_snr).sigmoid().sqrt()[:, None]
     z_t = alpha * x0 + sigma * epsilon
     found = []
-    for prediction_type in PREDICTION_TYPES:
+    for prediction_type in KINDS:
         theta = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
         v = torch.tanh(theta * z_t) - 0.3 * theta
-        answer = prediction_target(prediction_type, alpha * z_t - sigma * v, alpha * v + sigma * z_t, alpha, sigma)
-        errors = (answer - prediction_target(prediction_type, x0, epsilon, alpha, sigma)).pow(2).mean(1)
-        losses = weighting(errors, weighting.prediction_weight(log_snr, prediction_type), log_snr)
+        answer = KINDS[prediction_type].target(alpha * z_t - sigma * v, alpha * v + sigma * z_t, alpha, sigma)
+        errors = (answer - KINDS[prediction_type].target(x0, epsilon, alpha, sigma)).pow(2).mean(1)
+        losses = weighting(errors, weighting.prediction_weight(log_snr, KINDS[prediction_type]), log_snr)
         own = list(weighting.parameters())
         gradient, *of_own = torch.autograd.grad(losses.sum(), [theta, *own])
         found.append((losses.detach(), gradient, of_own[0] if of_own else None))
@@ -159,7 +158,7 @@ def test_with_the_plain_weight_they_do():
 @each_prediction_type
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_weight_is_finite_at_every_noise_level(name: str, prediction_type: str, dtype: torch.dtype):
-    weight = WEIGHTINGS[name]().prediction_weight(torch.tensor(EXTREMES, dtype=dtype), prediction_type)
+    weight = WEIGHTINGS[name]().prediction_weight(torch.tensor(EXTREMES, dtype=dtype), KINDS[prediction_type])
     assert weight.dtype == dtype
     assert weight.isfinite().all()
     assert (weight >= 0).all()
@@ -189,8 +188,10 @@ LIMITS = {
 def test_weight_has_its_limit_where_there_is_no_signal_and_where_there_is_no_noise(name: str):
     weighting = WEIGHTINGS[name]()
     for log_snr, limits in zip((-math.inf, math.inf), LIMITS[name], strict=True):
-        for prediction_type, limit in zip(PREDICTION_TYPES, limits, strict=True):
-            found = float(weighting.prediction_weight(torch.tensor([log_snr], dtype=torch.float64), prediction_type))
+        for prediction_type, limit in zip(KINDS, limits, strict=True):
+            found = float(
+                weighting.prediction_weight(torch.tensor([log_snr], dtype=torch.float64), KINDS[prediction_type])
+            )
             if limit is None:
                 assert found > 1000, (log_snr, prediction_type)  # without bound, held finite
             else:
@@ -204,7 +205,7 @@ def test_learned_uncertainty_converges_to_the_log_of_the_weighted_error():
     torch.manual_seed(0)
     weighting = LearnedUncertainty(MinSNR())
     log_snr = schedules()["stable diffusion, ε"].log_snr[::100]
-    weights = weighting.prediction_weight(log_snr, "epsilon")
+    weights = weighting.prediction_weight(log_snr, KINDS["epsilon"])
     # Errors as of 16-dimensional data, that fall with the noise.
     errors = torch.distributions.Gamma(8.0, 8.0).sample((1000, 10)).double() / (1 + log_snr.exp())
     optimizer = torch.optim.Adam(weighting.parameters(), lr=0.1)
@@ -238,7 +239,7 @@ def test_gradient_of_the_uncertainty_is_one_less_the_scaled_error():
 def test_learned_uncertainty_starts_as_its_base():
     log_snr = LOG_SNR.float()
     errors = torch.rand(len(log_snr), generator=torch.Generator().manual_seed(0))
-    weights = EDM().prediction_weight(log_snr, "v_prediction")
+    weights = EDM().prediction_weight(log_snr, KINDS["v_prediction"])
     assert torch.equal(LearnedUncertainty()(errors, weights, log_snr), weights * errors)
 
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import nn
 
-from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.conditioning import ClassConditioning, Unconditional
 from ldmprobe.models.denoiser import as_denoiser
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
-from tests.helpers import FLOAT32, sd_scheduler, tiny_unet
+from tests.helpers import FLOAT32, guided, sd_scheduler, tiny_unet
 
 Z, T = torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 300, 600, 999])
 LABELS = {"class_labels": torch.tensor([0, 1, 2, 0])}
@@ -29,7 +29,7 @@ def model() -> DiffusionModel:
     torch.manual_seed(0)
     network = tiny_unet(num_class_embeds=4).eval()
     nn.init.normal_(network.class_embedding.weight, std=3.0)
-    return DiffusionModel(network, NoiseSchedule(sd_scheduler()), (2, 8, 8), conditioning=ClassConditioning(3))
+    return DiffusionModel(network, as_schedule(sd_scheduler()), (2, 8, 8), conditioning=ClassConditioning(3))
 
 
 @torch.no_grad()
@@ -38,8 +38,8 @@ def test_guidance_goes_from_the_null_prediction_through_the_conditional_one(mode
     denoise = as_denoiser(model.network)
     conditional, null = denoise(Z, T, LABELS), denoise(Z, T, NULL)
     assert not torch.allclose(conditional, null, atol=1e-3)
-    guided = model.predict(Z, T, LABELS, scale)
-    torch.testing.assert_close(guided, null + scale * (conditional - null), **FLOAT32)
+    found = guided(model, Z, T, LABELS, scale)
+    torch.testing.assert_close(found, null + scale * (conditional - null), **FLOAT32)
 
 
 @torch.no_grad()
@@ -54,14 +54,14 @@ def test_scale_1_is_the_conditional_prediction_in_one_pass(model):
 @torch.no_grad()
 def test_guidance_of_an_unconditional_model_changes_nothing():
     network = tiny_unet().eval()
-    model = DiffusionModel(network, NoiseSchedule(sd_scheduler()), (2, 8, 8))
-    assert torch.equal(model.predict(Z, T, {}, 5.0), model.predict(Z, T, {}))
+    model = DiffusionModel(network, as_schedule(sd_scheduler()), (2, 8, 8))
+    assert torch.equal(guided(model, Z, T, {}, 5.0), model.predict(Z, T, {}))
 
 
 @torch.no_grad()
 def test_a_half_precision_network_samples_in_float32(model):
     network = tiny_unet().eval().to(torch.bfloat16)
-    half = DiffusionModel(network, NoiseSchedule(sd_scheduler()), (2, 8, 8))
+    half = DiffusionModel(network, as_schedule(sd_scheduler()), (2, 8, 8))
     assert half.predict(Z, T, {}).dtype == torch.float32
 
 
@@ -113,7 +113,7 @@ class Hungry(nn.Module):
 
 
 def _hungry() -> tuple[DiffusionModel, torch.Tensor, dict[str, torch.Tensor]]:
-    model = DiffusionModel(Hungry(), NoiseSchedule(sd_scheduler()), (1, 2, 2), conditioning=ClassConditioning(100))
+    model = DiffusionModel(Hungry(), as_schedule(sd_scheduler()), (1, 2, 2), conditioning=ClassConditioning(100))
     z = torch.randn(40, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     return model, z, {"class_labels": torch.arange(40)}
 
@@ -121,10 +121,10 @@ def _hungry() -> tuple[DiffusionModel, torch.Tensor, dict[str, torch.Tensor]]:
 @torch.no_grad()
 def test_a_probe_out_of_memory_halves_its_batch_and_finds_the_same():
     model, z, condition = _hungry()
-    expected = model.conditioned(condition, 4)(z, 500.0)
+    expected = model.predictor(condition, 4)(z, 500.0)
     model.network.served.clear()
     with memory_left(1000 * 2**20), pytest.warns(UserWarning, match=r"Memory ran out .* 40 samples .* went on with 10"):
-        found = model.conditioned(condition, 40)(z, 500.0)
+        found = model.predictor(condition, 40)(z, 500.0)
     assert torch.equal(found, expected)
     assert model.network.served == [10, 10, 10, 10]
 
@@ -132,12 +132,12 @@ def test_a_probe_out_of_memory_halves_its_batch_and_finds_the_same():
 @torch.no_grad()
 def test_the_batch_that_fitted_is_remembered_and_the_warning_not_repeated():
     model, z, condition = _hungry()
-    whole = model.denoised(z, 500.0, 0.6, 0.8, condition)
+    whole = model.x0_and_epsilon(z, 500.0, 0.6, 0.8, condition)
     assert model.network.served == [40]
     with memory_left(1000 * 2**20), pytest.warns(UserWarning, match="went on with 10"):
-        model.denoised(z, 500.0, 0.6, 0.8, condition)
+        model.x0_and_epsilon(z, 500.0, 0.6, 0.8, condition)
     with memory_left(1000 * 2**20), warnings.catch_warnings(action="error"):
-        split = model.denoised(z, 500.0, 0.6, 0.8, condition)
+        split = model.x0_and_epsilon(z, 500.0, 0.6, 0.8, condition)
     assert model.network.served == [40, *[10] * 8]
     for one, other in zip(whole, split, strict=True):
         assert torch.equal(one, other)
@@ -147,14 +147,14 @@ def test_the_batch_that_fitted_is_remembered_and_the_warning_not_repeated():
 def test_one_sample_that_does_not_fit_is_an_error():
     model, z, condition = _hungry()
     with memory_left(20 * 2**20), pytest.raises(RuntimeError, match="can't allocate memory"):
-        model.conditioned(condition, 40)(z, 500.0)
+        model.predictor(condition, 40)(z, 500.0)
 
 
 @torch.no_grad()
 def test_another_error_of_the_network_is_raised_at_once():
     model, z, _ = _hungry()
     with pytest.raises(KeyError, match="class_labels"):
-        model.conditioned({}, 40)(z, 500.0)
+        model.predictor({}, 40)(z, 500.0)
 
 
 def test_a_training_pass_is_never_split():
@@ -167,4 +167,4 @@ def test_a_training_pass_is_never_split():
 def test_a_variance_beside_the_prediction_is_no_second_channel_of_it():
     network = tiny_unet(1, out_channels=2).eval()
     with pytest.raises(ConfigurationError, match=r"\(4, 1, 8, 8\) with \(4, 2, 8, 8\)"):
-        DiffusionModel(network, NoiseSchedule(sd_scheduler()), (1, 8, 8)).predict(Z[:, :1], T, {})
+        DiffusionModel(network, as_schedule(sd_scheduler()), (1, 8, 8)).predict(Z[:, :1], T, {})

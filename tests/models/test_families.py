@@ -20,11 +20,13 @@ from diffusers import (
 )
 from torch import Tensor
 
-from ldmprobe.diffusion.trajectory import ddim_steps
+from ldmprobe.diffusion.samplers import DDIM
+from ldmprobe.diffusion.trajectory import sampling_steps
 from ldmprobe.models.families import FAMILIES
+from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.models.pretrained import load_pipeline
 from ldmprobe.models.text import TextConditioning
-from tests.helpers import WHOLE_PATH
+from tests.helpers import WHOLE_PATH, guided
 from tests.pipelines import TINY, saved, stable_diffusion_xl, tiny
 
 PROMPTS, CLASSES, STEPS, SIZE = ["a red cat", "photo of blue dog"], [0, 1], 4, 16
@@ -63,9 +65,11 @@ def assert_same_path(folder: Path, pipeline: Any, guidance_scale: float) -> None
     model = load_pipeline(str(folder), prompts=PROMPTS)
     if isinstance(model.conditioning, TextConditioning):
         model.conditioning.encoder.made_for(model.network, SIZE, SIZE)
-    grid = model.schedule.ddim_grid(STEPS)
-    denoise = model.conditioned(model.conditioning.for_samples(torch.arange(2)), 2, guidance_scale)
-    steps = list(ddim_steps(denoise, given[0], grid, model.schedule.prediction_type))
+    grid = model.schedule.native_grid(STEPS)
+    denoise = model.predictor(
+        model.conditioning.for_samples(torch.arange(2)), 2, ClassifierFreeGuidance(guidance_scale)
+    )
+    steps = list(sampling_steps(denoise, given[0], DDIM().program(grid), model.schedule.prediction))
     assert len(given) == len(steps) == STEPS
     for theirs, ours in zip(given, steps, strict=True):
         torch.testing.assert_close(ours.z_t, theirs, **WHOLE_PATH)
@@ -189,8 +193,8 @@ def test_a_half_precision_network_predicts_about_the_same(name):
     condition = model.conditioning.for_samples(torch.arange(2))
     t = torch.full((2,), float(model.schedule.model_time[500])).to(model.schedule.model_time.dtype)
     scale = 4.0 if name in GUIDED else 1.0
-    whole = model.predict(z, t, condition, scale)
+    whole = guided(model, z, t, condition, scale)
     model.network.to(torch.bfloat16)
-    half = model.predict(z, t, condition, scale)
+    half = guided(model, z, t, condition, scale)
     assert half.dtype == torch.float32
     torch.testing.assert_close(half, whole, rtol=0, atol=0.1 * float(whole.abs().max()))

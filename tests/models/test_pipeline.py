@@ -14,12 +14,14 @@ from diffusers import (
     VQModel,
 )
 
-from ldmprobe.diffusion.schedule import NoiseSchedule
-from ldmprobe.diffusion.trajectory import ddim_steps
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from ldmprobe.diffusion.samplers import DDIM
+from ldmprobe.diffusion.trajectory import sampling_steps
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.models.pipeline import as_pipeline, image_size
 from ldmprobe.models.pixel_autoencoder import pixel_autoencoder
 from ldmprobe.models.pretrained import load_pipeline
@@ -36,8 +38,12 @@ def ours(model: DiffusionModel, guidance_scale: float) -> torch.Tensor:
     """Samples 0 and 1, in [0, 1] and (N, H, W, C) as diffusers gives images."""
     noise = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(5))
     with evaluating(model.modules):
-        denoise = model.conditioned(model.conditioning.for_samples(torch.arange(2)), 2, guidance_scale)
-        *_, last = ddim_steps(denoise, noise, model.schedule.ddim_grid(STEPS), model.schedule.prediction_type)
+        denoise = model.predictor(
+            model.conditioning.for_samples(torch.arange(2)), 2, ClassifierFreeGuidance(guidance_scale)
+        )
+        *_, last = sampling_steps(
+            denoise, noise, DDIM().program(model.schedule.native_grid(STEPS)), model.schedule.prediction
+        )
         return (model.codec.decode(last.z_s) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
@@ -79,7 +85,7 @@ def text_model(codec=None, scheduler=None, network=None, shape=(2, 8, 8)) -> Dif
     torch.manual_seed(0)
     conditioning = TextConditioning(SmallCLIP(WORDS, width=16, num_heads=2), prompts=PROMPTS)
     network = network or conditional_unet(in_channels=shape[0], out_channels=shape[0])
-    schedule = NoiseSchedule(scheduler or sd_scheduler())
+    schedule = as_schedule(scheduler or sd_scheduler())
     codec = codec or LatentCodec(autoencoder(scaling_factor=0.5))
     return DiffusionModel(network.eval(), schedule, shape, codec, conditioning)
 

@@ -21,9 +21,11 @@ from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.families import FAMILIES
 from ldmprobe.models.frozen import NetworkFiles
+from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.models.pipeline_files import check_files
 from ldmprobe.models.pretrained import PretrainedText, load_pipeline
 from ldmprobe.models.text import TextConditioning
+from ldmprobe.probing.sampling import Sampling
 from ldmprobe.standalone import load_model, sample_images
 from ldmprobe.training.finetuning import FinetunedDiffusion
 from tests.helpers import FLOAT32, WHOLE_PATH, sd_scheduler, tiny_unet
@@ -45,7 +47,7 @@ def test_the_model_is_the_one_that_was_saved(folder):
     with torch.no_grad():
         torch.testing.assert_close(model.predict(z, t, {}), pipeline.unet(z, t).sample, **FLOAT32)
     assert model.latent_shape == (3, 8, 8)
-    assert model.schedule.prediction_type == "v_prediction"
+    assert model.schedule.prediction.name == "v_prediction"
     torch.testing.assert_close(model.schedule.alpha**2, DDPMScheduler().alphas_cumprod.double())
     assert model.codec.autoencoder is None
     assert not model.network.training
@@ -79,7 +81,7 @@ def test_a_class_conditional_u_net_comes_with_its_classes(tmp_path):
     ids, z = torch.arange(4), torch.randn(4, 3, 8, 8)
     assert model.conditioning.for_samples(ids)["class_labels"].tolist() == [0, 1, 2, 0]
     with torch.no_grad():
-        prediction = model.predict(z, torch.full((4,), 500), model.conditioning.for_samples(ids), guidance_scale=3.0)
+        prediction = model.predictor(model.conditioning.for_samples(ids), 4, ClassifierFreeGuidance(3.0))(z, 500)
     assert prediction.shape == z.shape
 
 
@@ -325,7 +327,7 @@ def test_stable_diffusion_3_without_t5_is_finetuned_exported_and_probed(without_
     assert 'from_pretrained("exported", text_encoder_3=None, tokenizer_3=None)' in card
     DiffusionPipeline.from_pretrained("exported", text_encoder_3=None, tokenizer_3=None)
     images = [
-        sample_images(load_model(name, "cpu", ["a red cat"]), 2, num_steps=2, guidance_scale=2.0)
+        sample_images(load_model(name, "cpu", ["a red cat"]), Sampling(2, 2, guidance=ClassifierFreeGuidance(2.0)))
         for name in ("last.ckpt", "exported", str(without_t5))
     ]
     torch.testing.assert_close(images[0], images[1], **WHOLE_PATH)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ldmprobe.analysis.basis import LatentBasis, Rotation
 from ldmprobe.analysis.pca import PCABasis
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.probe import Ranks
@@ -46,7 +47,7 @@ class GaussianX0(nn.Module):
         self.mean, self.variance, self.schedule = nn.Parameter(mean), nn.Parameter(variance), schedule
 
     def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        flow = self.schedule.prediction_type == "flow"
+        flow = self.schedule.prediction.name == "flow"
         if flow:
             sigma = (t.to(z_t.dtype) / self.schedule.num_timesteps).view(-1, 1, 1, 1)
             alpha = 1 - sigma
@@ -59,7 +60,7 @@ class GaussianX0(nn.Module):
 
 def flow_model(shift: float = 1.0) -> DiffusionModel:
     """A perfect flow-matching model of the same data as ``gaussian_model()``."""
-    like, schedule = gaussian_model(), NoiseSchedule(FlowMatchEulerDiscreteScheduler(shift=shift))
+    like, schedule = gaussian_model(), as_schedule(FlowMatchEulerDiscreteScheduler(shift=shift))
     network = GaussianX0(like.network.mean.detach(), like.network.variance.detach(), schedule)
     return DiffusionModel(network, schedule, like.latent_shape)
 

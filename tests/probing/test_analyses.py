@@ -8,8 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from ldmprobe.analysis.reference import ideal_ddim
-from ldmprobe.diffusion.trajectory import DDIMStep
+from ldmprobe.analysis.ideal import ideal_path
+from ldmprobe.diffusion.samplers import DDIM
+from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import Analysis, Findings, PCAScatter, SampleImages, StepKL, Trajectory, X0Drift
@@ -17,6 +18,7 @@ from ldmprobe.probing.analyses.samples import png_bytes
 from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.probe import sample_noise
 from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.probing.sampling import Sampling
 from tests.helpers import FLOAT32, gaussian_model
 from tests.probing.gaussian import assert_same_record, exact_reference
 
@@ -28,9 +30,9 @@ class KeepSteps(Analysis):
     """Keeps everything, so that a test can compute from it."""
 
     def begin(self, trajectory: Trajectory) -> None:
-        self.steps: list[DDIMStep] = []
+        self.steps: list[SamplingStep] = []
 
-    def update(self, step: DDIMStep) -> None:
+    def update(self, step: SamplingStep) -> None:
         self.steps.append(step)
 
     def finish(self) -> Findings:
@@ -50,12 +52,12 @@ def kept() -> KeepSteps:
 @pytest.fixture(scope="module")
 def record(model: DiffusionModel, kept: KeepSteps) -> ProbeRecord:
     analyses = [StepKL(), PCAScatter(), SampleImages(12), kept]
-    return probe_ddim(model, exact_reference(model), NUM_SAMPLES, NUM_STEPS, analyses=analyses)
+    return probe_ddim(model, exact_reference(model), Sampling(NUM_SAMPLES, NUM_STEPS), analyses=analyses)
 
 
 @pytest.fixture(scope="module")
 def without_reference(model: DiffusionModel) -> ProbeRecord:
-    return probe_ddim(model, None, 64, 10)
+    return probe_ddim(model, None, Sampling(64, 10))
 
 
 def test_step_kl_of_a_perfect_model_is_the_ideal_one_within_its_interval(record: ProbeRecord):
@@ -76,9 +78,9 @@ def test_step_kl_interval_is_narrow_enough_to_mean_something(record: ProbeRecord
 
 
 def test_closed_form_curves_are_those_of_the_grid(record: ProbeRecord, model: DiffusionModel):
-    grid = model.schedule.ddim_grid(NUM_STEPS)
+    grid = model.schedule.native_grid(NUM_STEPS)
     mean, variance = model.network.mean.detach().flatten(), model.network.variance.detach().flatten()
-    ideal = ideal_ddim(mean, variance, grid.alpha_t, grid.sigma_t, grid.alpha_s, grid.sigma_s)
+    ideal = ideal_path(mean, variance, DDIM().program(grid), grid)
     np.testing.assert_allclose(record.curves["step_kl_ideal"].value, ideal.step_kl().mean(1).numpy(), rtol=1e-10)
     np.testing.assert_allclose(
         record.curves["step_kl_forward"].value, ideal.forward_step_kl().mean(1).numpy(), rtol=1e-10
@@ -87,9 +89,9 @@ def test_closed_form_curves_are_those_of_the_grid(record: ProbeRecord, model: Di
 
 def test_reverse_kl_is_the_other_way_round(record: ProbeRecord, model: DiffusionModel):
     """Against the ideal KL(after ‖ before); about 5 % is the statistical error of the largest steps at N = 512."""
-    grid = model.schedule.ddim_grid(NUM_STEPS)
+    grid = model.schedule.native_grid(NUM_STEPS)
     mean, variance = model.network.mean.detach().flatten(), model.network.variance.detach().flatten()
-    i = ideal_ddim(mean, variance, grid.alpha_t, grid.sigma_t, grid.alpha_s, grid.sigma_s)
+    i = ideal_path(mean, variance, DDIM().program(grid), grid)
     before, after = (torch.distributions.Normal(m, v.sqrt()) for m, v in ((i.mean_t, i.var_t), (i.mean_s, i.var_s)))
     expected = torch.distributions.kl_divergence(after, before).mean(1).numpy()
     found = record.curves["step_kl_reverse"].value
@@ -116,7 +118,7 @@ def test_softmax_kl_curve_is_torchs_kl_div_between_the_latents_of_each_step(reco
 
 
 def test_curves_lie_over_the_timesteps_going_in(record: ProbeRecord, model: DiffusionModel):
-    grid = model.schedule.ddim_grid(NUM_STEPS)
+    grid = model.schedule.native_grid(NUM_STEPS)
     bands = {
         f"{name}/band{k}" for name in ("step_kl_ratio", "variance_ratio", "variance_ratio_ideal") for k in range(4)
     }
@@ -136,7 +138,7 @@ def test_without_reference_there_is_no_closed_form_and_the_basis_is_a_cosine_tra
 
 
 def test_scatters_show_six_levels_from_noise_to_the_final_latents(record: ProbeRecord, model: DiffusionModel):
-    grid = model.schedule.ddim_grid(NUM_STEPS)
+    grid = model.schedule.native_grid(NUM_STEPS)
     for name, number in (("pca", NUM_SAMPLES), ("pca_real", 512)):
         scatters = record.scatters[name]
         assert [scatter.timestep for scatter in scatters] == [*grid.timesteps[[0, 10, 20, 30, 40]].tolist(), 0]
@@ -148,14 +150,14 @@ def test_scatters_show_six_levels_from_noise_to_the_final_latents(record: ProbeR
 @pytest.mark.parametrize(("num_levels", "num_steps", "expected"), [(2, 50, 2), (6, 3, 4), (51, 50, 51), (6, 1, 2)])
 def test_there_are_never_more_levels_than_latents(model, num_levels: int, num_steps: int, expected: int):
     analysis = PCAScatter(num_levels)
-    found = probe_ddim(model, exact_reference(model), 8, num_steps, analyses=[analysis])
+    found = probe_ddim(model, exact_reference(model), Sampling(8, num_steps), analyses=[analysis])
     assert len(found.scatters["pca"]) == len(found.scatters["pca_real"]) == expected
 
 
 def test_scatter_points_are_the_latents_about_the_noised_mean(
     record: ProbeRecord, kept: KeepSteps, model: DiffusionModel
 ):
-    grid, mean = model.schedule.ddim_grid(NUM_STEPS), model.network.mean.detach().flatten()
+    grid, mean = model.schedule.native_grid(NUM_STEPS), model.network.mean.detach().flatten()
     for scatter, k in zip(record.scatters["pca"], [0, 10, 20, 30, 40], strict=False):
         expected = kept.steps[k].z_t.flatten(1).double() - grid.alpha_t[k] * mean
         np.testing.assert_allclose(scatter.xy, expected[:, :2].numpy(), rtol=1e-5, atol=1e-5)
@@ -165,7 +167,7 @@ def test_scatter_points_are_the_latents_about_the_noised_mean(
 
 def test_real_points_spread_like_the_forward_process(record: ProbeRecord, model: DiffusionModel):
     """Mean 0 and variance aλ + b, with standard errors √(v/512) and v√(2/511)."""
-    grid, variance = model.schedule.ddim_grid(NUM_STEPS), model.network.variance.detach().flatten()[:2].numpy()
+    grid, variance = model.schedule.native_grid(NUM_STEPS), model.network.variance.detach().flatten()[:2].numpy()
     levels = [*zip(grid.alpha_t[::10], grid.sigma_t[::10], strict=True), (grid.alpha_s[-1], grid.sigma_s[-1])]
     for scatter, (alpha, sigma) in zip(record.scatters["pca_real"], levels, strict=True):
         v = float(alpha) ** 2 * variance + float(sigma) ** 2
@@ -194,7 +196,7 @@ def test_without_reference_the_components_are_those_of_the_final_samples(
 def test_samples_that_are_not_finite_have_no_components_of_their_own(model: DiffusionModel):
     broken = DiffusionModel(copy.deepcopy(model.network), model.schedule, model.latent_shape)
     torch.nn.init.constant_(broken.network.mean, torch.nan)
-    assert not probe_ddim(broken, None, 8, 2, analyses=[PCAScatter()]).scatters
+    assert not probe_ddim(broken, None, Sampling(8, 2), analyses=[PCAScatter()]).scatters
 
 
 def test_sample_images_are_the_first_samples_as_png(record: ProbeRecord, kept: KeepSteps):
@@ -208,7 +210,7 @@ def test_sample_images_are_the_first_samples_as_png(record: ProbeRecord, kept: K
 
 
 def test_there_are_no_more_images_than_samples(model: DiffusionModel):
-    assert len(probe_ddim(model, None, 8, 2, analyses=[SampleImages(20)]).images["samples"]) == 8
+    assert len(probe_ddim(model, None, Sampling(8, 2), analyses=[SampleImages(20)]).images["samples"]) == 8
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "L"), (3, "RGB"), (4, "RGBA"), (5, "L")])
@@ -228,8 +230,8 @@ def test_png_clips_and_survives_values_that_are_not_finite():
 
 def test_an_analysis_can_be_used_again(model: DiffusionModel, without_reference: ProbeRecord):
     analyses = [StepKL(), PCAScatter(), X0Drift(), SampleImages()]
-    probe_ddim(model, exact_reference(model), 8, 3, analyses=analyses)
-    assert_same_record(probe_ddim(model, None, 64, 10, analyses=analyses), without_reference)
+    probe_ddim(model, exact_reference(model), Sampling(8, 3), analyses=analyses)
+    assert_same_record(probe_ddim(model, None, Sampling(64, 10), analyses=analyses), without_reference)
 
 
 def test_first_latents_are_the_samples_own_noise(kept: KeepSteps, record: ProbeRecord):

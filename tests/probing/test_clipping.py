@@ -9,12 +9,13 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
 
-from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.reference import Reference, magnitude_quantiles
+from ldmprobe.probing.sampling import Sampling
 from ldmprobe.standalone import sample_images
 from ldmprobe.tracking.figures import caveats
 from ldmprobe.tracking.report import write_report
@@ -33,7 +34,7 @@ def test_real_latents_beyond_the_range_are_counted_told_and_put_into_the_record(
     reference.save(tmp_path / "reference.safetensors")
     kept = Reference.load(tmp_path / "reference.safetensors")
     with pytest.warns(UserWarning, match=r"clips to ±0.5, and \d+\.\d% of the entries of real latents \(up to \d"):
-        clipped = probe_ddim(model, kept, 64, 10)
+        clipped = probe_ddim(model, kept, Sampling(64, 10))
     assert clipped.provenance["clip_range"] == 0.5
     assert clipped.provenance["clipped_real"] == pytest.approx(exact, abs=0.01)  # standard error .002
     assert clipped.provenance["clipped_samples"] == pytest.approx(exact, abs=0.1)
@@ -41,22 +42,22 @@ def test_real_latents_beyond_the_range_are_counted_told_and_put_into_the_record(
     RecordStore(tmp_path).append(clipped)
     assert "<b>The DDIMScheduler clips to ±0.5, and " in Path(write_report(tmp_path)).read_text(encoding="utf-8")
     with pytest.warns(UserWarning, match="real latents"):
-        without_reference = probe_ddim(model, None, 64, 10, held_out=HeldOut(latents.float(), {}))
+        without_reference = probe_ddim(model, None, Sampling(64, 10), held_out=HeldOut(latents.float(), {}))
     assert without_reference.provenance["clipped_real"] == pytest.approx(exact, abs=0.01)
-    plain = probe_ddim(gaussian_model(), kept, 64, 10)
+    plain = probe_ddim(gaussian_model(), kept, Sampling(64, 10))
     assert "clip_range" not in plain.provenance
     assert plain.fingerprints["grid"] != clipped.fingerprints["grid"]
 
 
 def test_pixels_within_the_range_are_no_fault():
     torch.manual_seed(0)
-    model = DiffusionModel(tiny_unet(1).eval(), NoiseSchedule(DDIMScheduler()), (1, 8, 8))
+    model = DiffusionModel(tiny_unet(1).eval(), as_schedule(DDIMScheduler()), (1, 8, 8))
     pixels = torch.rand(64, 1, 8, 8).mul(255).round() / 127.5 - 1
     pixels[0] = 1.0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        record = probe_ddim(model, Reference.fit(pixels), 8, 3)
-        sample_images(model, 2, num_steps=2)
+        record = probe_ddim(model, Reference.fit(pixels), Sampling(8, 3))
+        sample_images(model, Sampling(2, 2))
     assert record.provenance["clipped_real"] == 0
     assert caveats(record) == []
 
@@ -64,11 +65,11 @@ def test_pixels_within_the_range_are_no_fault():
 def test_samples_of_latents_are_told_by_their_own_numbers():
     torch.manual_seed(0)
     vae = AutoencoderKL(block_out_channels=(8,), latent_channels=2, norm_num_groups=4)
-    model = DiffusionModel(tiny_unet(2).eval(), NoiseSchedule(DDPMScheduler()), (2, 8, 8), LatentCodec(vae))
+    model = DiffusionModel(tiny_unet(2).eval(), as_schedule(DDPMScheduler()), (2, 8, 8), LatentCodec(vae))
     with pytest.warns(
         UserWarning, match=r"DDPMScheduler clips to ±1, and \d+\.\d% .*DDPMScheduler\(clip_sample=False\)"
     ):
-        sample_images(model, 2, num_steps=3)
+        sample_images(model, Sampling(2, 3))
 
 
 def test_quantiles_reach_from_the_smallest_magnitude_to_the_largest():

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldmprobe.analysis.bands import range_name
 from ldmprobe.analysis.likelihood import nats_per_error
-from ldmprobe.diffusion.prediction import prediction_target
+from ldmprobe.diffusion.prediction import KINDS
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
@@ -48,7 +48,7 @@ class AsPrediction(nn.Module):
     def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
         alpha, sigma = self.schedule.levels(t, z_t)
         epsilon = self.network(z_t, t, condition)
-        return prediction_target(self.prediction_type, (z_t - sigma * epsilon) / alpha, epsilon, alpha, sigma)
+        return KINDS[self.prediction_type].target((z_t - sigma * epsilon) / alpha, epsilon, alpha, sigma)
 
 
 class Shifted(nn.Module):

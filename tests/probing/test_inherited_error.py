@@ -8,6 +8,7 @@ from ldmprobe.probing.analyses import InheritedError
 from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.record import Curve
+from ldmprobe.probing.sampling import Sampling
 from tests.helpers import gaussian_model
 from tests.probing.gaussian import ScaledBand, draw, exact_reference
 
@@ -16,7 +17,7 @@ def gap(model: DiffusionModel) -> Curve:
     perfect = gaussian_model()
     held_out = HeldOut(draw(perfect, 512, seed=5), {})
     analyses = [InheritedError(num_levels=4)]
-    return probe_ddim(model, exact_reference(perfect), 8, 40, analyses=analyses, held_out=held_out).curves[
+    return probe_ddim(model, exact_reference(perfect), Sampling(8, 40), analyses=analyses, held_out=held_out).curves[
         "gap_from_level"
     ]
 
@@ -33,4 +34,4 @@ def test_a_fault_is_in_the_chains_that_start_above_it_and_in_no_other():
 
 def test_without_real_latents_it_is_an_error():
     with pytest.raises(ConfigurationError, match="InheritedError needs real latents"):
-        probe_ddim(gaussian_model(), None, 8, 2, analyses=[InheritedError()])
+        probe_ddim(gaussian_model(), None, Sampling(8, 2), analyses=[InheritedError()])

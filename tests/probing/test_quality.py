@@ -1,6 +1,7 @@
 """FID and KID: against scipy, scikit-learn, closed forms, and torchmetrics given the images; whatever the batch size or ranks."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,11 +15,27 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.quality import fid_and_kid, probe_quality
 from ldmprobe.probing.real_features import IMAGES_AT_ONCE, RealFeatures, check_feature_network
+from ldmprobe.probing.sampling import Sampling
 from ldmprobe.standalone import sample_images
 from tests.helpers import gaussian_model
 from tests.probing.gaussian import ScaledBand, assert_same_record, draw, on_ranks
 
-SMALL = {"num_samples": 41, "num_steps": 4, "kid_subset_size": 20}
+SMALL = Sampling(41, 4)
+
+
+def quality(model, real, network, kid_subset_size=20, ranks=None, step=0, **sampling):
+    """Return a small quality probe's record, its sampling changed by ``sampling``."""
+    return probe_quality(
+        model,
+        real,
+        network,
+        sampling=replace(SMALL, **sampling),
+        kid_subset_size=kid_subset_size,
+        step=step,
+        ranks=ranks,
+    )
+
+
 CPU = torch.device("cpu")
 
 
@@ -105,11 +122,11 @@ def test_features_that_are_not_finite_have_no_distance():
 def test_fid_is_torchmetrics_of_the_decoded_samples():
     model, network = gaussian_model(), Convolutions().eval()
     real = real_of(network, model)
-    record = probe_quality(model, real, network, **SMALL)
+    record = quality(model, real, network)
     metric = FrechetInceptionDistance(network, normalize=True)
     with torch.no_grad():
         metric.update(draw(model, 60).float().clamp(-1, 1), real=True)
-        metric.update(sample_images(model, 41, 4).clamp(-1, 1), real=False)
+        metric.update(sample_images(model, Sampling(41, 4)).clamp(-1, 1), real=False)
     assert record.scalars["fid"] == pytest.approx(float(metric.compute()), rel=1e-4)
 
 
@@ -117,9 +134,9 @@ def test_a_perfect_model_is_nearer_to_the_data_than_one_with_a_fault():
     model, network = gaussian_model(), Pixels()
     real = real_of(network, model, 1500)
     settings = {"num_samples": 1500, "num_steps": 20, "kid_subset_size": 500}
-    perfect = probe_quality(model, real, network, **settings).scalars
+    perfect = quality(model, real, network, **settings).scalars
     model.network = ScaledBand(model.network, 0, 400, factor=2.0)
-    faulty = probe_quality(model, real, network, **settings).scalars
+    faulty = quality(model, real, network, **settings).scalars
     assert perfect["fid"] < 0.5 * faulty["fid"]
     assert abs(perfect["kid"]) < 2 * perfect["kid_std"]
     assert faulty["kid"] > 3 * faulty["kid_std"]
@@ -127,7 +144,7 @@ def test_a_perfect_model_is_nearer_to_the_data_than_one_with_a_fault():
 
 def test_a_record_says_what_it_was_measured_with():
     model, network = gaussian_model(), Convolutions()
-    record = probe_quality(model, real_of(network, model), network, **SMALL, seed=3, step=70)
+    record = quality(model, real_of(network, model), network, seed=3, step=70)
     assert (record.probe, record.step) == ("quality", 70)
     expected = {"num_samples": 41, "num_real": 60, "real": "train", "feature_network": "Convolutions"}
     expected |= {"num_features": 6, "num_steps": 4, "guidance_scale": 1.0, "kid_subset_size": 20, "seed": 3}
@@ -138,7 +155,7 @@ def test_whatever_changes_the_measure_changes_a_fingerprint():
     model, network = gaussian_model(), Convolutions()
 
     def measured(images=60, seed=0, net=network, **settings):
-        record = probe_quality(model, real_of(net, model, images), net, **{**SMALL, **settings}, seed=seed)
+        record = quality(model, real_of(net, model, images), net, **settings, seed=seed)
         return record.fingerprints
 
     expected = measured()
@@ -155,8 +172,8 @@ def test_whatever_changes_the_measure_changes_a_fingerprint():
 def test_batch_size_does_not_matter(batch_size):
     model, network = gaussian_model(), Convolutions()
     real = real_of(network, model)
-    expected = probe_quality(model, real, network, **SMALL, batch_size=20)
-    found = probe_quality(model, real, network, **SMALL, batch_size=batch_size)
+    expected = quality(model, real, network, batch_size=20)
+    found = quality(model, real, network, batch_size=batch_size)
     assert_same_record(found, expected, rtol=1e-5, atol=1e-8)
 
 
@@ -167,9 +184,7 @@ def test_ranks_agree_with_one_process_and_with_each_other(world_size):
 
     def work(ranks=None):
         model, network = gaussian_model(), networks[ranks.rank if ranks else -1]
-        return probe_quality(
-            model, RealFeatures.of(network, [images], CPU), network, **SMALL, batch_size=5, ranks=ranks
-        )
+        return quality(model, RealFeatures.of(network, [images], CPU), network, batch_size=5, ranks=ranks)
 
     expected = work()
     records = on_ranks(world_size, work)
@@ -182,7 +197,7 @@ def test_few_images_are_in_memory_at_once():
     model, network = gaussian_model(), Convolutions()
     real, sizes = real_of(network, model, 60, batch_size=60), []
     network.register_forward_hook(lambda module, inputs, output: sizes.append(len(inputs[0])))
-    probe_quality(model, real, network, **SMALL)
+    quality(model, real, network)
     assert sum(sizes) == 41
     assert max(sizes) == IMAGES_AT_ONCE
 
@@ -192,7 +207,7 @@ def test_probing_leaves_everything_as_it_was():
     real = real_of(network, model)
     torch.manual_seed(5)
     before, state = torch.get_rng_state(), {name: value.clone() for name, value in network.state_dict().items()}
-    first, second = (probe_quality(model, real, network, **SMALL) for _ in range(2))
+    first, second = (quality(model, real, network) for _ in range(2))
     assert_same_record(first, second)  # no dropout while probing, the same subsets
     assert torch.equal(torch.get_rng_state(), before)
     assert all(module.training for module in (*model.network.modules(), *network.modules()))
@@ -202,7 +217,9 @@ def test_probing_leaves_everything_as_it_was():
 def test_progress_counts_the_steps_of_all_batches():
     model, network, seen = gaussian_model(), Pixels(), []
     real = real_of(network, model)
-    probe_quality(model, real, network, 5, 2, kid_subset_size=4, batch_size=3, progress=lambda *done: seen.append(done))
+    probe_quality(
+        model, real, network, Sampling(5, 2, batch_size=3), kid_subset_size=4, progress=lambda *done: seen.append(done)
+    )
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
@@ -212,7 +229,7 @@ def test_progress_counts_the_steps_of_all_batches():
         ({"num_samples": 1}, "num_samples is 1; expected at least 2"),
         ({"kid_subset_size": 1}, "kid_subset_size is 1; expected at least 2"),
         ({"kid_subset_size": 42}, "kid_subset_size is 42, more than num_samples, 41; expected at most as many"),
-        ({"batch_size": 0}, "batch_size is 0; expected at least 1"),
+        ({"batch_size": 0}, "batch_size 0; expected at least 1"),
         ({"num_steps": 0}, "num_steps is 0; expected 1 to 1000"),
         ({"num_samples": 99, "kid_subset_size": 61}, "kid_subset_size is 61, but there are 60 real images"),
     ],
@@ -220,7 +237,7 @@ def test_progress_counts_the_steps_of_all_batches():
 def test_impossible_settings_are_refused(settings, message):
     model, network = gaussian_model(), Pixels()
     with pytest.raises(ConfigurationError, match=message):
-        probe_quality(model, real_of(network, model), network, **{**SMALL, **settings})
+        quality(model, real_of(network, model), network, **settings)
 
 
 # --- real features and their network ---------------------------------------------------------------------------------
@@ -249,7 +266,7 @@ def test_what_is_saved_is_loaded(tmp_path):
 def test_features_of_other_weights_are_refused():
     model = gaussian_model()
     with pytest.raises(ConfigurationError, match="features are of another network, or of other weights"):
-        probe_quality(model, real_of(Convolutions(0), model), Convolutions(1), **SMALL)
+        quality(model, real_of(Convolutions(0), model), Convolutions(1))
 
 
 def test_no_real_images_are_an_error():

@@ -8,6 +8,7 @@ from ldmprobe.probing.ddim import default_analyses, probe_ddim
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
+from ldmprobe.probing.sampling import Sampling
 from tests.helpers import gaussian_model
 from tests.probing.gaussian import assert_same_record, draw, exact_reference, on_ranks
 
@@ -21,7 +22,9 @@ def probes(ranks=None, batch_size=3):
     reference, held_out = exact_reference(model), HeldOut(draw(model, 37), {})
     analyses = [*default_analyses(reference, held_out), InheritedError(num_levels=2, num_latents=33)]
     records = (
-        probe_ddim(model, reference, 10, 3, batch_size=batch_size, analyses=analyses, held_out=held_out, ranks=ranks),
+        probe_ddim(
+            model, reference, Sampling(10, 3, batch_size=batch_size), analyses=analyses, held_out=held_out, ranks=ranks
+        ),
         probe_denoising(model, held_out, reference, num_draws=33, batch_size=batch_size, ranks=ranks, image_loss=True),
     )
     return records, passes

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from ldmprobe.analysis.reference import ideal_ddim
-from ldmprobe.diffusion.trajectory import DDIMStep
+from ldmprobe.analysis.ideal import ideal_path
+from ldmprobe.diffusion.samplers import DDIM
+from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import Analysis, Findings, MarginalGap, OneStepError, StepKL, Trajectory, X0Drift
@@ -17,6 +18,7 @@ from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks, sample_noise
 from ldmprobe.probing.record import Curve, ProbeRecord
+from ldmprobe.probing.sampling import Sampling
 from tests.helpers import FLOAT64, gaussian_model
 from tests.probing.gaussian import ScaledBand, draw, exact_reference
 
@@ -27,7 +29,7 @@ def probed(model: DiffusionModel, analyses: Sequence[Analysis], num_latents: int
     perfect = gaussian_model()
     held_out = HeldOut(draw(perfect, num_latents, seed=5), {})
     return probe_ddim(
-        model, exact_reference(perfect), NUM_SAMPLES, NUM_STEPS, analyses=analyses, held_out=held_out, seed=1
+        model, exact_reference(perfect), Sampling(NUM_SAMPLES, NUM_STEPS, seed=1), analyses=analyses, held_out=held_out
     )
 
 
@@ -56,11 +58,13 @@ def distance(curve: Curve, truth: np.ndarray | float) -> np.ndarray:
 def by_hand(analysis: Analysis, pairs: Sequence[tuple[Tensor, Tensor]], x0: Sequence[Tensor] = ()) -> Findings:
     """What an analysis finds on latents before and after each step."""
     model, n = gaussian_model(), len(pairs[0][0])
-    grid = model.schedule.ddim_grid(len(pairs))
-    analysis.begin(Trajectory(model, grid, torch.arange(n), n, exact_reference(model), Ranks()))
+    grid = model.schedule.native_grid(len(pairs))
+    analysis.begin(
+        Trajectory(model, Sampling(n, grid.num_steps), grid, torch.arange(n), exact_reference(model), Ranks())
+    )
     for k, (before, after) in enumerate(pairs):
         clean = x0[k] if x0 else after
-        analysis.update(DDIMStep(k, float(grid.timesteps[k]), before, after, clean, clean))
+        analysis.update(SamplingStep(k, float(grid.timesteps[k]), before, after, clean, clean))
     return analysis.finish()
 
 
@@ -76,7 +80,7 @@ def test_ideal_marginal_gap_is_the_under_dispersion_of_long_steps(perfect: Probe
     """Per direction KL(m² v_t … ‖ v_s) by torch.distributions, from the path's recursion; longer steps cost more."""
     model = gaussian_model()
     mean, variance = model.network.mean.detach().flatten(), model.network.variance.detach().flatten()
-    grid = model.schedule.ddim_grid(NUM_STEPS)
+    grid = model.schedule.native_grid(NUM_STEPS)
     path_mean, path_std, expected = torch.zeros(32).double(), torch.ones(32).double(), []
     for a_t, b_t, a_s, b_s in zip(grid.alpha_t, grid.sigma_t, grid.alpha_s, grid.sigma_s, strict=True):
         epsilon_slope = b_t / (a_t**2 * variance + b_t**2)
@@ -85,7 +89,9 @@ def test_ideal_marginal_gap_is_the_under_dispersion_of_long_steps(perfect: Probe
         forward = Normal(a_s * mean, (a_s**2 * variance + b_s**2).sqrt())
         expected.append(float(kl_divergence(Normal(path_mean, path_std), forward).mean()))
     np.testing.assert_allclose(perfect.curves["marginal_gap_ideal"].value, expected, rtol=1e-6)
-    few = probe_ddim(model, exact_reference(model), 8, 5, analyses=[MarginalGap()]).curves["marginal_gap_ideal"]
+    few = probe_ddim(model, exact_reference(model), Sampling(8, 5), analyses=[MarginalGap()]).curves[
+        "marginal_gap_ideal"
+    ]
     assert few.value[-1] > 2 * expected[-1]
 
 
@@ -103,7 +109,7 @@ def test_marginal_gap_rises_from_a_corrupted_band_on_and_not_before(perfect: Pro
 
 def test_marginal_gap_without_reference_is_an_error():
     with pytest.raises(ConfigurationError, match="MarginalGap needs real latents"):
-        probe_ddim(gaussian_model(), None, 8, 2, analyses=[MarginalGap()])
+        probe_ddim(gaussian_model(), None, Sampling(8, 2), analyses=[MarginalGap()])
 
 
 def test_one_step_error_of_a_perfect_model_of_gaussian_data_is_nothing(perfect: ProbeRecord):
@@ -114,7 +120,7 @@ def test_one_step_error_of_a_perfect_model_of_gaussian_data_is_nothing(perfect: 
 def test_one_step_error_is_the_paired_excess_epsilon_error_times_what_a_step_makes_of_it(corrupted: ProbeRecord):
     model = gaussian_model()
     network = ScaledBand(model.network, 300, 600, 1.2)
-    grid, z0 = model.schedule.ddim_grid(NUM_STEPS), draw(model, 512, seed=5)
+    grid, z0 = model.schedule.native_grid(NUM_STEPS), draw(model, 512, seed=5)
     noise = sample_noise(range(512), (2, 4, 4), seed=0, stream=3).double()
     expected = []
     for k, timestep in enumerate(grid.timesteps.tolist()):
@@ -143,7 +149,7 @@ def test_one_step_error_takes_as_many_latents_as_there_are():
 def test_one_step_error_needs_held_out_latents_reference_and_a_few_of_them():
     model = gaussian_model()
     with pytest.raises(ConfigurationError, match="OneStepError needs held-out latents"):
-        probe_ddim(model, exact_reference(model), 8, 2, analyses=[OneStepError()])
+        probe_ddim(model, exact_reference(model), Sampling(8, 2), analyses=[OneStepError()])
     with pytest.raises(ConfigurationError, match="num_latents 7; expected at least 8"):
         OneStepError(7)
 
@@ -151,7 +157,7 @@ def test_one_step_error_needs_held_out_latents_reference_and_a_few_of_them():
 def test_one_step_error_without_reference_is_an_error():
     model = gaussian_model()
     with pytest.raises(ConfigurationError, match="OneStepError needs"):
-        probe_ddim(model, None, 8, 2, analyses=[OneStepError()], held_out=HeldOut(draw(model, 16), {}))
+        probe_ddim(model, None, Sampling(8, 2), analyses=[OneStepError()], held_out=HeldOut(draw(model, 16), {}))
 
 
 def test_x0_drift_is_the_mean_squared_change_between_steps():
@@ -181,8 +187,8 @@ def test_step_kl_ratio_of_a_perfect_model_is_1_in_every_band(perfect: ProbeRecor
 def test_step_kl_bands_average_to_the_whole(perfect: ProbeRecord):
     model = gaussian_model()
     mean, variance = model.network.mean.detach().flatten(), model.network.variance.detach().flatten()
-    grid = model.schedule.ddim_grid(NUM_STEPS)
-    ideal = ideal_ddim(mean, variance, grid.alpha_t, grid.sigma_t, grid.alpha_s, grid.sigma_s).step_kl()
+    grid = model.schedule.native_grid(NUM_STEPS)
+    ideal = ideal_path(mean, variance, DDIM().program(grid), grid).step_kl()
     parts = [
         perfect.curves[f"step_kl_ratio/band{k}"].value * ideal[:, 8 * k : 8 * k + 8].mean(1).numpy() for k in range(4)
     ]
@@ -193,8 +199,8 @@ def test_variance_ratio_is_that_of_the_path_to_the_forward_process(perfect: Prob
     """A mean over 8 directions of s²/σ², whose standard error is √(2/1023/8) = .016."""
     model = gaussian_model()
     mean, variance = model.network.mean.detach().flatten(), model.network.variance.detach().flatten()
-    grid = model.schedule.ddim_grid(NUM_STEPS)
-    ideal = ideal_ddim(mean, variance, grid.alpha_t, grid.sigma_t, grid.alpha_s, grid.sigma_s)
+    grid = model.schedule.native_grid(NUM_STEPS)
+    ideal = ideal_path(mean, variance, DDIM().program(grid), grid)
     expected = ideal.var_s / ideal.forward_var_s
     for k in range(4):
         truth = expected[:, 8 * k : 8 * k + 8].mean(1).numpy()
@@ -215,7 +221,7 @@ def test_variance_ratio_shows_samples_that_spread_too_little(perfect: ProbeRecor
 
 def test_number_of_bands_is_as_asked_for():
     model = gaussian_model()
-    curves = probe_ddim(model, exact_reference(model), 64, 3, analyses=[StepKL(num_bands=2)]).curves
+    curves = probe_ddim(model, exact_reference(model), Sampling(64, 3), analyses=[StepKL(num_bands=2)]).curves
     assert {name for name in curves if "ratio" in name} == {
         f"{name}/band{k}" for name in ("step_kl_ratio", "variance_ratio", "variance_ratio_ideal") for k in (0, 1)
     }
@@ -266,8 +272,8 @@ def test_step_kl_floor_of_a_perfect_model_is_that_of_its_linear_steps(perfect: P
     """z_s is linear in z_t, ρ = 1: ½ [((N−1)/(N−3)) (δ² + (1−m)² P_t/N) − δ²]/P_s, δ² known to a few per cent."""
     model = gaussian_model()
     mean, variance = model.network.mean.detach().flatten(), model.network.variance.detach().flatten()
-    grid = model.schedule.ddim_grid(NUM_STEPS)
-    ideal = ideal_ddim(mean, variance, grid.alpha_t, grid.sigma_t, grid.alpha_s, grid.sigma_s)
+    grid = model.schedule.native_grid(NUM_STEPS)
+    ideal = ideal_path(mean, variance, DDIM().program(grid), grid)
     delta = (ideal.mean_s - ideal.mean_t) ** 2
     slope = (ideal.var_s / ideal.var_t).sqrt()
     n = NUM_SAMPLES

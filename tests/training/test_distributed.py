@@ -21,6 +21,7 @@ from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.reference import Reference, encode_images
+from ldmprobe.probing.sampling import Sampling
 from ldmprobe.standalone import load_model
 from ldmprobe.tracking.store import RecordStore
 from ldmprobe.training.base_model import BaseModel
@@ -148,7 +149,7 @@ def largest_deviation(run: Path, data: ImageData, denoising: bool = True) -> flo
             HeldOut.encode(model.codec, model.conditioning, data.reference_batches(number, held_out=True))
             for number in (512, 128)
         )
-        expected = [probe_ddim(model, reference, held_out=short, step=step, **DDIM)]
+        expected = [probe_ddim(model, reference, Sampling(**DDIM), held_out=short, step=step)]
         if denoising:
             previous = next((record for record in store.read("denoising") if record.step == step - 2), None)
             expected += [probe_denoising(model, held_out, reference, step=step, previous=previous, **DENOISING)]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.training.ema import EMA
@@ -121,7 +121,7 @@ def test_a_lora_is_averaged_in_float32_beside_a_base_that_is_shared_in_half_prec
         for name, parameter in live.items():
             parameter.add_(1.0) if "lora" in name else None
     both[1].update(network)
-    model = DiffusionModel(both[1].network, NoiseSchedule(sd_scheduler()), (1, 8, 8))
+    model = DiffusionModel(both[1].network, as_schedule(sd_scheduler()), (1, 8, 8))
     assert model.predict(torch.ones(1, 1, 8, 8), torch.tensor([5]), {}).isfinite().all()
     merge_lora(both[1].network)
 

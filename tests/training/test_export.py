@@ -21,10 +21,12 @@ from PIL import Image
 from ldmprobe.callbacks import DDIMProbe, DenoisingProbe
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
-from ldmprobe.diffusion.trajectory import ddim_steps
+from ldmprobe.diffusion.samplers import DDIM
+from ldmprobe.diffusion.trajectory import sampling_steps
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning
+from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.models.pipeline import as_pipeline
 from ldmprobe.models.pretrained import load_pipeline
 from ldmprobe.models.text import SmallCLIP, TextConditioning
@@ -155,9 +157,11 @@ def exported(tmp_path_factory):
 @torch.no_grad()
 def sampled(model, noise, condition, guidance_scale=1.0):
     """As ldmprobe does, in [0, 1] and (N, H, W, C) as diffusers gives images."""
-    denoise = model.conditioned(condition, len(noise), guidance_scale)
+    denoise = model.predictor(condition, len(noise), ClassifierFreeGuidance(guidance_scale))
     with evaluating(model.modules):
-        *_, last = ddim_steps(denoise, noise, model.schedule.ddim_grid(STEPS), model.schedule.prediction_type)
+        *_, last = sampling_steps(
+            denoise, noise, DDIM().program(model.schedule.native_grid(STEPS)), model.schedule.prediction
+        )
         return (model.codec.decode(last.z_s) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
@@ -206,9 +210,9 @@ def test_the_folder_is_read_back_as_the_same_model(name, exported):
     checkpoint, folder = exported(name)
     before = load_diffusion_model(checkpoint)
     after = load_pipeline(str(folder), prompts=getattr(before.conditioning, "prompts", ("",)))
-    assert (after.latent_shape, after.schedule.prediction_type) == (
+    assert (after.latent_shape, after.schedule.prediction) == (
         before.latent_shape,
-        before.schedule.prediction_type,
+        before.schedule.prediction.name,
     )
     torch.testing.assert_close(after.schedule.alpha, before.schedule.alpha, **FLOAT32)
     if before.codec.autoencoder is not None:

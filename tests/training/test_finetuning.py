@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
 from ldmprobe.data.latents import LatentCache
-from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.frozen import Frozen
 from ldmprobe.standalone import load_model
@@ -25,7 +25,7 @@ from ldmprobe.training.checkpoint import Checkpoint, load_diffusion_model
 from ldmprobe.training.finetuning import FinetunedDiffusion
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from ldmprobe.training.lora import LoRA
-from tests.helpers import FLOAT32, FLOAT64, sd_scheduler
+from tests.helpers import FLOAT32, FLOAT64, guided, sd_scheduler
 from tests.pipelines import TINY, conditional_unet, saved
 from tests.training.test_latent_diffusion import assert_same_state, trainer
 
@@ -66,7 +66,7 @@ def predictions(model, guidance_scale=2.0):
     z = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         condition = model.conditioning.for_samples(torch.arange(2))
-        return model.predict(z, torch.tensor([10, 900]), condition, guidance_scale)
+        return guided(model, z, torch.tensor([10, 900]), condition, guidance_scale)
 
 
 @pytest.mark.slow
@@ -118,9 +118,9 @@ def test_settings_of_the_scheduler_leave_the_pipelines_others_and_are_kept_when_
         return finetune(scheduler=ZERO_SNR, **options)
 
     whole, resumed = module(), module()
-    expected = NoiseSchedule(sd_scheduler(**ZERO_SNR))  # the pipeline's betas, and its steps_offset
+    expected = as_schedule(sd_scheduler(**ZERO_SNR))  # the pipeline's betas, and its steps_offset
     torch.testing.assert_close(whole.schedule.alpha, expected.alpha, **FLOAT64)
-    assert whole.schedule.ddim_grid(5).timesteps.tolist() == expected.ddim_grid(5).timesteps.tolist()
+    assert whole.schedule.native_grid(5).timesteps.tolist() == expected.native_grid(5).timesteps.tolist()
     assert whole.schedule.scheduler.config.clip_sample is False
     trainer(tmp_path / "whole", max_steps=4).fit(whole, shapes())
     path = fitted(tmp_path / "first", module(), shapes())

@@ -118,7 +118,7 @@ def test_checkpoint_rebuilds_the_averaged_model(tmp_path):
     fit.save_checkpoint(tmp_path / "model.ckpt")
     loaded = load_diffusion_model(tmp_path / "model.ckpt")
     assert (loaded.weights, loaded.trained_steps, loaded.latent_shape) == ("ema", 3, (1, 8, 8))
-    assert loaded.schedule.prediction_type == "v_prediction"
+    assert loaded.schedule.prediction.name == "v_prediction"
     assert_same_state(loaded.network.state_dict(), model.ema.network.state_dict())
     assert torch.equal(loaded.codec.scale, model.codec.scale)
     z, t = torch.randn(2, 1, 8, 8), torch.tensor([10, 900])

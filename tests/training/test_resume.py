@@ -18,7 +18,7 @@ TRAINING_STEP = "ldmprobe.training.latent_diffusion:LatentDiffusion.training_ste
 VALIDATION_STEP = "ldmprobe.training.latent_diffusion:LatentDiffusion.validation_step"
 CHECKPOINT_WRITE = "ldmprobe.training.checkpoint_io:_Remembering.write"
 LAST_CHECKPOINT = "lightning.pytorch.callbacks:ModelCheckpoint._save_last_checkpoint"
-DDIM_STEPS = "ldmprobe.probing.ddim:ddim_steps"
+DDIM_STEPS = "ldmprobe.probing.sampling:sampling_steps"
 
 
 @pytest.fixture(scope="module")

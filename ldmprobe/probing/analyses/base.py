@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,14 +12,16 @@ from torch import Tensor
 
 from ldmprobe.analysis.basis import LatentBasis, Rotation
 from ldmprobe.analysis.divergence import gaussian_kl_to_known
+from ldmprobe.analysis.ideal import IdealPath, ideal_curves
 from ldmprobe.analysis.moments import PairedMoments, jackknife
 from ldmprobe.diffusion.schedule import SamplingGrid
-from ldmprobe.diffusion.trajectory import DDIMStep
+from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.record import Curve, Scatter
 from ldmprobe.probing.reference import Reference
+from ldmprobe.probing.sampling import Sampling, grid_fingerprint
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,15 @@ class Trajectory:
     """What an analysis may know before the first step.
 
     Attributes:
+        sampling, grid: how the samples are drawn, and the noise levels of the steps.
         sample_ids: this rank's samples, (n,); ``num_samples`` in all.
         reference, held_out: real latents, or None.
     """
 
     model: DiffusionModel
+    sampling: Sampling
     grid: SamplingGrid
     sample_ids: Tensor
-    num_samples: int
     reference: Reference | None
     ranks: Ranks
     held_out: HeldOut | None = None
@@ -43,10 +47,25 @@ class Trajectory:
         """The directions of the reference's basis, or a 2-D cosine transform where there is none."""
         return Rotation.cosine(self.model.latent_shape) if self.reference is None else self.reference.basis.rotation
 
+    def ideal(self, name: str, curves_of: Callable[[IdealPath], Tensor]) -> tuple[Tensor, Tensor]:
+        """Return curves of a perfect denoiser of Gaussian data by the same sampler, and their half-widths: computed once for all probes
+        with the same reference, sampler and grid.
+
+        Args:
+            name: of the curves.
+            curves_of: the curves of one path; positive, of any shape.
+        """
+        assert self.reference is not None
+        sampler, grid, ideals = self.sampling.sampler, self.grid, self.reference.ideals
+        key = f"{name}, {sampler.name}, {grid_fingerprint(grid)}"
+        if key not in ideals:
+            prior_std = self.model.schedule.prior_std
+            ideals[key] = ideal_curves(self.reference.basis, sampler.program(grid), grid, prior_std, curves_of)
+        return ideals[key]
+
     @property
-    def levels(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """α_t, σ_t, α_s and σ_s of each step, (S,)."""
-        return self.grid.alpha_t, self.grid.sigma_t, self.grid.alpha_s, self.grid.sigma_s
+    def num_samples(self) -> int:
+        return self.sampling.num_samples
 
     def curve(self, value: Any, lower: Any = None, upper: Any = None) -> Curve:
         """A number per step as a curve over the grid."""
@@ -80,7 +99,7 @@ class Analysis(ABC):
     def begin(self, trajectory: Trajectory) -> None: ...
 
     @abstractmethod
-    def update(self, step: DDIMStep) -> None: ...
+    def update(self, step: SamplingStep) -> None: ...
 
     @abstractmethod
     def finish(self) -> Findings: ...

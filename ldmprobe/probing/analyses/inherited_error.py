@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from ldmprobe.analysis.moments import PairedMoments
-from ldmprobe.diffusion.trajectory import DDIMStep, ddim_steps
+from ldmprobe.diffusion.trajectory import SamplingStep, sampling_steps
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory, gap_to_real
 from ldmprobe.probing.probe import sample_noise
 from ldmprobe.probing.record import Curve
+from ldmprobe.probing.sampling import step_noise
 
 
 class InheritedError(Analysis):
@@ -37,7 +38,7 @@ class InheritedError(Analysis):
             raise ConfigurationError("InheritedError needs real latents; give the probe data.")
         self.trajectory = trajectory
 
-    def update(self, step: DDIMStep) -> None:
+    def update(self, step: SamplingStep) -> None:
         """The chains from noise are not needed."""
 
     def finish(self) -> Findings:
@@ -51,13 +52,15 @@ class InheritedError(Analysis):
         z0 = held_out.latents[even].to(model.device)
         noise = sample_noise(even.tolist(), tuple(model.latent_shape), seed=0, stream=4).to(model.device)
         condition = {name: value[even].to(model.device) for name, value in held_out.condition.items()}
-        denoise = model.conditioned(condition, batch_size=256)
+        predict = model.predictor(condition, trajectory.sampling.batch_size)
+        chain_noise = step_noise(model, even.tolist(), seed=0)
         starts = sorted({round(k) for k in np.linspace(0, grid.num_steps, self.num_levels, endpoint=False)})
         alpha, sigma = float(grid.alpha_s[-1]), float(grid.sigma_s[-1])
         rows = []
         for start in starts:
             z = float(grid.alpha_t[start]) * z0 + float(grid.sigma_t[start]) * noise
-            for step in ddim_steps(denoise, z, grid.after(start), model.schedule.prediction_type):
+            program = trajectory.sampling.sampler.program(grid.after(start))
+            for step in sampling_steps(predict, z, program, model.schedule.prediction, chain_noise):
                 z = step.z_s
             end = basis.rotate(z[: len(mine)])
             moments = PairedMoments.from_samples(end, end, mine).summed(ranks.all_reduce_sum)

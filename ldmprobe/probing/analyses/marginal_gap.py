@@ -6,9 +6,9 @@ import numpy as np
 from torch import Tensor
 
 from ldmprobe.analysis.divergence import gaussian_kl
+from ldmprobe.analysis.ideal import IdealPath
 from ldmprobe.analysis.moments import PairedMoments
-from ldmprobe.analysis.reference import IdealDDIM, ideal_curves
-from ldmprobe.diffusion.trajectory import DDIMStep
+from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory, gap_to_real
 
@@ -32,7 +32,7 @@ class MarginalGap(Analysis):
         self.trajectory, self.basis = trajectory, trajectory.reference.basis
         self.rows: list[tuple[float, float, float]] = []
 
-    def update(self, step: DDIMStep) -> None:
+    def update(self, step: SamplingStep) -> None:
         trajectory, k = self.trajectory, step.index
         after = self.basis.rotate(step.z_s)
         moments = PairedMoments.from_samples(after, after, trajectory.sample_ids).summed(
@@ -44,11 +44,11 @@ class MarginalGap(Analysis):
     def finish(self) -> Findings:
         kept = self.basis.varies
 
-        def floor(ideal: IdealDDIM) -> Tensor:
+        def floor(ideal: IdealPath) -> Tensor:
             gap = gaussian_kl(ideal.mean_s, ideal.var_s, ideal.forward_mean_s, ideal.forward_var_s)
             return gap[:, kept].mean(1)
 
-        ideal, width = ideal_curves(self.basis, self.trajectory.levels, floor)
+        ideal, width = self.trajectory.ideal("marginal_gap", floor)
         curve = self.trajectory.curve
         return Findings(
             curves={

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldmprobe.analysis.moments import jackknife
-from ldmprobe.diffusion.trajectory import DDIMStep
+from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
 from ldmprobe.probing.probe import sample_noise
@@ -44,12 +44,12 @@ class OneStepError(Analysis):
         self.noise = sample_noise(even.tolist(), tuple(trajectory.model.latent_shape), seed=0, stream=3).to(device)
         self.rows: list[tuple[float, float]] = []
 
-    def update(self, step: DDIMStep) -> None:
+    def update(self, step: SamplingStep) -> None:
         grid, k, model = self.trajectory.grid, step.index, self.trajectory.model
         levels = [float(level[k]) for level in (grid.alpha_t, grid.sigma_t, grid.alpha_s, grid.sigma_s)]
         alpha_t, sigma_t, alpha_s, sigma_s = levels
         z_t = alpha_t * self.z0 + sigma_t * self.noise
-        x0, epsilon = model.denoised(z_t, step.timestep, alpha_t, sigma_t, self.condition)
+        x0, epsilon = model.x0_and_epsilon(z_t, step.timestep, alpha_t, sigma_t, self.condition)
         truth = self.basis.rotate(alpha_s * self.z0 + sigma_s * self.noise).double()
         error = (self.basis.rotate(alpha_s * x0 + sigma_s * epsilon).double() - truth).pow(2).mean(1)
         mean, variance = self.basis.mean.to(z_t.device), self.basis.variance.to(z_t.device)

@@ -6,7 +6,7 @@ import numpy as np
 from torch import Tensor
 
 from ldmprobe.analysis.pca import PCABasis
-from ldmprobe.diffusion.trajectory import DDIMStep
+from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
 from ldmprobe.probing.probe import sample_noise
@@ -36,7 +36,7 @@ class PCAScatter(Analysis):
         self.levels = sorted({round(k) for k in np.linspace(0, last, min(self.num_levels, last + 1))})
         self.kept: dict[int, Tensor] = {}  # level → (n, 2), or latents where the basis is yet to come
 
-    def update(self, step: DDIMStep) -> None:
+    def update(self, step: SamplingStep) -> None:
         if step.index in self.levels:
             self._keep(step.index, step.z_t)
         if step.index == self.trajectory.grid.num_steps - 1:

@@ -7,7 +7,7 @@ import io
 import torch
 from torch import Tensor
 
-from ldmprobe.diffusion.trajectory import DDIMStep
+from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
 
@@ -28,7 +28,7 @@ class SampleImages(Analysis):
         self.trajectory = trajectory
         self.final: Tensor | None = None
 
-    def update(self, step: DDIMStep) -> None:
+    def update(self, step: SamplingStep) -> None:
         if step.index == self.trajectory.grid.num_steps - 1:
             self.final = step.z_s
 

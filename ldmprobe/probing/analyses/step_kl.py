@@ -10,9 +10,9 @@ from torch import Tensor
 
 from ldmprobe.analysis.basis import LatentBasis
 from ldmprobe.analysis.divergence import gaussian_js, gaussian_kl, paired_gaussian_kl, softmax_kl
+from ldmprobe.analysis.ideal import IdealPath
 from ldmprobe.analysis.moments import PairedMoments, jackknife, jackknife_interval
-from ldmprobe.analysis.reference import IdealDDIM, ideal_curves
-from ldmprobe.diffusion.trajectory import DDIMStep
+from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
 from ldmprobe.probing.record import Curve
@@ -65,7 +65,7 @@ class StepKL(Analysis):
         self.before: Tensor | None = None
         self.collapsed = 0
 
-    def update(self, step: DDIMStep) -> None:
+    def update(self, step: SamplingStep) -> None:
         ranks, ids, kept = self.trajectory.ranks, self.trajectory.sample_ids, self.kept
         before = self.rotation(step.z_t) if self.before is None else self.before
         after = self.rotation(step.z_s)
@@ -99,7 +99,7 @@ class StepKL(Analysis):
         value = per_direction[band].nanmean()
         return float(value), float(jackknife(value, replicates[:, band].nanmean(-1))[1])
 
-    def _softmax_kl(self, step: DDIMStep) -> float:
+    def _softmax_kl(self, step: SamplingStep) -> float:
         ids = self.trajectory.sample_ids
         sums = torch.zeros(2, dtype=torch.float64, device=step.z_t.device)  # Σ, n
         if len(ids):
@@ -129,12 +129,13 @@ class StepKL(Analysis):
         """What a perfect denoiser would show, and what was measured in relation to it."""
         kept, bands = self.kept, self.bands
 
-        def perfect(path: IdealDDIM) -> Tensor:
+        def perfect(path: IdealPath) -> Tensor:
             step, forward, ratio = path.step_kl(), path.forward_step_kl(), path.var_s / path.forward_var_s
             whole = [step[:, kept].mean(1), forward[:, kept].mean(1)]
             return torch.stack([*whole, *(value[:, band].mean(1) for value in (step, ratio) for band in bands)])
 
-        ideal, width = (value.numpy() for value in ideal_curves(basis, self.trajectory.levels, perfect))
+        found_ideal = self.trajectory.ideal(f"step_kl in {len(bands)} bands", perfect)
+        ideal, width = (value.numpy() for value in found_ideal)
 
         def curve(value: np.ndarray, half_width: np.ndarray) -> Curve:
             return self.trajectory.curve(value, value - half_width, value + half_width)
@@ -152,7 +153,8 @@ class StepKL(Analysis):
 
     def _variance_ratio(self, basis: LatentBasis, k: int, band: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """Variance of the samples ÷ that of real latents after each step, mean over the band, and its half-width; both (S,)."""
-        _, _, alpha, sigma = (level.double()[:, None] for level in self.trajectory.levels)
+        grid = self.trajectory.grid
+        alpha, sigma = grid.alpha_s[:, None], grid.sigma_s[:, None]
         variance = torch.stack([row["variance"] for row in self.rows])[:, band]
 
         def ratio(sampled: Tensor, real: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmprobe.diffusion.trajectory import DDIMStep
+from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
 
 
@@ -18,7 +18,7 @@ class X0Drift(Analysis):
         self.last: Tensor | None = None
         self.values: list[float] = []
 
-    def update(self, step: DDIMStep) -> None:
+    def update(self, step: SamplingStep) -> None:
         change = torch.zeros(2, dtype=torch.float64, device=step.x0.device)  # Σ, n
         if self.last is not None:
             change[0], change[1] = (step.x0 - self.last).double().pow(2).sum(), step.x0.numel()

@@ -5,17 +5,19 @@ import pytest
 import torch
 from scipy import integrate
 
-from ldmprobe.analysis.reference import IdealDDIM, ideal_ddim
+from ldmprobe.analysis.ideal import IdealPath, ideal_path
 from ldmprobe.analysis.spectrum import gaussian_mmse
-from ldmprobe.diffusion.schedule import NoiseSchedule, SamplingGrid
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from ldmprobe.diffusion.samplers import DDIM
+from ldmprobe.diffusion.schedule import SamplingGrid
 from tests.helpers import FLOAT64, GaussianDenoiser, gaussian_model, sd_scheduler
 
 # diffusers keeps ᾱ in float32, so that its own steps are exact to some 1e-7 only
 FLOAT32_TABLE = {"rtol": 1e-6, "atol": 1e-6}
 
 
-def ideal_of(mean: torch.Tensor, variance: torch.Tensor, grid: SamplingGrid) -> IdealDDIM:
-    return ideal_ddim(mean, variance, grid.alpha_t, grid.sigma_t, grid.alpha_s, grid.sigma_s)
+def ideal_of(mean: torch.Tensor, variance: torch.Tensor, grid: SamplingGrid) -> IdealPath:
+    return ideal_path(mean, variance, DDIM().program(grid), grid)
 
 
 def diffusers_path_of_points(model, num_steps: int, spacing: str, points: torch.Tensor) -> torch.Tensor:
@@ -39,7 +41,7 @@ def test_golden_the_whole_path_equals_diffusers_with_the_exact_denoiser(spacing:
     points = torch.stack([torch.zeros(2, 4, 4), torch.ones(2, 4, 4)]).double()
     path = diffusers_path_of_points(model, 50, spacing, points).flatten(2)
     path_mean, path_var = path[:, 0], (path[:, 1] - path[:, 0]) ** 2
-    ideal = ideal_of(mean, variance, model.schedule.ddim_grid(50, spacing))
+    ideal = ideal_of(mean, variance, model.schedule.native_grid(50, spacing))
     torch.testing.assert_close(ideal.mean_t, path_mean[:-1], **FLOAT32_TABLE)
     torch.testing.assert_close(ideal.mean_s, path_mean[1:], **FLOAT32_TABLE)
     torch.testing.assert_close(ideal.var_t, path_var[:-1], **FLOAT32_TABLE)
@@ -59,7 +61,7 @@ def test_golden_two_points_suffice_because_the_path_is_affine_in_each_direction(
 def test_step_kl_equals_equation_2_of_the_slope():
     model = gaussian_model()
     mean, lam = model.network.mean.detach().flatten(), model.network.variance.detach().flatten()
-    grid = model.schedule.ddim_grid(50)
+    grid = model.schedule.native_grid(50)
     ideal = ideal_of(mean, lam, grid)
     a_t, b_t, a_s, b_s = ((level**2)[:, None] for level in (grid.alpha_t, grid.sigma_t, grid.alpha_s, grid.sigma_s))
     m = ((a_s * a_t).sqrt() * lam + (b_s * b_t).sqrt()) / (a_t * lam + b_t)
@@ -69,7 +71,7 @@ def test_step_kl_equals_equation_2_of_the_slope():
 
 def test_identity_4_even_a_perfect_model_underdisperses():
     lam = torch.logspace(-3, 1, 9, dtype=torch.float64)
-    grid = NoiseSchedule(sd_scheduler()).ddim_grid(50)
+    grid = as_schedule(sd_scheduler()).native_grid(50)
     ideal = ideal_of(torch.zeros_like(lam), lam, grid)
     m2 = ideal.var_s / ideal.var_t
     angle = (torch.arccos(grid.alpha_t) - torch.arccos(grid.alpha_s))[:, None]
@@ -81,7 +83,7 @@ def test_identity_4_even_a_perfect_model_underdisperses():
 
 def test_forward_moments_are_those_of_noised_gaussian_data():
     mean, lam = torch.tensor([0.5, -1.0]), torch.tensor([2.0, 0.1])
-    grid = NoiseSchedule(sd_scheduler()).ddim_grid(10)
+    grid = as_schedule(sd_scheduler()).native_grid(10)
     ideal = ideal_of(mean, lam, grid)
     torch.testing.assert_close(ideal.forward_mean_t, grid.alpha_t[:, None] * mean.double(), **FLOAT64)
     torch.testing.assert_close(
@@ -98,9 +100,9 @@ def test_forward_moments_are_those_of_noised_gaussian_data():
 
 def test_more_steps_bring_the_path_to_the_data():
     lam = torch.tensor([0.1, 0.3, 1.0, 3.0], dtype=torch.float64)
-    schedule = NoiseSchedule(sd_scheduler(set_alpha_to_one=True, timestep_spacing="trailing"))
+    schedule = as_schedule(sd_scheduler(set_alpha_to_one=True, timestep_spacing="trailing"))
     errors = [
-        (ideal_of(torch.ones_like(lam), lam, schedule.ddim_grid(steps)).var_s[-1] / lam - 1).abs().max()
+        (ideal_of(torch.ones_like(lam), lam, schedule.native_grid(steps)).var_s[-1] / lam - 1).abs().max()
         for steps in (10, 50, 250)
     ]
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
@@ -109,7 +111,7 @@ def test_more_steps_bring_the_path_to_the_data():
 
 def test_a_perfect_model_draws_a_curve_that_is_flat_early_and_steep_late():
     variance = 1 / torch.arange(1, 1025, dtype=torch.float64) + 0.05
-    kl = ideal_of(torch.zeros(1024), variance, NoiseSchedule(sd_scheduler()).ddim_grid(50)).step_kl().mean(1)
+    kl = ideal_of(torch.zeros(1024), variance, as_schedule(sd_scheduler()).native_grid(50)).step_kl().mean(1)
     assert kl[48] / kl[0] > 1000
     assert kl[-10:].mean() / kl[:10].mean() > 50
 

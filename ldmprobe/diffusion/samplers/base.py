@@ -1,0 +1,72 @@
+"""What a sampler is: a program of two operations on named latents, the registers.
+
+The same program runs on a network (:mod:`ldmprobe.diffusion.trajectory`) and on the moments of Gaussian data
+(:mod:`ldmprobe.analysis.ideal`), where it is the exact path of a perfect network: whoever writes a sampler gets its ideal with it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ldmprobe.diffusion.schedule import SamplingGrid
+
+
+@dataclass(frozen=True)
+class Denoise:
+    """Ask the network about register ``source`` at the level (α, σ); put its answer into the registers ``x0`` and ``epsilon``.
+
+    Attributes:
+        model_time: what the network is told.
+        clip_range: where x̂_0 is clipped, or None; with a clip the program is not affine, and has no ideal.
+    """
+
+    alpha: float
+    sigma: float
+    model_time: float
+    source: str = "z"
+    x0: str = "x0"
+    epsilon: str = "epsilon"
+    clip_range: float | None = None
+
+
+@dataclass(frozen=True)
+class Combine:
+    """Set register ``target`` to Σ c_r · r over ``coefficients``, plus ``noise`` · ξ, ξ ~ N(0, I) of this step and sample alone."""
+
+    target: str
+    coefficients: Mapping[str, float]
+    noise: float = 0.0
+
+
+@dataclass(frozen=True)
+class SamplerStep:
+    """The operations that take register ``z`` from the level a step starts from to the one it arrives at."""
+
+    operations: tuple[Denoise | Combine, ...]
+
+    @property
+    def passes(self) -> int:
+        """How often the network is asked."""
+        return sum(isinstance(operation, Denoise) for operation in self.operations)
+
+
+class Sampler(ABC):
+    """How latents go from noise to data along a grid. Registers other than ``z`` are kept from step to step.
+
+    Attributes:
+        name: what records call it.
+    """
+
+    name: str
+
+    @abstractmethod
+    def program(self, grid: SamplingGrid) -> list[SamplerStep]:
+        """Return the S steps along ``grid``. The first may read ``z`` alone."""
+
+
+def denoise_at(grid: SamplingGrid, k: int) -> Denoise:
+    """Return the question to the network about ``z`` at the level that step ``k`` of ``grid`` starts from."""
+    alpha, sigma, model_time = (float(level[k]) for level in (grid.alpha_t, grid.sigma_t, grid.timesteps))
+    return Denoise(alpha, sigma, model_time, clip_range=grid.clip_range)

@@ -1,0 +1,125 @@
+"""How to sample: one frozen value, and the trajectory that it says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ldmprobe.diffusion.grids import Grid, ScheduleGrid
+from ldmprobe.diffusion.samplers import DDIM, Sampler
+from ldmprobe.diffusion.schedule import SamplingGrid
+from ldmprobe.diffusion.trajectory import SamplingStep, StepNoise, sampling_steps
+from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.guidance import ClassifierFreeGuidance, Guidance
+from ldmprobe.numbers_in_range import check_numbers
+from ldmprobe.probing.probe import evaluating, sample_noise
+from ldmprobe.probing.record import fingerprint
+
+_STEP_NOISE = 16  # streams of noise from here on belong to the draws of a sampler's steps
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How samples are drawn: everything but the model.
+
+    Attributes:
+        num_samples: N.
+        num_steps: S, from 1 to T.
+        sampler: the program of each step.
+        grid: which noise levels the steps visit.
+        guidance: of the network's answers.
+        batch_size: how many latents go through the network at once; no sample depends on it.
+        seed: of the starting noise and of that of the steps.
+
+    Raises:
+        ConfigurationError: ``num_samples`` or ``batch_size`` below 1.
+    """
+
+    num_samples: int = 256
+    num_steps: int = 50
+    sampler: Sampler = field(default_factory=DDIM)
+    grid: Grid = field(default_factory=ScheduleGrid)
+    guidance: Guidance = field(default_factory=ClassifierFreeGuidance)
+    batch_size: int = 256
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_numbers("Sampling", 1, num_samples=self.num_samples, batch_size=self.batch_size)
+        check_numbers("Sampling", 0, seed=self.seed)
+
+    def levels(self, model: DiffusionModel) -> SamplingGrid:
+        """Return the noise levels of the steps, having checked that ``model`` can be sampled so.
+
+        Raises:
+            ConfigurationError: the schedule has no such levels, or there is nothing to guide by.
+        """
+        grid = self.grid.levels(model.schedule, self.num_steps)
+        with evaluating(model.modules):
+            self.guidance.check(model.conditioning, model.device)
+        return grid
+
+    def provenance(self, model: DiffusionModel) -> dict[str, Any]:
+        """Return how the samples of a record were drawn, as plain values."""
+        return {
+            "num_samples": self.num_samples,
+            "num_steps": self.num_steps,
+            "sampler": self.sampler.name,
+            **self.grid.provenance(model.schedule),
+            **self.guidance.provenance,
+            "seed": self.seed,
+            "weights": model.weights,
+            "latent_shape": list(model.latent_shape),
+            "prediction_type": model.schedule.prediction.name,
+            **prompts_of(model),
+        }
+
+    def fingerprints(self, model: DiffusionModel, grid: SamplingGrid) -> dict[str, str]:
+        """Return what must be equal for two records' samples to be comparable, but for the weights: levels, codec, samples."""
+        described = model.conditioning.description
+        parts = [
+            self.sampler.name,
+            self.num_samples,
+            *self.guidance.provenance.values(),
+            self.seed,
+            list(model.latent_shape),
+        ]
+        return {
+            "grid": grid_fingerprint(grid),
+            "codec": fingerprint(model.codec.description),
+            "sampler": fingerprint(*parts, *([described] if described else [])),
+        }
+
+
+def sample_trajectory(
+    model: DiffusionModel, sampling: Sampling, grid: SamplingGrid, sample_ids: Tensor
+) -> Iterator[SamplingStep]:
+    """Yield the sampling steps of the samples numbered ``sample_ids`` (n,), each from its own noise and with its own condition."""
+    ids = sample_ids.tolist()
+    condition = model.conditioning.for_samples(sample_ids.to(model.device))
+    predict = model.predictor(condition, sampling.batch_size, sampling.guidance)
+    z_T = model.schedule.prior_std * sample_noise(ids, model.latent_shape, sampling.seed).to(model.device)
+    noise = step_noise(model, ids, sampling.seed)
+    return sampling_steps(predict, z_T, sampling.sampler.program(grid), model.schedule.prediction, noise)
+
+
+def step_noise(model: DiffusionModel, sample_ids: list[int], seed: int) -> StepNoise:
+    """Return the noise of a sampler's draws for the samples numbered ``sample_ids``: each draw of each sample has its own."""
+
+    def noise(draw: int) -> Tensor:
+        return sample_noise(sample_ids, model.latent_shape, seed, stream=_STEP_NOISE + draw).to(model.device)
+
+    return noise
+
+
+def grid_fingerprint(grid: SamplingGrid) -> str:
+    """Return what tells one path through the noise levels from another, clipping included."""
+    clips = [] if grid.clip_range is None else [grid.clip_range]
+    return fingerprint(grid.timesteps, grid.alpha_t.float(), grid.alpha_s.float(), *clips)
+
+
+def prompts_of(model: DiffusionModel) -> dict[str, Any]:
+    """Return ``{"prompts": […]}`` of a text-to-image model, for the provenance of a record; of another nothing."""
+    return {name: value for name, value in model.conditioning.description.items() if name == "prompts"}
