@@ -363,7 +363,9 @@ def test_a_corrupt_image_met_in_the_middle_of_training_is_named_by_its_row(tmp_p
     data = ImageData(str(tmp_path / "images"), batch_size=4, check_rows=5, num_workers=num_workers)
     model = LatentDiffusion(tiny_unet(channels=1), ema_decay=None)
     fit = trainer(tmp_path, max_steps=40, limit_val_batches=0)
-    with pytest.raises(ConfigurationError, match=r"Row 29 of split 'train', column 'image': the image cannot be read .*truncated"):
+    with pytest.raises(
+        ConfigurationError, match=r"Row 29 of split 'train', column 'image': the image cannot be read .*truncated"
+    ):
         fit.fit(model, data)
     assert 0 < fit.global_step < 40
 
