@@ -182,21 +182,22 @@ def test_spoilt_pipelines(folder: Path, name: str, data: Any) -> None:
 # --- images ----------------------------------------------------------------------------------------------------------
 
 
-def _picture(kind: str) -> bytes:
+def _picture(kind: str, first: int = 0) -> bytes:
     file = io.BytesIO()
-    PILImage.fromarray(np.arange(192, dtype=np.uint8).reshape(8, 8, 3)).save(file, kind)
+    PILImage.fromarray(np.arange(first, first + 192).astype(np.uint8).reshape(8, 8, 3)).save(file, kind)
     return file.getvalue()
 
 
 def _kept(folder: Path, content: bytes) -> ImageData:
-    rows = [{"bytes": content, "path": None}] * 4
+    """Images of which the second has this content."""
+    rows = [{"bytes": picture, "path": None} for picture in (_picture("PNG"), content, _picture("PNG", 60))]
     Dataset.from_dict({"image": rows}, features=Features({"image": Image()})).to_parquet(folder / "p.parquet")
-    return ImageData(str(folder / "p.parquet"), image_size=8, channels=3, batch_size=2)
+    return ImageData(str(folder / "p.parquet"), image_size=8, channels=3, batch_size=2, held_out_split="train")
 
 
 def _read(data: ImageData) -> None:
     data.setup()
-    next(iter(data.reference_batches(2)))
+    next(iter(data.reference_batches(3)))
 
 
 @fuzz(
