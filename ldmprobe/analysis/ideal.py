@@ -176,8 +176,8 @@ def ideal_curves(
     prior_std: float,
     curves_of: Callable[[IdealPath], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Return positive numbers read off the ideal path, corrected for the finite number of latents by the jackknife of their logarithms, and
-    the half-widths of their 95 % intervals.
+    """Return positive numbers read off the ideal path, corrected for the finite number of latents by the jackknife, and the half-widths of
+    their 95 % intervals. NaN where a number is no larger than its half-width: so small that these latents cannot tell it from 0.
 
     Args:
         basis: real latents' moments.
@@ -185,12 +185,12 @@ def ideal_curves(
         curves_of: the numbers of one path, of any shape.
     """
 
-    def logarithm(mean: Tensor, variance: Tensor) -> Tensor:
-        path = ideal_path(mean, variance, program, grid, prior_std, basis.eigenvalues, basis.weights)
-        return curves_of(path).clamp(min=1e-300).log()
+    def numbers(mean: Tensor, variance: Tensor) -> Tensor:
+        return curves_of(ideal_path(mean, variance, program, grid, prior_std, basis.eigenvalues, basis.weights))
 
-    whole = logarithm(basis.mean, basis.variance)
+    whole = numbers(basis.mean, basis.variance)
     moments = zip(basis.mean_without, basis.variance_without, strict=True)
-    without = [logarithm(mean, variance) for mean, variance in moments]
+    without = [numbers(mean, variance) for mean, variance in moments]
     value, error = jackknife(whole, torch.stack(without) if without else whole[None])
-    return value.exp(), value.exp() * (1.96 * error).expm1()
+    known = (value > 1.96 * error) | (error == 0)
+    return torch.where(known, value, torch.nan), torch.where(known, 1.96 * error, torch.nan)

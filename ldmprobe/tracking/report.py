@@ -232,6 +232,23 @@ def _forgetting_section(forgetting: Sequence[ProbeRecord]) -> str:
     return f'<div class="pair">{change}{history}</div><div class="pair">{skill}{residual}</div>'
 
 
+def _left_out(ddim: ProbeRecord) -> str:
+    """The directions that KL is not of, and those along which only the samples have ceased to vary."""
+    of, without, collapsed = (
+        int(ddim.provenance.get(name) or 0)
+        for name in ("kl_dimension", "directions_without_variance", "directions_collapsed")
+    )
+    told = ""
+    if without:
+        told += (
+            f" Left out are {without:,} of {of:,} directions along which real latents do not vary (less than 1e-8 of the largest variance), where "
+            "KL has no bound."
+        )
+    if collapsed:
+        told += f" <b>Along {collapsed:,} directions the samples no longer vary, though real latents do.</b>"
+    return told
+
+
 def _kl_section(ddim: Sequence[ProbeRecord]) -> str:
     shown = [record for record in ddim if "step_kl" in record.curves]
     if not shown:
@@ -240,6 +257,7 @@ def _kl_section(ddim: Sequence[ProbeRecord]) -> str:
         "KL before and after each denoiser pass",
         "The paper's measurement: how much one pass changes the distribution of the latents. <b>A perfect model shows this shape "
         "too</b>, near 0 early and steep late: read a curve only by its distance from the dashed ideal."
+        + _left_out(shown[-1])
         + _guided(shown[-1]),
         chart(charts.kl_chart(shown)),
     )

@@ -162,6 +162,22 @@ def test_kl_chart_draws_the_curves_of_the_records(records):
     assert sum(str(trace.name).startswith("step ") for trace in figure.data) == len(ddim)
 
 
+def test_a_logarithmic_axis_has_six_marks_at_most_and_says_what_is_left_out(records):
+    last = of(records, "ddim")[-1]
+    curve = dataclasses.replace(
+        last.curves["step_kl"], value=np.geomspace(1e-5, 1e33, len(last.curves["step_kl"].value))
+    )
+    provenance = {**last.provenance, "directions_without_variance": 3, "directions_collapsed": 2}
+    wild = dataclasses.replace(last, curves={**last.curves, "step_kl": curve}, provenance=provenance)
+    marks = charts.kl_chart([wild]).layout.yaxis.dtick
+    assert 38 / marks <= 6
+    assert charts.kl_chart([last]).layout.yaxis.dtick <= 2
+    html = report_html([wild], None, "wild")
+    dimension = last.provenance["kl_dimension"]
+    assert f"3 of {dimension} directions along which real latents do not vary" in html
+    assert "Along 2 directions the samples no longer vary" in html
+
+
 def test_variance_chart_holds_each_band_against_a_perfect_sampler_and_not_against_1(records):
     ddim = of(records, "ddim")[-1]
     figure = charts.variance_chart(ddim)

@@ -12,6 +12,7 @@ from ldmprobe.probing.record import Curve, ProbeRecord
 from ldmprobe.tracking.history import thinned
 from ldmprobe.tracking.style import STEP_COLOURS, step_colour
 
+MOST_MARKS = 6  # on a logarithmic axis
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', 'DejaVu Sans', sans-serif"
 STEP_SCALE = [[i / (len(STEP_COLOURS) - 1), colour] for i, colour in enumerate(STEP_COLOURS)]
 _GRID = "#eceef1"
@@ -119,8 +120,17 @@ def finish(figure: go.Figure, x: str, y: str, log_y: bool = False, reverse_x: bo
         figure.update_xaxes(title={"text": x, "font": {"size": 12.5}}, autorange="reversed" if reverse_x else None)
         figure.update_yaxes(title={"text": y, "font": {"size": 12.5}})
     if log_y:
-        figure.update_yaxes(type="log", exponentformat="power", dtick=1)
+        figure.update_yaxes(type="log", exponentformat="power", dtick=_decades_per_mark(figure))
     return figure
+
+
+def _decades_per_mark(figure: go.Figure) -> int:
+    """As many as make six marks at most of what is drawn."""
+    drawn = [np.asarray(trace.y, dtype=float) for trace in figure.data if getattr(trace, "y", None) is not None]
+    values = np.concatenate([np.zeros(0), *drawn])
+    values = values[np.isfinite(values) & (values > 0)]
+    decades = float(np.ptp(np.log10(values))) if values.size else 0.0
+    return max(1, int(np.ceil((decades + 1) / MOST_MARKS)))
 
 
 def buttons(choices: list[dict[str, Any]]) -> dict[str, Any]:
