@@ -2,7 +2,7 @@
 
     python scripts/bench_soundness.py golden
     python scripts/bench_soundness.py estimators                       (five minutes on two cores)
-    python scripts/bench_soundness.py perfect                          (ten minutes on two cores)
+    python scripts/bench_soundness.py perfect --seeds 3                (ten minutes on two cores)
     python scripts/bench_soundness.py faults --data digits --seeds 5 --healthy 8 --out runs/faults       (quarter of an hour a data set)
     python scripts/bench_soundness.py faults --data PARQUET_FOLDER --image-column img --out runs/faults
     python scripts/bench_soundness.py single                           (five minutes on two cores)
@@ -281,7 +281,7 @@ def perfect_probes(
 
 def perfect(seeds: int) -> None:
     """A level is accused where the interval of its skill lies below 0. The rows with N/D below 2 have levels at which the latents cannot tell
-    the linear optimum: there the interval holds all that is possible."""
+    the linear optimum: there the interval holds all that is possible. Steps whose ideal the reference cannot tell from 0 are left out."""
     print(
         "| spectrum | D | N/D | skill, mean over seeds | levels accused | praised | KL ÷ ideal | gap − ideal | levels accused |"
     )
@@ -302,7 +302,11 @@ def perfect(seeds: int) -> None:
                     wrong.append([(skill.upper < 0).mean(), (skill.lower > 0).mean(), accused.mean()])
                 low, middle, praised = np.mean(wrong, 0)
                 total += [low, praised, 1]
-                mean, ratio, gap_mean = np.mean(skills, 0), np.mean(ratios, 0), np.mean(gaps, 0)
+                mean, ratio, gap_mean = (
+                    np.mean(skills, 0),
+                    np.ma.masked_invalid(ratios).mean(0),
+                    np.ma.masked_invalid(gaps).mean(0),
+                )
                 print(
                     f"| {spectrum} | {np.prod(shape)} | {per_dimension:g} | {mean.min():+.3f} … {mean.max():+.3f} | {low:.1%} | {middle:.1%} "
                     f"| {ratio.min():.3f} … {ratio.max():.3f} | {np.abs(gap_mean).max():.4f} | {praised:.1%} |",
