@@ -11,6 +11,7 @@ from ldmprobe.diffusion.samplers import DDIM, Sampler
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.models.guidance import Guidance, as_guidance
+from ldmprobe.numbers_in_range import check_numbers
 from ldmprobe.probing.analyses import Analysis
 from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.held_out import HeldOut
@@ -71,6 +72,7 @@ class DDIMProbe(ProbeCallback):
         super().__init__(every_n_steps)
         if num_samples < 8:
             raise ConfigurationError(f"DDIMProbe got num_samples {num_samples}; expected at least 8.")
+        check_numbers("DDIMProbe", 1, num_steps=num_steps, num_reference=num_reference)
         self.sampling = Sampling(
             num_samples, num_steps, sampler or DDIM(), grid or ScheduleGrid(), as_guidance(guidance), batch_size, seed
         )

@@ -238,10 +238,18 @@ def test_a_network_that_answers_in_another_shape(capsys):
     ("wrong", "text"),
     [
         ({"num_samples": 0}, "DDIMProbe got num_samples 0; expected at least 8."),
-        ({"num_steps": 0}, "num_steps is 0; expected 1 to 1000"),
+        ({"num_steps": 0}, "num_steps 0; expected at least 1"),
         ({"num_steps": 1001}, "num_steps is 1001; expected 1 to 1000"),
         ({"every_n_steps": 0}, "DDIMProbe got every_n_steps 0; expected at least 1."),
-        ({"timestep_spacing": "sideways"}, "sideways"),
+        (
+            {
+                "grid": {
+                    "class_path": "ldmprobe.diffusion.grids.ScheduleGrid",
+                    "init_args": {"timestep_spacing": "sideways"},
+                }
+            },
+            "sideways",
+        ),
         ({"batch_size": 0}, "batch_size"),
     ],
 )
@@ -287,7 +295,7 @@ def _trainer(**settings) -> dict:
         (_shapes(num_images=10**12), ("num_images 1000000000000",)),
         (_data(num_workers=-1), ("ImageData got num_workers -1",)),
         (_probe(num_samples=10**12), ("num_samples 1000000000000",)),
-        (_probe(seed=-1), ("DDIMProbe got seed -1",)),
+        (_probe(seed=-1), ("got seed -1",)),
         (_trainer(accumulate_grad_batches=0), ("accumulate_grad_batches",)),
         (_trainer(gradient_clip_val=float("nan")), ("gradient_clip_val",)),
         (_trainer(val_check_interval=0), ("val_check_interval",)),

@@ -184,7 +184,7 @@ def _scheduler(schedule: NoiseSchedule, name: str) -> Any:
         same = False
     if not same:
         raise ConfigurationError(
-            "The noise schedule is none that a scheduler of diffusers' pipelines, such as DDIMScheduler, can have; use one that is."
+            f"The noise schedule of this {schedule.name} is none that a DDIMScheduler can have; use one that is."
         )
     if name == "StableDiffusionPipeline":
         _set_as_stable_diffusion(scheduler)

@@ -18,6 +18,7 @@ from ldmprobe.numbers_in_range import check_numbers
 from ldmprobe.probing.probe import evaluating, sample_noise
 from ldmprobe.probing.record import fingerprint
 
+_MOST_SAMPLES = 10_000_000  # more are a slip of the pen, and no memory holds them
 _STEP_NOISE = 16  # streams of noise from here on belong to the draws of a sampler's steps
 
 
@@ -47,7 +48,8 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_numbers("Sampling", 1, num_samples=self.num_samples, batch_size=self.batch_size)
+        check_numbers("Sampling", 1, _MOST_SAMPLES, num_samples=self.num_samples)
+        check_numbers("Sampling", 1, batch_size=self.batch_size)
         check_numbers("Sampling", 0, seed=self.seed)
 
     def levels(self, model: DiffusionModel) -> SamplingGrid:

@@ -119,6 +119,6 @@ def test_a_series_keeps_no_record_and_the_previous_one_is_the_only_one_read(tmp_
     assert series[-1].images
     read.clear()
     assert records.last_before("denoising", 5).step == 4
-    assert records.last_before("denoising", 5, every_n_steps=3).step == 3
+    assert records.last_before("denoising", 5, lambda step: step % 3 == 0).step == 3
     assert records.last_before("denoising", 0) is None
     assert read == [(4, Part.ALL), (3, Part.ALL)]

@@ -210,7 +210,7 @@ def test_the_folder_is_read_back_as_the_same_model(name, exported):
     checkpoint, folder = exported(name)
     before = load_diffusion_model(checkpoint)
     after = load_pipeline(str(folder), prompts=getattr(before.conditioning, "prompts", ("",)))
-    assert (after.latent_shape, after.schedule.prediction) == (
+    assert (after.latent_shape, after.schedule.prediction.name) == (
         before.latent_shape,
         before.schedule.prediction.name,
     )

@@ -435,8 +435,8 @@ def test_data_of_other_classes_is_refused(tmp_path):
     [
         ({"train_text_encoder": True}, "has no text encoder; leave out `train_text_encoder`"),
         ({"prompts": ["a cat"]}, "has no text encoder; leave out `prompts`"),
-        ({"offset_noise": -0.1}, "expected finite numbers >= 0"),
-        ({"input_perturbation": float("nan")}, "expected finite numbers >= 0"),
+        ({"offset_noise": -0.1}, "offset_noise -0.1; expected at least 0"),
+        ({"input_perturbation": float("nan")}, "input_perturbation nan; expected at least 0"),
         ({"scheduler": {"rescale_betas": True}}, "DDIMScheduler has no setting 'rescale_betas'; expected some of"),
         ({"lora": LoRA(targets=["attn9"])}, "target 'attn9' is no linear layer"),
     ],
