@@ -8,15 +8,14 @@ from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.callbacks.probe_data import has_held_out, held_out_of, reference_of
 from ldmprobe.diffusion.grids import Grid, ScheduleGrid
 from ldmprobe.diffusion.samplers import DDIM, Sampler
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_numbers
+from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.models.guidance import Guidance, as_guidance
-from ldmprobe.numbers_in_range import check_numbers
 from ldmprobe.probing.analyses import Analysis
 from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
-from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.probing.reference import Reference
 from ldmprobe.probing.sampling import Sampling
 

@@ -11,13 +11,13 @@ from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
 from ldmprobe.callbacks.probe_data import held_out_of, reference_of
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.record import ProbeRecord
+from ldmprobe.io.store import RecordStore
 from ldmprobe.models.diffusion_model import diffusion_model_of
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
-from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.probing.reference import Reference
-from ldmprobe.tracking.store import RecordStore
 
 
 class DenoisingProbe(ProbeCallback):

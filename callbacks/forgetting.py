@@ -12,13 +12,13 @@ from ldmprobe.callbacks.probe_data import held_out_from, held_out_of, reference_
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.record import ProbeRecord
+from ldmprobe.io.store import RecordStore
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.probing.forgetting import KindOfData, probe_forgetting
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks, evaluating
-from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.probing.reference import Reference
-from ldmprobe.tracking.store import RecordStore
 
 _log = logging.getLogger(__name__)
 

@@ -17,16 +17,15 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from ldmprobe.callbacks.monitored import check_monitors, show_metrics
 from ldmprobe.callbacks.rank_zero import from_rank_zero
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_numbers
+from ldmprobe.io.record import ProbeRecord
+from ldmprobe.io.run_directory import lock, unlock
+from ldmprobe.io.store import RecordStore
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
-from ldmprobe.numbers_in_range import check_numbers
 from ldmprobe.probing.non_finite import first_not_finite
 from ldmprobe.probing.probe import Progress, Ranks, plain_stderr, progress_bar
-from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking.history import RunningHistory
 from ldmprobe.tracking.loggers import all_metrics, log_record, log_scalars
-from ldmprobe.tracking.run_directory import occupy, vacate
-from ldmprobe.tracking.store import RecordStore
 
 _log = logging.getLogger(__name__)
 _METRICS = "ldmprobe.ProbeCallback"  # in a checkpoint
@@ -72,7 +71,7 @@ class ProbeCallback(L.Callback, ABC):
         self._last_step = -1
         self._seen_step = 0
         self._steps_of_batch = 1
-        self._resuming = self._occupies = False
+        self._resuming = self._holds_lock = False
         # Of the last probe but one at the end of training, which an unbroken run does not have:
         self._metrics: dict[str, float] = {}
 
@@ -93,7 +92,7 @@ class ProbeCallback(L.Callback, ABC):
         checkpoint.setdefault(_METRICS, {})[type(self).__name__] = dict(self._metrics)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._occupies = from_rank_zero(trainer, lambda: occupy(run_directory(trainer), self._resuming))
+        self._holds_lock = from_rank_zero(trainer, lambda: lock(run_directory(trainer), self._resuming))
         self._history = RunningHistory(RecordStore(run_directory(trainer)))
         callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
         if sum(type(callback) is type(self) for callback in callbacks) > 1:
@@ -141,9 +140,9 @@ class ProbeCallback(L.Callback, ABC):
             self._run(trainer, pl_module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        if self._occupies and trainer.is_global_zero:
-            vacate(run_directory(trainer))
-        self._occupies = False
+        if self._holds_lock and trainer.is_global_zero:
+            unlock(run_directory(trainer))
+        self._holds_lock = False
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         self.teardown(trainer, pl_module, "fit")

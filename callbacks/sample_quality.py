@@ -14,6 +14,7 @@ from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.diffusion.grids import Grid, ScheduleGrid
 from ldmprobe.diffusion.samplers import DDIM, Sampler
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.models.feature_network import FeatureNetwork
 from ldmprobe.models.guidance import Guidance, as_guidance
@@ -21,7 +22,6 @@ from ldmprobe.models.inception import Inception
 from ldmprobe.probing.probe import Ranks, evaluating
 from ldmprobe.probing.quality import probe_quality, refuse_too_few
 from ldmprobe.probing.real_features import RealFeatures, check_feature_network, network_fingerprint
-from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.probing.sampling import Sampling
 
 _log = logging.getLogger(__name__)

@@ -16,13 +16,13 @@ from ldmprobe.callbacks.probe_data import held_out_of, reference_of
 from ldmprobe.callbacks.training_clock import seconds_spent
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.probing.analyses import MarginalGap
 from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
-from ldmprobe.probing.record import Curve, ProbeRecord
 from ldmprobe.probing.reference import Reference
 from ldmprobe.probing.sampling import Sampling
 

@@ -10,8 +10,8 @@ import torch
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.probe import Ranks
-from ldmprobe.probing.record import ProbeRecord
 
 
 class TrainingClock(ProbeCallback):

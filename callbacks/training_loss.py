@@ -9,8 +9,8 @@ import numpy as np
 import torch
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback
+from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.probing.probe import Ranks
-from ldmprobe.probing.record import Curve, ProbeRecord
 
 BAND_EDGES = torch.arange(-12.0, 12.1, 1.5, dtype=torch.float64)
 

@@ -11,10 +11,10 @@ from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.diffusion.objective import TimestepObjective
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.record import ProbeRecord
+from ldmprobe.io.store import RecordStore
 from ldmprobe.probing.objective import objective_record
 from ldmprobe.probing.probe import Ranks
-from ldmprobe.probing.record import ProbeRecord
-from ldmprobe.tracking.store import RecordStore
 
 
 class TrainingObjective(ProbeCallback):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from ldmprobe import __version__
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.plain_text import make_output_plain, plain
+from ldmprobe.io.plain_text import make_output_plain, plain
 
 _TRAINER_COMMANDS = {
     "fit": "train or finetune from a YAML file, probing on the way",

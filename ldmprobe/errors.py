@@ -1,4 +1,8 @@
-"""The one exception for everything a user can put right: a wrong argument, file, dataset or combination of them."""
+"""Errors that a user can put right: the one exception for them, and the check of a number where it comes in."""
+
+from __future__ import annotations
+
+import math
 
 
 class ConfigurationError(ValueError):
@@ -10,3 +14,16 @@ class ConfigurationError(ValueError):
         if message.startswith(f"Caught {type(self).__name__} in DataLoader worker"):
             return message.rpartition(f"{type(self).__name__}: ")[2].strip()
         return message
+
+
+def check_numbers(owner: str, at_least: float, at_most: float = math.inf, **numbers: float | None) -> None:
+    """Raise ConfigurationError, naming the first number that is NaN, infinite or out of range; None counts as not given.
+
+    Args:
+        owner: whose arguments they are, for the message.
+    """
+    for name, value in numbers.items():
+        if value is None or (at_least <= value <= at_most and math.isfinite(value)):
+            continue
+        bound = f" and at most {at_most:,}" if math.isfinite(at_most) else ""
+        raise ConfigurationError(f"{owner} got {name} {value}; expected at least {at_least}{bound}.")

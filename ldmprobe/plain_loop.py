@@ -9,6 +9,9 @@ from typing import Any
 from torch import Tensor
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.record import ProbeRecord
+from ldmprobe.io.run_directory import locked
+from ldmprobe.io.store import RecordStore
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.ddim import probe_ddim
@@ -16,11 +19,8 @@ from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.real_data import loaders_in, read_beside, reference_at
-from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.probing.reference import encode_images
 from ldmprobe.probing.sampling import Sampling
-from ldmprobe.tracking.run_directory import occupied
-from ldmprobe.tracking.store import RecordStore
 
 
 def probe(
@@ -79,7 +79,7 @@ def probe(
             f"held_out is a {type(held_out).__name__}, which can be read only once; give a Tensor, a list of batches or a DataLoader."
         )
     sampling = Sampling(num_samples, num_steps, batch_size=batch_size, seed=seed)
-    with occupied(run_dir, resuming=step > 0) as folder:
+    with locked(run_dir, resuming=step > 0) as folder:
         return _probe_into(folder, model, step, real, held_out, sampling, num_draws, num_reference)
 
 

@@ -14,21 +14,20 @@ from torch import Tensor
 
 from ldmprobe.diffusion.grids import ScheduleGrid
 from ldmprobe.diffusion.trajectory import SamplingStep
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_numbers
+from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.denoiser import check_denoiser
 from ldmprobe.models.device import move
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.models.pretrained import Precision
 from ldmprobe.models.text import TextConditioning
-from ldmprobe.numbers_in_range import check_numbers
 from ldmprobe.probing.analyses import Analysis, Findings, Trajectory
 from ldmprobe.probing.clipping import clipping, count_clipped
 from ldmprobe.probing.ddim import default_analyses, probe_ddim
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import evaluating, progress_bar
-from ldmprobe.probing.record import fingerprint
 from ldmprobe.probing.reference import Reference, encode_images
 from ldmprobe.probing.sampling import Sampling, sample_trajectory
 
@@ -106,17 +105,17 @@ def sample_images(model: DiffusionModel, sampling: Sampling) -> Tensor:
 
 def probe(args: Namespace) -> str:
     """``ldmprobe probe``: records, the paper's two figures and a report in a new directory."""
-    from ldmprobe.tracking.run_directory import occupied
+    from ldmprobe.io.run_directory import locked
 
     model, sampling = _model(args)
-    with occupied(args.out, resuming=False, option="--out") as out:
+    with locked(args.out, resuming=False, option="--out") as out:
         return _probe_into(out, model, sampling, args)
 
 
 def _probe_into(out: Path, model: DiffusionModel, sampling: Sampling, args: Namespace) -> str:
+    from ldmprobe.io.store import RecordStore
     from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure
     from ldmprobe.tracking.report import write_report
-    from ldmprobe.tracking.store import RecordStore
 
     reference, held_out = None, None
     if args.data is not None:

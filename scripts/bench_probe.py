@@ -28,13 +28,13 @@ from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from ldmprobe.io.store import RecordStore
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import PCAScatter, StepKL
 from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.reference import Reference
 from ldmprobe.probing.sampling import Sampling
-from ldmprobe.tracking.store import RecordStore
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
 
 

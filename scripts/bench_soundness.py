@@ -44,13 +44,13 @@ from ldmprobe.diffusion.prediction import KINDS
 from ldmprobe.diffusion.samplers import DDIM
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.trajectory import sampling_steps
+from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import MarginalGap, StepKL
 from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.probing.reference import Reference, encode_images
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.training.ema import EMA

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.io.record import ProbeRecord
+from ldmprobe.io.store import RecordStore
 from ldmprobe.tracking.figures import figure_png
-from ldmprobe.tracking.store import RecordStore
 from ldmprobe.tracking.style import IDEAL, WARNING, step_colour
 
 ROOT = Path(__file__).resolve().parent.parent

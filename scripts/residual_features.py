@@ -14,10 +14,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.probe import evaluating, sample_noise
+from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.reference import Reference
 from ldmprobe.standalone import load_model, real_latents
 

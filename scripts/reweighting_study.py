@@ -40,9 +40,9 @@ from ldmprobe.comparison.study import Study, study, study_run
 from ldmprobe.comparison.study_figures import curves_figure, pareto_figure
 from ldmprobe.comparison.study_table import study_markdown, study_table
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.atomic import atomic_write
 from ldmprobe.tracking.comparable import read_runs
 from ldmprobe.tracking.figures import figure_png
-from ldmprobe.whole_file import whole_file
 
 _NAME = re.compile(r"[\w.+-]+")  # of a method: a folder's
 _LOG_LINES = 15
@@ -129,7 +129,7 @@ def prepare(plan: Plan, out: Path) -> list[Job]:
         if (folder / "config.yaml").exists():
             _refuse_changed(folder, text)
         for name, content in (("config.yaml", text), ("method.yaml", yaml.safe_dump(settings))):
-            with whole_file(folder / name) as file:
+            with atomic_write(folder / name) as file:
                 file.write(content.encode())
     return [Job(m, seed, out / "runs" / m / f"seed-{seed}") for seed in plan.seeds for m in plan.methods]
 
@@ -212,7 +212,7 @@ def read_study(plan: Plan, jobs: list[Job]) -> Study:
 
 
 def write(found: Study, title: str, missing: list[str], out: Path) -> None:
-    with whole_file(out / "study.parquet") as file:
+    with atomic_write(out / "study.parquet") as file:
         pq.write_table(study_table(found), file, compression="zstd")
     text = study_markdown(found, title, missing)
     for name, content in (
@@ -220,7 +220,7 @@ def write(found: Study, title: str, missing: list[str], out: Path) -> None:
         ("pareto.png", figure_png(pareto_figure(found))),
         ("curves.png", figure_png(curves_figure(found))),
     ):
-        with whole_file(out / name) as file:
+        with atomic_write(out / name) as file:
             file.write(content)
     print(f"\n{text}\n{out / 'table.md'}, study.parquet, pareto.png, curves.png")
 

@@ -20,9 +20,9 @@ import yaml
 from healthy_vs_starved import BAND, band_log_snr
 from matplotlib.figure import Figure
 
-from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.io.record import ProbeRecord
+from ldmprobe.io.store import RecordStore
 from ldmprobe.tracking.figures import figure_png
-from ldmprobe.tracking.store import RecordStore
 from ldmprobe.tracking.style import ACCENT, IDEAL, WARNING, step_colour
 
 ROOT = Path(__file__).resolve().parent.parent

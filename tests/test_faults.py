@@ -24,9 +24,9 @@ from PIL import Image
 from ldmprobe.callbacks import DDIMProbe, LoggerGuard, ReportWriter
 from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.store import RecordStore
 from ldmprobe.tracking.logger_guard import failures
 from ldmprobe.tracking.report import write_report
-from ldmprobe.tracking.store import RecordStore
 from ldmprobe.tracking.wandb import start_error
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import tiny_unet

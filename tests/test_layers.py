@@ -7,8 +7,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
-    ["errors", "numbers_in_range", "plain_text", "difference", "full_precision", "whole_file", "diffusion", "analysis"],
-    ["models", "data"],
+    ["errors"],
+    ["io"],
+    ["diffusion"],
+    ["analysis"],
+    ["models"],
+    ["data"],
     ["probing"],
     ["tracking", "training"],
     ["callbacks", "comparison"],

@@ -17,11 +17,11 @@ from PIL import Image
 
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
+from ldmprobe.io.store import RecordStore
 from ldmprobe.models.families import FAMILIES, REFUSED
 from ldmprobe.models.frozen import Frozen
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.standalone import load_model, sample_images
-from ldmprobe.tracking.store import RecordStore
 from ldmprobe.training.cache import write_cache
 from ldmprobe.training.finetuning import FinetunedDiffusion
 from ldmprobe.training.lora import LoRA

@@ -10,10 +10,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import ldmprobe
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.store import RecordStore
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.tracking.store import RecordStore
 from tests.helpers import gaussian_model, sd_scheduler, tiny_unet
 
 QUICK = {"num_samples": 8, "num_steps": 3, "num_draws": 32}

@@ -15,12 +15,12 @@ from diffusers import AutoencoderKL, DDIMPipeline, DDPMPipeline, DDPMScheduler, 
 from PIL import Image
 
 from ldmprobe.cli import main
+from ldmprobe.io.store import RecordStore
 from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.models.pretrained import load_pipeline
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.standalone import image_grid, load_model, real_latents, sample_images
 from ldmprobe.tracking.figures import kl_figure, pca_figure
-from ldmprobe.tracking.store import RecordStore
 from tests.helpers import WHOLE_PATH, tiny_unet
 from tests.pipelines import autoencoder, clip, saved
 
@@ -101,7 +101,7 @@ def test_latents_are_decoded_as_in_diffusers(family, pipelines):
 
 @torch.no_grad()
 def test_samples_are_those_of_diffusers_from_the_same_noise(pipelines):
-    from ldmprobe.probing.probe import sample_noise
+    from ldmprobe.diffusion.noise import sample_noise
 
     images = sample_images(load_model(str(pipelines["DDIMPipeline"]), "cpu"), Sampling(2, 4, batch_size=1))
     pipeline = DDIMPipeline.from_pretrained(pipelines["DDIMPipeline"])

@@ -20,8 +20,8 @@ import yaml
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler
 
 from ldmprobe.cli import main
-from ldmprobe.probing.record import ProbeRecord
-from ldmprobe.tracking.store import RecordStore
+from ldmprobe.io.record import ProbeRecord
+from ldmprobe.io.store import RecordStore
 from tests.helpers import tiny_unet
 from tests.test_bad_input import _config, _fit
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import ldmprobe
-from ldmprobe.tracking.store import RecordStore
+from ldmprobe.io.store import RecordStore
 
 PAGE = (Path(__file__).resolve().parent.parent / "docs" / "YOUR_OWN.md").read_text()
 MINE, *BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)

@@ -11,8 +11,8 @@ from ldmprobe.comparison.findings import compare
 from ldmprobe.comparison.page import comparison_html
 from ldmprobe.comparison.table import comparison_table
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.atomic import PARTIAL, atomic_write
 from ldmprobe.tracking.comparable import read_runs
-from ldmprobe.whole_file import PARTIAL, whole_file
 
 PAGE, TABLE = "comparison.html", "comparison.parquet"
 
@@ -33,9 +33,9 @@ def write_comparison(directories: Sequence[str | Path], out: str | Path, labels:
     comparison = compare(read_runs([Path(directory) for directory in directories], labels))
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with whole_file(out / TABLE) as file:
+        with atomic_write(out / TABLE) as file:
             pq.write_table(comparison_table(comparison), file, compression="zstd")
-        with whole_file(out / PAGE) as file:
+        with atomic_write(out / PAGE) as file:
             file.write(comparison_html(comparison).encode())
     except OSError as error:
         raise ConfigurationError(f"The comparison cannot be written to {out}: {error.strerror}.") from error

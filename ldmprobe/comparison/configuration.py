@@ -8,7 +8,7 @@ from pathlib import Path
 
 import yaml
 
-from ldmprobe.difference import flat
+from ldmprobe.io.difference import flat
 
 _SEEDS = ("seed", "seed_everything")
 # Settings that change nothing of what is learned: where it is told, and how it was started.

@@ -18,7 +18,7 @@ from ldmprobe.analysis.comparison import (
 )
 from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.comparison.configuration import only_seeds_differ
-from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.io.record import ProbeRecord
 from ldmprobe.tracking.comparable import PROBES, Moment, Run, moments
 from ldmprobe.tracking.history import steps_of
 

@@ -16,10 +16,10 @@ from ldmprobe.analysis.bands import bands_of
 from ldmprobe.analysis.comparison import ClusteredMean, clustered_mean, holm
 from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.io.record import ProbeRecord
+from ldmprobe.io.store import RecordStore
 from ldmprobe.tracking.comparable import Run
 from ldmprobe.tracking.history import steps_of
-from ldmprobe.tracking.store import RecordStore
 
 BOUND, FID, KID, SECONDS = "denoising_bound_nats", "fid", "kid", "training_seconds"
 GINI, RECOVERABLE, SKILL = "imbalance_gini", "recoverable_nats", "skill/"

@@ -42,7 +42,7 @@ import numpy as np
 import pyarrow as pa
 
 from ldmprobe.comparison.findings import Comparison, band_shares
-from ldmprobe.probing.record import Curve
+from ldmprobe.io.record import Curve
 
 CURVES = {
     "denoising": ("denoising_skill", "calibration_residual", "denoising_nats"),

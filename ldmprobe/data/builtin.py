@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ldmprobe.errors import ConfigurationError
-from ldmprobe.numbers_in_range import check_numbers
+from ldmprobe.errors import ConfigurationError, check_numbers
 
 _MAX_VALUES = 2_000_000_000
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")

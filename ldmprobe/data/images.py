@@ -24,10 +24,9 @@ from ldmprobe.data.pictures import Range
 from ldmprobe.data.rows import RowReader, collate
 from ldmprobe.data.sources import ROW_NUMBER, choose_splits, held_out_name, load_splits
 from ldmprobe.data.stream import HubStream, ShuffledStream, SkippingLoader, StreamPositions
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning
-from ldmprobe.numbers_in_range import check_numbers
 
 
 class ImageData(L.LightningDataModule):

@@ -23,8 +23,8 @@ from ldmprobe.data.identity import image_hashes
 from ldmprobe.data.rows import RowReader
 from ldmprobe.data.sources import ROW_NUMBER
 from ldmprobe.data.stream import ShuffledStream
-from ldmprobe.difference import first_difference
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.difference import first_difference
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.models.denoiser import Condition

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, relu, softplus
 
+from ldmprobe.diffusion.full_precision import Move, in_float32
 from ldmprobe.diffusion.prediction import Prediction
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.full_precision import Move, in_float32
 
 FINITE_LOG_SNR = 30.0
 """Noise levels beyond ±30 are weighted as if they were there: e⁻³⁰ is nothing, and nothing is infinite."""

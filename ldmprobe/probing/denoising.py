@@ -21,11 +21,13 @@ from ldmprobe.analysis.calibration import NUM_FOLDS, CalibrationSums, calibratio
 from ldmprobe.analysis.faults import Levels, in_words
 from ldmprobe.analysis.imbalance import summarize
 from ldmprobe.analysis.likelihood import nats_per_error
+from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.digest import fingerprint
+from ldmprobe.io.record import Curve, PerSample, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress, sample_noise
-from ldmprobe.probing.record import Curve, PerSample, ProbeRecord, fingerprint
+from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
 from ldmprobe.probing.reference import Reference
 
 LOG_SNR_SPACING = 0.75

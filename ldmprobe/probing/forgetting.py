@@ -25,11 +25,11 @@ import numpy as np
 from ldmprobe.analysis.comparison import BandGain, clustered_mean, gains_by_band
 from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.record import Curve, PerSample, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Progress, Ranks, no_progress
-from ldmprobe.probing.record import Curve, PerSample, ProbeRecord
 from ldmprobe.probing.reference import Reference
 
 DATA = ("base", "new")

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ldmprobe.diffusion.objective import TimestepObjective
+from ldmprobe.io.digest import fingerprint
+from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.probing.probe import evaluating
-from ldmprobe.probing.record import Curve, ProbeRecord, fingerprint
 
 BIN_WIDTH = 0.5
 LOG_SNR_LIMIT = 12.0

@@ -73,13 +73,6 @@ def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
             torch.cuda.set_rng_state_all(cuda_states)
 
 
-def sample_noise(sample_ids: Iterable[int], shape: tuple[int, ...], seed: int, stream: int = 0) -> Tensor:
-    """Standard normal noise (N, *shape), float32 on the CPU: sample i's depends on (seed, stream, i) alone, whatever the batch
-    size or number of ranks."""
-    noise = [np.random.default_rng((seed, stream, i)).standard_normal(shape, dtype=np.float32) for i in sample_ids]
-    return torch.from_numpy(np.stack(noise)) if noise else torch.empty(0, *shape)
-
-
 def _alone(tensor: Tensor) -> Tensor:
     return tensor
 

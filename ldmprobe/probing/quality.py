@@ -18,10 +18,10 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from ldmprobe.diffusion.schedule import SamplingGrid
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
 from ldmprobe.probing.real_features import IMAGES_AT_ONCE, RealFeatures, describe_network, network_fingerprint
-from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.probing.sampling import Sampling, sample_trajectory
 
 

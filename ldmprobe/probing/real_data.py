@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ldmprobe.data.identity import KnownRows
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.record import fingerprint
 from ldmprobe.probing.reference import Reference
 
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.atomic import atomic_write
+from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.pixels import checked_floats
 from ldmprobe.probing.probe import evaluating
-from ldmprobe.probing.record import fingerprint
-from ldmprobe.whole_file import whole_file
 
 IMAGES_AT_ONCE = 16  # through a decoder or feature network, which need far more memory per sample than a denoiser
 
@@ -59,7 +59,7 @@ class RealFeatures:
         from safetensors.torch import save
 
         header = {"images": self.images, "network": self.network, "source": self.source}
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             file.write(save({"features": self.features.contiguous()}, {"ldmprobe": json.dumps(header)}))
 
     @classmethod

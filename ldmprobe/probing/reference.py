@@ -16,10 +16,10 @@ from ldmprobe.analysis.basis import LatentBasis, Rotation
 from ldmprobe.analysis.pca import PCABasis
 from ldmprobe.analysis.spectrum import LinearOptimum
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.atomic import atomic_write
+from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.codec import IMAGES, LatentCodec
 from ldmprobe.models.pixels import checked_floats
-from ldmprobe.probing.record import fingerprint
-from ldmprobe.whole_file import whole_file
 
 _CLOUD = 512  # real latents whose projection is drawn behind the scatters
 _QUANTILES, _SORTED_ENTRIES = 10_001, 4_000_000
@@ -103,7 +103,7 @@ class Reference:
             "data": self.data,
         }
         contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             file.write(save(contiguous, {"ldmprobe": json.dumps(header)}))
 
     @classmethod

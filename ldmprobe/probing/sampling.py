@@ -9,14 +9,15 @@ from typing import Any
 from torch import Tensor
 
 from ldmprobe.diffusion.grids import Grid, ScheduleGrid
+from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.samplers import DDIM, Sampler
 from ldmprobe.diffusion.schedule import SamplingGrid
 from ldmprobe.diffusion.trajectory import SamplingStep, StepNoise, sampling_steps
+from ldmprobe.errors import check_numbers
+from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance, Guidance
-from ldmprobe.numbers_in_range import check_numbers
-from ldmprobe.probing.probe import evaluating, sample_noise
-from ldmprobe.probing.record import fingerprint
+from ldmprobe.probing.probe import evaluating
 
 _MOST_SAMPLES = 10_000_000  # more are a slip of the pen, and no memory holds them
 _STEP_NOISE = 16  # streams of noise from here on belong to the draws of a sampler's steps

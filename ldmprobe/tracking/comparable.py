@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.io.record import ProbeRecord
+from ldmprobe.io.store import RecordStore
 from ldmprobe.tracking.history import RecordSeries, comparable_series, steps_of
-from ldmprobe.tracking.store import RecordStore
 
 PROBES = ("denoising", "ddim", "quality")
 _PARTS = {

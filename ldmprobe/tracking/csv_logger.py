@@ -11,7 +11,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
-from ldmprobe.whole_file import whole_file
+from ldmprobe.io.atomic import atomic_write
 
 
 class CSVLogger(LightningCSVLogger):
@@ -61,7 +61,7 @@ class _GoingOn(ExperimentWriter):
         if again or self._cut_off or columns != self.metrics_keys or not self.path.exists():
             self.metrics_keys, self._cut_off = columns, False
             rows = [row for row in _read(self.path) if _key(row) not in again] + new
-            with whole_file(self.path) as file:
+            with atomic_write(self.path) as file:
                 file.write(_text(rows, columns, header=True).encode())
         else:
             with self.path.open("ab") as file:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ldmprobe.probing.record import ProbeRecord, Scatter
+from ldmprobe.io.record import ProbeRecord, Scatter
 from ldmprobe.tracking.style import ACCENT, FORWARD, IDEAL, REAL, STEP_COLOURS, class_colour, step_colour
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TypeVar, overload
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.probing.record import Part, ProbeRecord
-from ldmprobe.tracking.store import RecordStore, read_or_skip, step_of
+from ldmprobe.io.record import Part, ProbeRecord
+from ldmprobe.io.store import RecordStore, read_or_skip, step_of
 
 T = TypeVar("T")
 

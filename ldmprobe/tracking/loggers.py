@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.io.record import ProbeRecord
 from ldmprobe.tracking.history import RunningHistory
 from ldmprobe.tracking.logger_guard import going_on
 from ldmprobe.tracking.pictures import Pictures

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 
 from ldmprobe import __version__
+from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.codec import in_digits
 from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.pipeline import image_size
 from ldmprobe.models.text import TextConditioning
-from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking.comparable import comparable
 from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure, samples_figure, skill_figure
 from ldmprobe.training.base_model import BaseModel

@@ -17,16 +17,16 @@ import numpy as np
 from ldmprobe.analysis.bands import range_name
 from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.atomic import atomic_write
+from ldmprobe.io.record import ProbeRecord
+from ldmprobe.io.store import RecordStore
 from ldmprobe.probing.forgetting import lost_or_gained
-from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking import charts
 from ldmprobe.tracking.comparable import comparable
 from ldmprobe.tracking.figures import caveats
 from ldmprobe.tracking.history import comparable_series, steps_of, thinned
 from ldmprobe.tracking.page import chart, guarded, page, script, section
-from ldmprobe.tracking.store import RecordStore
 from ldmprobe.tracking.thumbnails import sample_uris
-from ldmprobe.whole_file import whole_file
 
 _PROMPTS_SHOWN, _COLUMNS = 20, 256  # records of a heatmap, or of a line over training
 
@@ -48,7 +48,7 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     path = Path(out) if out is not None else run_dir / "report.html"
     html = report_html(records, _config_text(run_dir), run_dir.resolve().name, pictured, counts)
     try:
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             file.write(html.encode())
     except OSError as error:
         raise ConfigurationError(f"The report cannot be written to {path}: {error.strerror}.") from error

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.io.record import ProbeRecord
 
 TOTAL_BYTES = 6_000_000  # of all images of a page together
 _EDGES = (256, 192, 128, 96, 64, 48, 32, 16)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.io.record import ProbeRecord
 from ldmprobe.tracking.pictures import Pictures
 
 

@@ -18,15 +18,15 @@ from ldmprobe.data.images import ImageData
 from ldmprobe.data.latents import DTYPES, SPLITS, LatentCache, Shard, cache_key, frozen_text, key_hash
 from ldmprobe.data.rows import collate
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.atomic import atomic_write, remove_partials
+from ldmprobe.io.plain_text import plain
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.models.denoiser import check_text
 from ldmprobe.models.device import move
 from ldmprobe.models.text import TextConditioning
-from ldmprobe.plain_text import plain
 from ldmprobe.training.cli import LDMProbeCLI
 from ldmprobe.training.configuration_errors import configuration_errors, meant_for_the_user
-from ldmprobe.whole_file import remove_partials, whole_file
 
 _NAMED_ROWS = 10  # in a message
 
@@ -145,7 +145,7 @@ def _described(
     if not path.exists():
         if folder.is_dir() and any(folder.glob("[!.]*")) and not path.exists():  # another process may just have made it
             raise ConfigurationError(f"{folder} is not empty and no cache of latents; give --out a new folder.")
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             file.write(LatentCache.describe(key, num_rows, rows_per_shard, data.image_shape))
     found = LatentCache(folder)
     found.check_key(key)
@@ -259,7 +259,7 @@ def _write(path: Path, tensors: dict[str, Tensor], texts: dict[str, list[str]]) 
     from safetensors.torch import save
 
     remove_partials(path.parent, f"{path.name}.*")
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(save({name: value.contiguous() for name, value in tensors.items()}, {"ldmprobe": json.dumps(texts)}))
     print(f"ldmprobe: {plain(path)}", flush=True)
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ldmprobe.data.images import ImageData
-from ldmprobe.difference import first_difference
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.prediction import KINDS
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.difference import first_difference
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, Conditioning, Unconditional
 from ldmprobe.models.denoiser import from_network_config, network_config

@@ -15,8 +15,8 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.atomic import atomic_write
 from ldmprobe.training.sharded_checkpoint import check_sharded_checkpoint
-from ldmprobe.whole_file import whole_file
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -34,7 +34,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             return
         failed: OSError | None = None
         try:
-            with whole_file(Path(path)) as file:
+            with atomic_write(Path(path)) as file:
                 writer = _Remembering(file)
                 try:
                     torch.save(checkpoint, writer)  # type: ignore[arg-type]

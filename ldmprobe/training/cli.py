@@ -23,9 +23,8 @@ import ldmprobe.callbacks
 from ldmprobe.callbacks.exact_resume import ExactResume
 from ldmprobe.callbacks.logger_guard import LoggerGuard
 from ldmprobe.data.images import ImageData  # noqa: F401 (short class names in YAML)
-from ldmprobe.errors import ConfigurationError
-from ldmprobe.numbers_in_range import check_numbers
-from ldmprobe.tracking.run_directory import check_own, claim, occupy, vacate
+from ldmprobe.errors import ConfigurationError, check_numbers
+from ldmprobe.io.run_directory import check_own, lock, reserve, unlock
 from ldmprobe.training.checkpoint_io import WholeCheckpointIO, damage
 from ldmprobe.training.configuration_errors import configuration_errors, meant_for_the_user
 from ldmprobe.training.finetuning import FinetunedDiffusion
@@ -89,7 +88,7 @@ class LDMProbeCLI(LightningCLI):
             self._throw_away(config)
         run_dir = config.run_dir
         if self.subcommand in ("fit", None):
-            take = occupy if self.subcommand == "fit" and _is_first_process() else claim
+            take = lock if self.subcommand == "fit" and _is_first_process() else reserve
             take(run_dir, resuming=config.get("ckpt_path") is not None)
         loggers = config.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:
@@ -265,4 +264,4 @@ def run(argv: list[str]) -> None:
             raise told from None
         raise
     finally:
-        vacate()
+        unlock()

@@ -7,14 +7,14 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.atomic import atomic_folder
+from ldmprobe.io.record import ProbeRecord
+from ldmprobe.io.store import RecordStore, read_or_skip
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.pipeline import as_pipeline
-from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking.history import comparable_series
 from ldmprobe.tracking.model_card import CARD_RECORDS, write_model_card
-from ldmprobe.tracking.store import RecordStore, read_or_skip
 from ldmprobe.training.checkpoint import Checkpoint
-from ldmprobe.whole_file import whole_folder
 
 
 def export(checkpoint: Path, folder: Path, merge: bool = False, base: str | None = None) -> Path:
@@ -42,7 +42,7 @@ def export(checkpoint: Path, folder: Path, merge: bool = False, base: str | None
     pipeline = as_pipeline(model)
     target = folder.absolute()
     try:
-        with whole_folder(target) as partial:
+        with atomic_folder(target) as partial:
             if lora is None:
                 pipeline.save_pretrained(partial, safe_serialization=True)
             else:

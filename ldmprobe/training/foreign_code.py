@@ -22,7 +22,7 @@ import yaml
 from jsonargparse import Namespace, get_loader, set_loader, set_parsing_settings
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.plain_text import plain
+from ldmprobe.io.plain_text import plain
 
 _OF_LIGHTNING = ("accelerators", "callbacks", "core", "demos", "loggers", "plugins", "profilers", "strategies")
 LIBRARIES: dict[str, tuple[str, ...]] = {

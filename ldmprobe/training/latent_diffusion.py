@@ -12,17 +12,16 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.objective import TimestepObjective
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.timesteps import TimestepSampler, UniformTimesteps
 from ldmprobe.diffusion.weighting import LossWeighting, PlainWeighting
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, Unconditional
 from ldmprobe.models.denoiser import Condition, check_denoiser
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.numbers_in_range import check_numbers
-from ldmprobe.probing.probe import sample_noise
 from ldmprobe.training.base_model import trained_text_encoders
 from ldmprobe.training.checkpoint import check_same_model, check_same_state, model_card
 from ldmprobe.training.ema import EMA

@@ -13,9 +13,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.plain_text import plain
+from ldmprobe.io.atomic import atomic_write, remove_partials
+from ldmprobe.io.plain_text import plain
 from ldmprobe.training.checkpoint_io import newest_intact
-from ldmprobe.whole_file import remove_partials, whole_file
 
 
 def last_checkpoint(trainer: L.Trainer, run_dir: str, may_start: bool) -> str | None:
@@ -70,7 +70,7 @@ def keep_wandb_id(trainer: L.Trainer, run_dir: str, resuming: bool) -> None:
     if "WANDB_RUN_ID" in os.environ:
         return
     if not resuming or not path.exists():
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             file.write(secrets.token_hex(4).encode())
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and logger.version is None:

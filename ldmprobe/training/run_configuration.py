@@ -15,9 +15,9 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
-from ldmprobe.difference import changes
+from ldmprobe.io.atomic import atomic_write
+from ldmprobe.io.difference import changes
 from ldmprobe.training.resume import say
-from ldmprobe.whole_file import whole_file
 
 _KEY = "ldmprobe.configuration"
 _OF_THIS_START = ("run_dir", "ckpt_path")  # no part of what is compared
@@ -75,7 +75,7 @@ class SaveConfig(SaveConfigCallback):
         if _read(path) != self.settings:
             before = _keep(path)
             begun = self._begun + (f"# Until then: {before.name}\n" if before is not None else "")
-            with whole_file(path) as file:
+            with atomic_write(path) as file:
                 file.write((begun + yaml.safe_dump(self.settings, sort_keys=False)).encode())
         for logger in trainer.loggers:
             logger.log_hyperparams(deepcopy(self.settings))

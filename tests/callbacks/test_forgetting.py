@@ -14,10 +14,10 @@ from ldmprobe.callbacks import Forgetting, ReportWriter
 from ldmprobe.data.builtin import digits as all_digits
 from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.record import Curve
+from ldmprobe.io.store import RecordStore
 from ldmprobe.models.conditioning import ClassConditioning
-from ldmprobe.probing.record import Curve
 from ldmprobe.tracking.report import report_html
-from ldmprobe.tracking.store import RecordStore
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import tiny_unet
 from tests.training.test_latent_diffusion import assert_same_state, trainer

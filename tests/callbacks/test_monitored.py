@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from ldmprobe.callbacks import DenoisingProbe, ExactResume, TrainingLoss
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.tracking.store import RecordStore
+from ldmprobe.io.store import RecordStore
 from tests.training.test_latent_diffusion import digits, module, trainer
 
 BOUND = "probe/denoising_bound_nats"

@@ -34,10 +34,10 @@ from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.weighting import LearnedUncertainty
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.store import RecordStore
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.text import SmallCLIP, TextConditioning
-from ldmprobe.tracking.store import RecordStore
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import sd_scheduler, tiny_unet
 from tests.pipelines import conditional_unet

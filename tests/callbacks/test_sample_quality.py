@@ -13,9 +13,9 @@ from torch import nn
 
 from ldmprobe.callbacks import DDIMProbe, SampleQuality
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.store import RecordStore
 from ldmprobe.models.conditioning import Unconditional
 from ldmprobe.probing.real_features import RealFeatures
-from ldmprobe.tracking.store import RecordStore
 from tests.audit.audited_run import audit_in_process, own, write_config
 from tests.helpers import tiny_unet
 from tests.training.test_latent_diffusion import digits, module, trainer

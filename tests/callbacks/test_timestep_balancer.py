@@ -9,7 +9,7 @@ from ldmprobe.callbacks import TimestepBalancer
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.diffusion.timesteps import UniformTimesteps
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.tracking.store import RecordStore
+from ldmprobe.io.store import RecordStore
 from tests.training.test_latent_diffusion import digits, module, trainer
 
 

@@ -19,9 +19,9 @@ from ldmprobe.comparison.page import comparison_html
 from ldmprobe.comparison.words import listed, mark, verdict
 from ldmprobe.diffusion.timesteps import StarvedBand
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.store import RecordStore
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.tracking.comparable import comparable, moments, read_runs
-from ldmprobe.tracking.store import RecordStore
 from tests.training.test_latent_diffusion import digits, module, trainer
 
 NASTY = "</script><script>alert(1)</script>{0}"

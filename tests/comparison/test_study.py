@@ -28,8 +28,8 @@ from ldmprobe.comparison.study_figures import curves_figure, pareto_figure
 from ldmprobe.comparison.study_table import study_markdown, study_table
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.store import RecordStore
 from ldmprobe.tracking.figures import figure_png
-from ldmprobe.tracking.store import RecordStore
 from ldmprobe.training.cli import build_cli
 from tests.helpers import FLOAT64, tiny_unet_settings
 from tests.training import killing

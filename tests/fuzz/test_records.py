@@ -15,9 +15,9 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from ldmprobe.cli import main
-from ldmprobe.probing.record import SCHEMA, Curve, PerSample, ProbeRecord, Scatter
+from ldmprobe.io.record import SCHEMA, Curve, PerSample, ProbeRecord, Scatter
+from ldmprobe.io.store import RecordStore
 from ldmprobe.tracking.report import report_html
-from ldmprobe.tracking.store import RecordStore
 from tests.fuzz.cases import damaged, fuzz, json_values
 from tests.probing.gaussian import assert_same_record
 from tests.probing.test_record import record as valid_record

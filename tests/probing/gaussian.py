@@ -16,9 +16,9 @@ from ldmprobe.analysis.basis import LatentBasis, Rotation
 from ldmprobe.analysis.pca import PCABasis
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.probe import Ranks
-from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.probing.reference import Reference
 from tests.helpers import gaussian_model
 

@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 
 from ldmprobe.analysis.ideal import ideal_path
+from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.samplers import DDIM
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import Analysis, Findings, PCAScatter, SampleImages, StepKL, Trajectory, X0Drift
 from ldmprobe.probing.analyses.samples import png_bytes
 from ldmprobe.probing.ddim import probe_ddim
-from ldmprobe.probing.probe import sample_noise
-from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.probing.sampling import Sampling
 from tests.helpers import FLOAT32, gaussian_model
 from tests.probing.gaussian import assert_same_record, exact_reference

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 
 from ldmprobe.analysis.bands import range_name
 from ldmprobe.analysis.likelihood import nats_per_error
+from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.prediction import KINDS
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, Unconditional
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import LOG_SNR_SPACING, HeldOut, log_snr_grid, probe_denoising
-from ldmprobe.probing.probe import sample_noise
-from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.probing.reference import Reference
 from tests.helpers import gaussian_model
 from tests.probing.gaussian import ScaledBand, assert_same_record, draw, exact_reference, on_ranks

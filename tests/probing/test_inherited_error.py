@@ -3,11 +3,11 @@
 import pytest
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.record import Curve
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import InheritedError
 from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.record import Curve
 from ldmprobe.probing.sampling import Sampling
 from tests.helpers import gaussian_model
 from tests.probing.gaussian import ScaledBand, draw, exact_reference

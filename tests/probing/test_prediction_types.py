@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import MarginalGap, OneStepError, StepKL
 from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.denoising import LOG_SNR_SPACING, log_snr_grid, probe_denoising
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.record import Curve, ProbeRecord
 from ldmprobe.probing.sampling import Sampling
 from tests.helpers import gaussian_model
 from tests.probing.gaussian import draw, exact_reference, flow_model, v_model

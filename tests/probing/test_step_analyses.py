@@ -9,15 +9,16 @@ from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
 from ldmprobe.analysis.ideal import ideal_path
+from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.samplers import DDIM
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import Analysis, Findings, MarginalGap, OneStepError, StepKL, Trajectory, X0Drift
 from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.probe import Ranks, sample_noise
-from ldmprobe.probing.record import Curve, ProbeRecord
+from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.sampling import Sampling
 from tests.helpers import FLOAT64, gaussian_model
 from tests.probing.gaussian import ScaledBand, draw, exact_reference

@@ -5,10 +5,10 @@ import pyarrow.parquet as pq
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from ldmprobe.probing.record import Curve, Part, PerSample, ProbeRecord, Scatter
+from ldmprobe.io.record import Curve, Part, PerSample, ProbeRecord, Scatter
+from ldmprobe.io.store import RecordStore
 from ldmprobe.tracking.history import RunningHistory, comparable_series, thinned
 from ldmprobe.tracking.loggers import log_record
-from ldmprobe.tracking.store import RecordStore
 
 
 def record(step, probe="ddim", grid="a"):

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
+from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.pipeline import as_pipeline
 from ldmprobe.models.pretrained import load_pipeline
-from ldmprobe.probing.record import ProbeRecord
 from ldmprobe.tracking.model_card import write_model_card
 from ldmprobe.training.base_model import BaseModel
 from ldmprobe.training.lora import LoRAWeights

@@ -24,12 +24,12 @@ from ldmprobe.callbacks import (
 )
 from ldmprobe.cli import main
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
-from ldmprobe.probing.record import Curve, Part, ProbeRecord
+from ldmprobe.io.record import Curve, Part, ProbeRecord
+from ldmprobe.io.store import RecordStore
 from ldmprobe.tracking import charts, figures
 from ldmprobe.tracking.history import thinned
 from ldmprobe.tracking.loggers import scalar_metrics
 from ldmprobe.tracking.report import report_html, write_report
-from ldmprobe.tracking.store import RecordStore
 from tests.training.test_latent_diffusion import digits, module, trainer
 
 

@@ -6,7 +6,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.io.record import ProbeRecord
 from ldmprobe.tracking import thumbnails
 from ldmprobe.tracking.thumbnails import sample_uris
 

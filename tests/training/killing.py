@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import yaml
 
-from ldmprobe.tracking.store import RecordStore
+from ldmprobe.io.store import RecordStore
 from tests.helpers import tiny_unet_settings
 
 _server = multiprocessing.get_context("forkserver")

@@ -12,8 +12,8 @@ import torch
 import torch.distributed.checkpoint
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.atomic import atomic_write, remove_partials
 from ldmprobe.training.checkpoint_io import WholeCheckpointIO, damage, newer_last, newest_intact
-from ldmprobe.whole_file import remove_partials, whole_file
 
 
 def checkpoint(step, batches=None, size=1000):
@@ -64,7 +64,7 @@ def test_a_full_disk_is_told_and_keeps_what_was_there(tmp_path, limit):
 
 
 def _die_while_writing(path):
-    with whole_file(path) as file:
+    with atomic_write(path) as file:
         file.write(b"half")
         file.flush()
         os.kill(os.getpid(), signal.SIGKILL)

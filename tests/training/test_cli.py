@@ -10,7 +10,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
-from ldmprobe.tracking.store import RecordStore
+from ldmprobe.io.store import RecordStore
 from ldmprobe.training.checkpoint_io import WholeCheckpointIO
 from ldmprobe.training.cli import build_cli
 from ldmprobe.training.latent_diffusion import LatentDiffusion

@@ -17,13 +17,13 @@ import yaml
 
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
+from ldmprobe.io.store import RecordStore
 from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.reference import Reference, encode_images
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.standalone import load_model
-from ldmprobe.tracking.store import RecordStore
 from ldmprobe.training.base_model import BaseModel
 from ldmprobe.training.checkpoint import load_diffusion_model
 from ldmprobe.training.sharded_checkpoint import is_sharded_checkpoint, load_sharded_checkpoint

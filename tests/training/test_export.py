@@ -24,6 +24,8 @@ from ldmprobe.data.images import ImageData
 from ldmprobe.diffusion.samplers import DDIM
 from ldmprobe.diffusion.trajectory import sampling_steps
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.record import ProbeRecord
+from ldmprobe.io.store import RecordStore
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.models.guidance import ClassifierFreeGuidance
@@ -31,8 +33,6 @@ from ldmprobe.models.pipeline import as_pipeline
 from ldmprobe.models.pretrained import load_pipeline
 from ldmprobe.models.text import SmallCLIP, TextConditioning
 from ldmprobe.probing.probe import evaluating
-from ldmprobe.probing.record import ProbeRecord
-from ldmprobe.tracking.store import RecordStore
 from ldmprobe.training.checkpoint import load_diffusion_model
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import FLOAT32, WHOLE_PATH, tiny_unet

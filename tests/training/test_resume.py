@@ -10,7 +10,7 @@ import zipfile
 import pytest
 import torch
 
-from ldmprobe.tracking.store import RecordStore
+from ldmprobe.io.store import RecordStore
 from tests.tracking.wandb_file import _records
 from tests.training.killing import arguments, differences, metrics, run, signal_at_call, start, write_config
 

@@ -16,10 +16,10 @@ from ldmprobe.analysis.ideal import IdealPath, ideal_curves
 from ldmprobe.analysis.moments import PairedMoments, jackknife
 from ldmprobe.diffusion.schedule import SamplingGrid
 from ldmprobe.diffusion.trajectory import SamplingStep
+from ldmprobe.io.record import Curve, Scatter
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
-from ldmprobe.probing.record import Curve, Scatter
 from ldmprobe.probing.reference import Reference
 from ldmprobe.probing.sampling import Sampling, grid_fingerprint
 
@@ -75,7 +75,7 @@ class Trajectory:
 
 @dataclass
 class Findings:
-    """An analysis's part of a :class:`~ldmprobe.probing.record.ProbeRecord`."""
+    """An analysis's part of a :class:`~ldmprobe.io.record.ProbeRecord`."""
 
     scalars: dict[str, float] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)

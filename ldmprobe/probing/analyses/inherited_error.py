@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ldmprobe.analysis.moments import PairedMoments
+from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.trajectory import SamplingStep, sampling_steps
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.record import Curve
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory, gap_to_real
-from ldmprobe.probing.probe import sample_noise
-from ldmprobe.probing.record import Curve
 from ldmprobe.probing.sampling import step_noise
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ldmprobe.analysis.moments import jackknife
+from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
-from ldmprobe.probing.probe import sample_noise
 
 
 class OneStepError(Analysis):

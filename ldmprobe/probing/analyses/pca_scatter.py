@@ -6,11 +6,11 @@ import numpy as np
 from torch import Tensor
 
 from ldmprobe.analysis.pca import PCABasis
+from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.record import Scatter
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
-from ldmprobe.probing.probe import sample_noise
-from ldmprobe.probing.record import Scatter
 
 
 class PCAScatter(Analysis):

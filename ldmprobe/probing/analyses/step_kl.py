@@ -14,8 +14,8 @@ from ldmprobe.analysis.ideal import IdealPath
 from ldmprobe.analysis.moments import PairedMoments, jackknife, jackknife_interval
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.record import Curve
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
-from ldmprobe.probing.record import Curve
 
 
 class StepKL(Analysis):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import plotly.graph_objects as go
 
-from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.io.record import ProbeRecord
 from ldmprobe.tracking.charts.layout import curves_by_step, finish
 from ldmprobe.tracking.style import IDEAL
 

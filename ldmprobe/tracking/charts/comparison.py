@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ldmprobe.analysis.comparison import ClusteredMean
-from ldmprobe.probing.record import Curve, ProbeRecord
+from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.tracking.charts.layout import band, buttons, finish, gaps
 from ldmprobe.tracking.style import CLASS_COLOURS, IDEAL, class_colour
 

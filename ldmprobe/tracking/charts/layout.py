@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import plotly.graph_objects as go
 
-from ldmprobe.probing.record import Curve, ProbeRecord
+from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.tracking.history import thinned
 from ldmprobe.tracking.style import STEP_COLOURS, step_colour
 

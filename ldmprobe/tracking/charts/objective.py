@@ -8,7 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.io.record import ProbeRecord
 from ldmprobe.tracking.charts.layout import finish, gaps, some_curves, step_colour_bar
 from ldmprobe.tracking.style import ACCENT, IDEAL, step_colour
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import plotly.graph_objects as go
 
-from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.io.record import ProbeRecord
 from ldmprobe.tracking.charts.layout import curves_by_step, finish, gaps
 from ldmprobe.tracking.style import FORWARD, IDEAL, step_colour
 

@@ -9,7 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.io.record import ProbeRecord
 from ldmprobe.tracking.charts.layout import finish, short
 from ldmprobe.tracking.figures import level_names
 from ldmprobe.tracking.history import thinned

@@ -6,7 +6,7 @@ import unicodedata
 
 import pytest
 
-from ldmprobe.plain_text import plain
+from ldmprobe.io.plain_text import plain
 
 ESCAPES = "\x1b[2J\x1b]0;title\x07\x9b31m\r\u202e\u200f\x00\x7f"
 

@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.probing.record import Curve, ProbeRecord
-from ldmprobe.tracking.store import RecordStore
+from ldmprobe.io.record import Curve, ProbeRecord
+from ldmprobe.io.store import RecordStore
 
 
 def record(step=0, probe="ddim", value=1.0):

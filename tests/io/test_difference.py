@@ -2,7 +2,7 @@
 
 import pytest
 
-from ldmprobe.difference import first_difference
+from ldmprobe.io.difference import first_difference
 
 HASH = 32 * "0a"
 DIFFERENT = {

@@ -9,8 +9,7 @@ from diffusers import DDIMScheduler
 from ldmprobe.data.builtin import load_builtin
 from ldmprobe.data.images import ImageData
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
-from ldmprobe.errors import ConfigurationError
-from ldmprobe.numbers_in_range import check_numbers
+from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.training.rates import built, check_rates
 
 

@@ -12,7 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldmprobe.probing.record import SCHEMA, SCHEMA_VERSION, Curve, ProbeRecord, Scatter, fingerprint
+from ldmprobe.io.digest import fingerprint
+from ldmprobe.io.record import SCHEMA, SCHEMA_VERSION, Curve, ProbeRecord, Scatter
 from tests.probing.gaussian import assert_same_record
 
 

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, whenever the process dies or the disk fills."""
+"""Atomic writes: a file or folder is there whole or not at all, whenever the process dies or the disk fills."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _FOLDER = re.compile(rf"\..+\.[0-9a-f]{{12}}\{PARTIAL}")
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes ``path``'s place at once when the block ends; if it raises, ``path`` stays as it was.
+def atomic_write(path: Path) -> Iterator[BinaryIO]:
+    """Open a file that replaces ``path`` when the block ends; if the block raises, ``path`` stays as it was.
 
-    Written beside ``path`` under a name of its own, so that several processes and threads may write one path at a time and the
-    last one wins; synchronized to the disk, renamed, and the folder synchronized too: after that it outlives a power cut. A
-    process that is killed on the way leaves a hidden file that ends in ``.partial``.
+    The file is written beside ``path`` under a unique name, so several processes and threads may write one path at a time and
+    the last one wins. It is synchronized to disk before it is renamed, and the folder afterwards, so it then survives a power
+    cut. A process that is killed on the way leaves a hidden file that ends in ``.partial``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
@@ -37,9 +37,11 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """A folder to fill that takes ``path``'s place, where there is none or an empty one, when the block ends; if it raises, nothing is
-    left. What processes that were killed have left of other such folders beside ``path`` is removed first."""
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Create a folder that becomes ``path``, which must be absent or empty, when the block ends; if the block raises, nothing is left.
+
+    Leftovers of killed processes beside ``path`` are removed first.
+    """
     remove_partials(path.parent, folders=True)
     partial = partial_path(path)
     partial.mkdir(parents=True)
@@ -52,13 +54,15 @@ def whole_folder(path: Path) -> Iterator[Path]:
 
 
 def partial_path(path: Path) -> Path:
-    """A hidden path beside ``path`` that no other call gives, whichever process, thread or machine makes it."""
+    """Return a hidden path beside ``path`` that is unique to this call, across processes, threads and machines."""
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}{PARTIAL}")
 
 
 def remove_partials(folder: Path, name: str = "*", folders: bool = False) -> None:
-    """Remove what processes that were killed have left in ``folder`` of files, or folders, whose name matches ``name``; what a living
-    one still writes to stays: it holds a lock, which the kernel takes from it when it dies."""
+    """Remove the partial files, or folders, of killed processes from ``folder``, for targets whose name matches ``name``.
+
+    What a living process still writes to stays: it holds a lock, which the kernel releases when the process dies.
+    """
     for path in folder.glob(f".{name}{PARTIAL}"):
         if path.is_dir() != folders or (folders and not _FOLDER.fullmatch(path.name)):
             continue
@@ -71,7 +75,7 @@ def remove_partials(folder: Path, name: str = "*", folders: bool = False) -> Non
 
 @contextmanager
 def _held_file(path: Path) -> Iterator[BinaryIO]:
-    """A new file, under a lock. One that another process removes before the lock is there is made again."""
+    """Create a locked file, again if another process removes it before the lock is held."""
     while True:
         with path.open("wb") as file:
             with suppress(OSError):  # a file system without locks
@@ -83,10 +87,10 @@ def _held_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _held(path: Path, wait: bool = True) -> Iterator[None]:
-    """Have a lock on a file or folder.
+    """Hold a lock on a file or folder.
 
     Raises:
-        OSError: it cannot be had (with ``wait``, only if there is no such path).
+        OSError: another process holds it (unless ``wait``), or there is no such path.
     """
     if os.name == "nt" and path.is_dir():  # folders cannot be opened there
         yield
@@ -104,7 +108,7 @@ def _held(path: Path, wait: bool = True) -> Iterator[None]:
 
 
 def _lock(descriptor: int, wait: bool = True) -> None:
-    """Lock an open file until it is closed; OSError where that cannot be, without ``wait`` because another has it."""
+    """Lock an open file until it is closed; OSError if the file system has no locks or, without ``wait``, another process has it."""
     if os.name == "nt":
         raise OSError("no such locks")
     import fcntl

@@ -1,4 +1,4 @@
-"""One run, one directory, one process that writes it: checked before anything is written."""
+"""The directory of a run, which one process at a time may write: reserved and locked before anything is written."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from filelock import BaseFileLock, FileLock, Timeout
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.whole_file import remove_partials
+from ldmprobe.io.atomic import remove_partials
 
 _RECORDS = ("probes/*.parquet", "report.html", "reference.safetensors")
 _TRACES = (*_RECORDS, "checkpoints/*.ckpt")
@@ -19,22 +19,22 @@ _LOCK = ".lock"
 _held: dict[Path, BaseFileLock] = {}  # by this process
 
 
-def claim(run_dir: str | Path, resuming: bool, option: str = "--run_dir") -> Path:
-    """Make sure that a run may write into ``run_dir``, creating it.
+def reserve(run_dir: str | Path, resuming: bool, option: str = "--run_dir") -> Path:
+    """Create ``run_dir`` and check that a run may write into it.
 
     Args:
-        option: by which it is chosen: of a run that can go on, or "--out" of what is done once.
+        option: the command-line option that chose it: "--run_dir" of a run that can be resumed, or "--out".
 
     Raises:
-        ConfigurationError: it holds another run (and this one does not resume it), or cannot be written.
+        ConfigurationError: it holds a run that this one does not resume, or cannot be written.
     """
     folder = Path(run_dir)
     if not resuming and folder.resolve() not in _held:
         for pattern in _TRACES:
             if trace := next(folder.glob(pattern), None):
-                going_on = "; to go on with it add `--ckpt_path last`" if option == "--run_dir" else ""
+                resume = "; to go on with it add `--ckpt_path last`" if option == "--run_dir" else ""
                 raise ConfigurationError(
-                    f"{folder} already holds a run ({trace.relative_to(folder)}). Choose a new `{option}`, or move the old one away{going_on}."
+                    f"{folder} already holds a run ({trace.relative_to(folder)}). Choose a new `{option}`, or move the old one away{resume}."
                 )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,28 +59,27 @@ def check_own(folder: str, run_dir: str | Path, setting: str) -> None:
             )
 
 
-def occupy(run_dir: str | Path, resuming: bool, option: str = "--run_dir", wait_s: float = 10.0) -> bool:
-    """:func:`claim` ``run_dir`` and keep every other process out of it until :func:`vacate`, or until this one ends, however it ends: the
-    lock is the kernel's. Then clear away what a process that was killed has left half written.
+def lock(run_dir: str | Path, resuming: bool, option: str = "--run_dir", wait_s: float = 10.0) -> bool:
+    """:func:`Reserve <reserve>` ``run_dir`` and keep other processes out of it until :func:`unlock` or the end of this process.
 
-    Of two runs that start at once in one new directory the second is refused, whichever is the first to train: a run is looked for
-    again once the lock is held.
+    The lock is the kernel's, so it ends with the process, however that ends. Partial files of killed processes are removed. Of two runs
+    that start at once in one new directory the second is refused, because the check for another run is repeated under the lock.
 
     Args:
-        wait_s: a killed run's data-loader workers take some seconds to notice; so long the directory is waited for.
+        wait_s: how long to wait for the lock; the data-loader workers of a killed run take some seconds to exit.
 
     Returns:
-        whether this call has taken it: False where this process had it already, or where it cannot be locked.
+        True if this call took the lock, False if this process held it already or the directory cannot be locked.
 
     Raises:
-        ConfigurationError: as :func:`claim`'s, or another process has it.
+        ConfigurationError: :func:`reserve` refuses, or another process holds the lock.
     """
-    folder = claim(run_dir, resuming, option).resolve()
+    folder = reserve(run_dir, resuming, option).resolve()
     if folder in _held:
         return False
-    lock = FileLock(folder / _LOCK, timeout=wait_s)
+    file_lock = FileLock(folder / _LOCK, timeout=wait_s)
     try:
-        lock.acquire()
+        file_lock.acquire()
     except Timeout:
         raise ConfigurationError(
             f"Another run is writing into {run_dir}. Wait until it has ended, or choose another `{option}`."
@@ -92,30 +91,30 @@ def occupy(run_dir: str | Path, resuming: bool, option: str = "--run_dir", wait_
         )
         return False
     try:
-        claim(run_dir, resuming, option)
+        reserve(run_dir, resuming, option)
     except ConfigurationError:
-        lock.release()
+        file_lock.release()
         raise
-    _held[folder] = lock
+    _held[folder] = file_lock
     for place in (folder, folder / "probes", folder / "checkpoints"):
         remove_partials(place)
     return True
 
 
-def vacate(run_dir: str | Path | None = None) -> None:
-    """Let other processes have what this one occupied: one directory, or all."""
+def unlock(run_dir: str | Path | None = None) -> None:
+    """Release this process's lock on one directory, or on all."""
     for folder in list(_held) if run_dir is None else [Path(run_dir).resolve()]:
-        if (lock := _held.pop(folder, None)) is not None:
+        if (file_lock := _held.pop(folder, None)) is not None:
             (folder / _LOCK).unlink(missing_ok=True)  # while it is still ours
-            lock.release()
+            file_lock.release()
 
 
 @contextmanager
-def occupied(run_dir: str | Path, resuming: bool, option: str = "--run_dir") -> Iterator[Path]:
-    """``run_dir``, which this process :func:`occupies <occupy>` for the time of the block."""
-    taken = occupy(run_dir, resuming, option)
+def locked(run_dir: str | Path, resuming: bool, option: str = "--run_dir") -> Iterator[Path]:
+    """Hold the :func:`lock` on ``run_dir`` for the time of the block."""
+    taken = lock(run_dir, resuming, option)
     try:
         yield Path(run_dir)
     finally:
         if taken:
-            vacate(run_dir)
+            unlock(run_dir)

@@ -24,7 +24,6 @@ order, scalars and curves, what there is of each sample, and images, so that who
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Iterator
@@ -375,20 +374,6 @@ def _parts(table: pa.Table) -> dict[str, Any]:
 def _expect(metric: str, consistent: bool) -> None:
     if not consistent:
         raise ValueError(f"the rows of {metric!r} do not fit together")
-
-
-def fingerprint(*parts: Any) -> str:
-    """A short hash of arrays, tensors and JSON values, for "are these two comparable?"."""
-    digest = hashlib.sha256()
-    for part in parts:
-        if hasattr(part, "detach"):
-            part = part.detach().cpu().numpy()
-        if isinstance(part, np.ndarray):
-            digest.update(str((part.shape, part.dtype.str)).encode())
-            digest.update(np.ascontiguousarray(part).tobytes())
-        else:
-            digest.update(json.dumps(part, sort_keys=True, default=str).encode())
-    return digest.hexdigest()[:16]
 
 
 def _block(metric: str, **columns: Any) -> pa.Table:

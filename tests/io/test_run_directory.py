@@ -8,13 +8,13 @@ from multiprocessing import get_context
 import pytest
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.tracking.run_directory import claim, occupy, vacate
+from ldmprobe.io.run_directory import lock, reserve, unlock
 
 FORK = get_context("fork")
 
 
 def test_a_new_directory_is_made(tmp_path):
-    assert claim(tmp_path / "a" / "b", resuming=False).is_dir()
+    assert reserve(tmp_path / "a" / "b", resuming=False).is_dir()
 
 
 @pytest.mark.parametrize("trace", ["probes/ddim-00000000.parquet", "checkpoints/last.ckpt", "report.html"])
@@ -24,32 +24,32 @@ def test_a_directory_with_a_run_is_refused_unless_resumed(tmp_path, trace):
     with pytest.raises(
         ConfigurationError, match=r"holds a run .* new `--run_dir`, .*; to go on with it add `--ckpt_path last`\.$"
     ):
-        claim(tmp_path, resuming=False)
+        reserve(tmp_path, resuming=False)
     with pytest.raises(ConfigurationError, match=r"Choose a new `--out`, or move the old one away\.$"):
-        claim(tmp_path, resuming=False, option="--out")
-    assert claim(tmp_path, resuming=True) == tmp_path
+        reserve(tmp_path, resuming=False, option="--out")
+    assert reserve(tmp_path, resuming=True) == tmp_path
 
 
 def test_a_file_in_its_place_is_refused(tmp_path):
     (tmp_path / "run").touch()
     with pytest.raises(ConfigurationError, match="cannot be created"):
-        claim(tmp_path / "run", resuming=False)
+        reserve(tmp_path / "run", resuming=False)
 
 
 # --- one process -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(autouse=True)
-def _vacated():
+def _unlocked():
     yield
-    vacate()
+    unlock()
 
 
-def _occupied_elsewhere(folder, then):
+def _locked_elsewhere(folder, then):
     """A process that has the directory and then does ``then``."""
 
     def hold(pipe):
-        occupy(folder, resuming=True)
+        lock(folder, resuming=True)
         pipe.send(True)
         then()
 
@@ -61,17 +61,17 @@ def _occupied_elsewhere(folder, then):
 
 
 def test_a_directory_that_another_process_has_is_refused_until_that_is_killed(tmp_path):
-    process = _occupied_elsewhere(tmp_path, then=lambda: time.sleep(60))
+    process = _locked_elsewhere(tmp_path, then=lambda: time.sleep(60))
     with pytest.raises(ConfigurationError, match=rf"Another run is writing into {tmp_path}"):
-        occupy(tmp_path, True, wait_s=0.2)
+        lock(tmp_path, True, wait_s=0.2)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
-    occupy(tmp_path, True, wait_s=0.2)
+    lock(tmp_path, True, wait_s=0.2)
 
 
 def test_a_directory_is_waited_for(tmp_path):
-    process = _occupied_elsewhere(tmp_path, then=lambda: time.sleep(1))
-    occupy(tmp_path, True, wait_s=30)
+    process = _locked_elsewhere(tmp_path, then=lambda: time.sleep(1))
+    lock(tmp_path, True, wait_s=30)
     process.join()
 
 
@@ -81,23 +81,23 @@ def test_of_two_that_start_at_once_in_a_new_directory_the_second_is_refused_even
         (tmp_path / "probes").mkdir()
         (tmp_path / "probes" / "ddim-00000000.parquet").touch()
 
-    process = _occupied_elsewhere(tmp_path, then=train)
-    claim(tmp_path, resuming=False)  # as yet there is no trace of a run
+    process = _locked_elsewhere(tmp_path, then=train)
+    reserve(tmp_path, resuming=False)  # as yet there is no trace of a run
     with pytest.raises(ConfigurationError, match="already holds a run"):
-        occupy(tmp_path, resuming=False, wait_s=30)
+        lock(tmp_path, resuming=False, wait_s=30)
     process.join()
-    assert occupy(tmp_path, resuming=True, wait_s=0)
+    assert lock(tmp_path, resuming=True, wait_s=0)
 
 
-def test_what_this_process_has_it_may_claim_and_occupy_again_and_let_go(tmp_path):
-    occupy(tmp_path, True)
-    occupy(tmp_path, True, wait_s=0)
+def test_a_process_may_reserve_and_lock_its_own_directory_again(tmp_path):
+    lock(tmp_path, True)
+    lock(tmp_path, True, wait_s=0)
     (tmp_path / "report.html").touch()
-    claim(tmp_path, resuming=False)  # its own
-    vacate()
+    reserve(tmp_path, resuming=False)  # its own
+    unlock()
     with pytest.raises(ConfigurationError, match="already holds a run"):
-        claim(tmp_path, resuming=False)
-    process = _occupied_elsewhere(tmp_path, then=lambda: None)
+        reserve(tmp_path, resuming=False)
+    process = _locked_elsewhere(tmp_path, then=lambda: None)
     process.join()
     assert process.exitcode == 0
 
@@ -110,6 +110,6 @@ def test_what_a_killed_run_left_half_written_goes(tmp_path):
     ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    occupy(tmp_path, True)
+    lock(tmp_path, True)
     left = [path.name for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
     assert left == ["last.ckpt"]

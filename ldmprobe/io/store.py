@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.probing.record import Part, ProbeRecord
-from ldmprobe.whole_file import whole_file
+from ldmprobe.io.atomic import atomic_write
+from ldmprobe.io.record import Part, ProbeRecord
 
 _NAME = re.compile(r"[^/]+-[0-9]{1,19}\.parquet")
 
@@ -30,7 +30,7 @@ class RecordStore:
         path = self.path(record)
         if path.exists():
             return path
-        with whole_file(path) as file:
+        with atomic_write(path) as file:
             record.write(file)
         return path
 

@@ -8,17 +8,17 @@ from threading import Barrier
 
 import pytest
 
-from ldmprobe.probing.record import ProbeRecord
+from ldmprobe.io.atomic import atomic_folder, atomic_write, remove_partials
+from ldmprobe.io.record import ProbeRecord
+from ldmprobe.io.store import RecordStore
 from ldmprobe.tracking import report
-from ldmprobe.tracking.store import RecordStore
-from ldmprobe.whole_file import remove_partials, whole_file, whole_folder
 
 
 def test_two_writers_of_one_path_do_not_meet(tmp_path):
     path = tmp_path / "page.html"
-    with whole_file(path) as outer:
+    with atomic_write(path) as outer:
         outer.write(b"outer")
-        with whole_file(path) as inner:
+        with atomic_write(path) as inner:
             inner.write(b"inner, and longer")
         assert path.read_bytes() == b"inner, and longer"
     assert path.read_bytes() == b"outer"
@@ -46,7 +46,7 @@ def _killed_while_it_writes(path, scope):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-@pytest.mark.parametrize(("scope", "folders"), [(whole_file, False), (whole_folder, True)])
+@pytest.mark.parametrize(("scope", "folders"), [(atomic_write, False), (atomic_folder, True)])
 def test_what_a_killed_process_left_goes_and_what_a_living_one_writes_stays(tmp_path, scope, folders):
     path, mine = tmp_path / "killed", tmp_path / ".mine.partial"
     for _ in range(2):
