@@ -14,11 +14,11 @@ from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.diffusion.grids import Grid, ScheduleGrid
 from ldmprobe.diffusion.samplers import DDIM, Sampler
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.features.classifier import FeatureNetwork
+from ldmprobe.features.inception import Inception
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
-from ldmprobe.models.feature_network import FeatureNetwork
 from ldmprobe.models.guidance import Guidance, as_guidance
-from ldmprobe.models.inception import Inception
 from ldmprobe.probing.probe import Ranks, evaluating
 from ldmprobe.probing.quality import probe_quality, refuse_too_few
 from ldmprobe.probing.real_features import RealFeatures, check_feature_network, network_fingerprint
@@ -44,8 +44,8 @@ class SampleQuality(ProbeCallback):
 
     Args:
         feature_network: "builtin:digits", "builtin:cifar10" or a folder (see
-            :class:`~ldmprobe.models.feature_network.FeatureNetwork`); "inception" for what is published (``pip install ldmprobe[fid]``, see
-            :class:`~ldmprobe.models.inception.Inception`); or any module: images (N, C, H, W) in [−1, 1] → features (N, ``num_features``).
+            :class:`~ldmprobe.features.classifier.FeatureNetwork`); "inception" for what is published (``pip install ldmprobe[fid]``, see
+            :class:`~ldmprobe.features.inception.Inception`); or any module: images (N, C, H, W) in [−1, 1] → features (N, ``num_features``).
         every_n_steps: optimiser steps between probes.
         num_samples: N, at least 2; up to ``num_features`` of them, FID's covariance is singular, which is warned of.
         num_steps: S, sampling steps.

@@ -20,8 +20,8 @@ from ldmprobe.models.denoiser import check_denoiser
 from ldmprobe.models.device import move
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance
-from ldmprobe.models.pretrained import Precision
 from ldmprobe.models.text import TextConditioning
+from ldmprobe.pretrained.load import Precision
 from ldmprobe.probing.analyses import Analysis, Findings, Trajectory
 from ldmprobe.probing.clipping import clipping, count_clipped
 from ldmprobe.probing.ddim import default_analyses, probe_ddim
@@ -46,7 +46,7 @@ def load_model(
 
     Args:
         prompts: of a text-to-image model's samples, in turn; default: a checkpoint's own, of a pipeline the empty one.
-        revision, variant, local_files_only, text_precision: of a pipeline, as :func:`~ldmprobe.models.pretrained.load_pipeline`'s.
+        revision, variant, local_files_only, text_precision: of a pipeline, as :func:`~ldmprobe.pretrained.load.load_pipeline`'s.
         base: of a checkpoint, as :meth:`~ldmprobe.training.checkpoint.Checkpoint.read`'s.
 
     Raises:
@@ -63,7 +63,7 @@ def load_model(
             )
         model = load_diffusion_model(Path(name), base)
     else:
-        from ldmprobe.models.pretrained import load_pipeline
+        from ldmprobe.pretrained.load import load_pipeline
 
         if base is not None:
             raise ConfigurationError(f"{name} is a pipeline, which is whole; --base is of a finetune's checkpoint.")

@@ -1,7 +1,7 @@
 """Trains a feature network: a small classifier, in whose features sets of images are compared. Made those that ship with ldmprobe.
 
-    python scripts/build_feature_network.py --dataset builtin:digits --width 8 16 32 64 --steps 800 --out ldmprobe/models/digits_features
-    python scripts/build_feature_network.py --dataset CIFAR10 --image-column img --flip --steps 3000 --out ldmprobe/models/cifar10_features
+    python scripts/build_feature_network.py --dataset builtin:digits --width 8 16 32 64 --steps 800 --out ldmprobe/features/digits
+    python scripts/build_feature_network.py --dataset CIFAR10 --image-column img --flip --steps 3000 --out ldmprobe/features/cifar10
 
 The held-out rows only measure it. Training images are shifted by up to two pixels and given a little noise.
 """
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldmprobe.data.images import ImageData
-from ldmprobe.models.feature_network import ImageClassifier
+from ldmprobe.features.classifier import ImageClassifier
 
 
 def build(data: ImageData, width: list[int], flip: bool, steps: int, seed: int) -> ImageClassifier:

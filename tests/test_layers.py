@@ -12,7 +12,7 @@ ORDER = [
     ["diffusion"],
     ["analysis"],
     ["models"],
-    ["data"],
+    ["pretrained", "features", "data"],
     ["probing"],
     ["tracking", "training"],
     ["callbacks", "comparison"],

@@ -20,11 +20,11 @@ from ldmprobe.data.images import ImageData
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.families import FAMILIES, REFUSED
 from ldmprobe.models.frozen import Frozen
+from ldmprobe.pretrained.lora import LoRA
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.standalone import load_model, sample_images
 from ldmprobe.training.cache import write_cache
 from ldmprobe.training.finetuning import FinetunedDiffusion
-from ldmprobe.training.lora import LoRA
 from tests.helpers import FLOAT32, WHOLE_PATH
 from tests.pipelines import TINY, saved
 

@@ -17,7 +17,7 @@ from PIL import Image
 from ldmprobe.cli import main
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.guidance import ClassifierFreeGuidance
-from ldmprobe.models.pretrained import load_pipeline
+from ldmprobe.pretrained.load import load_pipeline
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.standalone import image_grid, load_model, real_latents, sample_images
 from ldmprobe.tracking.figures import kl_figure, pca_figure

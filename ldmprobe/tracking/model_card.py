@@ -15,12 +15,12 @@ from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.codec import in_digits
 from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.models.pipeline import image_size
 from ldmprobe.models.text import TextConditioning
+from ldmprobe.pretrained.export import image_size
+from ldmprobe.pretrained.lora import LoRAWeights
 from ldmprobe.tracking.comparable import comparable
 from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure, samples_figure, skill_figure
 from ldmprobe.training.base_model import BaseModel
-from ldmprobe.training.lora import LoRAWeights
 
 CARD_RECORDS = 24  # of one probe, at most: curves of a figure
 _SHOWN_PROMPTS = 10  # a row of the figure
@@ -39,7 +39,7 @@ def write_model_card(
 
     Args:
         name: what the pipeline is called.
-        pipeline: as :func:`~ldmprobe.models.pipeline.as_pipeline` has made it of ``model``.
+        pipeline: as :func:`~ldmprobe.pretrained.export.as_pipeline` has made it of ``model``.
         records: of the run that ``model`` is from, in order of training step; those of later steps than its own are left out.
         base: what it was finetuned from, if it was.
         lora: what the folder holds besides a scheduler, if no whole pipeline, to be loaded into that of ``base``.

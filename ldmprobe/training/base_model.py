@@ -14,9 +14,9 @@ from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.conditioning import ClassConditioning, Conditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.frozen import Frozen
-from ldmprobe.models.pretrained import Precision, load_pipeline
 from ldmprobe.models.text import TextConditioning
-from ldmprobe.training.lora import LoRA, has_lora_format, merge_lora
+from ldmprobe.pretrained.load import Precision, load_pipeline
+from ldmprobe.pretrained.lora import LoRA, has_lora_format, merge_lora
 
 _COMPARED = 1024  # values of each parameter
 

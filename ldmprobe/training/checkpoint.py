@@ -22,9 +22,9 @@ from ldmprobe.models.denoiser import from_network_config, network_config
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.frozen import Frozen
 from ldmprobe.models.text import TextConditioning, TextEncoder
+from ldmprobe.pretrained.lora import LoRA, LoRAWeights, lora_weights
 from ldmprobe.training.base_model import BaseModel, finetuned, merged, not_trained, weights_fingerprint
 from ldmprobe.training.checkpoint_io import newer_last
-from ldmprobe.training.lora import LoRA, LoRAWeights, lora_weights
 from ldmprobe.training.sharded_checkpoint import is_sharded_checkpoint, load_sharded_checkpoint
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldmprobe.diffusion.full_precision import Move, at_least_float32, in_float32
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.training.lora import has_lora
+from ldmprobe.pretrained.lora import has_lora
 
 _UPDATED_AT_ONCE = 64  # parameters: for the update those in half precision are copied to float32
 

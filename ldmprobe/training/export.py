@@ -11,7 +11,7 @@ from ldmprobe.io.atomic import atomic_folder
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore, read_or_skip
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.models.pipeline import as_pipeline
+from ldmprobe.pretrained.export import as_pipeline
 from ldmprobe.tracking.history import comparable_series
 from ldmprobe.tracking.model_card import CARD_RECORDS, write_model_card
 from ldmprobe.training.checkpoint import Checkpoint

@@ -9,11 +9,11 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.conditioning import ClassConditioning
-from ldmprobe.models.pretrained import Precision
+from ldmprobe.pretrained.load import Precision
+from ldmprobe.pretrained.lora import LoRA
 from ldmprobe.training.base_model import BaseModel, finetuned, not_trained, weights_fingerprint
 from ldmprobe.training.checkpoint import finetune_card
 from ldmprobe.training.latent_diffusion import LatentDiffusion
-from ldmprobe.training.lora import LoRA
 from ldmprobe.training.sharding import is_sharded
 
 

@@ -24,7 +24,7 @@ from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.denoiser import network_config
-from ldmprobe.models.pretrained import load_pipeline
+from ldmprobe.pretrained.load import load_pipeline
 from ldmprobe.probing.reference import Reference
 from ldmprobe.standalone import load_model
 from tests.fuzz.cases import damaged, fuzz, json_values

@@ -24,8 +24,8 @@ from ldmprobe.diffusion.samplers import DDIM
 from ldmprobe.diffusion.trajectory import sampling_steps
 from ldmprobe.models.families import FAMILIES
 from ldmprobe.models.guidance import ClassifierFreeGuidance
-from ldmprobe.models.pretrained import load_pipeline
 from ldmprobe.models.text import TextConditioning
+from ldmprobe.pretrained.load import load_pipeline
 from tests.helpers import WHOLE_PATH, guided
 from tests.pipelines import TINY, saved, stable_diffusion_xl, tiny
 

@@ -8,8 +8,8 @@ from torch import nn
 
 import ldmprobe
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.features.classifier import FeatureNetwork
 from ldmprobe.models.codec import LatentCodec
-from ldmprobe.models.feature_network import FeatureNetwork
 from ldmprobe.probing.real_features import RealFeatures
 from ldmprobe.probing.reference import Reference, encode_images
 from tests.helpers import gaussian_model

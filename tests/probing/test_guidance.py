@@ -6,7 +6,7 @@ import pytest
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.guidance import ClassifierFreeGuidance
-from ldmprobe.models.pretrained import load_pipeline
+from ldmprobe.pretrained.load import load_pipeline
 from tests.helpers import gaussian_model
 from tests.pipelines import saved
 

@@ -12,11 +12,11 @@ import torch
 from PIL import Image
 
 from ldmprobe.io.record import ProbeRecord
-from ldmprobe.models.pipeline import as_pipeline
-from ldmprobe.models.pretrained import load_pipeline
+from ldmprobe.pretrained.export import as_pipeline
+from ldmprobe.pretrained.load import load_pipeline
+from ldmprobe.pretrained.lora import LoRAWeights
 from ldmprobe.tracking.model_card import write_model_card
 from ldmprobe.training.base_model import BaseModel
-from ldmprobe.training.lora import LoRAWeights
 from tests.pipelines import saved
 
 

@@ -9,8 +9,8 @@ from torch import nn
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.pretrained.lora import LoRA, merge_lora
 from ldmprobe.training.ema import EMA
-from ldmprobe.training.lora import LoRA, merge_lora
 from tests.helpers import FLOAT64, sd_scheduler, tiny_unet
 
 

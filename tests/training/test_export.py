@@ -29,9 +29,9 @@ from ldmprobe.io.store import RecordStore
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.models.guidance import ClassifierFreeGuidance
-from ldmprobe.models.pipeline import as_pipeline
-from ldmprobe.models.pretrained import load_pipeline
 from ldmprobe.models.text import SmallCLIP, TextConditioning
+from ldmprobe.pretrained.export import as_pipeline
+from ldmprobe.pretrained.load import load_pipeline
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.training.checkpoint import load_diffusion_model
 from ldmprobe.training.latent_diffusion import LatentDiffusion

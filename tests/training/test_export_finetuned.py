@@ -10,12 +10,12 @@ from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteSc
 
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
-from ldmprobe.models.pretrained import load_pipeline
+from ldmprobe.pretrained.load import load_pipeline
+from ldmprobe.pretrained.lora import LoRA
 from ldmprobe.training.checkpoint import load_diffusion_model
 from ldmprobe.training.finetuning import FinetunedDiffusion
-from ldmprobe.training.lora import LoRA
-from tests.models.test_pipeline import PROMPTS, assert_same_images, ours
 from tests.pipelines import saved
+from tests.pretrained.test_pipeline_export import PROMPTS, assert_same_images, ours
 from tests.tracking.test_model_card import images_of
 from tests.training.test_latent_diffusion import trainer
 

@@ -18,13 +18,13 @@ from ldmprobe.data.latents import LatentCache
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.frozen import Frozen
+from ldmprobe.pretrained.lora import LoRA
 from ldmprobe.standalone import load_model
 from ldmprobe.training.base_model import BaseModel, weights_fingerprint
 from ldmprobe.training.cache import write_cache
 from ldmprobe.training.checkpoint import Checkpoint, load_diffusion_model
 from ldmprobe.training.finetuning import FinetunedDiffusion
 from ldmprobe.training.latent_diffusion import LatentDiffusion
-from ldmprobe.training.lora import LoRA
 from tests.helpers import FLOAT32, FLOAT64, guided, sd_scheduler
 from tests.pipelines import TINY, conditional_unet, saved
 from tests.training.test_latent_diffusion import assert_same_state, trainer

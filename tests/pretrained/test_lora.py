@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.pretrained.lora import LoRA, LoRAWeights, merge_lora
 from ldmprobe.training.ema import EMA
-from ldmprobe.training.lora import LoRA, LoRAWeights, merge_lora
 from tests.helpers import FLOAT64, tiny_unet
 from tests.pipelines import conditional_unet
 

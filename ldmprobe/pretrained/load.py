@@ -20,9 +20,9 @@ from ldmprobe.models.conditioning import ClassConditioning, Conditioning, Uncond
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.families import FAMILIES, Family, family_of
 from ldmprobe.models.frozen import Frozen, NetworkFiles
-from ldmprobe.models.pipeline import with_num_classes
-from ldmprobe.models.pipeline_files import check_files, find_pipeline, refusal
 from ldmprobe.models.text import TextConditioning, TextEncoder
+from ldmprobe.pretrained.export import with_num_classes
+from ldmprobe.pretrained.files import check_files, find_pipeline, refusal
 
 Precision = Literal["float32", "bfloat16", "float16"]
 _LIBRARIES = ("diffusers", "transformers")

@@ -22,10 +22,10 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance
-from ldmprobe.models.pipeline import as_pipeline, image_size
-from ldmprobe.models.pixel_autoencoder import pixel_autoencoder
-from ldmprobe.models.pretrained import load_pipeline
 from ldmprobe.models.text import SmallCLIP, TextConditioning
+from ldmprobe.pretrained.export import as_pipeline, image_size
+from ldmprobe.pretrained.load import load_pipeline
+from ldmprobe.pretrained.pixel_autoencoder import pixel_autoencoder
 from ldmprobe.probing.probe import evaluating
 from tests.helpers import FLOAT32, WHOLE_PATH, sd_scheduler, tiny_unet
 from tests.pipelines import TINY, WORDS, autoencoder, conditional_unet, saved, stable_diffusion_xl, tiny

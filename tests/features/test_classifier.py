@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.feature_network import FeatureNetwork, ImageClassifier
+from ldmprobe.features.classifier import FeatureNetwork, ImageClassifier
 from tests.helpers import FLOAT32
 
 CHANNELS = {"builtin:digits": 1, "builtin:cifar10": 3}
@@ -49,11 +49,10 @@ def test_shipped_networks(name):
     assert (features.std(0) > 0).float().mean() > 0.5
 
 
-@pytest.mark.parametrize("folder", ["digits_features", "cifar10_features"])
+@pytest.mark.parametrize("folder", ["digits", "cifar10"])
 def test_shipped_networks_are_small(folder):
-    assert (
-        sum(path.stat().st_size for path in (files("ldmprobe.models") / folder).iterdir() if path.is_file()) < 1_000_000
-    )
+    shipped = (files("ldmprobe.features") / folder).iterdir()
+    assert sum(path.stat().st_size for path in shipped if path.is_file()) < 1_000_000
 
 
 def test_digits_network_recognises_digits_it_has_not_seen(digits):

@@ -1,4 +1,4 @@
-"""A DiffusionModel put together as a diffusers pipeline: the inverse of :func:`~ldmprobe.models.pretrained.load_pipeline`."""
+"""A DiffusionModel put together as a diffusers pipeline: the inverse of :func:`~ldmprobe.pretrained.load.load_pipeline`."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ldmprobe.models.codec import SCALING, in_digits
 from ldmprobe.models.conditioning import ClassConditioning, Unconditional
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.families import FAMILIES
-from ldmprobe.models.pixel_autoencoder import pixel_autoencoder
 from ldmprobe.models.text import TextConditioning, TextEncoder
+from ldmprobe.pretrained.pixel_autoencoder import pixel_autoencoder
 
 _DIT_NULL_CLASS = 1000  # fixed in DiTPipeline.__call__, whatever the network's number of classes
 _XL_CHANNELS = (

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
 
-_BUILTIN = {"builtin:digits": "digits_features", "builtin:cifar10": "cifar10_features"}
+_BUILTIN = {"builtin:digits": "digits", "builtin:cifar10": "cifar10"}
 
 
 class FeatureNetwork(nn.Module):
@@ -132,7 +132,7 @@ def _convolution(narrow: int, wide: int) -> list[nn.Module]:
 
 def _load(name: str) -> ImageClassifier:
     if name in _BUILTIN:
-        with as_file(files("ldmprobe.models") / _BUILTIN[name]) as folder:
+        with as_file(files("ldmprobe.features") / _BUILTIN[name]) as folder:
             return ImageClassifier.load(folder)
     try:
         return ImageClassifier.load(Path(name).expanduser())

@@ -22,9 +22,9 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.families import FAMILIES
 from ldmprobe.models.frozen import NetworkFiles
 from ldmprobe.models.guidance import ClassifierFreeGuidance
-from ldmprobe.models.pipeline_files import check_files
-from ldmprobe.models.pretrained import PretrainedText, load_pipeline
 from ldmprobe.models.text import TextConditioning
+from ldmprobe.pretrained.files import check_files
+from ldmprobe.pretrained.load import PretrainedText, load_pipeline
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.standalone import load_model, sample_images
 from ldmprobe.training.finetuning import FinetunedDiffusion
@@ -446,7 +446,7 @@ def test_frozen_text_encoders_are_read_from_yaml(tmp_path):
     from jsonargparse import ArgumentParser
 
     where = str(saved("PixArtAlphaPipeline"))
-    config = {"encoder": {"class_path": "ldmprobe.models.pretrained.PretrainedText", "init_args": {"pipeline": where}}}
+    config = {"encoder": {"class_path": "ldmprobe.pretrained.load.PretrainedText", "init_args": {"pipeline": where}}}
     parser = ArgumentParser()
     parser.add_class_arguments(TextConditioning, "text")
     text = yaml.safe_dump({"text": config | {"prompts": ["a red cat"]}})

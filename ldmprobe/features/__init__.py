@@ -1,0 +1,1 @@
+"""Networks whose features judge images, and the weights of those that are shipped."""

@@ -1,0 +1,1 @@
+"""Pretrained diffusers pipelines, in and out: loading, finetuning by LoRA, export."""
