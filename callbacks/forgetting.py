@@ -73,7 +73,7 @@ class Forgetting(ProbeCallback):
                 raise ConfigurationError(f"Forgetting got {name} {value}; expected at least {least}.")
         if not isinstance(base_data, ImageData):
             raise ConfigurationError(
-                f"Forgetting got base_data of {type(base_data).__name__}; expected a ldmprobe.data.images.ImageData."
+                f"Forgetting got base_data of {type(base_data).__name__}; expected a ldmprobe.ImageData."
             )
         self.base_data = base_data
         self.num_images, self.num_draws, self.batch_size = num_images, num_draws, batch_size
@@ -156,6 +156,6 @@ def _of_the_base_model(run_dir: Path) -> ProbeRecord:
         raise ConfigurationError(
             f"Forgetting compares with the base model, which is measured before the first optimiser step, and there is no such record in "
             f"{run_dir}: start anew with Forgetting among the callbacks, or take it out and compare the two models afterwards by "
-            "ldmprobe.probing.forgetting.probe_forgetting."
+            "ldmprobe.probe_forgetting."
         )
     return record

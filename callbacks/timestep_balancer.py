@@ -28,7 +28,7 @@ from ldmprobe.probing.sampling import Sampling
 
 
 class TimestepBalancer(ProbeCallback):
-    """Probes held-out data a little and often, and steers a :class:`BalancedTimesteps <ldmprobe.diffusion.balanced_timesteps.BalancedTimesteps>`,
+    """Probes held-out data a little and often, and steers a :class:`BalancedTimesteps <ldmprobe.BalancedTimesteps>`,
     which must be the model's ``timesteps``, towards the noise levels where more training pays (``ldmprobe.analysis.balancing``).
 
     Two things are set. The *density* of the draws follows the controller. The *weight* of a level's loss is its held-out error to the power of
@@ -52,7 +52,7 @@ class TimestepBalancer(ProbeCallback):
 
     Args:
         every_n_steps: optimiser steps between decisions.
-        controller: default: :class:`HeldOutProgress <ldmprobe.analysis.balancing.HeldOutProgress>`.
+        controller: default: :class:`HeldOutProgress <ldmprobe.HeldOutProgress>`.
         num_images, num_draws: held-out images, and noised latents per level.
         begin_at_skill: as above; −inf steers from the first progress on.
         smoothing: share of the old in the moving average of the controller's wish.
@@ -118,7 +118,7 @@ class TimestepBalancer(ProbeCallback):
         if len(found) != 1 and not self.dry_run:
             raise ConfigurationError(
                 f"TimestepBalancer steers one BalancedTimesteps, and {type(pl_module).__name__} has {len(found)}; set the model's "
-                "`timesteps: {class_path: ldmprobe.diffusion.balanced_timesteps.BalancedTimesteps}`, or `dry_run: true`."
+                "`timesteps: {class_path: ldmprobe.BalancedTimesteps}`, or `dry_run: true`."
             )
         return found[0] if found else None
 

@@ -67,7 +67,7 @@ def _objective_of(pl_module: L.LightningModule) -> TimestepObjective:
     if not isinstance(objective, TimestepObjective):
         raise ConfigurationError(
             f"TrainingObjective shows the `objective` of a module, and {type(pl_module).__name__} has none; give it `self.objective = "
-            "ldmprobe.diffusion.objective.TimestepObjective(schedule, weighting, sampler)`, or take TrainingObjective out of the callbacks."
+            "ldmprobe.TimestepObjective(schedule, weighting, sampler)`, or take TrainingObjective out of the callbacks."
         )
     return objective
 

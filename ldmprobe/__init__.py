@@ -1,33 +1,22 @@
-"""ldmprobe: train latent diffusion models with Lightning and see, per noise level, what they have learnt.
+"""ldmprobe: train latent diffusion models with Lightning and see, per noise level, what they have learned.
 
-The names below are the public ones. They are imported on first use, so that ``import ldmprobe`` (and ``ldmprobe --help``)
-does not pay for torch, lightning and diffusers.
+The public names stand in ``__init__.pyi``. Each is imported on first use, so that ``import ldmprobe`` and ``ldmprobe --help``
+do not pay for torch, Lightning and diffusers.
 """
 
+import re
 from importlib import import_module
-from typing import Any
+from pathlib import Path
 
 __version__ = "0.1.0"
 
-_PUBLIC = {
-    "ConfigurationError": "ldmprobe.errors",
-    "DiffusionModel": "ldmprobe.models.diffusion_model",
-    "ImageData": "ldmprobe.data.images",
-    "LatentCodec": "ldmprobe.models.codec",
-    "LatentDiffusion": "ldmprobe.training.latent_diffusion",
-    "NoiseSchedule": "ldmprobe.diffusion.schedule",
-    "ProbeRecord": "ldmprobe.io.record",
-    "RecordStore": "ldmprobe.io.store",
-    "probe": "ldmprobe.plain_loop",
-    "probe_ddim": "ldmprobe.probing.ddim",
-    "probe_denoising": "ldmprobe.probing.denoising",
-    "write_report": "ldmprobe.tracking.report",
-}
+_STUB = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
+_MODULE_OF = {name: module for module, name in re.findall(r"^from (\S+) import (\w+)", _STUB, re.MULTILINE)}
 
-__all__ = ["__version__", *_PUBLIC]  # noqa: PLE0604 (names, computed)
+__all__ = ["__version__", *_MODULE_OF]  # noqa: PLE0604 (names, computed)
 
 
-def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
-    raise AttributeError(f"module 'ldmprobe' has no attribute {name!r}")
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'ldmprobe' has no attribute {name!r}")
+    return vars(import_module(_MODULE_OF[name]))[name]

@@ -62,7 +62,7 @@ def soak(folder: Path, number: int, pixels: int, quick: bool) -> dict[str, list[
     from ldmprobe.models.conditioning import ClassConditioning
     from ldmprobe.probing.analyses import MarginalGap, OneStepError, PCAScatter, SampleImages, StepKL, X0Drift
     from ldmprobe.probing.analyses.base import Findings
-    from ldmprobe.tracking.csv_logger import CSVLogger
+    from ldmprobe.tracking.csv_logger import ResumableCSVLogger
     from ldmprobe.training.latent_diffusion import LatentDiffusion
 
     grain = np.random.default_rng(0).normal(0, 6, (pixels, pixels))
@@ -103,7 +103,7 @@ def soak(folder: Path, number: int, pixels: int, quick: bool) -> dict[str, list[
         logger=[
             WandbLogger("soak", str(folder), offline=True, project="soak"),
             TensorBoardLogger(str(folder), "tensorboard"),
-            CSVLogger(str(folder), "csv"),
+            ResumableCSVLogger(str(folder), "csv"),
         ],
         callbacks=[DDIMProbe(1, analyses=analyses, **few), DenoisingProbe(1, **few_draws), Memory()],
         enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False, num_sanity_val_steps=0,

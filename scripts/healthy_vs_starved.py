@@ -24,7 +24,7 @@ from ldmprobe.tracking.style import IDEAL, WARNING, step_colour
 ROOT = Path(__file__).resolve().parent.parent
 BAND = (0, 150)
 STARVED = [
-    "--model.init_args.timesteps.class_path=ldmprobe.diffusion.timesteps.StarvedBand",
+    "--model.init_args.timesteps.class_path=ldmprobe.StarvedBand",
     f"--model.init_args.timesteps.init_args.start={BAND[0]}",
     f"--model.init_args.timesteps.init_args.stop={BAND[1]}",
     "--model.init_args.timesteps.init_args.share=0.01",

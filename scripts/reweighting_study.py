@@ -10,7 +10,7 @@ A study is one YAML:
     seeds: [0, 1, 2]
     methods:                      # name: what is added to the base, itself a configuration of `ldmprobe fit`
       uniform: {}
-      min-snr-5: {model: {init_args: {weighting: {class_path: ldmprobe.diffusion.weighting.MinSNR}}}}
+      min-snr-5: {model: {init_args: {weighting: {class_path: ldmprobe.MinSNR}}}}
 
 Each run is a process of its own with one thread, in DIR/runs/METHOD/seed-K; everything after `--` is handed to each of them. A seed is that of
 the weights, of noise and timesteps and of the order of images, the same for all methods. The same command goes on where it was stopped:

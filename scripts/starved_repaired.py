@@ -32,8 +32,8 @@ BEFORE, AFTER = 800, 1600
 def starved(dry_run: bool) -> dict:
     """What is added to the base configuration."""
     band = {"start": BAND[0], "stop": BAND[1], "share": 0.01}
-    base = {"class_path": "ldmprobe.diffusion.timesteps.StarvedBand", "init_args": band}
-    sampler = {"class_path": "ldmprobe.diffusion.balanced_timesteps.BalancedTimesteps", "init_args": {"base": base}}
+    base = {"class_path": "ldmprobe.StarvedBand", "init_args": band}
+    sampler = {"class_path": "ldmprobe.BalancedTimesteps", "init_args": {"base": base}}
     balancer = {"class_path": "ldmprobe.callbacks.TimestepBalancer", "init_args": {"dry_run": dry_run}}
     return {"model": {"init_args": {"timesteps": sampler}}, "trainer": {"callbacks+": [balancer]}}
 

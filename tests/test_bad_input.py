@@ -63,7 +63,7 @@ def _model(**init_args) -> dict:
 
 def _finetune(**init_args) -> dict:
     model = {
-        "class_path": "ldmprobe.training.finetuning.FinetunedDiffusion",
+        "class_path": "ldmprobe.FinetunedDiffusion",
         "init_args": {"pretrained": "me/sd"} | init_args,
     }
     return _config() | {"model": model}
@@ -187,7 +187,7 @@ def test_class_label_out_of_range_of_the_model(capsys):
     config = _network(num_class_embeds=6)
     config["data"]["init_args"]["label_column"] = "label"
     config["model"]["init_args"]["conditioning"] = {
-        "class_path": "ldmprobe.models.conditioning.ClassConditioning",
+        "class_path": "ldmprobe.ClassConditioning",
         "init_args": {"num_classes": 5},
     }
     _refused(capsys, config, "A class label is out of range: the data has 20 classes", "set it to 20.")
@@ -244,7 +244,7 @@ def test_a_network_that_answers_in_another_shape(capsys):
         (
             {
                 "grid": {
-                    "class_path": "ldmprobe.diffusion.grids.ScheduleGrid",
+                    "class_path": "ldmprobe.ScheduleGrid",
                     "init_args": {"timestep_spacing": "sideways"},
                 }
             },

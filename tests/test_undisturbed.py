@@ -11,7 +11,7 @@ BALANCER = {
     "class_path": "ldmprobe.callbacks.TimestepBalancer",
     "init_args": {"num_images": 16, "num_draws": 32, "hysteresis": 0.0},
 }
-BALANCED = {"timesteps": {"class_path": "ldmprobe.diffusion.balanced_timesteps.BalancedTimesteps"}}
+BALANCED = {"timesteps": {"class_path": "ldmprobe.BalancedTimesteps"}}
 CELLS = {
     "as most train": {},
     "no accumulation": {"accumulate_grad_batches": 1},

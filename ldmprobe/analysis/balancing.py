@@ -94,7 +94,7 @@ class SamplingGap(Controller):
         return np.maximum(np.gradient(measured.gap, measured.log_snr), 0)
 
 
-class VarianceAware(Controller):
+class ErrorSpread(Controller):
     """p ∝ the standard deviation of a level's held-out error, which importance sampling would draw by (as VDM++'s and Nichol & Dhariwal's
     samplers do from training losses)."""
 

@@ -5,7 +5,7 @@ For data N(μ, ℓ) in one direction of the basis of its covariance, the exact d
 .. math::
     \hat x_0 = \mu + \frac{\alpha \ell}{v}\,(z - \alpha\mu), \qquad \hat\epsilon = \frac{\sigma}{v}\,(z - \alpha\mu)   \qquad (1)
 
-A :class:`~ldmprobe.diffusion.samplers.Sampler`'s other operation is affine, too, so that every register stays Gaussian: its mean, its
+A :class:`~ldmprobe.Sampler`'s other operation is affine, too, so that every register stays Gaussian: its mean, its
 response to z_T and the covariances of what the sampler's own noise adds follow exactly, whatever the sampler, the grid and the number
 of steps. For DDIM this composes to
 

@@ -28,7 +28,7 @@ _EXPORTABLE = (
     "Those it has: UNet2DModel without classes in pixel space (DDIMPipeline; DDPMPipeline for flow matching) or on the latents of an "
     "autoencoder (LDMPipeline), DiTTransformer2DModel with classes (DiTPipeline), and with text the network that the text encoder's "
     "own pipeline has, such as UNet2DConditionModel for SmallCLIP (StableDiffusionPipeline). The parts of any other can be "
-    "saved one by one from Python: `ldmprobe.standalone.load_model(CHECKPOINT)` has `network`, `codec.autoencoder` and "
+    "saved one by one from Python: `ldmprobe.load_model(CHECKPOINT)` has `network`, `codec.autoencoder` and "
     "`schedule.scheduler`, each with diffusers' `save_pretrained`; its latents are (encoder(x) − codec.shift) · codec.scale."
 )
 _STABLE_DIFFUSION_SETS = {"steps_offset": 1, "clip_sample": False}  # in any scheduler, in __init__

@@ -82,7 +82,7 @@ def probe_forgetting(
         A record called "forgetting", the same on every rank.
 
     Raises:
-        ConfigurationError: ``before`` was measured otherwise; or what :func:`~ldmprobe.probing.denoising.probe_denoising` raises.
+        ConfigurationError: ``before`` was measured otherwise; or what :func:`~ldmprobe.probe_denoising` raises.
     """
     found: dict[str, ProbeRecord] = {}
     for k, data in enumerate((base_data, new_data)):

@@ -1,4 +1,4 @@
-"""CSVLogger: one ``metrics.csv`` over the whole run, however often it is resumed."""
+"""A CSV logger that keeps one ``metrics.csv`` over the whole run, however often it is resumed."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from ldmprobe.io.atomic import atomic_write
 
 
-class CSVLogger(LightningCSVLogger):
-    """Lightning's CSVLogger, but a resumed run goes on with the file of the run it resumes, where Lightning's begins another
-    (``version_1``) or deletes it. A row that is logged again, with the same step and columns, takes the old one's place."""
+class ResumableCSVLogger(CSVLogger):
+    """Lightning's CSVLogger, except that a resumed run appends to the file of the run it resumes, where Lightning's begins
+    another (``version_1``) or deletes it. A row that is logged again, with the same step and columns, replaces the old one."""
 
     def __init__(
         self,

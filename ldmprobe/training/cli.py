@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import warnings
+from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,7 +23,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 import ldmprobe.callbacks
 from ldmprobe.callbacks.exact_resume import ExactResume
 from ldmprobe.callbacks.logger_guard import LoggerGuard
-from ldmprobe.data.images import ImageData  # noqa: F401 (short class names in YAML)
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.run_directory import check_own, lock, reserve, unlock
 from ldmprobe.training.checkpoint_io import WholeCheckpointIO, damage
@@ -34,6 +34,8 @@ from ldmprobe.training.resume import continue_curves, keep_wandb_id, last_checkp
 from ldmprobe.training.run_configuration import SaveConfig
 
 _RUN_DIR = "runs/run"
+
+attrgetter(*ldmprobe.__all__)(ldmprobe)  # imports them all: only a class that is imported can go by its bare name
 
 
 class Parser(LightningArgumentParser):
@@ -223,7 +225,6 @@ def _check_checkpoint(path: str | None) -> None:
 def build_cli(argv: list[str], run: bool = True) -> LDMProbeCLI:
     """The command line on ``argv``: with ``run``, a subcommand and its arguments, carried out; without, the arguments of ``fit``,
     only built."""
-    assert ldmprobe.callbacks  # imported so that YAML may use their short names
     return LDMProbeCLI(
         L.LightningModule,
         L.LightningDataModule,

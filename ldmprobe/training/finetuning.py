@@ -37,7 +37,7 @@ class FinetunedDiffusion(LatentDiffusion):
             format for (CLIP, not the T5 of Stable Diffusion 3), or where there are none of all.
         scheduler: settings of the noise schedule in the place of the pipeline's, by their names in diffusers; the others, such as its
             betas, stay. ``{rescale_betas_zero_snr: true, prediction_type: v_prediction, timestep_spacing: trailing}`` trains with
-            zero terminal SNR (:meth:`~ldmprobe.diffusion.schedule.NoiseSchedule.with_settings`).
+            zero terminal SNR (:meth:`~ldmprobe.NoiseSchedule.with_settings`).
 
     Raises:
         ConfigurationError: before training: nothing loadable there, a LoRA target that is not in the network, data that does not fit.

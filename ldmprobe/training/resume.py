@@ -57,7 +57,7 @@ def continue_curves(logger: Any) -> None:
     its file, a TensorBoardLogger that keeps its folder."""
     kind = str(getattr(logger, "class_path", ""))
     if kind.startswith(("lightning.", "pytorch_lightning.")) and kind.endswith(".CSVLogger"):
-        logger.class_path = "ldmprobe.tracking.csv_logger.CSVLogger"
+        logger.class_path = "ldmprobe.ResumableCSVLogger"
     if kind.endswith((".CSVLogger", ".TensorBoardLogger")) and logger.init_args.get("version") is None:
         logger.init_args.version = 0
 

@@ -5,12 +5,12 @@ import pytest
 
 from ldmprobe.analysis.balancing import (
     Controller,
+    ErrorSpread,
     HeldOutProgress,
     Measured,
     Recoverable,
     SamplingGap,
     SkillToReference,
-    VarianceAware,
     bounded,
     moved,
 )
@@ -58,7 +58,7 @@ def test_without_progress_there_is_no_opinion():
 
 def test_the_others_follow_what_they_are_named_after():
     some = np.array([1.0, 2.0, 4.0, 2.0, 1.0])
-    np.testing.assert_array_equal(VarianceAware().density(measured(spread=some)), some)
+    np.testing.assert_array_equal(ErrorSpread().density(measured(spread=some)), some)
     np.testing.assert_array_equal(SkillToReference().density(measured(mse=some, linear_mmse=2 * np.ones(5))), some / 2)
     np.testing.assert_array_equal(Recoverable().density(measured(recoverable=some)), some)
     # A gap that grows from −2 to 0 and then shrinks.

@@ -40,7 +40,7 @@ def write_config(path: Path, callbacks=ALL_PROBES, model=None, data=None, own_da
     settings = {
         "run_dir": str(path.parent / "never_written"),
         "model": {
-            "class_path": "ldmprobe.training.latent_diffusion.LatentDiffusion",
+            "class_path": "ldmprobe.LatentDiffusion",
             "init_args": {
                 "network": unet(),
                 "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
@@ -55,7 +55,7 @@ def write_config(path: Path, callbacks=ALL_PROBES, model=None, data=None, own_da
         },
         "data": own_data
         or {
-            "class_path": "ldmprobe.data.images.ImageData",
+            "class_path": "ldmprobe.ImageData",
             "init_args": {
                 "dataset": "builtin:gaussian",
                 "dataset_kwargs": {"num_images": 64, "channels": 2, "size": 4},

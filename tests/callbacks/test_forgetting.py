@@ -201,7 +201,7 @@ def test_data_that_do_not_fit_the_model_are_refused_before_training(folder, tmp_
     [
         (lambda: Forgetting(ImageData("builtin:digits"), num_images=4), "num_images 4; expected at least 8"),
         (lambda: Forgetting(ImageData("builtin:digits"), num_draws=4), "num_draws 4; expected at least 32"),
-        (lambda: Forgetting([1, 2]), "base_data of list; expected a ldmprobe.data.images.ImageData"),
+        (lambda: Forgetting([1, 2]), "base_data of list; expected a ldmprobe.ImageData"),
     ],
 )
 def test_impossible_settings_are_refused_at_construction(build, message):

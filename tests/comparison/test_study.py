@@ -353,5 +353,5 @@ def test_study_tells_of_failed_runs_goes_on_and_repeats_nothing(tmp_path, capsys
 
     settings = {"uniform": {}, "min-snr-5": METHODS["p2"]}
     assert script.main([str(write_study(tmp_path, methods=settings)), "--out", str(out)]) == 2
-    told = "weighting.class_path: ldmprobe.diffusion.weighting.MinSNR, now ldmprobe.diffusion.weighting.P2"
+    told = "weighting.class_path: ldmprobe.MinSNR, now ldmprobe.P2"
     assert told in capsys.readouterr().err

@@ -446,7 +446,7 @@ def test_frozen_text_encoders_are_read_from_yaml(tmp_path):
     from jsonargparse import ArgumentParser
 
     where = str(saved("PixArtAlphaPipeline"))
-    config = {"encoder": {"class_path": "ldmprobe.pretrained.load.PretrainedText", "init_args": {"pipeline": where}}}
+    config = {"encoder": {"class_path": "ldmprobe.PretrainedText", "init_args": {"pipeline": where}}}
     parser = ArgumentParser()
     parser.add_class_arguments(TextConditioning, "text")
     text = yaml.safe_dump({"text": config | {"prompts": ["a red cat"]}})

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from ldmprobe.tracking.csv_logger import CSVLogger
+from ldmprobe.tracking.csv_logger import ResumableCSVLogger
 
 
 def rows(folder):
@@ -13,7 +13,7 @@ def rows(folder):
 
 
 def log(folder, *metrics):
-    logger = CSVLogger(str(folder))
+    logger = ResumableCSVLogger(str(folder))
     for step, values in metrics:
         logger.log_metrics(values, step=step)
         logger.save()

@@ -46,7 +46,7 @@ def write_config(folder: Path, max_steps: int = 12, logger: str = "csv", num_wor
     denoising = {"every_n_steps": 3, "num_images": 16, "num_draws": 32, "num_reference": 64}
     config = {
         "data": {
-            "class_path": "ldmprobe.data.images.ImageData",
+            "class_path": "ldmprobe.ImageData",
             "init_args": {
                 "dataset": "builtin:gaussian",
                 "dataset_kwargs": {"num_images": 100, "channels": 2, "size": 4},
@@ -55,7 +55,7 @@ def write_config(folder: Path, max_steps: int = 12, logger: str = "csv", num_wor
             },
         },
         "model": {
-            "class_path": "ldmprobe.training.latent_diffusion.LatentDiffusion",
+            "class_path": "ldmprobe.LatentDiffusion",
             "init_args": {
                 "network": {"class_path": "diffusers.UNet2DModel", "init_args": network},
                 "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}},

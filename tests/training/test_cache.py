@@ -168,13 +168,13 @@ def test_without_a_whole_configuration_it_says_where_its_parts_are_listed(given,
 
 def write_config(folder: Path) -> Path:
     config = {
-        "data": {"class_path": "ldmprobe.data.images.ImageData", "init_args": SHAPES},
+        "data": {"class_path": "ldmprobe.ImageData", "init_args": SHAPES},
         "model": {
-            "class_path": "ldmprobe.training.latent_diffusion.LatentDiffusion",
+            "class_path": "ldmprobe.LatentDiffusion",
             "init_args": {
                 "network": {"class_path": "diffusers.UNet2DModel", "init_args": tiny_unet_settings()},
                 "codec": {
-                    "class_path": "ldmprobe.models.codec.LatentCodec",
+                    "class_path": "ldmprobe.LatentCodec",
                     "init_args": {"autoencoder": "builtin:digits"},
                 },
             },

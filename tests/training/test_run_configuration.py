@@ -111,7 +111,7 @@ def test_what_is_changed_on_resume_is_told_with_its_effect_and_the_file_tells_th
         ),
         (
             config(),
-            config(timesteps={"class_path": "ldmprobe.diffusion.adaptive_timesteps.LossSecondMoment"}),
+            config(timesteps={"class_path": "ldmprobe.LossSecondMoment"}),
             ["timesteps"],
         ),
     ],

@@ -75,7 +75,7 @@ class Trajectory:
 
 @dataclass
 class Findings:
-    """An analysis's part of a :class:`~ldmprobe.io.record.ProbeRecord`."""
+    """An analysis's part of a `ProbeRecord`."""
 
     scalars: dict[str, float] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)
