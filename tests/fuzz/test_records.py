@@ -19,8 +19,8 @@ from ldmprobe.io.record import SCHEMA, Curve, PerSample, ProbeRecord, Scatter
 from ldmprobe.io.store import RecordStore
 from ldmprobe.tracking.report import report_html
 from tests.fuzz.cases import damaged, fuzz, json_values
+from tests.io.test_record import record as valid_record
 from tests.probing.gaussian import assert_same_record
-from tests.probing.test_record import record as valid_record
 
 PER_SAMPLE = {"error": PerSample(np.array([9, 1]), np.array([-1.0, 2.0]), np.arange(6.0).reshape(2, 3))}
 TABLE = pa.concat_tables(
