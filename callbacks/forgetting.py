@@ -98,7 +98,7 @@ class Forgetting(ProbeCallback):
                         f"its images become latents of shape {tuple(shape)}, the model's are {tuple(model.latent_shape)}; set its "
                         "`image_size` and `channels`."
                     )
-                model.conditioning.prepare(model.network, self.base_data)
+                model.conditioning.prepare(model.network, self.base_data, model.codec)
                 self.base_data.use_latents(model.codec, model.conditioning)
         except ConfigurationError as error:
             raise ConfigurationError(f"Forgetting cannot use its base_data: {error}") from error

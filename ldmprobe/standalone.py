@@ -20,7 +20,6 @@ from ldmprobe.models.denoiser import check_denoiser
 from ldmprobe.models.device import move
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance
-from ldmprobe.models.text import TextConditioning
 from ldmprobe.pretrained.load import Precision
 from ldmprobe.probing.analyses import Analysis, Findings, Trajectory
 from ldmprobe.probing.clipping import clipping, count_clipped
@@ -75,9 +74,7 @@ def load_model(
             text_precision=text_precision,
         )
     if prompts is not None:
-        if not isinstance(model.conditioning, TextConditioning):
-            raise ConfigurationError(f"{name} takes no text, so that --prompt is of no use to it; leave it out.")
-        model.conditioning.prompts = tuple(prompts)
+        model.conditioning.set_prompts(prompts)
     move(model.modules, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return model
 
@@ -274,16 +271,11 @@ def real_latents(
             f"The images of {dataset} have shape {tuple(data.image_shape)}, the model's {expected}; set --image-size {expected[-1]}."
         )
     batches: Iterator[dict[str, Any]] = data.reference_batches(num_held_out, held_out=True)
-    if isinstance(model.conditioning, TextConditioning) and caption_column is None:
-        prompt, *others = model.conditioning.prompts
-        if others:
-            raise ConfigurationError(
-                f"{dataset} has captions in no column that was named, and there are {1 + len(others)} prompts; set --caption-column, or "
-                "give one --prompt, which all its images then have."
-            )
-        batches = ({**batch, "caption": [prompt] * len(batch["image"])} for batch in batches)
+    assumed = model.conditioning.assumed(data)
+    if assumed:
+        batches = (batch | {key: [value] * len(batch["image"]) for key, value in assumed.items()} for batch in batches)
     else:
-        model.conditioning.prepare(model.network, data)
+        model.conditioning.prepare(model.network, data, model.codec)
     with evaluating(model.modules):
         latents = encode_images(model.codec, (batch["image"] for batch in data.reference_batches(num_reference)))
         held_out = HeldOut.encode(model.codec, model.conditioning, batches)

@@ -40,7 +40,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ldmprobe.data.builtin import shapes
 from ldmprobe.data.images import ImageData
 from ldmprobe.models.codec import LatentCodec
-from ldmprobe.models.text import SmallCLIP, TextConditioning
+from ldmprobe.models.conditioning import SmallCLIP, TextConditioning
 from ldmprobe.pretrained.load import PretrainedText
 from ldmprobe.training.cache import write_cache
 from ldmprobe.training.latent_diffusion import LatentDiffusion

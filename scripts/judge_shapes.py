@@ -20,10 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldmprobe.data.builtin import COLOURS, SHAPES, load_builtin
-from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance
-from ldmprobe.models.text import TextConditioning
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.standalone import load_model, sample_images
 
@@ -59,15 +57,15 @@ def judge(
 
 def ask(model: DiffusionModel, rows: Any) -> Tensor:
     """What is asked of the model's samples, (N, 2): the captions of ``rows``, or each class in turn."""
-    if isinstance(model.conditioning, TextConditioning):
-        model.conditioning.prompts = tuple(rows["caption"])
+    conditioning, names = model.conditioning, rows.features["label"].names
+    if "caption" in conditioning.columns:
+        conditioning.set_prompts(rows["caption"])
         return labels(rows)
-    if not isinstance(model.conditioning, ClassConditioning):
-        sys.exit(f"The model has {type(model.conditioning).__name__}; expected ClassConditioning or TextConditioning.")
-    names = rows.features["label"].names
-    if model.conditioning.num_classes != len(names):
+    if "label" not in conditioning.columns:
+        sys.exit(f"The model has {conditioning.label}; expected one of labels or captions.")
+    if conditioning.spec["num_classes"] != len(names):
         sys.exit(
-            f"The model has {model.conditioning.num_classes} classes, shapes and colours make {len(names)}; set --shapes and --colours."
+            f"The model has {conditioning.spec['num_classes']} classes, shapes and colours make {len(names)}; set --shapes and --colours."
         )
     return _numbers([names[i % len(names)] for i in range(len(rows))])
 

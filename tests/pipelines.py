@@ -47,7 +47,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
-from ldmprobe.models.text import word_tokenizer
+from ldmprobe.models.conditioning.small_clip import word_tokenizer
 from tests.helpers import sd_scheduler, tiny_unet
 
 WORDS = "a photo of red blue cat dog small large green yellow purple circle square triangle star on the left right"

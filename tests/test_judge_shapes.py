@@ -11,9 +11,8 @@ from torch import nn
 
 from ldmprobe.data.builtin import COLOURS, SHAPES, load_builtin
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
-from ldmprobe.models.conditioning import ClassConditioning
+from ldmprobe.models.conditioning import ClassConditioning, SmallCLIP, TextConditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.models.text import SmallCLIP, TextConditioning
 from tests.helpers import sd_scheduler
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "judge_shapes.py"

@@ -213,7 +213,7 @@ def test_images_of_another_size_are_refused(pipelines, capsys, tmp_path):
 def test_data_without_labels_is_refused_for_a_class_conditional_model(pipelines, capsys, tmp_path):
     data = _pictures(tmp_path / "pictures.parquet")
     command = ["probe", pipelines["DiTPipeline"], "--out", "out", *TINY, "--data", data]
-    _refused(command, capsys, "ClassConditioning needs labels; set --label-column.")
+    _refused(command, capsys, "ClassConditioning reads 'label', which the data lacks; set --label-column.")
 
 
 def test_several_prompts_and_no_captions_are_refused(pipelines, capsys, tmp_path):

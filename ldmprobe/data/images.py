@@ -19,7 +19,7 @@ from ldmprobe.data.checked import CheckedRows, check_labels
 from ldmprobe.data.endless import check_epochs
 from ldmprobe.data.folders import files_of
 from ldmprobe.data.identity import DataIdentity, known_rows
-from ldmprobe.data.latents import SPLITS, LatentCache, LatentRows, LatentStream, cache_key, collate_latents, frozen_text
+from ldmprobe.data.latents import SPLITS, LatentCache, LatentRows, LatentStream, cache_key, collate_latents
 from ldmprobe.data.pictures import Range
 from ldmprobe.data.rows import RowReader, collate
 from ldmprobe.data.sources import ROW_NUMBER, choose_splits, held_out_name, load_splits
@@ -251,6 +251,12 @@ class ImageData(L.LightningDataModule):
         return self.reader if split == "train" else self.held_out_reader
 
     @property
+    def batch_names(self) -> tuple[str, ...]:
+        """The names in batches of images."""
+        columns = {"label": self.reader.label_column, "caption": self.reader.caption_column}
+        return ("image", "index", *(name for name, column in columns.items() if column is not None))
+
+    @property
     def rows(self) -> dict[str, Any]:
         """The dataset's rows by split."""
         return dict(zip(SPLITS, (self._train, self._held_out), strict=True))
@@ -277,8 +283,8 @@ class ImageData(L.LightningDataModule):
         conditioning what they have of its prompts. Where there are none, do nothing."""
         if self._cache is not None:
             self._cache.check_key(cache_key(self.rows, self.reader, codec, conditioning, self._cache.dtype))
-            if (text := frozen_text(conditioning)) is not None:
-                text.kept |= self._cache.prompts(text.prompts)
+            if (encoder := conditioning.frozen_encoder) is not None:
+                encoder.kept |= self._cache.prompts(encoder.asked)
 
     def _read_classes(self, held_out_split: str) -> None:
         column = self.reader.label_column

@@ -28,7 +28,6 @@ from ldmprobe.io.difference import first_difference
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.models.denoiser import Condition
-from ldmprobe.models.text import TextConditioning
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SPLITS = ("train", "held_out")
@@ -63,7 +62,7 @@ def cache_key(
         "transforms": {name: value for name, value in asdict(reader).items() if name in _TRANSFORMS},
         "codec": json.loads(json.dumps(description, default=str)) | {"weights": _weights_hash(codec.weights())},
         "latents": {"kind": codec.unscaled_kind, "dtype": dtype},
-        "text": _text_key(conditioning),
+        "text": _encoder_key(conditioning),
     }
 
 
@@ -71,21 +70,15 @@ def key_hash(key: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def frozen_text(conditioning: Conditioning) -> TextConditioning | None:
-    """The conditioning, if it is one whose text can be encoded beforehand."""
-    return conditioning if isinstance(conditioning, TextConditioning) and not conditioning.trained else None
-
-
-def _text_key(conditioning: Conditioning) -> dict[str, Any] | None:
-    text = frozen_text(conditioning)
-    if text is None:
+def _encoder_key(conditioning: Conditioning) -> dict[str, Any] | None:
+    encoder = conditioning.frozen_encoder
+    if encoder is None:
         return None
-    description = json.dumps(text.encoder.description, sort_keys=True, default=str)
-    return {
+    key = encoder.encoder_key
+    description = json.dumps(key["encoders"], sort_keys=True, default=str)
+    return key | {
         "encoders": hashlib.sha256(description.encode()).hexdigest(),
-        "weights": _weights_hash(text.encoder.weights()),
-        "precision": text.encoder.precision,
-        "size": {name: value.tolist() for name, value in text.encoder.size.items()},
+        "weights": _weights_hash(conditioning.weights()),
     }
 
 
@@ -202,13 +195,13 @@ class LatentCache:
         """The file of a prompt of probes and samples, or of none, that may be there: it is no part of the key."""
         return self.folder / f"prompt-{hashlib.sha256(json.dumps(prompt).encode()).hexdigest()[:12]}.safetensors"
 
-    def prompts(self, prompts: Sequence[str]) -> dict[str | None, Condition]:
-        """The conditions, of shape (1, …), of none and of those of the prompts that are there; a warning names the others.
+    def prompts(self, prompts: Sequence[str | None]) -> dict[str | None, Condition]:
+        """The conditions, of shape (1, …), of the prompts, None for no prompt, that are there; a warning names the others.
 
         Raises:
             ConfigurationError: a file is damaged.
         """
-        paths = {prompt: self.prompt_path(prompt) for prompt in (None, *prompts)}
+        paths = {prompt: self.prompt_path(prompt) for prompt in prompts}
         if missing := [prompt for prompt, path in paths.items() if not path.is_file()]:
             warnings.warn(
                 f"{self.folder} lacks {', '.join('the null condition' if each is None else repr(each) for each in missing)}, so that the "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -33,6 +34,18 @@ def pixart_size(network_config: Any, height: int, width: int) -> Condition:
     }
 
 
+def unet_classes(pipeline: Any) -> int | None:
+    """Return the classes of a U-Net: the last of its embeddings stands for none, as guidance needs it."""
+    embeds = pipeline.unet.config.get("num_class_embeds")
+    return None if embeds is None else embeds - 1
+
+
+def dit_classes(pipeline: Any) -> int | None:
+    """Return the classes of a DiT; a pipeline of fewer than 1,000 was padded, and has as many as it has labels."""
+    classes = pipeline.transformer.config.num_embeds_ada_norm
+    return min(classes, max(pipeline.labels.values(), default=classes - 1) + 1)
+
+
 @dataclass(frozen=True)
 class Family:
     """A pipeline class.
@@ -40,40 +53,56 @@ class Family:
     Attributes:
         network, autoencoder: names of the components; no autoencoder for pixel space.
         text: names by which the network takes what the pipeline's ``encode_prompt`` returns; "" for what it does not take.
+        further_prompts: arguments of ``encode_prompt`` that have no default, for further encoders.
         null_alternates: whether ``encode_prompt`` returns text, null, text, null, … or first all of the text's, then all of the null's.
         settings: of the pipeline that its ``encode_prompt`` goes by.
         scaling: the settings of the autoencoder that the pipeline undoes before it decodes.
         size: (config of the network, height, width in pixels) → what else it is told, of shape (1, …).
+        num_classes: pipeline → the number of classes that its network embeds; None for none. Only asked where there is no text.
+        square: whether the pipeline samples square latents only.
+        sets: settings that the pipeline gives any scheduler in ``__init__``.
+        as_trained: further arguments of a call that samples in the size that is asked for.
     """
 
     network: str = "unet"
     autoencoder: str | None = "vae"
     text: tuple[str, ...] = ()
+    further_prompts: tuple[str, ...] = ()
     null_alternates: bool = True
     settings: tuple[str, ...] = ()
     scaling: tuple[str, ...] = ("scaling_factor",)
     size: Callable[[Any, int, int], Condition] = no_size
+    num_classes: Callable[[Any], int | None] = unet_classes
+    square: bool = False
+    sets: tuple[tuple[str, Any], ...] = ()
+    as_trained: str = ""
 
 
+_UNBINNED = ", use_resolution_binning=False"
 _MASKED = ("encoder_hidden_states", "encoder_attention_mask")
 
 FAMILIES: dict[str, Family] = {
     "DDPMPipeline": Family(autoencoder=None),
     "DDIMPipeline": Family(autoencoder=None),
-    "LDMPipeline": Family(autoencoder="vqvae"),
-    "DiTPipeline": Family("transformer"),
-    "StableDiffusionPipeline": Family(text=("encoder_hidden_states",)),
+    "LDMPipeline": Family(autoencoder="vqvae", square=True),
+    "DiTPipeline": Family("transformer", num_classes=dit_classes, square=True),
+    "StableDiffusionPipeline": Family(
+        text=("encoder_hidden_states",), sets=(("steps_offset", 1), ("clip_sample", False))
+    ),
     "StableDiffusionXLPipeline": Family(
         text=("encoder_hidden_states", "text_embeds"),
         settings=("force_zeros_for_empty_prompt",),
         scaling=("scaling_factor", "latents_mean", "latents_std"),
         size=sdxl_time_ids,
     ),
-    "PixArtAlphaPipeline": Family("transformer", text=_MASKED, null_alternates=False, size=pixart_size),
-    "PixArtSigmaPipeline": Family("transformer", text=_MASKED, null_alternates=False),
+    "PixArtAlphaPipeline": Family(
+        "transformer", text=_MASKED, null_alternates=False, size=pixart_size, as_trained=_UNBINNED
+    ),
+    "PixArtSigmaPipeline": Family("transformer", text=_MASKED, null_alternates=False, as_trained=_UNBINNED),
     "StableDiffusion3Pipeline": Family(
         "transformer",
         text=("encoder_hidden_states", "pooled_projections"),
+        further_prompts=("prompt_2", "prompt_3"),
         scaling=("scaling_factor", "shift_factor"),
     ),
     "AuraFlowPipeline": Family("transformer", text=("encoder_hidden_states", ""), null_alternates=False),
@@ -90,11 +119,17 @@ REFUSED = {
 }
 
 
+def has_lora_format(pipeline: Any, component: str) -> bool:
+    """Return whether a pipeline (or pipeline class) of diffusers can load updates of this component by ``load_lora_weights``."""
+    save = getattr(pipeline, "save_lora_weights", None)
+    return save is not None and f"{component}_lora_layers" in inspect.signature(save).parameters
+
+
 def family_of(class_name: str, where: str) -> Family:
-    """The family of a pipeline class.
+    """Return the family of a pipeline class.
 
     Raises:
-        ConfigurationError: of another family than these; the message says why where it is known, and which are supported.
+        ConfigurationError: the class is of none of these families; the message says why where it is known, and which are supported.
     """
     if class_name in FAMILIES:
         return FAMILIES[class_name]

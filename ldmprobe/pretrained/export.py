@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
-from typing import Any, get_type_hints
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,13 +14,10 @@ from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import SCALING, in_digits
-from ldmprobe.models.conditioning import ClassConditioning, Unconditional
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.families import FAMILIES
-from ldmprobe.models.text import TextConditioning, TextEncoder
 from ldmprobe.pretrained.pixel_autoencoder import pixel_autoencoder
 
-_DIT_NULL_CLASS = 1000  # fixed in DiTPipeline.__call__, whatever the network's number of classes
 _XL_CHANNELS = (
     4  # fixed in StableDiffusionXLPipeline.__call__, where it reads the mean and standard deviation of its latents
 )
@@ -31,7 +28,6 @@ _EXPORTABLE = (
     "saved one by one from Python: `ldmprobe.load_model(CHECKPOINT)` has `network`, `codec.autoencoder` and "
     "`schedule.scheduler`, each with diffusers' `save_pretrained`; its latents are (encoder(x) − codec.shift) · codec.scale."
 )
-_STABLE_DIFFUSION_SETS = {"steps_offset": 1, "clip_sample": False}  # in any scheduler, in __init__
 
 
 @torch.no_grad()
@@ -56,8 +52,6 @@ def as_pipeline(model: DiffusionModel) -> Any:
     Raises:
         ConfigurationError: diffusers has no pipeline that would give the same images.
     """
-    import diffusers
-
     name = _class_name(model)
     family = FAMILIES[name]
     _check_shape(model, name)
@@ -71,65 +65,25 @@ def as_pipeline(model: DiffusionModel) -> Any:
     for part in parts.values():
         if part.config.get("_name_or_path"):  # the folder here that it was read from, which diffusers writes down
             part.register_to_config(_name_or_path="")
-    if isinstance(model.conditioning, TextConditioning):
-        pipeline = _with_text(model.conditioning.encoder, parts)
-        _check_image_size(pipeline, model)
-        return pipeline
-    if name != "DiTPipeline":
-        return getattr(diffusers, name)(**parts)
-    labels = {str(label): str(label) for label in range(network.config.num_embeds_ada_norm)}
-    with_num_classes(network, _DIT_NULL_CLASS)
-    pipeline = diffusers.DiTPipeline(**parts, id2label=labels)
-    pipeline.register_to_config(id2label=labels)
+    pipeline = model.conditioning.assemble(name, parts)
+    if family.text and not model.schedule.flow:
+        height, width = height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
+        if height % 8 or width % 8:
+            raise ConfigurationError(f"The images are {height}×{width}; a {name} samples multiples of 8 pixels only.")
     return pipeline
 
 
-def with_num_classes(transformer: Any, num_classes: int) -> None:
-    """Give a DiT another number of classes, in place: those beyond are dropped, those that it lacks become the null class, the last
-    row of each table of embeddings."""
-    from diffusers.models.embeddings import LabelEmbedding
-
-    for module in transformer.modules():
-        if isinstance(module, LabelEmbedding):
-            rows = module.embedding_table.weight.detach()
-            kept, null = rows[:-1][:num_classes], rows[-1:]
-            rows = torch.cat([kept, null.expand(num_classes + 1 - len(kept), -1)])
-            module.embedding_table = nn.Embedding.from_pretrained(rows, freeze=False)
-            module.num_classes = num_classes
-    transformer.register_to_config(num_embeds_ada_norm=num_classes)
-
-
-def _with_text(encoder: TextEncoder, parts: dict[str, Any]) -> Any:
-    """The text encoder's pipeline with these other parts."""
-    own = encoder.pipeline
-    settings = {
-        name: own.config[name] for name in ("requires_safety_checker", *encoder.family.settings) if name in own.config
-    }
-    return type(own)(**{**own.components, **encoder.components, **settings, **parts})
-
-
 def _class_name(model: DiffusionModel) -> str:
-    """Of the pipeline."""
+    """Return the name of the pipeline class that samples as the model does."""
     network, conditioning = type(model.network).__name__, model.conditioning
     flow, latents = model.schedule.flow, model.codec.autoencoder is not None
-    if network == "UNet2DModel" and isinstance(conditioning, Unconditional):
-        if not latents:
-            return "DDPMPipeline" if flow else "DDIMPipeline"
-        if not flow:
-            return "LDMPipeline"
-    if network == "DiTTransformer2DModel" and isinstance(conditioning, ClassConditioning) and not flow:
-        return "DiTPipeline"
-    what = f"a {network} with {type(conditioning).__name__} in {'latent' if latents else 'pixel'} space"
-    if isinstance(conditioning, TextConditioning):
-        name = type(conditioning.encoder.pipeline).__name__
-        has: Any = get_type_hints(type(conditioning.encoder.pipeline).__init__)
-        its_network, its_scheduler = has[FAMILIES[name].network].__name__, has["scheduler"].__name__
-        if its_network == network and its_scheduler.startswith("FlowMatch") == flow:
-            return name
-        what = f"a {network} with the text of a {name}"
-    raise ConfigurationError(
-        f"diffusers has no pipeline for {what}{' and flow matching' if flow else ''}. {_EXPORTABLE}"
-    )
+    name = conditioning.pipeline_name(network, latents, flow)
+    if name is None:
+        raise ConfigurationError(
+            f"diffusers has no pipeline for a {network} with {conditioning.label} in {'latent' if latents else 'pixel'} space"
+            f"{' and flow matching' if flow else ''}. {_EXPORTABLE}"
+        )
+    return name
 
 
 def _check_shape(model: DiffusionModel, name: str) -> None:
@@ -144,35 +98,9 @@ def _check_shape(model: DiffusionModel, name: str) -> None:
         raise ConfigurationError(
             f"A {name} has an AutoencoderKL or AutoencoderTiny, none of the model's class, VQModel."
         )
-    if height != width and name in ("LDMPipeline", "DiTPipeline"):
+    if height != width and FAMILIES[name].square:
         raise ConfigurationError(f"The latents are {height}×{width}; a {name} samples square ones only.")
-    if name != "DiTPipeline":
-        return
-    config: Any = model.network.config
-    if config.sample_size != height:
-        raise ConfigurationError(
-            f"The DiTTransformer2DModel has sample_size {config.sample_size} and was trained on latents of {height}×{width}; a "
-            "DiTPipeline samples in the former."
-        )
-    if config.num_embeds_ada_norm > _DIT_NULL_CLASS:
-        raise ConfigurationError(
-            f"The model has {config.num_embeds_ada_norm:,} classes; a DiTPipeline takes class {_DIT_NULL_CLASS} for the null class, "
-            f"so that at most {_DIT_NULL_CLASS:,} export."
-        )
-
-
-def image_size(pipeline: Any, model: DiffusionModel) -> tuple[int, int]:
-    """(height, width) in pixels, as a text-to-image pipeline is told to sample in the model's latent shape."""
-    height, width = model.latent_shape[1:]
-    return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
-
-
-def _check_image_size(pipeline: Any, model: DiffusionModel) -> None:
-    height, width = image_size(pipeline, model)
-    if not model.schedule.flow and (height % 8 or width % 8):
-        raise ConfigurationError(
-            f"The images are {height}×{width}; a {type(pipeline).__name__} samples multiples of 8 pixels only."
-        )
+    model.conditioning.check_exportable(model.network, model.latent_shape)
 
 
 def _scheduler(schedule: NoiseSchedule, name: str) -> Any:
@@ -186,26 +114,26 @@ def _scheduler(schedule: NoiseSchedule, name: str) -> Any:
         raise ConfigurationError(
             f"The noise schedule of this {schedule.name} is none that a DDIMScheduler can have; use one that is."
         )
-    if name == "StableDiffusionPipeline":
-        _set_as_stable_diffusion(scheduler)
+    _set_as_pipeline(scheduler, name)
     return scheduler
 
 
-def _set_as_stable_diffusion(scheduler: Any) -> None:
-    """What the pipeline would set anyway, with a warning where its images differ by it."""
+def _set_as_pipeline(scheduler: Any, name: str) -> None:
+    """Set what the pipeline would set anyway, with a warning where its images differ by it."""
+    settings = dict(FAMILIES[name].sets)
     leading = scheduler.config.timestep_spacing == "leading"  # no other spacing has an offset
     differing = {
-        name: scheduler.config[name]
-        for name, value in _STABLE_DIFFUSION_SETS.items()
-        if scheduler.config[name] != value and (leading or name != "steps_offset")
+        setting: scheduler.config[setting]
+        for setting, value in settings.items()
+        if scheduler.config[setting] != value and (leading or setting != "steps_offset")
     }
-    scheduler.register_to_config(**_STABLE_DIFFUSION_SETS)
+    scheduler.register_to_config(**settings)
     if differing:
-        had = " and ".join(f"`{name}: {value}`" for name, value in differing.items())
+        had = " and ".join(f"`{setting}: {value}`" for setting, value in differing.items())
         warnings.warn(
-            f"The scheduler has {had}; a StableDiffusionPipeline always has {_STABLE_DIFFUSION_SETS}, so that its images differ from "
-            "ldmprobe's. The model is the same: training does not know these settings.",
-            stacklevel=3,
+            f"The scheduler has {had}; a {name} always has {settings}, so that its images differ from ldmprobe's. The model is the same: "
+            "training does not know these settings.",
+            stacklevel=4,
         )
 
 

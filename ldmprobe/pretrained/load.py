@@ -16,12 +16,11 @@ import torch
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import SCALING, LatentCodec
-from ldmprobe.models.conditioning import ClassConditioning, Conditioning, Unconditional
+from ldmprobe.models.conditioning import Conditioning, TextConditioning, TextEncoder, Unconditional
+from ldmprobe.models.conditioning.label import conditioning_of_pipeline
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.models.families import FAMILIES, Family, family_of
+from ldmprobe.models.families import FAMILIES, family_of
 from ldmprobe.models.frozen import Frozen, NetworkFiles
-from ldmprobe.models.text import TextConditioning, TextEncoder
-from ldmprobe.pretrained.export import with_num_classes
 from ldmprobe.pretrained.files import check_files, find_pipeline, refusal
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -206,12 +205,7 @@ def _class(library: str, name: str) -> Any:
 def _taken_apart(read: ReadPipeline, prompts: Sequence[str]) -> DiffusionModel:
     pipeline = read.pipeline
     family = FAMILIES[type(pipeline).__name__]
-    network = getattr(pipeline, family.network)
-    if family == FAMILIES["DiTPipeline"]:
-        classes = network.config.num_embeds_ada_norm
-        labelled = max(pipeline.labels.values(), default=classes - 1) + 1
-        if labelled < classes:  # as_pipeline has padded it
-            with_num_classes(network, labelled)
+    network, conditioning = getattr(pipeline, family.network), _conditioning(read, prompts)
     autoencoder, channels = read.frozen.get(family.autoencoder or ""), network.config.in_channels
     config = {} if autoencoder is None else autoencoder.outline.config
     encoded = config.get("vq_embed_dim") or config.get("latent_channels", channels)
@@ -227,7 +221,7 @@ def _taken_apart(read: ReadPipeline, prompts: Sequence[str]) -> DiffusionModel:
         as_schedule(pipeline.scheduler),
         (channels, height, width),
         _codec(type(pipeline).__name__, autoencoder),
-        _conditioning(family, read, prompts),
+        conditioning,
     )
 
 
@@ -248,12 +242,13 @@ def _codec(pipeline: str, autoencoder: Frozen | None) -> LatentCodec:
     return LatentCodec(autoencoder, scaling=scaling)
 
 
-def _conditioning(family: Family, read: ReadPipeline, prompts: Sequence[str]) -> Conditioning:
+def _conditioning(read: ReadPipeline, prompts: Sequence[str]) -> Conditioning:
+    family = FAMILIES[type(read.pipeline).__name__]
     if family.text:
         return TextConditioning(TextEncoder(read.pipeline, read.frozen), prompts=prompts)
-    config = getattr(read.pipeline, family.network).config
-    if family == FAMILIES["DiTPipeline"]:
-        return ClassConditioning(config.num_embeds_ada_norm)
-    if config.get("num_class_embeds") is not None:  # the last stands for none, as guidance needs it
-        return ClassConditioning(config.num_class_embeds - 1)
-    return Unconditional()
+    classes = family.num_classes(read.pipeline)
+    return (
+        Unconditional()
+        if classes is None
+        else conditioning_of_pipeline(getattr(read.pipeline, family.network), classes)
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.families import has_lora_format
 
 _TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "q", "k", "v", "o")  # of CLIP; of T5
 _ENCODERS = "conditioning.encoder.encoders."
@@ -155,12 +155,6 @@ class LoRAWeights:
         pipeline.save_lora_weights(folder, **settings)
 
 
-def has_lora_format(pipeline: Any, component: str) -> bool:
-    """Whether what a pipeline of diffusers, or a pipeline class, takes by ``load_lora_weights`` may update this component."""
-    save = getattr(pipeline, "save_lora_weights", None)
-    return save is not None and f"{component}_lora_layers" in inspect.signature(save).parameters
-
-
 def lora_weights(checkpoint: dict[str, Any]) -> LoRAWeights | None:
     """Of a checkpoint's content, by its own account, the averaged ones if there are any; None if it has no LoRA."""
     card, state = checkpoint["ldmprobe"], checkpoint["state_dict"]
@@ -180,7 +174,7 @@ def lora_weights(checkpoint: dict[str, Any]) -> LoRAWeights | None:
             if name.startswith(prefix)
         }
         configs[component] = lora.config(lora.targets if component == network else _TEXT_TARGETS).to_dict()
-    return LoRAWeights(card["pipeline"], layers, configs)
+    return LoRAWeights(card["conditioning"].get("pipeline"), layers, configs)
 
 
 def _last_part(name: str) -> str:

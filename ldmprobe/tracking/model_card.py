@@ -13,10 +13,8 @@ import numpy as np
 from ldmprobe import __version__
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.codec import in_digits
-from ldmprobe.models.conditioning import ClassConditioning
+from ldmprobe.models.conditioning import CardPart
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.models.text import TextConditioning
-from ldmprobe.pretrained.export import image_size
 from ldmprobe.pretrained.lora import LoRAWeights
 from ldmprobe.tracking.comparable import comparable
 from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure, samples_figure, skill_figure
@@ -54,15 +52,17 @@ def write_model_card(
         f"![{caption}](figures/{file})\n\n*{caption}*\n" for file, (caption, _) in figures.items()
     ]
     measured = ["## What its probes found\n", *found] if found else []
-    facts = _facts(pipeline, model) + ([("LoRA", _described(lora))] if lora else [])
-    use = _use_lora(name, base, pipeline, model) if base and lora else _use(name, pipeline, model)
-    text = "\n".join([_header(name, pipeline, model, base, lora), _table(facts), use, *measured])
+    conditioning = model.conditioning.card(pipeline, model.latent_shape)
+    facts = _facts(pipeline, model, conditioning) + ([("LoRA", _described(lora))] if lora else [])
+    use = (
+        _use_lora(name, base, pipeline, conditioning.call) if base and lora else _use(name, pipeline, conditioning.call)
+    )
+    text = "\n".join([_header(name, pipeline, conditioning.task, base, lora), _table(facts), use, *measured])
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _header(name: str, pipeline: Any, model: DiffusionModel, base: BaseModel | None, lora: LoRAWeights | None) -> str:
+def _header(name: str, pipeline: Any, task: str, base: BaseModel | None, lora: LoRAWeights | None) -> str:
     class_name = type(pipeline).__name__
-    task = "text-to-image" if isinstance(model.conditioning, TextConditioning) else "unconditional-image-generation"
     relation = (
         f"base_model: {base.name}\nbase_model_relation: {'adapter' if lora else 'finetune'}\n"
         if base and _on_hub(base)
@@ -90,8 +90,8 @@ def _on_hub(base: BaseModel) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", base.name) is not None and not Path(base.name).exists()
 
 
-def _facts(pipeline: Any, model: DiffusionModel) -> list[tuple[str, str]]:
-    network, schedule, conditioning = model.network, model.schedule, model.conditioning
+def _facts(pipeline: Any, model: DiffusionModel, conditioning: CardPart) -> list[tuple[str, str]]:
+    network, schedule = model.network, model.schedule
     averaged = ", exponential moving average of the weights" if model.weights == "ema" else ""
     steps = f"{model.trained_steps:,}" if model.trained_steps is not None else "not known"
     noise = f"{schedule.num_timesteps:,} timesteps, log-SNR {schedule.log_snr[0]:.2f} to {schedule.log_snr[-1]:.2f}"
@@ -102,11 +102,7 @@ def _facts(pipeline: Any, model: DiffusionModel) -> list[tuple[str, str]]:
         ("Scheduler", type(pipeline.scheduler).__name__),
         _space(pipeline, model),
     ]
-    if isinstance(conditioning, TextConditioning):
-        facts.append(("Text", "; ".join(_size(outline) for outline in conditioning.encoder.outlines.values())))
-    if isinstance(conditioning, ClassConditioning):
-        facts.append(("Classes", f"{len(pipeline.labels):,}; every other up to 1,000 is the null class"))
-    return facts
+    return [*facts, *conditioning.facts]
 
 
 def _size(module: Any) -> str:
@@ -138,13 +134,13 @@ def _described(lora: LoRAWeights) -> str:
     )
 
 
-def _use(name: str, pipeline: Any, model: DiffusionModel) -> str:
+def _use(name: str, pipeline: Any, call: str) -> str:
     return f"""
 ```python
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("{name}"{_without(pipeline)})
-images = pipeline({_call(pipeline, model)}, num_inference_steps=50).images
+images = pipeline({call}, num_inference_steps=50).images
 ```
 """
 
@@ -155,7 +151,7 @@ def _without(pipeline: Any) -> str:
     return "".join(f", {name}=None" for name in absent if name not in pipeline._optional_components)
 
 
-def _use_lora(name: str, base: BaseModel, pipeline: Any, model: DiffusionModel) -> str:
+def _use_lora(name: str, base: BaseModel, pipeline: Any, call: str) -> str:
     """With the scheduler beside the LoRA: the base's own may be of another noise schedule, or take other steps."""
     scheduler, first = type(pipeline.scheduler).__name__, ""
     settings = {key: value for key in ("revision", "variant") if (value := getattr(base, key))}
@@ -173,20 +169,9 @@ from diffusers import {", ".join(sorted([scheduler, "DiffusionPipeline"], key=st
 pipeline = DiffusionPipeline.from_pretrained({source}{_without(pipeline)})
 pipeline.scheduler = {scheduler}.from_pretrained("{name}", subfolder="scheduler")
 pipeline.load_lora_weights("{name}")
-images = pipeline({_call(pipeline, model)}, num_inference_steps=50).images
+images = pipeline({call}, num_inference_steps=50).images
 ```
 """
-
-
-def _call(pipeline: Any, model: DiffusionModel) -> str:
-    if isinstance(model.conditioning, ClassConditioning):
-        return "class_labels=[0, 1], guidance_scale=1.0"
-    if not isinstance(model.conditioning, TextConditioning):
-        return "batch_size=4"
-    height, width = image_size(pipeline, model)
-    prompt = next((prompt for prompt in model.conditioning.prompts if prompt), "a photo")
-    as_trained = ", use_resolution_binning=False" if "PixArt" in type(pipeline).__name__ else ""
-    return f"{prompt!r}, num_images_per_prompt=4, height={height}, width={width}{as_trained}"
 
 
 def _found(denoising: Sequence[ProbeRecord], quality: Sequence[ProbeRecord]) -> list[str]:

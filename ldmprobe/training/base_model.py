@@ -9,14 +9,11 @@ from pathlib import Path
 
 from torch import nn
 
-from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
-from ldmprobe.models.conditioning import ClassConditioning, Conditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.frozen import Frozen
-from ldmprobe.models.text import TextConditioning
 from ldmprobe.pretrained.load import Precision, load_pipeline
-from ldmprobe.pretrained.lora import LoRA, has_lora_format, merge_lora
+from ldmprobe.pretrained.lora import LoRA, merge_lora
 
 _COMPARED = 1024  # values of each parameter
 
@@ -61,10 +58,9 @@ class BaseModel:
 def weights_fingerprint(model: DiffusionModel) -> str:
     """A hash of up to 1,024 evenly spaced values of each weight, whatever the libraries call it: another for weights that were
     trained on."""
-    text = model.conditioning.encoder.weights() if isinstance(model.conditioning, TextConditioning) else ()
     hashes = {  # a set: some files have tied weights twice
         fingerprint(values[:: -(-len(values) // _COMPARED)].float())
-        for _, weight in chain(model.network.named_parameters(), model.codec.weights(), text)
+        for _, weight in chain(model.network.named_parameters(), model.codec.weights(), model.conditioning.weights())
         if weight.is_floating_point() and len(values := weight.detach().flatten())  # old files have positions, too
     }
     return fingerprint(sorted(hashes))
@@ -90,16 +86,8 @@ def finetuned(
     Raises:
         ConfigurationError: text is asked of a model without; what ``lora`` raises.
     """
-    conditioning = model.conditioning
-    if not isinstance(conditioning, TextConditioning) and (train_text_encoder or prompts):
-        what = "train_text_encoder" if train_text_encoder else "prompts"
-        raise ConfigurationError(f"The pretrained model has no text encoder; leave out `{what}`.")
-    if isinstance(conditioning, TextConditioning):
-        prompts = conditioning.prompts if prompts is None else prompts
-        whole = train_text_encoder and lora is None
-        model.conditioning = TextConditioning(conditioning.encoder, dropout, prompts, trained=whole)
-    elif isinstance(conditioning, ClassConditioning):
-        model.conditioning = ClassConditioning(conditioning.num_classes, dropout)
+    whole = train_text_encoder and lora is None
+    model.conditioning = model.conditioning.for_finetuning(dropout, prompts, whole)
     for module in model.modules:
         for part in module.modules():
             if isinstance(part, Frozen):
@@ -107,13 +95,8 @@ def finetuned(
     model.network.requires_grad_(True).train()
     if lora is not None:
         lora.add_to(model.network)
-        if train_text_encoder and isinstance(model.conditioning, TextConditioning):
-            encoder = model.conditioning.encoder
-            encoder.thaw([name for name in encoder.encoders if has_lora_format(encoder.pipeline, name)])
-            for part in trained_text_encoders(model.conditioning):
-                lora.add_to_text(part)
-            encoder.train_only_what_is_used()
-            model.conditioning.train()
+        if train_text_encoder:
+            model.conditioning.add_updates(lora)
 
 
 def not_trained(module: nn.Module) -> set[str]:
@@ -124,11 +107,5 @@ def not_trained(module: nn.Module) -> set[str]:
 
 def merged(model: DiffusionModel) -> None:
     """Add the updates of LoRA, if there are any, to the weights, in place."""
-    for network in (model.network, *trained_text_encoders(model.conditioning)):
+    for network in (model.network, *model.conditioning.trained_networks):
         merge_lora(network)
-
-
-def trained_text_encoders(conditioning: Conditioning) -> list[nn.Module]:
-    """Empty where there is no text, or it is frozen."""
-    encoders = conditioning.encoder.encoders.values() if isinstance(conditioning, TextConditioning) else ()
-    return [encoder for encoder in encoders if not isinstance(encoder, Frozen)]

@@ -15,16 +15,15 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldmprobe.data.images import ImageData
-from ldmprobe.data.latents import DTYPES, SPLITS, LatentCache, Shard, cache_key, frozen_text, key_hash
+from ldmprobe.data.latents import DTYPES, SPLITS, LatentCache, Shard, cache_key, key_hash
 from ldmprobe.data.rows import collate
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import atomic_write, remove_partials
 from ldmprobe.io.plain_text import plain
 from ldmprobe.models.codec import LatentCodec
-from ldmprobe.models.conditioning import Conditioning
+from ldmprobe.models.conditioning import Conditioning, FrozenEncoder
 from ldmprobe.models.denoiser import check_text
 from ldmprobe.models.device import move
-from ldmprobe.models.text import TextConditioning
 from ldmprobe.training.cli import LDMProbeCLI
 from ldmprobe.training.configuration_errors import configuration_errors, meant_for_the_user
 
@@ -107,12 +106,12 @@ def write_cache(
     data.prepare_data()
     data.setup("fit")
     data.check_cacheable()
-    conditioning.prepare(network, data)
+    conditioning.prepare(network, data, codec)
     check_text(network, conditioning.for_samples(torch.zeros(1, dtype=torch.long)))
     codec.latent_shape(data.image_shape)
     key = cache_key(data.rows, data.reader, codec, conditioning, dtype)
     folder = Path("latents", key_hash(key)) if folder is None else folder
-    text = frozen_text(conditioning)
+    text = conditioning.frozen_encoder
     captions = _captions(data) if text else []
     try:
         found = _described(
@@ -127,7 +126,7 @@ def write_cache(
         if text is not None:
             for part in (part for part in mine if part.split == "text"):
                 _write(part.path, _encoded_text(text, captions[part.start : part.stop], dtype, batch_size), {})
-            for prompt in dict.fromkeys((None, *text.prompts)) if shard == 0 else ():
+            for prompt in dict.fromkeys(text.asked) if shard == 0 else ():
                 if not (path := found.prompt_path(prompt)).exists():
                     _write(path, _condition(text, None if prompt is None else [prompt], dtype), {})
     except OSError as error:
@@ -232,13 +231,13 @@ def _captions(data: ImageData) -> list[str]:
     return sorted({str(caption) for split in SPLITS for caption in data.rows[split][data.reader.caption_column][:]})
 
 
-def _encoded_text(text: TextConditioning, captions: list[str], dtype: str, batch_size: int) -> dict[str, Tensor]:
+def _encoded_text(text: FrozenEncoder, captions: list[str], dtype: str, batch_size: int) -> dict[str, Tensor]:
     batches = [captions[start : start + batch_size] for start in range(0, len(captions), batch_size)]
     conditions = [_condition(text, batch, dtype) for batch in batches]
     return {name: torch.cat([condition[name] for condition in conditions]) for name in conditions[0]}
 
 
-def _condition(text: TextConditioning, captions: list[str] | None, dtype: str) -> dict[str, Tensor]:
+def _condition(text: FrozenEncoder, captions: list[str] | None, dtype: str) -> dict[str, Tensor]:
     """What is kept of captions, or of none."""
     condition = {name: value.cpu() for name, value in text.encode(captions).items()}
     kept = {name: value.to(DTYPES[dtype]) if value.is_floating_point() else value for name, value in condition.items()}

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldmprobe.data.images import ImageData
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
@@ -17,11 +17,10 @@ from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.difference import first_difference
 from ldmprobe.models.codec import LatentCodec
-from ldmprobe.models.conditioning import ClassConditioning, Conditioning, Unconditional
+from ldmprobe.models.conditioning import conditioning_of, describe
 from ldmprobe.models.denoiser import from_network_config, network_config
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.frozen import Frozen
-from ldmprobe.models.text import TextConditioning, TextEncoder
 from ldmprobe.pretrained.lora import LoRA, LoRAWeights, lora_weights
 from ldmprobe.training.base_model import BaseModel, finetuned, merged, not_trained, weights_fingerprint
 from ldmprobe.training.checkpoint_io import newer_last
@@ -30,7 +29,7 @@ from ldmprobe.training.sharded_checkpoint import is_sharded_checkpoint, load_sha
 if TYPE_CHECKING:
     from ldmprobe.training.latent_diffusion import LatentDiffusion
 
-_MAY_DIFFER = ("latent_shape", "prompts", "size", "pretrained")  # from run to run of one model
+_MAY_DIFFER = ("latent_shape", "run", "pretrained")  # from run to run of one model
 _ADVICE = {
     "base_weights": "It goes on only with the pretrained weights that it was finetuned from, wherever they are now. To finetune the checkpoint "
     "itself, give it as `pretrained`, without `--ckpt_path`."
@@ -39,16 +38,12 @@ _ADVICE = {
 
 def model_card(module: LatentDiffusion) -> dict[str, Any]:
     """The architecture of a LatentDiffusion as plain values."""
-    conditioning = module.conditioning
-    text = conditioning if isinstance(conditioning, TextConditioning) else None
     return {
         "network": network_config(module.network) or {"class_name": type(module.network).__name__},
         "scheduler": module.schedule.description,
         "autoencoder": network_config(module.codec.outline),
-        "num_classes": conditioning.num_classes if isinstance(conditioning, ClassConditioning) else None,
-        "text": text and text.encoder.description,
-        "prompts": text and list(text.prompts),
-        "size": text and {name: value.tolist() for name, value in text.encoder.size.items()},
+        "conditioning": describe(module.conditioning),
+        "run": module.conditioning.run_spec,
         "latent_shape": list(module.latent_shape or ()),
         "ema": module.ema is not None,
     }
@@ -63,12 +58,10 @@ def finetune_card(
     Args:
         base_weights: their fingerprint.
     """
-    text = module.conditioning if isinstance(module.conditioning, TextConditioning) else None
     folder = Path(base.name)
     return {
         **model_card(module),
-        "text": None,
-        "pipeline": text and type(text.encoder.pipeline).__name__,
+        "conditioning": describe(module.conditioning, finetuned=True),
         "pretrained": {
             "name": str(folder.absolute() if folder.exists() else base.name),
             "revision": base.revision,
@@ -238,8 +231,7 @@ class Checkpoint:
             module.load_state_dict(
                 {name: value for name, value in module.state_dict().items() if name in left_out} | state
             )
-        if isinstance(model.conditioning, TextConditioning):
-            model.conditioning.encoder.size = {name: torch.tensor(value) for name, value in card["size"].items()}
+        model.conditioning.restore(card["run"])
         merged(model)
         model.network.eval()
         model.conditioning.eval()
@@ -256,7 +248,9 @@ class Checkpoint:
         network = from_network_config(network_card)
         codec = LatentCodec(from_network_config(card["autoencoder"]) if card["autoencoder"] else None, scale=1.0)
         schedule = _schedule(card["scheduler"])
-        return DiffusionModel(network, schedule, tuple(card["latent_shape"]), codec, _conditioning(card, network))
+        return DiffusionModel(
+            network, schedule, tuple(card["latent_shape"]), codec, conditioning_of(card["conditioning"], network)
+        )
 
     def _on(self, base: BaseModel) -> DiffusionModel:
         """What it was finetuned from, its LoRA added where it has one."""
@@ -279,7 +273,7 @@ class Checkpoint:
                 "back that it was finetuned from, or name their place by `--base`."
             )
         lora = LoRA(**card["lora"]) if card["lora"] else None
-        finetuned(model, prompts=card["prompts"], lora=lora, train_text_encoder=card["train_text_encoder"])
+        finetuned(model, lora=lora, train_text_encoder=card["train_text_encoder"])
         model.schedule = _schedule(card["scheduler"])
         return model
 
@@ -296,12 +290,6 @@ def _schedule(description: dict[str, Any]) -> NoiseSchedule:
             "state_dict and pass module.diffusion_model() to ldmprobe.probe_ddim."
         )
     return NoiseSchedule(alpha, sigma, KINDS[kind], torch.tensor(description["model_time"]), description["prior_std"])
-
-
-def _conditioning(card: dict[str, Any], network: nn.Module) -> Conditioning:
-    if text := card.get("text"):
-        return TextConditioning(TextEncoder.from_description(text, network), prompts=card["prompts"])
-    return ClassConditioning(card["num_classes"]) if card["num_classes"] else Unconditional()
 
 
 def _part(state_dict: dict[str, Any], prefix: str) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from typing import Any
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.pretrained.load import Precision
 from ldmprobe.pretrained.lora import LoRA
 from ldmprobe.training.base_model import BaseModel, finetuned, not_trained, weights_fingerprint
@@ -77,12 +76,7 @@ class FinetunedDiffusion(LatentDiffusion):
                 "`strategy: ddp`: what is frozen needs no gradients and no optimiser."
             )
         classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
-        pretrained = self.conditioning.num_classes if isinstance(self.conditioning, ClassConditioning) else None
-        if pretrained is not None and classes is not None and classes != pretrained:
-            raise ConfigurationError(
-                f"{self.base.name} knows {pretrained} classes and the data has {classes}, which would be taken for its first {classes}; "
-                f"finetune it on data with its own classes. If the labels are its own, say so by the data's `num_classes: {pretrained}`."
-            )
+        self.conditioning.check_finetune(classes, self.base.name)
         super().setup(stage)
 
     def model_card(self) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, Unconditional
 from ldmprobe.models.denoiser import Condition, check_denoiser
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.training.base_model import trained_text_encoders
 from ldmprobe.training.checkpoint import check_same_model, check_same_state, model_card
 from ldmprobe.training.ema import EMA
 from ldmprobe.training.rates import built, check_rates
@@ -111,7 +110,7 @@ class LatentDiffusion(L.LightningModule):
         check_numbers("LatentDiffusion", 0, offset_noise=offset_noise, input_perturbation=input_perturbation, seed=seed)
         self.offset_noise, self.input_perturbation = offset_noise, input_perturbation
         if gradient_checkpointing:
-            for module in (network, *trained_text_encoders(self.conditioning)):
+            for module in (network, *self.conditioning.trained_networks):
                 _checkpoint_gradients(module)
         last = self.schedule.num_timesteps - 1
         self.validation_timesteps = np.linspace(last / 20, last, validation_timesteps).round().astype(int).tolist()
@@ -129,7 +128,7 @@ class LatentDiffusion(L.LightningModule):
             self.codec.load()
         if image_shape:
             self.latent_shape = self.codec.latent_shape(image_shape)
-            self.conditioning.prepare(self.network, data)
+            self.conditioning.prepare(self.network, data, self.codec)
             if cached:
                 data.use_latents(self.codec, self.conditioning)
             if hasattr(data, "reference_batches"):

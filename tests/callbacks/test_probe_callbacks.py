@@ -36,8 +36,8 @@ from ldmprobe.diffusion.weighting import LearnedUncertainty
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.conditioning import SmallCLIP, TextConditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.models.text import SmallCLIP, TextConditioning
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import sd_scheduler, tiny_unet
 from tests.pipelines import conditional_unet

@@ -11,6 +11,7 @@ from diffusers import DiTTransformer2DModel
 from torch import nn
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, Unconditional
 from tests.helpers import tiny_unet
 
@@ -19,7 +20,7 @@ CPU = torch.device("cpu")
 
 def data(num_classes: int | None) -> SimpleNamespace:
     """What of a data module a class conditioning looks at."""
-    return SimpleNamespace(num_classes=num_classes)
+    return SimpleNamespace(num_classes=num_classes, batch_names=("image", *([] if num_classes is None else ["label"])))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.1, 0.5])
@@ -52,7 +53,7 @@ def test_the_null_class_comes_after_the_last():
 
 def test_the_null_class_is_one_that_a_fitting_network_embeds():
     network, conditioning = tiny_unet(num_class_embeds=11), ClassConditioning(10)
-    conditioning.prepare(network, data(10))
+    conditioning.prepare(network, data(10), LatentCodec())
     network(torch.zeros(2, 2, 8, 8), torch.tensor([0, 1]), **conditioning.null(2, CPU))
 
 
@@ -80,24 +81,24 @@ def test_a_batch_without_labels_is_refused():
 
 def test_data_without_labels_is_refused():
     with pytest.raises(ConfigurationError, match="set the data's `label_column`"):
-        ClassConditioning(3).prepare(nn.Identity(), data(None))
+        ClassConditioning(3).prepare(nn.Identity(), data(None), LatentCodec())
 
 
 def test_data_with_more_classes_is_refused_with_what_to_write():
     with pytest.raises(ConfigurationError, match=r"class label is out of range: .* \(labels 0 to 9\).* set it to 10"):
-        ClassConditioning(5).prepare(nn.Identity(), data(10))
+        ClassConditioning(5).prepare(nn.Identity(), data(10), LatentCodec())
 
 
 @pytest.mark.parametrize("embeds", [None, 10])
 def test_a_u_net_without_room_for_the_null_class_is_refused(embeds):
     with pytest.raises(ConfigurationError, match=f"UNet2DModel has num_class_embeds {embeds}; expected 11"):
-        ClassConditioning(10).prepare(tiny_unet(num_class_embeds=embeds), data(10))
+        ClassConditioning(10).prepare(tiny_unet(num_class_embeds=embeds), data(10), LatentCodec())
 
 
 def test_a_dit_with_fewer_classes_is_refused():
     network = DiTTransformer2DModel(
         2, 8, in_channels=2, num_layers=1, sample_size=8, num_embeds_ada_norm=5, norm_num_groups=2
     )
-    ClassConditioning(5).prepare(network, data(5))
+    ClassConditioning(5).prepare(network, data(5), LatentCodec())
     with pytest.raises(ConfigurationError, match="num_embeds_ada_norm 5; expected 10"):
-        ClassConditioning(10).prepare(network, data(10))
+        ClassConditioning(10).prepare(network, data(10), LatentCodec())

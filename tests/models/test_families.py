@@ -22,9 +22,9 @@ from torch import Tensor
 
 from ldmprobe.diffusion.samplers import DDIM
 from ldmprobe.diffusion.trajectory import sampling_steps
+from ldmprobe.models.conditioning import TextConditioning
 from ldmprobe.models.families import FAMILIES
 from ldmprobe.models.guidance import ClassifierFreeGuidance
-from ldmprobe.models.text import TextConditioning
 from ldmprobe.pretrained.load import load_pipeline
 from tests.helpers import WHOLE_PATH, guided
 from tests.pipelines import TINY, saved, stable_diffusion_xl, tiny
@@ -64,7 +64,7 @@ def assert_same_path(folder: Path, pipeline: Any, guidance_scale: float) -> None
     given, images = called(pipeline, guidance_scale)
     model = load_pipeline(str(folder), prompts=PROMPTS)
     if isinstance(model.conditioning, TextConditioning):
-        model.conditioning.encoder.made_for(model.network, SIZE, SIZE)
+        model.conditioning.encoder.set_image_size(model.network, SIZE, SIZE)
     grid = model.schedule.native_grid(STEPS)
     denoise = model.predictor(
         model.conditioning.for_samples(torch.arange(2)), 2, ClassifierFreeGuidance(guidance_scale)

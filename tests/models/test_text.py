@@ -13,8 +13,10 @@ import torch
 from diffusers import PixArtTransformer2DModel
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.conditioning import SmallCLIP, TextConditioning, TextEncoder
+from ldmprobe.models.conditioning.small_clip import word_tokenizer
 from ldmprobe.models.families import FAMILIES
-from ldmprobe.models.text import SmallCLIP, TextConditioning, TextEncoder, word_tokenizer
 from tests.pipelines import TINY, conditional_unet, tiny
 
 WORDS = "a small large red green blue circle square ring star on the left right greener starring"
@@ -27,8 +29,8 @@ def data(
     captions: str | None = "caption", size: tuple[int, int] = (16, 16), checked: Sequence[str] = ()
 ) -> SimpleNamespace:
     """What of a data module a text conditioning looks at."""
-    reader = SimpleNamespace(caption_column=captions)
-    return SimpleNamespace(reader=reader, image_shape=(3, *size), checked_captions=list(checked))
+    names = ("image", *([] if captions is None else ["caption"]))
+    return SimpleNamespace(batch_names=names, image_shape=(3, *size), checked_captions=list(checked))
 
 
 def small(width: int = 16) -> SmallCLIP:
@@ -83,7 +85,7 @@ def test_an_encoder_is_rebuilt_from_its_description(name, without):
     encoder(["a red cat"])  # tokenizers keep what the last call asked of them
     twin = TextEncoder.from_description(encoder.description, network).eval()
     twin.load_state_dict(encoder.state_dict())
-    twin.made_for(network, 16, 16)
+    twin.set_image_size(network, 16, 16)
     assert twin.description == encoder.description
     with torch.no_grad():
         assert same(twin(["a red cat", ""]), encoder(["a red cat", ""]))
@@ -178,7 +180,7 @@ def test_what_a_text_encoder_does_not_see_is_told_once_and_not_for_every_batch(n
     of_t5 = {"PixArtAlpha": 120, "PixArtSigma": 300, "AuraFlow": 256, "StableDiffusion3": 256}
     expected = {of_t5.get(name.split("Pipeline")[0], 0), *([12] if "Stable" in name else [])} - {0}
     with pytest.warns(UserWarning, match="captions that were checked are cut at") as told:
-        conditioning.prepare(network, data(checked=captions))
+        conditioning.prepare(network, data(checked=captions), LatentCodec())
     assert sorted(str(each.message).split("(")[0] for each in told) == sorted(
         f"3 of the 5 captions that were checked are cut at {longest} tokens " for longest in expected
     )
@@ -198,7 +200,9 @@ def test_what_a_text_encoder_does_not_see_is_told_once_and_not_for_every_batch(n
 
 def test_captions_that_are_short_enough_are_no_matter():
     conditioning = TextConditioning(small())
-    conditioning.prepare(conditional_unet(), data(checked=["a red star"] * 3))  # a warning would be an error
+    conditioning.prepare(
+        conditional_unet(), data(checked=["a red star"] * 3), LatentCodec()
+    )  # a warning would be an error
 
 
 # --- what probes are told ------------------------------------------------------------------------------------------------
@@ -220,7 +224,7 @@ def test_xl_is_told_the_size_of_the_datas_images():
     ids = torch.arange(2)
     assert conditioning.for_samples(ids)["time_ids"].tolist() == [[16, 16, 0, 0, 16, 16]] * 2
     conditioning.null(1, CPU)
-    conditioning.prepare(pipeline.unet, data(size=(24, 32)))
+    conditioning.prepare(pipeline.unet, data(size=(24, 32)), LatentCodec())
     assert conditioning.for_samples(ids)["time_ids"].tolist() == [[24, 32, 0, 0, 24, 32]] * 2
     assert conditioning.null(1, CPU)["time_ids"].tolist() == [[24, 32, 0, 0, 24, 32]]
 
@@ -244,7 +248,7 @@ def test_pixart_alpha_is_told_resolution_and_aspect_ratio_where_it_takes_them(se
     }
     network = PixArtTransformer2DModel(**{name: value for name, value in config.items() if name[0] != "_"})
     conditioning = TextConditioning(TextEncoder(pipeline))
-    conditioning.prepare(network, data(size=(16, 32)))
+    conditioning.prepare(network, data(size=(16, 32)), LatentCodec())
     condition = conditioning.for_samples(torch.arange(1))
     assert ("resolution" in condition) == told
     if told:
@@ -262,9 +266,13 @@ def test_arguments_out_of_range_are_refused(wrong):
 
 def test_missing_captions_are_refused():
     conditioning = TextConditioning(small())
-    with pytest.raises(ConfigurationError, match="needs captions; set the data's `caption_column`"):
-        conditioning.prepare(conditional_unet(), data(captions=None))
-    with pytest.raises(ConfigurationError, match="needs captions; set the data's `caption_column`"):
+    with pytest.raises(
+        ConfigurationError, match="reads 'caption', which the data lacks; set the data's `caption_column`"
+    ):
+        conditioning.prepare(conditional_unet(), data(captions=None), LatentCodec())
+    with pytest.raises(
+        ConfigurationError, match="reads 'caption', which the data lacks; set the data's `caption_column`"
+    ):
         conditioning.from_batch({"image": torch.zeros(1, 3, 16, 16)})
 
 

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.conditioning import TextConditioning
 from ldmprobe.models.families import FAMILIES
 from ldmprobe.models.frozen import NetworkFiles
 from ldmprobe.models.guidance import ClassifierFreeGuidance
-from ldmprobe.models.text import TextConditioning
 from ldmprobe.pretrained.files import check_files
 from ldmprobe.pretrained.load import PretrainedText, load_pipeline
 from ldmprobe.probing.sampling import Sampling

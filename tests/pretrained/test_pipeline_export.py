@@ -19,11 +19,10 @@ from ldmprobe.diffusion.samplers import DDIM
 from ldmprobe.diffusion.trajectory import sampling_steps
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
-from ldmprobe.models.conditioning import ClassConditioning
+from ldmprobe.models.conditioning import ClassConditioning, SmallCLIP, TextConditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance
-from ldmprobe.models.text import SmallCLIP, TextConditioning
-from ldmprobe.pretrained.export import as_pipeline, image_size
+from ldmprobe.pretrained.export import as_pipeline
 from ldmprobe.pretrained.load import load_pipeline
 from ldmprobe.pretrained.pixel_autoencoder import pixel_autoencoder
 from ldmprobe.probing.probe import evaluating
@@ -53,7 +52,7 @@ def theirs(pipeline, model: DiffusionModel, guidance_scale: float) -> torch.Tens
     if isinstance(model.conditioning, ClassConditioning):
         call = {"class_labels": [0, 1], "guidance_scale": guidance_scale}
     elif isinstance(model.conditioning, TextConditioning):
-        height, width = image_size(pipeline, model)
+        height, width = (size * pipeline.vae_scale_factor for size in model.latent_shape[1:])
         call = {"prompt": PROMPTS, "guidance_scale": guidance_scale, "height": height, "width": width}
         call |= {"use_resolution_binning": False} if "PixArt" in type(pipeline).__name__ else {}
     generator = torch.Generator().manual_seed(5)
@@ -163,10 +162,10 @@ def test_what_stable_diffusion_sets_in_a_scheduler_is_said():
 
 
 REFUSED = {
-    "no pipeline for a UNet2DConditionModel with the text of a StableDiffusionPipeline and flow matching. Those": lambda: text_model(
+    "no pipeline for a UNet2DConditionModel with the text of a StableDiffusionPipeline in latent space and flow matching. Those": lambda: text_model(
         scheduler=FlowMatchEulerDiscreteScheduler()
     ),
-    "no pipeline for a UNet2DModel with the text of a StableDiffusionPipeline. Those": lambda: text_model(network=tiny_unet()),
+    "no pipeline for a UNet2DModel with the text of a StableDiffusionPipeline in latent space. Those": lambda: text_model(network=tiny_unet()),
     "AutoencoderKL or AutoencoderTiny, none of the model's class, VQModel": lambda: text_model(
         LatentCodec(autoencoder(VQModel, num_vq_embeddings=16), scale=1.0)
     ),

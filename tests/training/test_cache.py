@@ -18,9 +18,8 @@ from ldmprobe.data.images import ImageData
 from ldmprobe.data.latents import LatentCache
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
-from ldmprobe.models.conditioning import ClassConditioning, Unconditional
+from ldmprobe.models.conditioning import ClassConditioning, SmallCLIP, TextConditioning, Unconditional
 from ldmprobe.models.frozen import NetworkFiles
-from ldmprobe.models.text import SmallCLIP, TextConditioning
 from ldmprobe.training.cache import write_cache
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import FLOAT32, tiny_unet, tiny_unet_settings
@@ -121,7 +120,7 @@ def test_each_caption_is_encoded_once_and_training_gets_what_the_encoder_makes_o
 
     cached = ImageData("builtin:shapes", {"num_images": 60, "size": 16}, latents=str(tmp_path / "latents"), **settings)
     cached.setup()
-    text.prepare(network, cached)
+    text.prepare(network, cached, LatentCodec())
     cached.use_latents(LatentCodec(), text)
     encoded.clear()
     batch = next(iter(cached.train_dataloader()))

@@ -27,9 +27,8 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.codec import LatentCodec
-from ldmprobe.models.conditioning import ClassConditioning
+from ldmprobe.models.conditioning import ClassConditioning, SmallCLIP, TextConditioning
 from ldmprobe.models.guidance import ClassifierFreeGuidance
-from ldmprobe.models.text import SmallCLIP, TextConditioning
 from ldmprobe.pretrained.export import as_pipeline
 from ldmprobe.pretrained.load import load_pipeline
 from ldmprobe.probing.probe import evaluating

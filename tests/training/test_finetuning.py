@@ -426,7 +426,7 @@ def test_data_of_other_classes_is_refused(tmp_path):
         ConfigurationError, match=r"knows 1000 classes and the data has 20, which would be taken for its first 20"
     ):
         trainer(tmp_path).fit(module, shapes(label_column="label"))
-    with pytest.raises(ConfigurationError, match=r"needs labels; set the data's `label_column`"):
+    with pytest.raises(ConfigurationError, match=r"reads 'label', which the data lacks; set the data's `label_column`"):
         trainer(tmp_path).fit(module, shapes())
 
 

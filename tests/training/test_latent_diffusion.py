@@ -14,8 +14,7 @@ from ldmprobe.diffusion.timesteps import StarvedBand, Stratified, UniformLogSNR
 from ldmprobe.diffusion.weighting import LearnedUncertainty, MinSNR
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
-from ldmprobe.models.conditioning import ClassConditioning
-from ldmprobe.models.text import SmallCLIP, TextConditioning
+from ldmprobe.models.conditioning import ClassConditioning, SmallCLIP, TextConditioning
 from ldmprobe.training.checkpoint import load_diffusion_model
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import sd_scheduler, tiny_unet

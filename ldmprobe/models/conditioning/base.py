@@ -1,0 +1,322 @@
+"""Conditioning: what a network is told besides z_t and t, and whatever the rest of the house must know of it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.denoiser import Condition
+
+
+class ConditioningData(Protocol):
+    """What a conditioning may ask of the data, before training.
+
+    Attributes:
+        batch_names: the names in its batches.
+        num_classes: how many classes the labels have; None without labels.
+        image_shape: (C, H, W) of the images.
+        checked_captions: the captions of the rows that were read beforehand.
+    """
+
+    num_classes: int | None
+    image_shape: tuple[int, ...]
+    checked_captions: list[str]
+
+    @property
+    def batch_names(self) -> Collection[str]: ...
+
+    def reference_batches(self, num_images: int, held_out: bool = False) -> Iterator[dict[str, Any]]:
+        """Yield ``num_images`` distinct rows, or all there are, in an order that never changes."""
+
+
+class FrozenEncoder(Protocol):
+    """The part of a conditioning that never changes, so that a cache can hold its results.
+
+    Attributes:
+        encodes: the name in batches of what it encodes.
+        encoder_key: plain values on which its results depend.
+        asked: what the samples of probes are to have, and None for the null condition.
+        kept: results by what was encoded, each of shape (1, …).
+    """
+
+    encodes: str
+    kept: dict[str | None, Condition]
+
+    @property
+    def encoder_key(self) -> dict[str, Any]: ...
+
+    @property
+    def asked(self) -> tuple[str | None, ...]: ...
+
+    def encode(self, values: Sequence[str] | None) -> Condition:
+        """Return the condition (N, …) of each value; of None the null condition (1, …)."""
+
+
+class Updates(Protocol):
+    """Low-rank updates, as a conditioning adds them to its encoders."""
+
+    def add_to_text(self, encoder: nn.Module) -> None: ...
+
+
+@dataclass(frozen=True)
+class CardPart:
+    """What the model card of an exported pipeline says of the conditioning.
+
+    Attributes:
+        call: the arguments of an example call.
+    """
+
+    task: str = "unconditional-image-generation"
+    facts: tuple[tuple[str, str], ...] = ()
+    call: str = "batch_size=4"
+
+
+class Conditioning(nn.Module, ABC):
+    """Turns batches and sample numbers into a :data:`~ldmprobe.models.denoiser.Condition`.
+
+    The first three methods must be written; the others have defaults that fit a conditioning without weights of its own. One that is
+    to be rebuilt from a checkpoint says its constructor's arguments in :attr:`spec`.
+
+    Args:
+        dropout: share of training samples whose condition becomes the null condition (Ho & Salimans, 2022, arXiv:2207.12598).
+
+    Attributes:
+        columns: the names in batches that it reads.
+
+    Raises:
+        ConfigurationError: dropout outside [0, 1).
+    """
+
+    columns: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.dropout = self._checked(dropout)
+
+    def _checked(self, dropout: float) -> float:
+        if not 0 <= dropout < 1:
+            raise ConfigurationError(f"{type(self).__name__} got dropout {dropout}; expected a number in [0, 1).")
+        return dropout
+
+    # --- conditions ------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def from_batch(self, batch: dict[str, Any]) -> Condition:
+        """Return the condition of each sample of a batch."""
+
+    @abstractmethod
+    def for_samples(self, sample_ids: Tensor) -> Condition:
+        """Return a fixed condition for each of a probe's samples, a function of its number (N,) alone.
+
+        :class:`~ldmprobe.models.conditioning.held_out_rows.HeldOutRows` gives it held-out rows by number.
+        """
+
+    @abstractmethod
+    def null(self, num_samples: int, device: torch.device) -> Condition:
+        """Return the condition that stands for "none", for classifier-free guidance and dropout."""
+
+    def for_training(self, batch: dict[str, Any]) -> Condition:
+        """Return the condition of each sample, dropped where classifier-free guidance asks for it."""
+        condition = self.from_batch(batch)
+        first = next(iter(condition.values()), None)
+        if first is None:
+            return condition
+        dropped = torch.rand(len(first), device=first.device, dtype=torch.float32) < self.dropout
+        if self.trained and not dropped.any():  # the null condition would be encoded for nothing
+            return condition
+        null = self.null(1, first.device)
+        return {
+            name: torch.where(dropped.view(-1, *[1] * (value.ndim - 1)), null[name].to(value), value)
+            for name, value in condition.items()
+        }
+
+    # --- before training -------------------------------------------------------------------------------------------
+
+    def prepare(self, network: nn.Module, data: ConditioningData, codec: LatentCodec) -> None:
+        """Get ready for this network, data and codec, before training or a probe on data.
+
+        Raises:
+            ConfigurationError: they do not fit.
+        """
+        self.check_columns(data.batch_names)
+
+    def check_columns(self, names: Collection[str]) -> None:
+        """Raise ConfigurationError if one of :attr:`columns` is not among the names in a batch."""
+        for name in self.columns:
+            if name not in names:
+                setting = (
+                    f"set the data's `{name}_column`"
+                    if name in ("label", "caption")
+                    else "add it to the data's `columns`"
+                )
+                raise ConfigurationError(f"{type(self).__name__} reads {name!r}, which the data lacks; {setting}.")
+
+    # --- what it says of itself ------------------------------------------------------------------------------------
+
+    @property
+    def trained(self) -> bool:
+        """Whether it has parameters that are trained, so that its conditions change."""
+        return any(parameter.requires_grad for parameter in self.parameters())
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """The plain values that decide, beside its weights, the conditions of a probe's samples."""
+        return {}
+
+    def set_prompts(self, prompts: Sequence[str]) -> None:
+        """Give samples these prompts in turn.
+
+        Raises:
+            ConfigurationError: it takes no text.
+        """
+        raise ConfigurationError("The model takes no text, so that --prompt is of no use to it; leave it out.")
+
+    def assumed(self, data: ConditioningData) -> dict[str, Any]:
+        """Return what each row of ``data`` is taken to have of the columns that it lacks, for a probe; by default, nothing."""
+        return {}
+
+    # --- checkpoints -----------------------------------------------------------------------------------------------
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """What a checkpoint says of it, as plain values: all that :meth:`from_spec` needs, but for its weights."""
+        return {}
+
+    @property
+    def finetuned_spec(self) -> dict[str, Any]:
+        """The same where the pretrained model, which the checkpoint names, has the rest."""
+        return self.spec
+
+    @property
+    def run_spec(self) -> dict[str, Any]:
+        """What may differ from run to run of one model, as plain values."""
+        return {}
+
+    @classmethod
+    def from_spec(cls, spec: dict[str, Any], network: nn.Module) -> Conditioning:
+        """Build it anew, with fresh weights, for ``network``."""
+        return cls(**spec)
+
+    def restore(self, run_spec: dict[str, Any]) -> None:
+        """Take over the :attr:`run_spec` of a checkpoint."""
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield its weights by name, without loading those that are read from files."""
+        yield from self.named_parameters()
+
+    # --- finetuning ------------------------------------------------------------------------------------------------
+
+    def for_finetuning(self, dropout: float, prompts: Sequence[str] | None, train_text_encoder: bool) -> Conditioning:
+        """Return it as the finetune of a pretrained model has it, frozen unless its text encoders are trained whole.
+
+        Raises:
+            ConfigurationError: text is asked of a model without.
+        """
+        if train_text_encoder or prompts:
+            what = "train_text_encoder" if train_text_encoder else "prompts"
+            raise ConfigurationError(f"The pretrained model has no text encoder; leave out `{what}`.")
+        self.dropout = self._checked(dropout)
+        return self
+
+    def check_finetune(self, num_classes: int | None, name: str) -> None:
+        """Raise ConfigurationError if data of so many classes would be taken for others that the model called ``name`` knows."""
+
+    @property
+    def trained_networks(self) -> list[nn.Module]:
+        """The encoders in training, for gradient checkpointing and low-rank updates."""
+        return []
+
+    def add_updates(self, updates: Updates) -> None:
+        """Train low-rank updates of its text encoders.
+
+        Raises:
+            ConfigurationError: it has none.
+        """
+        raise ConfigurationError("The pretrained model has no text encoder; leave out `train_text_encoder`.")
+
+    # --- diffusers pipelines ---------------------------------------------------------------------------------------
+
+    @property
+    def label(self) -> str:
+        """What messages call it."""
+        return type(self).__name__
+
+    def pipeline_name(self, network: str, latents: bool, flow: bool) -> str | None:
+        """Return the pipeline class of diffusers that samples with it; None where there is none.
+
+        Args:
+            network: the class name of the network.
+            latents: whether there is an autoencoder.
+            flow: whether the noise schedule is flow matching's.
+        """
+        return None
+
+    def check_exportable(self, network: nn.Module, latent_shape: tuple[int, ...]) -> None:
+        """Raise ConfigurationError if its pipeline would sample in another shape or class."""
+
+    def assemble(self, name: str, parts: dict[str, Any]) -> Any:
+        """Return the pipeline of class ``name`` with ``parts`` and what it adds itself."""
+        import diffusers
+
+        return getattr(diffusers, name)(**parts)
+
+    def card(self, pipeline: Any, latent_shape: tuple[int, ...]) -> CardPart:
+        """Return what the card of the exported ``pipeline`` says of it."""
+        return CardPart()
+
+    # --- cache -----------------------------------------------------------------------------------------------------
+
+    @property
+    def frozen_encoder(self) -> FrozenEncoder | None:
+        """What of it a cache can encode beforehand."""
+        return None
+
+
+def describe(conditioning: Conditioning, finetuned: bool = False) -> dict[str, Any]:
+    """Return what a checkpoint says of a conditioning, for :func:`conditioning_of`."""
+    spec = conditioning.finetuned_spec if finetuned else conditioning.spec
+    return {"class_name": type(conditioning).__name__, **spec}
+
+
+def conditioning_of(description: dict[str, Any], network: nn.Module) -> Conditioning:
+    """Build the conditioning that :func:`describe` described, with fresh weights.
+
+    Raises:
+        ConfigurationError: its class is one of the user's own that has not been imported.
+    """
+    name, kinds = description["class_name"], Conditioning.__subclasses__()
+    for kind in kinds:
+        kinds += kind.__subclasses__()
+    found = next((kind for kind in kinds if kind.__name__ == name), None)
+    if found is None:
+        raise ConfigurationError(
+            f"The checkpoint has the conditioning {name}, a class of your own; read it from Python, where that class has been imported."
+        )
+    return found.from_spec({key: value for key, value in description.items() if key != "class_name"}, network)
+
+
+class Unconditional(Conditioning):
+    """No condition."""
+
+    def from_batch(self, batch: dict[str, Any]) -> Condition:
+        return {}
+
+    def for_samples(self, sample_ids: Tensor) -> Condition:
+        return {}
+
+    def null(self, num_samples: int, device: torch.device) -> Condition:
+        return {}
+
+    def pipeline_name(self, network: str, latents: bool, flow: bool) -> str | None:
+        if network != "UNet2DModel":
+            return None
+        if not latents:
+            return "DDPMPipeline" if flow else "DDIMPipeline"
+        return None if flow else "LDMPipeline"

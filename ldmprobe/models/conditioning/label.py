@@ -1,0 +1,130 @@
+"""Class labels as a condition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.conditioning.base import CardPart, Conditioning, ConditioningData
+from ldmprobe.models.denoiser import Condition
+
+_DIT_NULL_CLASS = 1000  # fixed in DiTPipeline.__call__, whatever the network's number of classes
+
+
+class ClassConditioning(Conditioning):
+    """Class labels 0 … num_classes − 1; ``num_classes`` itself is the null class.
+
+    Args:
+        num_classes: of the data. The network embeds ``num_classes + 1`` (diffusers U-Nets: ``num_class_embeds``).
+        dropout: share of training samples whose label becomes the null class.
+
+    Raises:
+        ConfigurationError: fewer than one class, or dropout outside [0, 1).
+    """
+
+    columns = ("label",)
+
+    def __init__(self, num_classes: int, dropout: float = 0.1) -> None:
+        super().__init__(dropout)
+        if num_classes < 1:
+            raise ConfigurationError(f"ClassConditioning got num_classes {num_classes}; expected at least 1.")
+        self.num_classes = num_classes
+
+    def from_batch(self, batch: dict[str, Any]) -> Condition:
+        self.check_columns(batch)
+        return {"class_labels": batch["label"]}
+
+    def for_samples(self, sample_ids: Tensor) -> Condition:
+        return {"class_labels": sample_ids % self.num_classes}
+
+    def null(self, num_samples: int, device: torch.device) -> Condition:
+        return {"class_labels": torch.full((num_samples,), self.num_classes, device=device)}
+
+    def prepare(self, network: nn.Module, data: ConditioningData, codec: LatentCodec) -> None:
+        super().prepare(network, data, codec)
+        if data.num_classes is not None and data.num_classes > self.num_classes:
+            raise ConfigurationError(
+                f"A class label is out of range: the data has {data.num_classes} classes (labels 0 to {data.num_classes - 1}) but "
+                f"ClassConditioning has num_classes {self.num_classes}; set it to {data.num_classes}."
+            )
+        config: Any = getattr(network, "config", {})
+        classes = config.get("num_embeds_ada_norm")
+        if classes is not None and classes != self.num_classes:
+            raise ConfigurationError(
+                f"{type(network).__name__} has num_embeds_ada_norm {classes}; expected {self.num_classes}, ClassConditioning's "
+                "num_classes."
+            )
+        embeds = config.get("num_class_embeds", self.num_classes + 1)
+        if embeds is None or embeds < self.num_classes + 1:
+            raise ConfigurationError(
+                f"{type(network).__name__} has num_class_embeds {embeds}; expected {self.num_classes + 1}: one for each of the "
+                f"{self.num_classes} classes and one for the null class."
+            )
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        return {"num_classes": self.num_classes}
+
+    def check_finetune(self, num_classes: int | None, name: str) -> None:
+        if num_classes not in (None, self.num_classes):
+            raise ConfigurationError(
+                f"{name} knows {self.num_classes} classes and the data has {num_classes}, which would be taken for its first {num_classes}; "
+                "finetune it on data with its own classes. If the labels are its own, set the data's "
+                f"`num_classes: {self.num_classes}`."
+            )
+
+    # --- DiTPipeline -----------------------------------------------------------------------------------------------
+
+    def pipeline_name(self, network: str, latents: bool, flow: bool) -> str | None:
+        return "DiTPipeline" if network == "DiTTransformer2DModel" and not flow else None
+
+    def check_exportable(self, network: nn.Module, latent_shape: tuple[int, ...]) -> None:
+        config: Any = network.config
+        if config.sample_size != latent_shape[1]:
+            raise ConfigurationError(
+                f"The DiTTransformer2DModel has sample_size {config.sample_size} and was trained on latents of {latent_shape[1]}×"
+                f"{latent_shape[2]}; a DiTPipeline samples in the former."
+            )
+        if self.num_classes > _DIT_NULL_CLASS:
+            raise ConfigurationError(
+                f"The model has {self.num_classes:,} classes; a DiTPipeline takes class {_DIT_NULL_CLASS} for the null class, so that at "
+                f"most {_DIT_NULL_CLASS:,} export."
+            )
+
+    def assemble(self, name: str, parts: dict[str, Any]) -> Any:
+        labels = {str(label): str(label) for label in range(self.num_classes)}
+        set_num_classes(parts["transformer"], _DIT_NULL_CLASS)
+        pipeline = super().assemble(name, {**parts, "id2label": labels})
+        pipeline.register_to_config(id2label=labels)
+        return pipeline
+
+    def card(self, pipeline: Any, latent_shape: tuple[int, ...]) -> CardPart:
+        classes = f"{self.num_classes:,}; every other up to 1,000 is the null class"
+        return CardPart(facts=(("Classes", classes),), call="class_labels=[0, 1], guidance_scale=1.0")
+
+
+def conditioning_of_pipeline(network: Any, num_classes: int) -> ClassConditioning:
+    """Return the conditioning of a pipeline's network that knows so many classes, and drop those that :meth:`ClassConditioning.assemble`
+    has padded it with."""
+    if network.config.get("num_embeds_ada_norm", num_classes) > num_classes:
+        set_num_classes(network, num_classes)
+    return ClassConditioning(num_classes)
+
+
+def set_num_classes(transformer: Any, num_classes: int) -> None:
+    """Give a DiT another number of classes, in place: those beyond are dropped, those that it lacks become the null class, the last
+    row of each table of embeddings."""
+    from diffusers.models.embeddings import LabelEmbedding
+
+    for module in transformer.modules():
+        if isinstance(module, LabelEmbedding):
+            rows = module.embedding_table.weight.detach()
+            kept, null = rows[:-1][:num_classes], rows[-1:]
+            rows = torch.cat([kept, null.expand(num_classes + 1 - len(kept), -1)])
+            module.embedding_table = nn.Embedding.from_pretrained(rows, freeze=False)
+            module.num_classes = num_classes
+    transformer.register_to_config(num_embeds_ada_norm=num_classes)

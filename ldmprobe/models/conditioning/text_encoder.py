@@ -1,0 +1,312 @@
+"""Captions to conditions, through the text encoders and tokenizers of a diffusers pipeline."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.denoiser import Condition
+from ldmprobe.models.families import FAMILIES
+from ldmprobe.models.frozen import Frozen
+
+_SAID_IN_PREPARE = ("was truncated because", "Token indices sequence length is longer")
+_USED = 0.9  # at least, of an encoder's embeddings by its tokenizer; of T5's 32,128 it is 32,100
+_ABOUT_THE_FILE = (
+    "_name_or_path",
+    "name_or_path",
+    "architectures",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "is_local",
+    "local_files_only",
+)
+"""Settings in a configuration that say where and by whom it was read."""
+
+
+class TextEncoder(nn.Module):
+    """Turns captions into conditions with the text encoders and tokenizers of a diffusers pipeline and its own ``encode_prompt``: one CLIP
+    (Stable Diffusion), two (XL), T5 (PixArt, AuraFlow) or all three (SD 3).
+
+    Args:
+        pipeline: a pipeline of one of the families with text; its network and autoencoder may be None.
+        frozen: its text encoders by name, where they are not to be trained; they are read when a caption is to be encoded.
+
+    Attributes:
+        encoders: the text encoders by the names that the pipeline has for them; the frozen ones are each a Frozen.
+        size: what the pipeline's network is told of the image's size besides the text, of shape (1, …): the size that it was trained on,
+            until :meth:`set_image_size` says another.
+
+    Raises:
+        ConfigurationError: a tokenizer that does not belong to its text encoder.
+    """
+
+    def __init__(self, pipeline: Any, frozen: dict[str, Frozen] | None = None) -> None:
+        super().__init__()
+        self.pipeline = pipeline  # not a module; its encoders are registered below, its network and autoencoder are not
+        self.family = FAMILIES[type(pipeline).__name__]
+        parts = {name: part for name, part in pipeline.components.items() if part is not None} | (frozen or {})
+        self.encoders = nn.ModuleDict({name: part for name, part in parts.items() if name.startswith("text_encoder")})
+        self.tokenizers = {name: part for name, part in parts.items() if name.startswith("tokenizer")}
+        network = getattr(pipeline, self.family.network, None)
+        self.size: Condition = {}
+        if network is not None:
+            self.set_image_size(network, *_trained_size(pipeline, network))
+        for name, encoder in self.outlines.items():
+            _check_belonging(name, encoder, self.tokenizers[_tokenizer_of(name)])
+
+    def freeze(self) -> None:
+        """Freeze all encoders."""
+        for name, encoder in self.encoders.items():
+            if not isinstance(encoder, Frozen):
+                self.encoders[name] = Frozen(encoder)
+
+    def unfreeze(self, names: Sequence[str] = ()) -> None:
+        """Load the encoders of these names, by default all, and train them.
+
+        Raises:
+            ConfigurationError: they are in half precision.
+        """
+        if self.precision != "float32":
+            raise ConfigurationError(
+                f"text_precision is {self.precision}, which is too coarse for text encoders in training; leave it out (of a checkpoint in "
+                "`pretrained`: where that was trained), or do not train them."
+            )
+        for name, encoder in self._loaded.items():
+            if name in (names or self.encoders):
+                self.encoders[name] = encoder.requires_grad_(True)
+
+    def freeze_unused_parameters(self) -> None:
+        """Freeze the parameters in training on which no condition depends, such as the last layer of Stable Diffusion XL's first encoder:
+        DistributedDataParallel would wait for their gradients."""
+        parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
+        with torch.enable_grad():
+            outputs = [value.sum() for value in self([""]).values() if value.requires_grad]
+        for parameter, gradient in zip(
+            parameters, torch.autograd.grad(outputs, parameters, allow_unused=True), strict=True
+        ):
+            parameter.requires_grad_(gradient is not None)
+
+    @property
+    def trained_networks(self) -> list[nn.Module]:
+        """The encoders that are not frozen."""
+        return [encoder for encoder in self.encoders.values() if not isinstance(encoder, Frozen)]
+
+    @property
+    def reads_saved_weights(self) -> bool:
+        """Whether a state dict may bring other weights to a frozen encoder."""
+        return any(encoder.saved for encoder in self.encoders.values() if isinstance(encoder, Frozen))
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.encoders.values())).device  # type: ignore[return-value]
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """Text encoders and tokenizers by the names that the pipeline has for them."""
+        return {**self._loaded, **self.tokenizers}
+
+    @property
+    def outlines(self) -> dict[str, Any]:
+        """The encoders, without weights where they are read from files."""
+        return {name: part.outline if isinstance(part, Frozen) else part for name, part in self.encoders.items()}
+
+    @property
+    def _loaded(self) -> dict[str, Any]:
+        return {name: part.network if isinstance(part, Frozen) else part for name, part in self.encoders.items()}
+
+    @property
+    def precision(self) -> str:
+        """The dtype that the encoders compute in, such as "float32" or "bfloat16"."""
+        return ", ".join(sorted({str(encoder.dtype).removeprefix("torch.") for encoder in self.encoders.values()}))
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the weights of all encoders by name, without loading those that are read from files."""
+        for name, encoder in self.encoders.items():
+            own = encoder.weights() if isinstance(encoder, Frozen) else encoder.state_dict().items()
+            yield from ((f"{name}.{key}", value) for key, value in own)
+
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """Plain values that tell these encoders from others, wherever they are and whatever version wrote them; :meth:`from_description`
+        needs no more, but for the weights."""
+        return {
+            "family": type(self.pipeline).__name__,
+            "settings": {name: self.pipeline.config[name] for name in self.family.settings},
+            "encoders": {name: _encoder_description(encoder) for name, encoder in self.outlines.items()},
+            "tokenizers": {name: _tokenizer_description(tokenizer) for name, tokenizer in self.tokenizers.items()},
+        }
+
+    @classmethod
+    def from_description(cls, description: dict[str, Any], network: nn.Module) -> TextEncoder:
+        """Build the described encoders with fresh weights.
+
+        Args:
+            network: the network that is told the text; some pipelines ask its configuration.
+
+        Raises:
+            ConfigurationError: transformers has no such class.
+        """
+        import diffusers
+
+        family = FAMILIES[description["family"]]
+        parts = {name: _encoder_from(each) for name, each in description["encoders"].items()}
+        parts |= {name: _tokenizer_from(each) for name, each in description["tokenizers"].items()}
+        parts |= description["settings"] | {family.network: network}
+        return TextEncoder(text_pipeline(getattr(diffusers, description["family"]), parts))
+
+    def set_image_size(self, network: nn.Module, height: int, width: int) -> None:
+        """Set the size in pixels of the images that ``network`` is told of."""
+        self.size = self.family.size(getattr(network, "config", {}), height, width)
+
+    def forward(self, captions: Sequence[str]) -> Condition:
+        """Return the condition of each caption in float32, with the parameters' gradients where they are trained."""
+        outputs = self._encode(list(captions), with_null=False)
+        return self._named(outputs, null=False) | self.size_condition(len(captions))
+
+    def null(self) -> Condition:
+        """Return the condition, of shape (1, …), that the pipeline takes where it has no negative prompt."""
+        return self._named(self._encode([""], with_null=True), null=True) | self.size_condition(1)
+
+    def size_condition(self, num_samples: int) -> Condition:
+        """Return :attr:`size` for each of so many samples."""
+        return {name: row.to(self.device).expand(num_samples, -1) for name, row in self.size.items()}
+
+    def _encode(self, captions: list[str], with_null: bool) -> tuple[Any, ...]:
+        for name, encoder in self._loaded.items():
+            if getattr(self.pipeline, name) is not encoder:
+                setattr(self.pipeline, name, encoder)
+        with _without(_SAID_IN_PREPARE, type(self.pipeline).__module__, "transformers.tokenization_utils_base"):
+            return self.pipeline.encode_prompt(
+                prompt=captions,
+                device=self.device,
+                num_images_per_prompt=1,
+                do_classifier_free_guidance=with_null,
+                **dict.fromkeys(self.family.further_prompts),
+            )
+
+    def truncated(self, captions: list[str]) -> dict[tuple[int, int], list[str]]:
+        """Return by (longest number of tokens, number of captions that are longer) the tokenizers that cut them there."""
+        of_t5 = inspect.signature(self.pipeline.encode_prompt).parameters.get("max_sequence_length")
+        found: dict[tuple[int, int], list[str]] = {}
+        for name, tokenizer in self.tokenizers.items():
+            longest = tokenizer.model_max_length
+            if of_t5 is not None and "CLIP" not in type(tokenizer).__name__:
+                longest = of_t5.default
+            tokens = tokenizer(captions, truncation=False, verbose=False).input_ids if captions else []
+            found.setdefault((longest, sum(len(each) > longest for each in tokens)), []).append(name)
+        return found
+
+    def _named(self, outputs: tuple[Any, ...], null: bool) -> Condition:
+        if self.family.null_alternates:
+            chosen = outputs[int(null) :: 2]
+        else:
+            half = len(outputs) // 2
+            chosen = outputs[half:] if null else outputs[:half]
+        named = {name: value for name, value in zip(self.family.text, chosen, strict=True) if name}
+        return {name: value.float() if value.is_floating_point() else value for name, value in named.items()}
+
+
+def text_pipeline(cls: Any, parts: dict[str, Any]) -> Any:
+    """Return a pipeline of class ``cls`` of which only ``parts`` are there."""
+    expected, optional = cls._get_signature_keys(cls)
+    settings = {"requires_safety_checker": False} if "requires_safety_checker" in optional else {}
+    return cls(**dict.fromkeys(expected) | settings | parts)
+
+
+@contextmanager
+def _without(messages: Sequence[str], *loggers: str) -> Iterator[None]:
+    """Silence these messages of these loggers."""
+
+    def another(record: logging.LogRecord) -> bool:
+        return not any(message in record.getMessage() for message in messages)
+
+    named = [logging.getLogger(name) for name in loggers]
+    for logger in named:
+        logger.addFilter(another)
+    try:
+        yield
+    finally:
+        for logger in named:
+            logger.removeFilter(another)
+
+
+def _trained_size(pipeline: Any, network: Any) -> tuple[int, int]:
+    """Return the image size in pixels that the pipeline's ``__call__`` takes by default."""
+    size = getattr(pipeline, "default_sample_size", None) or network.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
+
+
+def _tokenizer_of(encoder: str) -> str:
+    return encoder.replace("text_encoder", "tokenizer")
+
+
+def _check_belonging(name: str, encoder: Any, tokenizer: Any) -> None:
+    """Refuse a tokenizer that is not this encoder's."""
+    tokens, embeddings = len(tokenizer), encoder.get_input_embeddings().num_embeddings
+    if not _USED * embeddings <= tokens <= embeddings:
+        raise ConfigurationError(
+            f"The {_tokenizer_of(name)} has {tokens:,} tokens, the {name} embeds {embeddings:,}; they do not belong together: take both "
+            "from one pipeline."
+        )
+    longest, positions = tokenizer.model_max_length, getattr(encoder.config, "max_position_embeddings", None)
+    if positions is not None and longest > positions:
+        raise ConfigurationError(
+            f"The {_tokenizer_of(name)} makes captions of up to {longest:,} tokens, the {name} takes {positions:,}; write "
+            f'`"model_max_length": {positions}` in {_tokenizer_of(name)}/tokenizer_config.json.'
+        )
+
+
+def _encoder_description(encoder: Any) -> dict[str, Any]:
+    config = {name: value for name, value in encoder.config.to_dict().items() if name not in _ABOUT_THE_FILE}
+    return {"class_name": type(encoder).__name__, "config": config}
+
+
+def _encoder_from(description: dict[str, Any]) -> Any:
+    cls = _transformers_class(description["class_name"])
+    return cls(cls.config_class.from_dict(description["config"]))
+
+
+def _tokenizer_description(tokenizer: Any) -> dict[str, Any]:
+    """Return the tokenizer's class and its files as text, without what its last call left in them."""
+    with tempfile.TemporaryDirectory() as folder:
+        tokenizer.save_pretrained(folder)
+        files = {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}
+    settings = json.loads(files["tokenizer_config.json"])
+    kept = {name: value for name, value in settings.items() if name not in _ABOUT_THE_FILE}
+    files["tokenizer_config.json"] = json.dumps(kept, sort_keys=True)
+    if "tokenizer.json" in files:
+        own = json.loads(files["tokenizer.json"])
+        files["tokenizer.json"] = json.dumps(own | {"truncation": None, "padding": None})
+    return {"class_name": type(tokenizer).__name__, "files": files}
+
+
+def _tokenizer_from(description: dict[str, Any]) -> Any:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in description["files"].items():
+            (Path(folder) / Path(name).name).write_text(text, encoding="utf-8")
+        return _transformers_class(description["class_name"]).from_pretrained(folder, local_files_only=True)
+
+
+def _transformers_class(name: str) -> Any:
+    import transformers
+
+    cls = getattr(transformers, name, None)
+    bases = (transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase)
+    if not (isinstance(cls, type) and issubclass(cls, bases)):
+        raise ConfigurationError(
+            f"The checkpoint needs transformers.{name}, which transformers {transformers.__version__} lacks."
+        )
+    return cls
