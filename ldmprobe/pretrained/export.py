@@ -114,7 +114,8 @@ def _scheduler(schedule: NoiseSchedule, name: str) -> Any:
         raise ConfigurationError(
             f"The noise schedule of this {schedule.name} is none that a DDIMScheduler can have; use one that is."
         )
-    _set_as_pipeline(scheduler, name)
+    if FAMILIES[name].sets:
+        _set_as_pipeline(scheduler, name)
     return scheduler
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import math
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -102,3 +105,32 @@ def test_a_dit_with_fewer_classes_is_refused():
     ClassConditioning(5).prepare(network, data(5), LatentCodec())
     with pytest.raises(ConfigurationError, match="num_embeds_ada_norm 5; expected 10"):
         ClassConditioning(10).prepare(network, data(10), LatentCodec())
+
+
+# --- nobody asks which conditioning it is ----------------------------------------------------------------------------------
+
+ROOT = Path(__file__).resolve().parents[2]
+SOURCES = [path for folder in ("ldmprobe", "callbacks", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def questions(source: str) -> list[str]:
+    """Tests of a conditioning's class, comparisons of a class's name or of a family of pipelines."""
+    found = []
+    for node in ast.walk(ast.parse(source)):
+        text = ast.unparse(node) if isinstance(node, ast.Call | ast.Compare) else ""
+        if isinstance(node, ast.Call) and re.match(r"(isinstance|issubclass)\(", text):
+            found += [text] if re.search(r"Conditioning\b|Unconditional|TextEncoder", text) else []
+        elif isinstance(node, ast.Compare) and re.search(r"FAMILIES\[|Conditioning['\"]", text):
+            found.append(text)
+    return found
+
+
+def test_the_questions_that_are_looked_for_are_found():
+    assert questions("isinstance(model.conditioning, TextConditioning)\nfamily == FAMILIES['DiTPipeline']") != []
+    assert questions("type(conditioning).__name__ == 'ClassConditioning'") != []
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_nobody_asks_which_conditioning_it_is(path):
+    if "models/conditioning" not in path.as_posix():
+        assert questions(path.read_text()) == []
