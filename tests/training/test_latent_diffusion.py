@@ -311,7 +311,7 @@ def test_a_checkpoint_of_other_words_is_refused(tmp_path):
     fit.save_checkpoint(tmp_path / "model.ckpt")
     with pytest.raises(
         ConfigurationError,
-        match=r"its text\.encoders\.text_encoder\.config\.vocab_size is \d+, this configuration's is \d+",
+        match=r"its conditioning\.encoder\.encoders\.text_encoder\.config\.vocab_size is \d+, this configuration's is \d+",
     ):
         trainer(tmp_path).fit(text_module("green star"), captioned(), ckpt_path=str(tmp_path / "model.ckpt"))
 
