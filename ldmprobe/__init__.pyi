@@ -66,13 +66,13 @@ from ldmprobe.io.store import RecordStore as RecordStore
 from ldmprobe.models.codec import LatentCodec as LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning as ClassConditioning
 from ldmprobe.models.conditioning import Conditioning as Conditioning
+from ldmprobe.models.conditioning import SmallCLIP as SmallCLIP
+from ldmprobe.models.conditioning import TextConditioning as TextConditioning
+from ldmprobe.models.conditioning import TextEncoder as TextEncoder
 from ldmprobe.models.conditioning import Unconditional as Unconditional
 from ldmprobe.models.diffusion_model import DiffusionModel as DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance as ClassifierFreeGuidance
 from ldmprobe.models.guidance import Guidance as Guidance
-from ldmprobe.models.text import SmallCLIP as SmallCLIP
-from ldmprobe.models.text import TextConditioning as TextConditioning
-from ldmprobe.models.text import TextEncoder as TextEncoder
 from ldmprobe.plain_loop import probe as probe
 from ldmprobe.pretrained.load import PretrainedText as PretrainedText
 from ldmprobe.pretrained.lora import LoRA as LoRA

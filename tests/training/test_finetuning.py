@@ -242,8 +242,7 @@ def test_a_finetune_from_a_cache_is_resumed_without_codec_and_text_encoders(tmp_
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert (
-            other.conditioning.kept.keys()
-            == LatentCache(tmp_path / "latents").prompts(other.conditioning.asked).keys()
+            other.conditioning.kept.keys() == LatentCache(tmp_path / "latents").prompts(other.conditioning.asked).keys()
         )
 
 
