@@ -32,11 +32,12 @@ import yaml
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from torch import nn
 
-from ldmprobe.audit.ledger import KINDS, Ledger, differences, digest, in_words
+from ldmprobe.audit.ledger import KINDS, Ledger, differences, in_words
 from ldmprobe.audit.observation import Observation, Recorder, bracket, is_probe, logged_metrics
 from ldmprobe.callbacks import ProbeCallback
 from ldmprobe.callbacks.monitored import PREFIX
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.digest import digest
 from ldmprobe.training.cli import build_cli
 from ldmprobe.training.configuration_errors import meant_for_the_user
 
@@ -54,7 +55,7 @@ class Row:
 
 
 @dataclass
-class Comparison:
+class LedgerDiff:
     """Two runs side by side: a row for each kind of thing, and the first difference in words."""
 
     rows: dict[str, Row]
@@ -270,7 +271,7 @@ def _observe_or_say_why(config: dict[str, Any], folder: Path, steps: int, probed
 # --- the comparison ----------------------------------------------------------------------------------------------------
 
 
-def compare(one: Observation, other: Observation, leave_out: Iterable[str] = ()) -> Comparison:
+def compare(one: Observation, other: Observation, leave_out: Iterable[str] = ()) -> LedgerDiff:
     """Two runs, batch by batch, and then what they logged (but for the metrics to ``leave_out``)."""
     rows = {kind: Row() for kind in KINDS}
     first: str | None = None
@@ -286,7 +287,7 @@ def compare(one: Observation, other: Observation, leave_out: Iterable[str] = ())
             first = first or f"{place}: {in_words(kind, name)}"
     if len(one.ledgers) != len(other.ledgers):
         first = first or f"the number of batches: {len(one.ledgers) - 2} and {len(other.ledgers) - 2}"
-    return Comparison({kind: row for kind, row in rows.items() if row.checks}, first)
+    return LedgerDiff({kind: row for kind, row in rows.items() if row.checks}, first)
 
 
 def _metrics_ledger(seen: Observation, leave_out: Iterable[str]) -> Ledger:
@@ -307,7 +308,7 @@ def _unsteady_metrics(one: Observation, other: Observation) -> set[str]:
     return set() if compare(one, other, leave_out=different).first else different
 
 
-def table(compared: Comparison) -> str:
+def table(compared: LedgerDiff) -> str:
     """A line for each kind of thing."""
     lines = [f"{'compared after every batch':<40}{'checks':>9}{'bytes':>12}   differ"]
     for kind, row in compared.rows.items():
@@ -316,7 +317,7 @@ def table(compared: Comparison) -> str:
     return "\n".join(lines)
 
 
-def verdict(probed: Observation, compared: Comparison, control: Comparison | None) -> tuple[bool, str]:
+def verdict(probed: Observation, compared: LedgerDiff, control: LedgerDiff | None) -> tuple[bool, str]:
     """Whether the probes left training alone, and the sentences that say so."""
     said = []
     runs = sum(probed.probe_runs.values())

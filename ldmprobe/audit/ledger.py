@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from hashlib import blake2b
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -15,21 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from ldmprobe.io.digest import Digest, digest
 from ldmprobe.models.frozen import Frozen
 from ldmprobe.training.ema import EMA
 
 _WORTH_THREADS = 10_000_000  # bytes
 
 
-class Item(NamedTuple):
-    """One thing of a state: the digest of its bytes, and how many they are."""
-
-    digest: str
-    num_bytes: int
-
-
-Ledger = dict[str, dict[str, Item]]
-"""Kind → name → item."""
+Ledger = dict[str, dict[str, Digest]]
+"""The digest of each item of a state, by its kind and name."""
 
 # Kinds in the order in which they are compared, causes before effects; and how one item of each is called.
 KINDS = {
@@ -76,51 +68,13 @@ def differences(one: Ledger, other: Ledger) -> Iterator[tuple[str, str]]:
     for kind in KINDS:
         mine, theirs = one.get(kind, {}), other.get(kind, {})
         for name in mine | theirs:
-            if name not in mine or name not in theirs or mine[name].digest != theirs[name].digest:
+            if name not in mine or name not in theirs or mine[name].hex != theirs[name].hex:
                 yield kind, name
 
 
 def in_words(kind: str, name: str) -> str:
     """An item in plain words, such as "parameter network.conv_in.weight"."""
     return KINDS[kind].format(name)
-
-
-def digest(value: Any) -> Item:
-    """Of tensors, arrays, numbers, text, and nested collections of them: type, shape and raw bytes. No pickle, which is not
-    a function of the value. Of any other object only the type."""
-    state = blake2b(digest_size=16)
-    num_bytes = 0
-
-    def feed(header: str, content: Any = b"") -> None:
-        nonlocal num_bytes
-        state.update(f"{header};".encode())
-        state.update(content)
-        num_bytes += len(content)
-
-    def visit(value: Any) -> None:
-        if isinstance(value, Tensor):
-            raw = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
-            feed(f"{value.dtype} {tuple(value.shape)}", raw)
-        elif isinstance(value, np.ndarray):
-            feed(f"{value.dtype} {value.shape}", value.tobytes())
-        elif isinstance(value, Mapping):
-            feed(f"mapping {len(value)}")
-            for key, item in value.items():
-                visit(key)
-                visit(item)
-        elif isinstance(value, (list, tuple)):
-            feed(f"sequence {len(value)}")
-            for item in value:
-                visit(item)
-        elif isinstance(value, (int, float, complex, str, bytes, np.generic, torch.dtype, type(None))):
-            feed(type(value).__name__, repr(value).encode())
-        elif dataclasses.is_dataclass(value):
-            visit(vars(value))
-        else:
-            feed(type(value).__qualname__)
-
-    visit(value)
-    return Item(state.hexdigest(), num_bytes)
 
 
 def _entries(

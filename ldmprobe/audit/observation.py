@@ -11,8 +11,9 @@ from typing import Any
 import lightning as L
 from torch import nn
 
-from ldmprobe.audit.ledger import Ledger, differences, digest, in_words, take_ledger
+from ldmprobe.audit.ledger import Ledger, differences, in_words, take_ledger
 from ldmprobe.callbacks import ProbeCallback, ReportWriter
+from ldmprobe.io.digest import digest
 
 _OF_PROBES = ("probe/", "probe_failures/")
 

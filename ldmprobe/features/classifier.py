@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from importlib.resources import as_file, files
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.digest import fingerprint, weights_fingerprint
 
 _BUILTIN = {"builtin:digits": "digits", "builtin:cifar10": "cifar10"}
 
@@ -144,7 +144,5 @@ def _load(name: str) -> ImageClassifier:
 
 
 def _describe(classifier: ImageClassifier) -> str:
-    digest = hashlib.sha256(json.dumps(classifier.config).encode())
-    for tensor in classifier.state_dict().values():
-        digest.update(tensor.cpu().numpy().tobytes())
-    return f"ImageClassifier, {classifier.num_features} features, sha256 {digest.hexdigest()[:16]}"
+    what = fingerprint(classifier.config, weights_fingerprint(classifier.state_dict().values()))
+    return f"ImageClassifier, {classifier.num_features} features, fingerprint {what}"

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.pixels import as_bytes
 
 
 class Inception(nn.Module):
@@ -44,5 +45,4 @@ class Inception(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[1] not in (1, 3):
             raise ConfigurationError(f"Inception got images of {images.shape[1]} channels; expected 1 or 3.")
-        pixels = ((images.float() + 1) * 127.5).round().clamp(0, 255).byte()
-        return self.network(pixels.expand(-1, 3, -1, -1))
+        return self.network(as_bytes(images).expand(-1, 3, -1, -1))

@@ -9,7 +9,7 @@ from typing import Any
 
 _LONGEST = 200  # of a value in a message
 _MOST = 10_000  # settings; a stranger's may hold references that unfold without end
-_HASH = re.compile("[0-9a-f]{64}")
+_HASH = re.compile("[0-9a-f]{16}([0-9a-f]{48})?")
 
 
 def first_difference(theirs: Any, ours: Any, place: str = "") -> str | None:

@@ -7,6 +7,7 @@ import warnings
 import torch
 from torch import Tensor
 
+from ldmprobe.diffusion.full_precision import at_least_float32
 from ldmprobe.errors import ConfigurationError
 
 _RANGES = {torch.bool: 1, torch.uint8: 255, torch.uint16: 65535}
@@ -33,6 +34,12 @@ def as_floats(images: Tensor) -> Tensor:
         stacklevel=2,
     )
     return images.float() / (white / 2) - 1
+
+
+def as_bytes(images: Tensor) -> Tensor:
+    """Convert floats in [−1, 1], of any shape, to uint8; values beyond are clipped, and NaN becomes mid-gray."""
+    images = images.to(at_least_float32(images.dtype))
+    return ((images.nan_to_num().clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
 def checked_floats(images: Tensor) -> Tensor:

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import atomic_write
-from ldmprobe.io.digest import fingerprint
+from ldmprobe.io.digest import fingerprint, weights_fingerprint
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.models.pixels import checked_floats
+from ldmprobe.models.pixels import as_bytes, checked_floats
 from ldmprobe.probing.probe import evaluating
 
 IMAGES_AT_ONCE = 16  # through a decoder or feature network, which need far more memory per sample than a denoiser
@@ -49,7 +49,7 @@ class RealFeatures:
         with evaluating([network.to(device)]):
             for images in map(checked_floats, image_batches):
                 features += [network(part.to(device)).float().cpu() for part in images.split(IMAGES_AT_ONCE)]
-                seen += [fingerprint(pixels) for pixels in ((images.clamp(-1, 1) + 1) * 127.5).round().byte()]
+                seen += [fingerprint(pixels) for pixels in as_bytes(images)]
         if not features:
             raise ConfigurationError("There are no real images to compare samples with.")
         return cls(torch.cat(features), fingerprint(sorted(seen)), network_fingerprint(network), source)
@@ -88,9 +88,8 @@ def describe_network(network: nn.Module) -> str:
 
 
 def network_fingerprint(network: nn.Module) -> str:
-    """Of what it is called and of all its weights."""
-    weights = network.state_dict()
-    return fingerprint(describe_network(network), list(weights), *(weight.float() for weight in weights.values()))
+    """Return the fingerprint of a network's description and weights."""
+    return fingerprint(describe_network(network), weights_fingerprint(network.state_dict().values()))
 
 
 def check_feature_network(network: nn.Module, model: DiffusionModel) -> int:

@@ -10,7 +10,7 @@ import yaml
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ldmprobe.audit.audit import Comparison, Observation, compare, observe, read_configuration
+from ldmprobe.audit.audit import LedgerDiff, Observation, compare, observe, read_configuration
 from ldmprobe.callbacks import DDIMProbe, ProbeCallback
 from ldmprobe.probing.probe import Ranks
 from tests.helpers import tiny_unet_settings
@@ -79,7 +79,7 @@ def write_config(path: Path, callbacks=ALL_PROBES, model=None, data=None, own_da
     return path
 
 
-def audit_in_process(config: Path, steps: int = 4) -> tuple[Observation, Comparison]:
+def audit_in_process(config: Path, steps: int = 4) -> tuple[Observation, LedgerDiff]:
     """The two runs of ``ldmprobe audit``, without its fresh processes, which cost seconds each."""
     settings = read_configuration(["--config", str(config)])
     folder = config.parent

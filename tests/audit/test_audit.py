@@ -3,12 +3,12 @@
 import copy
 
 import pytest
-import torch
 
 from ldmprobe.audit.audit import _unsteady_metrics, audit, compare, observe, read_configuration, verdict
-from ldmprobe.audit.ledger import differences, digest
+from ldmprobe.audit.ledger import differences
 from ldmprobe.cli import main
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.digest import digest
 from tests.audit.audited_run import own, write_config
 
 PLANTED = {
@@ -114,32 +114,6 @@ def test_logged_times_are_left_out(run):
     assert compare(plain, again).first is not None
     assert _unsteady_metrics(plain, again) == {"seconds"}
     assert compare(plain, again, leave_out={"seconds"}).first is None
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        (torch.tensor([1.0]), torch.nextafter(torch.tensor([1.0]), torch.tensor(2.0))),
-        (torch.tensor(0.0), torch.tensor(-0.0)),
-        (torch.zeros(2, 3), torch.zeros(3, 2)),
-        (torch.zeros(2, dtype=torch.float16), torch.zeros(2, dtype=torch.bfloat16)),
-        ({"a": 1}, {"a": 2}),
-        ({"a": 1}, {"b": 1}),
-        ([1, [2]], [[1], 2]),
-        (True, 1),
-        (None, False),
-        ("1", 1),
-    ],
-)
-def test_digests_tell_values_apart(one, other):
-    assert digest(one).digest != digest(other).digest
-    assert digest(one) == digest(copy.deepcopy(one))
-
-
-def test_bytes_are_counted_whatever_the_layout():
-    image = torch.arange(24, dtype=torch.bfloat16).view(2, 3, 4)
-    assert digest(image).num_bytes == 48
-    assert digest(image.transpose(0, 2)) == digest(image.transpose(0, 2).contiguous())
 
 
 def test_what_is_missing_differs():

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 
-import torch
 from torch import Tensor
 
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.pixels import as_bytes
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
 
 
@@ -48,7 +48,7 @@ def png_bytes(image: Tensor) -> bytes:
     """An image (C, H, W) in [−1, 1] as PNG; the first of two or more than four channels is shown in grey."""
     from PIL import Image
 
-    array = ((image.detach().cpu().nan_to_num().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
+    array = as_bytes(image.detach().cpu()).numpy()
     picture = Image.fromarray(array.transpose(1, 2, 0)) if len(array) in (3, 4) else Image.fromarray(array[0])
     buffer = io.BytesIO()
     picture.save(buffer, "PNG")
