@@ -33,7 +33,7 @@ def digest(value: object) -> Digest:
     state = blake2b(digest_size=16)
     num_bytes = 0
 
-    def feed(header: str, content: bytes | np.ndarray = b"") -> None:
+    def feed(header: str, content: bytes | memoryview = b"") -> None:
         nonlocal num_bytes
         state.update(f"{header};".encode())
         state.update(content)
@@ -41,7 +41,7 @@ def digest(value: object) -> Digest:
 
     def visit(value: object) -> None:
         if isinstance(value, Tensor):
-            raw = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+            raw = memoryview(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
             feed(f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}", raw)
         elif isinstance(value, np.ndarray):
             feed(f"{value.dtype} {value.shape}", value.tobytes())
