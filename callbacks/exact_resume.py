@@ -16,7 +16,7 @@ from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.callbacks.same_optimization import check_same_optimization, check_schedules_last, optimization
 from ldmprobe.data.images import ImageData
 from ldmprobe.io.store import RecordStore
-from ldmprobe.training.checkpoint_paths import paths_here
+from ldmprobe.training.checkpoint.paths import paths_here
 
 LAST_WORDS = "terminated.ckpt"
 _KEY = "ldmprobe.ExactResume"

@@ -76,6 +76,7 @@ from ldmprobe.models.guidance import Guidance as Guidance
 from ldmprobe.plain_loop import probe as probe
 from ldmprobe.pretrained.load import PretrainedText as PretrainedText
 from ldmprobe.pretrained.lora import LoRA as LoRA
+from ldmprobe.pretrained.source import Source as Source
 from ldmprobe.probing.analyses import Analysis as Analysis
 from ldmprobe.probing.analyses import Findings as Findings
 from ldmprobe.probing.analyses import InheritedError as InheritedError
@@ -93,11 +94,11 @@ from ldmprobe.probing.held_out import HeldOut as HeldOut
 from ldmprobe.probing.quality import probe_quality as probe_quality
 from ldmprobe.probing.reference import Reference as Reference
 from ldmprobe.probing.sampling import Sampling as Sampling
-from ldmprobe.standalone import load_model as load_model
 from ldmprobe.standalone import sample_images as sample_images
 from ldmprobe.tracking.csv_logger import ResumableCSVLogger as ResumableCSVLogger
 from ldmprobe.tracking.loggers import scalar_metrics as scalar_metrics
 from ldmprobe.tracking.report import write_report as write_report
+from ldmprobe.training.checkpoint.load import load_model as load_model
 from ldmprobe.training.finetuning import FinetunedDiffusion as FinetunedDiffusion
 from ldmprobe.training.latent_diffusion import LatentDiffusion as LatentDiffusion
 

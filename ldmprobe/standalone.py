@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from math import inf
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,9 @@ from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.denoiser import check_denoiser
-from ldmprobe.models.device import move
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance
-from ldmprobe.pretrained.load import Precision
+from ldmprobe.pretrained.source import Source
 from ldmprobe.probing.analyses import Analysis, Findings, Trajectory
 from ldmprobe.probing.clipping import clipping, count_clipped
 from ldmprobe.probing.ddim import default_analyses, probe_ddim
@@ -29,54 +28,7 @@ from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import evaluating, progress_bar
 from ldmprobe.probing.reference import Reference, encode_images
 from ldmprobe.probing.sampling import Sampling, sample_trajectory
-
-
-def load_model(
-    name: str,
-    device: str | None = None,
-    prompts: Sequence[str] | None = None,
-    revision: str | None = None,
-    variant: str | None = None,
-    local_files_only: bool = False,
-    text_precision: Precision = "float32",
-    base: str | None = None,
-) -> DiffusionModel:
-    """The model in a LatentDiffusion checkpoint (``.ckpt``) or a diffusers pipeline (folder or hub id), on ``device``.
-
-    Args:
-        prompts: of a text-to-image model's samples, in turn; default: a checkpoint's own, of a pipeline the empty one.
-        revision, variant, local_files_only, text_precision: of a pipeline, as :func:`~ldmprobe.pretrained.load.load_pipeline`'s.
-        base: of a checkpoint, as :meth:`~ldmprobe.training.checkpoint.Checkpoint.read`'s.
-
-    Raises:
-        ConfigurationError: nothing loadable there, prompts for a model without text, or no such device.
-    """
-    of_a_pipeline = Path(name).suffix in (".safetensors", ".json", ".bin")
-    if name.endswith(".ckpt") or (Path(name).is_file() and not of_a_pipeline) or (Path(name) / ".metadata").is_file():
-        from ldmprobe.training.checkpoint import load_diffusion_model
-
-        if revision or variant or local_files_only or text_precision != "float32":
-            raise ConfigurationError(
-                f"{name} is a checkpoint; --revision, --variant, --local-files-only and --text-precision are of pipelines (HF_HUB_OFFLINE=1 "
-                "keeps the hub from being asked)."
-            )
-        model = load_diffusion_model(Path(name), base)
-    else:
-        from ldmprobe.pretrained.load import load_pipeline
-
-        if base is not None:
-            raise ConfigurationError(f"{name} is a pipeline, which is whole; --base is of a finetune's checkpoint.")
-        model = load_pipeline(
-            name,
-            revision=revision,
-            variant=variant,
-            local_files_only=local_files_only,
-            text_precision=text_precision,
-        )
-    if prompts is not None:
-        model.conditioning.set_prompts(prompts)
-    move(model.modules, device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    return model
+from ldmprobe.training.checkpoint.load import load_model
 
 
 @torch.no_grad()
@@ -174,16 +126,8 @@ def _model(args: Namespace) -> tuple[DiffusionModel, Sampling]:
     for name, at_least in (("num_samples", 1), ("batch_size", 1), ("num_reference", 2), ("image_size", 1), ("seed", 0)):
         value, at_most = vars(args).get(name), 10_000_000 if name == "num_samples" else inf
         check_numbers("The command", at_least, at_most, **{f"--{name.replace('_', '-')}": value})
-    model = load_model(
-        args.model,
-        args.device,
-        args.prompt,
-        args.revision,
-        args.variant,
-        args.local_files_only,
-        args.text_precision,
-        args.base,
-    )
+    source = Source(args.model, args.revision, args.variant, args.local_files_only, args.text_precision, args.base)
+    model = load_model(source, args.device, args.prompt)
     image_shape = model.codec.image_shape(model.latent_shape)
     with evaluating(model.modules):
         condition = model.conditioning.for_samples(torch.zeros(1, dtype=torch.long, device=model.device))

@@ -21,7 +21,8 @@ from torch import Tensor
 from ldmprobe.data.images import ImageData
 from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.probing.sampling import Sampling
-from ldmprobe.standalone import load_model, sample_images
+from ldmprobe.standalone import sample_images
+from ldmprobe.training.checkpoint.load import load_model
 
 
 def judge(checkpoint: str, num_samples: int, guidance_scale: float, seed: int) -> bool:

@@ -23,7 +23,8 @@ from ldmprobe.data.builtin import COLOURS, SHAPES, load_builtin
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.probing.sampling import Sampling
-from ldmprobe.standalone import load_model, sample_images
+from ldmprobe.standalone import sample_images
+from ldmprobe.training.checkpoint.load import load_model
 
 _TRAINING, _JUDGING = 1_000_001, 1_000_002  # seeds of real images, of no training run
 

@@ -17,8 +17,9 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.reference import Reference
 from ldmprobe.probing.sampling import Sampling
-from ldmprobe.standalone import load_model, real_latents
+from ldmprobe.standalone import real_latents
 from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure
+from ldmprobe.training.checkpoint.load import load_model
 
 
 def make_figures(args: argparse.Namespace) -> list[Path]:

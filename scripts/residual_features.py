@@ -20,7 +20,8 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.reference import Reference
-from ldmprobe.standalone import load_model, real_latents
+from ldmprobe.standalone import real_latents
+from ldmprobe.training.checkpoint.load import load_model
 
 FOLDS, DRAWS = 8, 1024
 TIMESTEPS = (924, 680, 354, 157, 49, 12, 2)

@@ -22,8 +22,9 @@ from ldmprobe.models.families import FAMILIES, REFUSED
 from ldmprobe.models.frozen import Frozen
 from ldmprobe.pretrained.lora import LoRA
 from ldmprobe.probing.sampling import Sampling
-from ldmprobe.standalone import load_model, sample_images
+from ldmprobe.standalone import sample_images
 from ldmprobe.training.cache import write_cache
+from ldmprobe.training.checkpoint.load import load_model
 from ldmprobe.training.finetuning import FinetunedDiffusion
 from tests.helpers import FLOAT32, WHOLE_PATH
 from tests.pipelines import TINY, saved

@@ -19,8 +19,9 @@ from ldmprobe.io.store import RecordStore
 from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.pretrained.load import load_pipeline
 from ldmprobe.probing.sampling import Sampling
-from ldmprobe.standalone import image_grid, load_model, real_latents, sample_images
+from ldmprobe.standalone import image_grid, real_latents, sample_images
 from ldmprobe.tracking.figures import kl_figure, pca_figure
+from ldmprobe.training.checkpoint.load import load_model
 from tests.helpers import WHOLE_PATH, tiny_unet
 from tests.pipelines import autoencoder, clip, saved
 

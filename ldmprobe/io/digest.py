@@ -41,7 +41,7 @@ def digest(value: object) -> Digest:
 
     def visit(value: object) -> None:
         if isinstance(value, Tensor):
-            raw = memoryview(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            raw = value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
             feed(f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}", raw)
         elif isinstance(value, np.ndarray):
             feed(f"{value.dtype} {value.shape}", value.tobytes())

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -22,44 +22,34 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.families import FAMILIES, family_of
 from ldmprobe.models.frozen import Frozen, NetworkFiles
 from ldmprobe.pretrained.files import check_files, find_pipeline, refusal
+from ldmprobe.pretrained.source import Precision, Source
 
-Precision = Literal["float32", "bfloat16", "float16"]
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LIBRARIES = ("diffusers", "transformers")
 _UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
 _DISPENSABLE = ("text_encoder_3", "tokenizer_3")  # Stable Diffusion 3's T5, without which it encodes text, too
 
 
-def load_pipeline(
-    name: str,
-    prompts: Sequence[str] = ("",),
-    revision: str | None = None,
-    variant: str | None = None,
-    local_files_only: bool = False,
-    text_precision: Precision = "float32",
-) -> DiffusionModel:
-    """The model in a diffusers pipeline folder or hub repository, ready to be probed, sampled or finetuned. Its autoencoder and its text
-    encoders are read when they are first needed.
+def load_pipeline(source: Source | str, prompts: Sequence[str] = ("",)) -> DiffusionModel:
+    """Load a diffusers pipeline, ready to be probed, sampled or finetuned; its autoencoder and text encoders are read when first needed.
 
     Args:
-        name: folder or hub id of a pipeline of one of :data:`~ldmprobe.models.families.FAMILIES`, with safetensors weights.
+        source: a pipeline of one of :data:`~ldmprobe.models.families.FAMILIES`, with safetensors weights.
         prompts: for text-to-image pipelines: sample i has ``prompts[i % len(prompts)]``.
-        revision: branch, tag or commit on the hub.
-        variant: of the weights, such as "fp16".
-        local_files_only: never ask the hub, only its cache.
-        text_precision: of the text encoders; half of it is half their memory. The rest is in float32.
 
     Raises:
         ConfigurationError: no pipeline there, of another family, without a component that it names, without safetensors, or without this
             variant; a hub repository that is neither cached nor within reach.
     """
-    read = read_pipeline(name, (), revision, variant, local_files_only, text_precision)
+    source = Source.of(source)
+    read = read_pipeline(source)
     try:
         return _taken_apart(read, prompts)
     except ConfigurationError:
         raise
     except Exception as error:
         raise ConfigurationError(
-            f"The {type(read.pipeline).__name__} in {name} cannot be taken apart: {error or type(error).__name__}"
+            f"The {type(read.pipeline).__name__} in {source.name} cannot be taken apart: {error or type(error).__name__}"
         ) from error
 
 
@@ -75,26 +65,19 @@ class ReadPipeline:
     frozen: dict[str, Frozen]
 
 
-def read_pipeline(
-    name: str,
-    without: Sequence[str] = (),
-    revision: str | None = None,
-    variant: str | None = None,
-    local_files_only: bool = False,
-    text_precision: Precision = "float32",
-) -> ReadPipeline:
-    """The diffusers pipeline in a folder or hub repository.
+def read_pipeline(source: Source, without: Sequence[str] = ()) -> ReadPipeline:
+    """Read the diffusers pipeline in a folder or hub repository.
 
     Args:
         without: names of components that are not to be read.
-        revision, variant, local_files_only, text_precision: as :func:`load_pipeline`'s.
 
     Raises:
         ConfigurationError: as :func:`load_pipeline`'s.
     """
     from diffusers import DiffusionPipeline
 
-    place, files = find_pipeline(name, revision, local_files_only)
+    name, revision, variant = source.name, source.revision, source.variant
+    place, files = find_pipeline(name, revision, source.local_files_only)
     try:
         index = dict(DiffusionPipeline.load_config(place, revision=revision))
     except Exception as error:  # diffusers raises many kinds, all meaning "not loadable"
@@ -115,7 +98,7 @@ def read_pipeline(
         frozen = {
             part: Frozen(
                 NetworkFiles(folder / part, _class(*entry), variant),
-                torch.float32 if part == family.autoencoder else getattr(torch, text_precision),
+                torch.float32 if part == family.autoencoder else _DTYPES[source.text_precision],
             )
             for part, entry in read.items()
             if (part == family.autoencoder or part.startswith("text_encoder")) and entry[1] is not None
@@ -146,10 +129,10 @@ class PretrainedText(TextEncoder):
 
     Args:
         pipeline: folder or hub id.
-        revision, variant, local_files_only, text_precision: as :func:`load_pipeline`'s.
+        revision, variant, local_files_only, text_precision: as in :class:`~ldmprobe.Source`.
 
     Raises:
-        ConfigurationError: as :func:`load_pipeline`'s; or a pipeline without text.
+        ConfigurationError: as :func:`load_pipeline`; or a pipeline without text.
     """
 
     def __init__(
@@ -161,7 +144,8 @@ class PretrainedText(TextEncoder):
         text_precision: Precision = "float32",
     ) -> None:
         others = {part for family in FAMILIES.values() for part in (family.network, family.autoencoder) if part}
-        read = read_pipeline(pipeline, sorted(others), revision, variant, local_files_only, text_precision)
+        source = Source(pipeline, revision, variant, local_files_only, text_precision)
+        read = read_pipeline(source, sorted(others))
         if not FAMILIES[type(read.pipeline).__name__].text:
             raise ConfigurationError(f"{pipeline} is a {type(read.pipeline).__name__}, which has no text encoder.")
         if "text_encoder_3" in read.pipeline.components and read.pipeline.text_encoder_3 is None:

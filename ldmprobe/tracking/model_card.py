@@ -16,9 +16,9 @@ from ldmprobe.models.codec import in_digits
 from ldmprobe.models.conditioning import CardPart
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.pretrained.lora import LoRAWeights
+from ldmprobe.pretrained.source import Source
 from ldmprobe.tracking.comparable import comparable
 from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure, samples_figure, skill_figure
-from ldmprobe.training.base_model import BaseModel
 
 CARD_RECORDS = 24  # of one probe, at most: curves of a figure
 _SHOWN_PROMPTS = 10  # a row of the figure
@@ -30,7 +30,7 @@ def write_model_card(
     pipeline: Any,
     model: DiffusionModel,
     records: Sequence[ProbeRecord],
-    base: BaseModel | None = None,
+    base: Source | None = None,
     lora: LoRAWeights | None = None,
 ) -> None:
     """Write ``README.md`` and ``figures/*.png`` into a pipeline's folder, or that of its LoRA.
@@ -61,7 +61,7 @@ def write_model_card(
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _header(name: str, pipeline: Any, task: str, base: BaseModel | None, lora: LoRAWeights | None) -> str:
+def _header(name: str, pipeline: Any, task: str, base: Source | None, lora: LoRAWeights | None) -> str:
     class_name = type(pipeline).__name__
     relation = (
         f"base_model: {base.name}\nbase_model_relation: {'adapter' if lora else 'finetune'}\n"
@@ -85,7 +85,7 @@ pipeline_tag: {task}
 """
 
 
-def _on_hub(base: BaseModel) -> bool:
+def _on_hub(base: Source) -> bool:
     """Else it has the path of a machine that the card's reader does not know."""
     return re.fullmatch(r"[\w.-]+/[\w.-]+", base.name) is not None and not Path(base.name).exists()
 
@@ -151,7 +151,7 @@ def _without(pipeline: Any) -> str:
     return "".join(f", {name}=None" for name in absent if name not in pipeline._optional_components)
 
 
-def _use_lora(name: str, base: BaseModel, pipeline: Any, call: str) -> str:
+def _use_lora(name: str, base: Source, pipeline: Any, call: str) -> str:
     """With the scheduler beside the LoRA: the base's own may be of another noise schedule, or take other steps."""
     scheduler, first = type(pipeline.scheduler).__name__, ""
     settings = {key: value for key in ("revision", "variant") if (value := getattr(base, key))}

@@ -25,12 +25,13 @@ from ldmprobe.callbacks.exact_resume import ExactResume
 from ldmprobe.callbacks.logger_guard import LoggerGuard
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.run_directory import check_own, lock, reserve, unlock
-from ldmprobe.training.checkpoint_io import WholeCheckpointIO, damage
+from ldmprobe.training.checkpoint.newest import damage
+from ldmprobe.training.checkpoint.resume import continue_curves, keep_wandb_id, last_checkpoint, say
+from ldmprobe.training.checkpoint.write import AtomicCheckpointIO
 from ldmprobe.training.configuration_errors import configuration_errors, meant_for_the_user
 from ldmprobe.training.finetuning import FinetunedDiffusion
 from ldmprobe.training.foreign_code import check_classes, imports_in_the_open
 from ldmprobe.training.latent_diffusion import LatentDiffusion
-from ldmprobe.training.resume import continue_curves, keep_wandb_id, last_checkpoint, say
 from ldmprobe.training.run_configuration import SaveConfig
 
 _RUN_DIR = "runs/run"
@@ -131,7 +132,7 @@ class LDMProbeCLI(LightningCLI):
         trainer = super().instantiate_trainer(default_root_dir=self._get(self.config_init, "run_dir"), **kwargs)
         # Lightning's default, not one of the user's choice.
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = WholeCheckpointIO()
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
         return trainer
 
     def before_fit(self) -> None:

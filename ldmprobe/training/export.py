@@ -14,7 +14,7 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.pretrained.export import as_pipeline
 from ldmprobe.tracking.history import comparable_series
 from ldmprobe.tracking.model_card import CARD_RECORDS, write_model_card
-from ldmprobe.training.checkpoint import Checkpoint
+from ldmprobe.training.checkpoint.load import Checkpoint
 
 
 def export(checkpoint: Path, folder: Path, merge: bool = False, base: str | None = None) -> Path:
@@ -26,7 +26,7 @@ def export(checkpoint: Path, folder: Path, merge: bool = False, base: str | None
     with ``merge``, a pipeline, for ``DiffusionPipeline.from_pretrained``.
 
     Args:
-        base: as :meth:`~ldmprobe.training.checkpoint.Checkpoint.read`'s.
+        base: as :meth:`~ldmprobe.training.checkpoint.load.Checkpoint.read`'s.
 
     Returns:
         ``folder``.

@@ -8,10 +8,11 @@ from typing import Any
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.pretrained.load import Precision
+from ldmprobe.pretrained.finetune import base_fingerprint, frozen_keys, prepare_for_finetuning_
 from ldmprobe.pretrained.lora import LoRA
-from ldmprobe.training.base_model import BaseModel, finetuned, not_trained, weights_fingerprint
-from ldmprobe.training.checkpoint import finetune_card
+from ldmprobe.pretrained.source import Precision, Source
+from ldmprobe.training.checkpoint.load import load_model
+from ldmprobe.training.checkpoint.spec import finetune_spec
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from ldmprobe.training.sharding import is_sharded
 
@@ -56,10 +57,10 @@ class FinetunedDiffusion(LatentDiffusion):
         scheduler: dict[str, bool | int | float | str | list[float] | None] | None = None,
         **kwargs: Any,
     ) -> None:
-        base = BaseModel(pretrained, revision, variant, local_files_only, text_precision)
-        model = base.load()
-        base_weights = weights_fingerprint(model)
-        finetuned(model, prompts, dropout, lora, train_text_encoder)
+        base = Source(pretrained, revision, variant, local_files_only, text_precision)
+        model = load_model(base, device="cpu")
+        base_weights = base_fingerprint(model)
+        prepare_for_finetuning_(model, prompts, dropout, lora, train_text_encoder)
         super().__init__(
             network=model.network,
             codec=model.codec,
@@ -79,8 +80,9 @@ class FinetunedDiffusion(LatentDiffusion):
         self.conditioning.check_finetune(classes, self.base.name)
         super().setup(stage)
 
-    def model_card(self) -> dict[str, Any]:
-        return finetune_card(self, self.base, self.base_weights, self.lora, self.train_text_encoder)
+    def model_spec(self) -> dict[str, Any]:
+        model = self.diffusion_model(self.network)
+        return finetune_spec(model, self.base, self.base_weights, self.lora, self.train_text_encoder)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
@@ -97,7 +99,7 @@ class FinetunedDiffusion(LatentDiffusion):
         """What of the state dict stays as it is in the base, and can be left out; not of one that is sharded, which is loaded otherwise."""
         if is_sharded(self.network):
             return set()
-        network = {f"network.{name}" for name in not_trained(self.network)}
-        text = {f"conditioning.{name}" for name in not_trained(self.conditioning)}
+        network = {f"network.{name}" for name in frozen_keys(self.network)}
+        text = {f"conditioning.{name}" for name in frozen_keys(self.conditioning)}
         averaged = {f"ema.{name}" for name in network} if self.ema is not None else set()
         return network | averaged | text

@@ -22,7 +22,7 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, Unconditional
 from ldmprobe.models.denoiser import Condition, check_denoiser
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.training.checkpoint import check_same_model, check_same_state, model_card
+from ldmprobe.training.checkpoint.spec import check_same_model, check_same_state, model_spec
 from ldmprobe.training.ema import EMA
 from ldmprobe.training.rates import built, check_rates
 from ldmprobe.training.sharding import check_strategy, check_trained, is_sharded, same_on_every_rank, shard
@@ -249,16 +249,16 @@ class LatentDiffusion(L.LightningModule):
             network = self.network if self.ema is None else self.ema.network
         return DiffusionModel(network, self.schedule, self.latent_shape, self.codec, self.conditioning, weights)
 
-    def model_card(self) -> dict[str, Any]:
-        """What its checkpoints say of the model."""
-        return model_card(self)
+    def model_spec(self) -> dict[str, Any]:
+        """Return what a checkpoint says of the model."""
+        return model_spec(self.diffusion_model(self.network))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["ldmprobe"] = self.model_card()
+        checkpoint["ldmprobe"] = self.model_spec()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        check_same_model(checkpoint, self.model_card())
-        check_same_state(checkpoint, self)
+        check_same_model(checkpoint, self.model_spec())
+        check_same_state(checkpoint, self, self.codec)
 
 
 def stable_diffusion_scheduler() -> Any:

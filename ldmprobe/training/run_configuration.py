@@ -17,7 +17,7 @@ from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from ldmprobe.io.atomic import atomic_write
 from ldmprobe.io.difference import changes
-from ldmprobe.training.resume import say
+from ldmprobe.training.checkpoint.resume import say
 
 _KEY = "ldmprobe.configuration"
 _OF_THIS_START = ("run_dir", "ckpt_path")  # no part of what is compared

@@ -19,7 +19,7 @@ from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.reference import Reference
 from ldmprobe.standalone import real_latents
-from ldmprobe.training.checkpoint import load_diffusion_model
+from ldmprobe.training.checkpoint.load import load_model
 from tests.test_bad_input import _config, _fit, _probe, _refused
 
 KINDS = ["folder", "parquet", "save_to_disk", "arrays", "folder, streamed", "parquet, streamed"]
@@ -216,7 +216,7 @@ def test_other_data_are_refused_before_anything_is_overwritten(names, arguments,
 
 def test_a_model_is_not_judged_in_silence_on_rows_that_it_was_trained_on(tmp_path):
     assert run(tmp_path / "pictures", FIRST, "--data.init_args.held_out_fraction=0.02") == 0
-    model = load_diffusion_model(Path("runs/one/checkpoints/last.ckpt"))
+    model = load_model(Path("runs/one/checkpoints/last.ckpt"))
     with pytest.warns(UserWarning, match=r"trained on rows of .* that are held out here \(\d+ of 5\d"):
         real_latents(model, str(tmp_path / "pictures"))
 

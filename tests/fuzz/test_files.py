@@ -26,7 +26,7 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.denoiser import network_config
 from ldmprobe.pretrained.load import load_pipeline
 from ldmprobe.probing.reference import Reference
-from ldmprobe.standalone import load_model
+from ldmprobe.training.checkpoint.load import load_model
 from tests.fuzz.cases import damaged, fuzz, json_values
 from tests.fuzz.test_configurations import DESPAIR, places
 from tests.helpers import sd_scheduler, tiny_unet

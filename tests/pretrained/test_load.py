@@ -25,8 +25,10 @@ from ldmprobe.models.frozen import NetworkFiles
 from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.pretrained.files import check_files
 from ldmprobe.pretrained.load import PretrainedText, load_pipeline
+from ldmprobe.pretrained.source import Source
 from ldmprobe.probing.sampling import Sampling
-from ldmprobe.standalone import load_model, sample_images
+from ldmprobe.standalone import sample_images
+from ldmprobe.training.checkpoint.load import load_model
 from ldmprobe.training.finetuning import FinetunedDiffusion
 from tests.helpers import FLOAT32, WHOLE_PATH, sd_scheduler, tiny_unet
 from tests.pipelines import autoencoder, saved, tiny
@@ -112,12 +114,12 @@ def test_a_mistyped_folder_is_told_without_asking_the_hub(tmp_path, monkeypatch)
     ):
         load_pipeline("models/mine")
     with pytest.raises(ConfigurationError, match="not in the hub's cache"):  # as the message says
-        load_pipeline("models/mine", revision="main")
+        load_pipeline(Source("models/mine", revision="main"))
 
 
 def test_a_folder_has_no_revisions(folder):
     with pytest.raises(ConfigurationError, match=r"`revision` is of the hub, but .* is a folder here; leave it out"):
-        load_pipeline(str(folder), revision="main")
+        load_pipeline(Source(str(folder), revision="main"))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +165,7 @@ def test_a_hub_id_out_of_reach_is_refused_with_how_to_get_it(source):
     why = "`local_files_only`" if "local_files_only" in source else "HF_HUB_OFFLINE is set"
     expected = rf"not in the hub's cache .* was not to be asked \({why}\).*run `hf download no/such-pipeline{at}`, or with `--local-dir DIR`"
     with pytest.raises(ConfigurationError, match=expected):
-        load_pipeline("no/such-pipeline", **source)
+        load_pipeline(Source("no/such-pipeline", **source))
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -218,7 +220,7 @@ def test_what_the_hub_refuses_is_told_with_what_to_do(name, text, tmp_path, monk
     close_session()
     try:
         with pytest.raises(ConfigurationError, match=re.escape(text)):
-            load_pipeline(name, revision="v9")
+            load_pipeline(Source(name, revision="v9"))
     finally:
         server.shutdown()
         close_session()
@@ -233,7 +235,7 @@ def test_a_cached_hub_pipeline_is_read_without_the_hub(tmp_path, monkeypatch):
     (repository / "refs" / "main").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     assert load_pipeline("someone/tiny").latent_shape == (3, 8, 8)
-    assert load_pipeline("someone/tiny", local_files_only=True, revision="main").latent_shape == (3, 8, 8)
+    assert load_pipeline(Source("someone/tiny", local_files_only=True, revision="main")).latent_shape == (3, 8, 8)
     shutil.rmtree(repository / "snapshots" / commit / "unet")
     with pytest.raises(ConfigurationError, match="someone/tiny lacks its unet"):
         load_pipeline("someone/tiny")
@@ -395,7 +397,7 @@ def half(tmp_path):
 
 
 def test_a_half_precision_variant_is_loaded_in_float32(half):
-    model = load_pipeline(str(half), variant="fp16")
+    model = load_pipeline(Source(str(half), variant="fp16"))
     assert {parameter.dtype for module in model.modules for parameter in module.parameters()} == {torch.float32}
     whole = load_pipeline(str(saved("StableDiffusionPipeline")))
     for ours, theirs in zip(model.network.parameters(), whole.network.parameters(), strict=True):
@@ -408,21 +410,21 @@ def test_a_variant_that_is_not_there_is_refused_with_those_that_are(half, varian
     with pytest.raises(
         ConfigurationError, match=rf"The text_encoder in .* has no weights {what}; set `variant: fp16`\."
     ):
-        load_pipeline(str(half), variant=variant)
+        load_pipeline(Source(str(half), variant=variant))
 
 
 def test_a_component_without_the_variant_is_read_without_it(half):
     """As diffusers does: of some pipelines only the large components have variants."""
     shutil.copytree(saved("StableDiffusionPipeline") / "vae", half / "vae", dirs_exist_ok=True)
     (half / "vae" / "diffusion_pytorch_model.fp16.safetensors").unlink()
-    load_pipeline(str(half), variant="fp16")
+    load_pipeline(Source(str(half), variant="fp16"))
     with pytest.raises(ConfigurationError, match=r"has no weights of a variant 'bf16'; set `variant: fp16`\."):
-        load_pipeline(str(half), variant="bf16")
+        load_pipeline(Source(str(half), variant="bf16"))
 
 
 def test_a_variant_of_weights_without_one_is_refused(folder):
     with pytest.raises(ConfigurationError, match=r"ddpm has no weights of a variant 'fp16'; leave `variant` out\."):
-        load_pipeline(str(folder), variant="fp16")
+        load_pipeline(Source(str(folder), variant="fp16"))
 
 
 def test_weights_in_parts_are_found_with_their_variants():
@@ -476,7 +478,7 @@ def test_text_encoders_and_autoencoder_are_read_when_they_are_needed(monkeypatch
 @pytest.mark.parametrize("family", [name for name, family in FAMILIES.items() if family.text])
 def test_text_encoders_in_half_precision_say_nearly_the_same_in_float32(family):
     whole = load_pipeline(str(saved(family)), ["a red cat"]).conditioning
-    half = load_pipeline(str(saved(family)), ["a red cat"], text_precision="bfloat16").conditioning
+    half = load_pipeline(Source(str(saved(family)), text_precision="bfloat16"), ["a red cat"]).conditioning
     ids = torch.arange(1)
     expected, condition = whole.for_samples(ids), half.for_samples(ids)
     networks = [encoder.network for encoder in half.encoder.encoders.values()]

@@ -15,8 +15,8 @@ from ldmprobe.io.record import ProbeRecord
 from ldmprobe.pretrained.export import as_pipeline
 from ldmprobe.pretrained.load import load_pipeline
 from ldmprobe.pretrained.lora import LoRAWeights
+from ldmprobe.pretrained.source import Source
 from ldmprobe.tracking.model_card import write_model_card
-from ldmprobe.training.base_model import BaseModel
 from tests.pipelines import saved
 
 
@@ -43,7 +43,7 @@ def test_its_code_runs_and_makes_images_of_the_trained_size(family):
     assert ("pipeline_tag: text-to-image" in card, "\"a 'red' cat\"" in card, "| Text | " in card) == (text,) * 3
 
 
-HUB = BaseModel("me/sd", revision="v2")
+HUB = Source("me/sd", revision="v2")
 LORA = LoRAWeights(None, {"unet": {"A": torch.zeros(2, 4)}}, {"unet": {"r": 2, "lora_alpha": 6}})
 ORIGINS = {
     "scratch": (
@@ -68,12 +68,12 @@ ORIGINS = {
         ],
     ),
     "LoRA of a checkpoint": (
-        BaseModel("a.ckpt"),
+        Source("a.ckpt"),
         LORA,
         ["`ldmprobe export path/to/a.ckpt base --merge`", 'from_pretrained("base")', 'load_lora_weights("mine")'],
     ),
     "LoRA of a folder": (
-        BaseModel("/home/me/sd"),
+        Source("/home/me/sd"),
         LORA,
         ["of diffusers, finetuned from sd and", "`path/to/sd` stands for the", 'from_pretrained("path/to/sd")'],
     ),

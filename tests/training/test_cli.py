@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
 from ldmprobe.io.store import RecordStore
-from ldmprobe.training.checkpoint_io import WholeCheckpointIO
+from ldmprobe.training.checkpoint.write import AtomicCheckpointIO
 from ldmprobe.training.cli import build_cli
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import tiny_unet_settings
@@ -106,7 +106,7 @@ def test_module_and_data_work_in_a_lightning_cli_of_ones_own(tmp_path):
 
 def test_checkpoints_are_whole_unless_the_user_has_a_plugin_of_their_own(tmp_path):
     arguments = ["--config", str(CONFIG), f"--run_dir={tmp_path / 'run'}", *SMALL]
-    assert type(build_cli(arguments, run=False).trainer.strategy.checkpoint_io) is WholeCheckpointIO
+    assert type(build_cli(arguments, run=False).trainer.strategy.checkpoint_io) is AtomicCheckpointIO
     own = "--trainer.plugins=[lightning.pytorch.plugins.io.AsyncCheckpointIO]"
     assert type(build_cli([*arguments, own], run=False).trainer.strategy.checkpoint_io) is AsyncCheckpointIO
 

@@ -23,10 +23,8 @@ from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.reference import Reference, encode_images
 from ldmprobe.probing.sampling import Sampling
-from ldmprobe.standalone import load_model
-from ldmprobe.training.base_model import BaseModel
-from ldmprobe.training.checkpoint import load_diffusion_model
-from ldmprobe.training.sharded_checkpoint import is_sharded_checkpoint, load_sharded_checkpoint
+from ldmprobe.training.checkpoint.load import load_model
+from ldmprobe.training.checkpoint.sharded import is_sharded_checkpoint, load_sharded_checkpoint
 from tests.pipelines import saved
 from tests.probing.gaussian import assert_same_record, numbers_of
 from tests.training.test_finetuning import SD
@@ -279,7 +277,7 @@ def test_a_finetune_on_two_processes_is_rebuilt_and_resumes_identically(tmp_path
     path = checkpoint(again, 4)
     base, loaded = (
         {"network": each.network.state_dict(), "text": each.conditioning.encode(PROMPTS)}
-        for each in (BaseModel(model["pretrained"]).load(), load_diffusion_model(path))
+        for each in (load_model(model["pretrained"]), load_model(path))
     )
     assert {
         part for part in base if any(not torch.equal(loaded[part][name], value) for name, value in base[part].items())

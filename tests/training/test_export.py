@@ -32,7 +32,7 @@ from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.pretrained.export import as_pipeline
 from ldmprobe.pretrained.load import load_pipeline
 from ldmprobe.probing.probe import evaluating
-from ldmprobe.training.checkpoint import load_diffusion_model
+from ldmprobe.training.checkpoint.load import load_model
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import FLOAT32, WHOLE_PATH, tiny_unet
 from tests.pipelines import conditional_unet
@@ -166,7 +166,7 @@ def sampled(model, noise, condition, guidance_scale=1.0):
 
 def compared(checkpoint, folder, condition, **call):
     """The pipeline's images with ldmprobe's; the pipeline's class."""
-    model = load_diffusion_model(checkpoint)
+    model = load_model(checkpoint)
     noise = torch.randn(3, *model.latent_shape, generator=torch.Generator().manual_seed(5))
     pipeline = DiffusionPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
@@ -198,7 +198,7 @@ def test_so_are_those_of_classes_with_and_without_guidance(name, guidance_scale,
 def test_and_those_of_text(name, guidance_scale, exported):
     checkpoint, folder = exported(name)
     prompts = ["a small circle", "left", "red"]
-    condition = load_diffusion_model(checkpoint).conditioning.from_batch({"caption": prompts})
+    condition = load_model(checkpoint).conditioning.from_batch({"caption": prompts})
     call = {"prompt": prompts, "guidance_scale": guidance_scale}
     assert compared(checkpoint, folder, condition, **call) == "StableDiffusionPipeline"
 
@@ -207,7 +207,7 @@ def test_and_those_of_text(name, guidance_scale, exported):
 @pytest.mark.parametrize("name", COMBINATIONS)
 def test_the_folder_is_read_back_as_the_same_model(name, exported):
     checkpoint, folder = exported(name)
-    before = load_diffusion_model(checkpoint)
+    before = load_model(checkpoint)
     after = load_pipeline(str(folder), prompts=getattr(before.conditioning, "prompts", ("",)))
     assert (after.latent_shape, after.schedule.prediction.name) == (
         before.latent_shape,

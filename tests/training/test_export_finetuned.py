@@ -12,7 +12,7 @@ from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
 from ldmprobe.pretrained.load import load_pipeline
 from ldmprobe.pretrained.lora import LoRA
-from ldmprobe.training.checkpoint import load_diffusion_model
+from ldmprobe.training.checkpoint.load import load_model
 from ldmprobe.training.finetuning import FinetunedDiffusion
 from tests.pipelines import saved
 from tests.pretrained.test_pipeline_export import PROMPTS, assert_same_images, ours
@@ -48,7 +48,7 @@ def finetuned(pretrained: Path, **settings) -> Path:
 
 def assert_changed(checkpoint: Path, base: Path) -> None:
     """Else the pipeline could have left the finetune out."""
-    model, before = load_diffusion_model(checkpoint), load_pipeline(str(base), prompts=PROMPTS)
+    model, before = load_model(checkpoint), load_pipeline(str(base), prompts=PROMPTS)
     assert (ours(model, 4.0) - ours(before, 4.0)).abs().max() > 0.01
 
 
@@ -63,9 +63,9 @@ def test_a_plain_pipeline_with_the_lora_makes_the_same_images_and_so_does_it_mer
     pipeline = DiffusionPipeline.from_pretrained(saved(family))
     pipeline.scheduler = LOADS_LORA[family].from_pretrained("lora", subfolder="scheduler")
     pipeline.load_lora_weights("lora")
-    assert_same_images(pipeline, load_diffusion_model(checkpoint))
+    assert_same_images(pipeline, load_model(checkpoint))
     assert main(["export", str(checkpoint), "merged", "--merge"]) == 0
-    assert_same_images(DiffusionPipeline.from_pretrained("merged"), load_diffusion_model(checkpoint))
+    assert_same_images(DiffusionPipeline.from_pretrained("merged"), load_model(checkpoint))
 
 
 @pytest.mark.parametrize("family", ["StableDiffusionPipeline", "PixArtSigmaPipeline"])
@@ -73,7 +73,7 @@ def test_a_whole_finetune_is_a_whole_pipeline(family):
     checkpoint = finetuned(saved(family))
     assert_changed(checkpoint, saved(family))
     assert main(["export", str(checkpoint), "mine"]) == 0
-    assert_same_images(DiffusionPipeline.from_pretrained("mine"), load_diffusion_model(checkpoint))
+    assert_same_images(DiffusionPipeline.from_pretrained("mine"), load_model(checkpoint))
     card = Path("mine/README.md").read_text()
     assert f"finetuned from {saved(family).name} and" in card
     texts = [path for path in Path("mine").rglob("*") if path.suffix in (".json", ".md", ".txt")]
@@ -91,7 +91,7 @@ def test_settings_of_the_scheduler_are_in_what_is_exported(lora):
         pipeline.load_lora_weights("mine")
     assert settings.items() <= pipeline.scheduler.config.items()
     assert pipeline.scheduler.config.beta_schedule == "scaled_linear"
-    assert_same_images(pipeline, load_diffusion_model(checkpoint))
+    assert_same_images(pipeline, load_model(checkpoint))
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_where_diffusers_loads_no_lora_it_is_merged_or_refused(family, component
     assert f"diffusers has no LoRA format for the {component} of {family}" in capsys.readouterr().err
     assert not Path("lora").exists()
     assert main(["export", str(checkpoint), "merged", "--merge"]) == 0
-    assert_same_images(DiffusionPipeline.from_pretrained("merged"), load_diffusion_model(checkpoint))
+    assert_same_images(DiffusionPipeline.from_pretrained("merged"), load_model(checkpoint))
 
 
 def test_the_code_of_a_loras_card_runs():

@@ -18,11 +18,11 @@ from ldmprobe.data.latents import LatentCache
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.frozen import Frozen
+from ldmprobe.pretrained.finetune import base_fingerprint
 from ldmprobe.pretrained.lora import LoRA
-from ldmprobe.standalone import load_model
-from ldmprobe.training.base_model import BaseModel, weights_fingerprint
+from ldmprobe.pretrained.source import Source
 from ldmprobe.training.cache import write_cache
-from ldmprobe.training.checkpoint import Checkpoint, load_diffusion_model
+from ldmprobe.training.checkpoint.load import Checkpoint, load_model
 from ldmprobe.training.finetuning import FinetunedDiffusion
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import FLOAT32, FLOAT64, guided, sd_scheduler
@@ -85,9 +85,9 @@ def test_every_family_is_finetuned_whole_and_by_lora(tmp_path, family):
         ] == []
         assert [key for key in kept if key.startswith(("codec.autoencoder", "conditioning"))] == []
         assert (lora is not None) == all("lora_" in key for key in kept if "network." in key)
-        loaded, module = load_diffusion_model(path), module.eval()
+        loaded, module = load_model(path), module.eval()
         torch.testing.assert_close(predictions(loaded), predictions(module.diffusion_model()), rtol=1e-4, atol=1e-5)
-        assert not torch.equal(predictions(loaded), predictions(BaseModel(str(saved(family))).load()))
+        assert not torch.equal(predictions(loaded), predictions(load_model(saved(family))))
         assert Checkpoint.read(path).base.name == str(saved(family))
     assert sizes["lora"] < sizes["whole"] / 2
 
@@ -168,7 +168,7 @@ def test_a_plain_pipeline_takes_the_lora_weights(tmp_path, family):
     plain = copy.deepcopy(pipeline)
     pipeline.load_lora_weights(tmp_path / "lora")
     pipeline.fuse_lora()
-    model, component = load_diffusion_model(path), "transformer" if "3" in family else "unet"
+    model, component = load_model(path), "transformer" if "3" in family else "unet"
     fused = {
         name.replace("base_layer.", ""): value for name, value in getattr(pipeline, component).state_dict().items()
     }
@@ -199,9 +199,9 @@ def test_text_encoders_without_a_format_get_updates_where_none_has_one(family, t
 def test_a_finetune_of_a_finetune(tmp_path):
     first = fitted(tmp_path / "first", finetune(lora=LoRA(rank=2), prompts=["a red cat", "a dog"]), shapes())
     module = FinetunedDiffusion(str(first), optimizer=adam, lora=LoRA(rank=1), ema_decay=None, validation_timesteps=1)
-    torch.testing.assert_close(predictions(module.diffusion_model()), predictions(load_diffusion_model(first)))
+    torch.testing.assert_close(predictions(module.diffusion_model()), predictions(load_model(first)))
     second = fitted(tmp_path / "second", module, shapes())
-    loaded = load_diffusion_model(second)
+    loaded = load_model(second)
     assert (loaded.conditioning.prompts, loaded.weights) == (("a red cat", "a dog"), "raw")
     torch.testing.assert_close(predictions(loaded), predictions(module.eval().diffusion_model()), **FLOAT32)
 
@@ -249,7 +249,7 @@ def test_a_finetune_from_a_cache_is_resumed_without_codec_and_text_encoders(tmp_
 def test_text_encoders_in_half_precision_stay_so_and_the_checkpoint_says_so(tmp_path):
     module = finetune("StableDiffusion3Pipeline", text_precision="bfloat16", prompts=["a red cat"])
     path = fitted(tmp_path, module, shapes("StableDiffusion3Pipeline"))
-    loaded = load_diffusion_model(path)
+    loaded = load_model(path)
     assert loaded.conditioning.encoder.precision == module.conditioning.encoder.precision == "bfloat16"
     assert {parameter.dtype for parameter in loaded.network.parameters()} == {torch.float32}
     torch.testing.assert_close(predictions(loaded), predictions(module.eval().diffusion_model()), **FLOAT32)
@@ -271,10 +271,10 @@ def test_weights_that_are_saved_again_are_the_same_base(tmp_path):
     name, weight = next(iter(tensors.items()))
     tensors |= {"text_model.embeddings.position_ids": torch.arange(12)[None], f"{name}_again": weight.clone()}
     save_file(tensors, file, {"format": "pt"})
-    before, older = (weights_fingerprint(BaseModel(str(place)).load()) for place in (saved(SD), folder))
+    before, older = (base_fingerprint(load_model(place)) for place in (saved(SD), folder))
     assert before == older
     save_file({**tensors, name: weight + 1e-3}, file, {"format": "pt"})
-    assert weights_fingerprint(BaseModel(str(folder)).load()) != before
+    assert base_fingerprint(load_model(folder)) != before
 
 
 @pytest.fixture(scope="module")
@@ -288,7 +288,7 @@ def moved(tmp_path_factory):
     for name in ("lora", "lora2"):
         module = FinetunedDiffusion(str(paths[-1]), optimizer=adam, lora=LoRA(rank=1), validation_timesteps=1)
         paths.append(fitted(folder, module, shapes()).rename(folder / f"{name}.ckpt"))
-        before[name] = predictions(load_diffusion_model(paths[-1]))
+        before[name] = predictions(load_model(paths[-1]))
     (folder / "old").rename(folder / "new")
     return folder, before
 
@@ -296,7 +296,7 @@ def moved(tmp_path_factory):
 def test_a_finetune_whose_base_has_moved_is_read_with_its_new_place(moved):
     folder, before = moved
     lora, base = str(folder / "lora.ckpt"), ["--base", str(folder / "new")]
-    torch.testing.assert_close(predictions(load_model(lora, "cpu", base=base[1])), before["lora"])
+    torch.testing.assert_close(predictions(load_model(Source(lora, base=base[1]))), before["lora"])
     few = ["--num-samples=8", "--num-steps=2", "--device=cpu"]
     assert main(["probe", lora, "--out", "probed", *few, *base]) == 0
     assert main(["sample", lora, "--out", "samples.png", *few, *base]) == 0
@@ -309,11 +309,16 @@ def test_a_finetune_of_that_is_read_with_the_export_of_the_first(moved):
     with pytest.raises(
         ConfigurationError, match=r"Exported with `--merge` and that `--base`, it will do as .*lora2.ckpt"
     ):
-        load_diffusion_model(folder / "lora2.ckpt")
-    with pytest.raises(ConfigurationError, match=r"trained on top of .*lora.ckpt, and the weights in .*new are others"):
-        load_diffusion_model(folder / "lora2.ckpt", str(folder / "new"))
+        load_model(folder / "lora2.ckpt")
+    with pytest.raises(
+        ConfigurationError,
+        match=r"base weights in .*new are not those that .*lora2.ckpt was finetuned from, .*lora.ckpt",
+    ):
+        load_model(Source(str(folder / "lora2.ckpt"), base=str(folder / "new")))
     assert main(["export", str(folder / "lora.ckpt"), "lora", "--merge", "--base", str(folder / "new")]) == 0
-    torch.testing.assert_close(predictions(load_diffusion_model(folder / "lora2.ckpt", "lora")), before["lora2"])
+    torch.testing.assert_close(
+        predictions(load_model(Source(str(folder / "lora2.ckpt"), base="lora"))), before["lora2"]
+    )
 
 
 def test_a_run_goes_on_with_its_base_elsewhere(moved, tmp_path):
@@ -377,9 +382,9 @@ def of_another_base(tmp_path_factory):
 def test_a_checkpoint_on_another_base_is_refused(tmp_path, of_another_base):
     base, path = of_another_base
     with pytest.raises(
-        ConfigurationError, match=r"trained on top of .*base, and the weights in .*base are others; put"
+        ConfigurationError, match=r"base weights in .*base are not those .* finetuned from, then in .*base"
     ):
-        load_diffusion_model(path)
+        load_model(path)
     module = FinetunedDiffusion(str(base), lora=LoRA(rank=2), ema_decay=None, validation_timesteps=1)
     with pytest.raises(ConfigurationError, match="goes on only with the pretrained weights that it was finetuned from"):
         trainer(tmp_path, max_steps=2).fit(module, shapes(), ckpt_path=str(path))
@@ -403,9 +408,9 @@ def test_a_base_is_refused_where_there_is_none(tmp_path, capsys):
     fit.save_checkpoint(tmp_path / "scratch.ckpt")
     for command in (["export", str(tmp_path / "scratch.ckpt"), "out"], ["sample", str(tmp_path / "scratch.ckpt")]):
         assert main([*command, "--base", str(saved(SD))]) == 2
-        assert "was trained from scratch, so that --base is of no use to it; leave it out" in capsys.readouterr().err
+        assert "was trained from scratch and needs no base" in capsys.readouterr().err
     assert main(["probe", str(saved(SD)), "--out", "out", "--base", str(saved(SD))]) == 2
-    assert "is a pipeline, which is whole; --base is of a finetune's checkpoint" in capsys.readouterr().err
+    assert "is a pipeline, which is whole; leave out `--base`" in capsys.readouterr().err
 
 
 def test_going_on_with_another_kind_of_run_is_refused(tmp_path, of_another_base):

@@ -15,7 +15,7 @@ from ldmprobe.diffusion.weighting import LearnedUncertainty, MinSNR
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, SmallCLIP, TextConditioning
-from ldmprobe.training.checkpoint import load_diffusion_model
+from ldmprobe.training.checkpoint.load import load_model
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import sd_scheduler, tiny_unet
 from tests.pipelines import conditional_unet
@@ -115,7 +115,7 @@ def test_checkpoint_rebuilds_the_averaged_model(tmp_path):
     fit = trainer(tmp_path, max_steps=3)
     fit.fit(model, digits())
     fit.save_checkpoint(tmp_path / "model.ckpt")
-    loaded = load_diffusion_model(tmp_path / "model.ckpt")
+    loaded = load_model(tmp_path / "model.ckpt")
     assert (loaded.weights, loaded.trained_steps, loaded.latent_shape) == ("ema", 3, (1, 8, 8))
     assert loaded.schedule.prediction.name == "v_prediction"
     assert_same_state(loaded.network.state_dict(), model.ema.network.state_dict())
@@ -187,7 +187,7 @@ def test_the_average_of_a_run_in_half_precision_is_probed_saved_and_loaded_in_fl
     fit = trainer(tmp_path, precision="bf16-true", callbacks=[probe], enable_checkpointing=False)
     fit.fit(model, digits())
     fit.save_checkpoint(tmp_path / "half.ckpt")
-    loaded = load_diffusion_model(tmp_path / "half.ckpt")
+    loaded = load_model(tmp_path / "half.ckpt")
     average = dict(model.ema.network.named_parameters())
     assert model.network.conv_in.weight.dtype == torch.bfloat16
     for name, parameter in loaded.network.named_parameters():
@@ -222,7 +222,7 @@ def test_checkpoint_of_a_network_that_is_not_of_diffusers_says_how_to_probe_it(t
     fit.fit(LatentDiffusion(OneLayer()), digits())
     fit.save_checkpoint(tmp_path / "own.ckpt")
     with pytest.raises(ConfigurationError, match=r"holds a OneLayer, which is not of diffusers; probe it from Python"):
-        load_diffusion_model(tmp_path / "own.ckpt")
+        load_model(tmp_path / "own.ckpt")
 
 
 def test_learning_rate_schedule_steps_with_the_optimiser(tmp_path):
@@ -296,7 +296,7 @@ def test_a_text_encoder_trained_along_is_in_the_checkpoint_and_resumes(tmp_path,
         resumed, captioned(), ckpt_path=str(tmp_path / "two.ckpt")
     )
     assert_same_state(whole.state_dict(), resumed.state_dict())
-    loaded = load_diffusion_model(tmp_path / "two.ckpt")
+    loaded = load_model(tmp_path / "two.ckpt")
     assert loaded.conditioning.prompts == ("a red circle", "a blue star")
     assert_same_state(loaded.conditioning.state_dict(), first.conditioning.state_dict())
     assert not torch.equal(next(iter(start.values())), next(iter(loaded.conditioning.state_dict().values())))

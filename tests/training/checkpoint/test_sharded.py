@@ -10,10 +10,9 @@ import torch
 from torch.distributed.checkpoint import save
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.standalone import load_model
-from ldmprobe.training.checkpoint import load_diffusion_model
-from ldmprobe.training.checkpoint_io import damage
-from ldmprobe.training.sharded_checkpoint import is_sharded_checkpoint, load_sharded_checkpoint
+from ldmprobe.training.checkpoint.load import load_model
+from ldmprobe.training.checkpoint.newest import damage
+from ldmprobe.training.checkpoint.sharded import is_sharded_checkpoint, load_sharded_checkpoint
 from tests.training.test_latent_diffusion import assert_same_state, digits, module, trainer
 
 
@@ -45,9 +44,7 @@ def test_parts_are_read_as_the_whole(sharded):
     assert_same_state(loaded["state_dict"], whole["state_dict"])
     assert loaded["global_step"] == 1
     model = load_model(str(sharded), "cpu")
-    assert_same_state(
-        model.network.state_dict(), load_diffusion_model(sharded.with_name("whole.ckpt")).network.state_dict()
-    )
+    assert_same_state(model.network.state_dict(), load_model(sharded.with_name("whole.ckpt")).network.state_dict())
 
 
 class Runs:
@@ -61,7 +58,7 @@ class Runs:
 def test_an_index_that_would_run_something_is_refused(sharded, tmp_path):
     rewrite_index(sharded, lambda index: Runs(tmp_path / "ran"))
     with pytest.raises(ConfigurationError, match=r"its index would run posix\.mkdir"):
-        load_diffusion_model(sharded)
+        load_model(sharded)
     assert not (tmp_path / "ran").exists()
 
 
@@ -72,7 +69,7 @@ def test_an_index_of_files_elsewhere_is_refused(sharded):
 
     rewrite_index(sharded, elsewhere)
     with pytest.raises(ConfigurationError, match="names a file outside of it"):
-        load_diffusion_model(sharded)
+        load_model(sharded)
 
 
 def test_a_weight_that_is_said_to_be_an_object_is_not_unpickled(sharded, tmp_path):
@@ -97,7 +94,7 @@ def test_a_weight_that_is_said_to_be_an_object_is_not_unpickled(sharded, tmp_pat
 
     rewrite_index(sharded, replaced)
     with pytest.raises(ConfigurationError, match=r"(?s)does not hold the model that it describes.*conv_in\.weight"):
-        load_diffusion_model(sharded)
+        load_model(sharded)
     assert not (tmp_path / "ran").exists()
 
 

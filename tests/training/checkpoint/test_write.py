@@ -13,7 +13,8 @@ import torch.distributed.checkpoint
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import atomic_write, remove_partials
-from ldmprobe.training.checkpoint_io import WholeCheckpointIO, damage, newer_last, newest_intact
+from ldmprobe.training.checkpoint.newest import damage, newer_last, newest_intact
+from ldmprobe.training.checkpoint.write import AtomicCheckpointIO
 
 
 def checkpoint(step, batches=None, size=1000):
@@ -22,13 +23,13 @@ def checkpoint(step, batches=None, size=1000):
 
 
 def save(path, step, **kwargs):
-    WholeCheckpointIO().save_checkpoint(checkpoint(step, **kwargs), path)
+    AtomicCheckpointIO().save_checkpoint(checkpoint(step, **kwargs), path)
     return path
 
 
 def test_what_is_saved_is_loaded(tmp_path):
     path = save(tmp_path / "new" / "a.ckpt", 3)
-    assert torch.equal(WholeCheckpointIO().load_checkpoint(path)["weights"], torch.full((1000,), 3.0))
+    assert torch.equal(AtomicCheckpointIO().load_checkpoint(path)["weights"], torch.full((1000,), 3.0))
     assert [found.name for found in path.parent.iterdir()] == ["a.ckpt"]
     assert damage(path) is None
 
@@ -37,7 +38,7 @@ def test_a_save_that_raises_keeps_what_was_there(tmp_path):
     path = save(tmp_path / "a.ckpt", 3)
     before = path.read_bytes()
     with pytest.raises((pickle.PicklingError, AttributeError)):
-        WholeCheckpointIO().save_checkpoint({**checkpoint(4), "bad": lambda: None}, path)
+        AtomicCheckpointIO().save_checkpoint({**checkpoint(4), "bad": lambda: None}, path)
     assert path.read_bytes() == before
     assert [found.name for found in tmp_path.iterdir()] == ["a.ckpt"]
 
@@ -47,7 +48,7 @@ def _save_on_a_full_disk(path, limit):
     with pytest.raises(
         ConfigurationError, match=r"could not be written: File too large\. The checkpoints before it are kept"
     ):
-        WholeCheckpointIO().save_checkpoint(checkpoint(4, size=100_000), path)
+        AtomicCheckpointIO().save_checkpoint(checkpoint(4, size=100_000), path)
     os._exit(7)
 
 
@@ -91,9 +92,9 @@ def test_code_in_a_checkpoint_is_not_run_unless_asked_for(tmp_path):
     with pytest.raises(
         ConfigurationError, match=r"values \(posix.system\): loading it may run code .*add `--weights_only false`"
     ):
-        WholeCheckpointIO().load_checkpoint(tmp_path / "a.ckpt")
+        AtomicCheckpointIO().load_checkpoint(tmp_path / "a.ckpt")
     assert not os.path.exists("was_run")
-    WholeCheckpointIO().load_checkpoint(tmp_path / "a.ckpt", weights_only=False)
+    AtomicCheckpointIO().load_checkpoint(tmp_path / "a.ckpt", weights_only=False)
     assert os.path.exists("was_run")
 
 
@@ -160,7 +161,7 @@ def test_lightning_saves_and_resumes_through_it(tmp_path):
         return L.Trainer(
             default_root_dir=tmp_path,
             max_steps=max_steps,
-            plugins=[WholeCheckpointIO()],
+            plugins=[AtomicCheckpointIO()],
             limit_val_batches=0,
             **settings,
         )

@@ -16,7 +16,7 @@ from tests.training.killing import arguments, differences, metrics, run, signal_
 
 TRAINING_STEP = "ldmprobe.training.latent_diffusion:LatentDiffusion.training_step"
 VALIDATION_STEP = "ldmprobe.training.latent_diffusion:LatentDiffusion.validation_step"
-CHECKPOINT_WRITE = "ldmprobe.training.checkpoint_io:_Remembering.write"
+CHECKPOINT_WRITE = "ldmprobe.training.checkpoint.write:_Remembering.write"
 LAST_CHECKPOINT = "lightning.pytorch.callbacks:ModelCheckpoint._save_last_checkpoint"
 DDIM_STEPS = "ldmprobe.probing.sampling:sampling_steps"
 

@@ -15,7 +15,7 @@ from lightning.pytorch.loggers import WandbLogger
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import atomic_write, remove_partials
 from ldmprobe.io.plain_text import plain
-from ldmprobe.training.checkpoint_io import newest_intact
+from ldmprobe.training.checkpoint.newest import newest_intact
 
 
 def last_checkpoint(trainer: L.Trainer, run_dir: str, may_start: bool) -> str | None:

@@ -3,7 +3,7 @@
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from ldmprobe.training.checkpoint_paths import paths_here
+from ldmprobe.training.checkpoint.paths import paths_here
 
 
 def _saved(folder, *names):

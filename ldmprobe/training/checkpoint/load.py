@@ -1,0 +1,212 @@
+"""Loading a model: a checkpoint of ldmprobe, rebuilt by its own spec without configuration and without pickle, or a diffusers pipeline."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldmprobe.data.images import ImageData
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from ldmprobe.diffusion.prediction import KINDS
+from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.conditioning import conditioning_of
+from ldmprobe.models.denoiser import from_network_config
+from ldmprobe.models.device import move
+from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.pretrained.finetune import base_fingerprint, frozen_keys, merge_lora_, prepare_for_finetuning_
+from ldmprobe.pretrained.load import load_pipeline
+from ldmprobe.pretrained.lora import LoRA, LoRAWeights, lora_weights
+from ldmprobe.pretrained.source import Source
+from ldmprobe.training.checkpoint.newest import newer_last
+from ldmprobe.training.checkpoint.sharded import is_sharded_checkpoint, load_sharded_checkpoint
+from ldmprobe.training.checkpoint.spec import part_of
+
+
+def load_model(
+    source: Source | str | Path, device: str | None = None, prompts: Sequence[str] | None = None
+) -> DiffusionModel:
+    """Load a checkpoint of ldmprobe, with its EMA weights if it has any, or a diffusers pipeline, ready to be probed, sampled or finetuned.
+
+    Args:
+        source: checkpoint, pipeline folder or hub id; a :class:`~ldmprobe.Source` where more than its name is to be given.
+        device: such as "cuda"; default: a GPU if there is one.
+        prompts: prompts of a text-to-image model's samples, in turn; default: the checkpoint's own, or the empty prompt for a pipeline.
+
+    Raises:
+        ConfigurationError: nothing loadable there, settings or prompts that such a source does not take, or no such device.
+    """
+    source = Source.of(source)
+    if source.is_checkpoint:
+        if given := source.pipeline_settings:
+            raise ConfigurationError(
+                f"{source.name} is a checkpoint, and {', '.join(given)} can only be set for pipelines; leave it out (HF_HUB_OFFLINE=1 in the "
+                "environment keeps the hub from being asked)."
+            )
+        model = Checkpoint.read(Path(source.name), source.base).model()
+    elif source.base is not None:
+        raise ConfigurationError(
+            f"{source.name} is a pipeline, which is whole; leave out `--base` ({source.base}), which only a finetune's checkpoint takes."
+        )
+    else:
+        model = load_pipeline(source)
+    if prompts is not None:
+        model.conditioning.set_prompts(prompts)
+    move(model.modules, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return model
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint of LatentDiffusion as read: tensors and plain values.
+
+    Attributes:
+        path: a file, or the folder of a sharded one.
+        content: everything in it.
+        moved_base: the place of the pretrained model that it was finetuned from, if not the one that it names.
+    """
+
+    path: Path
+    content: dict[str, Any]
+    moved_base: str | None = None
+
+    @classmethod
+    def read(cls, path: Path, base: str | None = None) -> Checkpoint:
+        """Read a checkpoint, unpickling nothing but tensors and plain values.
+
+        Args:
+            base: folder, hub id or checkpoint in the place of the pretrained model that the checkpoint names, with the same weights; a
+                pipeline's revision and variant stay. It replaces the model that this checkpoint was itself trained on top of: if that is a
+                finetune whose own base has moved, export it with that ``base`` (``--merge``), and give the folder here.
+
+        Raises:
+            ConfigurationError: it cannot be read, was not written by LatentDiffusion, or was trained from scratch and ``base`` is given.
+        """
+        try:
+            if is_sharded_checkpoint(path):
+                content = load_sharded_checkpoint(path)
+            else:
+                content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # torch raises many kinds, all meaning "not a readable checkpoint"
+            raise ConfigurationError(f"{path} is not a readable checkpoint: {type(error).__name__}: {error}") from error
+        if not isinstance(content, dict) or not isinstance(content.get("ldmprobe"), dict):
+            raise ConfigurationError(f"{path} was not written by ldmprobe.LatentDiffusion.")
+        if base is not None and not content["ldmprobe"].get("pretrained"):
+            raise ConfigurationError(f"{path} was trained from scratch and needs no base ({base}); leave out `--base`.")
+        if (newer := newer_last(path)) is not None:
+            warnings.warn(
+                f"{path} is not the run's newest checkpoint: {newer.path.name} beside it is of step {newer.global_step}.",
+                stacklevel=2,
+            )
+        return cls(path, content, base)
+
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The :func:`~ldmprobe.training.checkpoint.spec.model_spec` of its model."""
+        return self.content["ldmprobe"]
+
+    @property
+    def base(self) -> Source | None:
+        """The source of what it was finetuned from; None if it was trained from scratch."""
+        pretrained = self.spec.get("pretrained")
+        if self.moved_base is not None and Source(self.moved_base).is_checkpoint:
+            return Source(self.moved_base)
+        return pretrained and Source(**{**pretrained, "name": self.moved_base or pretrained["name"]})
+
+    def lora(self) -> LoRAWeights | None:
+        """Return its LoRA without the base; None if it has none."""
+        return lora_weights(self.content)
+
+    def model(self) -> DiffusionModel:
+        """Return the whole model, with EMA weights if there are any and LoRA merged.
+
+        Raises:
+            ConfigurationError: the network is not of diffusers, the weights are not those of the spec, or the base cannot be loaded.
+        """
+        try:
+            return self._rebuilt()
+        except ConfigurationError:
+            raise
+        except Exception as error:  # of many kinds, all meaning that spec and weights do not belong together
+            raise ConfigurationError(
+                f"{self.path} does not hold the model that it describes: {type(error).__name__}: {error}"
+            ) from error
+
+    def _rebuilt(self) -> DiffusionModel:
+        spec, base = self.spec, self.base
+        model = self._on(base) if base else self._described()
+        model.weights = "ema" if spec["ema"] else "raw"
+        model.latent_shape, model.trained_steps = tuple(spec["latent_shape"]), int(self.content["global_step"])
+        model.trained_on = self.content.get(ImageData.__qualname__, {})
+        places = {"ema.network." if spec["ema"] else "network.": model.network}
+        for prefix, module in (places | {"codec.": model.codec, "conditioning.": model.conditioning}).items():
+            state = part_of(self.content["state_dict"], prefix)
+            left_out = frozen_keys(module) if base else set()
+            module.load_state_dict(
+                {name: value for name, value in module.state_dict().items() if name in left_out} | state
+            )
+        model.conditioning.restore(spec["run"])
+        merge_lora_(model)
+        model.network.eval()
+        model.conditioning.eval()
+        return model
+
+    def _described(self) -> DiffusionModel:
+        """Build the model of the spec, with fresh weights."""
+        spec, network_spec = self.spec, dict(self.spec["network"])
+        if len(network_spec) == 1:
+            raise ConfigurationError(
+                f"{self.path} holds a {network_spec['class_name']}, which is not of diffusers; probe it from Python: build your "
+                "LatentDiffusion, load its state_dict and pass module.diffusion_model() to ldmprobe.probe_ddim."
+            )
+        network = from_network_config(network_spec)
+        codec = LatentCodec(from_network_config(spec["autoencoder"]) if spec["autoencoder"] else None, scale=1.0)
+        schedule = _schedule(spec["scheduler"])
+        return DiffusionModel(
+            network, schedule, tuple(spec["latent_shape"]), codec, conditioning_of(spec["conditioning"], network)
+        )
+
+    def _on(self, base: Source) -> DiffusionModel:
+        """Load the base, prepared as it was for finetuning."""
+        spec = self.spec
+        try:
+            model = load_model(base, device="cpu")
+        except ConfigurationError as error:
+            advice = (
+                f"Exported with `--merge` and that `--base`, it will do as the `--base` of {self.path}."
+                if Path(base.name).is_file()
+                else f"If it has moved, name its new place: `--base` where {self.path} is probed, sampled or exported, `pretrained` where "
+                "`ldmprobe fit` goes on from it."
+            )
+            raise ConfigurationError(
+                f"{self.path} holds what was trained on top of {base.name}, which cannot be loaded: {error} {advice}"
+            ) from error
+        if base_fingerprint(model) != spec["base_weights"]:
+            raise ConfigurationError(
+                f"The base weights in {base.name} are not those that {self.path} was finetuned from, then in {spec['pretrained']['name']}. "
+                "Restore the originals, or give their location with `--base`."
+            )
+        lora = LoRA(**spec["lora"]) if spec["lora"] else None
+        prepare_for_finetuning_(model, lora=lora, train_text_encoder=spec["train_text_encoder"])
+        model.schedule = _schedule(spec["scheduler"])
+        return model
+
+
+def _schedule(description: dict[str, Any]) -> NoiseSchedule:
+    """Rebuild a noise schedule from its description: from a scheduler of diffusers, or from tables."""
+    if "class_name" in description:
+        return as_schedule(from_network_config(description))
+    alpha, sigma = (torch.tensor(description[name], dtype=torch.float64) for name in ("alpha", "sigma"))
+    kind = description["prediction"]
+    if kind not in KINDS:
+        raise ConfigurationError(
+            f"The checkpoint's network predicts {kind!r}, a kind of your own; probe it from Python: build your LatentDiffusion, load its "
+            "state_dict and pass module.diffusion_model() to ldmprobe.probe_ddim."
+        )
+    return NoiseSchedule(alpha, sigma, KINDS[kind], torch.tensor(description["model_time"]), description["prior_std"])

@@ -1,0 +1,126 @@
+"""The model spec: what a checkpoint says of its model, in plain values, and whether that is the model of a configuration."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.difference import first_difference
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.conditioning import describe
+from ldmprobe.models.denoiser import network_config
+from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.frozen import Frozen
+from ldmprobe.pretrained.lora import LoRA
+from ldmprobe.pretrained.source import Source
+
+_MAY_DIFFER = ("latent_shape", "run", "pretrained")  # from run to run of one model
+_ADVICE = {
+    "base_weights": "It goes on only with the pretrained weights that it was finetuned from, wherever they are now. To finetune the checkpoint "
+    "itself, give it as `pretrained`, without `--ckpt_path`."
+}
+
+
+def model_spec(model: DiffusionModel) -> dict[str, Any]:
+    """Return the architecture of a model as plain values."""
+    return {
+        "network": network_config(model.network) or {"class_name": type(model.network).__name__},
+        "scheduler": model.schedule.description,
+        "autoencoder": network_config(model.codec.outline),
+        "conditioning": describe(model.conditioning),
+        "run": model.conditioning.run_spec,
+        "latent_shape": list(model.latent_shape),
+        "ema": model.weights == "ema",
+    }
+
+
+def finetune_spec(
+    model: DiffusionModel, base: Source, base_weights: str, lora: LoRA | None, train_text_encoder: bool
+) -> dict[str, Any]:
+    """Return the spec of a finetuned model, with the source of the weights that its checkpoints leave out.
+
+    Args:
+        base_weights: the fingerprint of these weights.
+    """
+    folder = Path(base.name)
+    return {
+        **model_spec(model),
+        "conditioning": describe(model.conditioning, finetuned=True),
+        "pretrained": {
+            "name": str(folder.absolute() if folder.exists() else base.name),
+            "revision": base.revision,
+            "variant": base.variant,
+            "text_precision": base.text_precision,
+        },
+        "base_weights": base_weights,
+        "lora": lora and {**asdict(lora), "targets": list(lora.targets)},
+        "train_text_encoder": train_text_encoder,
+    }
+
+
+def check_same_model(checkpoint: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Raise ConfigurationError, naming the first difference, if a checkpoint is of another model than ``ours``, a :func:`model_spec`."""
+    theirs = checkpoint.get("ldmprobe")
+    if theirs is None:
+        raise ConfigurationError("The checkpoint was not written by ldmprobe.LatentDiffusion.")
+    for part in sorted(
+        {**ours, **theirs}, key=lambda part: part != "base_weights"
+    ):  # what follows from it comes after it
+        if part not in _MAY_DIFFER and (detail := first_difference(theirs.get(part), ours.get(part), part)):
+            advice = _ADVICE.get(part, "Give the configuration it was trained with.")
+            raise ConfigurationError(f"The checkpoint is of another model: its {detail}. {advice}")
+
+
+def check_same_state(checkpoint: dict[str, Any], module: nn.Module, codec: LatentCodec) -> None:
+    """Raise ConfigurationError if loading the checkpoint would fail, or silently replace what the configuration asks for.
+
+    That is a frozen network with other weights, another scale of latents, and a timestep sampler or weighting with another kind of state.
+
+    Args:
+        module: the module to be loaded, with ``codec`` in it.
+    """
+    if "state_dict" not in checkpoint:  # sharded: read in parts
+        return
+    theirs: dict[str, Tensor] = checkpoint["state_dict"]
+    kept = {name for name, _ in module.named_children()} - {"network", "ema", "codec", "conditioning"}
+    own = module.state_dict()
+    for part in sorted(kept):
+        if part_of(theirs, f"{part}.").keys() != part_of(own, f"{part}.").keys():
+            raise ConfigurationError(
+                f"The checkpoint is of another model: its {part} keep another state. Give the configuration it was trained with."
+            )
+    for place, part in module.named_modules():
+        if isinstance(part, Frozen) and part.saved:
+            _check_same_values(
+                theirs,
+                {f"{place}.{name}": value for name, value in part.network.state_dict().items()},
+                f"weights of {place}",
+            )
+    if codec.scale_known:
+        _check_same_values(
+            theirs,
+            {f"codec.{name}": codec.state_dict()[name] for name in ("scale", "shift")},
+            "codec.scale or shift",
+        )
+
+
+def _check_same_values(theirs: dict[str, Tensor], ours: dict[str, Tensor], what: str) -> None:
+    for name, value in ours.items():
+        saved = theirs.get(name)
+        if saved is not None and not (
+            saved.shape == value.shape and torch.equal(value.cpu().to(saved.dtype), saved.cpu())
+        ):
+            raise ConfigurationError(
+                f"The checkpoint is of another model: its {what} are others, and would take the place of the "
+                "configuration's. Give the configuration it was trained with; for another one start a new run."
+            )
+
+
+def part_of(state_dict: dict[str, Any], prefix: str) -> dict[str, Any]:
+    """Return the entries of a state dict whose names begin with ``prefix``, without it."""
+    return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
