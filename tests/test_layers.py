@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
-    ["errors"],
+    ["errors", "types"],
     ["io"],
     ["diffusion"],
     ["analysis"],

@@ -91,7 +91,8 @@ class SamplingGap(Controller):
 
     def density(self, measured: Measured) -> np.ndarray:
         assert measured.gap is not None
-        return np.maximum(np.gradient(measured.gap, measured.log_snr), 0)
+        slope: np.ndarray = np.gradient(measured.gap, measured.log_snr)
+        return slope.clip(min=0)
 
 
 class ErrorSpread(Controller):
@@ -106,7 +107,8 @@ class SkillToReference(Controller):
     """p ∝ MSE/MMSE of the best linear denoiser: towards the levels with the least skill."""
 
     def density(self, measured: Measured) -> np.ndarray:
-        return measured.mse / measured.linear_mmse
+        ratio: np.ndarray = measured.mse / measured.linear_mmse
+        return ratio
 
 
 class Recoverable(Controller):
@@ -120,7 +122,8 @@ def bounded(density: np.ndarray, max_ratio: float) -> np.ndarray:
     """``density`` brought to mean 1 and to [1/max_ratio, max_ratio]; all 1 where it is 0 everywhere or not finite."""
     if not np.isfinite(density).all() or density.sum() <= 0:
         return np.ones_like(density)
-    return np.clip(density / density.mean(), 1 / max_ratio, max_ratio)
+    relative: np.ndarray = density / density.mean()
+    return relative.clip(1 / max_ratio, max_ratio)
 
 
 def moved(one: np.ndarray, other: np.ndarray) -> float:

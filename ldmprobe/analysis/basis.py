@@ -27,7 +27,7 @@ VARIANCE_FLOOR = 1e-8  # of the largest variance: a direction with less does not
 def _dct_matrix(n: int) -> Tensor:
     """Orthonormal DCT-II matrix (n, n), float64; rows are frequencies."""
     k = torch.arange(n, dtype=torch.float64)
-    matrix = torch.cos(torch.pi / n * (k[None, :] + 0.5) * k[:, None]) * (2 / n) ** 0.5
+    matrix: Tensor = torch.cos(torch.pi / n * (k[None, :] + 0.5) * k[:, None]) * (2 / n) ** 0.5
     matrix[0] /= 2**0.5
     return matrix
 
@@ -157,7 +157,7 @@ class LatentBasis:
 def _principal(flat: Tensor) -> Tensor:
     """Principal directions of (N, D) as rows, largest variance first."""
     centered = flat - flat.mean(0)
-    _, vectors = torch.linalg.eigh(centered.T @ centered / max(len(flat) - 1, 1))
+    vectors: Tensor = torch.linalg.eigh(centered.T @ centered / max(len(flat) - 1, 1))[1]
     return vectors.flip(1).T.contiguous()
 
 

@@ -14,7 +14,7 @@ calibrated denoiser.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from scipy.stats import t as student_t
@@ -48,11 +48,8 @@ class CalibrationSums:
             fold: of each sample, (N,), 0 … 7. All draws of one image belong to one fold.
         """
         d = error.shape[1]
-        options: dict[str, Any] = {"dtype": torch.float64, "device": error.device}
-        n = torch.zeros(NUM_FOLDS, **options)
-        gram = torch.zeros(NUM_FOLDS, d, 3, 3, **options)
-        cross = torch.zeros(NUM_FOLDS, d, 3, **options)
-        squares = torch.zeros(NUM_FOLDS, d, **options)
+        zeros = partial(torch.zeros, dtype=torch.float64, device=error.device)
+        n, gram, cross, squares = (zeros(NUM_FOLDS, *shape) for shape in ((), (d, 3, 3), (d, 3), (d,)))
         for f in range(NUM_FOLDS):
             mine = fold == f
             e, x1, x2 = (value[mine].double() for value in (error, z, prediction))
@@ -74,7 +71,8 @@ class CalibrationSums:
         # z and ε_θ are nearly the same at high noise: a ridge far below sampling error keeps the solution finite.
         ridge = 1e-6 * gram.diagonal(dim1=-2, dim2=-1).clamp(min=1e-12)
         beta = torch.linalg.solve(gram + torch.diag_embed(ridge), cross)
-        return 2 * (beta * self.cross).sum(-1) - torch.einsum("fdi,fdij,fdj->fd", beta, self.gram, beta)
+        explained: Tensor = 2 * (beta * self.cross).sum(-1) - torch.einsum("fdi,fdij,fdj->fd", beta, self.gram, beta)
+        return explained
 
 
 def cross_fit_cost(num_draws: int) -> float:

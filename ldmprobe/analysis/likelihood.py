@@ -21,4 +21,5 @@ def nats_per_error(log_snr: np.ndarray, dimension: float) -> np.ndarray:
         dimension: D.
     """
     gap = np.abs(np.diff(np.asarray(log_snr, dtype=np.float64)))
-    return 0.25 * dimension * (np.append(gap, 0.0) + np.append(0.0, gap))
+    weights: np.ndarray = 0.25 * dimension * (np.append(gap, 0.0) + np.append(0.0, gap))
+    return weights

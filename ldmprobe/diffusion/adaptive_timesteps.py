@@ -30,11 +30,11 @@ class AdaptiveTimesteps(TimestepSampler):
         """As of every sampler; losses that are not finite are left out."""
 
     def get_extra_state(self) -> dict[str, Tensor]:
-        return {name: getattr(self, name).clone() for name in self.state_names}
+        return {name: vars(self)[name].clone() for name in self.state_names}
 
     def set_extra_state(self, state: dict[str, Tensor]) -> None:
         for name in self.state_names:
-            getattr(self, name).copy_(state[name])
+            vars(self)[name].copy_(state[name])
 
 
 def _finite(places: Tensor, losses: Tensor) -> Iterator[tuple[int, float]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,12 +11,16 @@ from torch import Tensor
 from ldmprobe.diffusion.prediction import KINDS, EpsilonPrediction, Prediction, VelocityPrediction
 from ldmprobe.diffusion.schedule import NoiseSchedule, SamplingGrid
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.types import PlainValues
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
 
 _TOLD_OTHERWISE = {"timestep_type": "discrete", "use_flow_sigmas": False}  # settings, and what they have to be
 _VARIANCE_PRESERVING = ("epsilon", "sample", "v_prediction")  # diffusers' names of what such networks predict
 
 
-def as_schedule(source: Any) -> NoiseSchedule:
+def as_schedule(source: SchedulerMixin | NoiseSchedule) -> NoiseSchedule:
     """Return the noise schedule of a diffusers scheduler; a NoiseSchedule is returned as it is.
 
     Args:
@@ -63,18 +67,23 @@ class DiffusersSchedule(NoiseSchedule):
     """
 
     def __init__(
-        self, scheduler: Any, alpha: Tensor, sigma: Tensor, prediction: Prediction, model_time: Tensor | None = None
+        self,
+        scheduler: SchedulerMixin,
+        alpha: Tensor,
+        sigma: Tensor,
+        prediction: Prediction,
+        model_time: Tensor | None = None,
     ) -> None:
         self.scheduler, self.name = scheduler, type(scheduler).__name__
         self.timestep_spacing: str = scheduler.config.get("timestep_spacing", "leading")
         super().__init__(alpha, sigma, prediction, model_time)
 
     @property
-    def description(self) -> dict[str, Any]:
+    def description(self) -> PlainValues:
         settings = {name: value for name, value in dict(self.scheduler.config).items() if not name.startswith("_")}
         return {"class_name": type(self.scheduler).__name__, **settings}
 
-    def with_settings(self, **settings: Any) -> NoiseSchedule:
+    def with_settings(self, **settings: object) -> NoiseSchedule:
         """Return the same schedule but for these settings of its scheduler, such as ``rescale_betas_zero_snr`` (Lin et al., 2023,
         arXiv:2305.08891): those of the class of :meth:`sampling_scheduler`, which it becomes.
 
@@ -101,7 +110,7 @@ class DiffusersSchedule(NoiseSchedule):
 class VariancePreservingSchedule(DiffusersSchedule):
     """z_t = √ᾱ_t x_0 + √(1 − ᾱ_t) ε (Ho et al., 2020, arXiv:2006.11239, eq. 4); the network is told t."""
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: SchedulerMixin) -> None:
         name = type(scheduler).__name__
         prediction_type = scheduler.config.get("prediction_type", "epsilon")
         if prediction_type not in _VARIANCE_PRESERVING:
@@ -118,7 +127,7 @@ class VariancePreservingSchedule(DiffusersSchedule):
             )
         super().__init__(scheduler, alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt(), prediction)
 
-    def sampling_scheduler(self, **settings: Any) -> Any:
+    def sampling_scheduler(self, **settings: object) -> SchedulerMixin:
         """Return the scheduler as a ``diffusers.DDIMScheduler``."""
         from diffusers import DDIMScheduler
 
@@ -170,7 +179,7 @@ class FlowMatchSchedule(DiffusersSchedule):
 
     flow = True
 
-    def __init__(self, scheduler: Any) -> None:
+    def __init__(self, scheduler: SchedulerMixin) -> None:
         curves = [f"use_{name}_sigmas" for name in ("karras", "exponential", "beta")]
         for setting in ("use_dynamic_shifting", "shift_terminal", "invert_sigmas", "stochastic_sampling", *curves):
             if scheduler.config.get(setting):
@@ -182,7 +191,7 @@ class FlowMatchSchedule(DiffusersSchedule):
         sigma = scheduler.shift * uniform / (1 + (scheduler.shift - 1) * uniform)
         super().__init__(scheduler, 1 - sigma, sigma, VelocityPrediction(), (steps * sigma).float())
 
-    def sampling_scheduler(self, **settings: Any) -> Any:
+    def sampling_scheduler(self, **settings: object) -> SchedulerMixin:
         """Return a scheduler of the same class."""
         scheduler = type(self.scheduler).from_config(self.scheduler.config, **settings)
         if "shift" not in settings:

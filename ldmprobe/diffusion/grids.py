@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any
 
 from ldmprobe.diffusion.schedule import NoiseSchedule, SamplingGrid
+from ldmprobe.types import PlainValues
 
 
 class Grid(ABC):
@@ -20,7 +20,7 @@ class Grid(ABC):
         """
 
     @abstractmethod
-    def provenance(self, schedule: NoiseSchedule) -> dict[str, Any]:
+    def provenance(self, schedule: NoiseSchedule) -> PlainValues:
         """Return what a record says of the rule, as plain values."""
 
 
@@ -37,5 +37,5 @@ class ScheduleGrid(Grid):
     def levels(self, schedule: NoiseSchedule, num_steps: int) -> SamplingGrid:
         return schedule.native_grid(num_steps, self.timestep_spacing)
 
-    def provenance(self, schedule: NoiseSchedule) -> dict[str, Any]:
+    def provenance(self, schedule: NoiseSchedule) -> PlainValues:
         return {"timestep_spacing": self.timestep_spacing or schedule.timestep_spacing}

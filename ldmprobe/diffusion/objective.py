@@ -41,7 +41,8 @@ class TimestepObjective:
         """
         tables = (*self._factor_and_weights(), self.schedule.log_snr)
         factor, weights, log_snr = (table[t.cpu()].to(errors) for table in tables)
-        return factor * self.weighting(errors, weights, log_snr)
+        losses: Tensor = factor * self.weighting(errors, weights, log_snr)
+        return losses
 
     def _factor_and_weights(self) -> tuple[Tensor, Tensor]:
         """The sampler's factor and the weights, each (T,); normalised, both the factor and their product have mean 1."""

@@ -10,13 +10,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ldmprobe.diffusion.prediction import Prediction, VPrediction
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.types import PlainValues
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ class SamplingGrid:
     def after(self, start: int) -> SamplingGrid:
         """Return the same grid without its first ``start`` steps."""
         names = ("timesteps", "alpha_t", "sigma_t", "alpha_s", "sigma_s")
-        return replace(self, **{name: getattr(self, name)[start:] for name in names})
+        return replace(self, **{name: vars(self)[name][start:] for name in names})
 
 
 class NoiseSchedule:
@@ -124,7 +128,7 @@ class NoiseSchedule:
         return len(self.alpha)
 
     @property
-    def description(self) -> dict[str, Any]:
+    def description(self) -> PlainValues:
         """The schedule as plain values, enough for a checkpoint to rebuild it."""
         return {
             "alpha": self.alpha.tolist(),
@@ -156,8 +160,8 @@ class NoiseSchedule:
     def _on(self, device: torch.device) -> dict[str, Tensor]:
         """Return the tables on ``device``, copied there once, so that a training step waits for none."""
         if device not in self._tables:
-            names = ("alpha", "sigma", "model_time", "log_snr")
-            self._tables[device] = {name: getattr(self, name).to(device) for name in names}
+            tables = {"alpha": self.alpha, "sigma": self.sigma, "model_time": self.model_time, "log_snr": self.log_snr}
+            self._tables[device] = {name: table.to(device) for name, table in tables.items()}
         return self._tables[device]
 
     def add_noise(self, x0: Tensor, epsilon: Tensor, t: Tensor) -> Tensor:
@@ -193,7 +197,7 @@ class NoiseSchedule:
                 f"num_steps is {num_steps}; expected 1 to {self.num_timesteps}, the scheduler's training timesteps."
             )
 
-    def with_settings(self, **settings: Any) -> NoiseSchedule:
+    def with_settings(self, **settings: object) -> NoiseSchedule:
         """Return the schedule with other settings; only one of a diffusers scheduler has any.
 
         Raises:
@@ -203,7 +207,7 @@ class NoiseSchedule:
             f"The noise schedule is a table of its own, which has no settings {', '.join(settings)}; leave out `scheduler`."
         )
 
-    def sampling_scheduler(self, **settings: Any) -> Any:
+    def sampling_scheduler(self, **settings: object) -> SchedulerMixin:
         """Return a diffusers scheduler whose deterministic steps are those of :meth:`native_grid`, with ``settings`` in the place of
         its own.
 

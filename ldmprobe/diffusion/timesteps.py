@@ -167,7 +167,7 @@ class LogNormalSigma(LogSNRDensity):
         self.mean, self.std = mean, _positive(self, "std", std)
 
     def cumulative(self, log_snr: FloatArray) -> FloatArray:
-        return stats.norm.cdf(log_snr, -2 * self.mean, 2 * self.std)
+        return np.asarray(stats.norm.cdf(log_snr, -2 * self.mean, 2 * self.std))
 
 
 class LogitNormal(LogSNRDensity):
@@ -179,7 +179,7 @@ class LogitNormal(LogSNRDensity):
         self.std, self.centre = _positive(self, "std", std), -2 * mean - 2 * math.log(_positive(self, "shift", shift))
 
     def cumulative(self, log_snr: FloatArray) -> FloatArray:
-        return stats.norm.cdf(log_snr, self.centre, 2 * self.std)
+        return np.asarray(stats.norm.cdf(log_snr, self.centre, 2 * self.std))
 
 
 class Laplace(LogSNRDensity):
@@ -190,7 +190,7 @@ class Laplace(LogSNRDensity):
         self.centre, self.scale = centre, _positive(self, "scale", scale)
 
     def cumulative(self, log_snr: FloatArray) -> FloatArray:
-        return stats.laplace.cdf(log_snr, self.centre, self.scale)
+        return np.asarray(stats.laplace.cdf(log_snr, self.centre, self.scale))
 
 
 class Mode(LogSNRDensity):
@@ -210,7 +210,7 @@ class Mode(LogSNRDensity):
     def cumulative(self, log_snr: FloatArray) -> FloatArray:
         u = np.linspace(0, 1, 10_001)
         tau = 1 - u - self.scale * (np.cos(np.pi * u / 2) ** 2 - 1 + u)
-        return np.interp(expit(-log_snr / 2), tau[::-1], u[::-1])
+        return np.asarray(np.interp(expit(-log_snr / 2), tau[::-1], u[::-1]))
 
 
 class CosMap(LogSNRDensity):

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -183,9 +182,10 @@ class LearnedUncertainty(LossWeighting):
         self.linear = nn.Linear(num_features, 1, bias=False)
         nn.init.zeros_(self.linear.weight)
 
-    def _apply(self, fn: Move, *args: Any) -> LearnedUncertainty:
+    def _apply(self, fn: Move, recurse: bool = True) -> LearnedUncertainty:
         """Move with the training module, but stay in float32: the features' phases, of up to some hundred, need its digits."""
-        return super()._apply(in_float32(fn), *args)
+        super()._apply(in_float32(fn), recurse)
+        return self
 
     def log_weight(self, log_snr: Tensor) -> Tensor:
         return self.base.log_weight(log_snr)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -59,7 +58,7 @@ class EMA(nn.Module):
         """Stays in eval mode: the average is looked at, never trained."""
         return super().train(False)
 
-    def _apply(self, fn: Move, *args: Any) -> EMA:
+    def _apply(self, fn: Move, recurse: bool = True) -> EMA:
         """Move with the training module, but keep what is averaged in float32 at least."""
         averaged = zip(self.network.parameters(), self._averaged, strict=True)
         keep = {id(parameter) for parameter, is_averaged in averaged if is_averaged}
@@ -69,9 +68,10 @@ class EMA(nn.Module):
                 self.network
             )  # from here on the live network has what is frozen in half precision
         widen = in_float32(fn)
-        return super()._apply(
-            lambda tensor: fn(tensor) if self._shares_half and id(tensor) not in keep else widen(tensor), *args
+        super()._apply(
+            lambda tensor: fn(tensor) if self._shares_half and id(tensor) not in keep else widen(tensor), recurse
         )
+        return self
 
     def decay_at(self, num_updates: int) -> float:
         """d_n for n = ``num_updates``."""
