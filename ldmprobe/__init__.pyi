@@ -58,6 +58,8 @@ from ldmprobe.diffusion.weighting import SoftMinSNR as SoftMinSNR
 from ldmprobe.errors import ConfigurationError as ConfigurationError
 from ldmprobe.features.classifier import FeatureNetwork as FeatureNetwork
 from ldmprobe.features.inception import Inception as Inception
+from ldmprobe.functional import probe as probe
+from ldmprobe.inference import sample_images as sample_images
 from ldmprobe.io.record import Curve as Curve
 from ldmprobe.io.record import PerSample as PerSample
 from ldmprobe.io.record import ProbeRecord as ProbeRecord
@@ -73,7 +75,6 @@ from ldmprobe.models.conditioning import Unconditional as Unconditional
 from ldmprobe.models.diffusion_model import DiffusionModel as DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance as ClassifierFreeGuidance
 from ldmprobe.models.guidance import Guidance as Guidance
-from ldmprobe.plain_loop import probe as probe
 from ldmprobe.pretrained.load import PretrainedText as PretrainedText
 from ldmprobe.pretrained.lora import LoRA as LoRA
 from ldmprobe.pretrained.source import Source as Source
@@ -94,7 +95,6 @@ from ldmprobe.probing.held_out import HeldOut as HeldOut
 from ldmprobe.probing.quality import probe_quality as probe_quality
 from ldmprobe.probing.reference import Reference as Reference
 from ldmprobe.probing.sampling import Sampling as Sampling
-from ldmprobe.standalone import sample_images as sample_images
 from ldmprobe.tracking.csv_logger import ResumableCSVLogger as ResumableCSVLogger
 from ldmprobe.tracking.loggers import scalar_metrics as scalar_metrics
 from ldmprobe.tracking.report import write_report as write_report

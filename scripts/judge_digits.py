@@ -19,9 +19,9 @@ from sklearn.neural_network import MLPClassifier
 from torch import Tensor
 
 from ldmprobe.data.images import ImageData
+from ldmprobe.inference import sample_images
 from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.probing.sampling import Sampling
-from ldmprobe.standalone import sample_images
 from ldmprobe.training.checkpoint.load import load_model
 
 

@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldmprobe.data.builtin import COLOURS, SHAPES, load_builtin
+from ldmprobe.inference import sample_images
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.probing.sampling import Sampling
-from ldmprobe.standalone import sample_images
 from ldmprobe.training.checkpoint.load import load_model
 
 _TRAINING, _JUDGING = 1_000_001, 1_000_002  # seeds of real images, of no training run

@@ -14,10 +14,10 @@ import sys
 from pathlib import Path
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.inference import real_latents
 from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.reference import Reference
 from ldmprobe.probing.sampling import Sampling
-from ldmprobe.standalone import real_latents
 from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure
 from ldmprobe.training.checkpoint.load import load_model
 

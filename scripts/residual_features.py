@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.inference import real_latents
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.reference import Reference
-from ldmprobe.standalone import real_latents
 from ldmprobe.training.checkpoint.load import load_model
 
 FOLDS, DRAWS = 8, 1024

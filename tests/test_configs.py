@@ -7,8 +7,8 @@ import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor
 
 from ldmprobe.callbacks import DDIMProbe, DenoisingProbe, ReportWriter, TimestepBalancer, TrainingLoss
+from ldmprobe.configuration.cli import LDMProbeCLI, build_cli
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
-from ldmprobe.training.cli import LDMProbeCLI, build_cli
 from tests.pipelines import saved
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"

@@ -16,12 +16,13 @@ ORDER = [
     ["probing"],
     ["tracking", "training"],
     ["callbacks", "comparison"],
+    ["configuration"],
     ["audit"],
-    ["plain_loop", "standalone", "cli"],
+    ["functional", "inference"],
+    ["commands"],
+    ["cli"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
-# The command line of training knows the callbacks' short names.
-EXCEPTIONS = {("ldmprobe/training/cli.py", "callbacks")}
 PURE = ("diffusion", "analysis")
 HEAVY = {"lightning", "wandb", "diffusers", "datasets"}
 
@@ -53,7 +54,7 @@ def test_imports_flow_one_way(path):
         parts = name.split(".")
         if parts[0] == "ldmprobe" and len(parts) > 1 and parts[1] in RANK:
             place = path.relative_to(ROOT).as_posix()
-            assert RANK[parts[1]] <= RANK[package] or (place, parts[1]) in EXCEPTIONS, f"{place} imports {name}"
+            assert RANK[parts[1]] <= RANK[package], f"{place} imports {name}"
 
 
 @pytest.mark.parametrize("path", [path for path in SOURCES if package_of(path) in PURE], ids=lambda path: path.name)

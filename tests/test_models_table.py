@@ -17,12 +17,12 @@ from PIL import Image
 
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
+from ldmprobe.inference import sample_images
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.families import FAMILIES, REFUSED
 from ldmprobe.models.frozen import Frozen
 from ldmprobe.pretrained.lora import LoRA
 from ldmprobe.probing.sampling import Sampling
-from ldmprobe.standalone import sample_images
 from ldmprobe.training.cache import write_cache
 from ldmprobe.training.checkpoint.load import load_model
 from ldmprobe.training.finetuning import FinetunedDiffusion

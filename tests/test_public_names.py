@@ -9,7 +9,7 @@ import yaml
 
 import ldmprobe
 import ldmprobe.callbacks
-from ldmprobe.training.cli import build_cli
+from ldmprobe.configuration.cli import build_cli
 from tests.pipelines import saved
 
 ROOT = Path(__file__).resolve().parent.parent

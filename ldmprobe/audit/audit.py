@@ -7,7 +7,6 @@ the culprit, and holds where training itself is not repeatable.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import copy
 import functools
@@ -36,10 +35,10 @@ from ldmprobe.audit.ledger import KINDS, Ledger, differences, in_words
 from ldmprobe.audit.observation import Observation, Recorder, bracket, is_probe, logged_metrics
 from ldmprobe.callbacks import ProbeCallback
 from ldmprobe.callbacks.monitored import PREFIX
+from ldmprobe.configuration.cli import build_cli
+from ldmprobe.configuration.errors import meant_for_the_user
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import digest
-from ldmprobe.training.cli import build_cli
-from ldmprobe.training.configuration_errors import meant_for_the_user
 
 _WIDTH = 100
 
@@ -62,22 +61,19 @@ class LedgerDiff:
     first: str | None
 
 
-def audit(argv: list[str]) -> int:
-    """The command: prints a table and a verdict, and returns 0 (undisturbed) or 1.
+def audit(fit_arguments: list[str], steps: int) -> int:
+    """Print a table and a verdict; return 0 (undisturbed) or 1.
 
     Raises:
         ConfigurationError: the configuration names no probe, or cannot be run.
     """
-    args, fit_arguments = _parser().parse_known_args(argv)
-    if args.steps < 2:
-        raise ConfigurationError(f"--steps is {args.steps}; expected at least 2.")
     config = read_configuration(fit_arguments)
     print(
-        f"The first {args.steps} optimiser steps on one device, without and with probes (every {_every_n_steps(args.steps)} steps), in a "
+        f"The first {steps} optimiser steps on one device, without and with probes (every {_every_n_steps(steps)} steps), in a "
         "temporary folder:"
     )
     with tempfile.TemporaryDirectory(prefix="ldmprobe-audit-") as folder:
-        run = functools.partial(_in_fresh_process, config, args.steps)
+        run = functools.partial(_in_fresh_process, config, steps)
         plain = run(Path(folder) / "plain", False, "without probes")
         probed = run(Path(folder) / "probed", True, "with probes")
         compared, control = compare(plain, probed), None
@@ -91,18 +87,6 @@ def audit(argv: list[str]) -> int:
     undisturbed, sentences = verdict(probed, compared, control)
     print(sentences)
     return 0 if undisturbed else 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ldmprobe audit",
-        usage="ldmprobe audit --config FILE [--steps N] [any argument of ldmprobe fit]",
-        description="Proves on your own configuration that its probes leave training bit-identical, or names what they change. Exit "
-        "code 0: undisturbed; 1: disturbed; 2: could not be tried.",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--steps", type=int, default=20, metavar="N", help="optimiser steps to run (default: 20)")
-    return parser
 
 
 # --- the configuration -------------------------------------------------------------------------------------------------

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,49 +20,8 @@ from ldmprobe.io.plain_text import plain
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, FrozenEncoder
 from ldmprobe.models.denoiser import check_text
-from ldmprobe.models.device import move
-from ldmprobe.training.cli import LDMProbeCLI
-from ldmprobe.training.configuration_errors import configuration_errors, meant_for_the_user
 
 _NAMED_ROWS = 10  # in a message
-
-
-def cache(argv: list[str]) -> int:
-    """The command, on its arguments.
-
-    Raises:
-        ConfigurationError: anything a user can put right.
-    """
-    args, rest = _parser().parse_known_args(argv)
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
-    try:
-        data, model = _built(rest)
-        move((model.codec, model.conditioning), args.device)
-        folder, complete = write_cache(
-            data,
-            model.codec,
-            model.conditioning,
-            model.network,
-            args.out,
-            args.dtype,
-            args.shard,
-            args.num_shards,
-            args.rows_per_shard,
-            args.batch_size,
-        )
-    except Exception as error:
-        if (told := meant_for_the_user(error)) is not None:
-            raise told from None
-        raise
-    if complete:
-        print(
-            plain(
-                f"{folder} is complete. Train from it: ldmprobe fit {' '.join(rest)} --data.init_args.latents {folder}"
-            )
-        )
-    else:
-        print(f"{plain(folder)}: this process's part is done, others' is not.")
-    return 0
 
 
 def write_cache(
@@ -251,9 +207,6 @@ def _condition(text: FrozenEncoder, captions: list[str] | None, dtype: str) -> d
     return kept
 
 
-# --- files, and the command's arguments ----------------------------------------------------------------------------------
-
-
 def _write(path: Path, tensors: dict[str, Tensor], texts: dict[str, list[str]]) -> None:
     from safetensors.torch import save
 
@@ -261,77 +214,3 @@ def _write(path: Path, tensors: dict[str, Tensor], texts: dict[str, list[str]]) 
     with atomic_write(path) as file:
         file.write(save({name: value.contiguous() for name, value in tensors.items()}, {"ldmprobe": json.dumps(texts)}))
     print(f"ldmprobe: {plain(path)}", flush=True)
-
-
-class _OnlyParts(LDMProbeCLI):
-    """Builds the data and the model of ``fit``'s arguments, and nothing that trains or writes."""
-
-    @configuration_errors("read")
-    def before_instantiate_classes(self) -> None:
-        trainer = self.config[self.subcommand].trainer
-        trainer.callbacks, trainer.logger = None, False
-
-    @configuration_errors("built")
-    def instantiate_classes(self) -> None:
-        self.config_init = self.parser.instantiate(self.config)
-        self.datamodule, self.model = self._get(self.config_init, "data"), self._get(self.config_init, "model")
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        """Trains nothing."""
-
-
-def _built(argv: list[str]) -> tuple[ImageData, Any]:
-    import lightning as L
-
-    cli = _OnlyParts(
-        L.LightningModule,
-        L.LightningDataModule,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        args=["fit", *argv],
-        seed_everything_default=0,
-        save_config_callback=None,
-        auto_configure_optimizers=False,
-    )
-    if not isinstance(cli.datamodule, ImageData) or not hasattr(cli.model, "codec"):
-        raise ConfigurationError(
-            f"The configuration is of {type(cli.model).__name__} on {type(cli.datamodule).__name__}; only latents of LatentDiffusion on ImageData "
-            "can be cached."
-        )
-    return cli.datamodule, cli.model
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ldmprobe cache",
-        description="Encode the images (and captions) of a configuration once, for `--data.init_args.latents DIR`. All further arguments are "
-        "those of `ldmprobe fit`. One that was ended is started again and goes on.",
-        epilog="ldmprobe cache --config configs/digits.yaml --out latents/digits",
-        allow_abbrev=False,
-    )
-    environment = os.environ.get
-    cuda = f"cuda:{environment('LOCAL_RANK', '0')}"
-    parser.add_argument("--out", type=Path, metavar="DIR", help="default: latents/ and a hash of what they are of")
-    parser.add_argument(
-        "--dtype", choices=list(DTYPES), default="float32", help="that latents are kept in (default: float32)"
-    )
-    parser.add_argument(
-        "--shard",
-        type=int,
-        default=int(environment("RANK", "0")),
-        help="of --num-shards; default: torchrun's rank, else 0",
-    )
-    parser.add_argument(
-        "--num-shards",
-        type=int,
-        default=int(environment("WORLD_SIZE", "1")),
-        help="processes that share the work; default: torchrun's, else 1",
-    )
-    parser.add_argument("--rows-per-shard", type=int, default=1024, help="rows, or captions, in a file (default: 1024)")
-    parser.add_argument("--batch-size", type=int, default=32, help="images through the codec at once (default: 32)")
-    parser.add_argument(
-        "--device",
-        default=cuda if torch.cuda.is_available() else "cpu",
-        help="default: cuda where there is one, else cpu",
-    )
-    return parser

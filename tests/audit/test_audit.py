@@ -125,12 +125,12 @@ def test_what_is_missing_differs():
 def test_a_configuration_without_probes_is_refused(tmp_path):
     path = write_config(tmp_path / "run.yaml", callbacks=[])
     with pytest.raises(ConfigurationError, match=r"names no probe, so there is nothing to audit; add some"):
-        audit(["--config", str(path)])
+        audit(["--config", str(path)], steps=20)
 
 
 def test_too_few_steps_are_refused(tmp_path, capsys):
     assert main(["audit", "--config", "any.yaml", "--steps", "1"]) == 2
-    assert "--steps is 1; expected at least 2" in capsys.readouterr().err
+    assert "--steps: got 1, expected at least 2" in capsys.readouterr().err
 
 
 def test_an_argument_that_fit_does_not_know_is_refused(tmp_path, capsys):

@@ -26,11 +26,11 @@ from ldmprobe.comparison.study import (
 )
 from ldmprobe.comparison.study_figures import curves_figure, pareto_figure
 from ldmprobe.comparison.study_table import study_markdown, study_table
+from ldmprobe.configuration.cli import build_cli
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.store import RecordStore
 from ldmprobe.tracking.figures import figure_png
-from ldmprobe.training.cli import build_cli
 from tests.helpers import FLOAT64, tiny_unet_settings
 from tests.training import killing
 from tests.training.test_latent_diffusion import digits, module, trainer

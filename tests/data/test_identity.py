@@ -17,8 +17,8 @@ from PIL import Image as PILImage
 from ldmprobe.data.identity import held_out_mask, image_hash, image_hashes
 from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.inference import real_latents
 from ldmprobe.probing.reference import Reference
-from ldmprobe.standalone import real_latents
 from ldmprobe.training.checkpoint.load import load_model
 from tests.test_bad_input import _config, _fit, _probe, _refused
 

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from hypothesis import strategies as st
 
+from ldmprobe.configuration.cli import LDMProbeCLI, build_cli
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.training.cli import LDMProbeCLI, build_cli
 from tests.fuzz.cases import damaged, fuzz, json_values
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.inference import sample_images
 from ldmprobe.models.conditioning import TextConditioning
 from ldmprobe.models.families import FAMILIES
 from ldmprobe.models.frozen import NetworkFiles
@@ -27,7 +28,6 @@ from ldmprobe.pretrained.files import check_files
 from ldmprobe.pretrained.load import PretrainedText, load_pipeline
 from ldmprobe.pretrained.source import Source
 from ldmprobe.probing.sampling import Sampling
-from ldmprobe.standalone import sample_images
 from ldmprobe.training.checkpoint.load import load_model
 from ldmprobe.training.finetuning import FinetunedDiffusion
 from tests.helpers import FLOAT32, WHOLE_PATH, sd_scheduler, tiny_unet

@@ -10,6 +10,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
 
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from ldmprobe.inference import sample_images
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.diffusion_model import DiffusionModel
@@ -17,7 +18,6 @@ from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.reference import Reference, magnitude_quantiles
 from ldmprobe.probing.sampling import Sampling
-from ldmprobe.standalone import sample_images
 from ldmprobe.tracking.figures import caveats
 from ldmprobe.tracking.report import write_report
 from tests.helpers import gaussian_model, tiny_unet

@@ -12,11 +12,11 @@ from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.inference import sample_images
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.quality import fid_and_kid, probe_quality
 from ldmprobe.probing.real_features import IMAGES_AT_ONCE, RealFeatures, check_feature_network
 from ldmprobe.probing.sampling import Sampling
-from ldmprobe.standalone import sample_images
 from tests.helpers import gaussian_model
 from tests.probing.gaussian import ScaledBand, assert_same_record, draw, on_ranks
 

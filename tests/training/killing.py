@@ -27,7 +27,13 @@ from tests.helpers import tiny_unet_settings
 
 _server = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(
-    ["tests.training.killing", "ldmprobe.training.cli", "diffusers.models.unets.unet_2d", "datasets", "torch._dynamo"]
+    [
+        "tests.training.killing",
+        "ldmprobe.configuration.cli",
+        "diffusers.models.unets.unet_2d",
+        "datasets",
+        "torch._dynamo",
+    ]
 )
 
 

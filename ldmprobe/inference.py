@@ -3,32 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from argparse import Namespace
 from collections.abc import Iterator
-from math import inf
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ldmprobe.diffusion.grids import ScheduleGrid
 from ldmprobe.diffusion.trajectory import SamplingStep
-from ldmprobe.errors import ConfigurationError, check_numbers
+from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
-from ldmprobe.models.denoiser import check_denoiser
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.models.guidance import ClassifierFreeGuidance
-from ldmprobe.pretrained.source import Source
 from ldmprobe.probing.analyses import Analysis, Findings, Trajectory
 from ldmprobe.probing.clipping import clipping, count_clipped
-from ldmprobe.probing.ddim import default_analyses, probe_ddim
-from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.probe import evaluating, progress_bar
+from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.reference import Reference, encode_images
 from ldmprobe.probing.sampling import Sampling, sample_trajectory
-from ldmprobe.training.checkpoint.load import load_model
 
 
 @torch.no_grad()
@@ -52,99 +42,7 @@ def sample_images(model: DiffusionModel, sampling: Sampling) -> Tensor:
     return torch.cat(images)
 
 
-def probe(args: Namespace) -> str:
-    """``ldmprobe probe``: records, the paper's two figures and a report in a new directory."""
-    from ldmprobe.io.run_directory import locked
-
-    model, sampling = _model(args)
-    with locked(args.out, resuming=False, option="--out") as out:
-        return _probe_into(out, model, sampling, args)
-
-
-def _probe_into(out: Path, model: DiffusionModel, sampling: Sampling, args: Namespace) -> str:
-    from ldmprobe.io.store import RecordStore
-    from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure
-    from ldmprobe.tracking.report import write_report
-
-    reference, held_out = None, None
-    if args.data is not None:
-        reference, held_out = real_latents(
-            model,
-            args.data,
-            args.image_column,
-            args.label_column,
-            args.image_size,
-            args.num_reference,
-            caption_column=args.caption_column,
-        )
-    store = RecordStore(out)
-    with progress_bar("DDIM probe") as progress:
-        record = probe_ddim(
-            model,
-            reference,
-            sampling,
-            analyses=[_Finite(), *default_analyses(reference, held_out)],
-            held_out=held_out,
-            step=model.trained_steps,
-            progress=progress,
-        )
-    store.append(record)
-    if reference is not None and held_out is not None:
-        reference.save(out / "reference.safetensors")
-        denoising = probe_denoising(
-            model, held_out, reference, batch_size=args.batch_size, seed=args.seed, step=model.trained_steps
-        )
-        store.append(denoising)
-    (out / "pca.png").write_bytes(figure_png(pca_figure(record)))
-    (out / "step_kl.png").write_bytes(figure_png(kl_figure([record])))
-    return f"report: {write_report(out)}\nfigures: {out / 'pca.png'}, {out / 'step_kl.png'}"
-
-
-def sample(args: Namespace) -> str:
-    """``ldmprobe sample``: a grid of samples as PNG."""
-    from PIL import Image
-
-    if args.columns < 1:
-        raise ConfigurationError(f"--columns is {args.columns}; expected at least 1.")
-    if args.out.suffix != ".png":
-        raise ConfigurationError(f"--out is {args.out}; expected a file name that ends in .png.")
-    if args.out.exists():
-        raise ConfigurationError(f"{args.out} exists already; choose another --out.")
-    model, sampling = _model(args)
-    try:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.touch()
-        args.out.unlink()
-    except OSError as error:
-        raise ConfigurationError(f"{args.out} cannot be written: {error.strerror}. Choose another --out.") from error
-    images = sample_images(model, sampling)
-    Image.fromarray(image_grid(images, args.columns)).save(args.out)
-    return str(args.out)
-
-
-def _model(args: Namespace) -> tuple[DiffusionModel, Sampling]:
-    for name, at_least in (("num_samples", 1), ("batch_size", 1), ("num_reference", 2), ("image_size", 1), ("seed", 0)):
-        value, at_most = vars(args).get(name), 10_000_000 if name == "num_samples" else inf
-        check_numbers("The command", at_least, at_most, **{f"--{name.replace('_', '-')}": value})
-    source = Source(args.model, args.revision, args.variant, args.local_files_only, args.text_precision, args.base)
-    model = load_model(source, args.device, args.prompt)
-    image_shape = model.codec.image_shape(model.latent_shape)
-    with evaluating(model.modules):
-        condition = model.conditioning.for_samples(torch.zeros(1, dtype=torch.long, device=model.device))
-        check_denoiser(model.network, model.latent_shape, condition, model.device, image_shape)
-    sampling = Sampling(
-        args.num_samples,
-        args.num_steps,
-        grid=ScheduleGrid(args.timestep_spacing),
-        guidance=ClassifierFreeGuidance(args.guidance_scale),
-        batch_size=args.batch_size,
-        seed=args.seed,
-    )
-    sampling.levels(model)
-    return model, sampling
-
-
-class _Finite(Analysis):
+class OnlyFinite(Analysis):
     """Finds nothing, but ends a probe whose latents are not finite: of a model that is only looked at there is no record with gaps."""
 
     def begin(self, trajectory: Trajectory) -> None: ...

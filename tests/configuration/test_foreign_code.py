@@ -20,8 +20,8 @@ import pytest
 import torch
 import yaml
 
+from ldmprobe.configuration.cli import LDMProbeCLI, build_cli
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.training.cli import LDMProbeCLI, build_cli
 from tests.helpers import tiny_unet_settings
 
 CONFIG = {

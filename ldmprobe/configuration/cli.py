@@ -23,16 +23,17 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 import ldmprobe.callbacks
 from ldmprobe.callbacks.exact_resume import ExactResume
 from ldmprobe.callbacks.logger_guard import LoggerGuard
+from ldmprobe.configuration.errors import configuration_errors
+from ldmprobe.configuration.foreign_code import check_classes, imports_in_the_open
+from ldmprobe.configuration.saved import SaveConfig
+from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.run_directory import check_own, lock, reserve, unlock
 from ldmprobe.training.checkpoint.newest import damage
 from ldmprobe.training.checkpoint.resume import continue_curves, keep_wandb_id, last_checkpoint, say
 from ldmprobe.training.checkpoint.write import AtomicCheckpointIO
-from ldmprobe.training.configuration_errors import configuration_errors, meant_for_the_user
 from ldmprobe.training.finetuning import FinetunedDiffusion
-from ldmprobe.training.foreign_code import check_classes, imports_in_the_open
 from ldmprobe.training.latent_diffusion import LatentDiffusion
-from ldmprobe.training.run_configuration import SaveConfig
 
 _RUN_DIR = "runs/run"
 
@@ -223,10 +224,24 @@ def _check_checkpoint(path: str | None) -> None:
         raise ConfigurationError(f"{path} is torn ({fault}); give another checkpoint, or `--ckpt_path last`.")
 
 
-def build_cli(argv: list[str], run: bool = True) -> LDMProbeCLI:
-    """The command line on ``argv``: with ``run``, a subcommand and its arguments, carried out; without, the arguments of ``fit``,
-    only built."""
-    return LDMProbeCLI(
+class _Parts(LDMProbeCLI):
+    """Builds the model and the data, and nothing that trains or writes."""
+
+    @configuration_errors("read")
+    def before_instantiate_classes(self) -> None:
+        self.config.trainer.callbacks, self.config.trainer.logger = None, False
+
+    @configuration_errors("built")
+    def instantiate_classes(self) -> None:
+        self.config_init = self.parser.instantiate(self.config)
+        self.model, self.datamodule = self.config_init.model, self.config_init.data
+
+
+def build_cli(argv: list[str], run: bool = True, kind: type[LDMProbeCLI] = LDMProbeCLI) -> LDMProbeCLI:
+    """Return the command line of ``argv``: with ``run``, of a subcommand and its arguments, carried out; without, of the arguments
+    of ``fit``, only built."""
+    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
+    return kind(
         L.LightningModule,
         L.LightningDataModule,
         parser_class=Parser,
@@ -246,24 +261,34 @@ def build_cli(argv: list[str], run: bool = True) -> LDMProbeCLI:
     )
 
 
-def run(argv: list[str]) -> None:
-    """One subcommand of Trainer, from the command line's arguments.
+def build_parts(fit_arguments: list[str]) -> tuple[LatentDiffusion, ImageData]:
+    """Return the model and the data that the arguments of ``fit`` name.
 
     Raises:
-        ConfigurationError: anything a user can put right, before training.
+        ConfigurationError: they cannot be built, or are of other kinds.
+    """
+    cli = build_cli(fit_arguments, run=False, kind=_Parts)
+    if isinstance(cli.model, LatentDiffusion) and isinstance(cli.datamodule, ImageData):
+        return cli.model, cli.datamodule
+    raise ConfigurationError(
+        f"The configuration is of {type(cli.model).__name__} on {type(cli.datamodule).__name__}; only latents of LatentDiffusion on "
+        "ImageData can be cached."
+    )
+
+
+def run(argv: list[str]) -> None:
+    """Carry out one of the Trainer's subcommands.
+
+    Raises:
         SystemExit: 143 (128 + SIGTERM) where the process was told to end, so that a scheduler knows it has not finished.
     """
-    # The codec and the moving average stay in eval mode on purpose.
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
-    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+    warnings.filterwarnings(
+        "ignore", message=r"Found \d+ module\(s\) in eval mode"
+    )  # codec and moving average stay there
     try:
         build_cli(argv)
     except SIGTERMException:
-        print("ldmprobe: terminated; `--ckpt_path last` goes on.", file=sys.stderr)
+        print("ldmprobe: terminated; `--ckpt_path last` continues.", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None
-    except Exception as error:
-        if (told := meant_for_the_user(error)) is not None:
-            raise told from None
-        raise
     finally:
         unlock()

@@ -15,11 +15,11 @@ from diffusers import AutoencoderKL, DDIMPipeline, DDPMPipeline, DDPMScheduler, 
 from PIL import Image
 
 from ldmprobe.cli import main
+from ldmprobe.inference import image_grid, real_latents, sample_images
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.pretrained.load import load_pipeline
 from ldmprobe.probing.sampling import Sampling
-from ldmprobe.standalone import image_grid, real_latents, sample_images
 from ldmprobe.tracking.figures import kl_figure, pca_figure
 from ldmprobe.training.checkpoint.load import load_model
 from tests.helpers import WHOLE_PATH, tiny_unet
@@ -254,10 +254,10 @@ def test_what_a_model_has_no_use_for_is_refused(pipelines, capsys):
 @pytest.mark.parametrize(
     ("option", "text"),
     [
-        (["--num-samples", "0"], "--num-samples 0; expected at least 1"),
+        (["--num-samples", "0"], "--num-samples: got 0, expected 1 to 10,000,000"),
         (["--num-steps", "0"], "num_steps is 0; expected 1 to 1000"),
         (["--num-steps", "1001"], "num_steps is 1001; expected 1 to 1000"),
-        (["--batch-size", "0"], "--batch-size 0; expected at least 1"),
+        (["--batch-size", "0"], "--batch-size: got 0, expected at least 1"),
     ],
 )
 @pytest.mark.parametrize("command", ["probe", "sample"])
@@ -268,7 +268,7 @@ def test_numbers_out_of_range_are_refused(command, option, text, pipelines, caps
 
 def test_a_grid_of_no_columns_is_refused(pipelines, capsys):
     _refused(
-        ["sample", pipelines["DDPMPipeline"], *TINY, "--columns", "0"], capsys, "--columns is 0; expected at least 1"
+        ["sample", pipelines["DDPMPipeline"], *TINY, "--columns", "0"], capsys, "--columns: got 0, expected at least 1"
     )
 
 

@@ -9,10 +9,10 @@ from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from ldmprobe.cli import main
+from ldmprobe.configuration.cli import build_cli
 from ldmprobe.data.images import ImageData
 from ldmprobe.io.store import RecordStore
 from ldmprobe.training.checkpoint.write import AtomicCheckpointIO
-from ldmprobe.training.cli import build_cli
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import tiny_unet_settings
 

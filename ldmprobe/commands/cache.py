@@ -1,0 +1,87 @@
+"""``ldmprobe cache``: encode the images and captions of a configuration once, into a folder that training reads."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from ldmprobe.commands.options import Parser, integer
+from ldmprobe.io.plain_text import plain
+
+
+def run(argv: list[str]) -> int:
+    """Encode the data of the configuration that ``argv`` names.
+
+    Raises:
+        ConfigurationError: anything a user can put right.
+    """
+    parser = Parser(
+        "cache",
+        "--config FILE [--out DIR] [options] [options of ldmprobe fit]",
+        "Encode the images and captions of a configuration once; training then reads them with `--data.init_args.latents "
+        "DIR`. All other options are those of `ldmprobe fit`. An interrupted run continues where it stopped.",
+        "--config configs/digits.yaml --out latents/digits",
+    )
+    torchrun = os.environ.get
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write to (default: latents/ and a hash of the contents)"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        default="float32",
+        help="precision of the stored latents (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--batch-size", type=integer(1), default=32, metavar="N", help="images encoded at once (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--rows-per-shard",
+        type=integer(1),
+        default=1024,
+        metavar="N",
+        help="rows, or captions, in one file (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--num-shards",
+        type=integer(1),
+        default=torchrun("WORLD_SIZE", "1"),
+        metavar="N",
+        help="number of processes that share the work (default: torchrun's, else 1)",
+    )
+    parser.add_argument(
+        "--shard",
+        type=integer(0),
+        default=torchrun("RANK", "0"),
+        metavar="K",
+        help="number of this process, from 0 (default: torchrun's rank, else 0)",
+    )
+    parser.add_argument("--device", help="device to encode on (default: this process's GPU if there is one, else cpu)")
+    args, fit_arguments = parser.parse_known_args(argv[1:])
+    import torch
+
+    from ldmprobe.configuration.cli import build_parts
+    from ldmprobe.models.device import move
+    from ldmprobe.training.cache import write_cache
+
+    model, data = build_parts(fit_arguments)
+    gpu = f"cuda:{torchrun('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    move((model.codec, model.conditioning), args.device or gpu)
+    folder, complete = write_cache(
+        data,
+        model.codec,
+        model.conditioning,
+        model.network,
+        args.out,
+        args.dtype,
+        args.shard,
+        args.num_shards,
+        args.rows_per_shard,
+        args.batch_size,
+    )
+    if complete:
+        command = " ".join(["ldmprobe fit", *fit_arguments, f"--data.init_args.latents {folder}"])
+        print(plain(f"{folder} is complete. Train from it: {command}"))
+    else:
+        print(plain(f"{folder}: this process's part is done; others are still missing."))
+    return 0

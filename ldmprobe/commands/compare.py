@@ -1,0 +1,35 @@
+"""``ldmprobe compare``: runs side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ldmprobe.commands.options import Parser
+from ldmprobe.io.plain_text import plain
+
+
+def run(argv: list[str]) -> int:
+    """Compare the run directories that ``argv`` names.
+
+    Raises:
+        ConfigurationError: they cannot be compared.
+    """
+    parser = Parser(
+        "compare",
+        "RUN_DIR RUN_DIR ... --out DIR [--labels NAME ...]",
+        "Compare runs with the first of them: paired differences per noise level, and steps to the same quality, as one HTML "
+        "page and one table.",
+        "runs/uniform runs/min_snr --out compared",
+    )
+    parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="directories of two or more runs")
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="new directory, or that of an earlier comparison"
+    )
+    parser.add_argument(
+        "--labels", nargs="+", metavar="NAME", help="names of the runs (default: their directories' names)"
+    )
+    args = parser.parse_args(argv[1:])
+    from ldmprobe.comparison.compare import write_comparison
+
+    print(plain(write_comparison(args.run_dirs, args.out, args.labels)))
+    return 0

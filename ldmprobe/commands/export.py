@@ -1,0 +1,37 @@
+"""``ldmprobe export``: a checkpoint as a diffusers pipeline folder with a model card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ldmprobe.commands.options import Parser, add_base
+from ldmprobe.io.plain_text import plain
+
+
+def run(argv: list[str]) -> int:
+    """Export the checkpoint that ``argv`` names.
+
+    Raises:
+        ConfigurationError: it cannot be exported, or the folder cannot be written.
+    """
+    parser = Parser(
+        "export",
+        "CHECKPOINT DIR [options]",
+        "Write a checkpoint as a folder with a model card: a diffusers pipeline, for DiffusionPipeline.from_pretrained, or a "
+        "LoRA, for load_lora_weights.",
+        "runs/digits/checkpoints/last.ckpt exported/digits",
+    )
+    parser.add_argument(
+        "checkpoint",
+        type=Path,
+        metavar="CHECKPOINT",
+        help="LatentDiffusion checkpoint (.ckpt file, or folder if sharded)",
+    )
+    parser.add_argument("folder", type=Path, metavar="DIR", help="new folder to write to")
+    parser.add_argument("--merge", action="store_true", help="add a LoRA to the weights, and export the whole pipeline")
+    add_base(parser)
+    args = parser.parse_args(argv[1:])
+    from ldmprobe.training.export import export
+
+    print(plain(export(args.checkpoint, args.folder, args.merge, args.base)))
+    return 0

@@ -1,0 +1,99 @@
+"""``ldmprobe probe``: records, the two figures of the paper and a report of a model, without training."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ldmprobe.commands.options import Parser, add_model, add_sampling, integer, load, settings_as_options
+from ldmprobe.io.plain_text import plain
+
+if TYPE_CHECKING:
+    from ldmprobe.models.diffusion_model import DiffusionModel
+    from ldmprobe.probing.sampling import Sampling
+
+
+def run(argv: list[str]) -> int:
+    """Probe the model that ``argv`` names.
+
+    Raises:
+        ConfigurationError: an option is wrong, or the model or data cannot be used.
+    """
+    parser = Parser(
+        "probe",
+        "MODEL --out DIR [options]",
+        "Probe a checkpoint or a diffusers pipeline without training, into a new directory: records, figures and "
+        "report.html.",
+        "runs/digits/checkpoints/last.ckpt --data builtin:digits --label-column label --image-size 32 --out probed",
+    )
+    add_model(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new directory to write to")
+    add_sampling(parser, num_samples=256)
+    data = parser.add_argument_group(
+        "data",
+        "Real images give the ideal curves, and held-out ones the denoising skill; without --data both are left out.",
+    )
+    data.add_argument("--data", metavar="DATASET", help="folder, parquet file or hub id of images, or builtin:digits")
+    data.add_argument(
+        "--image-column", default="image", metavar="NAME", help="name of the image column (default: %(default)s)"
+    )
+    data.add_argument("--label-column", metavar="NAME", help="name of the label column (class-conditional models)")
+    data.add_argument(
+        "--caption-column",
+        metavar="NAME",
+        help="name of the caption column (text-to-image models; default: every image has the one --prompt)",
+    )
+    data.add_argument(
+        "--image-size", type=integer(1), metavar="PIXELS", help="resize images to this (default: leave as they are)"
+    )
+    data.add_argument(
+        "--num-reference",
+        type=integer(2),
+        default=4096,
+        metavar="N",
+        help="number of real images (default: %(default)s)",
+    )
+    args = parser.parse_args(argv[1:])
+    from ldmprobe.io.run_directory import locked
+
+    with settings_as_options(args):
+        model, sampling = load(args)
+        with locked(args.out, resuming=False, option="--out") as out:
+            print(plain(_probe_into(out, model, sampling, args)))
+    return 0
+
+
+def _probe_into(out: Path, model: DiffusionModel, sampling: Sampling, args: Namespace) -> str:
+    from ldmprobe.inference import OnlyFinite, real_latents
+    from ldmprobe.io.store import RecordStore
+    from ldmprobe.probing.ddim import default_analyses, probe_ddim
+    from ldmprobe.probing.denoising import probe_denoising
+    from ldmprobe.probing.probe import progress_bar
+    from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure
+    from ldmprobe.tracking.report import write_report
+
+    reference, held_out = None, None
+    if args.data is not None:
+        reference, held_out = real_latents(
+            model,
+            args.data,
+            args.image_column,
+            args.label_column,
+            args.image_size,
+            args.num_reference,
+            caption_column=args.caption_column,
+        )
+    store, step = RecordStore(out), model.trained_steps
+    with progress_bar("DDIM probe") as progress:
+        analyses = [OnlyFinite(), *default_analyses(reference, held_out)]
+        record = probe_ddim(
+            model, reference, sampling, analyses=analyses, held_out=held_out, step=step, progress=progress
+        )
+    store.append(record)
+    if reference is not None and held_out is not None:
+        reference.save(out / "reference.safetensors")
+        store.append(probe_denoising(model, held_out, reference, batch_size=args.batch_size, seed=args.seed, step=step))
+    (out / "pca.png").write_bytes(figure_png(pca_figure(record)))
+    (out / "step_kl.png").write_bytes(figure_png(kl_figure([record])))
+    return f"report: {write_report(out)}\nfigures: {out / 'pca.png'}, {out / 'step_kl.png'}"

@@ -1,0 +1,29 @@
+"""``ldmprobe report``: a run's page, written anew."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ldmprobe.commands.options import Parser
+from ldmprobe.io.plain_text import plain
+
+
+def run(argv: list[str]) -> int:
+    """Write the report of the run directory that ``argv`` names.
+
+    Raises:
+        ConfigurationError: there are no records in it.
+    """
+    parser = Parser(
+        "report",
+        "RUN_DIR [--out FILE]",
+        "Write one self-contained HTML page from the records in a run directory.",
+        "runs/digits",
+    )
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="directory of a run")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="HTML file to write (default: RUN_DIR/report.html)")
+    args = parser.parse_args(argv[1:])
+    from ldmprobe.tracking.report import write_report
+
+    print(plain(write_report(args.run_dir, args.out)))
+    return 0
