@@ -1,4 +1,4 @@
-"""Probing and sampling without Lightning: a checkpoint or a diffusers pipeline, straight from the command line."""
+"""Models loaded and sampled without Lightning, and real latents to compare them with."""
 
 from __future__ import annotations
 

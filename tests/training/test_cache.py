@@ -147,7 +147,7 @@ def test_each_caption_is_encoded_once_and_training_gets_what_the_encoder_makes_o
 @pytest.mark.parametrize(
     ("given", "reason"),
     [
-        ([], "the following arguments are required: fit.data, fit.model"),
+        ([], "the following arguments are required: data, model"),
         (["--config", "none.yaml"], "File does not exist"),
         (["--batches", "3"], "nrecognized arguments: --batches"),
         (
