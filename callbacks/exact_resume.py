@@ -11,6 +11,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor
 
+from ldmprobe import lightning_private as private
 from ldmprobe.callbacks.probe_callback import run_directory
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.callbacks.same_optimization import check_same_optimization, check_schedules_last, optimization
@@ -55,25 +56,23 @@ class ExactResume(L.Callback):
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         for logger in trainer.loggers:
             logger.save()
-        loop = checkpoint["loops"]["fit_loop"]
-        batches, state = loop["epoch_loop.batch_progress"], loop["epoch_loop.state_dict"]
-        accumulating = _accumulating(trainer)
+        state, accumulating = private.LoopState(checkpoint), private.is_accumulating(trainer)
         extra: dict[str, Any] = {"optimization": optimization(trainer)}
         if accumulating:
             extra["gradients"] = _gradients(trainer, pl_module)
-        if _in_batch_end(batches):
-            if not accumulating and _row_due(trainer, state["_batches_that_stepped"]):
-                extra["row"] = {"step": state["_batches_that_stepped"], "metrics": _row(trainer)}
-            if _validation_due(trainer, batches):
-                _count_completed(batches, 1)
+        if state.in_batch_end:
+            every_n_steps = private.log_interval(trainer)
+            if not accumulating and every_n_steps > 0 and (state.steps + 1) % every_n_steps == 0:
+                extra["row"] = {"step": state.steps, "metrics": private.pending_row(trainer)}
+            if state.validation_due(trainer):
+                state.count_batch()
                 extra["validating"] = True
         elif self._terminating and trainer.validating:
             extra["validating"] = True
         elif self._terminating:  # as in the hook in which checkpoints are saved
-            _count_completed(batches, -1)
-            state["_batches_that_stepped"] -= not accumulating
+            state.reopen_batch(stepped=not accumulating)
         if "validating" in extra:
-            _begin_validation(loop["epoch_loop.val_loop.batch_progress"])
+            state.begin_validation()
         checkpoint[_KEY] = extra
 
     # --- out of the checkpoint -------------------------------------------------------------------------------------
@@ -118,7 +117,7 @@ class ExactResume(L.Callback):
             for logger in trainer.loggers:
                 logger.log_metrics(dict(row["metrics"]), step=row["step"])
         if "validating" in extra:  # that it must validate, Lightning has seen; its counts go on from before
-            trainer.fit_loop.epoch_loop.val_loop.batch_progress.total.reset()
+            private.reset_validation_counts(trainer)
 
     # --- told to end -----------------------------------------------------------------------------------------------
 
@@ -128,18 +127,16 @@ class ExactResume(L.Callback):
         self._trained = True
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
-        progress = trainer.fit_loop.state_dict()
-        epochs, batches = progress["epoch_progress"]["current"], progress["epoch_loop.batch_progress"]
-        epoch_ended = epochs["processed"] == epochs["ready"]
-        if not isinstance(exception, SIGTERMException) or not self._trained or _in_batch_end(batches) or epoch_ended:
+        terminated = isinstance(exception, SIGTERMException) and self._trained
+        if not terminated or not private.ended_between_batches(trainer):
             return
         folder = _folder(trainer)
-        if folder is not None and trainer.world_size == 1 and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+        if folder is not None and trainer.world_size == 1 and not private.is_dry_run(trainer):
             self._terminating = True
             trainer.save_checkpoint(folder / LAST_WORDS)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        folder = None if trainer.fast_dev_run else _folder(trainer)  # type: ignore[attr-defined]
+        folder = None if private.is_dry_run(trainer) else _folder(trainer)
         if folder is not None and trainer.is_global_zero:
             (folder / LAST_WORDS).unlink(missing_ok=True)
 
@@ -163,48 +160,6 @@ def _paths_here(
     return paths_here(callback, states.get(callback.state_key), alone=last == [callback])
 
 
-def _accumulating(trainer: L.Trainer) -> bool:
-    ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready
-    return ready % trainer.accumulate_grad_batches != 0 and ready != trainer.num_training_batches
-
-
 def _gradients(trainer: L.Trainer, pl_module: L.LightningModule) -> dict[str, Tensor]:
     found = {name: parameter.grad for name, parameter in pl_module.named_parameters() if parameter.grad is not None}
     return {name: trainer.strategy.reduce(gradient, reduce_op="mean") for name, gradient in found.items()}
-
-
-def _row_due(trainer: L.Trainer, step: int) -> bool:
-    every_n_steps: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return every_n_steps > 0 and (step + 1) % every_n_steps == 0
-
-
-def _row(trainer: L.Trainer) -> dict[str, float]:
-    metrics = trainer._logger_connector.metrics["log"]
-    return {"epoch": trainer.current_epoch, **{name: float(value) for name, value in metrics.items()}}
-
-
-def _validation_due(trainer: L.Trainer, batches: dict[str, Any]) -> bool:
-    """Whether Lightning validates after this batch; known for intervals in batches, of the whole training or of an epoch."""
-    interval, every_n_epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
-    if not trainer.enable_validation or not isinstance(interval, int):
-        return False
-    if every_n_epochs is None:
-        return batches["total"]["processed"] % interval == 0
-    return (trainer.current_epoch + 1) % every_n_epochs == 0 and batches["current"]["processed"] % interval == 0
-
-
-def _in_batch_end(batches: dict[str, Any]) -> bool:
-    """Within ``on_train_batch_end``, where ModelCheckpoint saves: the batch is processed, and not yet completed."""
-    return batches["total"]["completed"] == batches["total"]["processed"] - 1
-
-
-def _count_completed(batches: dict[str, Any], number: int) -> None:
-    for scope in ("total", "current"):
-        batches[scope]["completed"] += number
-
-
-def _begin_validation(batches: dict[str, Any]) -> None:
-    """To Lightning, one that was saved in its first batch: it goes back and validates before it trains."""
-    batches["total"].update(ready=1, started=1, processed=0, completed=0)
-    batches["current"].update(ready=0, started=0, processed=0, completed=0)
-    batches["is_last_batch"] = False

@@ -1,6 +1,7 @@
 """The direction of imports: each package has a rank, and none imports one below it."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 ORDER = [
     ["errors", "types"],
+    ["lightning_private"],
     ["io"],
     ["diffusion"],
     ["analysis"],
@@ -71,3 +73,9 @@ def test_only_one_file_imports_wandb():
     assert [path.name for path in SOURCES if any(name.split(".")[0] == "wandb" for name in imports(path))] == [
         "wandb.py"
     ]
+
+
+def test_only_one_file_touches_what_lightning_keeps_private():
+    private = re.compile(r"fit_loop|epoch_loop|_connector\b|_wandb_init|_val_check_time|_check_on_train|\btrainer\._")
+    touched = [path.name for path in SOURCES if private.search(path.read_text())]
+    assert touched == ["lightning_private.py"]

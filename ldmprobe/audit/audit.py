@@ -26,7 +26,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import yaml
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from torch import nn
@@ -39,6 +38,7 @@ from ldmprobe.configuration.cli import build_cli
 from ldmprobe.configuration.errors import meant_for_the_user
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import digest
+from ldmprobe.lightning_private import callbacks_of
 
 _WIDTH = 100
 
@@ -195,7 +195,7 @@ def observe(config: dict[str, Any], folder: Path, steps: int, probed: bool) -> O
     path.write_text(yaml.safe_dump(audited(config, folder / "run", steps, probed)))
     cli = build_cli(["--config", str(path)], run=False)
     seen = Observation()
-    callbacks: list[L.Callback] = cli.trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = callbacks_of(cli.trainer)
     averages = {
         f"{type(callback).__name__}.{name}": value
         for callback in callbacks

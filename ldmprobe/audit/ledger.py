@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from ldmprobe.io.digest import Digest, digest
+from ldmprobe.lightning_private import loop_counters
 from ldmprobe.models.frozen import Frozen
 from ldmprobe.training.ema import EMA
 
@@ -124,7 +125,7 @@ def _entries(
             yield "learning-rate schedule", f"{key}{which}", value
     for key, value in trainer.precision_plugin.state_dict().items():
         yield "gradient scaler", key, value
-    for name, value in _flat(trainer.fit_loop.state_dict()):
+    for name, value in _flat(loop_counters(trainer)):
         yield "loop counters", name, value
 
 

@@ -14,6 +14,7 @@ from torch import nn
 from ldmprobe.audit.ledger import Ledger, differences, in_words, take_ledger
 from ldmprobe.callbacks import ProbeCallback, ReportWriter
 from ldmprobe.io.digest import digest
+from ldmprobe.lightning_private import batches_begun
 
 _OF_PROBES = ("probe/", "probe_failures/")
 
@@ -78,7 +79,7 @@ class Recorder(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        number = trainer.fit_loop.epoch_loop.total_batch_idx + 1
+        number = batches_begun(trainer) + 1
         self._record(f"step {trainer.global_step}, after batch {number}", trainer, pl_module)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import (
     Timer,
 )
 
+from ldmprobe import lightning_private as private
 from ldmprobe.errors import ConfigurationError
 
 _log = logging.getLogger(__name__)
@@ -34,7 +35,7 @@ def check_epochs(trainer: L.Trainer) -> None:
     Raises:
         ConfigurationError: a setting, or a callback, asks for what never comes.
     """
-    overfitted: float = trainer.overfit_batches  # type: ignore[attr-defined]
+    overfitted = private.overfit_batches(trainer)
     if overfitted and not _is_number(overfitted):
         raise ConfigurationError(
             f"{_ENDLESS}, of which `trainer.overfit_batches: {overfitted}` is no share; write a number of batches, such as 4."
@@ -45,10 +46,7 @@ def check_epochs(trainer: L.Trainer) -> None:
             f"{_ENDLESS}, of which `trainer.limit_train_batches: {limit}` is no share; write a number of batches, after which an epoch "
             "is said to end, or leave it out."
         )
-    if trainer.min_steps is not None and trainer.fit_loop.min_epochs == 1:
-        trainer.fit_loop.min_epochs = (
-            0  # Lightning's consequence of min_steps, which would keep training from ever stopping early
-        )
+    private.allow_early_stop(trainer)
     if _is_number(limit):
         _check_interval(trainer, int(limit))
         return
@@ -79,7 +77,7 @@ def _check_interval(trainer: L.Trainer, num_batches: int) -> None:
 
 def _validates(trainer: L.Trainer) -> bool:
     """Whether a validation ever comes, in an epoch that does not end."""
-    if trainer._val_check_time_interval is not None:  # type: ignore[attr-defined]
+    if private.validates_by_time(trainer):
         return True
     return isinstance(trainer.val_check_interval, int) and trainer.check_val_every_n_epoch in (None, 1)
 
@@ -93,7 +91,7 @@ def _unmet_settings(trainer: L.Trainer) -> Iterator[tuple[str, str]]:
         )
     if trainer.min_epochs:
         yield f"`trainer.min_epochs: {trainer.min_epochs}`", "use `trainer.min_steps`"
-    if trainer.reload_dataloaders_every_n_epochs:  # type: ignore[attr-defined]
+    if private.reloads_data(trainer):
         yield "`trainer.reload_dataloaders_every_n_epochs`", "leave it out"
     interval = trainer.val_check_interval
     if trainer.enable_validation and isinstance(interval, float) and interval != 1.0:
@@ -102,7 +100,7 @@ def _unmet_settings(trainer: L.Trainer) -> Iterator[tuple[str, str]]:
 
 def _unmet_callbacks(trainer: L.Trainer) -> Iterator[tuple[str, str]]:
     """Each with what to write instead."""
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = private.callbacks_of(trainer)
     validates = trainer.enable_validation and _validates(trainer)
     for callback in callbacks:
         name = type(callback).__name__
@@ -114,22 +112,15 @@ def _unmet_callbacks(trainer: L.Trainer) -> Iterator[tuple[str, str]]:
                     f"{name} with every_n_epochs {n} and monitor {monitor}",
                     f"use `every_n_train_steps`, or {_VALIDATE}",
                 )
-            case EarlyStopping() if _at_epoch_end(callback, trainer) or not validates:
+            case EarlyStopping() if private.checks_at_epoch_end(callback, trainer) or not validates:
                 yield f"{name}", f"leave out `check_on_train_epoch_end` and {_VALIDATE}"
             case GradientAccumulationScheduler() if max(callback.scheduling) > 0:
                 yield f"{name} from epoch {max(callback.scheduling)} on", "use `trainer.accumulate_grad_batches`"
             case LearningRateMonitor(logging_interval="epoch"):
                 yield f"{name} with logging_interval epoch", 'write "step"'
-            case Timer() if callback._interval == "epoch":
+            case Timer() if private.counts_epochs(callback):
                 yield f"{name} with interval epoch", 'write "step", or use `trainer.max_time`'
             case StochasticWeightAveraging():
                 yield name, "use LatentDiffusion's `ema_decay`"
             case BaseFinetuning() | ModelPruning():
                 yield name, "say by `trainer.limit_train_batches` how many batches are an epoch"
-
-
-def _at_epoch_end(callback: EarlyStopping, trainer: L.Trainer) -> bool:
-    """As the callback itself decides, later."""
-    if callback._check_on_train_epoch_end is not None:
-        return callback._check_on_train_epoch_end
-    return trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1

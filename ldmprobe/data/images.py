@@ -15,6 +15,7 @@ import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
+from ldmprobe import lightning_private as private
 from ldmprobe.data.checked import CheckedRows, check_labels
 from ldmprobe.data.endless import check_epochs
 from ldmprobe.data.folders import files_of
@@ -323,9 +324,8 @@ class ImageData(L.LightningDataModule):
         """The number in the stream of the batch that an epoch begins with, or goes on with after a resume."""
         if self.trainer is None:
             return 0
-        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total
-        period: int = self.trainer.overfit_batches  # type: ignore[attr-defined]
-        return progress.processed % period if period else progress.processed
+        processed, period = private.batches_processed(self.trainer), int(private.overfit_batches(self.trainer))
+        return processed % period if period else processed
 
     def val_dataloader(self) -> DataLoader:
         if self._cache is not None:

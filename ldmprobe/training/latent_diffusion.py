@@ -18,6 +18,7 @@ from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.timesteps import TimestepSampler, UniformTimesteps
 from ldmprobe.diffusion.weighting import LossWeighting, PlainWeighting
 from ldmprobe.errors import ConfigurationError, check_numbers
+from ldmprobe.lightning_private import batches_begun
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, Unconditional
 from ldmprobe.models.denoiser import Condition, check_denoiser
@@ -161,7 +162,7 @@ class LatentDiffusion(L.LightningModule):
     # --- training --------------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        k = self.trainer.fit_loop.epoch_loop.total_batch_idx
+        k = batches_begun(self.trainer)
         torch.manual_seed(int(np.random.SeedSequence((self.seed, k, self.global_rank)).generate_state(1)[0]))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:

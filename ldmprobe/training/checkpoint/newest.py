@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ldmprobe.lightning_private import processed_in
 from ldmprobe.training.checkpoint.sharded import check_sharded_checkpoint
 
 
@@ -96,5 +97,4 @@ def _read_progress(path: Path) -> tuple[int, int]:
             raise FileNotFoundError(f"{path} lacks its .metadata")
         path = path / "meta.pt"
     checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
-    return int(checkpoint["global_step"]), int(progress["processed"])
+    return int(checkpoint["global_step"]), processed_in(checkpoint)

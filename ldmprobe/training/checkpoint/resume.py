@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import WandbLogger
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import atomic_write, remove_partials
 from ldmprobe.io.plain_text import plain
+from ldmprobe.lightning_private import set_wandb_id
 from ldmprobe.training.checkpoint.newest import newest_intact
 
 
@@ -74,7 +75,7 @@ def keep_wandb_id(trainer: L.Trainer, run_dir: str, resuming: bool) -> None:
             file.write(secrets.token_hex(4).encode())
     for logger in trainer.loggers:
         if isinstance(logger, WandbLogger) and logger.version is None:
-            logger._wandb_init["id"] = logger._id = path.read_text()
+            set_wandb_id(logger, path.read_text())
 
 
 def say(message: str) -> None:
