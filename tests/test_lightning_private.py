@@ -135,9 +135,8 @@ def test_settings_are_read(tmp_path):
     assert not private.is_dry_run(trainer)
     assert not private.validates_by_time(trainer)
     assert any(isinstance(callback, Watch) for callback in private.callbacks_of(trainer))
-    timed, _, _ = run(tmp_path, val_check_interval=timedelta(hours=1), fast_dev_run=True)
-    assert private.is_dry_run(timed)
-    assert private.validates_by_time(timed)
+    assert private.is_dry_run(run(tmp_path, fast_dev_run=True)[0])
+    assert private.validates_by_time(run(tmp_path, val_check_interval=timedelta(hours=1))[0])
 
 
 def test_callbacks_and_loggers_are_read(tmp_path):
