@@ -2,6 +2,8 @@
 
 import ast
 import re
+from collections.abc import Callable
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,18 @@ def test_only_one_file_touches_what_lightning_keeps_private():
     private = re.compile(r"fit_loop|epoch_loop|_connector\b|_wandb_init|_val_check_time|_check_on_train|\btrainer\._")
     touched = [path.name for path in SOURCES if private.search(path.read_text())]
     assert touched == ["lightning_private.py"]
+
+
+def module_of(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(("ldmprobe", *parts) if parts[0] == "callbacks" else parts).removesuffix(".__init__")
+
+
+@pytest.mark.parametrize("unit", [module_of, package_of])
+def test_nothing_imports_in_a_circle(unit: Callable[[Path], str]):
+    """Every import counts, also one within a function or for types only. A package is a folder or file directly in ldmprobe."""
+    modules = {module_of(path): unit(path) for path in SOURCES}
+    graph: dict[str, set[str]] = {name: set() for name in modules.values()}
+    for path in SOURCES:
+        graph[unit(path)] |= {modules[name] for name in imports(path) if name in modules} - {unit(path)}
+    list(TopologicalSorter(graph).static_order())  # raises CycleError, which names one
