@@ -31,6 +31,7 @@ _LARGEST_SHARE = 0.9  # of the degrees of freedom that (1) is trusted to: at 1 i
 _LEAST_LEFT_OUT = 0.02  # 1 − h_k
 _SPACING = 0.25  # of κ, in logarithms
 _LOG_SNR = np.arange(-20, 20.01, _SPACING)
+_MOST_FITS = 1024  # of spectral measures; a fit takes some milliseconds
 _UNREACHED = np.array([0, 0.5, 1, 1.5, 2.25, 3, 4, 5.5, 8, 12, 20, 45.0])  # −ln κ beyond −ln κ₀
 
 
@@ -229,10 +230,11 @@ def _bounded(
 
 
 def spectral_measures(ridges: Ridges, along: Tensor, variance: Tensor, num_atoms: int = 20) -> tuple[Tensor, Tensor]:
-    """How a direction's variance is made up of Σ's eigenvalues: weights w ≥ 0 with uᵀ f(Σ) u ≈ Σ_m w_m f(τ_m) for smooth f.
+    """Return what each direction's variance is made up of: weights w ≥ 0 with uᵀ f(Σ) u ≈ Σ_m w_m f(τ_m) for smooth f.
 
     A direction that is not an eigenvector of Σ has a variance between eigenvalues, and what a denoiser makes of it along a sampling path
-    is a mean over these, not a function of its variance. Fitted to uᵀ Σ(Σ + κ)⁻¹ u at all ridges, by non-negative least squares.
+    is a mean over these, not a function of its variance. The weights are fitted to uᵀ Σ(Σ + κ)⁻¹ u at all ridges by non-negative least
+    squares. Of more than 1,024 directions, those of neighboring variance share one fit to their mean.
 
     Args:
         along: :meth:`Ridges.along` of the directions, (M, K).
@@ -246,14 +248,16 @@ def spectral_measures(ridges: Ridges, along: Tensor, variance: Tensor, num_atoms
     coarse = np.unique(np.append(np.arange(0, len(kappa), 2), len(kappa) - 1))
     coarse = coarse[(kappa[coarse] < 100 * own.max()) & (kappa[coarse] > own.min() / 100)]
     kernel = atoms / (atoms + kappa[coarse, None])
+    values = values[:, coarse].clip(min=1e-6)
     weights = np.zeros((len(own), num_atoms))
-    for i, measured in enumerate(values[:, coarse].clip(min=1e-6)):
-        rows = np.vstack([kernel / measured[:, None], np.full(num_atoms, 30.0), 30 * atoms / own[i]])
+    for group in np.array_split(own.argsort(kind="stable"), min(len(own), _MOST_FITS)):
+        measured, ell = values[group].mean(0), own[group].mean()
+        rows = np.vstack([kernel / measured[:, None], np.full(num_atoms, 30.0), 30 * atoms / ell])
         target = np.append(np.ones(len(coarse)), [30.0, 30.0])
         try:
-            weights[i] = nnls(rows, target, maxiter=500)[0]
-        except RuntimeError:  # it cycles: the direction is taken for an eigenvector
-            weights[i, np.abs(np.log(atoms / own[i])).argmin()] = 1
+            weights[group] = nnls(rows, target, maxiter=500)[0]
+        except RuntimeError:  # it cycles: the directions are taken for eigenvectors
+            weights[group, np.abs(np.log(atoms / ell)).argmin()] = 1
     weights /= weights.sum(1, keepdims=True)
     return torch.from_numpy(atoms), torch.from_numpy(weights).float()
 
