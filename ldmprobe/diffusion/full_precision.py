@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -25,3 +26,9 @@ def in_float32(move: Move) -> Move:
         return tensor.to(moved.device, at_least_float32(dtype) if dtype.is_floating_point else dtype)
 
     return widen
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Return a context in which nothing on ``device`` is cast down on its own; an empty one where autocast is not known."""
+    known = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if known else nullcontext()

@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from ldmprobe.diffusion.full_precision import without_autocast
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint, weights_fingerprint
 
@@ -69,7 +70,7 @@ class FeatureNetwork(nn.Module):
                 f"The images have {images.shape[1]} channels but the feature network takes {channels}; use 'builtin:cifar10' for RGB, "
                 f"'builtin:digits' for grey, or set the data's `channels: {channels}`."
             )
-        with torch.autocast(images.device.type, enabled=False):
+        with without_autocast(images.device):
             images = images.float().clamp(-1, 1)
             if images.shape[2:] != (size, size):
                 images = F.interpolate(images, (size, size), mode="bicubic", align_corners=False, antialias=True)

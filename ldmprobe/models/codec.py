@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ldmprobe.diffusion.full_precision import without_autocast
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.frozen import Frozen, NetworkFiles
 from ldmprobe.models.pixels import as_floats
@@ -148,7 +149,7 @@ class LatentCodec(nn.Module):
     @torch.no_grad()
     def latents(self, batch: dict[str, Any], sample_posterior: bool | None = None) -> Tensor:
         """The same of a batch: of its ``image``, or of what :meth:`unscaled` made of these earlier."""
-        with torch.autocast(self.scale.device.type, enabled=False):
+        with without_autocast(self.scale.device):
             if "latent" in batch:
                 z = batch["latent"].float()
             elif "moments" in batch:
@@ -174,7 +175,7 @@ class LatentCodec(nn.Module):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (N, c, h, w) → images (N, C, H, W), about [−1, 1], always in float32."""
-        with torch.autocast(latents.device.type, enabled=False):
+        with without_autocast(latents.device):
             z = latents.float() / self.scale + self.shift
             return z if self.autoencoder is None else self.autoencoder.decode(z).sample
 

@@ -52,6 +52,8 @@ class EMA(nn.Module):
         self._apply(lambda tensor: tensor)
         self.decay, self.warmup = decay, warmup
         self.register_buffer("num_updates", torch.zeros((), dtype=torch.int64))
+        self._known_updates: int | None = 0  # the buffer's number, so that no step waits for the device
+        self.register_load_state_dict_post_hook(EMA._forget_updates)
         self.train(False)
 
     def train(self, mode: bool = True) -> EMA:
@@ -77,11 +79,15 @@ class EMA(nn.Module):
         """d_n for n = ``num_updates``."""
         return min(self.decay, (1 + num_updates) / (10 + num_updates)) if self.warmup else self.decay
 
+    def _forget_updates(self, *_: Any) -> None:
+        self._known_updates = None
+
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """After an optimiser step of ``network``."""
         self.num_updates += 1
-        decay = self.decay_at(int(self.num_updates))
+        self._known_updates = int(self.num_updates) if self._known_updates is None else self._known_updates + 1
+        decay = self.decay_at(self._known_updates)
         pairs = [
             (average, live.detach())
             for average, live in zip(self.network.parameters(), network.parameters(), strict=True)
