@@ -6,12 +6,13 @@ import logging
 from typing import Any, Literal, get_args
 
 import lightning as L
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.models.diffusion_model import diffusion_model_of
-from ldmprobe.probing.non_finite import Fault, all_finite, find_fault, first_not_finite, loss_of
+from ldmprobe.probing.non_finite import Fault, all_finite, find_fault, first_not_finite, loss_of, not_finite
 from ldmprobe.tracking.loggers import log_scalars
 
 _log = logging.getLogger(__name__)
@@ -28,29 +29,39 @@ _CURES = {
 
 
 class NonFinite(L.Callback):
-    """Looks for NaN and Inf in loss and gradients before each optimiser step, and names step, tensor, band of log-SNR and rows.
+    """Looks for NaN and Inf in loss and gradients before each optimizer step, and names step, tensor, band of log-SNR and rows.
 
-    Once something was found, images, latents, parameters, loss and gradients are looked through in this order, and the first is
-    named. Bands need a ``training_step`` that returns ``epsilon_mse`` and ``log_snr`` per sample, as LatentDiffusion's does; rows
-    need ``index`` in the batch. With several processes all decide alike, and each names what it holds itself. Under fp16 a gradient
-    that overflows is no fault: the loss scaler leaves that step out, and only the loss is looked at.
+    Once something is found, images, latents, parameters, loss and gradients are searched in this order, and the first is named. Bands
+    need a ``training_step`` that returns ``epsilon_mse`` and ``log_snr`` per sample, as LatentDiffusion's does; rows need ``index``
+    in the batch. With several processes all decide alike, and each names what it holds itself. Under fp16 a gradient that overflows is
+    no fault: the loss scaler leaves that step out, and only the loss is looked at.
 
-    Costs one reduction over the gradients a step. Logs ``non_finite_steps``, their number so far.
+    Costs one reduction over the gradients a step, and one flag fetched from the device every ``every_n_steps``. Logs
+    ``non_finite_steps``, their number so far.
 
     Args:
-        policy: "stop" raises, with the weights as they were before the step; "skip" leaves the step out (weights and the optimiser's
+        policy: "stop" raises, with the weights as they were before the step; "skip" leaves the step out (weights and the optimizer's
             moments stay, while step count, learning-rate schedule and average go on) and stops only if the weights themselves are
             not finite; "warn" takes the step. What is gone on with is told once for each kind of tensor, and counted.
+        every_n_steps: wait for the device only so often. Above 1 the faulty step has been taken when it is found, its number is still
+            named, and its rows are not; "skip" needs 1.
 
     Raises:
-        ConfigurationError: under policy "stop"; or another policy than these.
+        ConfigurationError: under policy "stop"; or for another policy than these, or "skip" with ``every_n_steps`` above 1.
     """
 
-    def __init__(self, policy: Policy = "stop") -> None:
+    def __init__(self, policy: Policy = "stop", every_n_steps: int = 1) -> None:
         if policy not in get_args(Policy):
             raise ConfigurationError(f"NonFinite got policy {policy!r}; expected one of {', '.join(get_args(Policy))}.")
-        self.policy = policy
+        check_numbers("NonFinite", 1, every_n_steps=every_n_steps)
+        if policy == "skip" and every_n_steps > 1:
+            raise ConfigurationError(
+                f"NonFinite got policy skip with every_n_steps {every_n_steps}: a step can only be left out before it is taken; write "
+                "`every_n_steps: 1`."
+            )
+        self.policy, self.every_n_steps = policy, every_n_steps
         self.steps = 0
+        self._flags: list[tuple[int, Tensor]] = []  # of the steps since the device was last asked
         self._losses: list[Tensor] = []  # of the batches since the last optimiser step, as are faults
         self._faults: list[Fault] = []
         self._gradient: str | None = None
@@ -67,13 +78,22 @@ class NonFinite(L.Callback):
         scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [] if scaled else [parameter.grad for parameter in parameters]
-        if trainer.strategy.reduce_boolean_decision(all_finite(losses + gradients)):
+        self._flags.append((trainer.global_step, not_finite(losses + gradients)))
+        if len(self._flags) < self.every_n_steps or (step := self._first_lost_step(trainer)) is None:
             return
-        self._step = trainer.global_step
+        self._step = step
         self._gradient = first_not_finite((n, p.grad) for n, p in pl_module.named_parameters() if p.grad is not None)
         if self.policy != "warn" and not scaled:  # a loss scaler leaves the step out itself, and must see the gradients
             for parameter in parameters:
                 parameter.grad = None
+
+    def _first_lost_step(self, trainer: L.Trainer) -> int | None:
+        """Return the first step since the last call with a NaN or Inf on any rank (the last step, where it is not this one)."""
+        flags, self._flags = self._flags, []
+        lost = torch.stack([flag.to(flags[0][1].device) for _, flag in flags]).tolist()
+        if trainer.strategy.reduce_boolean_decision(not any(lost)):
+            return None
+        return flags[lost.index(True) if any(lost) else -1][0]
 
     # --- named, once the batch has ended and its outputs are known ---------------------------------------------------
 
@@ -81,7 +101,8 @@ class NonFinite(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         step, self._step = self._step, None
-        lost = trainer.accumulate_grad_batches > 1 and not all_finite(loss_of(outputs))
+        part = trainer.accumulate_grad_batches > 1 and self.every_n_steps == 1
+        lost = part and not all_finite(loss_of(outputs))
         if step is not None or lost:
             model = diffusion_model_of(pl_module) if hasattr(pl_module, "diffusion_model") else None
             if fault := find_fault(model, pl_module, outputs, batch):
@@ -112,5 +133,7 @@ class NonFinite(L.Callback):
         return "left out" if self.policy == "skip" else "taken all the same"
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._flags and (step := self._first_lost_step(trainer)) is not None:
+            self._act(trainer, step)
         if self.steps:
             _log.warning("%d optimiser steps of this run had NaN or Inf in them and were %s.", self.steps, self._done)

@@ -7,12 +7,14 @@ from typing import Any
 import lightning as L
 import numpy as np
 import torch
+from torch import Tensor
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.probing.probe import Ranks
 
 BAND_EDGES = torch.arange(-12.0, 12.1, 1.5, dtype=torch.float64)
+_MOST_WAITING = 1000  # batches
 
 
 class TrainingLoss(ProbeCallback):
@@ -28,19 +30,30 @@ class TrainingLoss(ProbeCallback):
     def __init__(self, every_n_steps: int = 100) -> None:
         super().__init__(every_n_steps)
         self._sums = torch.zeros(2, len(BAND_EDGES) - 1, dtype=torch.float64)  # Σ w·error, Σ w
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []  # on their device, so that no step waits for it
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         if isinstance(outputs, dict) and "epsilon_mse" in outputs:
-            band = torch.bucketize(outputs["log_snr"].double().cpu(), BAND_EDGES) - 1
-            band = band.clamp(0, len(BAND_EDGES) - 2)
-            weight = 1 / outputs["sampling_probability"].double().cpu()
-            self._sums[0].index_add_(0, band, weight * outputs["epsilon_mse"].double().cpu())
-            self._sums[1].index_add_(0, band, weight)
+            names = ("log_snr", "epsilon_mse", "sampling_probability")
+            log_snr, error, probability = (outputs[name].detach() for name in names)
+            self._waiting.append((log_snr, error, probability))
+            if len(self._waiting) == _MOST_WAITING:
+                self._add_up()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
+    def _add_up(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for values in waiting:
+            log_snr, error, probability = (value.double().cpu() for value in values)
+            band = (torch.bucketize(log_snr, BAND_EDGES) - 1).clamp(0, len(BAND_EDGES) - 2)
+            weight = 1 / probability
+            self._sums[0].index_add_(0, band, weight * error)
+            self._sums[1].index_add_(0, band, weight)
+
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord | None:
+        self._add_up()
         error, weight = ranks.all_reduce_sum(self._sums.to(pl_module.device)).cpu()
         self._sums = torch.zeros_like(self._sums)
         seen = weight > 0
@@ -55,10 +68,12 @@ class TrainingLoss(ProbeCallback):
     # --- in a checkpoint, the sums of all ranks: rank zero's alone count after a resume ----------------------------
 
     def state_dict(self) -> dict[str, Any]:
+        self._add_up()
         return {"sums": self._sums}
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        self._add_up()
         sums = self._sums.clone().to(pl_module.device)
         checkpoint["callbacks"][self.state_key]["sums"] = trainer.strategy.reduce(sums, reduce_op="sum").cpu()
 

@@ -21,15 +21,19 @@ class Fault(NamedTuple):
     place: str
 
 
-def all_finite(tensors: Sequence[Tensor]) -> bool:
-    """Whether every entry of every tensor is finite: told by their norms, which no NaN or Inf gets past, and only if one of these is not
-    finite, which may be an overflow, entry by entry. Of a sharded tensor only this rank's part is looked at."""
+def not_finite(tensors: Sequence[Tensor]) -> Tensor:
+    """Return whether some entry of some tensor is NaN or Inf, as a boolean on their device, which nobody waits for. The largest
+    magnitude of each tells, and cannot overflow. Of a sharded tensor only this rank's part is looked at."""
     parts = [part for part in map(_local, tensors) if part.numel()]
     if not parts:
-        return True
-    norms = torch._foreach_norm(parts)
-    largest = torch.stack([norm.to(norms[0]) for norm in norms]).max()
-    return bool(largest.isfinite()) or all(bool(part.isfinite().all()) for part in parts)
+        return torch.tensor(False)
+    largest = torch._foreach_norm(parts, torch.inf)
+    return ~torch.stack([norm.to(largest[0]) for norm in largest]).isfinite().all()
+
+
+def all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Return whether every entry of every tensor is finite."""
+    return not bool(not_finite(tensors))
 
 
 def first_not_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:

@@ -177,13 +177,20 @@ class LatentDiffusion(L.LightningModule):
         loss = self.objective.losses(errors, t).mean()
         self._tell_sampler(t, errors.detach())
         log_snr = self.schedule.log_snr_at(t.to(z0.device)).to(errors.dtype)
-        self.log("train/loss", loss, prog_bar=True, batch_size=len(z0))
+        self.log("train/loss", loss, batch_size=len(z0))
         return {
             "loss": loss,
             "epsilon_mse": (errors * self.schedule.prediction.epsilon_error_scale(log_snr)).detach(),
             "log_snr": log_snr,
             "sampling_probability": self.timesteps.probabilities(self.schedule)[t],
         }
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        # Not by `prog_bar=True`, for which Lightning waits for the device after every batch.
+        every_n = self.trainer.log_every_n_steps
+        if every_n and batch_idx % every_n == 0:
+            loss = float(outputs["loss"]) * self.trainer.accumulate_grad_batches
+            self.trainer.progress_bar_metrics["train/loss"] = loss
 
     def _noise(self, z0: Tensor) -> Tensor:
         epsilon = torch.randn_like(z0)
