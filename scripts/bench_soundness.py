@@ -2,6 +2,7 @@
 
     python scripts/bench_soundness.py golden
     python scripts/bench_soundness.py estimators                       (five minutes on two cores)
+    python scripts/bench_soundness.py optimum                          (three minutes on two cores)
     python scripts/bench_soundness.py perfect --seeds 3                (ten minutes on two cores)
     python scripts/bench_soundness.py faults --data digits --seeds 5 --healthy 8 --out runs/faults       (quarter of an hour a data set)
     python scripts/bench_soundness.py faults --data PARQUET_FOLDER --image-column img --out runs/faults
@@ -9,6 +10,7 @@
 
 golden      our sampling path and closed forms against diffusers with the exact denoiser of Gaussian data
 estimators  bias and coverage of the KL, over sample numbers, dimensions, truths, spectra and tails
+optimum     what the finite number of real latents adds to a perfect denoiser's skill, without the noise of held-out draws
 perfect     perfect denoisers of Gaussian data, over spectra, dimensions and sizes of the reference: is any accused?
 faults      planted faults: is each detected (z ≥ 3 against healthy runs' own spread) and located in the right band of log-SNR?
 single      faults put into a perfect denoiser: does the header of one probe of one run tell of them, and of none where there are none?
@@ -38,6 +40,7 @@ from ldmprobe.analysis.bands import BAND_WIDTH, bands_of
 from ldmprobe.analysis.divergence import independent_gaussian_kl, paired_gaussian_kl
 from ldmprobe.analysis.ideal import ideal_path
 from ldmprobe.analysis.moments import PairedMoments, jackknife_interval
+from ldmprobe.analysis.spectrum import LinearOptimum, Ridges, gaussian_mmse
 from ldmprobe.data.images import ImageData
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.prediction import KINDS
@@ -277,6 +280,38 @@ def perfect_probes(
     denoising = probe_denoising(model, HeldOut(latents(num_draws), {}), reference, num_draws, seed=seed)
     sampled = probe_ddim(model, reference, Sampling(256, 25, seed=seed), analyses=[StepKL(), MarginalGap()])
     return denoising, sampled
+
+
+def optimum(seeds: int) -> None:
+    """Print what the reference adds to a perfect denoiser's skill: its skill beside the estimated optimum, 1 − MMSE/estimate, where
+    beside the true one it is 0."""
+    print(
+        "| spectrum | D | N/D | mean over seeds (standard error) | root mean square of one | levels whose interval holds the truth |"
+    )
+    print("|---" * 6 + "|")
+    levels = torch.arange(-5.25, 7.1, BAND_WIDTH / 4, dtype=torch.float64)
+    for spectrum in SPECTRA:
+        for shape in SHAPES:
+            for per_dimension in (2, 4, 16):
+                skills, held = [], []
+                for seed in range(seeds):
+                    directions, variance = perfect_data(spectrum, shape, seed)
+                    d = len(variance)
+                    generator = torch.Generator().manual_seed(seed)
+                    x = torch.randn(per_dimension * d, d, generator=generator, dtype=torch.float64) * variance.sqrt()
+                    x = x @ directions.T
+                    found = LinearOptimum.of_sample(Ridges.of(x - x.mean(0)), len(x), x.var(0))
+                    error, lower, upper = found.at(levels)
+                    truth = gaussian_mmse(variance, levels)
+                    skills.append((1 - truth / error).numpy())
+                    held.append(((lower <= truth) & (truth <= upper)).numpy())
+                mean, error = np.mean(skills, 0), np.std(skills, 0) / seeds**0.5
+                worst = np.abs(mean).argmax()
+                print(
+                    f"| {spectrum} | {d} | {per_dimension} | {mean[worst]:+.4f} ({error[worst]:.4f}) "
+                    f"| {np.square(skills).mean(0).max() ** 0.5:.4f} | {np.mean(held):.0%} |",
+                    flush=True,
+                )
 
 
 def perfect(seeds: int) -> None:
@@ -647,6 +682,7 @@ if __name__ == "__main__":
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("golden")
     commands.add_parser("estimators").add_argument("--repeats", type=int, default=200)
+    commands.add_parser("optimum").add_argument("--seeds", type=int, default=16)
     commands.add_parser("perfect").add_argument("--seeds", type=int, default=10)
     planted = commands.add_parser("faults")
     planted.add_argument("--data", default="digits", help='"digits", "shapes", or a dataset as ImageData takes it')
@@ -668,6 +704,9 @@ if __name__ == "__main__":
     elif args.command == "single":
         torch.set_num_threads(1)
         single(args.runs, args.healthy)
+    elif args.command == "optimum":
+        torch.set_num_threads(1)
+        optimum(args.seeds)
     elif args.command == "perfect":
         torch.set_num_threads(1)
         perfect(args.seeds)

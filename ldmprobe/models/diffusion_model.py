@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from ldmprobe.diffusion.trajectory import Predict
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, Unconditional
-from ldmprobe.models.denoiser import Condition, as_denoiser
+from ldmprobe.models.denoiser import Condition, Denoiser, as_denoiser
 from ldmprobe.models.guidance import Answer, Guidance
 from ldmprobe.models.out_of_memory import free_cached_memory, is_out_of_memory
 
@@ -62,11 +63,15 @@ class DiffusionModel:
         """Everything whose train/eval mode a probe sets and restores."""
         return [self.network, self.codec, self.conditioning]
 
+    @cached_property
+    def _denoise(self) -> Denoiser:
+        return as_denoiser(self.network)
+
     def predict(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the network's answer at z_t (N, C, H, W), told t (N,), in the dtype of ``z_t``; in training, too."""
         dtype, own = z_t.dtype, next(self.network.parameters()).dtype
         # A half-precision network samples in float32 all the same.
-        answer = as_denoiser(self.network)(z_t.to(own), t, _in(own, condition))
+        answer = self._denoise(z_t.to(own), t, _in(own, condition))
         if answer.shape != z_t.shape:
             raise ConfigurationError(
                 f"{type(self.network).__name__} answers latents of shape {tuple(z_t.shape)} with {tuple(answer.shape)}; expected the same "

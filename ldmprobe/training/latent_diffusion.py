@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import Any
 
 import lightning as L
@@ -173,7 +174,7 @@ class LatentDiffusion(L.LightningModule):
         t = self.timesteps(len(z0), self.schedule)
         epsilon = self._noise(z0)
         perturbed = epsilon + self.input_perturbation * torch.randn_like(z0) if self.input_perturbation else None
-        errors = self._prediction_errors(self.network, z0, epsilon, t.to(z0.device), condition, perturbed)
+        errors = self._prediction_errors(self._trained_model, z0, epsilon, t.to(z0.device), condition, perturbed)
         loss = self.objective.losses(errors, t).mean()
         self._tell_sampler(t, errors.detach())
         log_snr = self.schedule.log_snr_at(t.to(z0.device)).to(errors.dtype)
@@ -214,16 +215,16 @@ class LatentDiffusion(L.LightningModule):
 
     def _prediction_errors(
         self,
-        network: nn.Module,
+        model: DiffusionModel,
         z0: Tensor,
         epsilon: Tensor,
         t: Tensor,
         condition: Condition,
         perturbed: Tensor | None = None,
     ) -> Tensor:
-        """Mean squared error of each prediction, (N,), in its own units; the network sees ``perturbed``, if given, in the place of ε."""
+        """Return the mean squared error of each prediction, (N,), in its own units; the network sees ``perturbed``, if given, in place of
+        ε."""
         alpha, sigma = self.schedule.levels(t, z0)
-        model = self.diffusion_model(network)
         z_t = alpha * z0 + sigma * (epsilon if perturbed is None else perturbed)
         answer = model.predict(z_t, self.schedule.model_time_at(t), condition)
         target = self.schedule.prediction.target(z0, epsilon, alpha, sigma)
@@ -235,18 +236,23 @@ class LatentDiffusion(L.LightningModule):
         z0 = self.codec.latents(batch, sample_posterior=False)
         epsilon = sample_noise(batch["index"].tolist(), tuple(z0.shape[1:]), self.seed, stream=2).to(z0.device)
         condition = self.conditioning.from_batch(batch)
-        network = self.diffusion_model().network
+        model = self.diffusion_model()
         losses = []
         for timestep in self.validation_timesteps:
             t = torch.full((len(z0),), timestep, device=z0.device)
             scale = self.schedule.prediction.epsilon_error_scale(self.schedule.log_snr[timestep])
-            losses.append(self._prediction_errors(network, z0, epsilon, t, condition).mean() * float(scale))
+            losses.append(self._prediction_errors(model, z0, epsilon, t, condition).mean() * float(scale))
             self.log(f"val/loss/t{timestep:04d}", losses[-1], batch_size=len(z0), sync_dist=True)
         self.log("val/loss", torch.stack(losses).mean(), prog_bar=True, batch_size=len(z0), sync_dist=True)
 
     test_step = validation_step
 
     # --- for probes, checkpoints -----------------------------------------------------------------------------------
+
+    @cached_property
+    def _trained_model(self) -> DiffusionModel:
+        """What a step asks, made once."""
+        return self.diffusion_model(self.network)
 
     def diffusion_model(self, network: nn.Module | None = None) -> DiffusionModel:
         """What probes look at: the EMA network if there is one, else the live one."""

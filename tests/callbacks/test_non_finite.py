@@ -215,3 +215,13 @@ def test_all_processes_leave_out_a_step_that_is_lost_on_one(tmp_path):
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert [(tmp_path / f"rank{rank}").read_text() for rank in (0, 1)] == ["1 of 4", "1 of 4"]
+
+
+def test_asked_every_few_steps_it_still_names_the_step(tmp_path):
+    plant = Plant(3, _nan_in_conv_in)
+    with pytest.raises(ConfigurationError, match=r"at optimiser step 3, in parameter .*conv_in.weight"):
+        trainer(tmp_path, max_steps=12, callbacks=[plant, NonFinite(every_n_steps=5)]).fit(module(), digits())
+    with pytest.raises(ConfigurationError, match=r"step 3, in parameter"):  # the end comes before the fifth step
+        trainer(tmp_path / "b", max_steps=4, callbacks=[plant, NonFinite(every_n_steps=5)]).fit(module(), digits())
+    with pytest.raises(ConfigurationError, match="every_n_steps: 1"):
+        NonFinite("skip", every_n_steps=2)
