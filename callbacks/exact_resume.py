@@ -17,7 +17,9 @@ from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.callbacks.same_optimization import check_same_optimization, check_schedules_last, optimization
 from ldmprobe.data.images import ImageData
 from ldmprobe.io.store import RecordStore
+from ldmprobe.training.checkpoint.newest import set_aside_later
 from ldmprobe.training.checkpoint.paths import paths_here
+from ldmprobe.training.checkpoint.resume import say
 
 LAST_WORDS = "terminated.ckpt"
 _KEY = "ldmprobe.ExactResume"
@@ -110,6 +112,12 @@ class ExactResume(L.Callback):
         extra, self._extra, self._trained = self._extra, {}, False
         if trainer.is_global_zero:
             RecordStore(run_directory(trainer)).set_aside(after=trainer.global_step)
+            saving = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
+            folders = [Path(each.dirpath) for each in saving if each.dirpath and "://" not in str(each.dirpath)]
+            if later := set_aside_later(folders, after=trainer.global_step):
+                say(
+                    f"going on from step {trainer.global_step}: {', '.join(map(str, later))} set aside, which are of later steps."
+                )
         parameters = dict(pl_module.named_parameters())
         for name, gradient in extra.get("gradients", {}).items():
             parameters[name].grad = gradient.to(parameters[name])

@@ -134,6 +134,8 @@ class NonFinite(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self._flags and (step := self._first_lost_step(trainer)) is not None:
+            if fault := find_fault(None, pl_module, outputs=None, batch=None):
+                self._faults.append(fault)
             self._act(trainer, step)
         if self.steps:
             _log.warning("%d optimiser steps of this run had NaN or Inf in them and were %s.", self.steps, self._done)

@@ -28,7 +28,7 @@ from ldmprobe.configuration.foreign_code import check_classes, imports_in_the_op
 from ldmprobe.configuration.saved import SaveConfig
 from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError, check_numbers
-from ldmprobe.io.run_directory import check_own, lock, reserve, unlock
+from ldmprobe.io.run_directory import check_own, check_own_checkpoint, lock, reserve, unlock
 from ldmprobe.training.checkpoint.newest import damage
 from ldmprobe.training.checkpoint.resume import continue_curves, keep_wandb_id, last_checkpoint, say
 from ldmprobe.training.checkpoint.write import AtomicCheckpointIO
@@ -94,6 +94,8 @@ class LDMProbeCLI(LightningCLI):
         if self.subcommand in ("fit", None):
             take = lock if self.subcommand == "fit" and _is_first_process() else reserve
             take(run_dir, resuming=config.get("ckpt_path") is not None)
+            if config.get("ckpt_path") not in (None, "last", "best", "hpc"):
+                check_own_checkpoint(config.ckpt_path, run_dir)
         loggers = config.trainer.logger
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             settings = getattr(logger, "init_args", None)

@@ -51,12 +51,27 @@ def check_own(folder: str, run_dir: str | Path, setting: str) -> None:
         return
     place, own = Path(folder).resolve(), Path(run_dir).resolve()
     for other in (place, *place.parents):
-        is_run = (other / "config.yaml").is_file() and any(next(other.glob(trace), None) for trace in _RECORDS)
-        if is_run and other not in (own, *own.parents):
+        if _is_run(other) and other not in (own, *own.parents):
             raise ConfigurationError(
                 f"{setting} is {folder}, in the directory of the run {other}, whose files this run would overwrite. "
                 f"Leave it out: it then follows `--run_dir`, which is {run_dir}."
             )
+
+
+def check_own_checkpoint(checkpoint: str | Path, run_dir: str | Path) -> None:
+    """Raise ConfigurationError if the run in ``run_dir`` is to go on from a checkpoint in another run's directory: the records of the two
+    would be mixed up."""
+    own, place = Path(run_dir).resolve(), Path(checkpoint).resolve()
+    other = next((folder for folder in place.parents if _is_run(folder)), None)
+    if _is_run(own) and other not in (None, own):
+        raise ConfigurationError(
+            f"{run_dir} holds a run of its own, and {checkpoint} is a checkpoint of the run in {other}. Go on with that one by `--run_dir "
+            f"{other}`, or branch off into a new `--run_dir`."
+        )
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() and any(next(folder.glob(trace), None) for trace in _RECORDS)
 
 
 def lock(run_dir: str | Path, resuming: bool, option: str = "--run_dir", wait_s: float = 10.0) -> bool:

@@ -70,7 +70,9 @@ def batches_without_a_copy(module, image_shape, accumulate=1):
 def module(weighting: LossWeighting, cls=LatentDiffusion):
     network = tiny_unet(num_class_embeds=11)
     conditioning = ClassConditioning(10, dropout=0.1)
-    return cls(network, LatentCodec("builtin:digits"), conditioning=conditioning, weighting=weighting, latent_shape=(2, 8, 8))
+    return cls(
+        network, LatentCodec("builtin:digits"), conditioning=conditioning, weighting=weighting, latent_shape=(2, 8, 8)
+    )
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])

@@ -76,6 +76,17 @@ def newer_last(path: Path) -> Saved | None:
     return None if furthest is None or furthest.path == path else furthest
 
 
+def set_aside_later(folders: Iterable[Path], after: int) -> list[Path]:
+    """Rename checkpoints of later steps than ``after`` to ``….superseded``, and return them: a run that goes on from there has left them,
+    and they would be taken for its last."""
+    later = []
+    for path in _checkpoints(folders):
+        with suppress(Exception):  # damaged ones are told of where the last is looked for
+            if _read_progress(path)[0] > after:
+                later.append(path)
+    return [path.rename(path.with_name(f"{path.name}.superseded")) for path in later]
+
+
 def _checkpoints(folders: Iterable[Path]) -> list[Path]:
     found = {}
     for folder in folders:

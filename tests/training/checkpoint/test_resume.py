@@ -118,6 +118,9 @@ def test_what_cannot_be_gone_on_with_is_refused(config, whole, tmp_path):
     torn = str(folder / "checkpoints" / "last.ckpt")
     assert run([*arguments(config, folder), f"--ckpt_path={torn}"], tmp_path / "explicit.txt") == 2
     assert "last.ckpt is torn (BadZipFile" in (tmp_path / "explicit.txt").read_text()
+    another = str(whole / "checkpoints" / "last.ckpt")
+    assert run([*arguments(config, folder), f"--ckpt_path={another}"], tmp_path / "another.txt") == 2
+    assert f"is a checkpoint of the run in {whole}" in (tmp_path / "another.txt").read_text()
 
 
 @pytest.mark.slow
