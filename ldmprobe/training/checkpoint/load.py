@@ -12,7 +12,7 @@ import torch
 
 from ldmprobe.data.images import ImageData
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
-from ldmprobe.diffusion.prediction import KINDS
+from ldmprobe.diffusion.prediction import prediction_named
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
@@ -203,10 +203,10 @@ def _schedule(description: dict[str, Any]) -> NoiseSchedule:
     if "class_name" in description:
         return as_schedule(from_network_config(description))
     alpha, sigma = (torch.tensor(description[name], dtype=torch.float64) for name in ("alpha", "sigma"))
-    kind = description["prediction"]
-    if kind not in KINDS:
+    prediction = prediction_named(description["prediction"])
+    if prediction is None:
         raise ConfigurationError(
-            f"The checkpoint's network predicts {kind!r}, a kind of your own; probe it from Python: build your LatentDiffusion, load its "
-            "state_dict and pass module.diffusion_model() to ldmprobe.probe_ddim."
+            f"The checkpoint's network predicts {description['prediction']!r}, a kind of your own; read it from Python, where its class has "
+            "been imported."
         )
-    return NoiseSchedule(alpha, sigma, KINDS[kind], torch.tensor(description["model_time"]), description["prior_std"])
+    return NoiseSchedule(alpha, sigma, prediction, torch.tensor(description["model_time"]), description["prior_std"])
