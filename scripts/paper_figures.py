@@ -1,5 +1,6 @@
-"""The two figures of Roh et al., from a trained model: PCA scatters of the latents during DDIM sampling, and the KL divergence of
-the latents before and after each denoiser pass. The second also shows what the paper does not: what a perfect model would do.
+"""The two figures of Roh et al., from a trained model: PCA scatters of the latents, and their KL around each denoiser pass.
+
+The second also shows what the paper does not: what a perfect model would do.
 
     python scripts/paper_figures.py runs/digits/checkpoints/last.ckpt --data builtin:digits --label-column label --image-size 32 --out figures
     python scripts/paper_figures.py PIPELINE_FOLDER_OR_HUB_ID --out figures

@@ -14,7 +14,12 @@ from tests.pipelines import saved
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = {f"ldmprobe.{name}" for name in ldmprobe.__all__}
-PUBLIC |= {"ldmprobe.callbacks", *(f"ldmprobe.callbacks.{name}" for name in ldmprobe.callbacks.__all__)}
+PUBLIC |= {
+    "ldmprobe.X",
+    "ldmprobe.callbacks",
+    "ldmprobe.callbacks.X",
+    *(f"ldmprobe.callbacks.{name}" for name in ldmprobe.callbacks.__all__),
+}
 PATH = re.compile(r"\bldmprobe(?:\.\w+)+")
 CONFIGS = sorted(ROOT.glob("configs/*.yaml"))
 TEXTS = [*CONFIGS, *ROOT.glob("configs/studies/*.yaml"), *ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]

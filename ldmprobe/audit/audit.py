@@ -1,4 +1,4 @@
-"""``ldmprobe audit``: the proof, on a user's own configuration, that its probes leave training as it is.
+"""The audit of a configuration: trained without and with its probes, compared after every batch, and judged.
 
 The first optimiser steps are run without probes and with them, in fresh processes, and the whole state of training (:mod:`ledger
 <ldmprobe.audit.ledger>`) is compared after every batch. Around every hook of every probe the state is compared too, which names
