@@ -79,7 +79,7 @@ class EMA(nn.Module):
         """d_n for n = ``num_updates``."""
         return min(self.decay, (1 + num_updates) / (10 + num_updates)) if self.warmup else self.decay
 
-    def _forget_updates(self, *_: Any) -> None:
+    def _forget_updates(self, *_: object) -> None:
         self._known_updates = None
 
     @torch.no_grad()
