@@ -188,7 +188,7 @@ class LatentDiffusion(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         # Not by `prog_bar=True`, for which Lightning waits for the device after every batch.
-        every_n = self.trainer.log_every_n_steps
+        every_n: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if every_n and batch_idx % every_n == 0:
             loss = float(outputs["loss"]) * self.trainer.accumulate_grad_batches
             self.trainer.progress_bar_metrics["train/loss"] = loss
