@@ -38,7 +38,7 @@ _thrown_away: WeakKeyDictionary[L.Trainer, TemporaryDirectory[str]] = WeakKeyDic
 
 
 class ProbeCallback(L.Callback, ABC):
-    """Runs :meth:`probe` before the first optimiser step, every ``every_n_steps`` of them, and at the end; puts the record on
+    """Runs ``probe`` before the first optimiser step, every ``every_n_steps`` of them, and at the end; puts the record on
     disk in ``trainer.default_root_dir/probes``, then hands it to the loggers.
 
     Steps are optimiser steps (``trainer.global_step``), whatever the gradient accumulation. Where a batch takes several, as with two
@@ -50,7 +50,7 @@ class ProbeCallback(L.Callback, ABC):
     A probe that raises, or whose record cannot be written, does not end training: the first error is logged with its traceback,
     later ones in a line, and all are counted, in ``failures`` and for the loggers in ``probe_failures/<Probe>``. Raised all the
     same are a ConfigurationError; any error before the first optimiser step, when nothing is lost yet; and, with several
-    processes, an error in :meth:`probe`, since the other ranks would wait for this one for ever.
+    processes, an error in ``probe``, since the other ranks would wait for this one for ever.
 
     Args:
         every_n_steps: at least 1.

@@ -85,7 +85,7 @@ def held_out_from(trainer: L.Trainer, model: DiffusionModel, batches: Iterable[d
 
 
 def has_held_out(trainer: L.Trainer) -> bool:
-    """Whether :func:`held_out_of` will find any."""
+    """Whether ``held_out_of`` will find any."""
     data: Any = getattr(trainer, "datamodule", None)
     return hasattr(data, "reference_batches") or trainer.val_dataloaders is not None
 

@@ -44,8 +44,8 @@ class SampleQuality(ProbeCallback):
 
     Args:
         feature_network: "builtin:digits", "builtin:cifar10" or a folder (see
-            :class:`~ldmprobe.FeatureNetwork`); "inception" for what is published (``pip install ldmprobe[fid]``, see
-            :class:`~ldmprobe.Inception`); or any module: images (N, C, H, W) in [−1, 1] → features (N, ``num_features``).
+            ``FeatureNetwork``); "inception" for what is published (``pip install ldmprobe[fid]``, see
+            ``Inception``); or any module: images (N, C, H, W) in [−1, 1] → features (N, ``num_features``).
         every_n_steps: optimiser steps between probes.
         num_samples: N, at least 2; up to ``num_features`` of them, FID's covariance is singular, which is warned of.
         num_steps: S, sampling steps.

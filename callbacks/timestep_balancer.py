@@ -28,8 +28,8 @@ from ldmprobe.probing.sampling import Sampling
 
 
 class TimestepBalancer(ProbeCallback):
-    """Probes held-out data a little and often, and steers a :class:`BalancedTimesteps <ldmprobe.BalancedTimesteps>`,
-    which must be the model's ``timesteps``, towards the noise levels where more training pays (``ldmprobe.analysis.balancing``).
+    """Probes held-out data a little and often, and steers a ``BalancedTimesteps``,
+    which must be the model's ``timesteps``, towards the noise levels where more training pays (``analysis/balancing.py``).
 
     Two things are set. The *density* of the draws follows the controller. The *weight* of a level's loss is its held-out error to the power of
     −``equalise``: the gradient of a squared error is as large as its root, most of which, at low noise, no training can remove; weighted by 1/√MSE
@@ -52,7 +52,7 @@ class TimestepBalancer(ProbeCallback):
 
     Args:
         every_n_steps: optimiser steps between decisions.
-        controller: default: :class:`HeldOutProgress <ldmprobe.HeldOutProgress>`.
+        controller: default: ``HeldOutProgress``.
         num_images, num_draws: held-out images, and noised latents per level.
         begin_at_skill: as above; −inf steers from the first progress on.
         smoothing: share of the old in the moving average of the controller's wish.

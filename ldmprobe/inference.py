@@ -88,7 +88,7 @@ def real_latents(
     """A dataset's training images as reference, and its held-out images, both encoded by the model's codec.
 
     Args:
-        dataset, image_column, label_column, image_size: as :class:`~ldmprobe.ImageData`'s; the channels are the model's.
+        dataset, image_column, label_column, image_size: as ``ImageData``'s; the channels are the model's.
         caption_column: likewise. Without one all images have a text-to-image model's prompt, of which there must be but one.
 
     Raises:

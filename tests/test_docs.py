@@ -54,6 +54,11 @@ def test_every_public_name_is_in_the_reference_and_has_a_docstring():
     assert [name for name, module in names.items() if not getattr(module, name.rpartition(".")[2]).__doc__] == []
 
 
+def test_docstrings_are_markdown():
+    roles = re.compile(r":(class|func|meth|mod|data|attr):`")
+    assert [path.name for path in PAGES["modules"]() if roles.search(path.read_text())] == []
+
+
 @pytest.mark.parametrize("word", ["log-SNR", "Ideal", "Skill", "Nats", "Residual", "Gain"])
 def test_the_glossary_has_the_words_of_the_plots(word):
     assert re.search(rf"^\*\*.*{word}.*\*\*$", (ROOT / "docs" / "GLOSSARY.md").read_text(), re.MULTILINE)

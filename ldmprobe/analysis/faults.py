@@ -88,7 +88,7 @@ def in_words(levels: Levels, bands: Sequence[Band]) -> tuple[str, str]:
     """The headline, one sentence, and the remarks below it.
 
     Args:
-        bands: what R says, from :func:`ldmprobe.analysis.imbalance.summarize`.
+        bands: what R says, from ``summarize``.
     """
     lost = ~np.isfinite(levels.mse)
     if lost.any():

@@ -5,7 +5,7 @@ For data N(μ, ℓ) in one direction of the basis of its covariance, the exact d
 .. math::
     \hat x_0 = \mu + \frac{\alpha \ell}{v}\,(z - \alpha\mu), \qquad \hat\epsilon = \frac{\sigma}{v}\,(z - \alpha\mu)   \qquad (1)
 
-A :class:`~ldmprobe.Sampler`'s other operation is affine, too, so that every register stays Gaussian: its mean, its
+A ``Sampler``'s other operation is affine, too, so that every register stays Gaussian: its mean, its
 response to z_T and the covariances of what the sampler's own noise adds follow exactly, whatever the sampler, the grid and the number
 of steps. For DDIM this composes to
 
@@ -14,7 +14,7 @@ of steps. For DDIM this composes to
 
 Real latents are not Gaussian; the curves are those of the Gaussian with their mean and covariance. That covariance is known from finitely
 many latents, and along directions that are not quite its eigenvectors. Along such a direction the perfect path's moments are means over
-the eigenvalues that make up its variance (:func:`ldmprobe.analysis.spectrum.spectral_measures`). :func:`ideal_curves` takes what the
+the eigenvalues that make up its variance (``spectral_measures``). ``ideal_curves`` takes what the
 latents' number adds to a curve off it, and gives it an interval.
 """
 
@@ -144,7 +144,7 @@ def ideal_path(
         program: the sampler's steps on ``grid``, which clip nothing.
         grid: the noise levels of the steps.
         eigenvalues, weights: how each direction's variance is made up of the covariance's eigenvalues, (A,) and (D, A), as in
-            :class:`~ldmprobe.analysis.basis.LatentBasis`; default: each direction is an eigenvector.
+            ``LatentBasis``; default: each direction is an eigenvector.
     """
     mu, ell = mean.double(), variance.double().clamp(min=0)
     weight = torch.ones(len(ell), 1, dtype=torch.float64) if weights is None else weights.double()
@@ -181,7 +181,7 @@ def ideal_curves(
 
     Args:
         basis: real latents' moments.
-        program, grid, prior_std: as :func:`ideal_path`'s.
+        program, grid, prior_std: as ``ideal_path``'s.
         curves_of: the numbers of one path, of any shape.
     """
 

@@ -237,7 +237,7 @@ def spectral_measures(ridges: Ridges, along: Tensor, variance: Tensor, num_atoms
     squares. Of more than 1,024 directions, those of neighboring variance share one fit to their mean.
 
     Args:
-        along: :meth:`Ridges.along` of the directions, (M, K).
+        along: ``Ridges.along`` of the directions, (M, K).
         variance: along each direction, (M,), above 0.
 
     Returns:

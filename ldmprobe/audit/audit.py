@@ -1,8 +1,8 @@
 """The audit of a configuration: trained without and with its probes, compared after every batch, and judged.
 
-The first optimiser steps are run without probes and with them, in fresh processes, and the whole state of training (:mod:`ledger
-<ldmprobe.audit.ledger>`) is compared after every batch. Around every hook of every probe the state is compared too, which names
-the culprit, and holds where training itself is not repeatable.
+The first optimizer steps are run without probes and with them, in fresh processes, and the whole state of training (``ledger.py``)
+is compared after every batch. Around every hook of every probe the state is compared too, which names the culprit, and holds where
+training itself is not repeatable.
 """
 
 from __future__ import annotations
@@ -189,7 +189,7 @@ def _every_n_steps(steps: int) -> int:
 
 
 def observe(config: dict[str, Any], folder: Path, steps: int, probed: bool) -> Observation:
-    """Train by ``config`` as :func:`audited` makes it, and write down the state of training after every batch."""
+    """Train by ``config`` as ``audited`` makes it, and write down the state of training after every batch."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "audited.yaml"
     path.write_text(yaml.safe_dump(audited(config, folder / "run", steps, probed)))

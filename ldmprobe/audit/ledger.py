@@ -65,7 +65,7 @@ def take_ledger(
 
 
 def differences(one: Ledger, other: Ledger) -> Iterator[tuple[str, str]]:
-    """(kind, name) of each item that is not the same in both, in the order of :data:`KINDS`."""
+    """(kind, name) of each item that is not the same in both, in the order of ``KINDS``."""
     for kind in KINDS:
         mine, theirs = one.get(kind, {}), other.get(kind, {})
         for name in mine | theirs:

@@ -112,7 +112,7 @@ def add_sampling(parser: ArgumentParser, num_samples: int) -> None:
 
 
 def load(args: Namespace) -> tuple[DiffusionModel, Sampling]:
-    """Return the model and the sampling that :func:`add_model` and :func:`add_sampling` asked for, both checked."""
+    """Return the model and the sampling that ``add_model`` and ``add_sampling`` asked for, both checked."""
     import torch
 
     from ldmprobe.diffusion.grids import ScheduleGrid

@@ -25,7 +25,7 @@ def write_comparison(directories: Sequence[str | Path], out: str | Path, labels:
         labels: what to call the runs; default: their directories' names.
 
     Raises:
-        ConfigurationError: runs that cannot be compared (see :func:`~ldmprobe.tracking.comparable.read_runs`), or ``out`` holds
+        ConfigurationError: runs that cannot be compared (see ``read_runs``), or ``out`` holds
             something else or cannot be written.
     """
     out = Path(out)

@@ -66,7 +66,7 @@ class Reached:
 
 @dataclass(frozen=True)
 class Method:
-    """What is known of a method; metrics are by name, goals as in :data:`GOALS`.
+    """What is known of a method; metrics are by name, goals as in ``GOALS``.
 
     Attributes:
         seeds: those it was trained with.

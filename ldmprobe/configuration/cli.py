@@ -55,7 +55,7 @@ class LDMProbeCLI(LightningCLI):
     """Any LightningModule and LightningDataModule by ``class_path``; ``run_dir`` sets ``trainer.default_root_dir``, the
     ``save_dir`` of loggers and the ``dirpath`` of checkpoints, where these are not set themselves; a ``trainer.default_root_dir`` is
     taken for the ``run_dir`` where there is none. Checkpoints are whole or not
-    there, one process has the run directory, and ``--ckpt_path last`` goes on exactly (:class:`ExactResume`)."""
+    there, one process has the run directory, and ``--ckpt_path last`` goes on exactly (``ExactResume``)."""
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         return super().init_parser(exit_on_error=False, **kwargs)  # what is wrong is told without pages of usage

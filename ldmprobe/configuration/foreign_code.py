@@ -2,7 +2,7 @@
 
 A ``class_path`` is an import, and an import runs code: whoever writes a configuration chooses what runs. However a path is spelled
 (in a file, a file that it refers to, a string with YAML in it, an argument), jsonargparse asks its policy before it imports it. Here the
-policy is to deny all but :data:`LIBRARIES`; what is of no library is named on stderr, and only then allowed.
+policy is to deny all but ``LIBRARIES``; what is of no library is named on stderr, and only then allowed.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _CLASSES_OF = {"diffusers": {"models", "schedulers", "optimization"}, "transform
 """Of packages whose classes all stand at the top: the modules that the allowed ones are defined in."""
 
 _NEVER = {*sys.stdlib_module_names, *LIBRARIES, "datasets", "jsonargparse", "pip", "pkg_resources", "setuptools"}
-"""Packages of which nothing is allowed that is not in :data:`LIBRARIES`."""
+"""Packages of which nothing is allowed that is not in ``LIBRARIES``."""
 
 _OPENS_A_DOOR = {"trust_remote_code": True, "allow_pickle": True, "weights_only": False, "use_safetensors": False}
 _MAX_VALUES = 100_000  # of a configuration with its aliases written out; ours have some 200

@@ -49,7 +49,7 @@ def shapes(
     ``boxes`` (K, 4: x0, y0, x1, y1 in pixels), ``mask`` (grey image: 0 ground, k for the k-th shape).
 
     Args:
-        shapes, colours: drawn from these of :data:`SHAPES` and :data:`COLOURS`; by default without "cross", "heart", "orange" and "pink",
+        shapes, colours: drawn from these of ``SHAPES`` and ``COLOURS``; by default without "cross", "heart", "orange" and "pink",
             which are left for finetuning.
 
     Raises:
@@ -142,7 +142,7 @@ def gaussian(
     """Gaussian "images" whose every statistic is known: variance i^−exponent + floor along the i-th 2-D cosine direction
     (low frequencies first), the same for each channel; ``image`` is a float array (C, H, W), taken as it is.
 
-    With the identity codec, the exact denoiser, DDIM path and KL curves are those of ``ldmprobe.analysis.ideal``.
+    With the identity codec, the exact denoiser, DDIM path and KL curves are those of ``analysis/ideal.py``.
     """
     from datasets import Array3D, Dataset, Features
     from scipy.fft import idctn
@@ -167,7 +167,7 @@ def _check_size(num_images: int, channels: int, size: int) -> None:
 
 
 def gaussian_spectrum(size: int, exponent: float = 1.0, floor: float = 0.05) -> np.ndarray:
-    """Variance of each cosine coefficient of :func:`gaussian`, shape (size, size)."""
+    """Variance of each cosine coefficient of ``gaussian``, shape (size, size)."""
     row, column = np.indices((size, size))
     rank = np.empty(size * size)
     rank[np.argsort((row**2 + column**2).ravel(), kind="stable")] = np.arange(1, size * size + 1)

@@ -28,7 +28,7 @@ class CheckedRows:
         first_row, num_rows: the number of the first, and how many there are.
         shape: of the images, of which all have the same; None where there is no row.
         captions: those of the rows, stripped.
-        notes: what was done to how many images, see :mod:`ldmprobe.data.pictures`.
+        notes: what was done to how many images, see ``data/pictures.py``.
         low, high: the least and greatest value.
         different: whether two images differ.
     """

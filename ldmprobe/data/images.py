@@ -248,7 +248,7 @@ class ImageData(L.LightningDataModule):
             )
 
     def reader_of(self, split: str) -> RowReader:
-        """The reader of one of :data:`SPLITS`."""
+        """The reader of one of ``SPLITS``."""
         return self.reader if split == "train" else self.held_out_reader
 
     @property
@@ -280,7 +280,7 @@ class ImageData(L.LightningDataModule):
             )
 
     def use_latents(self, codec: LatentCodec, conditioning: Conditioning) -> None:
-        """Raise ConfigurationError, naming what differs, if :attr:`latents` are not those of this data, codec and conditioning; else tell the
+        """Raise ConfigurationError, naming what differs, if ``latents`` are not those of this data, codec and conditioning; else tell the
         conditioning what they have of its prompts. Where there are none, do nothing."""
         if self._cache is not None:
             self._cache.check_key(cache_key(self.rows, self.reader, codec, conditioning, self._cache.dtype))

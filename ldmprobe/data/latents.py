@@ -46,11 +46,11 @@ def cache_key(
     """All that cached latents depend on, as plain values by part. Writer and reader of a cache both compute it, by this function.
 
     Of the data these are the number of rows, all labels and captions, and a hash of each image as it is stored
-    (:mod:`ldmprobe.data.identity`). The codec's scale and shift are no part: latents are kept before them.
+    (``data/identity.py``). The codec's scale and shift are no part: latents are kept before them.
 
     Args:
-        rows: of each of :data:`SPLITS`.
-        conditioning: ready for the network and the data (:meth:`Conditioning.prepare`).
+        rows: of each of ``SPLITS``.
+        conditioning: ready for the network and the data (``Conditioning.prepare``).
     """
     description = {name: value for name, value in codec.description.items() if name not in ("scale", "shift")}
     return {
@@ -137,7 +137,7 @@ class LatentCache:
     """A folder of latents.
 
     Attributes:
-        key: of what they are, see :func:`cache_key`.
+        key: of what they are, see ``cache_key``.
         num_rows: of each split, and of "text".
         rows_per_shard: in each file but a split's last.
         image_shape: (C, H, W) of the images.
@@ -238,7 +238,7 @@ class LatentCache:
 
 
 class LatentRows:
-    """The rows of a split, memory-mapped: rows and their reader at once, as :class:`ShuffledStream` takes them.
+    """The rows of a split, memory-mapped: rows and their reader at once, as ``ShuffledStream`` takes them.
 
     Args:
         text: the rows of "text", where the captions are encoded too.
@@ -266,7 +266,7 @@ class LatentRows:
         """One sample: ``latent`` (c, h, w) or ``moments`` (2c, h, w), ``index``, and ``label``, ``caption``, ``condition`` if the cache has them.
 
         Args:
-            rng: draws what :class:`RowReader` would draw; None for no augmentation.
+            rng: draws what ``RowReader`` would draw; None for no augmentation.
         """
         flipped = rng is not None and self.random_flip and rng.random() < 0.5
         sample = {**row, self.kind: row[self.kind][int(flipped)]}

@@ -16,7 +16,7 @@ MAX_LEVELS = 128  # of the table, whose size must not change: parts of sharded c
 class BalancedTimesteps(TimestepSampler):
     """p(t) = floor · p_base(t) + (1 − floor) · p_steered(t), where p_steered has a given density over log-SNR λ; and a given factor on the loss.
 
-    Both are tables over λ, linear between their levels and constant beyond them. Until :meth:`steer` is called it is its base. Its state is in
+    Both are tables over λ, linear between their levels and constant beyond them. Until ``steer`` is called it is its base. Its state is in
     the checkpoint; it is no buffer, so that it stays on the CPU and in full precision.
 
     Args:
@@ -69,7 +69,7 @@ class BalancedTimesteps(TimestepSampler):
 
     @property
     def is_steered(self) -> bool:
-        """Whether :meth:`steer` has been called, in this run or the one that it goes on with."""
+        """Whether ``steer`` has been called, in this run or the one that it goes on with."""
         return bool(self.table[0, 0].isfinite())
 
     def get_extra_state(self) -> dict[str, Tensor]:

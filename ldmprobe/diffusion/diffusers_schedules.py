@@ -85,7 +85,7 @@ class DiffusersSchedule(NoiseSchedule):
 
     def with_settings(self, **settings: object) -> NoiseSchedule:
         """Return the same schedule but for these settings of its scheduler, such as ``rescale_betas_zero_snr`` (Lin et al., 2023,
-        arXiv:2305.08891): those of the class of :meth:`sampling_scheduler`, which it becomes.
+        arXiv:2305.08891): those of the class of ``sampling_scheduler``, which it becomes.
 
         Raises:
             ConfigurationError: there is no such setting, or the scheduler cannot have it.

@@ -39,7 +39,7 @@ class Prediction(ABC):
 
     @abstractmethod
     def log_epsilon_error_scale(self, log_snr: Tensor) -> Tensor:
-        """Return the logarithm of :meth:`epsilon_error_scale`, in the shape of ``log_snr``."""
+        """Return the logarithm of ``epsilon_error_scale``, in the shape of ``log_snr``."""
 
     def epsilon_error_scale(self, log_snr: Tensor) -> Tensor:
         """Return the factor from an answer's squared error to that of the ε it implies: ‖Δε‖² = factor · ‖Δanswer‖².

@@ -59,7 +59,7 @@ class SamplingGrid:
 class NoiseSchedule:
     """α_t and σ_t of every training timestep, and what the network is told and answers there.
 
-    :func:`~ldmprobe.diffusion.diffusers_schedules.as_schedule` reads one from a diffusers scheduler. A process of one's own is
+    ``as_schedule`` reads one from a diffusers scheduler. A process of one's own is
     a table given to this constructor, or a subclass that computes it.
 
     Attributes:
@@ -68,7 +68,7 @@ class NoiseSchedule:
         model_time: shape (T,), what the network is told at each timestep.
         prediction: what the network answers.
         prior_std: standard deviation of the noise z_T that sampling starts from.
-        timestep_spacing: that of :meth:`native_grid`, where none is named.
+        timestep_spacing: that of ``native_grid``, where none is named.
         flow: whether diffusers' pipelines for flow matching sample it.
 
     Args:
@@ -208,7 +208,7 @@ class NoiseSchedule:
         )
 
     def sampling_scheduler(self, **settings: object) -> SchedulerMixin:
-        """Return a diffusers scheduler whose deterministic steps are those of :meth:`native_grid`, with ``settings`` in the place of
+        """Return a diffusers scheduler whose deterministic steps are those of ``native_grid``, with ``settings`` in the place of
         its own.
 
         Raises:

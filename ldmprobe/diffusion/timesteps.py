@@ -1,6 +1,6 @@
 """Which timesteps a training batch sees: the catalogue. A sampler knows its own density, so that statistics stay unbiased.
 
-Those that change as they train are in :mod:`ldmprobe.diffusion.adaptive_timesteps`.
+Those that change as they train are in ``diffusion/adaptive_timesteps.py``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class TimestepSampler(nn.Module, ABC):
     """p(t) over the T training timesteps. A module, so that an adaptive sampler can keep its state in the checkpoint.
 
     Attributes:
-        adaptive: whether it listens to :meth:`observe`.
+        adaptive: whether it listens to ``observe``.
     """
 
     adaptive = False

@@ -47,7 +47,7 @@ def sampling_steps(
 
     Args:
         predict: (z_t, timestep) → the network's answer.
-        program: a :class:`~ldmprobe.Sampler`'s steps.
+        program: a ``Sampler``'s steps.
         prediction: the kind of the network's answer.
         noise: needed by programs with noise of their own.
     """

@@ -1,10 +1,10 @@
 r"""Loss weights over noise levels: the catalogue. Each is defined once, in ε-units, and converted to any prediction type by one rule.
 
 A weight w(λ) multiplies ‖ε̂ − ε‖². On another prediction's squared error it becomes w(λ) times
-:meth:`~ldmprobe.Prediction.epsilon_error_scale`. Both are kept as logarithms, so that a weight that is infinite in one unit and
+``Prediction.epsilon_error_scale``. Both are kept as logarithms, so that a weight that is infinite in one unit and
 finite in another (v at zero terminal SNR) comes out finite.
 
-What the optimiser sees is the product of weight and sampling density; :mod:`ldmprobe.diffusion.objective` puts the two together.
+What the optimiser sees is the product of weight and sampling density; ``diffusion/objective.py`` puts the two together.
 """
 
 from __future__ import annotations

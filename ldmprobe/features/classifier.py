@@ -30,7 +30,7 @@ class FeatureNetwork(nn.Module):
 
     Args:
         network: "builtin:digits" (grey) or "builtin:cifar10" (RGB), shipped here; a folder that
-            ``scripts/build_feature_network.py`` wrote; or an :class:`ImageClassifier` itself.
+            ``scripts/build_feature_network.py`` wrote; or an ``ImageClassifier`` itself.
 
     Attributes:
         num_features: F.

@@ -24,7 +24,7 @@ def plain(text: object) -> str:
 
 
 def make_output_plain() -> None:
-    """Have messages that this process logs, warns of or dies of go through :func:`plain`, whoever they come from."""
+    """Have messages that this process logs, warns of or dies of go through ``plain``, whoever they come from."""
     logging.setLogRecordFactory(_PlainRecord)
     warnings.formatwarning = _plain_warning
     sys.excepthook = _plain_exception

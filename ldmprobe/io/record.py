@@ -230,7 +230,7 @@ class ProbeRecord:
 
     @classmethod
     def from_table(cls, table: pa.Table) -> ProbeRecord:
-        """The record that :meth:`to_table` wrote.
+        """The record that ``to_table`` wrote.
 
         Raises:
             ValueError: no ldmprobe table, of a newer schema, or one that contradicts itself; nothing else is raised, whatever

@@ -75,7 +75,7 @@ def _is_run(folder: Path) -> bool:
 
 
 def lock(run_dir: str | Path, resuming: bool, option: str = "--run_dir", wait_s: float = 10.0) -> bool:
-    """:func:`Reserve <reserve>` ``run_dir`` and keep other processes out of it until :func:`unlock` or the end of this process.
+    """Reserve ``run_dir`` and keep other processes out of it until ``unlock`` or the end of this process.
 
     The lock is the kernel's, so it ends with the process, however that ends. Partial files of killed processes are removed. Of two runs
     that start at once in one new directory the second is refused, because the check for another run is repeated under the lock.
@@ -87,7 +87,7 @@ def lock(run_dir: str | Path, resuming: bool, option: str = "--run_dir", wait_s:
         True if this call took the lock, False if this process held it already or the directory cannot be locked.
 
     Raises:
-        ConfigurationError: :func:`reserve` refuses, or another process holds the lock.
+        ConfigurationError: ``reserve`` refuses, or another process holds the lock.
     """
     folder = reserve(run_dir, resuming, option).resolve()
     if folder in _held:
@@ -126,7 +126,7 @@ def unlock(run_dir: str | Path | None = None) -> None:
 
 @contextmanager
 def locked(run_dir: str | Path, resuming: bool, option: str = "--run_dir") -> Iterator[Path]:
-    """Hold the :func:`lock` on ``run_dir`` for the time of the block."""
+    """Hold the ``lock`` on ``run_dir`` for the time of the block."""
     taken = lock(run_dir, resuming, option)
     try:
         yield Path(run_dir)

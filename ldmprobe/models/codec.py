@@ -26,7 +26,7 @@ SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 class LatentCodec(nn.Module):
     """A frozen autoencoder with the scale and shift of its latents: z = (encoder(x) − shift) · scale.
 
-    One that is given by name, or as a Frozen that is not loaded, is read when it is first used, or by :meth:`load`: where latents come
+    One that is given by name, or as a Frozen that is not loaded, is read when it is first used, or by ``load``: where latents come
     from a cache, not before something is decoded or saved.
 
     Args:
@@ -148,7 +148,7 @@ class LatentCodec(nn.Module):
 
     @torch.no_grad()
     def latents(self, batch: dict[str, Any], sample_posterior: bool | None = None) -> Tensor:
-        """The same of a batch: of its ``image``, or of what :meth:`unscaled` made of these earlier."""
+        """The same of a batch: of its ``image``, or of what ``unscaled`` made of these earlier."""
         with without_autocast(self.scale.device):
             if "latent" in batch:
                 z = batch["latent"].float()
@@ -161,12 +161,12 @@ class LatentCodec(nn.Module):
 
     @property
     def unscaled_kind(self) -> Literal["latent", "moments"]:
-        """What :meth:`unscaled` gives."""
+        """What ``unscaled`` gives."""
         return "moments" if self.sample_posterior and type(self.outline).__name__ == "AutoencoderKL" else "latent"
 
     @torch.no_grad()
     def unscaled(self, images: Tensor) -> Tensor:
-        """Of images (N, C, H, W), what can be kept for :meth:`latents`, in float32, before scale and shift: ``latent`` (N, c, h, w); or, where the
+        """Of images (N, C, H, W), what can be kept for ``latents``, in float32, before scale and shift: ``latent`` (N, c, h, w); or, where the
         posterior is sampled, its ``moments`` (N, 2c, h, w): mean and log-variance."""
         if self.unscaled_kind == "moments":
             return self.autoencoder.encode(as_floats(images)).latent_dist.parameters
@@ -193,7 +193,7 @@ class LatentCodec(nn.Module):
 
     @torch.no_grad()
     def measure_scale(self, batches: Iterable[Tensor | dict[str, Any]]) -> None:
-        """Set scale and shift so that the latents of these images (or batches, as :meth:`latents` takes them) have mean 0 and variance 1
+        """Set scale and shift so that the latents of these images (or batches, as ``latents`` takes them) have mean 0 and variance 1
         over all entries.
 
         Every rank must be given the same images. Does nothing if the scale is already known.

@@ -146,7 +146,7 @@ def network_config(network: Any) -> dict[str, Any] | None:
 
 
 def from_network_config(config: dict[str, Any]) -> Any:
-    """The diffusers module (or scheduler) that :func:`network_config` described, with fresh weights.
+    """The diffusers module (or scheduler) that ``network_config`` described, with fresh weights.
 
     Raises:
         ConfigurationError: diffusers has no such class.

@@ -1,4 +1,4 @@
-"""A DiffusionModel put together as a diffusers pipeline: the inverse of :func:`~ldmprobe.pretrained.load.load_pipeline`."""
+"""A DiffusionModel put together as a diffusers pipeline: the inverse of ``load_pipeline``."""
 
 from __future__ import annotations
 

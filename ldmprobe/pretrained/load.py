@@ -34,7 +34,7 @@ def load_pipeline(source: Source | str, prompts: Sequence[str] = ("",)) -> Diffu
     """Load a diffusers pipeline, ready to be probed, sampled or finetuned; its autoencoder and text encoders are read when first needed.
 
     Args:
-        source: a pipeline of one of :data:`~ldmprobe.models.families.FAMILIES`, with safetensors weights.
+        source: a pipeline of one of ``FAMILIES``, with safetensors weights.
         prompts: for text-to-image pipelines: sample i has ``prompts[i % len(prompts)]``.
 
     Raises:
@@ -72,7 +72,7 @@ def read_pipeline(source: Source, without: Sequence[str] = ()) -> ReadPipeline:
         without: names of components that are not to be read.
 
     Raises:
-        ConfigurationError: as :func:`load_pipeline`'s.
+        ConfigurationError: as ``load_pipeline``'s.
     """
     from diffusers import DiffusionPipeline
 
@@ -129,10 +129,10 @@ class PretrainedText(TextEncoder):
 
     Args:
         pipeline: folder or hub id.
-        revision, variant, local_files_only, text_precision: as in :class:`~ldmprobe.Source`.
+        revision, variant, local_files_only, text_precision: as in ``Source``.
 
     Raises:
-        ConfigurationError: as :func:`load_pipeline`; or a pipeline without text.
+        ConfigurationError: as ``load_pipeline``; or a pipeline without text.
     """
 
     def __init__(

@@ -33,7 +33,7 @@ def clipping(
 
     Args:
         clip_range: the sampling grid's; None for a scheduler that does not clip, of which there is nothing to say.
-        clipped: (2,), the sum of :func:`count_clipped` over the last step of all samples.
+        clipped: (2,), the sum of ``count_clipped`` over the last step of all samples.
         magnitudes: quantiles of real latents' magnitudes, where they are known. Else the model's own samples stand for them, unless it is
             one of pixels, whose x̂_0 lies on the border itself.
     """

@@ -6,8 +6,8 @@ Three views of the same forward passes, and no sampling:
           \text{nats} = \tfrac12 D\,w(\lambda)\,(\text{MMSE}_\text{Gauss} - \text{MSE}_\epsilon), \qquad R(\lambda)
 
 Skill is 0 for the best *linear* denoiser and below 0 for anything worse. Nats weigh the levels by what they contribute to the
-likelihood bound, w being a level's width in log-SNR (``ldmprobe.analysis.likelihood``). R is the calibration residual of
-``ldmprobe.analysis.calibration``: the share of the level's loss that a linear correction would still remove.
+likelihood bound, w being a level's width in log-SNR (``analysis/likelihood.py``). R is the calibration residual of
+``analysis/calibration.py``: the share of the level's loss that a linear correction would still remove.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def probe_denoising(
     Per sample ``denoising_errors`` (levels, draws), for paired comparisons. Scalars: ``denoising_bound_nats``, the part of the likelihood
     bound between the first level and the last, ``log_snr_range`` in the provenance (lower is better); ``imbalance_gini`` and
     ``imbalance_share/…``, how the recoverable excess is spread over bands of log-SNR. The provenance holds the
-    ``summary``, one sentence, and the ``remarks`` below it (:mod:`ldmprobe.analysis.faults`).
+    ``summary``, one sentence, and the ``remarks`` below it (``analysis/faults.py``).
 
     Args:
         num_draws: noised latents per level: each image is drawn as often as it takes, with noise of its own each time.

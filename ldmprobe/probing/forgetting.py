@@ -1,11 +1,11 @@
 r"""What finetuning does to each noise level: what it loses on the base model's own kind of data, and what it gains on the new.
 
 Both models denoise the same held-out latents with the same noise, so that what differs between draws cancels in the differences of their
-squared ε-errors. In nats of the likelihood bound (the I-MMSE relation, as in :mod:`ldmprobe.probing.denoising`), per level λ,
+squared ε-errors. In nats of the likelihood bound (the I-MMSE relation, as in ``probing/denoising.py``), per level λ,
 
 .. math:: \text{change}(\lambda) = \tfrac12 D\,w(\lambda)\,(\text{MSE}_\text{base model}(\lambda) - \text{MSE}_\text{finetuned}(\lambda)),
 
-w being the level's width in log-SNR (:mod:`ldmprobe.analysis.likelihood`); it is below 0 where something was lost. Divided by the best
+w being the level's width in log-SNR (``analysis/likelihood.py``); it is below 0 where something was lost. Divided by the best
 linear denoiser's error instead, it is the change of skill.
 
 The base model need not be there any more: its record holds all that it is compared by::
@@ -82,7 +82,7 @@ def probe_forgetting(
         A record called "forgetting", the same on every rank.
 
     Raises:
-        ConfigurationError: ``before`` was measured otherwise; or what :func:`~ldmprobe.probe_denoising` raises.
+        ConfigurationError: ``before`` was measured otherwise; or what ``probe_denoising`` raises.
     """
     found: dict[str, ProbeRecord] = {}
     for k, data in enumerate((base_data, new_data)):

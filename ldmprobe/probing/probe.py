@@ -82,7 +82,7 @@ class Ranks:
     """How work is shared: rank r of W takes samples r, r + W, …; results are summed over all. One process by default.
 
     Where the network is sharded, each pass through it is a collective, and a rank that makes one more than another waits for ever.
-    So latents go through it by :meth:`even_share`, which is equally long on every rank.
+    So latents go through it by ``even_share``, which is equally long on every rank.
     """
 
     rank: int = 0
@@ -94,7 +94,7 @@ class Ranks:
         return torch.arange(self.rank, num_samples, self.world_size)
 
     def even_share(self, num_samples: int) -> Tensor:
-        """:meth:`share`, made up to the length of the longest rank's by sample 0, whose results here are to be thrown away."""
+        """``share``, made up to the length of the longest rank's by sample 0, whose results here are to be thrown away."""
         longest = -(-num_samples // self.world_size)
         mine = self.share(num_samples)
         return torch.cat([mine, mine.new_zeros(longest - len(mine))])

@@ -131,7 +131,7 @@ def sample_features(
 def fid_and_kid(real: Tensor, generated: Tensor, kid_subset_size: int, seed: int = 0) -> tuple[float, float, float]:
     """FID, KID and KID's standard deviation over 100 subsets, of features (M, F) and (N, F); NaN where these are not finite.
 
-    Draws from torch's global generator, after seeding it: to be called within :func:`~ldmprobe.probing.probe.evaluating`.
+    Draws from torch's global generator, after seeding it: to be called within ``evaluating``.
     """
     if not bool(torch.isfinite(real).all() and torch.isfinite(generated).all()):
         return (math.nan,) * 3

@@ -64,7 +64,7 @@ class RealFeatures:
 
     @classmethod
     def load(cls, path: Path) -> RealFeatures:
-        """What :meth:`save` wrote.
+        """What ``save`` wrote.
 
         Raises:
             ConfigurationError: it is damaged, or something else.

@@ -36,7 +36,7 @@ class Reference:
         num_latents: how many it was fitted on.
         codec: fingerprint of the codec that made them, if known.
         magnitudes: evenly spaced quantiles of their entries' magnitudes; empty in a reference that was kept before there were any.
-        data: summary of the rows whose latents these are, where they are known (:meth:`KnownRows.summary`).
+        data: summary of the rows whose latents these are, where they are known (``KnownRows.summary``).
         ideals: curves of perfect denoisers of these latents, kept from probe to probe; not on disk.
     """
 
@@ -108,7 +108,7 @@ class Reference:
 
     @classmethod
     def load(cls, path: Path) -> Reference:
-        """What :meth:`save` wrote.
+        """What ``save`` wrote.
 
         Raises:
             ConfigurationError: it is damaged, or something else.
@@ -155,7 +155,7 @@ def encode_images(codec: LatentCodec, image_batches: Iterable[Tensor]) -> Tensor
 
 
 def latents_of(codec: LatentCodec, batches: Iterable[dict[str, Any]]) -> Tensor:
-    """The same of batches as :meth:`LatentCodec.latents` takes them: images, or what a cache keeps of them."""
+    """The same of batches as ``LatentCodec.latents`` takes them: images, or what a cache keeps of them."""
     named = ({name: batch[name] for name in IMAGES if name in batch} for batch in batches)
     checked = ({**batch, "image": checked_floats(batch["image"])} if "image" in batch else batch for batch in named)
     on_device = ({name: value.to(codec.scale.device) for name, value in batch.items()} for batch in checked)

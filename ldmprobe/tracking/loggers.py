@@ -28,7 +28,7 @@ RECORD_ONLY = _CLOSED_FORMS + _OBJECTIVE + _BALANCE + _BASE_MODEL
 
 
 def scalar_metrics(record: ProbeRecord) -> dict[str, float]:
-    """Return those of :func:`all_metrics` that are finite."""
+    """Return those of ``all_metrics`` that are finite."""
     return {name: value for name, value in all_metrics(record).items() if np.isfinite(value)}
 
 

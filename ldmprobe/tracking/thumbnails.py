@@ -21,7 +21,7 @@ _QUALITY = 80
 def sample_uris(records: Sequence[ProbeRecord]) -> list[list[str]]:
     """Each record's samples as data URIs, none where it has none; one that is no PNG, or is too large, is left empty.
 
-    All together have at most :data:`TOTAL_BYTES`: large ones are reduced to 256 pixels along the longer side or, where there are many,
+    All together have at most ``TOTAL_BYTES``: large ones are reduced to 256 pixels along the longer side or, where there are many,
     to as many as will do. Small ones stay as they are.
     """
     for edge in _EDGES:

@@ -26,7 +26,7 @@ def export(checkpoint: Path, folder: Path, merge: bool = False, base: str | None
     with ``merge``, a pipeline, for ``DiffusionPipeline.from_pretrained``.
 
     Args:
-        base: as :meth:`~ldmprobe.training.checkpoint.load.Checkpoint.read`'s.
+        base: as ``Checkpoint.read``'s.
 
     Returns:
         ``folder``.

@@ -24,7 +24,7 @@ class FinetunedDiffusion(LatentDiffusion):
     going on, probing, sampling and exporting take it from there, and refuse other weights than it was trained on.
 
     Args:
-        pretrained: folder or hub id of a diffusers pipeline of any family in :data:`~ldmprobe.models.families.FAMILIES`, or a
+        pretrained: folder or hub id of a diffusers pipeline of any family in ``FAMILIES``, or a
             checkpoint of ldmprobe (``….ckpt``), of which it takes the averaged weights. A run goes on with the same weights elsewhere, too.
         revision: branch, tag or commit on the hub.
         variant: of the weights, such as "fp16".
@@ -37,7 +37,7 @@ class FinetunedDiffusion(LatentDiffusion):
             format for (CLIP, not the T5 of Stable Diffusion 3), or where there are none of all.
         scheduler: settings of the noise schedule in the place of the pipeline's, by their names in diffusers; the others, such as its
             betas, stay. ``{rescale_betas_zero_snr: true, prediction_type: v_prediction, timestep_spacing: trailing}`` trains with
-            zero terminal SNR (:meth:`~ldmprobe.NoiseSchedule.with_settings`).
+            zero terminal SNR (``NoiseSchedule.with_settings``).
 
     Raises:
         ConfigurationError: before training: nothing loadable there, a LoRA target that is not in the network, data that does not fit.

@@ -1,7 +1,7 @@
 """What a sampler is: a program of two operations on named latents, the registers.
 
-The same program runs on a network (:mod:`ldmprobe.diffusion.trajectory`) and on the moments of Gaussian data
-(:mod:`ldmprobe.analysis.ideal`), where it is the exact path of a perfect network: whoever writes a sampler gets its ideal with it.
+The same program runs on a network (``diffusion/trajectory.py``) and on the moments of Gaussian data
+(``analysis/ideal.py``), where it is the exact path of a perfect network: whoever writes a sampler gets its ideal with it.
 """
 
 from __future__ import annotations

@@ -79,10 +79,10 @@ class CardPart:
 
 
 class Conditioning(nn.Module, ABC):
-    """Turns batches and sample numbers into a :data:`~ldmprobe.models.denoiser.Condition`.
+    """Turns batches and sample numbers into a ``Condition``.
 
     The first three methods must be written; the others have defaults that fit a conditioning without weights of its own. One that is
-    to be rebuilt from a checkpoint says its constructor's arguments in :attr:`spec`.
+    to be rebuilt from a checkpoint says its constructor's arguments in ``spec``.
 
     Args:
         dropout: share of training samples whose condition becomes the null condition (Ho & Salimans, 2022, arXiv:2207.12598).
@@ -115,7 +115,7 @@ class Conditioning(nn.Module, ABC):
     def for_samples(self, sample_ids: Tensor) -> Condition:
         """Return a fixed condition for each of a probe's samples, a function of its number (N,) alone.
 
-        :class:`~ldmprobe.models.conditioning.held_out_rows.HeldOutRows` gives it held-out rows by number.
+        ``HeldOutRows`` gives it held-out rows by number.
         """
 
     @abstractmethod
@@ -148,7 +148,7 @@ class Conditioning(nn.Module, ABC):
         self.check_columns(data.batch_names)
 
     def check_columns(self, names: Collection[str]) -> None:
-        """Raise ConfigurationError if one of :attr:`columns` is not among the names in a batch."""
+        """Raise ConfigurationError if one of ``columns`` is not among the names in a batch."""
         for name in self.columns:
             if name not in names:
                 setting = (
@@ -186,7 +186,7 @@ class Conditioning(nn.Module, ABC):
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What a checkpoint says of it, as plain values: all that :meth:`from_spec` needs, but for its weights."""
+        """What a checkpoint says of it, as plain values: all that ``from_spec`` needs, but for its weights."""
         return {}
 
     @property
@@ -205,7 +205,7 @@ class Conditioning(nn.Module, ABC):
         return cls(**spec)
 
     def restore(self, run_spec: dict[str, Any]) -> None:
-        """Take over the :attr:`run_spec` of a checkpoint."""
+        """Take over the ``run_spec`` of a checkpoint."""
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield its weights by name, without loading those that are read from files."""
@@ -280,13 +280,13 @@ class Conditioning(nn.Module, ABC):
 
 
 def describe(conditioning: Conditioning, finetuned: bool = False) -> dict[str, Any]:
-    """Return what a checkpoint says of a conditioning, for :func:`conditioning_of`."""
+    """Return what a checkpoint says of a conditioning, for ``conditioning_of``."""
     spec = conditioning.finetuned_spec if finetuned else conditioning.spec
     return {"class_name": type(conditioning).__name__, **spec}
 
 
 def conditioning_of(description: dict[str, Any], network: nn.Module) -> Conditioning:
-    """Build the conditioning that :func:`describe` described, with fresh weights.
+    """Build the conditioning that ``describe`` described, with fresh weights.
 
     Raises:
         ConfigurationError: its class is one of the user's own that has not been imported.

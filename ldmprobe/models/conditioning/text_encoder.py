@@ -46,7 +46,7 @@ class TextEncoder(nn.Module):
     Attributes:
         encoders: the text encoders by the names that the pipeline has for them; the frozen ones are each a Frozen.
         size: what the pipeline's network is told of the image's size besides the text, of shape (1, …): the size that it was trained on,
-            until :meth:`set_image_size` says another.
+            until ``set_image_size`` says another.
 
     Raises:
         ConfigurationError: a tokenizer that does not belong to its text encoder.
@@ -139,7 +139,7 @@ class TextEncoder(nn.Module):
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """Plain values that tell these encoders from others, wherever they are and whatever version wrote them; :meth:`from_description`
+        """Plain values that tell these encoders from others, wherever they are and whatever version wrote them; ``from_description``
         needs no more, but for the weights."""
         return {
             "family": type(self.pipeline).__name__,
@@ -180,7 +180,7 @@ class TextEncoder(nn.Module):
         return self._named(self._encode([""], with_null=True), null=True) | self.size_condition(1)
 
     def size_condition(self, num_samples: int) -> Condition:
-        """Return :attr:`size` for each of so many samples."""
+        """Return ``size`` for each of so many samples."""
         return {name: row.to(self.device).expand(num_samples, -1) for name, row in self.size.items()}
 
     def _encode(self, captions: list[str], with_null: bool) -> tuple[Any, ...]:

@@ -34,7 +34,7 @@ def curves_by_step(
     over_log_snr: bool = False,
     divide_by: str | None = None,
 ) -> None:
-    """A curve per record, coloured by training step; of many records those that :func:`some_curves` chooses."""
+    """A curve per record, coloured by training step; of many records those that ``some_curves`` chooses."""
     steps = [record.step for record in records]
     records = some_curves(records)
     for i, record in enumerate(records):

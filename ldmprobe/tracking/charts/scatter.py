@@ -19,7 +19,7 @@ FRAMES, POINTS = 16, 512  # at most, of a slider over training; and samples per 
 
 
 def pca_chart(records: Sequence[ProbeRecord]) -> go.Figure:
-    """PCA scatters at several noise levels, with a slider over training, of at most :data:`FRAMES` records and :data:`POINTS` samples."""
+    """PCA scatters at several noise levels, with a slider over training, of at most ``FRAMES`` records and ``POINTS`` samples."""
     records = thinned(records, FRAMES)
     first = records[-1]
     scatters, real = first.scatters["pca"], first.scatters.get("pca_real")

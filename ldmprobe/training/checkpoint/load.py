@@ -35,7 +35,7 @@ def load_model(
     """Load a checkpoint of ldmprobe, with its EMA weights if it has any, or a diffusers pipeline, ready to be probed, sampled or finetuned.
 
     Args:
-        source: checkpoint, pipeline folder or hub id; a :class:`~ldmprobe.Source` where more than its name is to be given.
+        source: checkpoint, pipeline folder or hub id; a ``Source`` where more than its name is to be given.
         device: such as "cuda"; default: a GPU if there is one.
         prompts: prompts of a text-to-image model's samples, in turn; default: the checkpoint's own, or the empty prompt for a pipeline.
 
@@ -108,7 +108,7 @@ class Checkpoint:
 
     @property
     def spec(self) -> dict[str, Any]:
-        """The :func:`~ldmprobe.training.checkpoint.spec.model_spec` of its model."""
+        """The ``model_spec`` of its model."""
         return self.content["ldmprobe"]
 
     @property

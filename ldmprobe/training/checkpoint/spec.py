@@ -64,7 +64,7 @@ def finetune_spec(
 
 
 def check_same_model(checkpoint: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Raise ConfigurationError, naming the first difference, if a checkpoint is of another model than ``ours``, a :func:`model_spec`."""
+    """Raise ConfigurationError, naming the first difference, if a checkpoint is of another model than ``ours``, a ``model_spec``."""
     theirs = checkpoint.get("ldmprobe")
     if theirs is None:
         raise ConfigurationError("The checkpoint was not written by ldmprobe.LatentDiffusion.")
