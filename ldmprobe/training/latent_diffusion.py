@@ -53,7 +53,7 @@ class LatentDiffusion(L.LightningModule):
         conditioning: default: none.
         weighting: of noise levels in the loss; default: 1 on whatever the network predicts.
         timesteps: which timesteps are drawn; default: uniform.
-        normalise_weighting: to mean 1 under the timesteps' density, so that a weighting is not a change of learning rate, too.
+        normalize_weighting: to mean 1 under the timesteps' density, so that a weighting is not a change of learning rate, too.
         optimizer, lr_scheduler: any of torch's, stepped every optimiser step.
         ema_decay: of the moving average of the trained parameters; None for none.
         ema_warmup: start with a short memory.
@@ -80,7 +80,7 @@ class LatentDiffusion(L.LightningModule):
         conditioning: Conditioning | None = None,
         weighting: LossWeighting | None = None,
         timesteps: TimestepSampler | None = None,
-        normalise_weighting: bool = True,
+        normalize_weighting: bool = True,
         optimizer: OptimizerCallable = adamw,
         lr_scheduler: LRSchedulerCallable | None = None,
         ema_decay: float | None = 0.9999,
@@ -100,7 +100,7 @@ class LatentDiffusion(L.LightningModule):
         self.conditioning = conditioning or Unconditional()
         self.weighting = weighting or PlainWeighting()
         self.timesteps = timesteps or UniformTimesteps()
-        self.objective = TimestepObjective(self.schedule, self.weighting, self.timesteps, normalise_weighting)
+        self.objective = TimestepObjective(self.schedule, self.weighting, self.timesteps, normalize_weighting)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.ema = EMA(network, ema_decay, ema_warmup) if ema_decay is not None else None
         if compile:

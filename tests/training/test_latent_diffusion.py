@@ -139,7 +139,7 @@ def test_checkpoint_of_another_model_is_refused_by_name(tmp_path):
 
 
 def test_gradient_of_a_weighted_loss_is_that_of_the_weights_times_raw_errors(tmp_path):
-    model = module(weighting=MinSNR(), timesteps=StarvedBand(0, 500), normalise_weighting=False)
+    model = module(weighting=MinSNR(), timesteps=StarvedBand(0, 500), normalize_weighting=False)
     data = digits()
     fit = trainer(tmp_path, max_steps=1)
     fit.fit(model, data)
@@ -261,7 +261,7 @@ def test_an_adaptive_sampler_hears_the_losses_and_its_state_is_in_the_checkpoint
 
 
 def test_normalising_a_weighting_only_scales_it():
-    normalised, raw = (module(weighting=MinSNR(), normalise_weighting=on).objective for on in (True, False))
+    normalised, raw = (module(weighting=MinSNR(), normalize_weighting=on).objective for on in (True, False))
     ratio = raw.weights() / normalised.weights()
     torch.testing.assert_close(ratio, ratio[0].expand_as(ratio), rtol=1e-12, atol=0)
     assert float((normalised.weights() * normalised.probabilities()).sum()) == pytest.approx(1, rel=1e-12)
