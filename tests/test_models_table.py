@@ -20,7 +20,7 @@ from ldmprobe.data.images import ImageData
 from ldmprobe.inference import sample_images
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.families import FAMILIES, REFUSED
-from ldmprobe.models.frozen import Frozen
+from ldmprobe.models.lazy import LazyModule
 from ldmprobe.pretrained.lora import LoRA
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.training.cache import write_cache
@@ -121,7 +121,7 @@ def cached(name: str, monkeypatch: Any) -> None:
         raise AssertionError("a codec or a text encoder was loaded")
 
     expected = finetuned(name)[0]
-    monkeypatch.setattr(Frozen, "network", property(never))
+    monkeypatch.setattr(LazyModule, "network", property(never))
     losses, path = finetuned(name, latents=folder)
     monkeypatch.undo()
     torch.testing.assert_close(losses, expected, **FLOAT32)

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from ldmprobe.io.digest import Digest, digest
 from ldmprobe.lightning_private import loop_counters
-from ldmprobe.models.frozen import Frozen
+from ldmprobe.models.lazy import LazyModule
 from ldmprobe.training.ema import EMA
 
 _WORTH_THREADS = 10_000_000  # bytes
@@ -96,7 +96,7 @@ def _entries(
         yield kind, name, parameter
         yield "gradients", name, parameter.grad
     for name, part in module.named_modules():
-        if isinstance(part, Frozen):
+        if isinstance(part, LazyModule):
             for key, value in part.network.state_dict().items():
                 yield "parameters", f"{name}.{key}", value
     for name, average in averages.items():

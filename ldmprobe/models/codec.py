@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ldmprobe.diffusion.full_precision import without_autocast
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.frozen import Frozen, NetworkFiles
+from ldmprobe.models.lazy import LazyModule
+from ldmprobe.models.model_folder import ModelFolder
 from ldmprobe.models.pixels import as_floats
 
 IMAGES = ("latent", "moments", "image")
@@ -26,12 +27,12 @@ SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 class LatentCodec(nn.Module):
     """A frozen autoencoder with the scale and shift of its latents: z = (encoder(x) − shift) · scale.
 
-    One that is given by name, or as a Frozen that is not loaded, is read when it is first used, or by ``load``: where latents come
+    One that is given by name, or as a LazyModule that is not loaded, is read when it is first used, or by ``load``: where latents come
     from a cache, not before something is decoded or saved.
 
     Args:
         autoencoder: folder or hub id of a diffusers AutoencoderKL, VQModel or AutoencoderTiny; "builtin:digits" for the one
-            shipped here; such a module itself; a Frozen of one; or None for the identity (diffusion in pixel space).
+            shipped here; such a module itself; a LazyModule of one; or None for the identity (diffusion in pixel space).
         scale: "config" takes ``scaling_factor`` and ``shift_factor``, or ``latents_mean`` and ``latents_std`` by channel, from the
             autoencoder's config, and measures where it has none; "measure" sets one scale and shift from training images so that latents
             have mean 0 and variance 1; a number is taken as it is.
@@ -53,7 +54,7 @@ class LatentCodec(nn.Module):
 
     def __init__(
         self,
-        autoencoder: str | nn.Module | Frozen | None = None,
+        autoencoder: str | nn.Module | LazyModule | None = None,
         scale: float | Literal["config", "measure"] = "config",
         subfolder: str | None = None,
         sample_posterior: bool = False,
@@ -61,11 +62,11 @@ class LatentCodec(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(autoencoder, str):
-            autoencoder = Frozen(_files(autoencoder, subfolder))
-        elif autoencoder is not None and not isinstance(autoencoder, Frozen):
-            autoencoder = Frozen(autoencoder)
+            autoencoder = LazyModule(_files(autoencoder, subfolder))
+        elif autoencoder is not None and not isinstance(autoencoder, LazyModule):
+            autoencoder = LazyModule(autoencoder)
         self._modules["autoencoder"] = autoencoder
-        outline = self.outline
+        outline = self.meta_module
         if outline is not None and type(outline).__name__ not in _CODEC_CLASSES:
             raise ConfigurationError(
                 f"{type(outline).__name__} is not a supported autoencoder; expected one of {', '.join(_CODEC_CLASSES)}."
@@ -104,9 +105,9 @@ class LatentCodec(nn.Module):
         return None if self._frozen is None else self._frozen.network
 
     @property
-    def outline(self) -> Any:
+    def meta_module(self) -> Any:
         """The autoencoder, without weights where it is read from files: for its configuration and shapes. None for the identity."""
-        return None if self._frozen is None else self._frozen.outline
+        return None if self._frozen is None else self._frozen.meta_module
 
     @property
     def _frozen(self) -> Any:
@@ -123,15 +124,15 @@ class LatentCodec(nn.Module):
     @property
     def image_channels(self) -> int | None:
         """Channels of the images it encodes; None (any) for the identity."""
-        return None if self.outline is None else int(self.outline.config.in_channels)
+        return None if self.meta_module is None else int(self.meta_module.config.in_channels)
 
     @property
     def description(self) -> dict[str, Any]:
         """What tells this codec from another, as plain values: class and configuration, scale and shift."""
-        config = dict(getattr(self.outline, "config", {}))
+        config = dict(getattr(self.meta_module, "config", {}))
         named = {key: value for key, value in config.items() if not key.startswith("_")}
         scale, shift = in_digits(self.scale, ".4e"), in_digits(self.shift, ".4e")
-        return {"class_name": type(self.outline).__name__, **named, "scale": scale, "shift": shift}
+        return {"class_name": type(self.meta_module).__name__, **named, "scale": scale, "shift": shift}
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """A checkpoint decides whether there is one scale or one by channel."""
@@ -162,7 +163,7 @@ class LatentCodec(nn.Module):
     @property
     def unscaled_kind(self) -> Literal["latent", "moments"]:
         """What ``unscaled`` gives."""
-        return "moments" if self.sample_posterior and type(self.outline).__name__ == "AutoencoderKL" else "latent"
+        return "moments" if self.sample_posterior and type(self.meta_module).__name__ == "AutoencoderKL" else "latent"
 
     @torch.no_grad()
     def unscaled(self, images: Tensor) -> Tensor:
@@ -229,7 +230,7 @@ class LatentCodec(nn.Module):
         Raises:
             ConfigurationError: wrong number of channels, or a size the autoencoder cannot divide.
         """
-        autoencoder, channels = self.outline, self.image_channels
+        autoencoder, channels = self.meta_module, self.image_channels
         if autoencoder is None:
             return tuple(image_shape)
         if image_shape[0] != channels:
@@ -261,7 +262,7 @@ class LatentCodec(nn.Module):
         Raises:
             ConfigurationError: the autoencoder does not take them.
         """
-        autoencoder = self.outline
+        autoencoder = self.meta_module
         if autoencoder is None:
             return tuple(latent_shape)
         try:
@@ -333,7 +334,7 @@ def _posterior(moments: Tensor) -> Any:
     return DiagonalGaussianDistribution(moments)
 
 
-def _files(name: str, subfolder: str | None) -> NetworkFiles:
+def _files(name: str, subfolder: str | None) -> ModelFolder:
     """Of a folder; or, of a hub id, downloaded.
 
     Raises:
@@ -357,7 +358,7 @@ def _files(name: str, subfolder: str | None) -> NetworkFiles:
             f"{where} holds a {class_name}; expected one of {', '.join(classes)}. For a pipeline folder give its "
             "`subfolder`, such as 'vae'."
         )
-    return NetworkFiles(folder, classes[class_name])
+    return ModelFolder(folder, classes[class_name])
 
 
 def _place(name: str) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.frozen import WEIGHTS, variant_of
+from ldmprobe.models.model_folder import WEIGHTS, variant_of
 
 _WITHOUT_WEIGHTS = re.compile("Scheduler|Tokenizer|Processor|FeatureExtractor")  # in the names of classes
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")

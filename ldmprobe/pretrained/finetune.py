@@ -9,7 +9,7 @@ from torch import nn
 
 from ldmprobe.io.digest import weights_fingerprint
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.models.frozen import Frozen
+from ldmprobe.models.lazy import LazyModule
 from ldmprobe.pretrained.lora import LoRA, merge_lora
 
 
@@ -44,7 +44,7 @@ def prepare_for_finetuning_(
     model.conditioning = model.conditioning.for_finetuning(dropout, prompts, whole)
     for module in model.modules:
         for part in module.modules():
-            if isinstance(part, Frozen):
+            if isinstance(part, LazyModule):
                 part.saved = False
     model.network.requires_grad_(True).train()
     if lora is not None:

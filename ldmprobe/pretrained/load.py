@@ -20,7 +20,8 @@ from ldmprobe.models.conditioning import Conditioning, TextConditioning, TextEnc
 from ldmprobe.models.conditioning.label import conditioning_of_pipeline
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.families import FAMILIES, family_of
-from ldmprobe.models.frozen import Frozen, NetworkFiles
+from ldmprobe.models.lazy import LazyModule
+from ldmprobe.models.model_folder import ModelFolder
 from ldmprobe.pretrained.files import check_files, find_pipeline, refusal
 from ldmprobe.pretrained.source import Precision, Source
 
@@ -62,7 +63,7 @@ class ReadPipeline:
     """
 
     pipeline: Any
-    frozen: dict[str, Frozen]
+    frozen: dict[str, LazyModule]
 
 
 def read_pipeline(source: Source, without: Sequence[str] = ()) -> ReadPipeline:
@@ -96,16 +97,16 @@ def read_pipeline(source: Source, without: Sequence[str] = ()) -> ReadPipeline:
                 DiffusionPipeline.download(place, revision=revision, variant=variant, use_safetensors=True, **unread)
             )
         frozen = {
-            part: Frozen(
-                NetworkFiles(folder / part, _class(*entry), variant),
+            part: LazyModule(
+                ModelFolder(folder / part, _class(*entry), variant),
                 torch.float32 if part == family.autoencoder else _DTYPES[source.text_precision],
             )
             for part, entry in read.items()
             if (part == family.autoencoder or part.startswith("text_encoder")) and entry[1] is not None
         }
-        given: dict[str, Any] = {part: each.outline for part, each in frozen.items()}
+        given: dict[str, Any] = {part: each.meta_module for part, each in frozen.items()}
         if family.network in read:
-            given[family.network] = NetworkFiles(folder / family.network, _class(*read[family.network]), variant).load()
+            given[family.network] = ModelFolder(folder / family.network, _class(*read[family.network]), variant).load()
         pipeline = DiffusionPipeline.from_pretrained(
             folder,
             variant=variant,
@@ -191,7 +192,7 @@ def _taken_apart(read: ReadPipeline, prompts: Sequence[str]) -> DiffusionModel:
     family = FAMILIES[type(pipeline).__name__]
     network, conditioning = getattr(pipeline, family.network), _conditioning(read, prompts)
     autoencoder, channels = read.frozen.get(family.autoencoder or ""), network.config.in_channels
-    config = {} if autoencoder is None else autoencoder.outline.config
+    config = {} if autoencoder is None else autoencoder.meta_module.config
     encoded = config.get("vq_embed_dim") or config.get("latent_channels", channels)
     if encoded != channels:
         raise ConfigurationError(
@@ -209,12 +210,12 @@ def _taken_apart(read: ReadPipeline, prompts: Sequence[str]) -> DiffusionModel:
     )
 
 
-def _codec(pipeline: str, autoencoder: Frozen | None) -> LatentCodec:
+def _codec(pipeline: str, autoencoder: LazyModule | None) -> LatentCodec:
     """Return the codec that scales latents as the pipeline does, and warn of settings of its autoencoder that it does not read."""
     scaling = FAMILIES[pipeline].scaling
     if autoencoder is None:
         return LatentCodec()
-    config = autoencoder.outline.config
+    config = autoencoder.meta_module.config
     unread = [name for name in SCALING if name not in scaling and config.get(name) not in (None, 0)]
     if unread:
         warnings.warn(

@@ -41,7 +41,10 @@ def clipping(
         return {}
     scheduler = model.schedule.name
     found: dict[str, Any] = {"clip_range": clip_range, "clipped_samples": float(clipped[0] / clipped[1].clamp(min=1))}
-    share, of = found["clipped_samples"] if model.codec.outline is not None else 0.0, "the model's predictions of x_0"
+    share, of = (
+        found["clipped_samples"] if model.codec.meta_module is not None else 0.0,
+        "the model's predictions of x_0",
+    )
     if magnitudes is not None and len(magnitudes):
         share, of = share_beyond(magnitudes, clip_range), f"real latents (up to {float(magnitudes[-1]):.2g})"
         found["clipped_real"] = share

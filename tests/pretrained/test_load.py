@@ -22,8 +22,8 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.inference import sample_images
 from ldmprobe.models.conditioning import TextConditioning
 from ldmprobe.models.families import FAMILIES
-from ldmprobe.models.frozen import NetworkFiles
 from ldmprobe.models.guidance import ClassifierFreeGuidance
+from ldmprobe.models.model_folder import ModelFolder
 from ldmprobe.pretrained.files import check_files
 from ldmprobe.pretrained.load import PretrainedText, load_pipeline
 from ldmprobe.pretrained.source import Source
@@ -462,8 +462,8 @@ def test_frozen_text_encoders_are_read_from_yaml(tmp_path):
 
 def test_text_encoders_and_autoencoder_are_read_when_they_are_needed(monkeypatch):
     read: list[str] = []
-    load = NetworkFiles.load
-    monkeypatch.setattr(NetworkFiles, "load", lambda self, *dtype: read.append(self.folder.name) or load(self, *dtype))
+    load = ModelFolder.load
+    monkeypatch.setattr(ModelFolder, "load", lambda self, *dtype: read.append(self.folder.name) or load(self, *dtype))
     model = load_pipeline(str(saved("StableDiffusionXLPipeline")))
     model.codec.latent_shape((3, 16, 16))
     assert model.conditioning.encoder.description["encoders"]

@@ -19,7 +19,7 @@ from ldmprobe.data.latents import LatentCache
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, SmallCLIP, TextConditioning, Unconditional
-from ldmprobe.models.frozen import NetworkFiles
+from ldmprobe.models.model_folder import ModelFolder
 from ldmprobe.training.cache import write_cache
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import FLOAT32, tiny_unet, tiny_unet_settings
@@ -91,7 +91,7 @@ def test_losses_are_those_of_encoding_on_the_fly_and_the_codec_is_not_loaded(tmp
         raise AssertionError("the codec was loaded")
 
     with monkeypatch.context() as patch:
-        patch.setattr(NetworkFiles, "load", never)
+        patch.setattr(ModelFolder, "load", never)
         losses, _, trainer = train(tmp_path / "cached", shapes(folder), **options)
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
     trainer.save_checkpoint(tmp_path / "last.ckpt")  # whole: it does not need the cache, or the codec's folder

@@ -17,7 +17,7 @@ from ldmprobe.data.images import ImageData
 from ldmprobe.data.latents import LatentCache
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.frozen import Frozen
+from ldmprobe.models.lazy import LazyModule
 from ldmprobe.pretrained.finetune import base_fingerprint
 from ldmprobe.pretrained.lora import LoRA
 from ldmprobe.pretrained.source import Source
@@ -224,7 +224,7 @@ def test_a_finetune_from_a_cache_is_resumed_without_codec_and_text_encoders(tmp_
         raise AssertionError("a codec or a text encoder was loaded")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Frozen, "network", property(never))
+        patch.setattr(LazyModule, "network", property(never))
         path = fitted(tmp_path / "first", module(), shapes(latents=str(tmp_path / "latents")))
         resumed = module()
         resume = trainer(tmp_path / "second", max_steps=4)

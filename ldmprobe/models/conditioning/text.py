@@ -198,7 +198,7 @@ class TextConditioning(Conditioning):
         return super().assemble(name, {**own.components, **self.encoder.components, **settings, **parts})
 
     def card(self, pipeline: Any, latent_shape: tuple[int, ...]) -> CardPart:
-        outlines = self.encoder.outlines.values()
+        outlines = self.encoder.meta_modules.values()
         sizes = "; ".join(
             f"{type(o).__name__}, {sum(p.numel() for p in o.parameters()):,} parameters" for o in outlines
         )

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.denoiser import Condition
 from ldmprobe.models.families import FAMILIES
-from ldmprobe.models.frozen import Frozen
+from ldmprobe.models.lazy import LazyModule
 
 _SAID_IN_PREPARE = ("was truncated because", "Token indices sequence length is longer")
 _USED = 0.9  # at least, of an encoder's embeddings by its tokenizer; of T5's 32,128 it is 32,100
@@ -44,7 +44,7 @@ class TextEncoder(nn.Module):
         frozen: its text encoders by name, where they are not to be trained; they are read when a caption is to be encoded.
 
     Attributes:
-        encoders: the text encoders by the names that the pipeline has for them; the frozen ones are each a Frozen.
+        encoders: the text encoders by the names that the pipeline has for them; the frozen ones are each a LazyModule.
         size: what the pipeline's network is told of the image's size besides the text, of shape (1, …): the size that it was trained on,
             until ``set_image_size`` says another.
 
@@ -52,7 +52,7 @@ class TextEncoder(nn.Module):
         ConfigurationError: a tokenizer that does not belong to its text encoder.
     """
 
-    def __init__(self, pipeline: Any, frozen: dict[str, Frozen] | None = None) -> None:
+    def __init__(self, pipeline: Any, frozen: dict[str, LazyModule] | None = None) -> None:
         super().__init__()
         self.pipeline = pipeline  # not a module; its encoders are registered below, its network and autoencoder are not
         self.family = FAMILIES[type(pipeline).__name__]
@@ -63,14 +63,14 @@ class TextEncoder(nn.Module):
         self.size: Condition = {}
         if network is not None:
             self.set_image_size(network, *_trained_size(pipeline, network))
-        for name, encoder in self.outlines.items():
+        for name, encoder in self.meta_modules.items():
             _check_belonging(name, encoder, self.tokenizers[_tokenizer_of(name)])
 
     def freeze(self) -> None:
         """Freeze all encoders."""
         for name, encoder in self.encoders.items():
-            if not isinstance(encoder, Frozen):
-                self.encoders[name] = Frozen(encoder)
+            if not isinstance(encoder, LazyModule):
+                self.encoders[name] = LazyModule(encoder)
 
     def unfreeze(self, names: Sequence[str] = ()) -> None:
         """Load the encoders of these names, by default all, and train them.
@@ -101,12 +101,12 @@ class TextEncoder(nn.Module):
     @property
     def trained_networks(self) -> list[nn.Module]:
         """The encoders that are not frozen."""
-        return [encoder for encoder in self.encoders.values() if not isinstance(encoder, Frozen)]
+        return [encoder for encoder in self.encoders.values() if not isinstance(encoder, LazyModule)]
 
     @property
     def reads_saved_weights(self) -> bool:
         """Whether a state dict may bring other weights to a frozen encoder."""
-        return any(encoder.saved for encoder in self.encoders.values() if isinstance(encoder, Frozen))
+        return any(encoder.saved for encoder in self.encoders.values() if isinstance(encoder, LazyModule))
 
     @property
     def device(self) -> torch.device:
@@ -118,13 +118,15 @@ class TextEncoder(nn.Module):
         return {**self._loaded, **self.tokenizers}
 
     @property
-    def outlines(self) -> dict[str, Any]:
+    def meta_modules(self) -> dict[str, Any]:
         """The encoders, without weights where they are read from files."""
-        return {name: part.outline if isinstance(part, Frozen) else part for name, part in self.encoders.items()}
+        return {
+            name: part.meta_module if isinstance(part, LazyModule) else part for name, part in self.encoders.items()
+        }
 
     @property
     def _loaded(self) -> dict[str, Any]:
-        return {name: part.network if isinstance(part, Frozen) else part for name, part in self.encoders.items()}
+        return {name: part.network if isinstance(part, LazyModule) else part for name, part in self.encoders.items()}
 
     @property
     def precision(self) -> str:
@@ -134,7 +136,7 @@ class TextEncoder(nn.Module):
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the weights of all encoders by name, without loading those that are read from files."""
         for name, encoder in self.encoders.items():
-            own = encoder.weights() if isinstance(encoder, Frozen) else encoder.state_dict().items()
+            own = encoder.weights() if isinstance(encoder, LazyModule) else encoder.state_dict().items()
             yield from ((f"{name}.{key}", value) for key, value in own)
 
     @cached_property
@@ -144,7 +146,7 @@ class TextEncoder(nn.Module):
         return {
             "family": type(self.pipeline).__name__,
             "settings": {name: self.pipeline.config[name] for name in self.family.settings},
-            "encoders": {name: _encoder_description(encoder) for name, encoder in self.outlines.items()},
+            "encoders": {name: _encoder_description(encoder) for name, encoder in self.meta_modules.items()},
             "tokenizers": {name: _tokenizer_description(tokenizer) for name, tokenizer in self.tokenizers.items()},
         }
 

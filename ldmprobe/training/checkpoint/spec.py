@@ -15,7 +15,7 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import describe
 from ldmprobe.models.denoiser import network_config
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.models.frozen import Frozen
+from ldmprobe.models.lazy import LazyModule
 from ldmprobe.pretrained.lora import LoRA
 from ldmprobe.pretrained.source import Source
 
@@ -31,7 +31,7 @@ def model_spec(model: DiffusionModel) -> dict[str, Any]:
     return {
         "network": network_config(model.network) or {"class_name": type(model.network).__name__},
         "scheduler": model.schedule.description,
-        "autoencoder": network_config(model.codec.outline),
+        "autoencoder": network_config(model.codec.meta_module),
         "conditioning": describe(model.conditioning),
         "run": model.conditioning.run_spec,
         "latent_shape": list(model.latent_shape),
@@ -95,7 +95,7 @@ def check_same_state(checkpoint: dict[str, Any], module: nn.Module, codec: Laten
                 f"The checkpoint is of another model: its {part} keep another state. Give the configuration it was trained with."
             )
     for place, part in module.named_modules():
-        if isinstance(part, Frozen) and part.saved:
+        if isinstance(part, LazyModule) and part.saved:
             _check_same_values(
                 theirs,
                 {f"{place}.{name}": value for name, value in part.network.state_dict().items()},

@@ -1,4 +1,4 @@
-"""Frozen and NetworkFiles: networks that are used, not trained, and read when they are needed."""
+"""LazyModule and ModelFolder: networks that are used, not trained, and read when they are needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from torch import nn
 from transformers import CLIPTextModel, T5EncoderModel
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.frozen import Frozen, NetworkFiles, belonging_to, variant_of
+from ldmprobe.models.lazy import LazyModule
+from ldmprobe.models.model_folder import ModelFolder, belonging_to, variant_of
 from tests.pipelines import autoencoder, clip, t5
 
 KINDS = {
@@ -34,7 +35,7 @@ def kind(request, tmp_path):
     torch.manual_seed(0)
     network = make().eval()
     network.save_pretrained(tmp_path)
-    return network, NetworkFiles(tmp_path, cls)
+    return network, ModelFolder(tmp_path, cls)
 
 
 def in_two_parts(folder) -> None:
@@ -44,14 +45,14 @@ def in_two_parts(folder) -> None:
 class Around(nn.Module):
     """What a frozen network is part of."""
 
-    def __init__(self, frozen: Frozen) -> None:
+    def __init__(self, frozen: LazyModule) -> None:
         super().__init__()
         self.layer, self.frozen = nn.Linear(1, 1), frozen
 
 
 def test_the_outline_is_the_network_without_weights(kind):
     network, files = kind
-    outline = files.outline()
+    outline = files.meta_module()
     assert type(outline) is type(network)
     assert {parameter.device.type for parameter in outline.parameters()} == {"meta"}
     shapes = [{name: value.shape for name, value in each.state_dict().items()} for each in (outline, network)]
@@ -60,7 +61,7 @@ def test_the_outline_is_the_network_without_weights(kind):
 
 def test_it_is_loaded_once_and_is_the_one_that_was_saved(kind):
     network, files = kind
-    frozen, state = Frozen(files), torch.get_rng_state()
+    frozen, state = LazyModule(files), torch.get_rng_state()
     assert frozen._network is None
     with torch.inference_mode():
         loaded = frozen.network
@@ -75,7 +76,7 @@ def test_it_is_loaded_once_and_is_the_one_that_was_saved(kind):
 
 def test_weights_are_read_without_loading_it(kind):
     network, files = kind
-    frozen = Frozen(files)
+    frozen = LazyModule(files)
     read = sorted(float(value.double().sum()) for _, value in frozen.weights())
     assert frozen._network is None
     unique = {value.data_ptr(): value for value in network.state_dict().values()}  # T5's embeddings have two names
@@ -83,7 +84,7 @@ def test_weights_are_read_without_loading_it(kind):
 
 
 def test_it_is_no_part_of_what_is_trained_or_cast(kind):
-    around = Around(Frozen(kind[1])).train()
+    around = Around(LazyModule(kind[1])).train()
     frozen = around.frozen
     assert frozen.network is not None
     assert len(list(around.parameters())) == 2
@@ -95,7 +96,7 @@ def test_it_is_no_part_of_what_is_trained_or_cast(kind):
 
 @pytest.mark.parametrize("loaded", [False, True])
 def test_it_moves_with_what_it_is_part_of(kind, loaded):
-    around = Around(Frozen(kind[1]))
+    around = Around(LazyModule(kind[1]))
     if loaded:
         assert around.frozen.network is not None
     around.to("meta")  # the only other device that is everywhere
@@ -105,10 +106,10 @@ def test_it_moves_with_what_it_is_part_of(kind, loaded):
 
 def test_a_state_dict_has_its_weights_by_the_names_of_a_part(kind):
     network, files = kind
-    around = Around(Frozen(files))
+    around = Around(LazyModule(files))
     state = around.state_dict()
     assert {name for name in state if name.startswith("frozen.")} == {f"frozen.{name}" for name in network.state_dict()}
-    other = Around(Frozen(copy.deepcopy(network)))
+    other = Around(LazyModule(copy.deepcopy(network)))
     with torch.no_grad():
         next(other.frozen.network.parameters()).add_(1)
     other.load_state_dict(state)
@@ -120,7 +121,7 @@ def test_a_state_dict_has_its_weights_by_the_names_of_a_part(kind):
 
 
 def test_one_that_is_not_saved_is_not_loaded_for_it(kind):
-    around = Around(Frozen(kind[1]))
+    around = Around(LazyModule(kind[1]))
     around.frozen.saved = False
     assert set(around.state_dict()) == {"layer.weight", "layer.bias"}
     around.load_state_dict(around.state_dict())
@@ -129,7 +130,7 @@ def test_one_that_is_not_saved_is_not_loaded_for_it(kind):
 
 def test_half_the_precision_is_read_as_such(kind):
     network, files = kind
-    frozen = Frozen(files, torch.bfloat16)
+    frozen = LazyModule(files, torch.bfloat16)
     for ours, theirs in zip(frozen.network.parameters(), network.parameters(), strict=True):
         assert torch.equal(ours, theirs.bfloat16())
 
@@ -137,7 +138,7 @@ def test_half_the_precision_is_read_as_such(kind):
 def test_weights_in_parts_are_read(tmp_path):
     in_two_parts(tmp_path)
     assert len(list(tmp_path.glob("*.safetensors"))) > 1
-    frozen = Frozen(NetworkFiles(tmp_path, AutoencoderKL))
+    frozen = LazyModule(ModelFolder(tmp_path, AutoencoderKL))
     names = [name for name, _ in frozen.weights()]
     assert sorted(names) == sorted(frozen.network.state_dict())
 
@@ -160,7 +161,7 @@ def test_the_variant_is_read_off_a_files_name(file, variant):
 def test_of_several_variants_the_one_that_is_asked_for_is_read(kind, variant):
     network, files = kind
     copy.deepcopy(network).half().save_pretrained(files.folder, variant="fp16")
-    frozen = Frozen(NetworkFiles(files.folder, files.network_class, variant))
+    frozen = LazyModule(ModelFolder(files.folder, files.network_class, variant))
     first = next(network.parameters())
     expected = first.half().float() if variant == "fp16" else first  # where there is no such variant, those of none
     assert torch.equal(next(frozen.network.parameters()), expected)
@@ -169,12 +170,12 @@ def test_of_several_variants_the_one_that_is_asked_for_is_read(kind, variant):
 # --- files that are not whole --------------------------------------------------------------------------------------------
 
 
-def weights_file(files: NetworkFiles) -> Path:
+def weights_file(files: ModelFolder) -> Path:
     (path,) = files.folder.glob("*.safetensors")
     return path
 
 
-def rewrite(files: NetworkFiles, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+def rewrite(files: ModelFolder, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     weights = load_file(weights_file(files))
     change(weights)
     save_file(weights, weights_file(files), {"format": "pt"})
@@ -186,7 +187,7 @@ def test_files_that_are_torn_are_refused_before_they_are_needed(kind):
     path.write_bytes(path.read_bytes()[:-100])
     expected = rf"No {files.network_class.__name__} can be loaded from .*: {path.name} is torn .*\. Copy or download it again, whole\."
     with pytest.raises(ConfigurationError, match=expected):
-        Frozen(files)
+        LazyModule(files)
 
 
 @pytest.mark.parametrize("lost", [1, 3])
@@ -196,7 +197,7 @@ def test_what_is_missing_is_named_before_it_is_needed(kind, lost):
     names = list(load_file(weights_file(files)))[:lost]
     rewrite(files, lambda weights: [weights.pop(name) for name in names])
     expected = rf"{lost} of its \d+ tensors (is|are) missing from its files, the first is ({'|'.join(map(re.escape, names))})\."
-    for read in (files.outline, files.load):
+    for read in (files.meta_module, files.load):
         with pytest.raises(ConfigurationError, match=expected):
             read()
 
@@ -205,14 +206,14 @@ def test_weights_by_other_names_are_found_to_be_missing_when_they_are_loaded(kin
     """Their shapes alone do not tell."""
     _, files = kind
     rewrite(files, lambda weights: weights.update({"its.new.name": weights.pop(next(iter(weights)))}))
-    files.outline()
+    files.meta_module()
     with pytest.raises(ConfigurationError, match=r"1 of its \d+ tensors is missing from its files, the first is "):
         files.load()
 
 
 def test_an_old_autoencoders_names_are_known(tmp_path):
     autoencoder().save_pretrained(tmp_path)
-    files = NetworkFiles(tmp_path, AutoencoderKL)
+    files = ModelFolder(tmp_path, AutoencoderKL)
     expected = files.load()
     old = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
@@ -223,7 +224,7 @@ def test_an_old_autoencoders_names_are_known(tmp_path):
 
     rewrite(files, rename)
     assert any("query" in name for name, _ in files.weights())
-    frozen = Frozen(files).network
+    frozen = LazyModule(files).network
     for ours, theirs in zip(frozen.parameters(), expected.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -236,7 +237,7 @@ def test_a_configuration_of_other_shapes_is_refused(tmp_path):
         ConfigurationError,
         match=r"by its config.json .* is of shape \(.*\), in its files of \(.*\); they do not belong",
     ):
-        Frozen(NetworkFiles(tmp_path, AutoencoderKL))
+        LazyModule(ModelFolder(tmp_path, AutoencoderKL))
 
 
 @pytest.mark.parametrize("lost", ["config.json", "*.index.json", "*-00002-of-*.safetensors"])
@@ -245,7 +246,7 @@ def test_a_missing_file_is_named(tmp_path, lost):
     (path,) = tmp_path.glob(lost)
     path.unlink()
     with pytest.raises(ConfigurationError, match=rf"its {path.name} is missing\. Copy or download it again, whole\."):
-        Frozen(NetworkFiles(tmp_path, AutoencoderKL))
+        LazyModule(ModelFolder(tmp_path, AutoencoderKL))
 
 
 def test_parts_and_index_belong_together():
@@ -260,6 +261,6 @@ def test_weights_that_are_not_finite_are_refused_by_name_when_they_are_loaded(ki
     _, files = kind
     name = next(iter(load_file(weights_file(files))))
     rewrite(files, lambda weights: weights[name].flatten()[-1:].fill_(value))
-    frozen = Frozen(files)
+    frozen = LazyModule(files)
     with pytest.raises(ConfigurationError, match=rf"its {re.escape(name)} has values that are not finite"):
         _ = frozen.network

@@ -1,4 +1,4 @@
-"""Frozen: a network that is used and never trained, read from its files when it is first needed."""
+"""ModelFolder: the folder that a network was saved to, looked at before it is loaded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldmprobe.errors import ConfigurationError
 
@@ -22,13 +22,13 @@ _AGAIN = "Copy or download it again, whole."
 
 
 def variant_of(file: str) -> str | None:
-    """Of a file of weights, such as "fp16"; None for one of none, and for other files."""
+    """Return the variant in a weight file's name, such as "fp16"; None if it has none, and for other files."""
     match = WEIGHTS.fullmatch(file)
     return match and (match["variant"] or match["old_variant"])
 
 
 def belonging_to(file: str) -> set[str]:
-    """What a file of weights in parts is of no use without: all parts, and the index that says what is in which."""
+    """Return all files that a part of the weights is useless without: the other parts and the index."""
     match = WEIGHTS.fullmatch(file)
     if match is None or match["parts"] is None:
         return set()
@@ -38,46 +38,45 @@ def belonging_to(file: str) -> set[str]:
 
 
 @dataclass(frozen=True)
-class NetworkFiles:
-    """The folder that a network was saved to: ``config.json`` and ``*.safetensors``.
+class ModelFolder:
+    """A folder with the ``config.json`` and ``*.safetensors`` of one network.
 
     Args:
-        folder: of this network alone.
-        network_class: of diffusers or transformers.
-        variant: of the weights; where there are none of it, those of none.
+        folder: the folder.
+        network_class: the network's class in diffusers or transformers.
+        variant: variant of the weights; where there are none of it, those without a variant are read.
     """
 
     folder: Path
     network_class: Any
     variant: str | None = None
 
-    def outline(self) -> Any:
-        """The network without weights, on the meta device: its class, configuration and shapes. That the files have weights of these shapes
-        is made certain of at once.
+    def meta_module(self) -> Any:
+        """Return the network on the meta device, after checking that the files hold weights of its shapes.
 
         Raises:
-            ConfigurationError: they have not, are torn or not all there, or there is no network of this class.
+            ConfigurationError: files are missing, damaged or of other shapes, or do not describe a network of this class.
         """
         if not (self.folder / "config.json").is_file():
             raise self._not_loadable(f"its config.json is missing. {_AGAIN}")
         try:
             with torch.device("meta"):
                 if self._of_diffusers:
-                    outline = self.network_class.from_config(self.network_class.load_config(self.folder))
+                    network = self.network_class.from_config(self.network_class.load_config(self.folder))
                 else:
-                    outline = self.network_class(self.network_class.config_class.from_pretrained(self.folder))
+                    network = self.network_class(self.network_class.config_class.from_pretrained(self.folder))
         except Exception as error:  # of many kinds, all meaning "not loadable"
             raise self._not_loadable(error) from error
-        self._check_shapes({name: _plain(parameter.shape) for name, parameter in outline.named_parameters()})
-        return outline.requires_grad_(False).eval()
+        self._check_shapes({name: _plain(parameter.shape) for name, parameter in network.named_parameters()})
+        return network.requires_grad_(False).eval()
 
     def load(self, dtype: torch.dtype = torch.float32) -> Any:
-        """The network, on the CPU, in eval mode.
+        """Load the network, in eval mode, on the CPU.
 
         Raises:
-            ConfigurationError: the files are not those of such a network, or have weights that are not finite.
+            ConfigurationError: the files are not those of such a network, or hold weights that are not finite.
         """
-        self.outline()  # what is wrong with the files it says more plainly than the libraries
+        self.meta_module()  # what is wrong with the files it says more plainly than the libraries
         options = {"torch_dtype": dtype, "low_cpu_mem_usage": False} if self._of_diffusers else {"dtype": dtype}
         variant = self.variant if any(variant_of(path.name) for path in self._weight_files()) else None
         try:
@@ -104,7 +103,7 @@ class NetworkFiles:
         return network
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """By their names in the files, one by one."""
+        """Yield the weights one by one, by their names in the files."""
         from safetensors import safe_open
 
         for path in self._weight_files():
@@ -130,7 +129,7 @@ class NetworkFiles:
         )
 
     def _check_shapes(self, expected: dict[str, tuple[int, ...]]) -> None:
-        """Refuse files that lack a tensor of one of these shapes. By what name they have it does not matter: the libraries know old ones."""
+        """Refuse files that lack a tensor of one of these shapes, whatever its name: the libraries read old names."""
         there = self._shapes()
         lacking = Counter(expected.values()) - Counter(there.values())
         candidates = [name for name, shape in expected.items() if shape in lacking]
@@ -146,7 +145,7 @@ class NetworkFiles:
         raise self._lacks([first] * lacking.total(), len(expected))
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
-        """Of the tensors in the files, by their names there."""
+        """Return the shapes of the tensors in the files, by their names there."""
         from safetensors import safe_open
 
         shapes: dict[str, tuple[int, ...]] = {}
@@ -169,83 +168,5 @@ class NetworkFiles:
 
 
 def _plain(shape: Sequence[int]) -> tuple[int, ...]:
-    """Without sizes of 1, by which a pointwise convolution differs from a linear layer."""
+    """Drop sizes of 1, by which a pointwise convolution differs from a linear layer."""
     return tuple(size for size in shape if size != 1)
-
-
-class Frozen(nn.Module):
-    """A network in eval mode that keeps its weights and its dtype, whatever is trained around it. It moves between devices with the module
-    that it is part of, but its parameters are not among that module's.
-
-    Args:
-        network: itself; or its files, from which it is read when it is first needed.
-        dtype: to read it in.
-
-    Attributes:
-        outline: the network, without weights where it is read from files: for its class, configuration and shapes.
-        saved: whether state dicts have its weights, for which it is then loaded.
-
-    Raises:
-        ConfigurationError: the files are not those of such a network.
-    """
-
-    outline: Any
-
-    def __init__(self, network: nn.Module | NetworkFiles, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        self._files = network if isinstance(network, NetworkFiles) else None
-        own = network.requires_grad_(False).eval() if isinstance(network, nn.Module) else None
-        first = None if own is None else next(own.parameters(), None)
-        self.dtype = dtype if first is None else first.dtype
-        self.device, self.saved = torch.device("cpu") if first is None else first.device, True
-        # Not as submodules, which would be cast, trained and saved with the rest.
-        self.__dict__["outline"] = own if self._files is None else self._files.outline()
-        self.__dict__["_network"] = own
-        super().train(False)
-
-    @property
-    def network(self) -> Any:
-        """The network, loaded now if it is not yet."""
-        if self._network is None:
-            assert self._files is not None
-            with torch.inference_mode(False):  # it may be needed first where no tensor can ask for gradients
-                self.__dict__["_network"] = self._files.load(self.dtype).requires_grad_(False).to(self.device)
-        return self._network
-
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """By name; of files without loading the network."""
-        yield from self.outline.state_dict().items() if self._files is None else self._files.weights()
-
-    def __getattr__(self, name: str) -> Any:
-        """Of the network, once it is loaded: torch finds what it saves by walking along its name."""
-        network = self.__dict__.get("_network")
-        return super().__getattr__(name) if network is None else getattr(network, name)
-
-    def train(self, mode: bool = True) -> Frozen:
-        return super().train(False)
-
-    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> Frozen:
-        self.device = fn(torch.empty(0, device=self.device)).device
-        if self._network is not None:
-            self._network.to(self.device)
-        return self
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        if self.saved:
-            self.network.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: Any,
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        own = {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
-        if self.saved or own:
-            found = self.network.load_state_dict(own, strict=False)
-            missing_keys += [prefix + name for name in found.missing_keys]
-            unexpected_keys += [prefix + name for name in found.unexpected_keys]
