@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ldmprobe.commands.options import Parser, integer
+from ldmprobe.commands.options import Parser, integer, option
 
 
 def run(argv: list[str]) -> int:
@@ -18,13 +18,7 @@ def run(argv: list[str]) -> int:
         "options are those of `ldmprobe fit`. Exit code: 0 undisturbed, 1 disturbed, 2 could not be run.",
         "--config configs/digits.yaml",
     )
-    parser.add_argument(
-        "--steps",
-        type=integer(2),
-        default=20,
-        metavar="N",
-        help="number of optimizer steps to run (default: %(default)s)",
-    )
+    option(parser, "--steps N", "number of optimizer steps to run", integer(2), 20)
     args, fit_arguments = parser.parse_known_args(argv[1:])
     from ldmprobe.audit.audit import audit
 

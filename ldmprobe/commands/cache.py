@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ldmprobe.commands.options import Parser, integer
+from ldmprobe.commands.options import PRECISIONS, Parser, integer, option
 from ldmprobe.io.plain_text import plain
 
 
@@ -23,40 +23,19 @@ def run(argv: list[str]) -> int:
         "--config configs/digits.yaml --out latents/digits",
     )
     torchrun = os.environ.get
-    parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="folder to write to (default: latents/ and a hash of the contents)"
+    option(parser, "--out DIR", "folder to write to (default: latents/ and a hash of the contents)", Path)
+    option(parser, "--dtype", "precision of the stored latents", default="float32", choices=PRECISIONS)
+    option(parser, "--batch-size N", "images encoded at once", integer(1), 32)
+    option(parser, "--rows-per-shard N", "rows, or captions, in one file", integer(1), 1024)
+    option(
+        parser,
+        "--num-shards N",
+        "processes that share the work, as torchrun says",
+        integer(1),
+        torchrun("WORLD_SIZE", "1"),
     )
-    parser.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16", "float16"],
-        default="float32",
-        help="precision of the stored latents (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--batch-size", type=integer(1), default=32, metavar="N", help="images encoded at once (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--rows-per-shard",
-        type=integer(1),
-        default=1024,
-        metavar="N",
-        help="rows, or captions, in one file (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--num-shards",
-        type=integer(1),
-        default=torchrun("WORLD_SIZE", "1"),
-        metavar="N",
-        help="number of processes that share the work (default: torchrun's, else 1)",
-    )
-    parser.add_argument(
-        "--shard",
-        type=integer(0),
-        default=torchrun("RANK", "0"),
-        metavar="K",
-        help="number of this process, from 0 (default: torchrun's rank, else 0)",
-    )
-    parser.add_argument("--device", help="device to encode on (default: this process's GPU if there is one, else cpu)")
+    option(parser, "--shard K", "number of this process, as torchrun says", integer(0), torchrun("RANK", "0"))
+    option(parser, "--device NAME", "where to encode (default: this process's GPU if there is one, else cpu)")
     args, fit_arguments = parser.parse_known_args(argv[1:])
     import torch
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ldmprobe.commands.options import Parser
+from ldmprobe.commands.options import Parser, option
 from ldmprobe.io.plain_text import plain
 
 
@@ -25,9 +25,7 @@ def run(argv: list[str]) -> int:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="new directory, or that of an earlier comparison"
     )
-    parser.add_argument(
-        "--labels", nargs="+", metavar="NAME", help="names of the runs (default: their directories' names)"
-    )
+    option(parser, "--labels NAME", "names of the runs (default: their directories' names)", nargs="+")
     args = parser.parse_args(argv[1:])
     from ldmprobe.comparison.compare import write_comparison
 

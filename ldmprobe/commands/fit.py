@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ldmprobe.commands.options import Parser
+from ldmprobe.commands.options import Parser, option
 
 _DESCRIPTIONS = {
     "fit": "Train or finetune from a YAML file.",
@@ -33,21 +33,11 @@ def _short_help(command: str) -> Parser:
         _DESCRIPTIONS[command],
         "--config configs/digits.yaml --trainer.max_steps 2000",
     )
-    parser.add_argument(
-        "--help_all", action="store_true", help="list every setting of the Trainer, with all known classes"
-    )
-    parser.add_argument("--config", metavar="FILE", help="YAML file; of several, later ones override earlier ones")
-    parser.add_argument("--run_dir", metavar="DIR", help="directory that the run writes to (default: runs/run)")
-    parser.add_argument(
-        "--ckpt_path", metavar="FILE", help='checkpoint to start from; "last" is the newest in the run directory'
-    )
+    parser.add_argument("--help_all", action="store_true", help="list every setting, with all known classes")
     parser.add_argument("--print_config", action="store_true", help="print the whole configuration and exit")
-    parser.add_argument(
-        "--model.init_args.NAME", metavar="VALUE", help="any setting of the configuration can be given here, too"
-    )
-    parser.add_argument(
-        "--model.help",
-        metavar="CLASS",
-        help="list the arguments of a class, such as LatentDiffusion; --data.help and --trainer.callbacks.help do the same",
-    )
+    option(parser, "--config FILE", "YAML file; of several, later ones override earlier ones")
+    option(parser, "--run_dir DIR", "directory that the run writes to (default: runs/run)")
+    option(parser, "--ckpt_path FILE", 'checkpoint to start from; "last" is the newest in the run directory')
+    option(parser, "--model.init_args.NAME VALUE", "any setting of the configuration can be given here, too")
+    option(parser, "--model.help CLASS", "list a class's arguments; so do --data.help and --trainer.callbacks.help")
     return parser

@@ -16,23 +16,41 @@ if TYPE_CHECKING:
     from ldmprobe.models.diffusion_model import DiffusionModel
     from ldmprobe.probing.sampling import Sampling
 
-MODEL = "a LatentDiffusion checkpoint (.ckpt), or a diffusers pipeline (folder or hub id)"
+PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 class Parser(ArgumentParser):
     """A command's parser. Mistakes are ConfigurationErrors, told in one line like all others."""
 
     def __init__(self, command: str, usage: str, description: str, example: str) -> None:
+        name = f"ldmprobe {command}".strip()
         super().__init__(
-            f"ldmprobe {command}".strip(),
-            usage=f"ldmprobe {command} {usage}".replace("  ", " "),
+            name,
+            usage=f"{name} {usage}",
             description=description,
-            epilog=f"example: ldmprobe {command} {example}".replace("  ", " "),
+            epilog=f"example: {name} {example}",
             allow_abbrev=False,
         )
 
     def error(self, message: str) -> NoReturn:
         raise ConfigurationError(f"{message}. `{self.prog} --help` lists all options.")
+
+
+def option(
+    parser: argparse._ActionsContainer,
+    flag: str,
+    text: str,
+    kind: Callable[[str], object] = str,
+    default: object = None,
+    nargs: str | None = None,
+    choices: tuple[str, ...] | None = None,
+) -> None:
+    """Add an option such as "--seed N"; the help ends with its default, where there is one."""
+    name, _, metavar = flag.partition(" ")
+    text += " (default: %(default)s)" if default is not None else ""
+    parser.add_argument(
+        name, metavar=metavar or None, help=text, type=kind, default=default, nargs=nargs, choices=choices
+    )
 
 
 def integer(at_least: int, at_most: float = inf) -> Callable[[str], int]:
@@ -47,68 +65,34 @@ def integer(at_least: int, at_most: float = inf) -> Callable[[str], int]:
     return integer
 
 
-def add_base(options: argparse._ActionsContainer) -> None:
+def add_base(parser: argparse._ActionsContainer) -> None:
     """Add where the pretrained model of a finetune's checkpoint is."""
-    options.add_argument(
-        "--base", metavar="MODEL", help="where a finetune's pretrained model is, if it is not where the checkpoint says"
-    )
+    option(parser, "--base MODEL", "where a finetune's pretrained model is, if not where the checkpoint says")
 
 
 def add_model(parser: ArgumentParser) -> None:
     """Add which model is loaded, how, and where to."""
-    parser.add_argument("model", metavar="MODEL", help=MODEL)
+    parser.add_argument("model", metavar="MODEL", help="checkpoint (.ckpt), or diffusers pipeline (folder or hub id)")
     group = parser.add_argument_group("model")
     add_base(group)
-    group.add_argument("--revision", help="branch, tag or commit of a pipeline on the hub")
-    group.add_argument("--variant", help='variant of a pipeline\'s weights, such as "fp16"')
-    group.add_argument(
-        "--text-precision",
-        choices=["float32", "bfloat16", "float16"],
-        default="float32",
-        help="precision of a pipeline's text encoders (default: %(default)s)",
-    )
+    option(group, "--revision NAME", "branch, tag or commit of a pipeline on the hub")
+    option(group, "--variant NAME", 'variant of a pipeline\'s weights, such as "fp16"')
+    option(group, "--text-precision", "precision of a pipeline's text encoders", default="float32", choices=PRECISIONS)
     group.add_argument("--local-files-only", action="store_true", help="use the hub's local cache and never connect")
-    group.add_argument("--device", help='such as "cuda" or "cuda:1" (default: cuda if there is one, else cpu)')
+    option(group, "--device NAME", 'such as "cuda" or "cuda:1" (default: cuda if there is one, else cpu)')
 
 
 def add_sampling(parser: ArgumentParser, num_samples: int) -> None:
     """Add how the model is sampled."""
     group = parser.add_argument_group("sampling")
-    group.add_argument(
-        "--num-samples",
-        type=integer(1, 10_000_000),
-        default=num_samples,
-        metavar="N",
-        help="number of samples (default: %(default)s)",
-    )
-    group.add_argument(
-        "--num-steps", type=int, default=50, metavar="N", help="number of DDIM steps (default: %(default)s)"
-    )
-    group.add_argument(
-        "--timestep-spacing",
-        choices=["leading", "trailing", "linspace"],
-        help="which timesteps are visited (default: the scheduler's choice)",
-    )
-    group.add_argument(
-        "--prompt", nargs="+", metavar="TEXT", help="prompts, cycled over the samples (text-to-image only)"
-    )
-    group.add_argument(
-        "--guidance-scale",
-        type=float,
-        default=1.0,
-        metavar="W",
-        help="scale of classifier-free guidance; 1 is none (default: 1)",
-    )
-    group.add_argument(
-        "--batch-size",
-        type=integer(1),
-        default=64,
-        metavar="N",
-        help="latents through the network at once (default: %(default)s)",
-    )
-    group.add_argument(
-        "--seed", type=integer(0), default=0, metavar="N", help="seed of the starting noise (default: %(default)s)"
-    )
+    spacings = ("leading", "trailing", "linspace")
+    option(group, "--num-samples N", "number of samples", integer(1, 10_000_000), num_samples)
+    option(group, "--num-steps N", "number of DDIM steps", int, 50)
+    option(group, "--timestep-spacing", "which timesteps are visited (default: the scheduler's)", choices=spacings)
+    option(group, "--prompt TEXT", "prompts, cycled over the samples (text-to-image only)", nargs="+")
+    option(group, "--guidance-scale W", "scale of classifier-free guidance; 1 is none", float, 1.0)
+    option(group, "--batch-size N", "latents through the network at once", integer(1), 64)
+    option(group, "--seed N", "seed of the starting noise", integer(0), 0)
 
 
 def load(args: Namespace) -> tuple[DiffusionModel, Sampling]:
@@ -129,13 +113,9 @@ def load(args: Namespace) -> tuple[DiffusionModel, Sampling]:
         condition = model.conditioning.for_samples(torch.zeros(1, dtype=torch.long, device=model.device))
         image_shape = model.codec.image_shape(model.latent_shape)
         check_denoiser(model.network, model.latent_shape, condition, model.device, image_shape)
+    grid, guidance = ScheduleGrid(args.timestep_spacing), ClassifierFreeGuidance(args.guidance_scale)
     sampling = Sampling(
-        args.num_samples,
-        args.num_steps,
-        grid=ScheduleGrid(args.timestep_spacing),
-        guidance=ClassifierFreeGuidance(args.guidance_scale),
-        batch_size=args.batch_size,
-        seed=args.seed,
+        args.num_samples, args.num_steps, grid=grid, guidance=guidance, batch_size=args.batch_size, seed=args.seed
     )
     sampling.levels(model)
     return model, sampling
@@ -147,6 +127,6 @@ def settings_as_options(args: Namespace) -> Iterator[None]:
     try:
         yield
     except ConfigurationError as error:
-        settings = "|".join(vars(args))
-        message = re.sub(rf"(the data's )?`({settings})`", lambda found: f"--{found[2].replace('_', '-')}", str(error))
-        raise ConfigurationError(message) from error
+        settings = rf"(the data's )?`({'|'.join(vars(args))})`"
+        told = re.sub(settings, lambda found: f"--{found[2].replace('_', '-')}", str(error))
+        raise ConfigurationError(told) from error

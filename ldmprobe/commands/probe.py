@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldmprobe.commands.options import Parser, add_model, add_sampling, integer, load, settings_as_options
+from ldmprobe.commands.options import Parser, add_model, add_sampling, integer, load, option, settings_as_options
 from ldmprobe.io.plain_text import plain
 
 if TYPE_CHECKING:
@@ -30,30 +30,18 @@ def run(argv: list[str]) -> int:
     add_model(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new directory to write to")
     add_sampling(parser, num_samples=256)
-    data = parser.add_argument_group(
+    group = parser.add_argument_group(
         "data",
         "Real images give the ideal curves, and held-out ones the denoising skill; without --data both are left out.",
     )
-    data.add_argument("--data", metavar="DATASET", help="folder, parquet file or hub id of images, or builtin:digits")
-    data.add_argument(
-        "--image-column", default="image", metavar="NAME", help="name of the image column (default: %(default)s)"
+    option(group, "--data DATASET", "folder, parquet file or hub id of images, or builtin:digits")
+    option(group, "--image-column NAME", "name of the image column", default="image")
+    option(group, "--label-column NAME", "name of the label column (class-conditional models)")
+    option(
+        group, "--caption-column NAME", "name of the caption column (text-to-image models; default: the one --prompt)"
     )
-    data.add_argument("--label-column", metavar="NAME", help="name of the label column (class-conditional models)")
-    data.add_argument(
-        "--caption-column",
-        metavar="NAME",
-        help="name of the caption column (text-to-image models; default: every image has the one --prompt)",
-    )
-    data.add_argument(
-        "--image-size", type=integer(1), metavar="PIXELS", help="resize images to this (default: leave as they are)"
-    )
-    data.add_argument(
-        "--num-reference",
-        type=integer(2),
-        default=4096,
-        metavar="N",
-        help="number of real images (default: %(default)s)",
-    )
+    option(group, "--image-size PIXELS", "resize images to this (default: leave as they are)", integer(1))
+    option(group, "--num-reference N", "number of real images", integer(2), 4096)
     args = parser.parse_args(argv[1:])
     from ldmprobe.io.run_directory import locked
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ldmprobe.commands.options import Parser
+from ldmprobe.commands.options import Parser, option
 from ldmprobe.io.plain_text import plain
 
 
@@ -21,7 +21,7 @@ def run(argv: list[str]) -> int:
         "runs/digits",
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="directory of a run")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="HTML file to write (default: RUN_DIR/report.html)")
+    option(parser, "--out FILE", "HTML file to write (default: RUN_DIR/report.html)", Path)
     args = parser.parse_args(argv[1:])
     from ldmprobe.tracking.report import write_report
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ldmprobe.commands.options import Parser, add_model, add_sampling, integer, load, settings_as_options
+from ldmprobe.commands.options import Parser, add_model, add_sampling, integer, load, option, settings_as_options
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.plain_text import plain
 
@@ -22,12 +22,8 @@ def run(argv: list[str]) -> int:
         "runs/digits/checkpoints/last.ckpt --out samples.png",
     )
     add_model(parser)
-    parser.add_argument(
-        "--out", type=Path, default=Path("samples.png"), metavar="FILE", help="new PNG file (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--columns", type=integer(1), default=10, metavar="N", help="columns of the grid (default: %(default)s)"
-    )
+    option(parser, "--out FILE", "new PNG file", Path, Path("samples.png"))
+    option(parser, "--columns N", "columns of the grid", integer(1), 10)
     add_sampling(parser, num_samples=50)
     args = parser.parse_args(argv[1:])
     if args.out.suffix != ".png":
