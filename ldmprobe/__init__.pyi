@@ -8,6 +8,10 @@ from ldmprobe.analysis.balancing import Recoverable as Recoverable
 from ldmprobe.analysis.balancing import SamplingGap as SamplingGap
 from ldmprobe.analysis.balancing import SkillToReference as SkillToReference
 from ldmprobe.comparison.compare import write_comparison as write_comparison
+from ldmprobe.data.annotations import BoxesColumn as BoxesColumn
+from ldmprobe.data.annotations import MaskColumn as MaskColumn
+from ldmprobe.data.columns import Column as Column
+from ldmprobe.data.columns import ImageColumn as ImageColumn
 from ldmprobe.data.images import ImageData as ImageData
 from ldmprobe.diffusion.adaptive_timesteps import AdaptiveLoss as AdaptiveLoss
 from ldmprobe.diffusion.adaptive_timesteps import AdaptiveTimesteps as AdaptiveTimesteps
@@ -68,6 +72,7 @@ from ldmprobe.io.store import RecordStore as RecordStore
 from ldmprobe.models.codec import LatentCodec as LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning as ClassConditioning
 from ldmprobe.models.conditioning import Conditioning as Conditioning
+from ldmprobe.models.conditioning import HeldOutRows as HeldOutRows
 from ldmprobe.models.conditioning import SmallCLIP as SmallCLIP
 from ldmprobe.models.conditioning import TextConditioning as TextConditioning
 from ldmprobe.models.conditioning import TextEncoder as TextEncoder

@@ -8,6 +8,8 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
+from ldmprobe.data.columns import CaptionColumn, ImageColumn, LabelColumn
+from ldmprobe.data.rows import RowReader
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.models.denoiser import Condition
@@ -35,6 +37,15 @@ def sd_scheduler(**overrides: Any) -> DDIMScheduler:
         "steps_offset": 1,
     }
     return DDIMScheduler(**{**settings, **overrides})
+
+
+def row_reader(
+    label: str | None = None, caption: str | None = None, column: str = "image", **options: Any
+) -> RowReader:
+    """A reader of these columns; the image's own settings among the reader's."""
+    image = {name: options.pop(name) for name in ("channels", "background", "value_range") if name in options}
+    others = [*([] if label is None else [LabelColumn(label)]), *([] if caption is None else [CaptionColumn(caption)])]
+    return RowReader(ImageColumn(column, **image), tuple(others), **options)
 
 
 def tiny_unet_settings(channels: int = 2, size: int = 8, **more: Any) -> dict[str, Any]:

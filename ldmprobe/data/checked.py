@@ -8,12 +8,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 from lightning.pytorch.utilities import rank_zero_info
 
 from ldmprobe.data.pictures import AS_IS, FLATTENED, REDUCED
 from ldmprobe.data.rows import RowReader
-from ldmprobe.data.sources import ROW_NUMBER
 from ldmprobe.errors import ConfigurationError
 
 _DARK = {False: 1, True: 4352}
@@ -53,7 +51,7 @@ class CheckedRows:
         checked, first = cls(reader), None
         for i, row in enumerate(rows):
             notes: list[str] = []
-            sample = reader.read_noting(row, i, None, notes)
+            sample = reader.read(row, i, notes=notes)
             image = sample["image"]
             if first is None:
                 first, checked.shape, checked.first_row = image, tuple(image.shape), sample["index"]
@@ -89,36 +87,41 @@ class CheckedRows:
         self.check_shape(self.shape, self.first_row, image_shape)
         if self.num_rows > 1 and self.captions and not any(self.captions):
             raise ConfigurationError(
-                f"All captions of split {split!r} are empty in column {reader.caption_column!r}, from the first row on; name the column that "
+                f"All captions of split {split!r} are empty in column {self._caption_column!r}, from the first row on; name the column that "
                 "has them as `caption_column` (only a model without text can leave it out)."
             )
         if not self.different and self.num_rows > 1:
             value = f", of the value {self.low:g} everywhere" if self.low == self.high else ""
             warnings.warn(
                 f"The {self.num_rows} images of split {split!r} that were checked are all the same{value}: there is nothing to learn but this "
-                f"one. Look at column {reader.image_column!r} from row {self.first_row} on.",
+                f"one. Look at column {reader.image.column!r} from row {self.first_row} on.",
                 stacklevel=2,
             )
         elif check_range and self.num_rows > 1:
             self._check_range()
         told = [f"{count} {note}" for note, count in self.notes.items() if note != AS_IS]
         told += [f"floats from {self.low:g} to {self.high:g} are taken as they are"] if self.notes[AS_IS] else []
-        told = [note.replace("the background", reader.background) if FLATTENED in note else note for note in told]
+        told = [note.replace("the background", reader.image.background) if FLATTENED in note else note for note in told]
         if told:
             rank_zero_info(
                 f"ldmprobe: of {self.num_rows} images of split {split!r} that were checked: {'; '.join(told)}."
             )
         return self.shape
 
+    @property
+    def _caption_column(self) -> str | None:
+        column = self.reader.column_called("caption")
+        return None if column is None else column.column
+
     def _check_range(self) -> None:
-        column, split = self.reader.image_column, self.reader.split
+        column, split = self.reader.image.column, self.reader.split
         if self.notes[AS_IS] and self.low >= 0:
             top = 1 if self.high <= 1 else 255 if self.high <= 255 else round(self.high)
             raise ConfigurationError(
                 f"The floats in column {column!r} of split {split!r} go from {self.low:g} to {self.high:g}, and do not say which are black and "
                 f"white; set the data's `value_range`, [0, {top}] or, if they are to be taken as they are, [-1, 1]."
             )
-        deep = bool(self.notes[REDUCED]) or self.reader.value_range == (0, 65535)
+        deep = bool(self.notes[REDUCED]) or self.reader.image.value_range == (0, 65535)
         top = 65535 if deep else 255
         brightest = round((self.high + 1) / 2 * top)
         if not self.notes[AS_IS] and brightest <= _DARK[deep]:
@@ -126,29 +129,3 @@ class CheckedRows:
                 f"The brightest of the values in column {column!r} of split {split!r} is {brightest} of {top}, so that all images are black; set "
                 f"the data's `value_range`, [0, {brightest}] or, if they are that dark, [0, {top}]."
             )
-
-
-def check_labels(rows: Any, column: str, split: str, num_classes: int | None) -> int:
-    """The number of classes, which is the greatest label and one where ``num_classes`` does not say it.
-
-    Raises:
-        ConfigurationError: labels are no whole numbers from 0 on, or too large; the row is named.
-    """
-    labels = np.asarray(rows.with_format("numpy")[column][:])
-    numbers = rows[ROW_NUMBER][:] if ROW_NUMBER in rows.column_names else range(len(rows))
-    if labels.dtype.kind not in "iub" or labels.ndim != 1:
-        values = rows[column][:]
-        wrong = next((i for i, value in enumerate(values) if not isinstance(value, int)), 0)
-        raise ConfigurationError(
-            f"Row {numbers[wrong]} of split {split!r} has {values[wrong]!r} in column {column!r}; expected integer class labels, from 0 on. Turn "
-            "names into numbers by `dataset.class_encode_column`, and remove rows without a label."
-        )
-    top = int(labels.max())
-    num_classes = num_classes or top + 1
-    if labels.min() < 0 or top >= num_classes:
-        wrong = int(((labels < 0) | (labels >= num_classes)).argmax())
-        raise ConfigurationError(
-            f"Row {numbers[wrong]} of split {split!r} has class label {int(labels[wrong])} in column {column!r}, which is out of range; "
-            f"expected 0 to {num_classes - 1}."
-        )
-    return num_classes

@@ -1,4 +1,4 @@
-"""Folders of images as they come: captions in text files beside the images, and the files that the rows of a dataset may name."""
+"""Folders of images as they come, with captions in text files beside the images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ldmprobe.data.pictures import ImageFiles
 from ldmprobe.errors import ConfigurationError
 
 CAPTION = "text"
@@ -83,33 +82,3 @@ def _caption(image: str) -> str:
         return " ".join(Path(path).read_text(encoding="utf-8-sig").split())
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"The caption {path} cannot be read ({error}); write it as text in UTF-8.") from error
-
-
-def files_of(dataset: str, kwargs: dict[str, Any], rows: Any, image_folder: str | None) -> ImageFiles:
-    """The files that the rows of a dataset may name: those in ``image_folder`` or in the dataset's own folder.
-
-    Names in an image folder are those of its files, wherever links in it lead; ``datasets`` keeps a hub's in its caches. Names in a table
-    are a stranger's.
-    """
-    from datasets import config
-    from huggingface_hub.constants import HF_HUB_CACHE
-
-    if image_folder is not None:
-        return ImageFiles((_absolute(image_folder),), follow_links=True)
-    path = Path(dataset).expanduser()
-    folders = [str(path if path.is_dir() else path.parent)] if path.exists() else []
-    folders += [kwargs["data_dir"]] if "data_dir" in kwargs and not path.is_dir() else []
-    data_files = kwargs.get("data_files")
-    listed = list(data_files.values()) if isinstance(data_files, dict) else [data_files]
-    for names in listed:
-        for name in [names] if isinstance(names, str) else names or []:
-            folders.append(os.path.dirname(os.path.join(path if path.is_dir() else "", str(name).split("*")[0])) or ".")
-    kept_by_datasets = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-    of_folder = rows.info.builder_name == "imagefolder" and not kept_by_datasets
-    if of_folder:
-        folders += [HF_HUB_CACHE, str(config.EXTRACTED_DATASETS_PATH), str(config.DOWNLOADED_DATASETS_PATH)]
-    return ImageFiles(tuple(_absolute(folder) for folder in folders if "://" not in folder), follow_links=of_folder)
-
-
-def _absolute(folder: str) -> str:
-    return os.path.abspath(os.path.expanduser(folder))

@@ -7,17 +7,21 @@ added, renamed or moved never take others to the other side, and copies of one i
 from __future__ import annotations
 
 import os
-import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xxhash
 
+from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from ldmprobe.data.columns import Column
 
 _PIECE = 4096  # bytes, a page; encoded images of more than three are read at their start, middle and end
 _FILES_AT_ONCE = 16  # to hide the latency of network disks
@@ -26,18 +30,20 @@ _SAMPLED = 256  # rows by which data sets are compared
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so that to multiply by it permutes the hashes
 
 Hashes = np.ndarray  # (N,) uint64
+IMAGE_HASH = "__image__"
+"""The column that has the hashes of rows that were divided by them."""
 
 
 # --- images ----------------------------------------------------------------------------------------------------------
 
 
-def image_hashes(rows: Any, column: str) -> Hashes:
-    """The hash of each row's image, without decoding it.
-
-    Of encoded images, in rows or in files, the size in bytes and 12 KiB are hashed; of arrays all values.
+def image_hashes(rows: Any, column: str, files: ImageFiles) -> Hashes:
+    """Return the hash of each row's image, without decoding it: of encoded images, in rows or in files, the size in bytes and 12 KiB; of
+    arrays all values.
 
     Args:
         rows: a ``datasets.Dataset``.
+        files: the files that rows may name; of any other, the name is hashed.
     """
     wanted = np.arange(len(rows)) if rows._indices is None else rows._indices.column(0).to_numpy()
     hashes, order, start = np.zeros(len(rows), np.uint64), np.argsort(wanted, kind="stable"), 0
@@ -52,18 +58,24 @@ def image_hashes(rows: Any, column: str) -> Hashes:
                 hashes[i] = xxhash.xxh3_64_intdigest(value)
         start += len(chunk)
     with ThreadPoolExecutor(_FILES_AT_ONCE) as pool:
-        for i, found in zip(in_files, pool.map(_file_hash, in_files.values(), chunksize=64), strict=True):
-            hashes[i] = found
+        found = pool.map(partial(_file_hash, files=files), in_files.values(), chunksize=64)
+        for i, each in zip(in_files, found, strict=True):
+            hashes[i] = each
     return hashes
 
 
-def image_hash(value: Any) -> int:
-    """The same hash of one image as a row has it: ``{"bytes": …, "path": …}``, bytes, a path, or an array."""
+def image_hash(value: Any, files: ImageFiles) -> int:
+    """Return the same hash of one image as a row has it: ``{"bytes": …, "path": …}``, bytes, a path, or an array."""
     if isinstance(value, dict):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, str):
-        return _file_hash(value)
+        return _file_hash(value, files)
     return xxhash.xxh3_64_intdigest(_pieces(value) if isinstance(value, bytes) else _array(np.asarray(value)))
+
+
+def text_hashes(values: Sequence[Any]) -> Hashes:
+    """Return a hash of each plain value."""
+    return np.fromiter((xxhash.xxh3_64_intdigest(repr(value).encode()) for value in values), np.uint64, len(values))
 
 
 def _stored(chunk: Any, offsets: Sequence[int]) -> Iterator[bytes | str]:
@@ -103,44 +115,34 @@ def _array(values: np.ndarray) -> bytes:
 
 
 def _pieces(encoded: Any) -> bytes:
-    size = len(encoded)
+    return _pieces_of(len(encoded), lambda start, length: bytes(encoded[start : start + length]))
+
+
+def _pieces_of(size: int, read: Callable[[int, int], bytes]) -> bytes:
+    """Return the size and the start, middle and end of what ``read(start, length)`` reads."""
     starts = (0, (size - _PIECE) // 2, size - _PIECE) if size > 3 * _PIECE else (0,)
     length = _PIECE if len(starts) > 1 else size
-    return b"".join([size.to_bytes(8, "little"), *(bytes(encoded[start : start + length]) for start in starts)])
+    return b"".join([size.to_bytes(8, "little"), *(read(start, length) for start in starts)])
 
 
-class _File:
-    """A file that is read where it is sliced."""
-
-    def __init__(self, file: Any, size: int) -> None:
-        self.file, self.size = file, size
-
-    def __len__(self) -> int:
-        return self.size
-
-    def __getitem__(self, part: slice) -> bytes:
-        self.file.seek(part.start)
-        return self.file.read(part.stop - part.start)
-
-
-def _file_hash(path: str) -> int:
-    """The hash of an image in a file; of one that is not there, of its path: RowReader names its row."""
+def _file_hash(name: str, files: ImageFiles) -> int:
+    """Return the hash of an image in a file; of a file that is not there or may not be named, of its name: RowReader names its row."""
     try:
-        found = os.stat(path)
-        if os.path.isabs(path) and stat.S_ISREG(found.st_mode):
-            with open(path, "rb", buffering=0) as file:
-                return xxhash.xxh3_64_intdigest(_pieces(_File(file, found.st_size)))
+        with open(files.find(name), "rb", buffering=0) as file:
+            number = file.fileno()
+            return xxhash.xxh3_64_intdigest(
+                _pieces_of(os.fstat(number).st_size, lambda start, length: os.pread(number, length, start))
+            )
     except (OSError, ValueError):
-        pass
-    return xxhash.xxh3_64_intdigest(path.encode())
+        return xxhash.xxh3_64_intdigest(name.encode())
 
 
 # --- held out --------------------------------------------------------------------------------------------------------
 
 
-def is_held_out(row: dict[str, Any], column: str, fraction: float, wanted: bool) -> bool:
-    """Whether a stream's row is held out, or is not (``wanted=False``); with probability ``fraction``, by its image."""
-    return (image_hash(row[column]) < _threshold(fraction)) == wanted
+def is_held_out(row: dict[str, Any], column: str, fraction: float, wanted: bool, files: ImageFiles) -> bool:
+    """Return whether a stream's row is held out, or is not (``wanted=False``); with probability ``fraction``, by its image."""
+    return (image_hash(row[column], files) < _threshold(fraction)) == wanted
 
 
 def held_out_mask(hashes: Hashes, fraction: float) -> np.ndarray:
@@ -177,23 +179,32 @@ class KnownRows:
 
     Attributes:
         images: of each row.
-        texts: of each row's label and caption.
+        columns: of each row's further columns, such as label and caption, by their names in batches.
         complete: whether these are all rows; of a stream they are its first.
     """
 
     images: Hashes
-    texts: Hashes
+    columns: dict[str, Hashes]
     complete: bool = True
+
+    @property
+    def texts(self) -> Hashes:
+        """One hash for each row's further columns."""
+        texts = np.zeros(len(self.images), np.uint64)
+        for hashes in self.columns.values():
+            texts = texts * _MIX + hashes
+        return texts
 
     def summary(self) -> dict[str, Any]:
         """Plain values for checkpoints and files: number, a hash of all, and a sample: the same rows in any order."""
+        texts = self.texts
         images, first = np.unique(self.images, return_index=True)
         chosen = np.argsort(images * _MIX)[:_SAMPLED]
         return {
             "rows": len(self.images),
-            "all": xxhash.xxh3_64_hexdigest(self.images.tobytes() + self.texts.tobytes()),
+            "all": xxhash.xxh3_64_hexdigest(self.images.tobytes() + texts.tobytes()),
             "sample": images[chosen].tolist(),
-            "texts": self.texts[first[chosen]].tolist(),
+            "texts": texts[first[chosen]].tolist(),
         }
 
     def has(self, sample: Hashes) -> np.ndarray:
@@ -269,19 +280,16 @@ class DataIdentity:
         )
 
 
-def known_rows(rows: Any, image_column: str, text_columns: Sequence[str]) -> KnownRows:
-    """The hashes of a table's rows, or of a stream's first."""
-    if not hasattr(rows, "__len__"):
-        first = list(islice(rows, _SAMPLED))
-        images = np.array([image_hash(row[image_column]) for row in first], np.uint64)
-        return KnownRows(images, _text_hashes([[row[c] for row in first] for c in text_columns], len(first)), False)
-    texts = [rows.select_columns([column]).with_format(None)[:][column] for column in text_columns]
-    return KnownRows(image_hashes(rows, image_column), _text_hashes(texts, len(rows)))
+def known_rows(rows: Any, columns: Sequence[Column], files: ImageFiles) -> KnownRows:
+    """Return the hashes of a table's rows, or of a stream's first; the first of ``columns`` has the images."""
+    from datasets import Dataset
 
-
-def _text_hashes(columns: Sequence[Sequence[Any]], num_rows: int) -> Hashes:
-    """A hash of what each row has in these columns."""
-    if not columns:
-        return np.zeros(num_rows, np.uint64)
-    rows = zip(*columns, strict=True)
-    return np.fromiter((xxhash.xxh3_64_intdigest(repr(row).encode()) for row in rows), np.uint64, num_rows)
+    complete = hasattr(rows, "__len__")
+    if not complete:
+        rows = Dataset.from_list(list(islice(rows, _SAMPLED)), features=rows.features)
+    image, *others = columns
+    if IMAGE_HASH in rows.column_names:  # known since the rows were divided
+        images = np.asarray(rows.with_format("numpy")[IMAGE_HASH][:], np.uint64)
+    else:
+        images = image.hashes(rows, files)
+    return KnownRows(images, {column.name: column.hashes(rows, files) for column in others}, complete)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -15,16 +15,15 @@ import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
-from ldmprobe import lightning_private as private
-from ldmprobe.data.checked import CheckedRows, check_labels
+from ldmprobe.data.checked import CheckedRows
+from ldmprobe.data.columns import OWN, RESERVED, CaptionColumn, Column, ImageColumn, LabelColumn
 from ldmprobe.data.endless import check_epochs
-from ldmprobe.data.folders import files_of
 from ldmprobe.data.identity import DataIdentity, known_rows
-from ldmprobe.data.latents import SPLITS, LatentCache, LatentRows, LatentStream, cache_key, collate_latents
-from ldmprobe.data.pictures import Range
-from ldmprobe.data.rows import RowReader, collate
-from ldmprobe.data.sources import ROW_NUMBER, choose_splits, held_out_name, load_splits
-from ldmprobe.data.stream import HubStream, ShuffledStream, SkippingLoader, StreamPositions
+from ldmprobe.data.image_files import files_of
+from ldmprobe.data.latent_cache import SPLITS, LatentCache, LatentRows, cache_key
+from ldmprobe.data.rows import RowReader
+from ldmprobe.data.sources import check_column, check_splits, choose_splits, held_out_name, load_splits
+from ldmprobe.data.stream import HubStream, Reader, ShuffledStream, SkippingLoader, StreamPositions
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning
@@ -38,7 +37,7 @@ class ImageData(L.LightningDataModule):
     next goes on from there; with ``overfit_batches: N`` all epochs are of the same N.
 
     Batches are dicts: ``image`` (N, C, H, W) float32, ``index`` (N,) the row, and ``label`` (N,), ``caption`` if their
-    columns are named. From a cache they have ``latent`` (N, c, h, w) or ``moments`` (N, 2c, h, w) instead of ``image``, and
+    columns are named, and the further columns. From a cache they have ``latent`` (N, c, h, w) or ``moments`` (N, 2c, h, w) instead of ``image``, and
     ``condition``, a dict of tensors, where the captions are encoded too.
 
     Args:
@@ -49,6 +48,8 @@ class ImageData(L.LightningDataModule):
         image_column, label_column, caption_column: names of columns; the latter two are optional. Images may be stored as images, bytes,
             paths in the dataset's folder, or arrays. Of a list of captions each visit of training draws one, and probes take the first. A
             folder of images with ``1.txt`` beside ``1.png`` has these texts in the column "text".
+        columns: further columns that conditionings read, such as a :class:`~ldmprobe.MaskColumn`; each is cropped and mirrored with
+            the image.
         train_split: name of the training split.
         held_out_split: name of the held-out split. Default: "validation" or "test" where there is one, else a part of the
             training rows: each with probability ``held_out_fraction``, by a hash of its image as it is stored. So a row stays
@@ -107,53 +108,34 @@ class ImageData(L.LightningDataModule):
         background: str = "white",
         value_range: tuple[float, float] | None = None,
         image_folder: str | None = None,
+        columns: list[Column] | None = None,
     ) -> None:
         super().__init__()
         check_numbers("ImageData", 1, batch_size=batch_size, held_out_rows=held_out_rows, shuffle_buffer=shuffle_buffer)
         check_numbers("ImageData", 1, image_size=image_size, num_classes=num_classes)
         check_numbers("ImageData", 0, num_workers=num_workers, check_rows=check_rows, seed=seed)
-        if channels not in (None, 1, 3, 4):
-            raise ConfigurationError(f"ImageData got channels {channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA).")
         if not 0 < held_out_fraction < 1:
             raise ConfigurationError(
                 f"ImageData got held_out_fraction {held_out_fraction}; expected a number in (0, 1)."
             )
-        _check_color(background)
-        if value_range is not None and not value_range[0] < value_range[1]:
-            raise ConfigurationError(
-                f"ImageData got value_range {list(value_range)}; expected [black, white] with black < white, such as [0, 255]."
-            )
-        named = [column for column in (image_column, label_column, caption_column) if column is not None]
-        if ROW_NUMBER in named:
-            raise ConfigurationError(
-                f"ImageData got a column called {ROW_NUMBER!r}, its own name for row numbers; rename it."
-            )
-        if len(set(named)) < len(named):
-            raise ConfigurationError(
-                f"ImageData got image_column {image_column!r}, label_column {label_column!r}, caption_column {caption_column!r}; expected "
-                "another column for each, or null for labels or captions that are not there."
-            )
+        image = ImageColumn(
+            image_column,
+            channels=channels,
+            background=background,
+            value_range=None if value_range is None else (float(value_range[0]), float(value_range[1])),
+        )
+        others: list[Column] = [] if label_column is None else [LabelColumn(label_column, num_classes=num_classes)]
+        others += [] if caption_column is None else [CaptionColumn(caption_column)]
+        _check_names(image, others, columns or [])
         self.dataset, self.dataset_kwargs = dataset, dataset_kwargs or {}
         self.train_split, self.held_out_split = train_split, held_out_split
         self.held_out_fraction, self.held_out_rows = held_out_fraction, held_out_rows
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.streaming, self.shuffle_buffer, self.check_rows = streaming, shuffle_buffer, check_rows
-        self.reader = RowReader(
-            image_column,
-            label_column,
-            caption_column,
-            image_size,
-            channels,
-            resize,
-            random_crop,
-            random_flip,
-            background=background,
-            value_range=None if value_range is None else (float(value_range[0]), float(value_range[1])),
-        )
+        self.reader = RowReader(image, (*others, *(columns or [])), image_size, resize, random_crop, random_flip)
         self.image_folder = image_folder
         self.latents = latents
         self.num_classes = num_classes
-        self.class_names: list[str] | None = None
         self.image_shape: tuple[int, ...] = ()
         self.checked_captions: list[str] = []
         self.held_out_reader = self.reader
@@ -173,37 +155,36 @@ class ImageData(L.LightningDataModule):
         if self.trainer is not None and self.trainer.state.fn == "fit":
             check_epochs(self.trainer)
         splits = load_splits(self.dataset, streaming=self.streaming, **self.dataset_kwargs)
-        splits = {name: _undecoded(_without_numbers(rows), self.reader.image_column) for name, rows in splits.items()}
+        check_splits(splits, self.train_split, self.held_out_split)
+        splits = {name: self._undecoded(_without_own(rows)) for name, rows in splits.items()}
+        files = files_of(self.dataset, self.dataset_kwargs, splits[self.train_split], self.image_folder)
         train, held_out = choose_splits(
             splits,
             self.train_split,
             self.held_out_split,
             self.held_out_fraction,
             self.held_out_rows,
-            self.reader.image_column,
+            self.reader.image,
+            files,
             fixed=self.dataset.startswith("builtin:"),
         )
         held_out_split = held_out_name(splits, self.train_split, self.held_out_split) or self.train_split
-        reader = self.reader
-        named = [c for c in (reader.image_column, reader.label_column, reader.caption_column) if c is not None]
         for rows in (train, held_out):
-            columns = rows.column_names or list(next(iter(rows), {}))
-            for column in named:
-                if column not in columns:
-                    raise ConfigurationError(
-                        f"There is no column {column!r}; the dataset has {', '.join(repr(c) for c in columns if c != ROW_NUMBER)}."
-                    )
-        self._train, self._held_out = (_only(rows, named) for rows in (train, held_out))
-        self._read_classes(held_out_split)
+            for column in self.reader.columns:
+                check_column(column.column, rows.column_names or list(next(iter(rows), {})))
+        self._train, self._held_out = (_only(rows, self.reader.columns) for rows in (train, held_out))
+        named = ((self.train_split, self._train), (held_out_split, self._held_out))
         self.reader = replace(
-            reader,
-            num_classes=self.num_classes,
+            self.reader,
+            image=self.reader.image.informed(named),
+            others=tuple(column.informed(named) for column in self.reader.others),
             unit="Streamed image" if self.streaming else "Row",
             split=self.train_split,
-            value_range=reader.value_range or _stored_range(self._train, reader.image_column),
-            files=files_of(self.dataset, self.dataset_kwargs, splits[self.train_split], self.image_folder),
+            files=files,
         )
         self.held_out_reader = replace(self.reader, split=held_out_split)
+        if (labels := self.reader.column_called("label")) is not None:
+            self.num_classes = labels.classes
         if self.latents is not None:
             self.check_cacheable()
             self._cache = LatentCache(Path(self.latents))
@@ -227,8 +208,7 @@ class ImageData(L.LightningDataModule):
     def identity(self) -> DataIdentity:
         """What tells these rows from others, known after ``setup``."""
         reader = self.reader
-        columns = [column for column in (reader.label_column, reader.caption_column) if column is not None]
-        return DataIdentity(*(known_rows(self.rows[split], reader.image_column, columns) for split in SPLITS))
+        return DataIdentity(*(known_rows(self.rows[split], reader.columns, reader.files) for split in SPLITS))
 
     def state_dict(self) -> dict[str, Any]:
         """What data a checkpoint is of."""
@@ -254,8 +234,12 @@ class ImageData(L.LightningDataModule):
     @property
     def batch_names(self) -> tuple[str, ...]:
         """The names in batches of images."""
-        columns = {"label": self.reader.label_column, "caption": self.reader.caption_column}
-        return ("image", "index", *(name for name, column in columns.items() if column is not None))
+        return ("index", *(column.name for column in self.reader.columns))
+
+    def _undecoded(self, rows: Any) -> Any:
+        for column in self.reader.columns:
+            rows = column.undecoded(rows)
+        return rows
 
     @property
     def rows(self) -> dict[str, Any]:
@@ -273,36 +257,27 @@ class ImageData(L.LightningDataModule):
                 "Each pass crops anew (`random_crop`), so that latents cannot be encoded beforehand; leave it out (`random_flip` can stay: "
                 "both views are kept)."
             )
-        if self.reader.caption_column is not None and _is_list(self._train, self.reader.caption_column):
-            raise ConfigurationError(
-                f"Images have several captions in column {self.reader.caption_column!r}, of which each visit draws one, so that they cannot be "
-                "encoded beforehand; keep one of each."
-            )
 
     def use_latents(self, codec: LatentCodec, conditioning: Conditioning) -> None:
         """Raise ConfigurationError, naming what differs, if ``latents`` are not those of this data, codec and conditioning; else tell the
         conditioning what they have of its prompts. Where there are none, do nothing."""
         if self._cache is not None:
-            self._cache.check_key(cache_key(self.rows, self.reader, codec, conditioning, self._cache.dtype))
+            self._cache.check_key(
+                cache_key(self.identity, self.rows, self.reader, codec, conditioning, self._cache.dtype)
+            )
             if (encoder := conditioning.frozen_encoder) is not None:
                 encoder.kept |= self._cache.prompts(encoder.asked)
 
-    def _read_classes(self, held_out_split: str) -> None:
-        column = self.reader.label_column
-        if column is None:
-            return
-        feature: Any = (self._train.features or {}).get(column)
-        if hasattr(feature, "names"):
-            self.class_names = list(feature.names)
-            self.num_classes = self.num_classes or len(self.class_names)
-        if not hasattr(self._train, "__len__"):
-            if self.num_classes is None:
-                raise ConfigurationError(
-                    f"A stream does not say how many classes {column!r} has; set the data's `num_classes`."
-                )
-            return
-        for rows, split in ((self._train, self.train_split), (self._held_out, held_out_split)):
-            self.num_classes = check_labels(rows, column, split, self.num_classes)
+    @property
+    def class_names(self) -> list[str] | None:
+        """The names of the classes, where the dataset has them."""
+        labels = self.reader.column_called("label")
+        feature: Any = labels and self._train is not None and (self._train.features or {}).get(labels.column)
+        return list(feature.names) if hasattr(feature, "names") else None
+
+    def _latents(self, split: str) -> LatentRows:
+        assert self._cache is not None
+        return self._cache.rows(split, self.reader)
 
     def train_dataloader(self) -> Any:
         trainer = self.trainer
@@ -311,7 +286,8 @@ class ImageData(L.LightningDataModule):
         if not self.streaming:
             stream = ShuffledStream(self._train, self.reader, self.seed)
             if self._cache is not None:
-                stream = LatentStream(self._cache.rows("train"), self.seed)
+                latents = self._latents("train")
+                stream = ShuffledStream(latents, latents, self.seed)
             positions = StreamPositions(self.batch_size, self._next_batch, rank, world_size)
             return DataLoader(stream, sampler=positions, batch_size=None, **workers)
         from datasets.distributed import split_dataset_by_node
@@ -329,9 +305,13 @@ class ImageData(L.LightningDataModule):
 
     def val_dataloader(self) -> DataLoader:
         if self._cache is not None:
-            latents = self._cache.rows("held_out")
-            return DataLoader(_Rows(latents, latents), batch_size=self.batch_size, collate_fn=collate_latents)
-        return DataLoader(_Rows(self._held_out, self.held_out_reader), batch_size=self.batch_size, collate_fn=collate)
+            latents = self._latents("held_out")
+            return DataLoader(_Rows(latents, latents), batch_size=self.batch_size, collate_fn=latents.collate)
+        return DataLoader(
+            _Rows(self._held_out, self.held_out_reader),
+            batch_size=self.batch_size,
+            collate_fn=self.held_out_reader.collate,
+        )
 
     def test_dataloader(self) -> DataLoader:
         return self.val_dataloader()
@@ -342,31 +322,46 @@ class ImageData(L.LightningDataModule):
         if self._cache is None:
             yield from self.reference_images(num_images, held_out)
         else:
-            latents = self._cache.rows(SPLITS[held_out])
-            yield from _in_fixed_order(latents, latents, num_images, collate_latents)
+            latents = self._latents(SPLITS[held_out])
+            yield from _in_fixed_order(latents, latents, num_images)
 
     def reference_images(self, num_images: int, held_out: bool = False) -> Iterator[dict[str, Any]]:
         """The same, always with ``image``."""
         split = SPLITS[held_out]
-        return _in_fixed_order(self.rows[split], self.reader_of(split), num_images, collate)
+        return _in_fixed_order(self.rows[split], self.reader_of(split), num_images)
 
 
-def _in_fixed_order(
-    rows: Any, reader: RowReader | LatentRows, num_rows: int, collate: Callable[[list[Any]], dict[str, Any]]
-) -> Iterator[dict[str, Any]]:
+def _check_names(image: ImageColumn, others: Sequence[Column], further: Sequence[Column]) -> None:
+    named = [column.column for column in (image, *others)]
+    if len(set(named)) < len(named):
+        raise ConfigurationError(
+            f"ImageData got the columns {', '.join(map(repr, named))} for images, labels and captions; expected another column for each, or null "
+            "for labels or captions that are not there."
+        )
+    names = [column.name for column in (image, *others, *further)]
+    if taken := [name for name in names if names.count(name) > 1 or name in RESERVED]:
+        raise ConfigurationError(
+            f"ImageData got several columns that batches would call {taken[0]!r}, or its own name for something else; give each of `columns` a "
+            "`name` of its own."
+        )
+    if own := [column.column for column in (image, *others, *further) if column.column in OWN]:
+        raise ConfigurationError(f"ImageData got a column called {own[0]!r}, a name of its own; rename it.")
+
+
+def _in_fixed_order(rows: Any, reader: Reader, num_rows: int) -> Iterator[dict[str, Any]]:
     if hasattr(rows, "__len__"):
         order = np.random.default_rng(0).permutation(len(rows))[:num_rows]
         samples: Iterator[Any] = (reader.read(rows[int(i)], int(i)) for i in order)
     else:
         samples = (reader.read(row, i) for i, row in enumerate(islice(rows, num_rows)))
     while batch := list(islice(samples, 256)):
-        yield collate(batch)
+        yield reader.collate(batch)
 
 
 class _Rows(Dataset):
     """The rows of a split, without augmentation; a stream's (few) held-out rows are read into memory."""
 
-    def __init__(self, rows: Any, reader: RowReader | LatentRows) -> None:
+    def __init__(self, rows: Any, reader: Reader) -> None:
         self.rows = rows if hasattr(rows, "__len__") else list(rows)
         self.reader = reader
 
@@ -377,53 +372,13 @@ class _Rows(Dataset):
         return self.reader.read(self.rows[i], i)
 
 
-def _only(rows: Any, columns: list[str]) -> Any:
-    """The named columns, and the row numbers where the split was taken from another."""
-    return rows.select_columns([*columns, *(c for c in (rows.column_names or []) if c == ROW_NUMBER)])
+def _only(rows: Any, columns: Sequence[Column]) -> Any:
+    """Return the rows with these columns alone, and those of :data:`OWN` that they have."""
+    own = (name for name in rows.column_names or [] if name in OWN)
+    return rows.select_columns(list(dict.fromkeys([*(column.column for column in columns), *own])))
 
 
-def _without_numbers(rows: Any) -> Any:
-    """The rows without a column of their own that has the name of row numbers."""
-    return rows.remove_columns(ROW_NUMBER) if ROW_NUMBER in (rows.column_names or []) else rows
-
-
-def _undecoded(rows: Any, image_column: str) -> Any:
-    """Images as bytes or names of files: decoded by RowReader, which can name the row of one that cannot be read."""
-    from datasets import Image
-
-    feature = (rows.features or {}).get(image_column)
-    stored = isinstance(feature, dict) and set(feature) <= {"bytes", "path"}  # images of a table that does not say so
-    stored = stored or _dtype(feature) in ("binary", "large_binary", "string", "large_string")
-    return rows.cast_column(image_column, Image(decode=False)) if isinstance(feature, Image) or stored else rows
-
-
-def _dtype(feature: Any) -> str | None:
-    """The type of a value, or of an array's or nested list's values; None of anything else."""
-    from datasets import Array2D, Array3D, LargeList, List, Value
-
-    if isinstance(feature, (Value, Array2D, Array3D)):
-        return feature.dtype
-    return _dtype(feature.feature) if isinstance(feature, (List, LargeList)) else None
-
-
-def _stored_range(rows: Any, image_column: str) -> Range | None:
-    """The value range that an array's type says; lists of Python numbers have lost it."""
-    dtype = _dtype((rows.features or {}).get(image_column))
-    return (0.0, 65535.0) if dtype == "uint16" else None
-
-
-def _is_list(rows: Any, column: str) -> bool:
-    from datasets import LargeList, List
-
-    return isinstance((rows.features or {}).get(column), (List, LargeList))
-
-
-def _check_color(color: str) -> None:
-    from PIL import ImageColor
-
-    try:
-        ImageColor.getrgb(color)
-    except (ValueError, AttributeError) as error:
-        raise ConfigurationError(
-            f"ImageData got background {color!r}; expected a color's name or number, such as white or '#808080'."
-        ) from error
+def _without_own(rows: Any) -> Any:
+    """Return the rows without columns that happen to have a name of :data:`OWN`."""
+    names = [name for name in rows.column_names or [] if name in OWN]
+    return rows.remove_columns(names) if names else rows

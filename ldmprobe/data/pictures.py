@@ -7,16 +7,21 @@ notes, so that it can be told.
 from __future__ import annotations
 
 import io
-import os
-import re
-from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
+from PIL import (
+    ExifTags,
+    GifImagePlugin,
+    Image,
+    ImageOps,
+    PngImagePlugin,
+    PpmImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+)
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from ldmprobe.data.image_files import ImageFiles
 
 TURNED = "turned as their EXIF orientation says"
 FLATTENED = "with transparency, laid on the background"
@@ -30,63 +35,15 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _CHANNELS = {"P": 3, "PA": 3, "CMYK": 3, "LA": 1, "La": 1, "RGBa": 4}  # of modes whose bands are not their channels
 _EIGHT_BITS: Range = (0, 255)
 _DTYPE_RANGES: dict[str, Range] = {"bool": (0, 1), "uint16": (0, 65535)}
-_URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:(//|:)|::")
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
-@dataclass(frozen=True)
-class ImageFiles:
-    """The files that rows may name: those in some folders, so that no table makes training read other files.
-
-    Attributes:
-        folders: absolute; a relative name is looked for in each of them.
-        follow_links: whether a link in a folder may lead out of it, as in a folder of one's own images.
-    """
-
-    folders: tuple[str, ...] = ()
-    follow_links: bool = False
-
-    def find(self, name: str) -> str:
-        """The path of the file called ``name``.
-
-        Raises:
-            ValueError: a URL, a file outside the folders, or none.
-        """
-        if _URL.search(name):
-            raise ValueError(
-                f"it names the URL {name[:200]!r}, and rows are not downloaded in training; download the images and give their folder"
-            )
-        candidates = [os.path.abspath(os.path.join(folder, name)) for folder in self.folders]
-        inside = [path for path in candidates if self._has(path)]
-        if not inside:
-            where = " or ".join(self.folders) or "any folder: the dataset has none of its own here"
-            raise ValueError(
-                f"it names the file {name[:200]!r}, which is not in {where}; a table can only name files there, unless the data's "
-                "`image_folder` names another folder"
-            )
-        found = next((path for path in inside if os.path.isfile(path)), None)
-        if found is None:
-            raise ValueError(f"there is no file {inside[0]}")
-        return found
-
-    def _has(self, path: str) -> bool:
-        if self.follow_links:
-            return any(_is_in(path, folder) for folder in self.folders)
-        return any(_is_in(os.path.realpath(path), os.path.realpath(folder)) for folder in self.folders)
-
-
-def _is_in(path: str, folder: str) -> bool:
-    return os.path.commonpath([path, folder]) == folder
-
-
-def opened(value: object, files: ImageFiles, notes: list[str]) -> Image | np.ndarray:
-    """The upright picture, loaded, or the array of numbers that a row's ``value`` is.
+def opened(value: object, files: ImageFiles, notes: list[str]) -> Image.Image | np.ndarray:
+    """Return the upright picture, loaded, or the array of numbers that a row's ``value`` is.
 
     Raises:
         Exception: of many kinds; it is neither.
     """
-    from PIL import Image, UnidentifiedImageError
-
     if isinstance(value, dict):  # undecoded: {"bytes": ..., "path": ...}
         value = value["bytes"] if value.get("bytes") else value["path"]
     if value is None:
@@ -116,22 +73,18 @@ def _kind(value: object, array: np.ndarray) -> str:
     return f"a list of {type(value[0]).__name__}" if isinstance(value, list) and value else type(value).__name__
 
 
-def _has_more_frames(image: Image) -> bool:
-    """Whether it is animated or of several pages; MPO is what cameras make of one photo and its previews."""
+def _has_more_frames(image: Image.Image) -> bool:
+    """Return whether it is animated or of several pages; MPO is what cameras make of one photo and its previews."""
     return image.format != "MPO" and bool(vars(image).get("is_animated", False) or _is_animated_lazily(image))
 
 
-def _is_animated_lazily(image: Image) -> bool:
-    from PIL import GifImagePlugin, TiffImagePlugin
-
+def _is_animated_lazily(image: Image.Image) -> bool:
     return isinstance(image, (GifImagePlugin.GifImageFile, TiffImagePlugin.TiffImageFile)) and image.is_animated
 
 
-def _upright(image: Image, notes: list[str]) -> Image:
-    """The picture turned once. Loading comes first: formats that Pillow turns by itself (TIFF, HEIF) then say no orientation any more. A
+def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
+    """Turn the picture upright once. Loading comes first: formats that Pillow turns by itself (TIFF, HEIF) then say no orientation any more. A
     JPEG XL codestream is turned by its decoder, whatever its EXIF says; a JPEG that it was made of, and that is restored from it, is not."""
-    from PIL import ExifTags, ImageOps
-
     image.load()
     turned_by_decoder = image.format == "JXL" and not vars(image).get("jpeg", False)
     if turned_by_decoder or image.getexif().get(ExifTags.Base.Orientation, 1) not in range(2, 9):
@@ -141,15 +94,13 @@ def _upright(image: Image, notes: list[str]) -> Image:
 
 
 def in_eight_bits(
-    image: Image, channels: int | None, background: str, value_range: Range | None, notes: list[str]
-) -> Image:
-    """The picture as L, RGB or RGBA; ``channels`` None keeps its own. Transparency that is not kept is laid on ``background``.
+    image: Image.Image, channels: int | None, background: str, value_range: Range | None, notes: list[str]
+) -> Image.Image:
+    """Return the picture as L, RGB or RGBA; ``channels`` None keeps its own. Transparency that is not kept is laid on ``background``.
 
     Raises:
         ValueError: of 32 bits without ``value_range``, or values outside it.
     """
-    from PIL import Image as PILImage
-
     if image.mode.startswith("I") or image.mode == "F" or value_range not in (None, _EIGHT_BITS):
         image = _scaled_down(image, value_range, notes)
     channels = channels or _CHANNELS.get(image.mode, len(image.getbands()))
@@ -157,26 +108,22 @@ def in_eight_bits(
         image = image.convert("RGBA")
         if np.asarray(image.getchannel("A")).min() < 255:
             notes.append(FLATTENED)
-        image = PILImage.alpha_composite(PILImage.new("RGBA", image.size, background), image)
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background), image)
     return image.convert(_MODES[channels])
 
 
-def _scaled_down(image: Image, value_range: Range | None, notes: list[str]) -> Image:
-    """The values of ``value_range``, or of what the format says, as 0 … 255; Pillow's own conversion clips at 255."""
-    from PIL import Image as PILImage
-
+def _scaled_down(image: Image.Image, value_range: Range | None, notes: list[str]) -> Image.Image:
+    """Scale the values of ``value_range``, or of what the format says, to 0 … 255; Pillow's own conversion clips at 255."""
     if image.has_transparency_data or not (image.mode in ("1", "L", "RGB", "F") or image.mode.startswith("I")):
         raise ValueError(f"`value_range` is for numbers, not for a picture of mode {image.mode}; leave it out")
     notes.append(REDUCED if value_range is None else SCALED)
     fraction = _fraction(np.asarray(image, dtype=np.float64), value_range or _range_of_format(image))
     if value_range is None and _white_is_zero(image):
         fraction = 1 - fraction
-    return PILImage.fromarray((fraction * 255).round().astype(np.uint8))
+    return Image.fromarray((fraction * 255).round().astype(np.uint8))
 
 
-def _range_of_format(image: Image) -> Range:
-    from PIL import PngImagePlugin, PpmImagePlugin, TiffImagePlugin
-
+def _range_of_format(image: Image.Image) -> Range:
     if isinstance(image, TiffImagePlugin.TiffImageFile) and image.tag_v2.get(_TIFF_BITS) == (12,):
         return 0, 4095
     of_16_bits = (PngImagePlugin.PngImageFile, PpmImagePlugin.PpmImageFile)  # as older Pillows open them
@@ -188,10 +135,8 @@ def _range_of_format(image: Image) -> Range:
     )
 
 
-def _white_is_zero(image: Image) -> bool:
-    """Whether Pillow left it to us: it inverts those of 8 bits."""
-    from PIL import TiffImagePlugin
-
+def _white_is_zero(image: Image.Image) -> bool:
+    """Return whether Pillow left it to us: it inverts those of 8 bits."""
     return (
         isinstance(image, TiffImagePlugin.TiffImageFile)
         and image.mode.startswith("I;16")
@@ -199,16 +144,14 @@ def _white_is_zero(image: Image) -> bool:
     )
 
 
-def of_array(array: np.ndarray, value_range: Range | None, notes: list[str]) -> Image | np.ndarray:
-    """An array of whole numbers as a picture of 8 bits, one of floats as float32 (C, H, W).
+def of_array(array: np.ndarray, value_range: Range | None, notes: list[str]) -> Image.Image | np.ndarray:
+    """Return an array of whole numbers as a picture of 8 bits, one of floats as float32 (C, H, W).
 
     Of floats, ``value_range`` becomes [−1, 1]; without one they stay as they are. Of whole numbers, it is by default that of their type.
 
     Raises:
         ValueError: not finite, or outside the range.
     """
-    from PIL import Image
-
     floats = array.dtype.kind == "f"
     if floats and not np.isfinite(array).all():
         raise ValueError(f"{int((~np.isfinite(array)).sum())} of its {array.size} values are NaN or infinite")
@@ -224,14 +167,12 @@ def of_array(array: np.ndarray, value_range: Range | None, notes: list[str]) -> 
     return Image.fromarray(_channels_last((fraction * 255).round().astype(np.uint8)))
 
 
-def of_floats(floats: np.ndarray, value_range: Range | None) -> Image:
-    """Floats (C, H, W) in [−1, 1] as a picture of 8 bits, so that its size and channels can be changed.
+def of_floats(floats: np.ndarray, value_range: Range | None) -> Image.Image:
+    """Return floats (C, H, W) in [−1, 1] as a picture of 8 bits, so that its size and channels can be changed.
 
     Raises:
         ValueError: they were taken as they are, or their channels are not those of a picture.
     """
-    from PIL import Image
-
     if value_range is None or floats.shape[0] not in _MODES:
         raise ValueError(
             f"an array of shape {floats.shape} of floats that are taken as they are is not resized nor given other channels; leave out "
@@ -265,8 +206,6 @@ def _fraction(array: np.ndarray, value_range: Range) -> np.ndarray:
 
 @cache
 def _readable_formats() -> list[str]:
-    """All that Pillow reads but EPS, which is a program, and which Ghostscript would run."""
-    from PIL import Image
-
+    """Return all formats that Pillow reads but EPS, which is a program, and which Ghostscript would run."""
     Image.init()
     return [name for name in Image.OPEN if name != "EPS"]

@@ -1,165 +1,166 @@
-"""RowReader: from a row of a dataset to tensors: decode, convert, resize, crop, flip, scale to [−1, 1]."""
+"""RowReader: from a row of a dataset to a sample, and from samples to a batch."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from PIL.Image import Image
 from torch import Tensor
 
-from ldmprobe.data.pictures import ImageFiles, Range, in_eight_bits, of_array, of_floats, opened
-from ldmprobe.data.sources import ROW_NUMBER
+from ldmprobe.data.columns import ROW_NUMBER, Column, ImageColumn, Reading
+from ldmprobe.data.image_files import ImageFiles
+from ldmprobe.data.view import View
 from ldmprobe.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 
 @dataclass(frozen=True)
 class RowReader:
-    """Reads image, label and caption of a row.
-
-    Pictures and arrays of whole numbers become pictures of 8 bits and go from [0, 255] to [−1, 1]; arrays of floats are taken as they are.
-    Pictures are turned upright by their EXIF orientation.
+    """Reads the columns of a row, each from the same view of the image.
 
     Attributes:
+        image: the column of images.
+        others: the further columns.
         size: images become size × size; None keeps theirs.
-        channels: 1 (grey), 3 (RGB), 4 (RGBA); images of another mode are converted; None keeps theirs.
         resize: "crop" scales the short side and crops, "squash" ignores the aspect ratio.
         random_crop, random_flip: augmentation, in training only.
-        num_classes: labels must be below it, where it is known.
         unit: what a number in a message counts; of a stream only the order of reading is known.
-        split: of the dataset, for messages.
-        background: the color under transparent images, unless ``channels`` is 4.
-        value_range: the numbers that are black and white, in arrays and in grey pictures of 16 and 32 bits, where their type does not say.
+        split: the dataset's split, for messages.
         files: those that rows may name.
     """
 
-    image_column: str
-    label_column: str | None
-    caption_column: str | None
-    size: int | None
-    channels: int | None
+    image: ImageColumn = field(default_factory=ImageColumn)
+    others: tuple[Column, ...] = ()
+    size: int | None = None
     resize: Literal["crop", "squash"] = "crop"
     random_crop: bool = False
     random_flip: bool = False
-    num_classes: int | None = None
     unit: str = "Row"
     split: str | None = None
-    background: str = "white"
-    value_range: Range | None = None
     files: ImageFiles = field(default_factory=ImageFiles)
 
-    def read(self, row: dict[str, Any], row_number: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
-        """One sample: ``image`` (C, H, W) float32, ``index``, and ``label``, ``caption`` if named. Of several captions it is the first, or
-        with ``rng`` one that is drawn.
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        return (self.image, *self.others)
+
+    def column_called(self, name: str) -> Column | None:
+        """Return the column of this name in batches, if there is one."""
+        return next((column for column in self.columns if column.name == name), None)
+
+    def read(
+        self,
+        row: dict[str, Any],
+        row_number: int,
+        rng: np.random.Generator | None = None,
+        notes: list[str] | None = None,
+    ) -> dict[str, Any]:
+        """Return one sample: ``image`` (C, H, W) float32, ``index``, and the further columns.
 
         Args:
             rng: for augmentation; None for none.
+            notes: takes what was done to the image.
 
         Raises:
-            ConfigurationError: the image cannot be read; the row is named.
+            ConfigurationError: a column cannot be read; the row is named.
         """
-        return self.read_noting(row, row_number, rng, [])
+        reading = self._reading(row, row_number, rng, notes)
+        image = self._open(row, reading)
+        reading.view = self._drawn_view(image, reading)
+        return self._sample(row, image, reading, keep=False)
 
-    def read_noting(
-        self, row: dict[str, Any], row_number: int, rng: np.random.Generator | None, notes: list[str]
-    ) -> dict[str, Any]:
-        """The same sample, with what was done to its image added to ``notes``."""
-        row_number = int(row.get(ROW_NUMBER, row_number))
-        place = self.place(row_number)
-        image = self._image(row[self.image_column], place, rng, notes)
-        sample: dict[str, Any] = {"image": image, "index": row_number}
-        if self.label_column is not None:
-            sample["label"] = self._label(row[self.label_column], place)
-        if self.caption_column is not None:
-            sample["caption"] = self._caption(row[self.caption_column], place, rng)
-        return sample
+    def views(self, row: dict[str, Any], row_number: int) -> list[dict[str, Any]]:
+        """Return what a cache keeps of a row, for each view that training may see: as it is and, where images are flipped, mirrored."""
+        reading, samples = self._reading(row, row_number, None, None), []
+        image = self._open(row, reading)
+        for mirrored in (False, True) if self.random_flip else (False,):
+            reading.view = replace(reading.view, mirrored=mirrored)
+            samples.append(self._sample(row, image, reading, keep=True))
+        return samples
 
     def place(self, row_number: int) -> str:
-        """A row's name in messages."""
+        """Return a row's name in messages."""
         return f"{self.unit} {row_number}" + (f" of split {self.split!r}" if self.split else "")
 
-    def _label(self, value: Any, place: str) -> int:
-        label = int(value) if isinstance(value, (int, np.integer, np.bool_)) else -1
-        if label < 0 or (self.num_classes is not None and label >= self.num_classes):
-            top = "" if self.num_classes is None else f" to {self.num_classes - 1}"
-            raise ConfigurationError(
-                f"{place} has class label {value!r} in column {self.label_column!r}, which is out of range; expected 0{top}."
-            )
-        return label
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        """Return samples as a batch.
 
-    def _caption(self, value: Any, place: str, rng: np.random.Generator | None) -> str:
-        captions = value if isinstance(value, (list, tuple)) else [value]
-        if not captions or not all(isinstance(caption, str) for caption in captions):
-            raise ConfigurationError(
-                f"{place} has {value!r} in column {self.caption_column!r}; expected a caption, or a list of them. Remove the row or write one."
-            )
-        return captions[0 if rng is None or len(captions) == 1 else int(rng.integers(len(captions)))]
+        Raises:
+            ConfigurationError: tensors of different shapes; the rows are named.
+        """
+        batch: dict[str, Any] = {}
+        for name, first in samples[0].items():
+            values = [sample[name] for sample in samples]
+            column = self.column_called(name)
+            if isinstance(first, Tensor) and (column is None or column.stacked):
+                self._check_shapes(name, samples)
+            batch[name] = _stack(values) if column is None else column.collate(values)
+        return batch
 
-    def _image(self, value: Any, place: str, rng: np.random.Generator | None, notes: list[str]) -> Tensor:
-        try:
-            return self._resized(self._picture(value, notes), rng)
-        except Exception as error:  # Pillow's formats raise many kinds, all meaning "not readable"
-            raise ConfigurationError(
-                f"{place}, column {self.image_column!r}: the image cannot be read ({error}). Remove the row or repair it."
-            ) from error
-
-    def _picture(self, value: Any, notes: list[str]) -> Image | np.ndarray:
-        """A picture of 8 bits, or floats (C, H, W)."""
-        picture = opened(value, self.files, notes)
-        if isinstance(picture, np.ndarray):
-            picture = of_array(picture, self.value_range, notes)
-            if isinstance(picture, np.ndarray) and self._fits(*picture.shape):
-                return picture
-            picture = of_floats(picture, self.value_range) if isinstance(picture, np.ndarray) else picture
-            return in_eight_bits(picture, self.channels, self.background, None, notes)
-        return in_eight_bits(picture, self.channels, self.background, self.value_range, notes)
-
-    def _fits(self, channels: int, height: int, width: int) -> bool:
-        return self.channels in (None, channels) and (self.size is None or height == width == self.size)
-
-    def _resized(self, picture: Image | np.ndarray, rng: np.random.Generator | None) -> Tensor:
-        from PIL import Image, ImageOps
-
-        if isinstance(picture, np.ndarray):
-            flipped = rng is not None and self.random_flip and rng.random() < 0.5
-            return torch.from_numpy(np.ascontiguousarray(picture[..., ::-1] if flipped else picture))
-        if self.size is not None and picture.size != (self.size, self.size):
-            if self.resize == "squash":
-                picture = picture.resize((self.size, self.size), Image.Resampling.BICUBIC)
-            else:
-                across, down = rng.random(2) if rng is not None and self.random_crop else (0.5, 0.5)
-                picture = ImageOps.fit(
-                    picture, (self.size, self.size), Image.Resampling.BICUBIC, centering=(across, down)
+    def _check_shapes(self, name: str, samples: list[dict[str, Any]]) -> None:
+        first = samples[0][name].shape
+        for sample in samples:
+            if (shape := sample[name].shape) != first:
+                setting = "channels" if len(shape) == 3 and shape[0] != first[0] else "image_size"
+                raise ConfigurationError(
+                    f"Row {sample['index']} has an {name} of shape {tuple(shape)}, row {samples[0]['index']} of {tuple(first)}; set the data's "
+                    f"`{setting}`."
                 )
-        if rng is not None and self.random_flip and rng.random() < 0.5:
-            picture = ImageOps.mirror(picture)
-        array = np.asarray(picture, dtype=np.float32)
-        array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
-        return torch.from_numpy(np.ascontiguousarray(array)) / 127.5 - 1
+
+    def _reading(
+        self, row: dict[str, Any], row_number: int, rng: np.random.Generator | None, notes: list[str] | None
+    ) -> Reading:
+        number = int(row.get(ROW_NUMBER, row_number))
+        view = View(self.size, self.resize)
+        return Reading(
+            self.place(number), number, view, rng=rng, files=self.files, notes=[] if notes is None else notes
+        )
+
+    def _open(self, row: dict[str, Any], reading: Reading) -> Image | np.ndarray:
+        with _naming(self.image, reading):
+            image = self.image.open(row[self.image.column], reading)
+        reading.image_size = (image.shape[2], image.shape[1]) if isinstance(image, np.ndarray) else image.size
+        return image
+
+    def _drawn_view(self, image: Image | np.ndarray, reading: Reading) -> View:
+        rng, center = reading.rng, (0.5, 0.5)
+        if rng is None:
+            return reading.view
+        is_cropped = (
+            not isinstance(image, np.ndarray) and self.size is not None and image.size != (self.size, self.size)
+        )
+        if is_cropped and self.random_crop and self.resize == "crop":
+            across, down = rng.random(2)
+            center = (float(across), float(down))
+        return View(self.size, self.resize, center, mirrored=self.random_flip and bool(rng.random() < 0.5))
+
+    def _sample(self, row: dict[str, Any], image: Image | np.ndarray, reading: Reading, keep: bool) -> dict[str, Any]:
+        with _naming(self.image, reading):
+            sample = {self.image.name: self.image.seen(image, reading.view), "index": reading.row}
+        for column in self.others:
+            with _naming(column, reading):
+                sample[column.name] = (column.kept if keep else column.read)(row[column.column], reading)
+        return sample
 
 
-def collate(samples: list[dict[str, Any]]) -> dict[str, Any]:
-    """Samples to a batch: ``image`` (N, C, H, W), ``label`` and ``index`` (N,) int64, ``caption`` a list of strings.
+@contextmanager
+def _naming(column: Column, reading: Reading) -> Iterator[None]:
+    """Name the row and the column in whatever is raised."""
+    try:
+        yield
+    except ConfigurationError:
+        raise
+    except Exception as error:  # Pillow's formats raise many kinds, all meaning "not readable"
+        raise ConfigurationError(
+            f"{reading.place}, column {column.column!r}: the {column.name} cannot be read ({error}). Remove the row or repair it."
+        ) from error
 
-    Raises:
-        ConfigurationError: images of different shapes; the rows are named.
-    """
-    first = samples[0]["image"].shape
-    for sample in samples:
-        if sample["image"].shape != first:
-            setting = "channels" if sample["image"].shape[0] != first[0] else "image_size"
-            raise ConfigurationError(
-                f"Row {sample['index']} has an image of shape {tuple(sample['image'].shape)}, row {samples[0]['index']} of "
-                f"{tuple(first)}; set the data's `{setting}`."
-            )
-    batch: dict[str, Any] = {"image": torch.stack([sample["image"] for sample in samples])}
-    for key in ("index", "label"):
-        if key in samples[0]:
-            batch[key] = torch.tensor([sample[key] for sample in samples])
-    if "caption" in samples[0]:
-        batch["caption"] = [sample["caption"] for sample in samples]
-    return batch
+
+def _stack(values: list[Any]) -> Any:
+    """Return tensors, dicts of tensors or numbers as one."""
+    if isinstance(values[0], dict):
+        return {name: torch.stack([value[name] for value in values]) for name in values[0]}
+    return torch.stack(values) if isinstance(values[0], Tensor) else torch.tensor(values)

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from ldmprobe.data.builtin import load_builtin
+from ldmprobe.data.columns import OWN, ROW_NUMBER, Column
 from ldmprobe.data.folders import is_image_folder, with_captions
-from ldmprobe.data.identity import held_out_mask, image_hashes, is_held_out
+from ldmprobe.data.identity import IMAGE_HASH, held_out_mask, is_held_out
+from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.errors import ConfigurationError
 
-ROW_NUMBER = "__row__"
 HELD_OUT_NAMES = ("validation", "valid", "val", "test")
 _SPLIT_SEED = 20_26  # of the held-out rows of built-in data; part of every run's comparability
 
@@ -72,6 +73,13 @@ def load_splits(dataset: str, streaming: bool = False, **kwargs: Any) -> dict[st
     return {name: rows.with_format(None) for name, rows in splits.items()}
 
 
+def check_splits(splits: dict[str, Any], *names: str | None) -> None:
+    """Raise ConfigurationError if one of the named splits is not there."""
+    for name in names:
+        if name is not None and name not in splits:
+            raise ConfigurationError(f"There is no split {name!r}; the dataset has {', '.join(map(repr, splits))}.")
+
+
 def held_out_name(splits: dict[str, Any], train_split: str, held_out_split: str | None) -> str | None:
     """The split to hold out: the named one, else one of a usual name; None where a part of the training split is taken."""
     if held_out_split is not None:
@@ -85,10 +93,11 @@ def choose_splits(
     held_out_split: str | None,
     held_out_fraction: float,
     held_out_rows: int,
-    image_column: str = "image",
+    image: Column,
+    files: ImageFiles,
     fixed: bool = False,
 ) -> tuple[Any, Any]:
-    """Training and held-out rows.
+    """Return training and held-out rows.
 
     Where no split is named for holding out and none has a usual name, a part of the training split is taken: each row with
     probability ``held_out_fraction``, by a hash of its image, so that it stays on its side whatever rows are added, and
@@ -96,56 +105,59 @@ def choose_splits(
 
     Args:
         held_out_rows: of a stream at most so many are held out; what it has more of them is left aside.
+        image: the column of images.
+        files: the files that rows may name.
         fixed: the rows never change (built-in data): exactly ``held_out_fraction`` of them are taken, by their numbers, or
             the first ``held_out_rows`` of a stream.
 
     Raises:
         ConfigurationError: a named split does not exist, or one is empty; there are not two different images.
     """
-    for name in (train_split, held_out_split):
-        if name is not None and name not in splits:
-            raise ConfigurationError(f"There is no split {name!r}; the dataset has {', '.join(map(repr, splits))}.")
+    check_splits(splits, train_split, held_out_split)
     held_out_split = held_out_name(splits, train_split, held_out_split)
     train = splits[train_split]
     if held_out_split is not None:
         held_out = splits[held_out_split]
     elif hasattr(train, "__len__"):
-        train, held_out = _held_out_of_table(train, train_split, held_out_fraction, image_column, fixed)
+        train, held_out = _held_out_of_table(train, train_split, held_out_fraction, image, files, fixed)
     elif fixed:
         train, held_out = train.skip(held_out_rows), train.take(held_out_rows)
     else:
-        train, held_out = _held_out_of_stream(train, held_out_fraction, held_out_rows, image_column)
+        train, held_out = _held_out_of_stream(train, held_out_fraction, held_out_rows, image, files)
     for name, rows in ((train_split, train), (held_out_split or "held-out", held_out)):
         if hasattr(rows, "__len__") and len(rows) == 0:
             raise ConfigurationError(f"Split {name!r} is empty.")
     return train, held_out
 
 
-def _held_out_of_table(rows: Any, name: str, fraction: float, image_column: str, fixed: bool) -> tuple[Any, Any]:
+def _held_out_of_table(
+    rows: Any, name: str, fraction: float, image: Column, files: ImageFiles, fixed: bool
+) -> tuple[Any, Any]:
     if len(rows) < 2:
         raise ConfigurationError(
             f"Split {name!r} has {len(rows)} row(s); expected at least 2, one of them to hold out."
         )
-    _check_column(image_column, rows.column_names)
+    check_column(image.column, rows.column_names)
     numbered = rows.add_column(ROW_NUMBER, np.arange(len(rows)))  # so that messages name rows of the dataset
     if fixed:
         size = min(len(rows) - 1, max(1, round(fraction * len(rows))))
         parts = numbered.train_test_split(test_size=size, seed=_SPLIT_SEED)
         return parts["train"], parts["test"]
-    hashes = image_hashes(numbered, image_column)
+    hashes = image.hashes(numbered, files)
+    numbered = numbered.add_column(IMAGE_HASH, hashes)
     order = np.argsort(hashes, kind="stable")
     held_out = held_out_mask(hashes, fraction)[order]
     return numbered.select(order[~held_out]), numbered.select(order[held_out])
 
 
-def _held_out_of_stream(rows: Any, fraction: float, most: int, image_column: str) -> tuple[Any, Any]:
-    from datasets import Dataset, Image
+def _held_out_of_stream(rows: Any, fraction: float, most: int, image: Column, files: ImageFiles) -> tuple[Any, Any]:
+    from datasets import Dataset
 
-    _check_column(image_column, rows.column_names or list(next(iter(rows), {})))
-    if isinstance((rows.features or {}).get(image_column), Image):
-        rows = rows.cast_column(image_column, Image(decode=False))
+    check_column(image.column, rows.column_names or list(next(iter(rows), {})))
     train, held_out = (
-        rows.filter(is_held_out, fn_kwargs={"column": image_column, "fraction": fraction, "wanted": wanted})
+        rows.filter(
+            is_held_out, fn_kwargs={"column": image.column, "fraction": fraction, "wanted": wanted, "files": files}
+        )
         for wanted in (False, True)
     )
     taken = list(islice(held_out, most))
@@ -157,9 +169,11 @@ def _held_out_of_stream(rows: Any, fraction: float, most: int, image_column: str
     return train, Dataset.from_list(taken, features=rows.features)
 
 
-def _check_column(column: str, columns: list[str]) -> None:
+def check_column(column: str, columns: list[str]) -> None:
+    """Raise ConfigurationError if a dataset of these columns lacks ``column``."""
     if column not in columns:
-        raise ConfigurationError(f"There is no column {column!r}; the dataset has {', '.join(map(repr, columns))}.")
+        names = ", ".join(repr(name) for name in columns if name not in OWN)
+        raise ConfigurationError(f"There is no column {column!r}; the dataset has {names}.")
 
 
 def _first_line(error: Exception) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from torch.utils.data import (
@@ -15,19 +15,25 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from ldmprobe.data.rows import RowReader, collate
+
+class Reader(Protocol):
+    """Reads the rows of a dataset, or of a cache."""
+
+    def read(self, row: Any, row_number: int, rng: np.random.Generator | None = None) -> dict[str, Any]: ...
+
+    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]: ...
 
 
 class ShuffledStream(Dataset):
     """Position p of the stream is row ``permutation(seed, p // n)[p % n]``, augmented with randomness of (seed, p)."""
 
-    def __init__(self, rows: Any, reader: RowReader, seed: int) -> None:
+    def __init__(self, rows: Any, reader: Reader, seed: int) -> None:
         self.rows, self.reader, self.seed = rows, reader, seed
         self._pass = -1
         self._permutation = np.empty(0, dtype=np.int64)
 
     def __getitem__(self, positions: list[int]) -> dict[str, Any]:
-        return collate([self._sample(position) for position in positions])
+        return self.reader.collate([self._sample(position) for position in positions])
 
     def _sample(self, position: int) -> dict[str, Any]:
         which_pass, offset = divmod(position, len(self.rows))
@@ -66,9 +72,7 @@ class HubStream(IterableDataset):
     """A streaming dataset, shuffled anew in each pass through a buffer, without end; sharded over ranks (by the caller,
     with ``split_dataset_by_node``) and over workers (by ``datasets`` itself)."""
 
-    def __init__(
-        self, rows: Any, reader: RowReader, seed: int, batch_size: int, buffer_size: int, rank: int = 0
-    ) -> None:
+    def __init__(self, rows: Any, reader: Reader, seed: int, batch_size: int, buffer_size: int, rank: int = 0) -> None:
         self.rows, self.reader, self.seed, self.batch_size = rows, reader, seed, batch_size
         self.buffer_size, self.rank = buffer_size, rank
 
@@ -85,7 +89,7 @@ class HubStream(IterableDataset):
                 rng = np.random.default_rng((*part, which_pass, count))
                 samples.append(self.reader.read(row, count - 1, rng))
                 if len(samples) == self.batch_size:
-                    yield collate(samples)
+                    yield self.reader.collate(samples)
                     samples = []
             if count == 0:  # fewer shards than workers: this one has nothing to read
                 return

@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from ldmprobe.errors import ConfigurationError
 
 Condition = dict[str, Tensor]
-"""What a network is told of each sample, by name, each of shape (N, …): ``{}``, ``{"class_labels": …}``, ``{"encoder_hidden_states": …}``."""
+"""What a network is told of each sample, by name, each of shape (N, …): ``{}``, ``{"class_labels": …}``, ``{"encoder_hidden_states": …}``.
+
+``"concat"`` (N, C', H, W) is a picture beside z_t: it is joined to the latents along channels, after them, before any network.
+"""
+CONCAT = "concat"
 
 # diffusers' networks take what they are told of a sample as keyword arguments, these of it bundled in one dictionary:
 _BUNDLED = {
@@ -36,31 +40,46 @@ class Denoiser(Protocol):
 
 
 def as_denoiser(network: nn.Module) -> Denoiser:
-    """Return ``network`` as a Denoiser: diffusers' U-Nets and transformers are adapted, anything else must follow the protocol itself.
+    """Return ``network`` as a Denoiser that takes ``"concat"``: diffusers' U-Nets and transformers are adapted, anything else must follow
+    the protocol itself.
 
     Raises:
         ConfigurationError: it is told its guidance scale, as one distilled for few steps is.
     """
-    if not hasattr(network, "config"):
-        return network
-    config: Any = network.config
+    own: Denoiser = _adapted(network) if hasattr(network, "config") else network
+
+    def denoise(z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        if CONCAT not in condition:
+            return own(z_t, t, condition)
+        others = {name: value for name, value in condition.items() if name != CONCAT}
+        return own(torch.cat([z_t, condition[CONCAT].to(z_t)], dim=1), t, others)
+
+    if not any(name in _PREDICTS_VARIANCE for name in _class_names(network)):
+        return denoise
+    return lambda z_t, t, condition: denoise(z_t, t, condition)[:, : z_t.shape[1]]
+
+
+def _class_names(network: nn.Module) -> list[str]:
+    return [cls.__name__ for cls in type(network).__mro__]  # FSDP puts a class of its own before diffusers'
+
+
+def _adapted(network: Any) -> Denoiser:
+    config, classes = network.config, _class_names(network)
     if config.get("time_cond_proj_dim") is not None:
         raise ConfigurationError(
             f"{type(network).__name__} has time_cond_proj_dim {config['time_cond_proj_dim']}: it was distilled to be told its guidance scale, "
             "and is no denoiser of one noise level. Give the network that it was distilled from."
         )
 
-    classes = [cls.__name__ for cls in type(network).__mro__]  # FSDP puts a class of its own before diffusers'
     bundled = next((_BUNDLED[name] for name in classes if name in _BUNDLED), ())
-    predicts_variance = any(name in _PREDICTS_VARIANCE for name in classes)
+    always_bundled = any(name in _PREDICTS_VARIANCE for name in classes)
     time_unit = 1000 if any(name in _TIME_TO_ONE for name in classes) else 1
 
     def denoise(z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        told: dict[str, Any] = {name: value for name, value in condition.items() if name not in bundled}
-        if bundled and (predicts_variance or len(told) < len(condition)):
-            told["added_cond_kwargs"] = {name: condition.get(name) for name in bundled}
-        prediction = network(z_t, timestep=t / time_unit if time_unit > 1 else t, **told).sample
-        return prediction[:, : z_t.shape[1]] if predicts_variance else prediction
+        given: dict[str, Any] = {name: value for name, value in condition.items() if name not in bundled}
+        if bundled and (always_bundled or len(given) < len(condition)):
+            given["added_cond_kwargs"] = {name: condition.get(name) for name in bundled}
+        return network(z_t, timestep=t / time_unit if time_unit > 1 else t, **given).sample
 
     return denoise
 
@@ -80,7 +99,7 @@ def check_denoiser(
     Raises:
         ConfigurationError: the network does not take latents of this shape, or text of this width, or does not answer with the same shape.
     """
-    check_text(network, condition)
+    check_condition(network, latent_shape, condition)
     was_training = {module: module.training for module in network.modules()}
     network.eval()
     z = torch.zeros(1, *latent_shape, device=device)
@@ -90,7 +109,7 @@ def check_denoiser(
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise ConfigurationError(
             f"{type(network).__name__} cannot take latents of shape {tuple(latent_shape)}: {str(error).rstrip('.')}. "
-            f"{_what_fits(network, latent_shape, image_shape)}"
+            f"{_what_fits(network, latent_shape, condition, image_shape)}"
         ) from error
     finally:
         for module, training in was_training.items():
@@ -98,22 +117,58 @@ def check_denoiser(
     if tuple(shape) != tuple(z.shape):
         raise ConfigurationError(
             f"{type(network).__name__} answers latents of shape {tuple(latent_shape)} with {tuple(shape[1:])}; expected the "
-            f"same shape. {_what_fits(network, latent_shape, image_shape)}"
+            f"same shape. {_what_fits(network, latent_shape, condition, image_shape)}"
         )
 
 
-def _what_fits(network: nn.Module, latent_shape: tuple[int, ...], image_shape: tuple[int, ...] | None) -> str:
-    """What to write for latents that a network does not take: another size of images, where that is all that is wrong."""
+def _what_fits(
+    network: nn.Module, latent_shape: tuple[int, ...], condition: Condition, image_shape: tuple[int, ...] | None
+) -> str:
+    """Return what to write for latents that a network does not take: another size of images, where that is all that is wrong."""
     config: Any = getattr(network, "config", {})
     channels, size = latent_shape[0], latent_shape[-1]
+    inputs = channels + concat_channels(condition)
     multiple = config.get("patch_size") or 2 ** (len(config.get("block_out_channels") or [0]) - 1)
-    if config.get("in_channels") != channels or all(pixels % multiple == 0 for pixels in latent_shape[1:]):
-        return f"Make its in_channels and out_channels {channels} and its number of levels fit {size} pixels."
+    if config.get("in_channels") != inputs or all(pixels % multiple == 0 for pixels in latent_shape[1:]):
+        needed = (
+            f"in_channels and out_channels {channels}"
+            if inputs == channels
+            else f"in_channels {inputs}, its out_channels {channels}"
+        )
+        return f"Make its {needed} and its number of levels fit {size} pixels."
     if not image_shape:
         return f"Their height and width have to be multiples of {multiple}."
     multiple *= image_shape[-1] // size
     fitting = max(multiple, image_shape[-1] // multiple * multiple)
     return f"Set the data's `image_size` to a multiple of {multiple}, such as {fitting}."
+
+
+def concat_channels(condition: Condition) -> int:
+    """Return the channels that a condition adds to those of the latents."""
+    return condition[CONCAT].shape[1] if CONCAT in condition else 0
+
+
+def check_condition(network: nn.Module, latent_shape: tuple[int, ...], condition: Condition) -> None:
+    """Compare the picture and the text in a condition, where there are any, with what a network of diffusers takes.
+
+    Raises:
+        ConfigurationError: the picture has another size than the latents, or the network other channels; or it takes no text, or text of
+            another width.
+    """
+    config: Any = getattr(network, "config", {})
+    if CONCAT in condition:
+        beside, channels = tuple(condition[CONCAT].shape[1:]), latent_shape[0]
+        if beside[1:] != tuple(latent_shape[1:]):
+            raise ConfigurationError(
+                f"The conditioning's concat has shape {beside}, the latents {tuple(latent_shape)}; expected the same height and width."
+            )
+        inputs = config.get("in_channels", channels + beside[0])
+        if inputs != channels + beside[0]:
+            raise ConfigurationError(
+                f"{type(network).__name__} has in_channels {inputs}; expected {channels + beside[0]}: {channels} of the latents and {beside[0]} "
+                "of the conditioning's concat."
+            )
+    check_text(network, condition)
 
 
 def check_text(network: nn.Module, condition: Condition) -> None:

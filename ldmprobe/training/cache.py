@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+import os
+import warnings
+from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +16,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldmprobe.data.images import ImageData
-from ldmprobe.data.latents import DTYPES, SPLITS, LatentCache, Shard, cache_key, key_hash
-from ldmprobe.data.rows import collate
+from ldmprobe.data.latent_cache import CONDITION, DTYPES, SPLITS, LatentCache, Shard, cache_key
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import atomic_write, remove_partials
+from ldmprobe.io.digest import fingerprint
 from ldmprobe.io.plain_text import plain
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, FrozenEncoder
 from ldmprobe.models.denoiser import check_text
+from ldmprobe.models.denoiser import check_condition
+from ldmprobe.models.device import move
 
 _NAMED_ROWS = 10  # in a message
 
@@ -63,28 +69,19 @@ def write_cache(
     data.setup("fit")
     data.check_cacheable()
     conditioning.prepare(network, data, codec)
-    check_text(network, conditioning.for_samples(torch.zeros(1, dtype=torch.long)))
-    codec.latent_shape(data.image_shape)
-    key = cache_key(data.rows, data.reader, codec, conditioning, dtype)
-    folder = Path("latents", key_hash(key)) if folder is None else folder
-    text = conditioning.frozen_encoder
-    captions = _captions(data) if text else []
+    latent_shape = codec.latent_shape(data.image_shape)
+    check_condition(network, latent_shape, conditioning.for_samples(torch.zeros(1, dtype=torch.long)))
+    key = cache_key(data.identity, data.rows, data.reader, codec, conditioning, dtype)
+    folder = Path("latents", fingerprint(key)) if folder is None else folder
+    encoder = conditioning.frozen_encoder
     try:
-        found = _described(
-            folder,
-            key,
-            {**{split: len(data.rows[split]) for split in SPLITS}, "text": len(captions)},
-            rows_per_shard,
-            data,
-        )
+        found = _described(folder, key, rows_per_shard, data)
         mine = [part for part in found.shards()[shard::num_shards] if not part.path.exists()]
-        _write_images(data, codec, [part for part in mine if part.split != "text"], dtype, batch_size, captions)
-        if text is not None:
-            for part in (part for part in mine if part.split == "text"):
-                _write(part.path, _encoded_text(text, captions[part.start : part.stop], dtype, batch_size), {})
-            for prompt in dict.fromkeys(text.asked) if shard == 0 else ():
+        _write_rows(data, codec, encoder, mine, dtype, batch_size)
+        if encoder is not None and shard == 0:
+            for prompt in dict.fromkeys(encoder.asked):
                 if not (path := found.prompt_path(prompt)).exists():
-                    _write(path, _condition(text, None if prompt is None else [prompt], dtype), {})
+                    _write(path, _condition(encoder, None if prompt is None else [prompt], dtype), {})
     except OSError as error:
         raise ConfigurationError(
             f"{folder} cannot be written to ({error}); choose another --out, or make room."
@@ -92,16 +89,20 @@ def write_cache(
     return folder, all(part.path.exists() for part in found.shards())
 
 
-def _described(
-    folder: Path, key: dict[str, Any], num_rows: dict[str, int], rows_per_shard: int, data: ImageData
-) -> LatentCache:
-    """The cache in ``folder``, as yet without rows where it is new."""
+def _described(folder: Path, key: dict[str, Any], rows_per_shard: int, data: ImageData) -> LatentCache:
+    """Return the cache in ``folder``, as yet without rows where it is new."""
     path = LatentCache.description_path(folder)
     if not path.exists():
         if folder.is_dir() and any(folder.glob("[!.]*")) and not path.exists():  # another process may just have made it
             raise ConfigurationError(f"{folder} is not empty and no cache of latents; give --out a new folder.")
+        description = {
+            "key": key,
+            "num_rows": {split: len(rows) for split, rows in data.rows.items()},
+            "rows_per_shard": rows_per_shard,
+            "image_shape": list(data.image_shape),
+        }
         with atomic_write(path) as file:
-            file.write(LatentCache.describe(key, num_rows, rows_per_shard, data.image_shape))
+            file.write(json.dumps(description, indent=1).encode())
     found = LatentCache(folder)
     found.check_key(key)
     return found
@@ -110,63 +111,75 @@ def _described(
 # --- images ----------------------------------------------------------------------------------------------------------------
 
 
-class _AlwaysFlips:
-    """A generator by which RowReader flips."""
-
-    def random(self) -> float:
-        return 0.0
-
-
 class _Views(Dataset):
-    """Each row as ``image`` (views, C, H, W): as it is and, in training where images are flipped, mirrored."""
+    """The views of each row, as a cache keeps them."""
 
     def __init__(self, data: ImageData) -> None:
         self.rows = data.rows
         self.readers = {split: data.reader_of(split) for split in SPLITS}
 
-    def __getitem__(self, place: tuple[str, int]) -> dict[str, Any]:
+    def __getitem__(self, place: tuple[str, int]) -> list[dict[str, Any]]:
         split, i = place
-        row, reader = self.rows[split][i], self.readers[split]
-        sample = reader.read(row, i)
-        views = [sample["image"]]
-        if split == "train" and reader.random_flip:
-            views.append(reader.read(row, i, _AlwaysFlips())["image"])  # type: ignore[arg-type]
-        return {**sample, "image": torch.stack(views)}
+        return self.readers[split].views(self.rows[split][i], i)
+
+    def loader(self, shards: Sequence[Shard], batch_size: int, num_workers: int) -> DataLoader:
+        """Read in batches of which none reaches over a file's end, so that what is encoded together, and its last bits, depend on the file
+        alone."""
+        places = [
+            [(shard.split, i) for i in range(start, min(start + batch_size, shard.stop))]
+            for shard in shards
+            for start in range(shard.start, shard.stop, batch_size)
+        ]
+        return DataLoader(self, batch_sampler=places, num_workers=num_workers, collate_fn=list)
 
 
-def _write_images(
-    data: ImageData, codec: LatentCodec, shards: list[Shard], dtype: str, batch_size: int, captions: list[str]
+def _write_rows(
+    data: ImageData,
+    codec: LatentCodec,
+    encoder: FrozenEncoder | None,
+    shards: Sequence[Shard],
+    dtype: str,
+    batch_size: int,
 ) -> None:
-    batches = _batches(data, shards, batch_size)
-    number = {caption: i for i, caption in enumerate(captions)}
+    batches = iter(_Views(data).loader(shards, batch_size, data.num_workers))
     for shard in shards:
-        parts: dict[str, list[Tensor]] = {codec.unscaled_kind: [], "index": []}
-        texts: list[str] = []
+        parts: dict[str, list[Any]] = {}
         for _ in range(shard.start, shard.stop, batch_size):
-            batch = next(batches)
-            images = batch["image"]
-            encoded = codec.unscaled(images.flatten(0, 1).to(codec.scale.device)).cpu().to(DTYPES[dtype])
-            encoded = encoded.unflatten(0, images.shape[:2])
-            _check_finite(encoded, batch["index"], shard.split, dtype)
-            parts[codec.unscaled_kind].append(encoded)
-            for name in ("index", "label"):
-                if name in batch:
-                    parts.setdefault(name, []).append(batch[name])
-            texts += batch.get("caption", [])
-        tensors = {name: torch.cat(values) for name, values in parts.items()}
-        if captions:
-            tensors["text"] = torch.tensor([number[caption] for caption in texts])
-        _write(shard.path, tensors, {"caption": texts} if texts else {})
+            for name, values in _encoded(next(batches), data, codec, shard.split, dtype).items():
+                parts.setdefault(name, []).append(values)
+        tensors = {name: torch.cat(values) for name, values in parts.items() if isinstance(values[0], Tensor)}
+        values = {name: list(chain(*lists)) for name, lists in parts.items() if name not in tensors}
+        if encoder is not None:
+            each = (value if isinstance(value, list) else [value] for value in values[encoder.encodes])
+            different = sorted(set(chain(*each)))
+            conditions = [
+                _condition(encoder, different[start : start + batch_size], dtype)
+                for start in range(0, len(different), batch_size)
+            ]
+            tensors |= {CONDITION + name: torch.cat([c[name] for c in conditions]) for name in conditions[0]}
+            values |= {"encodes": encoder.encodes, "encoded": {value: i for i, value in enumerate(different)}}
+        _write(shard.path, tensors, values)
 
 
-def _batches(data: ImageData, shards: list[Shard], batch_size: int) -> Iterator[dict[str, Any]]:
-    """None reaches over a file's end, so that what is encoded together, and its last bits, depend on the file alone."""
-    places = [
-        [(shard.split, i) for i in range(start, min(start + batch_size, shard.stop))]
-        for shard in shards
-        for start in range(shard.start, shard.stop, batch_size)
-    ]
-    return iter(DataLoader(_Views(data), batch_sampler=places, num_workers=data.num_workers, collate_fn=collate))
+def _encoded(
+    rows: list[list[dict[str, Any]]], data: ImageData, codec: LatentCodec, split: str, dtype: str
+) -> dict[str, Any]:
+    """Return the latents, columns and numbers of rows, each by view where the view matters."""
+    views = [data.reader.collate(list(samples)) for samples in zip(*rows, strict=True)]
+    images = torch.stack([view.pop("image") for view in views], dim=1)
+    encoded = codec.unscaled(images.flatten(0, 1).to(codec.scale.device)).cpu().to(DTYPES[dtype])
+    encoded = encoded.unflatten(0, images.shape[:2])
+    _check_finite(encoded, views[0]["index"], split, dtype)
+    kept: dict[str, Any] = {codec.unscaled_kind: encoded}
+    for name, values in views[0].items():
+        column = data.reader.column_called(name)
+        if column is None or not column.aligned:
+            kept[name] = values
+        elif isinstance(values, Tensor):
+            kept[name] = torch.stack([view[name] for view in views], dim=1)
+        else:
+            kept[name] = [list(each) for each in zip(*(view[name] for view in views), strict=True)]
+    return kept
 
 
 def _check_finite(encoded: Tensor, index: Tensor, split: str, dtype: str) -> None:
@@ -179,23 +192,9 @@ def _check_finite(encoded: Tensor, index: Tensor, split: str, dtype: str) -> Non
         )
 
 
-# --- captions --------------------------------------------------------------------------------------------------------------
-
-
-def _captions(data: ImageData) -> list[str]:
-    """Each different caption once."""
-    return sorted({str(caption) for split in SPLITS for caption in data.rows[split][data.reader.caption_column][:]})
-
-
-def _encoded_text(text: FrozenEncoder, captions: list[str], dtype: str, batch_size: int) -> dict[str, Tensor]:
-    batches = [captions[start : start + batch_size] for start in range(0, len(captions), batch_size)]
-    conditions = [_condition(text, batch, dtype) for batch in batches]
-    return {name: torch.cat([condition[name] for condition in conditions]) for name in conditions[0]}
-
-
-def _condition(text: FrozenEncoder, captions: list[str] | None, dtype: str) -> dict[str, Tensor]:
-    """What is kept of captions, or of none."""
-    condition = {name: value.cpu() for name, value in text.encode(captions).items()}
+def _condition(encoder: FrozenEncoder, captions: list[str] | None, dtype: str) -> dict[str, Tensor]:
+    """Return what is kept of captions, or of none."""
+    condition = {name: value.cpu() for name, value in encoder.encode(captions).items()}
     kept = {name: value.to(DTYPES[dtype]) if value.is_floating_point() else value for name, value in condition.items()}
     for name, value in kept.items():
         lost = (~value.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
@@ -208,9 +207,15 @@ def _condition(text: FrozenEncoder, captions: list[str] | None, dtype: str) -> d
 
 
 def _write(path: Path, tensors: dict[str, Tensor], texts: dict[str, list[str]]) -> None:
+# --- files, and the command's arguments ----------------------------------------------------------------------------------
+
+
+def _write(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
     from safetensors.torch import save
 
     remove_partials(path.parent, f"{path.name}.*")
     with atomic_write(path) as file:
-        file.write(save({name: value.contiguous() for name, value in tensors.items()}, {"ldmprobe": json.dumps(texts)}))
+        file.write(
+            save({name: value.contiguous() for name, value in tensors.items()}, {"ldmprobe": json.dumps(values)})
+        )
     print(f"ldmprobe: {plain(path)}", flush=True)

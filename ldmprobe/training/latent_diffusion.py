@@ -302,10 +302,11 @@ def _checkpoint_gradients(module: nn.Module) -> None:
 
 def _latent_shape_of(network: nn.Module) -> tuple[int, ...]:
     config = getattr(network, "config", {})
-    size, channels = config.get("sample_size"), config.get("in_channels")
-    if size is None or channels is None:
+    size, channels = config.get("sample_size"), [config.get("in_channels"), config.get("out_channels")]
+    if size is None or channels[0] is None:
         raise ConfigurationError(
             f"The latent shape of {type(network).__name__} is not known; give LatentDiffusion its `latent_shape: [c, h, w]`."
         )
     height, width = (size, size) if isinstance(size, int) else size
-    return (channels, height, width)
+    # A conditioning's concat adds channels on one side, a predicted variance on the other.
+    return (min(number for number in channels if number is not None), height, width)

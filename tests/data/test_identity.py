@@ -15,6 +15,7 @@ from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
 
 from ldmprobe.data.identity import held_out_mask, image_hash, image_hashes
+from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.inference import real_latents
@@ -155,11 +156,15 @@ def test_an_image_has_one_hash_wherever_it_is_stored(size, tmp_path):
     rows = [{"bytes": content, "path": "x"}, {"bytes": None, "path": str(path)}]
     rows += [{"bytes": each, "path": None} for each in changed]
     table = Dataset.from_dict({"image": rows}, Features({"image": Image(decode=False)}))
-    one, other, *others = image_hashes(table, "image").tolist()
-    assert one == other == image_hash(rows[0]) == image_hash(rows[1]) == image_hash(content)
+    files = ImageFiles((str(tmp_path),))
+    one, other, *others = image_hashes(table, "image", files).tolist()
+    assert one == other == image_hash(rows[0], files) == image_hash(rows[1], files) == image_hash(content, files)
     assert one not in others
     order = [2, 0, 2, 1]
-    assert image_hashes(table.select(order), "image").tolist() == image_hashes(table, "image")[order].tolist()
+    assert (
+        image_hashes(table.select(order), "image", files).tolist()
+        == image_hashes(table, "image", files)[order].tolist()
+    )
 
 
 # --- going on with other data ----------------------------------------------------------------------------------------

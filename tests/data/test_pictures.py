@@ -11,14 +11,14 @@ from datasets import Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image, features
 
+from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.images import ImageData
-from ldmprobe.data.pictures import AS_IS, FLATTENED, FRAMED, REDUCED, SCALED, TURNED, ImageFiles
-from ldmprobe.data.rows import RowReader
+from ldmprobe.data.pictures import AS_IS, FLATTENED, FRAMED, REDUCED, SCALED, TURNED
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Unconditional
 from ldmprobe.training.cache import write_cache
-from tests.helpers import tiny_unet
+from tests.helpers import row_reader, tiny_unet
 
 UPRIGHT = np.zeros((24, 16, 3), dtype=np.uint8)
 UPRIGHT[:12, :, 0] = 255  # red above
@@ -36,9 +36,7 @@ STORED = {  # by the Exif standard: where the 0th row and column of the upright 
 
 
 def _read(value, notes: list | None = None, **options) -> np.ndarray:
-    settings = {"size": None, "channels": None, **options}
-    reader = RowReader("image", None, None, settings.pop("size"), settings.pop("channels"), **settings)
-    return reader.read_noting({"image": value}, 0, None, [] if notes is None else notes)["image"].numpy()
+    return row_reader(**options).read({"image": value}, 0, notes=notes)["image"].numpy()
 
 
 def _encoded(image: Image.Image, kind: str = "PNG", **options) -> dict:
@@ -206,7 +204,7 @@ def test_floats_of_a_value_range_are_resized_and_others_refused():
 
 def test_floats_are_flipped_in_training():
     array, rng = np.arange(4.0)[None, None].repeat(4, 1) - 2, np.random.default_rng(0)
-    reader = RowReader("image", None, None, None, None, random_flip=True)
+    reader = row_reader(random_flip=True)
     seen = {tuple(reader.read({"image": array}, 0, rng)["image"][0, 0].tolist()) for _ in range(20)}
     assert seen == {(-2, -1, 0, 1), (1, 0, -1, -2)}
 

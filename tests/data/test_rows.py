@@ -9,15 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from ldmprobe.data.rows import RowReader, collate
+from ldmprobe.data.rows import RowReader
 from ldmprobe.errors import ConfigurationError
+from tests.helpers import row_reader
 
 MODES = ["1", "L", "P", "LA", "RGB", "RGBA", "I;16", "I", "F", "CMYK"]
 RANGES = {"I": (0, 65535), "F": (0, 255)}  # of modes that do not say
 
 
 def _reader(size=None, channels=None, **options) -> RowReader:
-    return RowReader("image", None, None, size, channels, **options)
+    return row_reader(size=size, channels=channels, **options)
 
 
 def _read(value, reader: RowReader | None = None, rng=None) -> torch.Tensor:
@@ -170,14 +171,14 @@ def test_half_of_the_training_pictures_are_flipped():
 
 def test_label_and_caption_are_read_if_named():
     row = {"picture": _half_white("L"), "class": 3, "text": "half"}
-    sample = RowReader("picture", "class", "text", None, None).read(row, 7)
+    sample = row_reader("class", "text", "picture").read(row, 7)
     assert (sample["label"], sample["caption"], sample["index"]) == (3, "half", 7)
-    assert set(RowReader("picture", None, None, None, None).read(row, 7)) == {"image", "index"}
+    assert set(row_reader(column="picture").read(row, 7)) == {"image", "index"}
 
 
 def test_a_missing_label_is_refused_and_its_row_named():
     with pytest.raises(ConfigurationError, match=r"Row 4.*'label'"):
-        RowReader("image", "label", None, None, None).read({"image": _half_white("L"), "label": None}, 4)
+        row_reader("label").read({"image": _half_white("L"), "label": None}, 4)
 
 
 @pytest.mark.parametrize(
@@ -199,9 +200,9 @@ def test_an_unreadable_picture_is_refused_and_its_row_named(value):
 
 
 def test_samples_become_a_batch():
-    reader = RowReader("image", "label", "caption", None, 3)
+    reader = row_reader("label", "caption", channels=3)
     rows = [{"image": _half_white("L"), "label": i, "caption": f"no. {i}"} for i in range(3)]
-    batch = collate([reader.read(row, 10 + i) for i, row in enumerate(rows)])
+    batch = reader.collate([reader.read(row, 10 + i) for i, row in enumerate(rows)])
     assert batch["image"].shape == (3, 3, 6, 8)
     assert (batch["label"].tolist(), batch["index"].tolist()) == ([0, 1, 2], [10, 11, 12])
     assert (batch["label"].dtype, batch["index"].dtype) == (torch.int64, torch.int64)
@@ -213,4 +214,4 @@ def test_pictures_of_different_shapes_are_refused_and_the_rows_named():
     with pytest.raises(
         ConfigurationError, match=r"Row 8 .*\(3, 6, 8\), row 3 .*\(1, 6, 8\); set the data's `channels`"
     ):
-        collate(samples)
+        _reader().collate(samples)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,8 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 
+from ldmprobe.data.columns import ImageColumn
+from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.images import ImageData
 from ldmprobe.data.sources import choose_splits, load_splits
 from ldmprobe.errors import ConfigurationError
@@ -19,6 +22,8 @@ from ldmprobe.probing.reference import Reference, latents_of
 
 TRAIN, TEST = range(12), range(12, 16)
 KINDS = ["parquet folder", "save_to_disk", "DatasetDict", "imagefolder"]
+
+_choose = partial(choose_splits, image=ImageColumn(), files=ImageFiles())
 
 
 def _picture(i: int) -> PILImage.Image:
@@ -112,7 +117,7 @@ def test_dataset_kwargs_reach_load_dataset(tmp_path):
 @pytest.mark.parametrize("fixed", [False, True])
 def test_the_held_out_rows_are_always_the_same_and_no_training_rows(fixed):
     table = _table(range(20))
-    parts = [choose_splits({"train": table}, "train", None, 0.25, 0, fixed=fixed) for _ in range(2)]
+    parts = [_choose({"train": table}, "train", None, 0.25, 0, fixed=fixed) for _ in range(2)]
     train, held_out = ([np.asarray(image)[0, 0] for image in rows["image"]] for rows in parts[0])
     assert [np.asarray(image)[0, 0] for image in parts[1][1]["image"]] == held_out
     assert len(held_out) == (5 if fixed else 2)
@@ -122,35 +127,35 @@ def test_the_held_out_rows_are_always_the_same_and_no_training_rows(fixed):
 def test_usual_names_are_found_and_the_training_split_is_never_held_out():
     table = _table(range(6))
     splits = {"test": table, "validation": table.select(range(2))}
-    assert len(choose_splits(splits, "test", None, 0.1, 0)[1]) == 2
-    train, held_out = choose_splits({"test": table}, "test", None, 0.5, 0)
+    assert len(_choose(splits, "test", None, 0.1, 0)[1]) == 2
+    train, held_out = _choose({"test": table}, "test", None, 0.5, 0)
     assert (len(train), len(held_out)) == (3, 3)
 
 
 def test_a_named_split_is_taken():
     table = _table(range(6))
     splits = {"train": table, "test": table, "extra": table.select(range(2))}
-    assert len(choose_splits(splits, "train", "extra", 0.1, 0)[1]) == 2
+    assert len(_choose(splits, "train", "extra", 0.1, 0)[1]) == 2
 
 
 @pytest.mark.parametrize(("train", "held_out"), [("training", None), ("train", "training")])
 def test_an_unknown_split_is_refused_with_the_known_ones(train, held_out):
     splits = {"train": _table(range(4)), "test": _table(range(4))}
     with pytest.raises(ConfigurationError, match="There is no split 'training'; the dataset has 'train', 'test'"):
-        choose_splits(splits, train, held_out, 0.1, 0)
+        _choose(splits, train, held_out, 0.1, 0)
 
 
 @pytest.mark.parametrize("empty", ["train", "test"])
 def test_an_empty_split_is_refused_by_name(empty):
     splits = {"train": _table(range(4)), "test": _table(range(4))} | {empty: _table([])}
     with pytest.raises(ConfigurationError, match=f"Split '{empty}' is empty"):
-        choose_splits(splits, "train", None, 0.1, 0)
+        _choose(splits, "train", None, 0.1, 0)
 
 
 @pytest.mark.parametrize("rows", [0, 1])
 def test_too_few_rows_to_hold_one_out_are_refused(rows):
     with pytest.raises(ConfigurationError, match=rf"has {rows} row\(s\); expected at least 2"):
-        choose_splits({"train": _table(range(rows))}, "train", None, 0.1, 0)
+        _choose({"train": _table(range(rows))}, "train", None, 0.1, 0)
 
 
 def test_what_is_nowhere_is_refused_with_what_to_write():

@@ -12,11 +12,11 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
 from ldmprobe.data.builtin import gaussian
-from ldmprobe.data.rows import RowReader
 from ldmprobe.data.stream import HubStream, ShuffledStream, SkippingLoader, StreamPositions
+from tests.helpers import row_reader
 
 N = 20
-READER = RowReader("image", None, None, None, None)
+READER = row_reader()
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def test_two_ranks_together_are_the_stream_of_one_process(table):
 def test_augmentation_is_a_function_of_seed_and_position():
     from ldmprobe.data.builtin import digits
 
-    reader = RowReader("image", None, None, 6, None, random_crop=True, random_flip=True)
+    reader = row_reader(size=6, random_crop=True, random_flip=True)
     rows = digits().select(range(10))
 
     def images(positions, seed=0):

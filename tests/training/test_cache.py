@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from itertools import chain
 from pathlib import Path
 
 import lightning as L
@@ -15,7 +16,7 @@ from datasets import Array3D, Dataset, Features
 from ldmprobe.callbacks import DenoisingProbe, NonFinite
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
-from ldmprobe.data.latents import LatentCache
+from ldmprobe.data.latent_cache import LatentCache
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, SmallCLIP, TextConditioning, Unconditional
@@ -100,7 +101,7 @@ def test_losses_are_those_of_encoding_on_the_fly_and_the_codec_is_not_loaded(tmp
     torch.testing.assert_close(saved["codec.scale"], plain.codec.scale, **FLOAT32)
 
 
-def test_each_caption_is_encoded_once_and_training_gets_what_the_encoder_makes_of_it(tmp_path, monkeypatch):
+def test_each_caption_is_encoded_once_a_file_and_training_gets_what_the_encoder_makes_of_it(tmp_path, monkeypatch):
     torch.manual_seed(0)
     text = TextConditioning(
         SmallCLIP("a small large red green blue circle square on the left right", width=16, max_tokens=32)
@@ -114,9 +115,10 @@ def test_each_caption_is_encoded_once_and_training_gets_what_the_encoder_makes_o
         SmallCLIP, "forward", lambda self, captions: encoded.extend(captions) or original(self, captions)
     )
     write_cache(data, LatentCodec(), text, network, tmp_path / "latents", rows_per_shard=16, batch_size=5)
-    read = [row["caption"] for split in data.rows.values() for row in split]
-    assert sorted(caption for caption in encoded if caption) == sorted(set(read))
-    assert len(set(read)) < len(read)
+    captions = [list(rows["caption"]) for rows in data.rows.values()]
+    files = [set(each[start : start + 16]) for each in captions for start in range(0, len(each), 16)]
+    assert sorted(caption for caption in encoded if caption) == sorted(chain(*files))
+    assert len(list(chain(*files))) < len(list(chain(*captions)))
 
     cached = ImageData("builtin:shapes", {"num_images": 60, "size": 16}, latents=str(tmp_path / "latents"), **settings)
     cached.setup()

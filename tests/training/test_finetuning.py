@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
-from ldmprobe.data.latents import LatentCache
+from ldmprobe.data.latent_cache import LatentCache
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.lazy import LazyModule

@@ -9,6 +9,7 @@ from ldmprobe.models.conditioning.base import (
     conditioning_of,
     describe,
 )
+from ldmprobe.models.conditioning.held_out_rows import HeldOutRows
 from ldmprobe.models.conditioning.label import ClassConditioning
 from ldmprobe.models.conditioning.small_clip import SmallCLIP
 from ldmprobe.models.conditioning.text import TextConditioning
@@ -20,6 +21,7 @@ __all__ = [
     "Conditioning",
     "ConditioningData",
     "FrozenEncoder",
+    "HeldOutRows",
     "SmallCLIP",
     "TextConditioning",
     "TextEncoder",

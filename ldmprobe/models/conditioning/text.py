@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning.base import CardPart, Conditioning, ConditioningData, FrozenEncoder, Updates
 from ldmprobe.models.conditioning.text_encoder import TextEncoder
@@ -216,7 +217,7 @@ class TextConditioning(Conditioning):
     @property
     def encoder_key(self) -> dict[str, Any]:
         size = {name: value.tolist() for name, value in self.encoder.size.items()}
-        return {"encoders": self.encoder.description, "precision": self.encoder.precision, "size": size}
+        return {"encoders": fingerprint(self.encoder.description), "precision": self.encoder.precision, "size": size}
 
     @property
     def asked(self) -> tuple[str | None, ...]:

@@ -12,16 +12,16 @@ import torch
 from datasets import Array3D, Dataset, Features, Image
 from PIL import Image as PILImage
 
+from ldmprobe.data.identity import DataIdentity, known_rows
+from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.images import ImageData
-from ldmprobe.data.latents import SPLITS, LatentCache, cache_key
-from ldmprobe.data.pictures import ImageFiles
-from ldmprobe.data.rows import RowReader
+from ldmprobe.data.latent_cache import SPLITS, LatentCache, cache_key
 from ldmprobe.data.sources import choose_splits
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Unconditional
 from ldmprobe.training.cache import write_cache
-from tests.helpers import tiny_unet
+from tests.helpers import row_reader, tiny_unet
 
 SETTINGS = {"label_column": "label", "caption_column": "caption", "batch_size": 4}
 
@@ -112,7 +112,7 @@ def test_latents_can_be_kept_in_half_precision(tmp_path, dtype):
     [
         ({"seed": 1}, "data.train.images are others"),
         ({"held_out_fraction": 0.2}, "data.train.number of rows is 27, this configuration's is 24"),
-        ({"label_column": None}, r"data.columns is \['image', 'label', 'caption'\], this"),
+        ({"label_column": None}, r"data.train.label is [0-9a-f]+…, this configuration's is None"),
         ({"image_size": 8}, "transforms.size is None, this configuration's is 8"),
         ({"resize": "squash"}, "transforms.resize is crop, this configuration's is squash"),
         ({"random_flip": True}, "transforms.random_flip is False, this configuration's is True"),
@@ -169,9 +169,12 @@ def _images(kind: str, folder: Path, changed: int | None) -> Dataset:
 
 
 def _key(held_out: str | None = None, columns: tuple = ("image", None, None), **splits: Dataset) -> dict[str, Any]:
-    rows = dict(zip(SPLITS, choose_splits(splits, "train", held_out, 0.1, 0), strict=True))
-    reader = RowReader(*columns, None, None, files=ImageFiles(("/",)))
-    return cache_key(rows, reader, LatentCodec(), Unconditional(), "float32")
+    column, label, caption = columns
+    reader = row_reader(label, caption, column, files=ImageFiles(("/",)))
+    parts = choose_splits(splits, "train", held_out, 0.1, 0, reader.image, reader.files)
+    identity = DataIdentity(*(known_rows(part, reader.columns, reader.files) for part in parts))
+    rows = dict(zip(SPLITS, parts, strict=True))
+    return cache_key(identity, rows, reader, LatentCodec(), Unconditional(), "float32")
 
 
 @pytest.mark.parametrize("kind", ["bytes", "files", "arrays"])
@@ -200,14 +203,14 @@ def test_rows_in_another_order_are_others():
     assert _key(train=shuffled) == _key(train=shuffled.flatten_indices())
 
 
-@pytest.mark.parametrize("column", ["labels", "captions"])
-def test_a_single_label_or_caption_that_was_changed_is_named(column, tmp_path):
+@pytest.mark.parametrize(("column", "name"), [("labels", "label"), ("captions", "caption")])
+def test_a_single_label_or_caption_that_was_changed_is_named(column, name, tmp_path):
     rows = {"image": np.zeros((20, 1, 2, 2)), "labels": [0, 1] * 10, "captions": list("abcdefghijklmnopqrst")}
     columns = ("image", "labels", "captions")
     cache = LatentCache(write(tmp_path))
     cache.key = _key("train", columns, train=Dataset.from_dict(rows))
     rows[column][7] = {"labels": 0, "captions": "h?"}[column]
-    with pytest.raises(ConfigurationError, match=f"something else: its data.train.{column} are others"):
+    with pytest.raises(ConfigurationError, match=f"something else: its data.train.{name} are others"):
         cache.check_key(_key("train", columns, train=Dataset.from_dict(rows)))
 
 
@@ -272,7 +275,7 @@ def test_what_cannot_be_encoded_beforehand_is_refused(tmp_path, folder, options,
 def test_the_same_folder_is_read_by_its_description_alone(folder):
     cache = LatentCache(folder)
     assert (cache.num_rows, cache.image_shape, cache.dtype) == (
-        {"train": 27, "held_out": 3, "text": 0},
+        {"train": 27, "held_out": 3},
         (3, 16, 16),
         "float32",
     )

@@ -1,0 +1,83 @@
+"""HeldOutRows: held-out rows for the samples of probes, for conditions that a sample's number alone cannot give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.digest import fingerprint
+from ldmprobe.models.conditioning.base import ConditioningData
+
+
+class HeldOutRows(nn.Module):
+    """Columns of K distinct held-out rows; the sample numbered i has row i mod K, for the whole run: they are buffers, so that every
+    checkpoint has them.
+
+    Args:
+        columns: the names in batches that are kept; tensors of one shape.
+        num_rows: K, or as many rows as are held out.
+
+    Raises:
+        ConfigurationError: fewer than one row.
+    """
+
+    def __init__(self, columns: Sequence[str], num_rows: int = 64) -> None:
+        super().__init__()
+        if num_rows < 1:
+            raise ConfigurationError(f"HeldOutRows got num_rows {num_rows}; expected at least 1.")
+        self.columns, self.num_rows = tuple(columns), num_rows
+        for name in self.columns:
+            self.register_buffer(name, None)
+
+    def choose(self, data: ConditioningData) -> None:
+        """Take the first K held-out rows of ``data``, in its fixed order, unless there are rows already.
+
+        Raises:
+            ConfigurationError: a column is no tensor.
+        """
+        if any(self._buffers[name] is not None for name in self.columns):
+            return
+        batches = list(data.reference_batches(self.num_rows, held_out=True))
+        for name in self.columns:
+            if not all(isinstance(batch[name], Tensor) for batch in batches):
+                raise ConfigurationError(
+                    f"The column {name!r} has no tensors of one shape, so that its rows cannot be kept for samples."
+                )
+            self.register_buffer(name, torch.cat([batch[name] for batch in batches]))
+
+    def batch(self, sample_ids: Tensor) -> dict[str, Tensor]:
+        """Return the rows of these samples as a batch.
+
+        Raises:
+            ConfigurationError: no rows have been chosen.
+        """
+        chosen: dict[str, Tensor] = {}
+        for name in self.columns:
+            kept = self._buffers[name]
+            if kept is None:
+                raise ConfigurationError(
+                    f"There are no held-out rows with {name!r} yet; they are chosen before training."
+                )
+            chosen[name] = kept[sample_ids.to(kept.device) % len(kept)]
+        return chosen
+
+    @property
+    def description(self) -> str:
+        """A digest of the rows, by which records of the same samples are known."""
+        return fingerprint(*(kept for name in self.columns if (kept := self._buffers[name]) is not None))
+
+    def _apply(self, fn: Any, *args: Any) -> HeldOutRows:
+        """Move with the module that it is part of, but keep the dtype of the data."""
+        return super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), *args)
+
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+        """Take the rows of a checkpoint, however many it has."""
+        for name in self.columns:
+            saved = state_dict.get(prefix + name)
+            if saved is not None:
+                self.register_buffer(name, torch.empty_like(saved))
+        super()._load_from_state_dict(dict(state_dict), prefix, *args)

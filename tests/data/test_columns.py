@@ -1,0 +1,220 @@
+"""Columns of masks, boxes and further images follow the image through reading, cropping, mirroring, hashing and caching."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from datasets import Dataset, Features, Image, List, Value
+from PIL import Image as PILImage
+
+import ldmprobe.data.columns
+from ldmprobe import BoxesColumn, Column, ImageColumn, ImageData, LatentCodec, MaskColumn, Unconditional
+from ldmprobe.data.identity import image_hashes
+from ldmprobe.data.image_files import ImageFiles
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.training.cache import write_cache
+from tests.helpers import tiny_unet
+
+WIDTH, HEIGHT, SIZE, RED = 48, 32, 16, (255, 0, 0)
+
+
+def scene(number: int) -> dict[str, Any]:
+    """A white image with a red rectangle that is too wide to be seen whole, its mask and box, a grey copy, and two captions."""
+    rng = np.random.default_rng(number)
+    x0, y0 = int(rng.integers(2, 24)), int(rng.integers(2, 14))
+    x1, y1 = x0 + int(rng.integers(8, 22)), y0 + int(rng.integers(6, 16))
+    image, mask = PILImage.new("RGB", (WIDTH, HEIGHT), "white"), PILImage.new("L", (WIDTH, HEIGHT))
+    image.paste(RED, (x0, y0, x1, y1))
+    mask.paste(7, (x0, y0, x1, y1))
+    return {
+        "image": image,
+        "mask": mask,
+        "boxes": [[x0, y0, x1, y1]],
+        "sketch": image.convert("L"),
+        "caption": [f"scene {number}", "a red box"],
+    }
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("scenes")
+    rows = [scene(i) for i in range(40)]
+    box = List(List(Value("float32"), length=4))
+    features = {"image": Image(), "mask": Image(), "boxes": box, "sketch": Image(), "caption": List(Value("string"))}
+    table = {name: [row[name] for row in rows] for name in features}
+    Dataset.from_dict(table, features=Features(features)).to_parquet(place / "train.parquet")
+    return place
+
+
+def scenes(folder: Path, **options) -> ImageData:
+    columns = [MaskColumn(), BoxesColumn(), ImageColumn("sketch", "sketch", channels=1)]
+    settings = {"image_size": SIZE, "batch_size": 8, "columns": columns, "caption_column": "caption"}
+    data = ImageData(str(folder), **{**settings, **options})
+    data.setup()
+    return data
+
+
+def visible(mask: torch.Tensor) -> tuple[int, int, int, int]:
+    rows, columns = mask.any(1).nonzero().flatten(), mask.any(0).nonzero().flatten()
+    return int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1
+
+
+@pytest.mark.parametrize(
+    "options", [{"random_crop": True, "random_flip": True}, {"resize": "squash", "random_flip": True}]
+)
+def test_mask_boxes_and_further_images_are_those_of_the_image_as_it_is_seen(folder, options):
+    data, places = scenes(folder, **options), set()
+    for batch in islice(data.train_dataloader(), 20):
+        assert (batch["mask"].dtype, batch["mask"].shape) == (torch.uint8, (8, SIZE, SIZE))
+        assert set(batch["mask"].unique().tolist()) <= {0, 7}
+        for image, mask, boxes, sketch in zip(
+            *(batch[name] for name in ("image", "mask", "boxes", "sketch")), strict=True
+        ):
+            red = (image[0] > 0.5) & (image[1] < 0)  # red and more
+            assert (red != (mask == 7)).float().mean() < 0.12  # an edge of one pixel, smoothed by one of them
+            assert ((sketch[0] < 0.5) != (mask == 7)).float().mean() < 0.12
+            assert len(boxes) == int(mask.any())
+            for box in boxes:
+                assert np.abs(np.array(visible(mask)) - box.numpy() * SIZE).max() <= 1
+                places.add(round(float(box[0]), 2))
+    assert len(places) > 20  # crops and flips have moved them
+
+
+def test_a_cache_gives_the_same_batches_mirrored_or_not(folder, tmp_path):
+    images = scenes(folder, random_flip=True)
+    write_cache(images, LatentCodec(), Unconditional(), tiny_unet(), tmp_path, rows_per_shard=13, batch_size=5)
+    latents = scenes(folder, random_flip=True, latents=str(tmp_path))
+    latents.use_latents(LatentCodec(), Unconditional())
+    mirrored = 0
+    for cached, read in zip(islice(latents.train_dataloader(), 20), islice(images.train_dataloader(), 20), strict=True):
+        assert torch.equal(cached.pop("latent"), read.pop("image"))
+        assert cached.keys() == read.keys() == {"index", "mask", "boxes", "sketch", "caption"}
+        assert cached["caption"] == read["caption"]
+        assert all(torch.equal(cached[name], read[name]) for name in ("index", "mask", "sketch"))
+        assert all(torch.equal(*pair) for pair in zip(cached["boxes"], read["boxes"], strict=True))
+        mirrored += sum(caption == "a red box" for caption in cached["caption"])
+    assert 0 < mirrored < 160  # of several captions, too, the same one is drawn
+    other = scenes(folder, random_flip=True, latents=str(tmp_path), columns=[MaskColumn()])
+    with pytest.raises(
+        ConfigurationError, match=r"something else: its data.train.boxes is .*, this configuration's is"
+    ):
+        other.use_latents(LatentCodec(), Unconditional())
+
+
+@dataclass(frozen=True)
+class Weight(Column):
+    """A number of one's own."""
+
+    column: str = "weight"
+    name: str = "weight"
+
+    def read(self, value, reading):
+        return torch.tensor([float(value), float(reading.row)])
+
+
+def test_a_kind_of_column_of_ones_own(tmp_path):
+    table = {"image": [np.full((4, 4), i, np.uint8) for i in range(20)], "weight": [i / 2 for i in range(20)]}
+    Dataset.from_dict(table).to_parquet(tmp_path / "a.parquet")
+
+    def data(**options) -> ImageData:
+        found = ImageData(str(tmp_path / "a.parquet"), columns=[Weight()], batch_size=4, **options)
+        found.setup()
+        return found
+
+    write_cache(data(), LatentCodec(), Unconditional(), tiny_unet(), tmp_path / "latents")
+    for found in (data(), data(latents=str(tmp_path / "latents"))):
+        batch = next(iter(found.train_dataloader()))
+        assert torch.equal(batch["weight"], torch.stack([batch["index"] / 2, batch["index"]], dim=1))
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def one_row(**values) -> dict[str, Any]:
+    return {"image": PILImage.new("RGB", (8, 6)), **values}
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        (
+            MaskColumn(),
+            PILImage.new("L", (6, 8)),
+            "Row 3, column 'mask': the mask cannot be read .it is 6×8, its image 8×6",
+        ),
+        (
+            MaskColumn(),
+            PILImage.new("RGB", (8, 6)),
+            "holds one number for each pixel, this picture of mode RGB several",
+        ),
+        (MaskColumn(), np.zeros((6, 8)), r"expected whole numbers \(H, W\), got float64"),
+        (BoxesColumn(), [[5, 5, 3, 2]], r"no boxes x0, y0, x1, y1 in pixels .* \(not widths and heights\)"),
+        (BoxesColumn(), [[0.1, 0.1, 0.4, 0.5]], "no fractions"),
+    ],
+)
+def test_what_does_not_lie_on_the_image_is_refused_with_its_row(column, value, message):
+    reader = ldmprobe.data.rows.RowReader(others=(column,))
+    with pytest.raises(ConfigurationError, match=message):
+        reader.read(one_row(**{column.name: value}), 3)
+
+
+def test_an_image_without_boxes_has_none_and_palettes_are_numbers():
+    palette = PILImage.new("P", (8, 6), 200)
+    palette.putpalette([9, 9, 9] * 256)
+    reader = ldmprobe.data.rows.RowReader(others=(BoxesColumn(), MaskColumn()))
+    sample = reader.read(one_row(boxes=[], mask=palette), 0)
+    assert sample["boxes"].shape == (0, 4)
+    assert (sample["mask"] == 200).all()
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ([MaskColumn(), MaskColumn("other")], "several columns that batches would call 'mask'"),
+        ([MaskColumn("mask", "index")], "would call 'index', or its own name"),
+        ([MaskColumn("__row__", "mask")], "a column called '__row__', a name of its own"),
+    ],
+)
+def test_names_that_batches_cannot_have_are_refused(columns, message):
+    with pytest.raises(ConfigurationError, match=message):
+        ImageData("builtin:shapes", columns=columns)
+
+
+def test_a_column_that_is_not_there_is_named():
+    with pytest.raises(ConfigurationError, match="There is no column 'depth'; the dataset has 'image', 'label'"):
+        ImageData("builtin:shapes", {"num_images": 20}, columns=[MaskColumn("depth")]).setup()
+
+
+# --- hashes ----------------------------------------------------------------------------------------------------------
+
+
+def test_each_image_is_hashed_once_a_start(folder, monkeypatch):
+    hashed: list[int] = []
+
+    def counted(rows, column, files):
+        hashed.extend([len(rows)] if column == "image" else [])
+        return image_hashes(rows, column, files)
+
+    monkeypatch.setattr(ldmprobe.data.columns, "image_hashes", counted)
+    data = scenes(folder)
+    assert data.identity.summary() == data.state_dict()
+    assert hashed == [40]
+
+
+def test_no_byte_of_a_file_that_a_row_may_not_name_is_read(tmp_path):
+    (tmp_path / "own").mkdir()
+    secret, hashes = tmp_path / "secret", []
+    table = Dataset.from_dict(
+        {"image": [{"bytes": None, "path": str(secret)}]}, Features({"image": Image(decode=False)})
+    )
+    for content in (b"one", b"another"):
+        secret.write_bytes(content)
+        hashes += image_hashes(table, "image", ImageFiles((str(tmp_path / "own"),))).tolist()
+    assert hashes[0] == hashes[1]
+    assert image_hashes(table, "image", ImageFiles((str(tmp_path),))).tolist() != hashes[:1]

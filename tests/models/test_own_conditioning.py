@@ -1,0 +1,235 @@
+"""A picture beside z_t: a conditioning written outside the package, on Gaussian images, whose conditional mean is known."""
+
+from __future__ import annotations
+
+import lightning as L
+import numpy as np
+import pytest
+import torch
+from ldmprobe.standalone import load_model
+from scipy.fft import idctn
+from torch import Tensor, nn
+
+import ldmprobe
+from ldmprobe.callbacks import DDIMProbe, DenoisingProbe
+from ldmprobe.data.builtin import gaussian_spectrum
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.conditioning import Conditioning, HeldOutRows
+from ldmprobe.models.denoiser import as_denoiser, check_denoiser
+from ldmprobe.probing.probe import evaluating
+from ldmprobe.probing.sampling import Sampling, sample_trajectory
+from tests.helpers import FLOAT32, sd_scheduler, tiny_unet
+
+SIZE = 8
+KNOWN = torch.arange(SIZE) < SIZE // 2  # columns
+
+
+class LeftHalf(Conditioning):
+    """The left half of the image, and a channel that says where there is one."""
+
+    columns = ("image",)
+
+    def __init__(self, num_rows: int = 64, dropout: float = 0.0) -> None:
+        super().__init__(dropout)
+        self.rows = HeldOutRows(self.columns, num_rows)
+
+    def from_batch(self, batch):
+        self.check_columns(batch)
+        known = KNOWN.to(batch["image"]).expand_as(batch["image"][:, :1])
+        return {"concat": torch.cat([batch["image"] * known, known], dim=1)}
+
+    def for_samples(self, sample_ids):
+        return self.from_batch(self.rows.batch(sample_ids))
+
+    def null(self, num_samples, device):
+        return {"concat": torch.zeros(num_samples, 2, SIZE, SIZE, device=device)}
+
+    def prepare(self, network, data, codec):
+        super().prepare(network, data, codec)
+        self.rows.choose(data)
+
+    @property
+    def spec(self):
+        return {"num_rows": self.rows.num_rows}
+
+    @property
+    def description(self):
+        return {"rows": self.rows.description}
+
+
+def images(**options) -> ldmprobe.ImageData:
+    kwargs = {"num_images": 400, "channels": 1, "size": SIZE, "exponent": 2.0, "floor": 0.01}
+    return ldmprobe.ImageData("builtin:gaussian", kwargs, batch_size=32, **options)
+
+
+def covariance() -> Tensor:
+    basis = idctn(np.eye(SIZE**2).reshape(-1, SIZE, SIZE), axes=(1, 2), norm="ortho").reshape(SIZE**2, -1)
+    return torch.from_numpy(basis.T * gaussian_spectrum(SIZE, 2.0, 0.01).ravel() @ basis)
+
+
+def posterior() -> tuple[Tensor, Tensor, Tensor]:
+    """Which pixels are known, and mean K y and covariance of the others, for an image x ~ N(0, Σ) whose left half is y."""
+    known = KNOWN.expand(SIZE, SIZE).flatten()
+    sigma = covariance()
+    gain = sigma[~known][:, known] @ torch.linalg.inv(sigma[known][:, known])
+    return known, gain, sigma[~known][:, ~known] - gain @ sigma[known][:, ~known]
+
+
+class ExactDenoiser(nn.Module):
+    """The best denoiser of images whose left half is in the second channel; it answers with ε."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.schedule = as_schedule(sd_scheduler())
+
+    def forward(self, z_t, t, condition):
+        assert z_t.shape[1] == 3
+        assert "concat" not in condition
+        known, gain, rest = posterior()
+        alpha, sigma = float(self.schedule.alpha[t[0]]), float(self.schedule.sigma[t[0]])
+        z, y = z_t[:, 0].flatten(1).double(), z_t[:, 1].flatten(1).double()[:, known]
+        mean = y @ gain.T
+        shrink = alpha * rest @ torch.linalg.inv(alpha**2 * rest + sigma**2 * torch.eye(len(rest), dtype=rest.dtype))
+        x0 = torch.empty_like(z)
+        x0[:, known], x0[:, ~known] = y, mean + (z[:, ~known] - alpha * mean) @ shrink.T
+        return ((z - alpha * x0) / sigma).view(len(z), 1, SIZE, SIZE).to(z_t)
+
+
+def test_samples_have_the_conditional_mean_that_is_known():
+    """Bias² ÷ posterior variance is some 1/N by chance; without the condition it is 2."""
+    data = images()
+    data.setup()
+    conditioning = LeftHalf(num_rows=1)
+    conditioning.prepare(nn.Identity(), data, ldmprobe.LatentCodec())
+    model = ldmprobe.DiffusionModel(ExactDenoiser(), sd_scheduler(), (1, SIZE, SIZE), conditioning=conditioning)
+    sampling = Sampling(num_samples=1000, num_steps=50)
+    with evaluating(model.modules):
+        *_, last = sample_trajectory(model, sampling, sampling.levels(model), torch.arange(1000))
+    known, gain, rest = posterior()
+    y = conditioning.rows.batch(torch.zeros(1, dtype=torch.long))["image"].flatten(1).double()[0, known]
+    x = last.x0.flatten(1).double()
+    torch.testing.assert_close(x[:, known], y.expand(1000, -1), rtol=0, atol=1e-4)
+    bias = ((x[:, ~known].mean(0) - gain @ y) ** 2).sum() / rest.trace()
+    assert bias < 0.005
+    assert (gain @ y).square().sum() / rest.trace() > 1
+
+
+class Losses(L.Callback):
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        self.seen.append(float(outputs["loss"]))
+
+
+def unet() -> nn.Module:
+    torch.manual_seed(0)
+    return tiny_unet(channels=1, in_channels=3)
+
+
+def fit(folder, max_steps: int, data=None, ckpt_path=None, probes: bool = False):
+    module = ldmprobe.LatentDiffusion(
+        unet(),
+        scheduler=sd_scheduler(),
+        conditioning=LeftHalf(dropout=0.2),
+        optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=2e-3),
+        ema_decay=0.9,
+        validation_timesteps=1,
+    )
+    losses = Losses()
+    callbacks = [losses]
+    if probes:
+        callbacks += [
+            DDIMProbe(every_n_steps=max_steps, num_samples=32, num_steps=4, guidance=2.0),
+            DenoisingProbe(every_n_steps=max_steps, num_images=32, num_draws=64),
+        ]
+    trainer = L.Trainer(
+        default_root_dir=folder,
+        max_steps=max_steps,
+        max_epochs=-1,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        enable_checkpointing=False,
+        limit_val_batches=0,
+        num_sanity_val_steps=0,
+        callbacks=callbacks,
+    )
+    trainer.fit(module, data or images(), ckpt_path=ckpt_path)
+    return trainer, module, losses.seen
+
+
+def errors(model: ldmprobe.DiffusionModel, swapped: bool) -> Tensor:
+    """Squared error of each held-out image at one noise level, with its own condition or its neighbor's."""
+    data = images()
+    data.setup()
+    (batch,) = data.reference_batches(64, held_out=True)
+    x = batch["image"]
+    epsilon = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    condition = model.conditioning.from_batch({"image": x.roll(1, 0) if swapped else x})
+    t = torch.full((len(x),), 600)
+    alpha, sigma = float(model.schedule.alpha[600]), float(model.schedule.sigma[600])
+    with torch.no_grad():
+        return (model.predict(alpha * x + sigma * epsilon, t, condition) - epsilon).square().flatten(1).mean(1)
+
+
+def test_it_is_trained_with_probed_with_guidance_and_read_from_its_checkpoint(tmp_path):
+    trainer, module, _ = fit(tmp_path, 150, probes=True)
+    difference = errors(module.diffusion_model(), swapped=True) - errors(module.diffusion_model(), swapped=False)
+    assert difference.mean() > 5 * difference.std() / len(difference) ** 0.5  # the condition is used
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    loaded = load_model(str(tmp_path / "model.ckpt"), "cpu")
+    ids = torch.arange(80)
+    expected = module.conditioning.for_samples(ids)["concat"]
+    assert torch.equal(loaded.conditioning.for_samples(ids)["concat"], expected)
+    kept = len(module.conditioning.rows.image)
+    assert kept == 40 and len(expected[:kept].flatten(1).unique(dim=0)) == kept  # noqa: PT018 (one fact)
+    assert loaded.conditioning.description == module.conditioning.description
+    torch.testing.assert_close(errors(loaded, False), errors(module.diffusion_model(), False), **FLOAT32)
+
+
+def test_it_is_resumed_bit_for_bit(tmp_path):
+    _, whole, losses = fit(tmp_path, 6)
+    trainer, _, first = fit(tmp_path, 3)
+    trainer.save_checkpoint(tmp_path / "half.ckpt")
+    _, resumed, second = fit(tmp_path, 6, ckpt_path=str(tmp_path / "half.ckpt"))
+    assert [*first, *second] == losses
+    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
+
+
+# --- refused ---------------------------------------------------------------------------------------------------------
+
+
+def test_plain_modules_get_latents_and_picture_as_one():
+    class Shape(nn.Module):
+        def forward(self, z_t, t, condition):
+            return torch.full_like(z_t[:, :1], z_t.shape[1] + 10 * len(condition))
+
+    z, picture = torch.zeros(2, 1, 4, 4), torch.ones(2, 3, 4, 4)
+    answer = as_denoiser(Shape())(z, torch.zeros(2), {"concat": picture, "class_labels": torch.zeros(2)})
+    assert (answer == 14).all()
+
+
+@pytest.mark.parametrize(
+    ("picture", "message"),
+    [
+        ((1, 8, 8), "UNet2DModel has in_channels 3; expected 2: 1 of the latents and 1 of the conditioning's concat"),
+        ((2, 4, 8), r"concat has shape \(2, 4, 8\), the latents \(1, 8, 8\); expected the same height and width"),
+    ],
+)
+def test_a_picture_that_does_not_fit_is_refused_early(picture, message):
+    with pytest.raises(ConfigurationError, match=message):
+        check_denoiser(unet(), (1, 8, 8), {"concat": torch.zeros(1, *picture)}, torch.device("cpu"))
+
+
+def test_a_network_that_answers_with_the_picture_too_is_refused():
+    with pytest.raises(ConfigurationError, match=r"with \(3, 8, 8\); .* Make its in_channels 3, its out_channels 1"):
+        check_denoiser(tiny_unet(channels=3), (1, 8, 8), {"concat": torch.zeros(1, 2, 8, 8)}, torch.device("cpu"))
+
+
+def test_a_checkpoint_of_a_class_that_was_not_imported_says_so():
+    with pytest.raises(ConfigurationError, match="the conditioning Unheard, a class of your own; read it from Python"):
+        ldmprobe.models.conditioning.conditioning_of({"class_name": "Unheard"}, nn.Identity())
