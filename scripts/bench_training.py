@@ -39,10 +39,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from ldmprobe.data.builtin import shapes
 from ldmprobe.data.images import ImageData
+from ldmprobe.data.latent_writer import write_cache
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import SmallCLIP, TextConditioning
 from ldmprobe.pretrained.load import PretrainedText
-from ldmprobe.training.cache import write_cache
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 
 WARM_UP = 2

@@ -17,13 +17,13 @@ from PIL import Image
 
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
+from ldmprobe.data.latent_writer import write_cache
 from ldmprobe.inference import sample_images
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.families import FAMILIES, REFUSED
 from ldmprobe.models.lazy import LazyModule
 from ldmprobe.pretrained.lora import LoRA
 from ldmprobe.probing.sampling import Sampling
-from ldmprobe.training.cache import write_cache
 from ldmprobe.training.checkpoint.load import load_model
 from ldmprobe.training.finetuning import FinetunedDiffusion
 from tests.helpers import FLOAT32, WHOLE_PATH

@@ -40,8 +40,8 @@ def run(argv: list[str]) -> int:
     import torch
 
     from ldmprobe.configuration.cli import build_parts
+    from ldmprobe.data.latent_writer import write_cache
     from ldmprobe.models.device import move
-    from ldmprobe.training.cache import write_cache
 
     model, data = build_parts(fit_arguments)
     gpu = f"cuda:{torchrun('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"

@@ -17,8 +17,8 @@ import ldmprobe.data.columns
 from ldmprobe import BoxesColumn, Column, ImageColumn, ImageData, LatentCodec, MaskColumn, Unconditional
 from ldmprobe.data.identity import image_hashes
 from ldmprobe.data.image_files import ImageFiles
+from ldmprobe.data.latent_writer import write_cache
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.training.cache import write_cache
 from tests.helpers import tiny_unet
 
 WIDTH, HEIGHT, SIZE, RED = 48, 32, 16, (255, 0, 0)

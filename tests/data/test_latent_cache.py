@@ -16,11 +16,11 @@ from ldmprobe.data.identity import DataIdentity, known_rows
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.images import ImageData
 from ldmprobe.data.latent_cache import SPLITS, LatentCache, cache_key
+from ldmprobe.data.latent_writer import write_cache
 from ldmprobe.data.sources import choose_splits
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Unconditional
-from ldmprobe.training.cache import write_cache
 from tests.helpers import row_reader, tiny_unet
 
 SETTINGS = {"label_column": "label", "caption_column": "caption", "batch_size": 4}

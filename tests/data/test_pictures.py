@@ -13,11 +13,11 @@ from PIL import Image, features
 
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.images import ImageData
+from ldmprobe.data.latent_writer import write_cache
 from ldmprobe.data.pictures import AS_IS, FLATTENED, FRAMED, REDUCED, SCALED, TURNED
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Unconditional
-from ldmprobe.training.cache import write_cache
 from tests.helpers import row_reader, tiny_unet
 
 UPRIGHT = np.zeros((24, 16, 3), dtype=np.uint8)

@@ -17,11 +17,11 @@ from ldmprobe.callbacks import DenoisingProbe, NonFinite
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
 from ldmprobe.data.latent_cache import LatentCache
+from ldmprobe.data.latent_writer import write_cache
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, SmallCLIP, TextConditioning, Unconditional
 from ldmprobe.models.model_folder import ModelFolder
-from ldmprobe.training.cache import write_cache
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import FLOAT32, tiny_unet, tiny_unet_settings
 from tests.training.killing import run, signal_at_call

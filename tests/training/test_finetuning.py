@@ -15,13 +15,13 @@ from safetensors.torch import load_file, save_file
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
 from ldmprobe.data.latent_cache import LatentCache
+from ldmprobe.data.latent_writer import write_cache
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.lazy import LazyModule
 from ldmprobe.pretrained.finetune import base_fingerprint
 from ldmprobe.pretrained.lora import LoRA
 from ldmprobe.pretrained.source import Source
-from ldmprobe.training.cache import write_cache
 from ldmprobe.training.checkpoint.load import Checkpoint, load_model
 from ldmprobe.training.finetuning import FinetunedDiffusion
 from ldmprobe.training.latent_diffusion import LatentDiffusion

@@ -1,11 +1,8 @@
-"""``ldmprobe cache``: encode the images, and the captions, of a configuration once, into a folder that training reads."""
+"""The writer of a cache: images and captions encoded once, into a folder that training reads."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-import os
-import warnings
 from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
@@ -17,17 +14,13 @@ from torch.utils.data import DataLoader, Dataset
 
 from ldmprobe.data.images import ImageData
 from ldmprobe.data.latent_cache import CONDITION, DTYPES, SPLITS, LatentCache, Shard, cache_key
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.atomic import atomic_write, remove_partials
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.io.plain_text import plain
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, FrozenEncoder
-from ldmprobe.models.denoiser import check_text
 from ldmprobe.models.denoiser import check_condition
-from ldmprobe.models.device import move
-
-_NAMED_ROWS = 10  # in a message
 
 
 def write_cache(
@@ -60,10 +53,7 @@ def write_cache(
     """
     if not 0 <= shard < num_shards:
         raise ConfigurationError(f"--shard is {shard} and --num-shards {num_shards}; expected 0 <= shard < num-shards.")
-    if rows_per_shard < 1 or batch_size < 1:
-        raise ConfigurationError(
-            f"--rows-per-shard is {rows_per_shard} and --batch-size {batch_size}; expected at least 1."
-        )
+    check_numbers("The cache", 1, rows_per_shard=rows_per_shard, batch_size=batch_size)
     data.latents = None
     data.prepare_data()
     data.setup("fit")
@@ -106,9 +96,6 @@ def _described(folder: Path, key: dict[str, Any], rows_per_shard: int, data: Ima
     found = LatentCache(folder)
     found.check_key(key)
     return found
-
-
-# --- images ----------------------------------------------------------------------------------------------------------------
 
 
 class _Views(Dataset):
@@ -167,10 +154,9 @@ def _encoded(
     """Return the latents, columns and numbers of rows, each by view where the view matters."""
     views = [data.reader.collate(list(samples)) for samples in zip(*rows, strict=True)]
     images = torch.stack([view.pop("image") for view in views], dim=1)
-    encoded = codec.unscaled(images.flatten(0, 1).to(codec.scale.device)).cpu().to(DTYPES[dtype])
-    encoded = encoded.unflatten(0, images.shape[:2])
-    _check_finite(encoded, views[0]["index"], split, dtype)
-    kept: dict[str, Any] = {codec.unscaled_kind: encoded}
+    encoded = codec.unscaled(images.flatten(0, 1).to(codec.scale.device)).cpu().unflatten(0, images.shape[:2])
+    named = [f"The latents of row {i} of the {split.replace('_', '-')} images" for i in views[0]["index"].tolist()]
+    kept: dict[str, Any] = {codec.unscaled_kind: _in(dtype, encoded, named)}
     for name, values in views[0].items():
         column = data.reader.column_called(name)
         if column is None or not column.aligned:
@@ -182,32 +168,32 @@ def _encoded(
     return kept
 
 
-def _check_finite(encoded: Tensor, index: Tensor, split: str, dtype: str) -> None:
-    lost = index[~encoded.flatten(1).isfinite().all(1)].tolist()
-    if lost:
-        rows = ", ".join(map(str, lost[:_NAMED_ROWS])) + (", …" if len(lost) > _NAMED_ROWS else "")
-        raise ConfigurationError(
-            f"The latents of row {rows} of the {split.replace('_', '-')} images are not finite in {dtype}; look at these images"
-            + (", or keep bfloat16 or float32 (--dtype)." if dtype == "float16" else " and the codec's weights.")
-        )
-
-
 def _condition(encoder: FrozenEncoder, captions: list[str] | None, dtype: str) -> dict[str, Tensor]:
     """Return what is kept of captions, or of none."""
-    condition = {name: value.cpu() for name, value in encoder.encode(captions).items()}
-    kept = {name: value.to(DTYPES[dtype]) if value.is_floating_point() else value for name, value in condition.items()}
-    for name, value in kept.items():
-        lost = (~value.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
-        if lost:
-            caption = "the null condition" if captions is None else f"caption {captions[lost[0]]!r}"
-            raise ConfigurationError(
-                f"The {name} of {caption} are not finite in {dtype}; keep bfloat16 or float32 (--dtype)."
-            )
+    named = ["the null condition"] if captions is None else [f"caption {caption!r}" for caption in captions]
+    return {
+        name: _in(dtype, value.cpu(), [f"The {name} of {each}" for each in named])
+        if value.is_floating_point()
+        else value.cpu()
+        for name, value in encoder.encode(captions).items()
+    }
+
+
+def _in(dtype: str, values: Tensor, named: Sequence[str]) -> Tensor:
+    """Return values (N, …) in ``dtype``.
+
+    Raises:
+        ConfigurationError: some are not finite; the first is called as in ``named`` (N).
+    """
+    kept = values.to(DTYPES[dtype])
+    lost = (~kept.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+    if lost:
+        others = f" (and of {len(lost) - 1} others)" if len(lost) > 1 else ""
+        raise ConfigurationError(
+            f"{named[lost[0]]}{others} are not finite in {dtype}; look at what is encoded and at the weights"
+            + (", or keep bfloat16 or float32 (--dtype)." if dtype == "float16" else ".")
+        )
     return kept
-
-
-def _write(path: Path, tensors: dict[str, Tensor], texts: dict[str, list[str]]) -> None:
-# --- files, and the command's arguments ----------------------------------------------------------------------------------
 
 
 def _write(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
