@@ -6,7 +6,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from ldmprobe.standalone import load_model
+from ldmprobe import load_model
 from scipy.fft import idctn
 from torch import Tensor, nn
 
