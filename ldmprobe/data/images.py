@@ -15,6 +15,7 @@ import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader, Dataset
 
+from ldmprobe import lightning_private as private
 from ldmprobe.data.checked import CheckedRows
 from ldmprobe.data.columns import OWN, RESERVED, CaptionColumn, Column, ImageColumn, LabelColumn
 from ldmprobe.data.endless import check_epochs

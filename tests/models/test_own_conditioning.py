@@ -6,11 +6,11 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-from ldmprobe import load_model
 from scipy.fft import idctn
 from torch import Tensor, nn
 
 import ldmprobe
+from ldmprobe import load_model
 from ldmprobe.callbacks import DDIMProbe, DenoisingProbe
 from ldmprobe.data.builtin import gaussian_spectrum
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
