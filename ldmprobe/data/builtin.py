@@ -23,7 +23,7 @@ COLOURS = {
 
 
 def digits() -> Any:
-    """1,797 real handwritten digits, 8×8 grey (Alpaydin & Kaynak, UCI, 1998; through scikit-learn): ``image``, ``label``."""
+    """1,797 real handwritten digits, 8×8 grey (Alpaydin & Kaynak, UCI, 1998; through scikit-learn): `image`, `label`."""
     from datasets import ClassLabel, Dataset, Features, Image
     from PIL import Image as PILImage
     from sklearn.datasets import load_digits
@@ -43,13 +43,13 @@ def shapes(
     shapes: Sequence[str] = SHAPES[:4],
     colours: Sequence[str] = tuple(COLOURS)[:5],
 ) -> Any:
-    """Coloured shapes on a light ground, drawn anew from ``seed``.
+    """Coloured shapes on a light ground, drawn anew from `seed`.
 
-    Columns: ``image`` (RGB), ``label`` (colour and shape of the first shape), ``caption`` ("a small red circle on the left"),
-    ``boxes`` (K, 4: x0, y0, x1, y1 in pixels), ``mask`` (grey image: 0 ground, k for the k-th shape).
+    Columns: `image` (RGB), `label` (colour and shape of the first shape), `caption` ("a small red circle on the left"),
+    `boxes` (K, 4: x0, y0, x1, y1 in pixels), `mask` (grey image: 0 ground, k for the k-th shape).
 
     Args:
-        shapes, colours: drawn from these of ``SHAPES`` and ``COLOURS``; by default without "cross", "heart", "orange" and "pink",
+        shapes, colours: drawn from these of `SHAPES` and `COLOURS`; by default without "cross", "heart", "orange" and "pink",
             which are left for finetuning.
 
     Raises:
@@ -140,9 +140,9 @@ def gaussian(
     seed: int = 0,
 ) -> Any:
     """Gaussian "images" whose every statistic is known: variance i^−exponent + floor along the i-th 2-D cosine direction
-    (low frequencies first), the same for each channel; ``image`` is a float array (C, H, W), taken as it is.
+    (low frequencies first), the same for each channel; `image` is a float array (C, H, W), taken as it is.
 
-    With the identity codec, the exact denoiser, DDIM path and KL curves are those of ``analysis/ideal.py``.
+    With the identity codec, the exact denoiser, DDIM path and KL curves are those of `analysis/ideal.py`.
     """
     from datasets import Array3D, Dataset, Features
     from scipy.fft import idctn
@@ -167,7 +167,7 @@ def _check_size(num_images: int, channels: int, size: int) -> None:
 
 
 def gaussian_spectrum(size: int, exponent: float = 1.0, floor: float = 0.05) -> np.ndarray:
-    """Variance of each cosine coefficient of ``gaussian``, shape (size, size)."""
+    """Variance of each cosine coefficient of `gaussian`, shape (size, size)."""
     row, column = np.indices((size, size))
     rank = np.empty(size * size)
     rank[np.argsort((row**2 + column**2).ravel(), kind="stable")] = np.arange(1, size * size + 1)
@@ -178,7 +178,7 @@ _BUILTIN: dict[str, Callable[..., Any]] = {"digits": digits, "shapes": shapes, "
 
 
 def load_builtin(name: str, **kwargs: Any) -> Any:
-    """The built-in dataset "digits", "shapes" or "gaussian" as a ``datasets.Dataset``; ``kwargs`` are its parameters.
+    """The built-in dataset "digits", "shapes" or "gaussian" as a `datasets.Dataset`; `kwargs` are its parameters.
 
     Raises:
         ConfigurationError: no such dataset or parameter.

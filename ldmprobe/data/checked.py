@@ -26,7 +26,7 @@ class CheckedRows:
         first_row, num_rows: the number of the first, and how many there are.
         shape: of the images, of which all have the same; None where there is no row.
         captions: those of the rows, stripped.
-        notes: what was done to how many images, see ``data/pictures.py``.
+        notes: what was done to how many images, see `data/pictures.py`.
         low, high: the least and greatest value.
         different: whether two images differ.
     """
@@ -43,7 +43,7 @@ class CheckedRows:
 
     @classmethod
     def read(cls, rows: Iterable[dict[str, Any]], reader: RowReader) -> CheckedRows:
-        """Read all of ``rows``.
+        """Read all of `rows`.
 
         Raises:
             ConfigurationError: one cannot be read, or its image has another shape than the first; the row is named.
@@ -64,7 +64,7 @@ class CheckedRows:
         return checked
 
     def check_shape(self, shape: tuple[int, ...], row: int, expected: tuple[int, ...] | None) -> None:
-        """Raise ConfigurationError if ``shape`` is another than ``expected``."""
+        """Raise ConfigurationError if `shape` is another than `expected`."""
         if expected and shape != expected:
             setting = "channels" if shape[0] != expected[0] else "image_size"
             raise ConfigurationError(

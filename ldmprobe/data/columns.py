@@ -36,7 +36,7 @@ class Reading:
         image_size: (width, height) of the upright image.
         rng: draws what differs from visit to visit; None for no augmentation.
         files: those that rows may name.
-        notes: what was done to images, see :mod:`ldmprobe.data.pictures`.
+        notes: what was done to images, see `ldmprobe.data.pictures`.
     """
 
     place: str
@@ -73,7 +73,7 @@ class Column(ABC):
         """
 
     def undecoded(self, rows: Any) -> Any:
-        """Return ``rows`` with this column as it is to be read."""
+        """Return `rows` with this column as it is to be read."""
         return rows
 
     def informed(self, splits: Sequence[tuple[str, Any]]) -> Self:
@@ -107,7 +107,7 @@ class Column(ABC):
         return self.read(value, reading)
 
     def restored(self, kept: Any, rng: np.random.Generator | None) -> Any:
-        """Return the value that :meth:`read` would give, from what a cache has kept."""
+        """Return the value that `read` would give, from what a cache has kept."""
         return kept
 
 
@@ -120,7 +120,7 @@ class ImageColumn(Column):
 
     Args:
         channels: 1 (grey), 3 (RGB), 4 (RGBA); images of another mode are converted; None keeps theirs.
-        background: the color under transparent images, unless ``channels`` is 4.
+        background: the color under transparent images, unless `channels` is 4.
         value_range: the numbers that are black and white, in arrays and in grey pictures of 16 and 32 bits, where their type does not say.
     """
 
@@ -269,7 +269,7 @@ def _dtype(feature: Any) -> str | None:
 
 
 def _check_labels(rows: Any, column: str, split: str, num_classes: int | None) -> int:
-    """Return the number of classes: the greatest label plus one where ``num_classes`` does not say it.
+    """Return the number of classes: the greatest label plus one where `num_classes` does not say it.
 
     Raises:
         ConfigurationError: labels are no whole numbers from 0 on, or too large; the row is named.

@@ -1,6 +1,6 @@
 """What a Trainer's settings mean to training data without end: honored, or refused by name.
 
-A stream of training batches is one endless epoch, unless ``limit_train_batches`` or ``overfit_batches`` says of how many batches one is.
+A stream of training batches is one endless epoch, unless `limit_train_batches` or `overfit_batches` says of how many batches one is.
 What happens at the ends of epochs would never happen; Lightning is silent about most of it.
 """
 

@@ -15,13 +15,13 @@ CAPTION = "text"
 _CAPTION_ENDINGS = (".txt", ".caption")
 _TABLE_ENDINGS = {".parquet", ".arrow", ".csv", ".tsv", ".json", ".jsonl", ".tar"}
 _METADATA = {"metadata.csv", "metadata.jsonl", "metadata.parquet"}
-_NEWER_ENDINGS = {".avif", ".avifs", ".heic", ".heif", ".jxl", ".qoi"}  # of pictures that ``datasets`` passes over
+_NEWER_ENDINGS = {".avif", ".avifs", ".heic", ".heif", ".jxl", ".qoi"}  # of pictures that `datasets` passes over
 
 
 def is_image_folder(folder: Path) -> bool:
     """Whether a folder is of image files and what lies beside them, with no table or archive of rows.
 
-    ``datasets`` takes a folder by its most frequent ending, and so for one of texts where each image has a caption beside it.
+    `datasets` takes a folder by its most frequent ending, and so for one of texts where each image has a caption beside it.
     """
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 

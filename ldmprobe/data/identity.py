@@ -12,16 +12,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 import xxhash
 
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from ldmprobe.data.columns import Column
 
 _PIECE = 4096  # bytes, a page; encoded images of more than three are read at their start, middle and end
 _FILES_AT_ONCE = 16  # to hide the latency of network disks
@@ -42,7 +39,7 @@ def image_hashes(rows: Any, column: str, files: ImageFiles) -> Hashes:
     arrays all values.
 
     Args:
-        rows: a ``datasets.Dataset``.
+        rows: a `datasets.Dataset`.
         files: the files that rows may name; of any other, the name is hashed.
     """
     wanted = np.arange(len(rows)) if rows._indices is None else rows._indices.column(0).to_numpy()
@@ -65,7 +62,7 @@ def image_hashes(rows: Any, column: str, files: ImageFiles) -> Hashes:
 
 
 def image_hash(value: Any, files: ImageFiles) -> int:
-    """Return the same hash of one image as a row has it: ``{"bytes": …, "path": …}``, bytes, a path, or an array."""
+    """Return the same hash of one image as a row has it: `{"bytes": …, "path": …}`, bytes, a path, or an array."""
     if isinstance(value, dict):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     if isinstance(value, str):
@@ -119,7 +116,7 @@ def _pieces(encoded: Any) -> bytes:
 
 
 def _pieces_of(size: int, read: Callable[[int, int], bytes]) -> bytes:
-    """Return the size and the start, middle and end of what ``read(start, length)`` reads."""
+    """Return the size and the start, middle and end of what `read(start, length)` reads."""
     starts = (0, (size - _PIECE) // 2, size - _PIECE) if size > 3 * _PIECE else (0,)
     length = _PIECE if len(starts) > 1 else size
     return b"".join([size.to_bytes(8, "little"), *(read(start, length) for start in starts)])
@@ -141,12 +138,12 @@ def _file_hash(name: str, files: ImageFiles) -> int:
 
 
 def is_held_out(row: dict[str, Any], column: str, fraction: float, wanted: bool, files: ImageFiles) -> bool:
-    """Return whether a stream's row is held out, or is not (``wanted=False``); with probability ``fraction``, by its image."""
+    """Return whether a stream's row is held out, or is not (`wanted=False`); with probability `fraction`, by its image."""
     return (image_hash(row[column], files) < _threshold(fraction)) == wanted
 
 
 def held_out_mask(hashes: Hashes, fraction: float) -> np.ndarray:
-    """Which rows are held out, shape (N,): each with probability ``fraction``, always the same for one image.
+    """Which rows are held out, shape (N,): each with probability `fraction`, always the same for one image.
 
     At least the two of the smallest hashes are (one, of fewer than four rows), and not all. Rows that are added take
     none that was trained on to the held-out side, unless all had a hash below the share.
@@ -280,8 +277,17 @@ class DataIdentity:
         )
 
 
-def known_rows(rows: Any, columns: Sequence[Column], files: ImageFiles) -> KnownRows:
-    """Return the hashes of a table's rows, or of a stream's first; the first of ``columns`` has the images."""
+class HashedColumn(Protocol):
+    """A column whose rows have hashes."""
+
+    @property
+    def name(self) -> str: ...
+
+    def hashes(self, rows: Any, files: ImageFiles) -> Hashes: ...
+
+
+def known_rows(rows: Any, columns: Sequence[HashedColumn], files: ImageFiles) -> KnownRows:
+    """Return the hashes of a table's rows, or of a stream's first; the first of `columns` has the images."""
     from datasets import Dataset
 
     complete = hasattr(rows, "__len__")

@@ -24,7 +24,7 @@ class ImageFiles:
     follow_links: bool = False
 
     def find(self, name: str) -> str:
-        """Return the path of the file called ``name``.
+        """Return the path of the file called `name`.
 
         Raises:
             ValueError: a URL, a file outside the folders, or none.
@@ -57,9 +57,9 @@ def _is_in(path: str, folder: str) -> bool:
 
 
 def files_of(dataset: str, kwargs: dict[str, Any], rows: Any, image_folder: str | None) -> ImageFiles:
-    """Return the files that the rows of a dataset may name: those in ``image_folder`` or in the dataset's own folder.
+    """Return the files that the rows of a dataset may name: those in `image_folder` or in the dataset's own folder.
 
-    Names in an image folder are those of its files, wherever links in it lead; ``datasets`` keeps a hub's in its caches. Names in a table
+    Names in an image folder are those of its files, wherever links in it lead; `datasets` keeps a hub's in its caches. Names in a table
     are a stranger's.
     """
     from datasets import config

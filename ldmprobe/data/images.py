@@ -33,27 +33,27 @@ from ldmprobe.models.conditioning import Conditioning
 class ImageData(L.LightningDataModule):
     """Images (with labels, captions) from any Hugging Face dataset, as batches in [−1, 1].
 
-    Training is one endless epoch in which batch k depends on (seed, k) alone: limit it by ``max_steps``, not ``max_epochs``, and
-    validate by ``val_check_interval`` in batches. With ``limit_train_batches: N`` an epoch is said to end after each N batches, and the
-    next goes on from there; with ``overfit_batches: N`` all epochs are of the same N.
+    Training is one endless epoch in which batch k depends on (seed, k) alone: limit it by `max_steps`, not `max_epochs`, and
+    validate by `val_check_interval` in batches. With `limit_train_batches: N` an epoch is said to end after each N batches, and the
+    next goes on from there; with `overfit_batches: N` all epochs are of the same N.
 
-    Batches are dicts: ``image`` (N, C, H, W) float32, ``index`` (N,) the row, and ``label`` (N,), ``caption`` if their
-    columns are named, and the further columns. From a cache they have ``latent`` (N, c, h, w) or ``moments`` (N, 2c, h, w) instead of ``image``, and
-    ``condition``, a dict of tensors, where the captions are encoded too.
+    Batches are dicts: `image` (N, C, H, W) float32, `index` (N,) the row, and `label` (N,), `caption` if their
+    columns are named, and the further columns. From a cache they have `latent` (N, c, h, w) or `moments` (N, 2c, h, w) instead of `image`, and
+    `condition`, a dict of tensors, where the captions are encoded too.
 
     Args:
-        dataset: hub id; folder of parquet files, from ``save_to_disk``, or of images; parquet file; "builtin:digits",
+        dataset: hub id; folder of parquet files, from `save_to_disk`, or of images; parquet file; "builtin:digits",
             "builtin:shapes" or "builtin:gaussian".
-        dataset_kwargs: further arguments of ``datasets.load_dataset`` (``name``, ``revision``, ``data_files``, …) or parameters of
+        dataset_kwargs: further arguments of `datasets.load_dataset` (`name`, `revision`, `data_files`, …) or parameters of
             the built-in dataset.
         image_column, label_column, caption_column: names of columns; the latter two are optional. Images may be stored as images, bytes,
             paths in the dataset's folder, or arrays. Of a list of captions each visit of training draws one, and probes take the first. A
-            folder of images with ``1.txt`` beside ``1.png`` has these texts in the column "text".
-        columns: further columns that conditionings read, such as a :class:`~ldmprobe.MaskColumn`; each is cropped and mirrored with
+            folder of images with `1.txt` beside `1.png` has these texts in the column "text".
+        columns: further columns that conditionings read, such as a `MaskColumn`; each is cropped and mirrored with
             the image.
         train_split: name of the training split.
         held_out_split: name of the held-out split. Default: "validation" or "test" where there is one, else a part of the
-            training rows: each with probability ``held_out_fraction``, by a hash of its image as it is stored. So a row stays
+            training rows: each with probability `held_out_fraction`, by a hash of its image as it is stored. So a row stays
             on its side when others are added, renamed or moved, and copies of an image are on one side.
         held_out_fraction: the expected share of rows held out: of N rows N·f ± 2 √(N f (1 − f)), but two at least (one, of
             fewer than four rows). Of built-in data it is exact.
@@ -61,7 +61,7 @@ class ImageData(L.LightningDataModule):
             data it is exact.
         image_size: images become square of this many pixels; default: they all have one size already.
         channels: 1, 3 or 4; default: those of the first image.
-        background: the color under transparent images (a name or "#rrggbb"), unless ``channels`` is 4.
+        background: the color under transparent images (a name or "#rrggbb"), unless `channels` is 4.
         value_range: the numbers that are black and white, [low, high], in arrays and in grey images of 16 and 32 bits. Default: what their
             type says; arrays of floats that are not pixels are taken as they are.
         image_folder: the folder that a table's paths are in; default: that of the dataset. Files elsewhere are not read.
@@ -69,17 +69,17 @@ class ImageData(L.LightningDataModule):
         random_crop, random_flip: augmentation of training images.
         batch_size: per rank.
         num_workers: processes that decode images.
-        streaming: read rows as needed, for what does not fit on disk; shuffled through ``shuffle_buffer`` rows.
+        streaming: read rows as needed, for what does not fit on disk; shuffled through `shuffle_buffer` rows.
         num_classes: for label columns that do not say (a stream's integer column).
         check_rows: how many rows of each split are decoded before training, to find unreadable images early.
         seed: of the order and augmentation of training images.
-        latents: folder that ``ldmprobe cache`` has made for this configuration: batches are read from it, in the same order.
+        latents: folder that `ldmprobe cache` has made for this configuration: batches are read from it, in the same order.
 
     Attributes:
         checked_captions: of the rows that were decoded before training.
 
     Raises:
-        ConfigurationError: in ``setup``, before training: no such dataset, split or column; no rows; unreadable image.
+        ConfigurationError: in `setup`, before training: no such dataset, split or column; no rows; unreadable image.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ class ImageData(L.LightningDataModule):
 
     @cached_property
     def identity(self) -> DataIdentity:
-        """What tells these rows from others, known after ``setup``."""
+        """What tells these rows from others, known after `setup`."""
         reader = self.reader
         return DataIdentity(*(known_rows(self.rows[split], reader.columns, reader.files) for split in SPLITS))
 
@@ -229,7 +229,7 @@ class ImageData(L.LightningDataModule):
             )
 
     def reader_of(self, split: str) -> RowReader:
-        """The reader of one of ``SPLITS``."""
+        """The reader of one of `SPLITS`."""
         return self.reader if split == "train" else self.held_out_reader
 
     @property
@@ -260,7 +260,7 @@ class ImageData(L.LightningDataModule):
             )
 
     def use_latents(self, codec: LatentCodec, conditioning: Conditioning) -> None:
-        """Raise ConfigurationError, naming what differs, if ``latents`` are not those of this data, codec and conditioning; else tell the
+        """Raise ConfigurationError, naming what differs, if `latents` are not those of this data, codec and conditioning; else tell the
         conditioning what they have of its prompts. Where there are none, do nothing."""
         if self._cache is not None:
             self._cache.check_key(
@@ -318,7 +318,7 @@ class ImageData(L.LightningDataModule):
         return self.val_dataloader()
 
     def reference_batches(self, num_images: int, held_out: bool = False) -> Iterator[dict[str, Any]]:
-        """``num_images`` training (or held-out) images, or all there are, drawn in a fixed order that no seed changes, without
+        """`num_images` training (or held-out) images, or all there are, drawn in a fixed order that no seed changes, without
         augmentation: what probes compare with. The same on every rank. (Of a stream's training images: the first.)"""
         if self._cache is None:
             yield from self.reference_images(num_images, held_out)
@@ -327,7 +327,7 @@ class ImageData(L.LightningDataModule):
             yield from _in_fixed_order(latents, latents, num_images)
 
     def reference_images(self, num_images: int, held_out: bool = False) -> Iterator[dict[str, Any]]:
-        """The same, always with ``image``."""
+        """The same, always with `image`."""
         split = SPLITS[held_out]
         return _in_fixed_order(self.rows[split], self.reader_of(split), num_images)
 
@@ -374,12 +374,12 @@ class _Rows(Dataset):
 
 
 def _only(rows: Any, columns: Sequence[Column]) -> Any:
-    """Return the rows with these columns alone, and those of :data:`OWN` that they have."""
+    """Return the rows with these columns alone, and those of `OWN` that they have."""
     own = (name for name in rows.column_names or [] if name in OWN)
     return rows.select_columns(list(dict.fromkeys([*(column.column for column in columns), *own])))
 
 
 def _without_own(rows: Any) -> Any:
-    """Return the rows without columns that happen to have a name of :data:`OWN`."""
+    """Return the rows without columns that happen to have a name of `OWN`."""
     names = [name for name in rows.column_names or [] if name in OWN]
     return rows.remove_columns(names) if names else rows

@@ -1,7 +1,7 @@
-"""Latents encoded once and kept on disk: the folder's key, its files and its reader. ``ldmprobe cache`` writes it.
+"""Latents encoded once and kept on disk: the folder's key, its files and its reader. `ldmprobe cache` writes it.
 
-``cache.json`` says what the folder is of and how many rows it has; ``train-00000.safetensors``, … and ``held_out-…`` have so many rows each,
-with all columns and what a frozen encoder makes of their captions; ``prompt-…`` has what it makes of a prompt, or of none.
+`cache.json` says what the folder is of and how many rows it has; `train-00000.safetensors`, … and `held_out-…` have so many rows each,
+with all columns and what a frozen encoder makes of their captions; `prompt-…` has what it makes of a prompt, or of none.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ def cache_key(
 ) -> dict[str, Any]:
     """Return all that cached latents depend on, as plain values by part, for both the writer and the reader of a cache.
 
-    Of the data these are a hash of each row (:mod:`ldmprobe.data.identity`) and its number. The codec's scale and shift are no part:
+    Of the data these are a hash of each row (`ldmprobe.data.identity`) and its number. The codec's scale and shift are no part:
     latents are kept before them.
 
     Args:
-        rows: the rows of each of :data:`SPLITS`.
-        conditioning: ready for the network and the data (:meth:`Conditioning.prepare`).
+        rows: the rows of each of `SPLITS`.
+        conditioning: ready for the network and the data (`Conditioning.prepare`).
     """
     description = {name: value for name, value in codec.description.items() if name not in ("scale", "shift")}
     encoder = conditioning.frozen_encoder
@@ -91,7 +91,7 @@ def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str | None:
 
 
 class Shard(NamedTuple):
-    """One file: rows ``start`` … ``stop − 1`` of a split."""
+    """One file: rows `start` … `stop − 1` of a split."""
 
     split: str
     start: int
@@ -103,7 +103,7 @@ class LatentCache:
     """A folder of latents.
 
     Attributes:
-        key: what they are of, see :func:`cache_key`.
+        key: what they are of, see `cache_key`.
         num_rows: the number of rows of each split.
         rows_per_shard: the number of rows in each file but a split's last.
         image_shape: (C, H, W) of the images.
@@ -187,7 +187,7 @@ class LatentCache:
 
 
 class LatentRows:
-    """The rows of a split, memory-mapped: rows and their reader at once, as :class:`~ldmprobe.data.stream.ShuffledStream` takes them.
+    """The rows of a split, memory-mapped: rows and their reader at once, as `ShuffledStream` takes them.
 
     Args:
         reader: reads the same columns of images.
@@ -206,15 +206,15 @@ class LatentRows:
         return {**self.__dict__, "_open": {}}  # each process maps the files itself
 
     def __getitem__(self, i: int) -> int:
-        """Return the row for :meth:`read`, which is its number."""
+        """Return the row for `read`, which is its number."""
         return i
 
     def read(self, row: int, row_number: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
-        """Return one sample: ``latent`` (c, h, w) or ``moments`` (2c, h, w), ``index`` and the further columns; and ``condition``, if the
+        """Return one sample: `latent` (c, h, w) or `moments` (2c, h, w), `index` and the further columns; and `condition`, if the
         cache has it.
 
         Args:
-            rng: draws what :class:`RowReader` would draw; None for no augmentation.
+            rng: draws what `RowReader` would draw; None for no augmentation.
         """
         number, offset = divmod(row, self.rows_per_shard)
         if number not in self._open:

@@ -41,7 +41,7 @@ def write_cache(
 
     Args:
         folder: default: "latents/" and a hash of what they are of.
-        shard, num_shards: write every ``num_shards``-th file, from this one on.
+        shard, num_shards: write every `num_shards`-th file, from this one on.
         rows_per_shard: in a file; held in memory at once.
         batch_size: images through the codec at once.
 
@@ -80,7 +80,7 @@ def write_cache(
 
 
 def _described(folder: Path, key: dict[str, Any], rows_per_shard: int, data: ImageData) -> LatentCache:
-    """Return the cache in ``folder``, as yet without rows where it is new."""
+    """Return the cache in `folder`, as yet without rows where it is new."""
     path = LatentCache.description_path(folder)
     if not path.exists():
         if folder.is_dir() and any(folder.glob("[!.]*")) and not path.exists():  # another process may just have made it
@@ -180,10 +180,10 @@ def _condition(encoder: FrozenEncoder, captions: list[str] | None, dtype: str) -
 
 
 def _in(dtype: str, values: Tensor, named: Sequence[str]) -> Tensor:
-    """Return values (N, …) in ``dtype``.
+    """Return values (N, …) in `dtype`.
 
     Raises:
-        ConfigurationError: some are not finite; the first is called as in ``named`` (N).
+        ConfigurationError: some are not finite; the first is called as in `named` (N).
     """
     kept = values.to(DTYPES[dtype])
     lost = (~kept.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()

@@ -39,7 +39,7 @@ _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
 def opened(value: object, files: ImageFiles, notes: list[str]) -> Image.Image | np.ndarray:
-    """Return the upright picture, loaded, or the array of numbers that a row's ``value`` is.
+    """Return the upright picture, loaded, or the array of numbers that a row's `value` is.
 
     Raises:
         Exception: of many kinds; it is neither.
@@ -96,10 +96,10 @@ def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
 def in_eight_bits(
     image: Image.Image, channels: int | None, background: str, value_range: Range | None, notes: list[str]
 ) -> Image.Image:
-    """Return the picture as L, RGB or RGBA; ``channels`` None keeps its own. Transparency that is not kept is laid on ``background``.
+    """Return the picture as L, RGB or RGBA; `channels` None keeps its own. Transparency that is not kept is laid on `background`.
 
     Raises:
-        ValueError: of 32 bits without ``value_range``, or values outside it.
+        ValueError: of 32 bits without `value_range`, or values outside it.
     """
     if image.mode.startswith("I") or image.mode == "F" or value_range not in (None, _EIGHT_BITS):
         image = _scaled_down(image, value_range, notes)
@@ -113,7 +113,7 @@ def in_eight_bits(
 
 
 def _scaled_down(image: Image.Image, value_range: Range | None, notes: list[str]) -> Image.Image:
-    """Scale the values of ``value_range``, or of what the format says, to 0 … 255; Pillow's own conversion clips at 255."""
+    """Scale the values of `value_range`, or of what the format says, to 0 … 255; Pillow's own conversion clips at 255."""
     if image.has_transparency_data or not (image.mode in ("1", "L", "RGB", "F") or image.mode.startswith("I")):
         raise ValueError(f"`value_range` is for numbers, not for a picture of mode {image.mode}; leave it out")
     notes.append(REDUCED if value_range is None else SCALED)
@@ -147,7 +147,7 @@ def _white_is_zero(image: Image.Image) -> bool:
 def of_array(array: np.ndarray, value_range: Range | None, notes: list[str]) -> Image.Image | np.ndarray:
     """Return an array of whole numbers as a picture of 8 bits, one of floats as float32 (C, H, W).
 
-    Of floats, ``value_range`` becomes [−1, 1]; without one they stay as they are. Of whole numbers, it is by default that of their type.
+    Of floats, `value_range` becomes [−1, 1]; without one they stay as they are. Of whole numbers, it is by default that of their type.
 
     Raises:
         ValueError: not finite, or outside the range.

@@ -58,7 +58,7 @@ class RowReader:
         rng: np.random.Generator | None = None,
         notes: list[str] | None = None,
     ) -> dict[str, Any]:
-        """Return one sample: ``image`` (C, H, W) float32, ``index``, and the further columns.
+        """Return one sample: `image` (C, H, W) float32, `index`, and the further columns.
 
         Args:
             rng: for augmentation; None for none.

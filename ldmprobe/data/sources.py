@@ -23,10 +23,10 @@ def load_splits(dataset: str, streaming: bool = False, **kwargs: Any) -> dict[st
     """The splits of a dataset by name, without a format that was set on them.
 
     Args:
-        dataset: "builtin:digits", "builtin:shapes" or "builtin:gaussian"; a folder (from ``save_to_disk``, of parquet files, or of images,
+        dataset: "builtin:digits", "builtin:shapes" or "builtin:gaussian"; a folder (from `save_to_disk`, of parquet files, or of images,
             whose captions may be in text files beside them: column "text"); a parquet file; or a hub id.
         streaming: read rows as they are needed instead of preparing the dataset on disk.
-        kwargs: parameters of the built-in dataset, or of ``datasets.load_dataset``.
+        kwargs: parameters of the built-in dataset, or of `datasets.load_dataset`.
 
     Raises:
         ConfigurationError: nothing there, or nothing that can be read without running code or unpickling.
@@ -100,15 +100,15 @@ def choose_splits(
     """Return training and held-out rows.
 
     Where no split is named for holding out and none has a usual name, a part of the training split is taken: each row with
-    probability ``held_out_fraction``, by a hash of its image, so that it stays on its side whatever rows are added, and
+    probability `held_out_fraction`, by a hash of its image, so that it stays on its side whatever rows are added, and
     copies of one image are on one side. Both sides are in the order of the hashes.
 
     Args:
         held_out_rows: of a stream at most so many are held out; what it has more of them is left aside.
         image: the column of images.
         files: the files that rows may name.
-        fixed: the rows never change (built-in data): exactly ``held_out_fraction`` of them are taken, by their numbers, or
-            the first ``held_out_rows`` of a stream.
+        fixed: the rows never change (built-in data): exactly `held_out_fraction` of them are taken, by their numbers, or
+            the first `held_out_rows` of a stream.
 
     Raises:
         ConfigurationError: a named split does not exist, or one is empty; there are not two different images.
@@ -170,7 +170,7 @@ def _held_out_of_stream(rows: Any, fraction: float, most: int, image: Column, fi
 
 
 def check_column(column: str, columns: list[str]) -> None:
-    """Raise ConfigurationError if a dataset of these columns lacks ``column``."""
+    """Raise ConfigurationError if a dataset of these columns lacks `column`."""
     if column not in columns:
         names = ", ".join(repr(name) for name in columns if name not in OWN)
         raise ConfigurationError(f"There is no column {column!r}; the dataset has {names}.")

@@ -25,7 +25,7 @@ class Reader(Protocol):
 
 
 class ShuffledStream(Dataset):
-    """Position p of the stream is row ``permutation(seed, p // n)[p % n]``, augmented with randomness of (seed, p)."""
+    """Position p of the stream is row `permutation(seed, p // n)[p % n]`, augmented with randomness of (seed, p)."""
 
     def __init__(self, rows: Any, reader: Reader, seed: int) -> None:
         self.rows, self.reader, self.seed = rows, reader, seed
@@ -45,11 +45,11 @@ class ShuffledStream(Dataset):
 
 
 class StreamPositions(DistributedSampler, SequentialSampler):
-    """Batch k, k + 1, … without end, k being what ``next_batch`` says when an iteration begins: the stream positions of this rank's part
+    """Batch k, k + 1, … without end, k being what `next_batch` says when an iteration begins: the stream positions of this rank's part
     of each.
 
     To Lightning a DistributedSampler, so that it does not put its own in its place, and a SequentialSampler, so that it takes the order
-    of the same batches over and over (``overfit_batches``) as it is.
+    of the same batches over and over (`overfit_batches`) as it is.
     """
 
     def __init__(self, batch_size: int, next_batch: Callable[[], int], rank: int, world_size: int) -> None:
@@ -70,7 +70,7 @@ class StreamPositions(DistributedSampler, SequentialSampler):
 
 class HubStream(IterableDataset):
     """A streaming dataset, shuffled anew in each pass through a buffer, without end; sharded over ranks (by the caller,
-    with ``split_dataset_by_node``) and over workers (by ``datasets`` itself)."""
+    with `split_dataset_by_node`) and over workers (by `datasets` itself)."""
 
     def __init__(self, rows: Any, reader: Reader, seed: int, batch_size: int, buffer_size: int, rank: int = 0) -> None:
         self.rows, self.reader, self.seed, self.batch_size = rows, reader, seed, batch_size
@@ -97,7 +97,7 @@ class HubStream(IterableDataset):
 
 
 class SkippingLoader:
-    """A loader that begins with the batch that ``next_batch`` says: it goes on where it is, and where that is another place, reads anew
+    """A loader that begins with the batch that `next_batch` says: it goes on where it is, and where that is another place, reads anew
     from the first, the exact (if slow) way to resume a stream that cannot seek."""
 
     def __init__(self, loader: DataLoader, next_batch: Callable[[], int]) -> None:

@@ -33,7 +33,7 @@ class ConditioningData(Protocol):
     def batch_names(self) -> Collection[str]: ...
 
     def reference_batches(self, num_images: int, held_out: bool = False) -> Iterator[dict[str, Any]]:
-        """Yield ``num_images`` distinct rows, or all there are, in an order that never changes."""
+        """Yield `num_images` distinct rows, or all there are, in an order that never changes."""
 
 
 class FrozenEncoder(Protocol):
@@ -79,10 +79,10 @@ class CardPart:
 
 
 class Conditioning(nn.Module, ABC):
-    """Turns batches and sample numbers into a ``Condition``.
+    """Turns batches and sample numbers into a `Condition`.
 
     The first three methods must be written; the others have defaults that fit a conditioning without weights of its own. One that is
-    to be rebuilt from a checkpoint says its constructor's arguments in ``spec``.
+    to be rebuilt from a checkpoint says its constructor's arguments in `spec`.
 
     Args:
         dropout: share of training samples whose condition becomes the null condition (Ho & Salimans, 2022, arXiv:2207.12598).
@@ -115,7 +115,7 @@ class Conditioning(nn.Module, ABC):
     def for_samples(self, sample_ids: Tensor) -> Condition:
         """Return a fixed condition for each of a probe's samples, a function of its number (N,) alone.
 
-        ``HeldOutRows`` gives it held-out rows by number.
+        `HeldOutRows` gives it held-out rows by number.
         """
 
     @abstractmethod
@@ -148,7 +148,7 @@ class Conditioning(nn.Module, ABC):
         self.check_columns(data.batch_names)
 
     def check_columns(self, names: Collection[str]) -> None:
-        """Raise ConfigurationError if one of ``columns`` is not among the names in a batch."""
+        """Raise ConfigurationError if one of `columns` is not among the names in a batch."""
         for name in self.columns:
             if name not in names:
                 setting = (
@@ -179,14 +179,14 @@ class Conditioning(nn.Module, ABC):
         raise ConfigurationError("The model takes no text, so that --prompt is of no use to it; leave it out.")
 
     def assumed(self, data: ConditioningData) -> dict[str, Any]:
-        """Return what each row of ``data`` is taken to have of the columns that it lacks, for a probe; by default, nothing."""
+        """Return what each row of `data` is taken to have of the columns that it lacks, for a probe; by default, nothing."""
         return {}
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     @property
     def spec(self) -> dict[str, Any]:
-        """What a checkpoint says of it, as plain values: all that ``from_spec`` needs, but for its weights."""
+        """What a checkpoint says of it, as plain values: all that `from_spec` needs, but for its weights."""
         return {}
 
     @property
@@ -201,11 +201,11 @@ class Conditioning(nn.Module, ABC):
 
     @classmethod
     def from_spec(cls, spec: dict[str, Any], network: nn.Module) -> Conditioning:
-        """Build it anew, with fresh weights, for ``network``."""
+        """Build it anew, with fresh weights, for `network`."""
         return cls(**spec)
 
     def restore(self, run_spec: dict[str, Any]) -> None:
-        """Take over the ``run_spec`` of a checkpoint."""
+        """Take over the `run_spec` of a checkpoint."""
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield its weights by name, without loading those that are read from files."""
@@ -226,7 +226,7 @@ class Conditioning(nn.Module, ABC):
         return self
 
     def check_finetune(self, num_classes: int | None, name: str) -> None:
-        """Raise ConfigurationError if data of so many classes would be taken for others that the model called ``name`` knows."""
+        """Raise ConfigurationError if data of so many classes would be taken for others that the model called `name` knows."""
 
     @property
     def trained_networks(self) -> list[nn.Module]:
@@ -262,13 +262,13 @@ class Conditioning(nn.Module, ABC):
         """Raise ConfigurationError if its pipeline would sample in another shape or class."""
 
     def assemble(self, name: str, parts: dict[str, Any]) -> Any:
-        """Return the pipeline of class ``name`` with ``parts`` and what it adds itself."""
+        """Return the pipeline of class `name` with `parts` and what it adds itself."""
         import diffusers
 
         return getattr(diffusers, name)(**parts)
 
     def card(self, pipeline: Any, latent_shape: tuple[int, ...]) -> CardPart:
-        """Return what the card of the exported ``pipeline`` says of it."""
+        """Return what the card of the exported `pipeline` says of it."""
         return CardPart()
 
     # --- cache -----------------------------------------------------------------------------------------------------
@@ -280,13 +280,13 @@ class Conditioning(nn.Module, ABC):
 
 
 def describe(conditioning: Conditioning, finetuned: bool = False) -> dict[str, Any]:
-    """Return what a checkpoint says of a conditioning, for ``conditioning_of``."""
+    """Return what a checkpoint says of a conditioning, for `conditioning_of`."""
     spec = conditioning.finetuned_spec if finetuned else conditioning.spec
     return {"class_name": type(conditioning).__name__, **spec}
 
 
 def conditioning_of(description: dict[str, Any], network: nn.Module) -> Conditioning:
-    """Build the conditioning that ``describe`` described, with fresh weights.
+    """Build the conditioning that `describe` described, with fresh weights.
 
     Raises:
         ConfigurationError: its class is one of the user's own that has not been imported.

@@ -34,7 +34,7 @@ class HeldOutRows(nn.Module):
             self.register_buffer(name, None)
 
     def choose(self, data: ConditioningData) -> None:
-        """Take the first K held-out rows of ``data``, in its fixed order, unless there are rows already.
+        """Take the first K held-out rows of `data`, in its fixed order, unless there are rows already.
 
         Raises:
             ConfigurationError: a column is no tensor.

@@ -16,10 +16,10 @@ _DIT_NULL_CLASS = 1000  # fixed in DiTPipeline.__call__, whatever the network's 
 
 
 class ClassConditioning(Conditioning):
-    """Class labels 0 … num_classes − 1; ``num_classes`` itself is the null class.
+    """Class labels 0 … num_classes − 1; `num_classes` itself is the null class.
 
     Args:
-        num_classes: of the data. The network embeds ``num_classes + 1`` (diffusers U-Nets: ``num_class_embeds``).
+        num_classes: of the data. The network embeds `num_classes + 1` (diffusers U-Nets: `num_class_embeds`).
         dropout: share of training samples whose label becomes the null class.
 
     Raises:
@@ -108,7 +108,7 @@ class ClassConditioning(Conditioning):
 
 
 def conditioning_of_pipeline(network: Any, num_classes: int) -> ClassConditioning:
-    """Return the conditioning of a pipeline's network that knows so many classes, and drop those that ``ClassConditioning.assemble``
+    """Return the conditioning of a pipeline's network that knows so many classes, and drop those that `ClassConditioning.assemble`
     has padded it with."""
     if network.config.get("num_embeds_ada_norm", num_classes) > num_classes:
         set_num_classes(network, num_classes)

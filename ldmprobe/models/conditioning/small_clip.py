@@ -13,11 +13,11 @@ _START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"  # CLIP's
 
 class SmallCLIP(TextEncoder):
     """A small CLIP text model with random weights (Radford et al., 2021, arXiv:2103.00020), to be trained with the denoiser; and a tokenizer
-    that knows ``words`` as one token each, other words by their letters.
+    that knows `words` as one token each, other words by their letters.
 
     Args:
         words: words of the letters a to z, separated by spaces; in lower case, as the tokenizer makes captions.
-        width: width of the text embeddings, the network's ``cross_attention_dim``.
+        width: width of the text embeddings, the network's `cross_attention_dim`.
         num_layers, num_heads: size of the transformer.
         max_tokens: the longest caption; longer ones are cut.
 
@@ -51,7 +51,7 @@ class SmallCLIP(TextEncoder):
 def word_tokenizer(words: str, max_tokens: int) -> Any:
     """Return a CLIP tokenizer, the same for the same words, that knows each of them as one token and others by their letters and digits.
 
-    (``train_new_from_iterator`` breaks ties by chance: a run that is built again would know its words by other numbers.)
+    (`train_new_from_iterator` breaks ties by chance: a run that is built again would know its words by other numbers.)
     """
     from transformers import CLIPTokenizer
 

@@ -19,13 +19,13 @@ from ldmprobe.models.families import FAMILIES, has_lora_format
 
 
 class TextConditioning(Conditioning):
-    """Captions: batches need ``caption``, a list of strings, or ``condition``, what the encoder made of them beforehand.
+    """Captions: batches need `caption`, a list of strings, or `condition`, what the encoder made of them beforehand.
 
     Args:
         encoder: the encoder of captions.
         dropout: share of training samples whose caption becomes the null condition.
-        prompts: prompts of probes and samples: sample i has ``prompts[i % len(prompts)]``.
-        trained: train the text encoder, too. Its weights are not averaged (``ema_decay`` is the network's).
+        prompts: prompts of probes and samples: sample i has `prompts[i % len(prompts)]`.
+        trained: train the text encoder, too. Its weights are not averaged (`ema_decay` is the network's).
 
     Attributes:
         kept: the conditions that a frozen encoder has made of prompts, and of None, which stands for no caption; each of shape (1, …).

@@ -36,7 +36,7 @@ _ABOUT_THE_FILE = (
 
 
 class TextEncoder(nn.Module):
-    """Turns captions into conditions with the text encoders and tokenizers of a diffusers pipeline and its own ``encode_prompt``: one CLIP
+    """Turns captions into conditions with the text encoders and tokenizers of a diffusers pipeline and its own `encode_prompt`: one CLIP
     (Stable Diffusion), two (XL), T5 (PixArt, AuraFlow) or all three (SD 3).
 
     Args:
@@ -46,7 +46,7 @@ class TextEncoder(nn.Module):
     Attributes:
         encoders: the text encoders by the names that the pipeline has for them; the frozen ones are each a LazyModule.
         size: what the pipeline's network is told of the image's size besides the text, of shape (1, …): the size that it was trained on,
-            until ``set_image_size`` says another.
+            until `set_image_size` says another.
 
     Raises:
         ConfigurationError: a tokenizer that does not belong to its text encoder.
@@ -141,7 +141,7 @@ class TextEncoder(nn.Module):
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """Plain values that tell these encoders from others, wherever they are and whatever version wrote them; ``from_description``
+        """Plain values that tell these encoders from others, wherever they are and whatever version wrote them; `from_description`
         needs no more, but for the weights."""
         return {
             "family": type(self.pipeline).__name__,
@@ -169,7 +169,7 @@ class TextEncoder(nn.Module):
         return TextEncoder(text_pipeline(getattr(diffusers, description["family"]), parts))
 
     def set_image_size(self, network: nn.Module, height: int, width: int) -> None:
-        """Set the size in pixels of the images that ``network`` is told of."""
+        """Set the size in pixels of the images that `network` is told of."""
         self.size = self.family.size(getattr(network, "config", {}), height, width)
 
     def forward(self, captions: Sequence[str]) -> Condition:
@@ -182,7 +182,7 @@ class TextEncoder(nn.Module):
         return self._named(self._encode([""], with_null=True), null=True) | self.size_condition(1)
 
     def size_condition(self, num_samples: int) -> Condition:
-        """Return ``size`` for each of so many samples."""
+        """Return `size` for each of so many samples."""
         return {name: row.to(self.device).expand(num_samples, -1) for name, row in self.size.items()}
 
     def _encode(self, captions: list[str], with_null: bool) -> tuple[Any, ...]:
@@ -221,7 +221,7 @@ class TextEncoder(nn.Module):
 
 
 def text_pipeline(cls: Any, parts: dict[str, Any]) -> Any:
-    """Return a pipeline of class ``cls`` of which only ``parts`` are there."""
+    """Return a pipeline of class `cls` of which only `parts` are there."""
     expected, optional = cls._get_signature_keys(cls)
     settings = {"requires_safety_checker": False} if "requires_safety_checker" in optional else {}
     return cls(**dict.fromkeys(expected) | settings | parts)
@@ -245,7 +245,7 @@ def _without(messages: Sequence[str], *loggers: str) -> Iterator[None]:
 
 
 def _trained_size(pipeline: Any, network: Any) -> tuple[int, int]:
-    """Return the image size in pixels that the pipeline's ``__call__`` takes by default."""
+    """Return the image size in pixels that the pipeline's `__call__` takes by default."""
     size = getattr(pipeline, "default_sample_size", None) or network.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
     return height * pipeline.vae_scale_factor, width * pipeline.vae_scale_factor
