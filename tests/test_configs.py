@@ -1,18 +1,20 @@
 """Every YAML says how it is run, and builds what it names."""
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor
 
+import ldmprobe.callbacks
 from ldmprobe.callbacks import DDIMProbe, DenoisingProbe, ReportWriter, TimestepBalancer, TrainingLoss
 from ldmprobe.configuration.cli import LDMProbeCLI, build_cli
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from tests.pipelines import saved
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-WHOLE = sorted(path for path in CONFIGS.glob("*.yaml") if "data" in yaml.safe_load(path.read_text()))
+PATHS = sorted(CONFIGS.glob("*.yaml"))
 
 
 def build(tmp_path, *configs, overrides=()) -> LDMProbeCLI:
@@ -20,22 +22,31 @@ def build(tmp_path, *configs, overrides=()) -> LDMProbeCLI:
     return build_cli([*arguments, "--run_dir", str(tmp_path / "run"), *overrides], run=False)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
 def test_first_line_is_the_command(path):
     assert path.read_text().startswith("# ldmprobe fit --config ")
     assert path.name in path.read_text().splitlines()[0]
 
 
-@pytest.mark.parametrize("path", WHOLE, ids=lambda path: path.stem)
-def test_configuration_builds_model_data_and_trainer(tmp_path, path):
-    takes = yaml.safe_load(path.read_text())["model"]["init_args"]
-    base = [f"--model.init_args.pretrained={saved('StableDiffusionPipeline')}"] if "pretrained" in takes else []
-    cli = build(tmp_path, path, overrides=base)
-    assert cli.trainer.default_root_dir == str(tmp_path / "run")
+@pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
+def test_configuration_is_built_from_bare_names_and_saved_with_flat_ones(tmp_path, path):
+    given, bare = path.read_text(), tmp_path / "bare.yaml"
+    bare.write_text(re.sub(r"ldmprobe\.(?:callbacks\.)?", "", given))
+    assert "ldmprobe." not in bare.read_text()
+    under = CONFIGS / ("shapes_finetune.yaml" if "lora" in path.stem else "gaussian.yaml")
+    arguments = [f"--config={under}", "--trainer.callbacks=[{class_path: ModelCheckpoint}]"]
+    arguments = [*([] if "data" in yaml.safe_load(given) else arguments), f"--config={bare}"]
+    if "finetune" in path.stem or "lora" in path.stem:
+        arguments.append(f"--model.init_args.pretrained={saved('StableDiffusionPipeline')}")
+    run_dir = str(tmp_path / "run")
+    cli = build_cli([*arguments, f"--run_dir={run_dir}"], run=False)
+    assert cli.trainer.default_root_dir == run_dir
     checkpoints = [callback for callback in cli.trainer.callbacks if type(callback).__name__ == "ModelCheckpoint"]
-    assert [callback.dirpath for callback in checkpoints] == [str(tmp_path / "run" / "checkpoints")]
-    for logger in cli.trainer.loggers:
-        assert str(logger.save_dir).startswith(str(tmp_path / "run"))
+    assert {callback.dirpath for callback in checkpoints} == {f"{run_dir}/checkpoints"}
+    assert all(str(logger.save_dir).startswith(run_dir) for logger in cli.trainer.loggers)
+    names = re.compile(r"^[^#\n]*class_path: ldmprobe\.(?:callbacks\.)?([\w.]+)", re.MULTILINE)
+    named, saved_names = set(names.findall(given)), set(names.findall(cli.parser.dump(cli.config)))
+    assert named <= saved_names <= {*ldmprobe.__all__, *ldmprobe.callbacks.__all__}
 
 
 def test_fragment_of_probes_appends_to_the_callbacks(tmp_path):

@@ -5,12 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
 import ldmprobe
 import ldmprobe.callbacks
-from ldmprobe.configuration.cli import build_cli
-from tests.pipelines import saved
 
 ROOT = Path(__file__).resolve().parent.parent
 PUBLIC = {f"ldmprobe.{name}" for name in ldmprobe.__all__}
@@ -21,8 +18,7 @@ PUBLIC |= {
     *(f"ldmprobe.callbacks.{name}" for name in ldmprobe.callbacks.__all__),
 }
 PATH = re.compile(r"\bldmprobe(?:\.\w+)+")
-CONFIGS = sorted(ROOT.glob("configs/*.yaml"))
-TEXTS = [*CONFIGS, *ROOT.glob("configs/studies/*.yaml"), *ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+TEXTS = [*ROOT.glob("configs/**/*.yaml"), *ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
 CODE = [path for folder in ("ldmprobe", "callbacks", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
@@ -57,23 +53,3 @@ def test_messages_name_no_deep_path():
         if (found := {name for name in PATH.findall(text) if name.split(".")[1] in packages and name.count(".") > 1})
     }
     assert deep == {}
-
-
-@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
-def test_bare_names_are_enough_in_a_configuration_and_it_is_saved_with_flat_ones(tmp_path, path):
-    given = path.read_text()
-    bare = tmp_path / "bare.yaml"
-    bare.write_text(re.sub(r"ldmprobe\.(?:callbacks\.)?", "", given))
-    assert "ldmprobe." not in bare.read_text().replace("ldmprobe fit", "")
-    settings = yaml.safe_load(given)
-    under = "gaussian" if "lora" not in path.stem else "shapes_finetune"
-    arguments = [] if "data" in settings else [f"--config={ROOT / 'configs' / under}.yaml", "--trainer.callbacks=[]"]
-    arguments.append(f"--config={bare}")
-    if "finetune" in path.stem or "lora" in path.stem:
-        arguments.append(f"--model.init_args.pretrained={saved('StableDiffusionPipeline')}")
-    saved_as = build_cli([*arguments, f"--run_dir={tmp_path / 'run'}"], run=False)
-    named, saved_names = (
-        set(re.findall(r"^[^#\n]*class_path: (ldmprobe[\w.]+)", text, re.MULTILINE))
-        for text in (given, saved_as.parser.dump(saved_as.config))
-    )
-    assert named <= saved_names <= PUBLIC
