@@ -10,7 +10,7 @@ demo: $(STAMP) ## train a latent diffusion model on real digits, probe it, write
 	$(BIN)/python scripts/demo.py
 
 test: $(STAMP)
-	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m "not reliability"
+	$(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal -m "not reliability"
 
 test-reliability: $(STAMP) ## the long proofs of docs/RELIABILITY.md
 	$(BIN)/python -m pytest -n auto --maxprocesses 8 -m reliability -rP

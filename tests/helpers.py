@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from ldmprobe.data.columns import CaptionColumn, ImageColumn, LabelColumn
 from ldmprobe.data.rows import RowReader
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.denoiser import Condition
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance
@@ -19,6 +21,11 @@ from ldmprobe.models.guidance import ClassifierFreeGuidance
 FLOAT64 = {"rtol": 1e-10, "atol": 1e-12}  # float64 mathematics
 FLOAT32 = {"rtol": 1e-5, "atol": 1e-6}  # float32 against a closed form
 WHOLE_PATH = {"rtol": 1e-4, "atol": 1e-4}  # a whole sampling path against diffusers
+
+
+def refused(message: str) -> pytest.RaisesExc[ConfigurationError]:
+    """Expect an error that a user can put right, with these words (a regular expression)."""
+    return pytest.raises(ConfigurationError, match=message)
 
 
 def guided(model: DiffusionModel, z_t: Tensor, t: Tensor, condition: Condition, scale: float) -> Tensor:

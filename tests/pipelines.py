@@ -6,13 +6,14 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from diffusers import (
     AuraFlowPipeline,
     AuraFlowTransformer2DModel,
     AutoencoderKL,
+    AutoencoderTiny,
     DDIMPipeline,
     DDIMScheduler,
     DDPMPipeline,
@@ -50,19 +51,29 @@ from transformers import (
 from ldmprobe.models.conditioning.small_clip import word_tokenizer
 from tests.helpers import sd_scheduler, tiny_unet
 
+Network = TypeVar("Network", bound=nn.Module)
 WORDS = "a photo of red blue cat dog small large green yellow purple circle square triangle star on the left right"
 
 
-def autoencoder(cls: Any = AutoencoderKL, channels: int = 2, **options: Any) -> Any:
-    """Images of 16 pixels, latents of 8."""
+def autoencoder(cls: Any = AutoencoderKL, channels: int = 2, levels: int = 2, **options: Any) -> Any:
+    """Divides the sides of images by 2^(levels − 1)."""
+    if cls is AutoencoderTiny:
+        sides = ("encoder_block_out_channels", "decoder_block_out_channels")
+        blocks = dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), (1,) * levels)
+        return cls(**dict.fromkeys(sides, (8,) * levels), **blocks, latent_channels=channels, **options)
     return cls(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        up_block_types=("UpDecoderBlock2D",) * levels,
+        block_out_channels=(8,) * levels,
         latent_channels=channels,
         norm_num_groups=4,
         **options,
     )
+
+
+def dit(num_classes: int = 1000, **options: Any) -> DiTTransformer2DModel:
+    settings = {"in_channels": 2, "out_channels": 4, "num_layers": 1, "sample_size": 8, "norm_num_groups": 2}
+    return _stirred(DiTTransformer2DModel(2, 8, num_embeds_ada_norm=num_classes, **{**settings, **options}))
 
 
 def clip(cls: Any = CLIPTextModel, width: int = 16) -> tuple[Any, Any]:
@@ -125,10 +136,7 @@ def _ldm() -> Any:
 
 
 def _dit() -> Any:
-    transformer = DiTTransformer2DModel(
-        2, 8, in_channels=2, out_channels=4, num_layers=1, sample_size=8, num_embeds_ada_norm=1000, norm_num_groups=2
-    )
-    return DiTPipeline(_stirred(transformer), autoencoder(scaling_factor=0.5), sd_scheduler())
+    return DiTPipeline(dit(), autoencoder(scaling_factor=0.5), sd_scheduler())
 
 
 def _stable_diffusion(**scheduler: Any) -> Any:
@@ -248,7 +256,7 @@ def _aura_flow() -> Any:
     )
 
 
-def _stirred(network: nn.Module) -> nn.Module:
+def _stirred(network: Network) -> Network:
     """Transformers start with zeros, and would predict nothing."""
     for parameter in network.parameters():
         nn.init.normal_(parameter, std=0.1)

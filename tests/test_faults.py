@@ -1,7 +1,5 @@
 """What goes wrong in a long run does not end it, or ends it in a sentence: each test injects the real fault."""
 
-from __future__ import annotations
-
 import io
 import logging
 import os
@@ -16,20 +14,17 @@ import datasets
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from PIL import Image
 
+from ldmprobe import ConfigurationError, ImageData, LatentDiffusion, RecordStore, write_report
 from ldmprobe.callbacks import DDIMProbe, LoggerGuard, ReportWriter
-from ldmprobe.data.images import ImageData
-from ldmprobe.errors import ConfigurationError
-from ldmprobe.io.store import RecordStore
 from ldmprobe.tracking.logger_guard import failures
-from ldmprobe.tracking.report import write_report
 from ldmprobe.tracking.wandb import start_error
-from ldmprobe.training.latent_diffusion import LatentDiffusion
-from tests.helpers import tiny_unet
+from tests.helpers import refused, tiny_unet
+from tests.processes import finish, start
 from tests.training.test_latent_diffusion import assert_same_state, digits, module, trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +34,7 @@ class Failing(DDIMProbe):
     """Raises ``error()`` half-way through sampling, in eval mode and with the random state advanced, at the steps ``at``."""
 
     def __init__(self, error, at):
-        super().__init__(every_n_steps=1, num_samples=16, num_steps=4)
+        super().__init__(every_n_steps=1, num_samples=16, num_steps=4, num_reference=256)
         self.error, self.at = error, at
 
     def probe(self, trainer, pl_module, ranks):
@@ -66,11 +61,11 @@ def _divide():
     return 1 / 0
 
 
-def _script(text: str, *arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a Python script in a process of its own."""
-    everything = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
-    command = [sys.executable, "-c", textwrap.dedent(text), *map(str, arguments)]
-    return subprocess.run(command, env=everything, capture_output=True, text=True, timeout=300, check=False)
+def _ends_well(output, target, *arguments, **environment):
+    """What a call in a process of its own says, which ends without an error."""
+    (code,) = finish(start(target, *arguments, output=output, **environment))
+    assert code == 0, output.read_text()[-3000:]
+    return output.read_text()
 
 
 # --- a probe that raises ---------------------------------------------------------------------------------------------
@@ -126,7 +121,6 @@ RANKS = """
 """
 
 
-@pytest.mark.slow
 def test_an_error_on_one_of_several_processes_ends_the_run_rather_than_leave_the_others_waiting(tmp_path):
     (tmp_path / "two.py").write_text(textwrap.dedent(RANKS))
     done = subprocess.run(
@@ -184,36 +178,32 @@ def test_ctrl_c_during_a_probe_leaves_no_half_record_and_the_run_goes_on_from_it
 
 # --- a full disk -----------------------------------------------------------------------------------------------------
 
-FULL_DISK = """
-    import logging, resource, sys
-    from pathlib import Path
-    import lightning as L
-    from ldmprobe.callbacks import DDIMProbe, ReportWriter
-    from tests.training.test_latent_diffusion import digits, module, trainer
 
-    logging.basicConfig(filename=sys.argv[2])  # opened before the disk is full
+class Full(Callback):
+    """No file may grow beyond 8 kB in steps 2 and 3, and from the end of training on."""
 
-    class Full(L.Callback):  # no file may grow beyond 2 kB in steps 2 and 3, and from the end of training on
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            self.limit(2048 if trainer.global_step in (1, 2) else resource.RLIM_INFINITY)
-        def on_fit_end(self, trainer, pl_module):
-            self.limit(2048)
-        def limit(self, size):
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.limit(8192 if trainer.global_step in (1, 2) else resource.RLIM_INFINITY)
 
+    def on_fit_end(self, trainer, pl_module):
+        self.limit(8192)
+
+    def limit(self, size):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+
+def _on_a_full_disk(run, log):
+    logging.basicConfig(filename=log)  # opened before the disk is full
     probe = DDIMProbe(1, num_samples=16, num_steps=4)
-    fit = trainer(sys.argv[1], max_steps=5, callbacks=[Full(), probe, ReportWriter()])
+    fit = trainer(run, max_steps=5, callbacks=[Full(), probe, ReportWriter()])
     fit.fit(module(), digits())
     Full().limit(resource.RLIM_INFINITY)
-    Path(sys.argv[1], "ended").write_text(f"{fit.global_step} {probe.failures}")
-"""
+    (run / "ended").write_text(f"{fit.global_step} {probe.failures}")
 
 
-@pytest.mark.slow
 def test_a_full_disk_costs_records_and_the_report_but_not_the_run(tmp_path):
     run, log = tmp_path / "run", tmp_path / "log"
-    done = _script(FULL_DISK, run, log)
-    assert done.returncode == 0, done.stderr[-3000:]
+    _ends_well(tmp_path / "output.txt", _on_a_full_disk, run, log)
     assert (run / "ended").read_text() == "5 2"
     assert [record.step for record in RecordStore(run).read()] == [0, 1, 4, 5]
     assert {path.suffix for path in (run / "probes").iterdir()} == {
@@ -235,7 +225,7 @@ def test_a_report_that_does_not_fit_is_told_in_a_sentence(tmp_path):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
     try:
-        with pytest.raises(ConfigurationError, match=r"The report cannot be written to .*report\.html"):
+        with refused(r"The report cannot be written to .*report\.html"):
             write_report(tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
@@ -277,66 +267,49 @@ def test_a_logger_that_fails_is_told_once_and_the_others_go_on(tmp_path, caplog)
     assert [record.step for record in RecordStore(tmp_path / "run").read("ddim")] == [0, 2, 4, 6]
 
 
-WANDB_KILLED = """
-    import os, signal, sys
-    from pathlib import Path
-    import lightning as L
-    from lightning.pytorch.loggers import CSVLogger, WandbLogger
-    from ldmprobe.callbacks import DDIMProbe, LoggerGuard
-    from ldmprobe.tracking.logger_guard import failures
-    from tests.training.test_latent_diffusion import digits, module, trainer
+class KillWandb(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if batch_idx == 2:
+            tasks = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+            children = [int(pid) for task in tasks for pid in task.read_text().split()]
+            (core,) = [pid for pid in children if "wandb-core" in Path(f"/proc/{pid}/cmdline").read_text()]
+            os.kill(core, signal.SIGKILL)
+            os.waitpid(core, 0)
 
-    class Kill(L.Callback):
-        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-            if batch_idx == 2:
-                tasks = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-                children = [int(pid) for task in tasks for pid in task.read_text().split()]
-                (core,) = [pid for pid in children if "wandb-core" in Path(f"/proc/{pid}/cmdline").read_text()]
-                os.kill(core, signal.SIGKILL)
-                os.waitpid(core, 0)
 
-    run = sys.argv[1]
-    wandb, csv = WandbLogger(project="x", offline=True, save_dir=run), CSVLogger(run, name="csv")
-    callbacks = [Kill(), DDIMProbe(2, num_samples=16, num_steps=4), LoggerGuard()]
+def _without_wandb(run):
+    wandb, csv = WandbLogger(project="x", offline=True, save_dir=run), CSVLogger(str(run), name="csv")
+    callbacks = [KillWandb(), DDIMProbe(2, num_samples=16, num_steps=4), LoggerGuard()]
     fit = trainer(run, max_steps=6, callbacks=callbacks, logger=[wandb, csv], log_every_n_steps=1)
     fit.fit(module(), digits())
-    Path(run, "ended").write_text(f"{fit.global_step} {failures(wandb) > 2} {failures(csv)}")
-"""
+    (run / "ended").write_text(f"{fit.global_step} {failures(wandb) > 2} {failures(csv)}")
 
 
-@pytest.mark.slow
 def test_wandb_killed_in_the_middle_of_a_run_costs_only_its_curves(tmp_path):
-    done = _script(WANDB_KILLED, tmp_path, WANDB_MODE="offline")
-    assert done.returncode == 0, done.stderr[-3000:]
+    said = _ends_well(tmp_path / "output.txt", _without_wandb, tmp_path)
     assert (tmp_path / "ended").read_text() == "6 True 0"
     assert [record.step for record in RecordStore(tmp_path).read("ddim")] == [0, 2, 4, 6]
-    assert done.stderr.count("WandbLogger failed (") == 1
-    assert "times in this run, so its curves have gaps" in done.stderr
+    assert said.count("WandbLogger failed (") == 1
+    assert "times in this run, so its curves have gaps" in said
     text = next((tmp_path / "csv").rglob("metrics.csv")).read_text()
     assert text.count("\n") > 6
 
 
-WANDB_CANNOT_START = """
-    import os, sys
-    from lightning.pytorch.loggers import WandbLogger
-    from ldmprobe.tracking.wandb import start_error
-
-    SHORT = {"init_timeout": 5, "x_graphql_retry_max": 0, "x_graphql_timeout_seconds": 2}
+def _wandb_that_cannot_start(folder):
+    short = {"init_timeout": 5, "x_graphql_retry_max": 0, "x_graphql_timeout_seconds": 2}
     for key in ("", 40 * "a"):  # without a key nobody is called; with one, nobody answers
         os.environ["WANDB_API_KEY"] = key
         try:
-            WandbLogger(project="x", save_dir=sys.argv[1], settings=SHORT).experiment
-        except Exception as error:
+            WandbLogger(project="x", save_dir=folder, settings=short).experiment  # noqa: B018 (it starts here)
+        except Exception as error:  # noqa: BLE001 (looked at by the test)
             print("TOLD", " ".join(str(start_error(error)).split()))
-"""
 
 
-@pytest.mark.slow
 def test_wandb_that_cannot_start_is_told_with_what_to_write(tmp_path):
     unreachable = {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "HOME": str(tmp_path)}
-    done = _script(WANDB_CANNOT_START, tmp_path, **unreachable)
-    told = [line for line in done.stdout.splitlines() if line.startswith("TOLD")]
-    assert len(told) == 2, done.stderr[-2000:]
+    said = _ends_well(tmp_path / "output.txt", _wandb_that_cannot_start, tmp_path, **unreachable)
+    told = [line for line in said.splitlines() if line.startswith("TOLD")]
+    assert len(told) == 2, said
     assert "No API key configured" in told[0]
     assert "No API key" not in told[1]
     for line in told:
@@ -363,9 +336,7 @@ def test_a_corrupt_image_met_in_the_middle_of_training_is_named_by_its_row(tmp_p
     data = ImageData(str(tmp_path / "images"), batch_size=4, check_rows=5, num_workers=num_workers)
     model = LatentDiffusion(tiny_unet(channels=1), ema_decay=None)
     fit = trainer(tmp_path, max_steps=40, limit_val_batches=0)
-    with pytest.raises(
-        ConfigurationError, match=r"Row 29 of split 'train', column 'image': the image cannot be read .*truncated"
-    ):
+    with refused(r"Row 29 of split 'train', column 'image': the image cannot be read .*truncated"):
         fit.fit(model, data)
     assert 0 < fit.global_step < 40
 

@@ -1,7 +1,5 @@
 """ldmprobe.probe: what it leaves behind, what it goes on from, what it refuses. (tests/test_your_own.py: that it disturbs nothing.)"""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -9,12 +7,8 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import ldmprobe
-from ldmprobe.errors import ConfigurationError
-from ldmprobe.io.store import RecordStore
-from ldmprobe.models.codec import LatentCodec
-from ldmprobe.models.conditioning import ClassConditioning
-from ldmprobe.models.diffusion_model import DiffusionModel
-from tests.helpers import gaussian_model, sd_scheduler, tiny_unet
+from ldmprobe import ClassConditioning, ConfigurationError, DiffusionModel, LatentCodec, RecordStore
+from tests.helpers import gaussian_model, refused, sd_scheduler, tiny_unet
 
 QUICK = {"num_samples": 8, "num_steps": 3, "num_draws": 32}
 REAL = torch.randn(40, 2, 4, 4, generator=torch.Generator().manual_seed(1))
@@ -105,9 +99,7 @@ def test_what_is_refused_leaves_nothing_behind_and_can_be_put_right(data, text):
 
 
 def test_a_network_instead_of_a_diffusion_model_is_refused():
-    with pytest.raises(
-        ConfigurationError, match=r"probe got a UNet2DModel; expected `ldmprobe.DiffusionModel\(network"
-    ):
+    with refused(r"probe got a UNet2DModel; expected `ldmprobe.DiffusionModel\(network"):
         ldmprobe.probe(tiny_unet(), "run", 0)
 
 
@@ -115,9 +107,9 @@ def test_the_directory_of_another_run_or_of_another_codec_is_refused():
     model = gaussian_model()
     ldmprobe.probe(model, "run", 0, REAL, **QUICK)
     before = {path: Path(path).read_bytes() for path in _files()}
-    with pytest.raises(ConfigurationError, match="run already holds a run"):
+    with refused("run already holds a run"):
         ldmprobe.probe(model, "run", 0, REAL, **QUICK)
     model.codec = LatentCodec(scale=2.0)
-    with pytest.raises(ConfigurationError, match="was fitted on latents of another codec"):
+    with refused("was fitted on latents of another codec"):
         ldmprobe.probe(model, "run", 1, REAL, **QUICK)
     assert {path: Path(path).read_bytes() for path in _files()} == before

@@ -1,7 +1,5 @@
 """scripts/judge_shapes.py: who draws what is asked passes, who does not fails."""
 
-from __future__ import annotations
-
 import importlib.util
 from pathlib import Path
 
@@ -9,10 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from ldmprobe import ClassConditioning, DiffusionModel, SmallCLIP, TextConditioning
 from ldmprobe.data.builtin import COLOURS, SHAPES, load_builtin
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
-from ldmprobe.models.conditioning import ClassConditioning, SmallCLIP, TextConditioning
-from ldmprobe.models.diffusion_model import DiffusionModel
 from tests.helpers import sd_scheduler
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "judge_shapes.py"

@@ -1,7 +1,5 @@
 """docs/MODELS.md: every cell of its table is run here, on a tiny pipeline of the family."""
 
-from __future__ import annotations
-
 import re
 from functools import cache
 from pathlib import Path
@@ -15,22 +13,23 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
+from ldmprobe import FinetunedDiffusion, ImageData, LoRA, RecordStore, Sampling, load_model, sample_images
 from ldmprobe.cli import main
-from ldmprobe.data.images import ImageData
 from ldmprobe.data.latent_writer import write_cache
-from ldmprobe.inference import sample_images
-from ldmprobe.io.store import RecordStore
 from ldmprobe.models.families import FAMILIES, REFUSED
 from ldmprobe.models.lazy import LazyModule
-from ldmprobe.pretrained.lora import LoRA
-from ldmprobe.probing.sampling import Sampling
-from ldmprobe.training.checkpoint.load import load_model
-from ldmprobe.training.finetuning import FinetunedDiffusion
+from ldmprobe.training.checkpoint.load import Checkpoint
 from tests.helpers import FLOAT32, WHOLE_PATH
 from tests.pipelines import TINY, saved
+from tests.training.test_finetuning import predictions
+from tests.training.test_latent_diffusion import trainer
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "MODELS.md").read_text()
-TABLE = [re.split(r" *\| *", line.strip("| ")) for line in DOCUMENT.splitlines() if line.startswith("|")]
+TABLE = [
+    re.split(r" *\| *", line.strip("| "))
+    for line in DOCUMENT.partition("\n## ")[0].splitlines()
+    if line.startswith("|")
+]
 COLUMNS = TABLE[0][1:]
 CELLS = {(row[0].strip("`"), column): cell for row in TABLE[2:] for column, cell in zip(COLUMNS, row[1:], strict=True)}
 _FOLDER = TemporaryDirectory()
@@ -49,8 +48,10 @@ def shapes(name: str, latents: Path | None = None) -> ImageData:
 
 
 @cache
-def finetuned(name: str, lora: bool = False, latents: Path | None = None) -> tuple[list[float], Path]:
-    """Two steps of training: their losses, and the checkpoint."""
+def finetuned(
+    name: str, lora: bool = False, latents: Path | None = None
+) -> tuple[list[float], Path, FinetunedDiffusion, dict[str, torch.Tensor]]:
+    """Two steps of training: their losses, the checkpoint, the module, and its state before them."""
 
     class Losses(L.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
@@ -58,46 +59,49 @@ def finetuned(name: str, lora: bool = False, latents: Path | None = None) -> tup
 
     losses: list[float] = []
     torch.manual_seed(0)
-    options = {"prompts": ["a red cat"] if FAMILIES[row(name)].text else None, "lora": LoRA(rank=2) if lora else None}
-    module = FinetunedDiffusion(str(saved(name)), **options, ema_decay=None)
-    trainer = L.Trainer(
-        default_root_dir=_FOLDER.name,
-        max_steps=2,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        callbacks=[Losses()],
-    )
-    trainer.fit(module, shapes(name, latents))
+    options = {"prompts": prompts(name), "lora": LoRA(rank=2) if lora else None}
+    module = FinetunedDiffusion(str(saved(name)), **options, ema_decay=0.5)
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    fit = trainer(_FOLDER.name, max_steps=2, limit_val_batches=0, callbacks=[Losses()])
+    fit.fit(module, shapes(name, latents))
     path = Path(_FOLDER.name) / f"{name}{'-lora' if lora else ''}{'-cached' if latents else ''}.ckpt"
-    trainer.save_checkpoint(path)
-    return losses, path
+    fit.save_checkpoint(path)
+    return losses, path, module, before
+
+
+def assert_trained_and_rebuilt(name: str, lora: bool) -> None:
+    """What is trained is in the checkpoint, the rest is not, and with the pipeline both are the model that was trained."""
+    losses, path, module, before = finetuned(name, lora)
+    assert len(losses) == 2
+    assert all(np.isfinite(losses))
+    kept = torch.load(path, weights_only=True)["state_dict"]
+    assert {key for key, value in module.state_dict().items() if not torch.equal(value, before[key])} <= kept.keys()
+    assert [key for key in kept if key.startswith(("codec.autoencoder", "conditioning"))] == []
+    assert lora == all("lora_" in key for key in kept if "network." in key)
+    assert Checkpoint.read(path).base.name == str(saved(name))
+    found = predictions(load_model(path, "cpu"))
+    torch.testing.assert_close(found, predictions(module.eval().diffusion_model()), rtol=1e-4, atol=1e-5)
+    assert not torch.equal(found, predictions(load_model(str(saved(name)), "cpu", prompts(name))))
 
 
 def fit(name: str) -> None:
-    losses, path = finetuned(name)
-    assert len(losses) == 2
-    assert all(np.isfinite(losses))
-    assert not torch.equal(sampled(path, name), sampled(saved(name), name))
+    assert_trained_and_rebuilt(name, lora=False)
 
 
 def lora(name: str) -> None:
-    losses, path = finetuned(name, lora=True)
-    assert losses[0] == pytest.approx(finetuned(name)[0][0], rel=1e-5)  # B = 0: at first the same network
-    assert path.stat().st_size < finetuned(name)[1].stat().st_size / 2
-    assert not torch.equal(sampled(path, name), sampled(saved(name), name))
+    assert_trained_and_rebuilt(name, lora=True)
+    (losses, path, *_), (whole_losses, whole, *_) = finetuned(name, lora=True), finetuned(name)
+    assert losses[0] == pytest.approx(whole_losses[0], rel=1e-5)  # B = 0: at first the same network
+    assert path.stat().st_size < whole.stat().st_size / 2
 
 
 def probe(name: str) -> None:
     guided = ["--guidance-scale", "3"] if FAMILIES[row(name)].text or name == "DiTPipeline" else []
-    prompts = ["--prompt", "a red cat", "a blue dog"] if FAMILIES[row(name)].text else []
-    assert main(["probe", str(saved(name)), "--out", "probed", *_TINY, *guided, *prompts]) == 0
+    asked = ["--prompt", "a red cat", "a blue dog"] if FAMILIES[row(name)].text else []
+    assert main(["probe", str(saved(name)), "--out", "probed", *_TINY, *guided, *asked]) == 0
     (record,) = RecordStore(Path("probed")).read()
     assert np.isfinite(record.curves["step_kl"].value).all()
-    assert record.provenance.get("prompts") == (prompts[1:] or None)
+    assert record.provenance.get("prompts") == (asked[1:] or None)
     for figure in ("pca.png", "step_kl.png"):
         assert Image.open(Path("probed") / figure).size[0] > 100
 
@@ -111,7 +115,7 @@ def sample(name: str) -> None:
 
 def cached(name: str, monkeypatch: Any) -> None:
     torch.manual_seed(0)
-    model = FinetunedDiffusion(str(saved(name)), prompts=["a red cat"] if FAMILIES[row(name)].text else None)
+    model = FinetunedDiffusion(str(saved(name)), prompts=prompts(name))
     folder, complete = write_cache(
         shapes(name), model.codec, model.conditioning, model.network, Path("latents").resolve()
     )
@@ -122,7 +126,7 @@ def cached(name: str, monkeypatch: Any) -> None:
 
     expected = finetuned(name)[0]
     monkeypatch.setattr(LazyModule, "network", property(never))
-    losses, path = finetuned(name, latents=folder)
+    losses, path, *_ = finetuned(name, latents=folder)
     monkeypatch.undo()
     torch.testing.assert_close(losses, expected, **FLOAT32)
     torch.testing.assert_close(sampled(path, name), sampled(finetuned(name)[1], name), **WHOLE_PATH)
@@ -150,24 +154,20 @@ def export_lora(name: str, capsys: Any) -> None:
     assert pipeline.get_active_adapters()
 
 
-RUN = {
-    "fit": fit,
-    "LoRA": lora,
-    "probe": probe,
-    "sample": sample,
-    "cache": cached,
-    "export": export,
-    "LoRA's own file": export_lora,
-}
+RUN = {"fit": fit, "LoRA": lora, "probe": probe, "sample": sample, "cache": cached, "export": export}
+RUN |= {"LoRA's own file": export_lora}
 
 
 def sampled(model: Path, name: str) -> torch.Tensor:
-    prompts = ["a red cat"] if FAMILIES[row(name)].text else None
-    return sample_images(load_model(str(model), "cpu", prompts), Sampling(2, 2))
+    return sample_images(load_model(str(model), "cpu", prompts(name)), Sampling(2, 2))
 
 
 def row(name: str) -> str:
     return name.split(",")[0]
+
+
+def prompts(name: str) -> list[str] | None:
+    return ["a red cat"] if FAMILIES[row(name)].text else None
 
 
 def test_the_table_has_every_family_and_column():
@@ -175,7 +175,6 @@ def test_the_table_has_every_family_and_column():
     assert {family for family, _ in CELLS} == set(FAMILIES)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("column", RUN)
 @pytest.mark.parametrize("name", TINY)
 def test_a_cell_is_as_it_says(name, column, capsys, monkeypatch):

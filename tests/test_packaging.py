@@ -67,8 +67,3 @@ def test_help_and_version_import_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("usage: ldmprobe") == 11
-
-
-def test_shipped_autoencoder_is_small():
-    files = (ROOT / "ldmprobe" / "models" / "digits_autoencoder").iterdir()
-    assert sum(path.stat().st_size for path in files if path.is_file()) < 300_000

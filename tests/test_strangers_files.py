@@ -1,12 +1,9 @@
 """Files from strangers: pickles do not go off, code that they bring is named before it runs, and every refusal is a sentence."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os
 import pickle
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -19,11 +16,11 @@ import torch
 import yaml
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler
 
+from ldmprobe import ProbeRecord, RecordStore
 from ldmprobe.cli import main
-from ldmprobe.io.record import ProbeRecord
-from ldmprobe.io.store import RecordStore
 from tests.helpers import tiny_unet
 from tests.test_bad_input import _config, _fit
+from tests.training.killing import run
 
 TINY = ["--num-samples", "8", "--num-steps", "2", "--device", "cpu"]
 
@@ -298,7 +295,6 @@ def test_a_class_path_that_can_only_do_harm(path, capsys):
     _refused(capsys, f"may not name {path}", code=_fit(config))
 
 
-@pytest.mark.slow
 def test_the_name_comes_first_in_a_process_of_its_own(tmp_path, monkeypatch):
     """The module prints too: its line comes second."""
     _module("loud", tmp_path, monkeypatch)
@@ -307,6 +303,6 @@ def test_the_name_comes_first_in_a_process_of_its_own(tmp_path, monkeypatch):
     config = _config()
     config["model"]["init_args"]["network"]["class_path"] = "loud.Net"
     Path("config.yaml").write_text(yaml.safe_dump(config))
-    command = [sys.executable, "-m", "ldmprobe.cli", "fit", "--config", "config.yaml", "--print_config"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
-    assert 0 <= done.stderr.index("libraries: loud.Net") < done.stderr.index("IMPORTED")
+    assert run(["fit", "--config", "config.yaml", "--print_config"], tmp_path / "output.txt") == 0
+    said = (tmp_path / "output.txt").read_text()
+    assert 0 <= said.index("libraries: loud.Net") < said.index("IMPORTED")

@@ -4,14 +4,15 @@ import pytest
 
 from ldmprobe.audit.ledger import KINDS
 from tests.audit.audited_run import ALL_PROBES, audit_in_process, own, write_config
+from tests.run_config import component
 
 NORMED = {"model": {"network": own("NormedDenoiser")}}
 SHAPED = {**NORMED["model"], "latent_shape": [2, 4, 4]}
-BALANCER = {
-    "class_path": "ldmprobe.callbacks.TimestepBalancer",
-    "init_args": {"num_images": 16, "num_draws": 32, "hysteresis": 0.0},
-}
-BALANCED = {"timesteps": {"class_path": "ldmprobe.BalancedTimesteps"}}
+BALANCER = component("TimestepBalancer", num_images=16, num_draws=32, hysteresis=0.0)
+BALANCED = {"timesteps": {"class_path": "BalancedTimesteps"}}
+QUALITY = component(
+    "SampleQuality", feature_network=own("Convolutions"), num_samples=24, num_steps=2, num_real=30, kid_subset_size=10
+)
 CELLS = {
     "as most train": {},
     "no accumulation": {"accumulate_grad_batches": 1},
@@ -25,23 +26,25 @@ CELLS = {
     "batch norm, no moving average": {"model": {"network": own("NormedDenoiser"), "ema_decay": None}},
     "compiled": {"model": {"network": own("NormedDenoiser"), "ema_decay": None, "compile": True}},
     "W&B": {"logger": {"class_path": "lightning.pytorch.loggers.WandbLogger"}},
-    "TensorBoard": {
-        "logger": {"class_path": "lightning.pytorch.loggers.TensorBoardLogger", "init_args": {"save_dir": "."}}
-    },
+    "TensorBoard": {"logger": component("lightning.pytorch.loggers.TensorBoardLogger", save_dir=".")},
     "a balancer, which is part of training": {"callbacks": [*ALL_PROBES, BALANCER], "model": BALANCED},
+    "sample quality": {"callbacks": [QUALITY]},
+    "sample quality, loaders of one's own": {
+        "callbacks": [QUALITY],
+        "own_data": own("OwnData", num_workers=0),
+        "model": {"latent_shape": [2, 4, 4]},
+    },
     "in the middle of everything": {"callbacks": [own("AtEveryTurn")]},
     "in the middle of everything, live batch norm": {
         "callbacks": [own("AtEveryTurn")],
         "model": {"network": own("NormedDenoiser"), "ema_decay": None},
     },
 }
-QUICK = ("as most train", "loaders of one's own", "in the middle of everything, live batch norm")
-LONG = ("compiled", "bf16 weights", "TensorBoard", "no accumulation")
+LONG = ("compiled", "bf16 weights", "TensorBoard", "no accumulation", "no moving average")
 
 
 def _marked(cell):
-    marks = () if cell in QUICK else pytest.mark.reliability if cell in LONG else pytest.mark.slow
-    return pytest.param(cell, marks=marks)
+    return pytest.param(cell, marks=[pytest.mark.reliability] * (cell in LONG))
 
 
 @pytest.mark.parametrize("cell", [_marked(cell) for cell in CELLS])
@@ -51,12 +54,8 @@ def test_no_byte_differs(tmp_path, cell):
     assert compared.first is None
     assert probed.failures == {}
     assert KINDS.keys() - compared.rows.keys() <= {"gradient scaler", "moving average", "buffers", "extra state"}
-    names = set(probed.probe_runs)
-    assert names == (
-        {"AtEveryTurn"}
-        if "in the middle" in cell
-        else {"DDIMProbe", "DenoisingProbe", "TrainingLoss", "TrainingObjective", "ReportWriter"}
-    )
+    listed = {callback["class_path"].rpartition(".")[2] for callback in CELLS[cell].get("callbacks", ALL_PROBES)}
+    assert set(probed.probe_runs) == listed - {"TimestepBalancer"}
     assert all(count >= (1 if name == "ReportWriter" else 3) for name, count in probed.probe_runs.items())
     compared_bytes = sum(row.num_bytes for row in compared.rows.values())
     print(f"{cell}: {compared_bytes:,} bytes after each batch, {probed.bytes_bracketed:,} around probes: 0 differ")

@@ -1,7 +1,5 @@
 """docs/YOUR_OWN.md: its programs run as they stand, leave records and a report, and train bit-identically without their probes."""
 
-from __future__ import annotations
-
 import re
 import runpy
 import sys

@@ -3,18 +3,9 @@
 import numpy as np
 import pytest
 
-from ldmprobe.analysis.balancing import (
-    Controller,
-    ErrorSpread,
-    HeldOutProgress,
-    Measured,
-    Recoverable,
-    SamplingGap,
-    SkillToReference,
-    bounded,
-    moved,
-)
-from ldmprobe.errors import ConfigurationError
+from ldmprobe import Controller, ErrorSpread, HeldOutProgress, Measured, Recoverable, SamplingGap, SkillToReference
+from ldmprobe.analysis.balancing import bounded, moved
+from tests.helpers import refused
 
 LOG_SNR = np.array([-4.0, -2.0, 0.0, 2.0, 4.0])
 
@@ -80,5 +71,5 @@ def test_moved_is_the_share_of_draws():
 
 @pytest.mark.parametrize(("share", "exponent"), [(-0.1, 1.0), (1.1, 1.0), (0.5, 0.0), (0.5, 1.5)])
 def test_numbers_out_of_range_are_errors(share: float, exponent: float):
-    with pytest.raises(ConfigurationError, match="sample_share"):
+    with refused("sample_share"):
         HeldOutProgress(share, exponent)

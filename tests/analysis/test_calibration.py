@@ -4,8 +4,6 @@
 d a function of z, leaves MSE = MMSE + E d², and R = E d²/MSE if d is linear.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

@@ -6,77 +6,31 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
-import yaml
 from torch import nn
 from torch.utils.data import DataLoader
 
 from ldmprobe.audit.audit import LedgerDiff, Observation, compare, observe, read_configuration
 from ldmprobe.callbacks import DDIMProbe, ProbeCallback
 from ldmprobe.probing.probe import Ranks
-from tests.helpers import tiny_unet_settings
+from tests.run_config import component, stateful_run, written
 
 ALL_PROBES = [
-    {"class_path": "ldmprobe.callbacks.DDIMProbe", "init_args": {"num_samples": 8, "num_steps": 3}},
-    {"class_path": "ldmprobe.callbacks.DenoisingProbe", "init_args": {"num_images": 16, "num_draws": 32}},
-    {"class_path": "ldmprobe.callbacks.TrainingLoss"},
-    {"class_path": "ldmprobe.callbacks.TrainingObjective"},
-    {"class_path": "ldmprobe.callbacks.ReportWriter"},
+    component("DDIMProbe", num_samples=8, num_steps=3),
+    component("DenoisingProbe", num_images=16, num_draws=32),
+    *({"class_path": name} for name in ("TrainingLoss", "TrainingObjective", "ReportWriter")),
 ]
 
 
-def unet(dropout=0.1):
-    return {
-        "class_path": "diffusers.UNet2DModel",
-        "init_args": tiny_unet_settings(size=4, dropout=dropout),
-    }
-
-
 def own(name, **init_args):
-    return {"class_path": f"{__name__}.{name}", "init_args": init_args}
+    return component(f"{__name__}.{name}", **init_args)
 
 
 def write_config(path: Path, callbacks=ALL_PROBES, model=None, data=None, own_data=None, **trainer) -> Path:
-    """A configuration with accumulation, clipping, dropout, a moving average, a learning-rate schedule and validation."""
-    settings = {
-        "run_dir": str(path.parent / "never_written"),
-        "model": {
-            "class_path": "ldmprobe.LatentDiffusion",
-            "init_args": {
-                "network": unet(),
-                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.01}},
-                "lr_scheduler": {
-                    "class_path": "torch.optim.lr_scheduler.OneCycleLR",
-                    "init_args": {"max_lr": 0.01, "total_steps": 50},
-                },
-                "ema_decay": 0.9,
-                "validation_timesteps": 2,
-                **(model or {}),
-            },
-        },
-        "data": own_data
-        or {
-            "class_path": "ldmprobe.ImageData",
-            "init_args": {
-                "dataset": "builtin:gaussian",
-                "dataset_kwargs": {"num_images": 64, "channels": 2, "size": 4},
-                "batch_size": 8,
-                **(data or {}),
-            },
-        },
-        "trainer": {
-            "max_steps": 50,
-            "accelerator": "cpu",
-            "accumulate_grad_batches": 2,
-            "gradient_clip_val": 1.0,
-            "val_check_interval": 25,
-            "limit_val_batches": 1,
-            "logger": False,
-            "callbacks": list(callbacks),
-            **trainer,
-        },
-    }
-    path.write_text(yaml.safe_dump(settings))
-    return path
+    """A stateful run with these probes, clipping, and no loggers."""
+    settings = {"max_steps": 50, "gradient_clip_val": 1.0, "val_check_interval": 25, "logger": False, **trainer}
+    config = stateful_run(model or {}, data or {}, callbacks=list(callbacks), **settings)
+    config |= {"run_dir": str(path.parent / "never_written")} | ({"data": own_data} if own_data else {})
+    return written(config, path)
 
 
 def audit_in_process(config: Path, steps: int = 4) -> tuple[Observation, LedgerDiff]:
@@ -111,6 +65,22 @@ class NormedDenoiser(nn.Module):
 
     def forward(self, z_t, t, condition):
         return self.layers(z_t)
+
+
+class Convolutions(nn.Module):
+    """A user's own network of features, whose weights do not come from the generator that training draws from."""
+
+    num_features = 6
+
+    def __init__(self, channels: int = 2) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            layers = (nn.Conv2d(channels, 6, 3), nn.BatchNorm2d(6), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, images):
+        return self.layers(images)
 
 
 class AtEveryTurn(DDIMProbe):

@@ -7,9 +7,10 @@ import pytest
 from ldmprobe.audit.audit import _unsteady_metrics, audit, compare, observe, read_configuration, verdict
 from ldmprobe.audit.ledger import differences
 from ldmprobe.cli import main
-from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import digest
 from tests.audit.audited_run import own, write_config
+from tests.helpers import refused
+from tests.processes import SERVER
 
 PLANTED = {
     "draws_from_torch": "the random state of torch",
@@ -124,7 +125,7 @@ def test_what_is_missing_differs():
 
 def test_a_configuration_without_probes_is_refused(tmp_path):
     path = write_config(tmp_path / "run.yaml", callbacks=[])
-    with pytest.raises(ConfigurationError, match=r"names no probe, so there is nothing to audit; add some"):
+    with refused(r"names no probe, so there is nothing to audit; add some"):
         audit(["--config", str(path)], steps=20)
 
 
@@ -139,7 +140,13 @@ def test_an_argument_that_fit_does_not_know_is_refused(tmp_path, capsys):
     assert "no_such_thing" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.fixture
+def _forked(monkeypatch):
+    """Fresh processes that need not import everything anew, as those of the command do."""
+    monkeypatch.setattr("ldmprobe.audit.audit.multiprocessing.get_context", lambda method: SERVER)
+
+
+@pytest.mark.usefixtures("_forked")
 def test_the_command_says_undisturbed_and_writes_nothing(tmp_path, capsys):
     path = write_config(tmp_path / "run.yaml")
     before = sorted(tmp_path.rglob("*"))
@@ -150,7 +157,7 @@ def test_the_command_says_undisturbed_and_writes_nothing(tmp_path, capsys):
     assert [path for path in sorted(tmp_path.rglob("*")) if "hf_cache" not in path.parts] == before
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("_forked")
 def test_the_command_names_the_culprit(tmp_path, capsys):
     path = write_config(tmp_path / "run.yaml", callbacks=[own("Disturbing", how="draws_from_numpy")])
     assert main(["audit", "--config", str(path), "--steps", "2"]) == 1
@@ -160,7 +167,6 @@ def test_the_command_names_the_culprit(tmp_path, capsys):
     assert "differs from training without, first at step 1, after batch 2: the random state of NumPy." in text
 
 
-@pytest.mark.slow
 def test_an_error_in_training_is_told_as_fit_tells_it(tmp_path, capsys):
     path = write_config(tmp_path / "run.yaml", data={"dataset": "no/such/folder"})
     assert main(["audit", "--config", str(path), "--steps", "2"]) == 2

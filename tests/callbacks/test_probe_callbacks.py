@@ -33,28 +33,35 @@ from ldmprobe.diffusion.adaptive_timesteps import AdaptiveLoss
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.weighting import LearnedUncertainty
-from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import SmallCLIP, TextConditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.training.latent_diffusion import LatentDiffusion
-from tests.helpers import sd_scheduler, tiny_unet
+from tests.helpers import refused, sd_scheduler, tiny_unet
 from tests.pipelines import conditional_unet
 from tests.tracking.wandb_file import read_history
 from tests.training.test_latent_diffusion import digits, module, trainer
 
 
+def ddim(every_n_steps=2):
+    return DDIMProbe(every_n_steps, num_samples=16, num_steps=4, num_reference=256)
+
+
+def denoising(every_n_steps=2):
+    return DenoisingProbe(every_n_steps, num_images=16, num_draws=32, num_reference=256)
+
+
 def probes(every_n_steps=2):
     return [
         TrainingClock(every_n_steps),
-        DDIMProbe(every_n_steps, num_samples=16, num_steps=4),
-        DenoisingProbe(every_n_steps, num_images=16, num_draws=32),
+        ddim(every_n_steps),
+        denoising(every_n_steps),
         TrainingLoss(every_n_steps),
         TrainingObjective(every_n_steps),
         SampleQuality("builtin:digits", every_n_steps, num_samples=16, num_steps=2, num_real=64, kid_subset_size=8),
-        TimestepBalancer(every_n_steps, num_images=16, num_draws=32, dry_run=True),
-        Forgetting(digits(), every_n_steps, num_images=16, num_draws=32),
+        TimestepBalancer(every_n_steps, num_images=16, num_draws=32, num_reference=256, dry_run=True),
+        Forgetting(digits(), every_n_steps, num_images=16, num_draws=32, num_reference=256),
     ]
 
 
@@ -65,9 +72,22 @@ def test_every_probe_callback_is_covered_here():
     assert kinds - {ProbeCallback} == {type(probe) for probe in probes()}
 
 
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of four steps with every probe, every logger and a report."""
+    folder = tmp_path_factory.mktemp("run")
+    wandb = WandbLogger(project="test", offline=True, save_dir=str(folder))
+    loggers = [wandb, TensorBoardLogger(str(folder), name="tb"), CSVLogger(str(folder), name="csv")]
+    callbacks = [*probes(2), ReportWriter()]
+    trainer(folder, max_steps=4, logger=loggers, log_every_n_steps=1, callbacks=callbacks).fit(module(), digits())
+    wandb.experiment.finish()
+    return folder
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_probes_run_at_step_0_every_n_steps_and_at_the_end(tmp_path, accumulate):
-    trainer(tmp_path, max_steps=5, accumulate_grad_batches=accumulate, callbacks=probes(2)).fit(module(), digits())
+    callbacks = [ddim(), denoising(), TrainingLoss(2), TrainingObjective(2)]
+    trainer(tmp_path, max_steps=5, accumulate_grad_batches=accumulate, callbacks=callbacks).fit(module(), digits())
     store = RecordStore(tmp_path)
     assert [record.step for record in store.read("ddim")] == [0, 2, 4, 5]
     assert [record.step for record in store.read("denoising")] == [0, 2, 4, 5]
@@ -75,19 +95,20 @@ def test_probes_run_at_step_0_every_n_steps_and_at_the_end(tmp_path, accumulate)
     assert [record.step for record in store.read("objective")] == [0]  # it never changed
 
 
-def test_a_last_step_that_is_due_is_probed_once(tmp_path):
-    trainer(tmp_path, max_steps=4, callbacks=probes(2)).fit(module(), digits())
-    assert [record.step for record in RecordStore(tmp_path).read("ddim")] == [0, 2, 4]
+def test_a_last_step_that_is_due_is_probed_once(run):
+    assert [record.step for record in RecordStore(run).read("ddim")] == [0, 2, 4]
 
 
 def test_a_resumed_run_neither_loses_nor_doubles_records(tmp_path):
     whole = tmp_path / "whole"
-    trainer(whole, max_steps=6, callbacks=probes(2)).fit(module(), digits())
+    trainer(whole, max_steps=6, callbacks=[ddim(), denoising()]).fit(module(), digits())
     parts = tmp_path / "parts"
-    first = trainer(parts, max_steps=3, callbacks=probes(2))
+    first = trainer(parts, max_steps=3, callbacks=[ddim(), denoising()])
     first.fit(module(), digits())
     first.save_checkpoint(tmp_path / "three.ckpt")
-    trainer(parts, max_steps=6, callbacks=probes(2)).fit(module(), digits(), ckpt_path=str(tmp_path / "three.ckpt"))
+    trainer(parts, max_steps=6, callbacks=[ddim(), denoising()]).fit(
+        module(), digits(), ckpt_path=str(tmp_path / "three.ckpt")
+    )
     for probe, metric in (("ddim", "step_kl"), ("denoising", "denoising_mse")):
         expected = {record.step: record.curves[metric].value for record in RecordStore(whole).read(probe)}
         found = {record.step: record.curves[metric].value for record in RecordStore(parts).read(probe)}
@@ -128,44 +149,44 @@ def test_probes_go_by_the_steps_passed_where_a_batch_takes_several(tmp_path, sec
 
 
 def test_the_basis_is_fitted_once_and_kept(tmp_path):
-    first = trainer(tmp_path, max_steps=2, callbacks=probes(2))
+    first = trainer(tmp_path, max_steps=2, callbacks=[ddim()])
     first.fit(module(), digits())
     before = (tmp_path / "reference.safetensors").read_bytes()
     first.save_checkpoint(tmp_path / "two.ckpt")
-    trainer(tmp_path, max_steps=4, callbacks=probes(2)).fit(module(), digits(), ckpt_path=str(tmp_path / "two.ckpt"))
+    trainer(tmp_path, max_steps=4, callbacks=[ddim()]).fit(module(), digits(), ckpt_path=str(tmp_path / "two.ckpt"))
     assert (tmp_path / "reference.safetensors").read_bytes() == before
 
 
 def test_a_basis_of_another_codec_is_refused(tmp_path):
-    first = trainer(tmp_path, max_steps=2, callbacks=probes(2))
+    first = trainer(tmp_path, max_steps=2, callbacks=[ddim()])
     first.fit(module(codec=LatentCodec(scale=1.0)), digits())
     first.save_checkpoint(tmp_path / "two.ckpt")
     state = torch.load(tmp_path / "two.ckpt", weights_only=True)
     state["state_dict"]["codec.scale"] *= 2
     torch.save(state, tmp_path / "two.ckpt")
-    again = trainer(tmp_path, max_steps=4, callbacks=probes(2))
+    again = trainer(tmp_path, max_steps=4, callbacks=[ddim()])
     other = module(codec=LatentCodec(scale=2.0))
-    with pytest.raises(ConfigurationError, match="fitted on latents of another codec"):
+    with refused("fitted on latents of another codec"):
         again.fit(other, digits(), ckpt_path=str(tmp_path / "two.ckpt"))
 
 
 def test_a_directory_with_another_run_is_refused_before_training(tmp_path):
-    trainer(tmp_path, max_steps=2, callbacks=probes(2)).fit(module(), digits())
-    with pytest.raises(ConfigurationError, match="already holds a run"):
-        trainer(tmp_path, max_steps=2, callbacks=probes(2)).fit(module(), digits())
+    trainer(tmp_path, max_steps=2, callbacks=[ddim()]).fit(module(), digits())
+    with refused("already holds a run"):
+        trainer(tmp_path, max_steps=2, callbacks=[ddim()]).fit(module(), digits())
 
 
 def test_probes_use_the_averaged_weights_and_say_so(tmp_path):
     model = module(ema_decay=0.0)  # the average is the live network
-    trainer(tmp_path / "ema", max_steps=2, callbacks=probes(2)).fit(model, digits())
+    trainer(tmp_path / "ema", max_steps=2, callbacks=[ddim()]).fit(model, digits())
     raw = module(ema_decay=None)
-    trainer(tmp_path / "raw", max_steps=2, callbacks=probes(2)).fit(raw, digits())
+    trainer(tmp_path / "raw", max_steps=2, callbacks=[ddim()]).fit(raw, digits())
     one, other = (RecordStore(tmp_path / name).read("ddim")[-1] for name in ("ema", "raw"))
     assert (one.provenance["weights"], other.provenance["weights"]) == ("ema", "raw")
     # decay 0 with warm-up is min(0, …) = 0: the same weights, so the same record.
     np.testing.assert_allclose(one.curves["step_kl"].value, other.curves["step_kl"].value, rtol=1e-5)
     slow = module(ema_decay=0.9999)
-    trainer(tmp_path / "slow", max_steps=2, callbacks=probes(2)).fit(slow, digits())
+    trainer(tmp_path / "slow", max_steps=2, callbacks=[ddim()]).fit(slow, digits())
     lagging = RecordStore(tmp_path / "slow").read("ddim")[-1].curves["step_kl"].value
     assert not np.allclose(lagging, other.curves["step_kl"].value, rtol=1e-5)
 
@@ -229,16 +250,13 @@ def test_a_resumed_run_finds_the_changes_of_its_objective_where_an_unbroken_one_
 def test_a_module_without_an_objective_is_told_what_to_give(tmp_path):
     model = module()
     del model.objective
-    with pytest.raises(ConfigurationError, match=r"LatentDiffusion has none; give it `self\.objective = ldmprobe"):
+    with refused(r"LatentDiffusion has none; give it `self\.objective = ldmprobe"):
         trainer(tmp_path, callbacks=[TrainingObjective()]).fit(model, digits())
 
 
-def test_wandb_holds_every_scalar_and_picture_of_every_probe(tmp_path):
-    logger = WandbLogger(project="test", offline=True, save_dir=str(tmp_path))
-    trainer(tmp_path, max_steps=4, logger=logger, log_every_n_steps=1, callbacks=probes(2)).fit(module(), digits())
-    logger.experiment.finish()
-    rows = read_history(tmp_path)
-    for record in RecordStore(tmp_path).read("ddim"):
+def test_wandb_holds_every_scalar_and_picture_of_every_probe(run):
+    rows = read_history(run)
+    for record in RecordStore(run).read("ddim"):
         here = [row for row in rows if row.get("trainer/global_step") == record.step]
         merged = {key: value for row in here for key, value in row.items()}
         curve = record.curves["step_kl"]
@@ -253,7 +271,7 @@ def test_wandb_holds_every_scalar_and_picture_of_every_probe(tmp_path):
         ):
             found = {tuple(k.split(".")): v for k, v in merged.items() if k == key or k.startswith(f"{key}.")}
             assert kind in str(found), (key, found)
-        picture = next((tmp_path / "wandb").glob("offline-run-*/files/media/images/probe/pca_scatter*.png"))
+        picture = next((run / "wandb").glob("offline-run-*/files/media/images/probe/pca_scatter*.png"))
         assert Image.open(picture).size[0] > 600
     assert any("probe/step_kl_curves_table" in key for row in rows for key in row)
     for metric in ("timestep_density", "loss_weight", "training_emphasis"):  # line series, and no key per bin
@@ -263,23 +281,23 @@ def test_wandb_holds_every_scalar_and_picture_of_every_probe(tmp_path):
     assert steps == [0, 2, 4]
 
 
-def test_tensorboard_gets_scalars_and_pictures(tmp_path):
+def test_tensorboard_gets_scalars_and_pictures(run):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    logger = TensorBoardLogger(str(tmp_path), name="tb")
-    trainer(tmp_path, max_steps=2, logger=logger, callbacks=probes(2)).fit(module(), digits())
-    events = EventAccumulator(logger.log_dir, size_guidance={"images": 0})
+    events = EventAccumulator(str(next((run / "tb").rglob("events*")).parent), size_guidance={"images": 0})
     events.Reload()
-    assert [event.step for event in events.Scalars("probe/denoising_bound_nats")] == [0, 2]
+    assert [event.step for event in events.Scalars("probe/denoising_bound_nats")] == [0, 2, 4]
     picture = Image.open(io.BytesIO(events.Images("probe/pca_scatter")[-1].encoded_image_string))
     assert picture.size[0] > 300
 
 
-def test_csv_logger_gets_the_scalars(tmp_path):
-    logger = CSVLogger(str(tmp_path), name="csv")
-    trainer(tmp_path, max_steps=2, logger=logger, callbacks=probes(2)).fit(module(), digits())
-    text = next((tmp_path / "csv").rglob("metrics.csv")).read_text()
+def test_csv_logger_gets_the_scalars(run):
+    text = next((run / "csv").rglob("metrics.csv")).read_text()
     assert "probe/step_kl/t0751" in text.splitlines()[0]
+
+
+def test_report_is_written_at_the_end(run):
+    assert "Denoising skill on held-out data" in (run / "report.html").read_text()
 
 
 def test_a_probes_bar_is_no_endless_recursion_under_richs_bar_in_a_notebook(tmp_path, monkeypatch):
@@ -296,13 +314,8 @@ def test_a_probes_bar_is_no_endless_recursion_under_richs_bar_in_a_notebook(tmp_
 
 
 def test_two_probes_of_one_kind_are_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"several DDIMProbe callbacks, whose records would be mixed up"):
+    with refused(r"several DDIMProbe callbacks, whose records would be mixed up"):
         trainer(tmp_path, callbacks=[DDIMProbe(2), DDIMProbe(3)]).fit(module(), digits())
-
-
-def test_report_is_written_at_the_end(tmp_path):
-    trainer(tmp_path, max_steps=2, callbacks=[*probes(2), ReportWriter()]).fit(module(), digits())
-    assert "Denoising skill on held-out data" in (tmp_path / "report.html").read_text()
 
 
 def test_a_module_that_cannot_be_probed_is_told_what_it_lacks(tmp_path):
@@ -313,21 +326,8 @@ def test_a_module_that_cannot_be_probed_is_told_what_it_lacks(tmp_path):
         def configure_optimizers(self):
             return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1)
 
-    with pytest.raises(ConfigurationError, match=r"Plain cannot be probed: give it a method `diffusion_model"):
+    with refused(r"Plain cannot be probed: give it a method `diffusion_model"):
         trainer(tmp_path, callbacks=[DDIMProbe(2)]).fit(Plain(), digits())
-
-
-@pytest.mark.parametrize(
-    ("build", "message"),
-    [
-        (lambda: DDIMProbe(every_n_steps=0), "every_n_steps 0; expected at least 1"),
-        (lambda: DDIMProbe(num_samples=0), "num_samples 0; expected at least 8"),
-        (lambda: DDIMProbe(num_steps=0), "num_steps 0; expected at least 1"),
-    ],
-)
-def test_impossible_settings_are_refused_at_construction(build, message):
-    with pytest.raises(ConfigurationError, match=message):
-        build()
 
 
 @pytest.mark.parametrize("trained", [True, False])

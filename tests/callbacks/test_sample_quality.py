@@ -11,37 +11,18 @@ import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
 
+from ldmprobe import RecordStore, Unconditional
 from ldmprobe.callbacks import DDIMProbe, SampleQuality
-from ldmprobe.errors import ConfigurationError
-from ldmprobe.io.store import RecordStore
-from ldmprobe.models.conditioning import Unconditional
 from ldmprobe.probing.real_features import RealFeatures
-from tests.audit.audited_run import audit_in_process, own, write_config
-from tests.helpers import tiny_unet
+from tests.audit.audited_run import Convolutions
+from tests.helpers import refused, tiny_unet
 from tests.training.test_latent_diffusion import digits, module, trainer
-
-
-class Convolutions(nn.Module):
-    """A user's own network, whose weights do not come from the generator that training draws from."""
-
-    num_features = 6
-
-    def __init__(self, channels: int = 1) -> None:
-        super().__init__()
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0)
-            layers = (nn.Conv2d(channels, 6, 3), nn.BatchNorm2d(6), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, images):
-        return self.layers(images)
-
 
 SMALL = {"num_samples": 24, "num_steps": 2, "num_real": 40, "kid_subset_size": 10, "batch_size": 16}
 
 
 def quality(feature_network=None, **settings):
-    network = Convolutions() if feature_network is None else feature_network
+    network = Convolutions(1) if feature_network is None else feature_network
     return SampleQuality(network, **{"every_n_steps": 2, **SMALL, **settings})
 
 
@@ -62,27 +43,6 @@ def test_fid_and_kid_are_recorded_and_logged_over_training(tmp_path):
     for name in ("fid", "kid", "kid_std"):
         logged = table.dropna(subset=f"probe/{name}").set_index("step")[f"probe/{name}"]
         assert logged.to_dict() == pytest.approx({record.step: record.scalars[name] for record in found})
-
-
-@pytest.mark.parametrize(
-    "cell",
-    [
-        {},
-        {"own_data": own("OwnData", num_workers=0), "model": {"latent_shape": [2, 4, 4]}},
-        pytest.param(
-            {"own_data": own("OwnData", num_workers=1), "model": {"latent_shape": [2, 4, 4]}}, marks=pytest.mark.slow
-        ),
-    ],
-)
-def test_no_byte_of_training_differs(tmp_path, cell):
-    network = {"class_path": f"{__name__}.Convolutions", "init_args": {"channels": 2}}
-    settings = {"feature_network": network, "every_n_steps": 2, **SMALL, "num_real": 30}
-    probe = {"class_path": "ldmprobe.callbacks.SampleQuality", "init_args": settings}
-    probed, compared = audit_in_process(write_config(tmp_path / "run.yaml", callbacks=[probe], **cell))
-    assert probed.disturbances == []
-    assert compared.first is None
-    assert probed.failures == {}
-    assert probed.probe_runs["SampleQuality"] >= 3
 
 
 def test_a_resumed_run_finds_the_same_and_reads_its_real_images_once(tmp_path, monkeypatch):
@@ -121,7 +81,7 @@ def test_real_images_are_those_of_the_split_that_is_named(tmp_path):
     for real in ("train", "held_out"):
         trainer(tmp_path / real, max_steps=1, callbacks=[quality(real=real)]).fit(module(), data)
         images = [batch["image"] for batch in data.reference_batches(40, held_out=real == "held_out")]
-        expected = RealFeatures.of(Convolutions(), images, torch.device("cpu"))
+        expected = RealFeatures.of(Convolutions(1), images, torch.device("cpu"))
         assert records(tmp_path / real)[-1].fingerprints["real_images"] == expected.images
 
 
@@ -136,7 +96,7 @@ def test_real_images_are_those_of_the_split_that_is_named(tmp_path):
     ],
 )
 def test_impossible_settings_are_refused_at_construction(build, message):
-    with pytest.raises(ConfigurationError, match=message):
+    with refused(message):
         build()
 
 
@@ -155,7 +115,7 @@ class NoStep(L.Callback):
     ],
 )
 def test_what_cannot_be_measured_is_refused_before_training(tmp_path, settings, message):
-    with pytest.raises(ConfigurationError, match=message):
+    with refused(message):
         trainer(tmp_path, callbacks=[quality(**settings), NoStep()]).fit(module(), digits())
 
 
@@ -163,7 +123,7 @@ def test_what_cannot_be_measured_is_refused_before_training(tmp_path, settings, 
 def test_guidance_without_a_condition_is_refused_before_training(tmp_path, callback):
     model = module(conditioning=Unconditional())
     model.network = tiny_unet(channels=1)
-    with pytest.raises(ConfigurationError, match=r"guidance scale is 3, but the model has no condition to guide by"):
+    with refused(r"guidance scale is 3, but the model has no condition to guide by"):
         trainer(tmp_path, callbacks=[callback(guidance=3.0), NoStep()]).fit(model, digits())
 
 
@@ -175,5 +135,5 @@ def test_too_few_samples_for_a_covariance_are_told(tmp_path, caplog):
 
 @pytest.mark.skipif(importlib.util.find_spec("torch_fidelity") is not None, reason="torch-fidelity is installed")
 def test_inception_without_torch_fidelity_says_what_to_install(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"Inception needs torch-fidelity: `pip install ldmprobe\[fid\]`"):
+    with refused(r"Inception needs torch-fidelity: `pip install ldmprobe\[fid\]`"):
         trainer(tmp_path, callbacks=[quality("inception"), NoStep()]).fit(module(), digits())

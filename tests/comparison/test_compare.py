@@ -9,19 +9,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from ldmprobe import LatentCodec, RecordStore, StarvedBand, write_comparison
 from ldmprobe.analysis.comparison import BandGain
 from ldmprobe.callbacks import DDIMProbe, DenoisingProbe
 from ldmprobe.cli import main
-from ldmprobe.comparison.compare import PAGE, TABLE, write_comparison
+from ldmprobe.comparison.compare import PAGE, TABLE
 from ldmprobe.comparison.configuration import configuration_differences, only_seeds_differ
 from ldmprobe.comparison.findings import compare
 from ldmprobe.comparison.page import comparison_html
 from ldmprobe.comparison.words import listed, mark, verdict
-from ldmprobe.diffusion.timesteps import StarvedBand
-from ldmprobe.errors import ConfigurationError
-from ldmprobe.io.store import RecordStore
-from ldmprobe.models.codec import LatentCodec
 from ldmprobe.tracking.comparable import comparable, moments, read_runs
+from tests.helpers import refused
 from tests.training.test_latent_diffusion import digits, module, trainer
 
 NASTY = "</script><script>alert(1)</script>{0}"
@@ -358,9 +356,7 @@ DIFFERENT = {
 @pytest.mark.parametrize("part", DIFFERENT)
 def test_probes_that_are_not_comparable_are_refused_by_the_part_that_differs(runs_dir, tmp_path, part):
     other = fit(tmp_path / "other", **DIFFERENT[part])
-    with pytest.raises(
-        ConfigurationError, match=rf"probes of .*plain and .*other are not comparable; what differs is .*\b{part} \("
-    ):
+    with refused(rf"probes of .*plain and .*other are not comparable; what differs is .*\b{part} \("):
         write_comparison([runs_dir / "plain", runs_dir / "starved", other], tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -370,7 +366,7 @@ def test_another_number_of_held_out_images_under_the_same_draws_is_refused(runs_
     store = RecordStore(tmp_path / "other")
     for record in records:
         store.append(dataclasses.replace(record, provenance={**record.provenance, "num_images": 64}))
-    with pytest.raises(ConfigurationError, match=r"what differs is held_out \(held-out images, num_images"):
+    with refused(r"what differs is held_out \(held-out images, num_images"):
         read_runs([runs_dir / "plain", tmp_path / "other"])
 
 
@@ -378,7 +374,7 @@ def test_records_without_the_errors_of_their_draws_are_refused(runs_dir, tmp_pat
     store = RecordStore(tmp_path / "old")
     for record in RecordStore(runs_dir / "starved").read("denoising"):
         store.append(dataclasses.replace(record, per_sample={}))
-    with pytest.raises(ConfigurationError, match=r"denoising record of step 0 in .*old lacks the errors of its draws"):
+    with refused(r"denoising record of step 0 in .*old lacks the errors of its draws"):
         read_runs([runs_dir / "plain", tmp_path / "old"])
 
 
@@ -396,7 +392,7 @@ def test_runs_are_two_or_more_and_each_once(runs_dir, tmp_path):
         ([plain, runs_dir / "nowhere"], r"nowhere is not a directory; expected the directory of a run"),
         ([plain, tmp_path], "There are no probe records in"),
     ):
-        with pytest.raises(ConfigurationError, match=message):
+        with refused(message):
             write_comparison(directories, tmp_path / "out")
 
 
@@ -406,7 +402,7 @@ def test_runs_need_a_probe_in_common(runs_dir, tmp_path):
         shutil.copytree(
             runs_dir / "plain" / "probes", tmp_path / kept / "probes", ignore=shutil.ignore_patterns(left_out)
         )
-    with pytest.raises(ConfigurationError, match=r"no probe in common \(.*ddim: ddim; .*denoising: denoising\)"):
+    with refused(r"no probe in common \(.*ddim: ddim; .*denoising: denoising\)"):
         read_runs([tmp_path / "ddim", tmp_path / "denoising"])
 
 
@@ -418,7 +414,7 @@ def test_labels_are_as_many_as_runs_and_different(runs_dir):
         (["a", "a"], "expected different ones"),
         (["a", " "], "none empty"),
     ):
-        with pytest.raises(ConfigurationError, match=message):
+        with refused(message):
             read_runs(directories, labels)
 
 
@@ -432,9 +428,9 @@ def test_runs_of_one_name_are_told_apart_by_their_parents(runs_dir, tmp_path):
 def test_an_out_that_holds_something_else_is_refused_and_an_earlier_comparison_replaced(runs_dir, tmp_path):
     directories = [runs_dir / "starved", runs_dir / "other_seed"]
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ConfigurationError, match=r"file, which is a file; expected a directory"):
+    with refused(r"file, which is a file; expected a directory"):
         write_comparison(directories, tmp_path / "file")
-    with pytest.raises(ConfigurationError, match=r"holds something else \(\w+\); choose a new directory"):
+    with refused(r"holds something else \(\w+\); choose a new directory"):
         write_comparison(directories, runs_dir / "starved")
     out = tmp_path / "out"
     first = write_comparison(directories, out).read_text()
@@ -443,13 +439,13 @@ def test_an_out_that_holds_something_else_is_refused_and_an_earlier_comparison_r
     assert "<h1>a against b" not in first
     assert sorted(path.name for path in out.iterdir()) == [PAGE, TABLE]
     (out / "notes.txt").write_text("mine")
-    with pytest.raises(ConfigurationError, match=r"\(notes.txt\)"):
+    with refused(r"\(notes.txt\)"):
         write_comparison(directories, out)
 
 
 def test_an_out_that_cannot_be_made_is_refused(runs_dir, tmp_path):
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(ConfigurationError, match=r"The comparison cannot be written to .*file/out"):
+    with refused(r"The comparison cannot be written to .*file/out"):
         write_comparison([runs_dir / "starved", runs_dir / "other_seed"], tmp_path / "file" / "out")
 
 

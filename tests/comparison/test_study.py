@@ -32,6 +32,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.store import RecordStore
 from ldmprobe.tracking.figures import figure_png
 from tests.helpers import FLOAT64, tiny_unet_settings
+from tests.run_config import component
 from tests.training import killing
 from tests.training.test_latent_diffusion import digits, module, trainer
 
@@ -262,25 +263,12 @@ def test_what_is_no_study_is_refused(tmp_path, capsys, changed, told):
 
 
 def write_study(folder, **changed):
-    quality = {
-        "feature_network": "builtin:digits",
-        "every_n_steps": 3,
-        "num_samples": 70,
-        "num_steps": 2,
-        "num_real": 100,
-        "kid_subset_size": 20,
-    }
+    small = {"every_n_steps": 3, "num_samples": 70, "num_steps": 2, "num_real": 100, "kid_subset_size": 20}
     callbacks = [
-        {"class_path": "ldmprobe.callbacks.TrainingClock", "init_args": {"every_n_steps": 3}},
-        {
-            "class_path": "ldmprobe.callbacks.DenoisingProbe",
-            "init_args": {"every_n_steps": 3, "num_images": 16, "num_draws": 32, "num_reference": 128},
-        },
-        {"class_path": "ldmprobe.callbacks.SampleQuality", "init_args": quality},
-        {
-            "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-            "init_args": {"every_n_train_steps": 3, "save_top_k": 0, "save_last": True},
-        },
+        component("TrainingClock", every_n_steps=3),
+        component("DenoisingProbe", every_n_steps=3, num_images=16, num_draws=32, num_reference=128),
+        component("SampleQuality", feature_network="builtin:digits", **small),
+        component("lightning.pytorch.callbacks.ModelCheckpoint", every_n_train_steps=3, save_top_k=0, save_last=True),
     ]
     base = yaml.safe_load((STUDIES / "digits_base.yaml").read_text())
     base["model"]["init_args"]["network"]["init_args"] = tiny_unet_settings(num_class_embeds=11)

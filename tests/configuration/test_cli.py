@@ -44,19 +44,6 @@ def test_everything_of_a_run_is_in_its_directory(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} - {"hf_cache"} == {"run"}
 
 
-def test_a_run_goes_on_from_its_last_checkpoint_as_if_it_had_not_stopped(tmp_path):
-    assert fit(tmp_path / "whole", 8) == 0
-    assert fit(tmp_path / "parts", 4) == 0
-    assert fit(tmp_path / "parts", 8) == 2  # it holds a run
-    assert fit(tmp_path / "parts", 8, "--ckpt_path=last") == 0
-    whole, parts = (
-        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        for name in ("whole", "parts")
-    )
-    assert [name for name in whole if not torch.equal(whole[name], parts[name])] == []
-    assert [record.step for record in RecordStore(tmp_path / "parts").read("ddim")] == [0, 4, 8]
-
-
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_told_with_what_to_write(tmp_path, capsys):
     assert fit(tmp_path / "run", 4, "--trainer.accelerator=gpu", "--trainer.devices=4") == 2
@@ -69,18 +56,8 @@ def test_more_gpus_than_there_are_are_told_with_what_to_write(tmp_path, capsys):
     assert f"write `--trainer.devices {torch.cuda.device_count()}`" in capsys.readouterr().err
 
 
-def test_the_saved_configuration_runs_again(tmp_path):
-    assert fit(tmp_path / "run", 2) == 0
-    saved = str(tmp_path / "run" / "config.yaml")
-    assert main(["fit", "--config", saved, f"--run_dir={tmp_path / 'again'}"]) == 0
-    assert RecordStore(tmp_path / "again").read("ddim")[-1].step == 2
-
-
 def test_module_and_data_work_in_a_lightning_cli_of_ones_own(tmp_path):
-    network = {
-        "class_path": "diffusers.UNet2DModel",
-        "init_args": tiny_unet_settings(channels=1),
-    }
+    network = {"class_path": "diffusers.UNet2DModel", "init_args": tiny_unet_settings(channels=1)}
     settings = {
         "model": {"network": network, "optimizer": {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.01}}},
         "data": {"dataset": "builtin:digits", "batch_size": 8, "check_rows": 5},

@@ -1,7 +1,5 @@
 """A saved config.yaml starts another run elsewhere; changed on resume, it is told or refused, and stays true."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
@@ -109,11 +107,7 @@ def test_what_is_changed_on_resume_is_told_with_its_effect_and_the_file_tells_th
             config(codec={"class_path": "ldmprobe.LatentCodec", "init_args": {"scale": 0.5}}),
             ["codec.scale"],
         ),
-        (
-            config(),
-            config(timesteps={"class_path": "ldmprobe.LossSecondMoment"}),
-            ["timesteps"],
-        ),
+        (config(), config(timesteps={"class_path": "ldmprobe.LossSecondMoment"}), ["timesteps"]),
     ],
     ids=[
         "optimizer",

@@ -1,7 +1,5 @@
 """What a Trainer's epochs mean to a stream without end: honored, or refused by name."""
 
-from __future__ import annotations
-
 import logging
 
 import lightning as L
@@ -16,9 +14,9 @@ from lightning.pytorch.callbacks import (
     Timer,
 )
 
+from ldmprobe import ImageData
 from ldmprobe.callbacks import ExactResume
-from ldmprobe.data.images import ImageData
-from ldmprobe.errors import ConfigurationError
+from tests.helpers import refused
 from tests.training.test_latent_diffusion import assert_same_state, digits, module
 
 ROWS, BATCH = 40, 2
@@ -155,7 +153,7 @@ MONITOR = {"monitor": "val/loss"}
 def test_what_never_comes_is_refused_by_name(tmp_path, monkeypatch, settings, named):
     monkeypatch.chdir(tmp_path)
     checkpoints = {"enable_checkpointing": True} if "ModelCheckpoint" in named or "every_n_epochs 2" in named else {}
-    with pytest.raises(ConfigurationError, match=named):
+    with refused(named):
         fit(tmp_path, data(), **checkpoints, **settings)
     assert not (tmp_path / "kept").exists()
 

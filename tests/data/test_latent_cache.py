@@ -1,7 +1,5 @@
 """A cache of latents as training reads it: the same batches, or a refusal that says what to do."""
 
-from __future__ import annotations
-
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -12,16 +10,13 @@ import torch
 from datasets import Array3D, Dataset, Features, Image
 from PIL import Image as PILImage
 
+from ldmprobe import ImageData, LatentCodec, Unconditional
 from ldmprobe.data.identity import DataIdentity, known_rows
 from ldmprobe.data.image_files import ImageFiles
-from ldmprobe.data.images import ImageData
 from ldmprobe.data.latent_cache import SPLITS, LatentCache, cache_key
 from ldmprobe.data.latent_writer import write_cache
 from ldmprobe.data.sources import choose_splits
-from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.codec import LatentCodec
-from ldmprobe.models.conditioning import Unconditional
-from tests.helpers import row_reader, tiny_unet
+from tests.helpers import refused, row_reader, tiny_unet
 
 SETTINGS = {"label_column": "label", "caption_column": "caption", "batch_size": 4}
 
@@ -120,9 +115,7 @@ def test_latents_can_be_kept_in_half_precision(tmp_path, dtype):
 )
 def test_a_cache_of_other_data_is_refused_by_what_differs(folder, options, difference):
     data = ready(shapes(folder, **options))
-    with pytest.raises(
-        ConfigurationError, match=f"holds latents of something else: its {difference}.*--out ANOTHER_FOLDER"
-    ):
+    with refused(f"holds latents of something else: its {difference}.*--out ANOTHER_FOLDER"):
         data.use_latents(LatentCodec(), Unconditional())
 
 
@@ -147,7 +140,7 @@ def test_a_cache_of_another_codec_is_refused_by_what_differs(tmp_path, codec, di
         next(autoencoder.parameters()).data[0] += 1e-3
         codec = LatentCodec(autoencoder)
     data = ready(shapes(write(tmp_path, shapes(**grey), codec), **grey))
-    with pytest.raises(ConfigurationError, match=f"holds latents of something else: its {difference}"):
+    with refused(f"holds latents of something else: its {difference}"):
         data.use_latents(here, Unconditional())
 
 
@@ -210,7 +203,7 @@ def test_a_single_label_or_caption_that_was_changed_is_named(column, name, tmp_p
     cache = LatentCache(write(tmp_path))
     cache.key = _key("train", columns, train=Dataset.from_dict(rows))
     rows[column][7] = {"labels": 0, "captions": "h?"}[column]
-    with pytest.raises(ConfigurationError, match=f"something else: its data.train.{name} are others"):
+    with refused(f"something else: its data.train.{name} are others"):
         cache.check_key(_key("train", columns, train=Dataset.from_dict(rows)))
 
 
@@ -237,7 +230,7 @@ def test_an_incomplete_cache_is_refused_with_what_finishes_it(tmp_path):
     write(tmp_path)
     (tmp_path / "train-00001.safetensors").unlink()
     message = f"1 of 4 files are missing, such as train-00001.*ldmprobe cache --config YOURS.yaml --out {tmp_path}` finishes it"
-    with pytest.raises(ConfigurationError, match=message):
+    with refused(message):
         shapes(tmp_path).setup()
     write(tmp_path)
     shapes(tmp_path).setup()
@@ -247,28 +240,25 @@ def test_an_incomplete_cache_is_refused_with_what_finishes_it(tmp_path):
 def test_a_folder_that_is_no_cache_is_refused(tmp_path, content):
     if content is not None:
         (tmp_path / "cache.json").write_text(content)
-    with pytest.raises(ConfigurationError, match=r"is no cache of latents .*`ldmprobe cache --config YOURS.yaml --out"):
+    with refused(r"is no cache of latents .*`ldmprobe cache --config YOURS.yaml --out"):
         shapes(tmp_path).setup()
 
 
 def test_a_damaged_file_is_named(tmp_path):
     path = write(tmp_path) / "held_out-00000.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ConfigurationError, match=r"held_out-00000.safetensors is damaged .*remove it"):
+    with refused(r"held_out-00000.safetensors is damaged .*remove it"):
         next(iter(ready(shapes(tmp_path)).val_dataloader()))
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [
-        ({"streaming": True, "num_classes": 20, "held_out_rows": 5}, "streaming"),
-        ({"random_crop": True}, "random_crop"),
-    ],
+    [({"streaming": True, "num_classes": 20, "held_out_rows": 5}, "streaming"), ({"random_crop": True}, "random_crop")],
 )
 def test_what_cannot_be_encoded_beforehand_is_refused(tmp_path, folder, options, named):
-    for refused in (lambda: write(tmp_path / "new", shapes(**options)), lambda: shapes(folder, **options).setup()):
-        with pytest.raises(ConfigurationError, match=f"leave (out the data's|it out).*|{named}"):
-            refused()
+    for encode in (lambda: write(tmp_path / "new", shapes(**options)), lambda: shapes(folder, **options).setup()):
+        with refused(f"leave (out the data's|it out).*|{named}"):
+            encode()
     assert not (tmp_path / "new").exists()
 
 

@@ -1,7 +1,5 @@
 """Batch k of a training stream is a function of (seed, k)."""
 
-from __future__ import annotations
-
 import functools
 import operator
 from itertools import islice

@@ -1,7 +1,5 @@
 """The catalogue of weightings, samplers and schedules, each made anew: what the tests of this folder run over."""
 
-from __future__ import annotations
-
 import copy
 import importlib
 import inspect
@@ -12,82 +10,55 @@ from functools import cache
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+import ldmprobe
 import ldmprobe.diffusion
 from ldmprobe.diffusion.adaptive_timesteps import AdaptiveLoss, AdaptiveTimesteps, LossSecondMoment, VarianceAware
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.schedule import NoiseSchedule
-from ldmprobe.diffusion.timesteps import (
-    BetaTimesteps,
-    CosMap,
-    Laplace,
-    LogitNormal,
-    LogNormalSigma,
-    Mode,
-    SpeeD,
-    StarvedBand,
-    Stratified,
-    TimestepSampler,
-    UniformLogSNR,
-    UniformTimesteps,
-)
-from ldmprobe.diffusion.weighting import (
-    EDM,
-    P2,
-    Debiased,
-    LearnedUncertainty,
-    LossWeighting,
-    MaxSNR,
-    MinSNR,
-    PlainWeighting,
-    Sigmoid,
-    SNRPlusOne,
-    SNRPower,
-    SoftMinSNR,
-)
 from tests.helpers import sd_scheduler
 
 
-def _learned() -> LearnedUncertainty:
+def _learned() -> ldmprobe.LearnedUncertainty:
     """With an uncertainty that is not 0."""
     torch.manual_seed(0)
-    weighting = LearnedUncertainty(num_features=16).double()
+    weighting = ldmprobe.LearnedUncertainty(num_features=16).double()
     torch.nn.init.normal_(weighting.linear.weight)
     return weighting
 
 
-WEIGHTINGS: dict[str, Callable[[], LossWeighting]] = {
-    "plain": PlainWeighting,
-    "simple": SNRPower,
-    "even x0": lambda: SNRPower(-1),
-    "inverse SNR": lambda: SNRPower(-2),
-    "min-SNR": MinSNR,
-    "truncated SNR": MaxSNR,
-    "max-SNR-5": lambda: MaxSNR(5),
-    "soft-min-SNR": SoftMinSNR,
-    "SNR+1": SNRPlusOne,
-    "P2": P2,
-    "P2, gamma .5": lambda: P2(gamma=0.5),
-    "debiased": Debiased,
-    "EDM": EDM,
-    "sigmoid": Sigmoid,
+WEIGHTINGS: dict[str, Callable[[], ldmprobe.LossWeighting]] = {
+    "plain": ldmprobe.PlainWeighting,
+    "simple": ldmprobe.SNRPower,
+    "even x0": lambda: ldmprobe.SNRPower(-1),
+    "inverse SNR": lambda: ldmprobe.SNRPower(-2),
+    "min-SNR": ldmprobe.MinSNR,
+    "truncated SNR": ldmprobe.MaxSNR,
+    "max-SNR-5": lambda: ldmprobe.MaxSNR(5),
+    "soft-min-SNR": ldmprobe.SoftMinSNR,
+    "SNR+1": ldmprobe.SNRPlusOne,
+    "P2": ldmprobe.P2,
+    "P2, gamma .5": lambda: ldmprobe.P2(gamma=0.5),
+    "debiased": ldmprobe.Debiased,
+    "EDM": ldmprobe.EDM,
+    "sigmoid": ldmprobe.Sigmoid,
     "learned": _learned,
 }
 
-STATIC_SAMPLERS: dict[str, Callable[[], TimestepSampler]] = {
-    "uniform": UniformTimesteps,
-    "beta": lambda: BetaTimesteps(0.8, 1.5),
-    "SpeeD": SpeeD,
-    "starved": lambda: StarvedBand(300, 600),
-    "uniform in log-SNR": UniformLogSNR,
-    "EDM": LogNormalSigma,
-    "EDM2": lambda: LogNormalSigma(-0.4, 1.0),
-    "logit-normal": LogitNormal,
-    "logit-normal, shift 3": lambda: LogitNormal(shift=3),
-    "Laplace": Laplace,
-    "mode": Mode,
-    "CosMap": CosMap,
-    "stratified": lambda: Stratified(LogitNormal()),
+STATIC_SAMPLERS: dict[str, Callable[[], ldmprobe.TimestepSampler]] = {
+    "uniform": ldmprobe.UniformTimesteps,
+    "beta": lambda: ldmprobe.BetaTimesteps(0.8, 1.5),
+    "SpeeD": ldmprobe.SpeeD,
+    "starved": lambda: ldmprobe.StarvedBand(300, 600),
+    "uniform in log-SNR": ldmprobe.UniformLogSNR,
+    "EDM": ldmprobe.LogNormalSigma,
+    "EDM2": lambda: ldmprobe.LogNormalSigma(-0.4, 1.0),
+    "logit-normal": ldmprobe.LogitNormal,
+    "logit-normal, shift 3": lambda: ldmprobe.LogitNormal(shift=3),
+    "Laplace": ldmprobe.Laplace,
+    "mode": ldmprobe.Mode,
+    "CosMap": ldmprobe.CosMap,
+    "stratified": lambda: ldmprobe.Stratified(ldmprobe.LogitNormal()),
 }
 
 
@@ -106,7 +77,7 @@ def _new_and_taught(kind: type[AdaptiveTimesteps]) -> AdaptiveTimesteps:
     return copy.deepcopy(_taught(kind))
 
 
-def _steered(base: TimestepSampler | None = None) -> BalancedTimesteps:
+def _steered(base: ldmprobe.TimestepSampler | None = None) -> BalancedTimesteps:
     """Towards the middle levels, which count more, too."""
     sampler = BalancedTimesteps(base)
     level = torch.tensor([-4.0, 0.0, 5.0])
@@ -114,20 +85,20 @@ def _steered(base: TimestepSampler | None = None) -> BalancedTimesteps:
     return sampler
 
 
-ADAPTIVE_SAMPLERS: dict[str, Callable[[], TimestepSampler]] = {
+ADAPTIVE_SAMPLERS: dict[str, Callable[[], ldmprobe.TimestepSampler]] = {
     "second moment, new": LossSecondMoment,
     "second moment": lambda: _new_and_taught(LossSecondMoment),
     "adaptive, new": AdaptiveLoss,
     "adaptive": lambda: _new_and_taught(AdaptiveLoss),
-    "adaptive, stratified": lambda: Stratified(_new_and_taught(AdaptiveLoss)),
+    "adaptive, stratified": lambda: ldmprobe.Stratified(_new_and_taught(AdaptiveLoss)),
 }
 
-VARIANCE_AWARE: dict[str, Callable[[], TimestepSampler]] = {
+VARIANCE_AWARE: dict[str, Callable[[], ldmprobe.TimestepSampler]] = {
     "variance-aware, new": VarianceAware,
     "variance-aware": lambda: _new_and_taught(VarianceAware),
 }
 
-STEERED_SAMPLERS: dict[str, Callable[[], TimestepSampler]] = {
+STEERED_SAMPLERS: dict[str, Callable[[], ldmprobe.TimestepSampler]] = {
     "balanced, new": BalancedTimesteps,
     "balanced": _steered,
     "balanced, adaptive base": lambda: _steered(_new_and_taught(LossSecondMoment)),

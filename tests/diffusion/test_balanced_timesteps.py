@@ -10,8 +10,7 @@ from ldmprobe.diffusion.objective import TimestepObjective
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.timesteps import LogitNormal, UniformLogSNR, UniformTimesteps
 from ldmprobe.diffusion.weighting import SNRPower
-from ldmprobe.errors import ConfigurationError
-from tests.helpers import FLOAT64, sd_scheduler
+from tests.helpers import FLOAT64, refused, sd_scheduler
 
 LEVELS = torch.tensor([-4.0, 0.0, 4.0])
 ONES = torch.ones(3)
@@ -75,5 +74,5 @@ def test_a_density_that_is_none_is_refused_and_changes_nothing(density: list[flo
 
 @pytest.mark.parametrize("floor", [0.0, 1.1, -0.1])
 def test_a_floor_that_is_none_is_an_error(floor: float):
-    with pytest.raises(ConfigurationError, match="floor"):
+    with refused("floor"):
         BalancedTimesteps(floor=floor)

@@ -5,12 +5,11 @@ import torch
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
+from ldmprobe import DDIM
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.prediction import KINDS
-from ldmprobe.diffusion.samplers import DDIM
 from ldmprobe.diffusion.trajectory import sampling_steps
-from ldmprobe.errors import ConfigurationError
-from tests.helpers import FLOAT32, FLOAT64, WHOLE_PATH
+from tests.helpers import FLOAT32, FLOAT64, WHOLE_PATH, refused
 
 SHIFTS = [1.0, 3.0]
 
@@ -100,28 +99,23 @@ def test_a_shift_set_later_holds_for_tables_and_grid():
 
 
 @pytest.mark.parametrize(
-    ("setting", "value"),
+    "setting",
     [
-        ("use_dynamic_shifting", True),
-        ("shift_terminal", 0.02),
-        ("invert_sigmas", True),
-        ("stochastic_sampling", True),
-        ("use_karras_sigmas", True),
-        ("use_exponential_sigmas", True),
-        ("use_beta_sigmas", True),
+        *("use_dynamic_shifting", "shift_terminal", "invert_sigmas", "stochastic_sampling"),
+        *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"),
     ],
 )
-def test_settings_without_closed_form_are_an_error(setting: str, value: float):
-    with pytest.raises(ConfigurationError, match=f"with `{setting}` cannot be probed; switch it off"):
-        as_schedule(FlowMatchEulerDiscreteScheduler(**{setting: value}))
+def test_settings_without_closed_form_are_refused(setting: str):
+    with refused(f"with `{setting}` cannot be probed; switch it off"):
+        as_schedule(FlowMatchEulerDiscreteScheduler(**{setting: 0.02 if setting == "shift_terminal" else True}))
 
 
 @pytest.mark.parametrize("num_steps", [0, 1001])
-def test_number_of_steps_out_of_range_is_an_error(num_steps: int):
-    with pytest.raises(ConfigurationError, match=f"num_steps is {num_steps}; expected 1 to 1000"):
+def test_number_of_steps_out_of_range_is_refused(num_steps: int):
+    with refused(f"num_steps is {num_steps}; expected 1 to 1000"):
         as_schedule(FlowMatchEulerDiscreteScheduler()).native_grid(num_steps)
 
 
-def test_flow_prediction_on_a_variance_preserving_schedule_is_an_error():
-    with pytest.raises(ConfigurationError, match="'flow'; expected one of epsilon, sample, v_prediction"):
+def test_flow_prediction_on_a_variance_preserving_schedule_is_refused():
+    with refused("'flow'; expected one of epsilon, sample, v_prediction"):
         as_schedule(DDIMScheduler(prediction_type="flow"))

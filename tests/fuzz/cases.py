@@ -1,7 +1,5 @@
 """A property tried on a few cases by `make test`, always the same ones, and on many new ones by `make test-reliability`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Spoilt configurations: they are built all the same, or refused in a sentence."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io

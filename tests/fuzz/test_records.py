@@ -1,7 +1,5 @@
 """Records from strangers: read, or skipped with a sentence; and whatever is read, the report is written."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

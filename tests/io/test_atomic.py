@@ -8,9 +8,8 @@ from threading import Barrier
 
 import pytest
 
+from ldmprobe import ProbeRecord, RecordStore
 from ldmprobe.io.atomic import atomic_folder, atomic_write, remove_partials
-from ldmprobe.io.record import ProbeRecord
-from ldmprobe.io.store import RecordStore
 from ldmprobe.tracking import report
 
 

@@ -7,8 +7,8 @@ from multiprocessing import get_context
 
 import pytest
 
-from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.run_directory import lock, reserve, unlock
+from tests.helpers import refused
 
 FORK = get_context("fork")
 
@@ -21,18 +21,16 @@ def test_a_new_directory_is_made(tmp_path):
 def test_a_directory_with_a_run_is_refused_unless_resumed(tmp_path, trace):
     (tmp_path / trace).parent.mkdir(exist_ok=True)
     (tmp_path / trace).touch()
-    with pytest.raises(
-        ConfigurationError, match=r"holds a run .* new `--run_dir`, .*; to go on with it add `--ckpt_path last`\.$"
-    ):
+    with refused(r"holds a run .* new `--run_dir`, .*; to go on with it add `--ckpt_path last`\.$"):
         reserve(tmp_path, resuming=False)
-    with pytest.raises(ConfigurationError, match=r"Choose a new `--out`, or move the old one away\.$"):
+    with refused(r"Choose a new `--out`, or move the old one away\.$"):
         reserve(tmp_path, resuming=False, option="--out")
     assert reserve(tmp_path, resuming=True) == tmp_path
 
 
 def test_a_file_in_its_place_is_refused(tmp_path):
     (tmp_path / "run").touch()
-    with pytest.raises(ConfigurationError, match="cannot be created"):
+    with refused("cannot be created"):
         reserve(tmp_path / "run", resuming=False)
 
 
@@ -62,7 +60,7 @@ def _locked_elsewhere(folder, then):
 
 def test_a_directory_that_another_process_has_is_refused_until_that_is_killed(tmp_path):
     process = _locked_elsewhere(tmp_path, then=lambda: time.sleep(60))
-    with pytest.raises(ConfigurationError, match=rf"Another run is writing into {tmp_path}"):
+    with refused(rf"Another run is writing into {tmp_path}"):
         lock(tmp_path, True, wait_s=0.2)
     os.kill(process.pid, signal.SIGKILL)
     process.join()
@@ -83,7 +81,7 @@ def test_of_two_that_start_at_once_in_a_new_directory_the_second_is_refused_even
 
     process = _locked_elsewhere(tmp_path, then=train)
     reserve(tmp_path, resuming=False)  # as yet there is no trace of a run
-    with pytest.raises(ConfigurationError, match="already holds a run"):
+    with refused("already holds a run"):
         lock(tmp_path, resuming=False, wait_s=30)
     process.join()
     assert lock(tmp_path, resuming=True, wait_s=0)
@@ -95,7 +93,7 @@ def test_a_process_may_reserve_and_lock_its_own_directory_again(tmp_path):
     (tmp_path / "report.html").touch()
     reserve(tmp_path, resuming=False)  # its own
     unlock()
-    with pytest.raises(ConfigurationError, match="already holds a run"):
+    with refused("already holds a run"):
         reserve(tmp_path, resuming=False)
     process = _locked_elsewhere(tmp_path, then=lambda: None)
     process.join()

@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ldmprobe.errors import ConfigurationError
-from ldmprobe.io.record import Curve, ProbeRecord
-from ldmprobe.io.store import RecordStore
+from ldmprobe import Curve, ProbeRecord, RecordStore
+from tests.helpers import refused
 
 
 def record(step=0, probe="ddim", value=1.0):
@@ -63,5 +62,5 @@ def test_pandas_duckdb_and_datasets_read_all_records_as_one_table(tmp_path):
 
 
 def test_a_directory_without_records_is_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match="There are no probe records in"):
+    with refused("There are no probe records in"):
         RecordStore(tmp_path).require()

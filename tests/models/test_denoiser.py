@@ -4,51 +4,27 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiTTransformer2DModel, UNet2DConditionModel
+from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import nn
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.denoiser import as_denoiser, check_denoiser, from_network_config, network_config
 from tests.helpers import tiny_unet
+from tests.pipelines import conditional_unet, dit
 
 CPU = torch.device("cpu")
 Z, T = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 500, 999])
 
 
 def tiny_text_unet() -> UNet2DConditionModel:
-    return UNet2DConditionModel(
-        sample_size=8,
-        in_channels=2,
-        out_channels=2,
-        layers_per_block=1,
-        block_out_channels=(8, 16),
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        cross_attention_dim=12,
-        attention_head_dim=4,
-        norm_num_groups=4,
-    )
-
-
-def tiny_dit(num_classes: int = 5) -> DiTTransformer2DModel:
-    return DiTTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=2,
-        out_channels=4,
-        num_layers=1,
-        sample_size=8,
-        patch_size=2,
-        norm_num_groups=2,
-        num_embeds_ada_norm=num_classes,
-    )
+    return conditional_unet(cross_attention_dim=12)
 
 
 CASES = {
     "UNet2DModel": (tiny_unet, {}),
     "UNet2DModel with classes": (lambda: tiny_unet(num_class_embeds=6), {"class_labels": torch.tensor([0, 3, 5])}),
     "UNet2DConditionModel": (tiny_text_unet, {"encoder_hidden_states": torch.randn(3, 4, 12)}),
-    "DiTTransformer2DModel": (tiny_dit, {"class_labels": torch.tensor([0, 3, 5])}),
+    "DiTTransformer2DModel": (lambda: dit(5), {"class_labels": torch.tensor([0, 3, 5])}),
 }
 
 
@@ -125,7 +101,7 @@ def test_latents_that_do_not_fit_are_refused_with_what_to_write(shape, image_sha
 def test_a_transformer_wants_multiples_of_its_patches():
     condition = {"class_labels": torch.tensor([0])}
     with pytest.raises(ConfigurationError, match=r"with \(2, 8, 8\); .* `image_size` to a multiple of 4, such as 16"):
-        check_denoiser(tiny_dit(), (2, 9, 9), condition, CPU, (3, 18, 18))
+        check_denoiser(dit(5), (2, 9, 9), condition, CPU, (3, 18, 18))
 
 
 def test_an_answer_of_another_shape_is_refused():
@@ -177,10 +153,7 @@ def test_a_class_that_diffusers_lacks_is_refused_by_name():
 @pytest.mark.parametrize(
     ("network", "refusal"),
     [
-        (
-            tiny_text_unet,
-            "embeddings are 32 wide and UNet2DConditionModel has cross_attention_dim 12; make them equal",
-        ),
+        (tiny_text_unet, "embeddings are 32 wide and UNet2DConditionModel has cross_attention_dim 12; make them equal"),
         (tiny_unet, "UNet2DModel takes no text; use UNet2DConditionModel"),
     ],
 )

@@ -1,7 +1,5 @@
 """Ten families of pipelines: our path through the noise levels is the pipeline's own, step by step."""
 
-from __future__ import annotations
-
 import math
 from pathlib import Path
 from typing import Any
@@ -20,11 +18,9 @@ from diffusers import (
 )
 from torch import Tensor
 
-from ldmprobe.diffusion.samplers import DDIM
+from ldmprobe import DDIM, ClassifierFreeGuidance, TextConditioning
 from ldmprobe.diffusion.trajectory import sampling_steps
-from ldmprobe.models.conditioning import TextConditioning
 from ldmprobe.models.families import FAMILIES
-from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.pretrained.load import load_pipeline
 from tests.helpers import WHOLE_PATH, guided
 from tests.pipelines import TINY, saved, stable_diffusion_xl, tiny

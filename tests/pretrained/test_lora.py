@@ -9,7 +9,7 @@ from torch import nn
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.pretrained.lora import LoRA, LoRAWeights, merge_lora
 from ldmprobe.training.ema import EMA
-from tests.helpers import FLOAT64, tiny_unet
+from tests.helpers import FLOAT64, refused, tiny_unet
 from tests.pipelines import conditional_unet
 
 
@@ -83,7 +83,7 @@ def test_a_target_that_matches_nothing_is_refused_with_those_that_would(target):
     expected = (
         rf"target '{target}' is no linear layer or convolution of UNet2DModel; it has, for example, .*conv1.*to_out\.0"
     )
-    with pytest.raises(ConfigurationError, match=expected):
+    with refused(expected):
         LoRA(targets=["to_q", target]).add_to(tiny_unet())
 
 
@@ -98,7 +98,7 @@ def test_a_target_that_matches_nothing_is_refused_with_those_that_would(target):
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
-    with pytest.raises(ConfigurationError, match=message):
+    with refused(message):
         LoRA(**settings)
 
 
@@ -113,7 +113,7 @@ def test_a_rank_above_that_of_all_matrices_is_refused():
 
 def test_without_peft_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(ConfigurationError, match=r"pip install 'ldmprobe\[lora\]'"):
+    with refused(r"pip install 'ldmprobe\[lora\]'"):
         LoRA().add_to(tiny_unet())
 
 
@@ -127,6 +127,6 @@ def test_without_peft_the_extra_is_named(monkeypatch):
 )
 def test_where_diffusers_has_no_format_for_lora_it_is_refused_by_name(tmp_path, pipeline_class, component, whose):
     weights = LoRAWeights(pipeline_class, {component: {"to_q.lora_A.weight": torch.zeros(1, 1)}}, {component: {}})
-    with pytest.raises(ConfigurationError, match=f"no LoRA format for {whose}; export it with `--merge`"):
+    with refused(f"no LoRA format for {whose}; export it with `--merge`"):
         weights.save(tmp_path)
     assert list(tmp_path.iterdir()) == []

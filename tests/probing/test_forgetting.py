@@ -4,12 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from ldmprobe import DiffusionModel, HeldOut, probe_forgetting
 from ldmprobe.analysis.likelihood import nats_per_error
-from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.forgetting import KindOfData, probe_forgetting
-from ldmprobe.probing.held_out import HeldOut
-from tests.helpers import FLOAT32, GaussianDenoiser, gaussian_model
+from ldmprobe.probing.forgetting import KindOfData
+from tests.helpers import FLOAT32, GaussianDenoiser, gaussian_model, refused
 from tests.probing.gaussian import ScaledBand, assert_same_record, draw, exact_reference, on_ranks
 
 DRAWS = {"num_draws": 256}
@@ -130,7 +128,5 @@ def test_progress_runs_through_both_kinds_of_data():
 
 
 def test_a_base_model_measured_otherwise_is_refused(before):
-    with pytest.raises(
-        ConfigurationError, match=r"what differs is held_out/base, held_out/new\. Give both the same data"
-    ):
+    with refused(r"what differs is held_out/base, held_out/new\. Give both the same data"):
         probe_forgetting(NEW, *KINDS, before=before, num_draws=64)

@@ -4,9 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldmprobe.diffusion.objective import TimestepObjective
-from ldmprobe.diffusion.timesteps import StarvedBand, UniformTimesteps
-from ldmprobe.diffusion.weighting import EDM, LearnedUncertainty, MinSNR, SNRPower
+from ldmprobe import EDM, LearnedUncertainty, MinSNR, SNRPower, StarvedBand, TimestepObjective, UniformTimesteps
 from ldmprobe.probing.objective import epsilon_weights, objective_record
 from tests.diffusion.catalogue import SAMPLERS, WEIGHTINGS, schedules
 from tests.helpers import FLOAT64

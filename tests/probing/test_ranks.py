@@ -3,12 +3,9 @@
 import pytest
 import torch
 
-from ldmprobe.probing.analyses import InheritedError
-from ldmprobe.probing.ddim import default_analyses, probe_ddim
-from ldmprobe.probing.denoising import probe_denoising
-from ldmprobe.probing.held_out import HeldOut
+from ldmprobe import HeldOut, InheritedError, Sampling, probe_ddim, probe_denoising
+from ldmprobe.probing.ddim import default_analyses
 from ldmprobe.probing.probe import Ranks
-from ldmprobe.probing.sampling import Sampling
 from tests.helpers import gaussian_model
 from tests.probing.gaussian import assert_same_record, draw, exact_reference, on_ranks
 

@@ -1,16 +1,13 @@
 """A probe reads other people's loaders as they read themselves, and takes what it needs."""
 
-from __future__ import annotations
-
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, get_worker_info
 
-from ldmprobe.errors import ConfigurationError
 from ldmprobe.probing.real_data import each_loader, read_beside
+from tests.helpers import refused
 
 
 class Opened(Dataset):
@@ -69,7 +66,7 @@ def test_loaders_by_name_are_read_one_after_another_and_those_without_images_lef
     one, two = (DataLoader(TensorDataset(torch.full((2, 1, 1, 1), value)), 2) for value in (1.0, 2.0))
     text = DataLoader(["a", "b"], 2)
     assert images({"text": text, "pairs": [one, {"more": two}]}, 3) == [1.0, 1.0, 2.0]
-    with pytest.raises(ConfigurationError, match="cannot read batches of list"):
+    with refused("cannot read batches of list"):
         list(read_beside(each_loader({"text": text}), 3))
 
 

@@ -12,7 +12,6 @@ from ldmprobe.analysis.ideal import ideal_path
 from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.samplers import DDIM
 from ldmprobe.diffusion.trajectory import SamplingStep
-from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import Analysis, Findings, MarginalGap, OneStepError, StepKL, Trajectory, X0Drift
@@ -20,7 +19,7 @@ from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.sampling import Sampling
-from tests.helpers import FLOAT64, gaussian_model
+from tests.helpers import FLOAT64, gaussian_model, refused
 from tests.probing.gaussian import ScaledBand, draw, exact_reference
 
 NUM_SAMPLES, NUM_STEPS = 1024, 50
@@ -109,7 +108,7 @@ def test_marginal_gap_rises_from_a_corrupted_band_on_and_not_before(perfect: Pro
 
 
 def test_marginal_gap_without_reference_is_an_error():
-    with pytest.raises(ConfigurationError, match="MarginalGap needs real latents"):
+    with refused("MarginalGap needs real latents"):
         probe_ddim(gaussian_model(), None, Sampling(8, 2), analyses=[MarginalGap()])
 
 
@@ -149,15 +148,15 @@ def test_one_step_error_takes_as_many_latents_as_there_are():
 
 def test_one_step_error_needs_held_out_latents_reference_and_a_few_of_them():
     model = gaussian_model()
-    with pytest.raises(ConfigurationError, match="OneStepError needs held-out latents"):
+    with refused("OneStepError needs held-out latents"):
         probe_ddim(model, exact_reference(model), Sampling(8, 2), analyses=[OneStepError()])
-    with pytest.raises(ConfigurationError, match="num_latents 7; expected at least 8"):
+    with refused("num_latents 7; expected at least 8"):
         OneStepError(7)
 
 
 def test_one_step_error_without_reference_is_an_error():
     model = gaussian_model()
-    with pytest.raises(ConfigurationError, match="OneStepError needs"):
+    with refused("OneStepError needs"):
         probe_ddim(model, None, Sampling(8, 2), analyses=[OneStepError()], held_out=HeldOut(draw(model, 16), {}))
 
 
@@ -226,7 +225,7 @@ def test_number_of_bands_is_as_asked_for():
     assert {name for name in curves if "ratio" in name} == {
         f"{name}/band{k}" for name in ("step_kl_ratio", "variance_ratio", "variance_ratio_ideal") for k in (0, 1)
     }
-    with pytest.raises(ConfigurationError, match="num_bands 0; expected at least 1"):
+    with refused("num_bands 0; expected at least 1"):
         StepKL(num_bands=0)
 
 

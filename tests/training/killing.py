@@ -1,13 +1,7 @@
-"""Runs that are stopped, at a moment of the test's choosing: real processes, real signals; and what is left of them, compared.
-
-Children are forked from a server that has imported everything once: a start costs a tenth of a second instead of ten.
-"""
-
-from __future__ import annotations
+"""Runs that are stopped, at a moment of the test's choosing: real processes, real signals; and what is left of them, compared."""
 
 import csv
 import math
-import multiprocessing
 import os
 import signal
 import sys
@@ -20,84 +14,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from ldmprobe.io.store import RecordStore
-from tests.helpers import tiny_unet_settings
-
-_server = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(
-    [
-        "tests.training.killing",
-        "ldmprobe.configuration.cli",
-        "diffusers.models.unets.unet_2d",
-        "datasets",
-        "torch._dynamo",
-    ]
-)
+from tests import processes
+from tests.run_config import component, stateful_run, written
 
 
 def write_config(folder: Path, max_steps: int = 12, logger: str = "csv", num_workers: int = 0) -> Path:
-    """Everything that could go wrong: two batches to a step, dropout, a moving average, a learning-rate schedule, and probes,
-    validation and checkpoints that fall on different steps."""
+    """Everything that could go wrong: a stateful run, with probes, validation and checkpoints that fall on different steps."""
     loggers = {
-        "csv": {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "."}},
-        "wandb": {
-            "class_path": "lightning.pytorch.loggers.WandbLogger",
-            "init_args": {"project": "test", "offline": True},
-        },
+        "csv": component("lightning.pytorch.loggers.CSVLogger", save_dir="."),
+        "wandb": component("lightning.pytorch.loggers.WandbLogger", project="test", offline=True),
     }
-    network = tiny_unet_settings(size=4, dropout=0.1)
-    ddim = {"every_n_steps": 2, "num_samples": 8, "num_steps": 2, "num_reference": 64}
-    denoising = {"every_n_steps": 3, "num_images": 16, "num_draws": 32, "num_reference": 64}
-    config = {
-        "data": {
-            "class_path": "ldmprobe.ImageData",
-            "init_args": {
-                "dataset": "builtin:gaussian",
-                "dataset_kwargs": {"num_images": 100, "channels": 2, "size": 4},
-                "batch_size": 8,
-                "num_workers": num_workers,
-            },
-        },
-        "model": {
-            "class_path": "ldmprobe.LatentDiffusion",
-            "init_args": {
-                "network": {"class_path": "diffusers.UNet2DModel", "init_args": network},
-                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-3}},
-                "lr_scheduler": {
-                    "class_path": "torch.optim.lr_scheduler.OneCycleLR",
-                    "init_args": {"max_lr": 1e-3, "total_steps": max_steps + 1},
-                },
-                "ema_decay": 0.99,
-                "validation_timesteps": 2,
-            },
-        },
-        "trainer": {
-            "max_steps": max_steps,
-            "accumulate_grad_batches": 2,
-            "accelerator": "cpu",
-            "val_check_interval": 5,
-            "limit_val_batches": 1,
-            "num_sanity_val_steps": 0,
-            "log_every_n_steps": 1,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "logger": loggers[logger],
-            "callbacks": [
-                {"class_path": "ldmprobe.callbacks.DDIMProbe", "init_args": ddim},
-                {"class_path": "ldmprobe.callbacks.DenoisingProbe", "init_args": denoising},
-                {"class_path": "ldmprobe.callbacks.TrainingLoss", "init_args": {"every_n_steps": 4}},
-                {
-                    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-                    "init_args": {"every_n_train_steps": 3, "save_last": True},
-                },
-            ],
-        },
-    }
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+    callbacks = [
+        component("DDIMProbe", every_n_steps=2, num_samples=8, num_steps=2, num_reference=64),
+        component("DenoisingProbe", every_n_steps=3, num_images=16, num_draws=32, num_reference=64),
+        component("TrainingLoss", every_n_steps=4),
+        component("lightning.pytorch.callbacks.ModelCheckpoint", every_n_train_steps=3, save_last=True),
+    ]
+    quiet = {"num_sanity_val_steps": 0, "enable_progress_bar": False, "enable_model_summary": False}
+    often = {"max_steps": max_steps, "val_check_interval": 5, "log_every_n_steps": 1}
+    config = stateful_run(
+        {}, {"num_workers": num_workers}, logger=loggers[logger], callbacks=callbacks, **quiet, **often
+    )
+    return written(config, folder / "config.yaml")
 
 
 def arguments(config: Path, run_dir: Path, *more: str) -> list[str]:
@@ -106,33 +46,23 @@ def arguments(config: Path, run_dir: Path, *more: str) -> list[str]:
 
 def start(argv: list[str], output: Path, prepare: Callable[..., None] | None = None, *prepare_args: Any) -> BaseProcess:
     """``ldmprobe`` with ``argv`` in a process of its own, which calls ``prepare(*prepare_args)`` first."""
-    process = _server.Process(target=_child, args=(argv, str(output), prepare, prepare_args))
-    process.start()
-    return process
+    return processes.start(command, argv, prepare, *prepare_args, output=output)
 
 
-def _child(argv: list[str], output: str, prepare: Callable[..., None] | None, prepare_args: tuple[Any, ...]) -> None:
-    # Of another test in this process; a run that is started by hand has a service of its own, which dies with it.
-    os.environ.pop("WANDB_SERVICE", None)
-    torch.set_num_threads(1)
-    stream = open(output, "a", buffering=1)  # noqa: SIM115 (the process's own output, as long as it lives)
-    for descriptor in (1, 2):
-        os.dup2(stream.fileno(), descriptor)
-    sys.stdout = sys.stderr = stream
+def command(argv: list[str], prepare: Callable[..., None] | None = None, *prepare_args: Any) -> int:
     sys.argv = ["ldmprobe", *argv]
     from ldmprobe.cli import main
 
     if prepare is not None:
         prepare(*prepare_args)
-    sys.exit(main(argv))
+    return main(argv)
 
 
 def run(argv: list[str], output: Path, prepare: Callable[..., None] | None = None, *prepare_args: Any) -> int:
     """The exit code, as of :func:`start`; of a process ended by signal n, −n."""
-    process = start(argv, output, prepare, *prepare_args)
-    process.join(300)
-    assert process.exitcode is not None, output.read_text()
-    return process.exitcode
+    (code,) = processes.finish(start(argv, output, prepare, *prepare_args))
+    assert code is not None, output.read_text()
+    return code
 
 
 # --- when ------------------------------------------------------------------------------------------------------------

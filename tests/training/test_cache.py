@@ -10,7 +10,6 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
-import yaml
 from datasets import Array3D, Dataset, Features
 
 from ldmprobe.callbacks import DenoisingProbe, NonFinite
@@ -23,7 +22,8 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, SmallCLIP, TextConditioning, Unconditional
 from ldmprobe.models.model_folder import ModelFolder
 from ldmprobe.training.latent_diffusion import LatentDiffusion
-from tests.helpers import FLOAT32, tiny_unet, tiny_unet_settings
+from tests.helpers import FLOAT32, tiny_unet
+from tests.run_config import component, unet, written
 from tests.training.killing import run, signal_at_call
 
 SHAPES = {
@@ -168,23 +168,13 @@ def test_without_a_whole_configuration_it_says_where_its_parts_are_listed(given,
 
 
 def write_config(folder: Path) -> Path:
+    codec = component("LatentCodec", autoencoder="builtin:digits")
     config = {
-        "data": {"class_path": "ldmprobe.ImageData", "init_args": SHAPES},
-        "model": {
-            "class_path": "ldmprobe.LatentDiffusion",
-            "init_args": {
-                "network": {"class_path": "diffusers.UNet2DModel", "init_args": tiny_unet_settings()},
-                "codec": {
-                    "class_path": "ldmprobe.LatentCodec",
-                    "init_args": {"autoencoder": "builtin:digits"},
-                },
-            },
-        },
-        "trainer": {"max_steps": 2, "callbacks": [{"class_path": "ldmprobe.callbacks.ReportWriter"}]},
+        "data": component("ImageData", **SHAPES),
+        "model": component("LatentDiffusion", network=unet(), codec=codec),
+        "trainer": {"max_steps": 2, "callbacks": [{"class_path": "ReportWriter"}]},
     }
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+    return written(config, folder / "config.yaml")
 
 
 def test_a_killed_run_is_gone_on_with_and_ranks_share_the_work(tmp_path):

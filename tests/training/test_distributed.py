@@ -1,12 +1,10 @@
 """Several processes (gloo, CPU): the records of one, written once; resumed bit for bit. DDP, FSDP2, two nodes, finetunes."""
 
-import contextlib
 import os
-import signal
-import socket
 import subprocess
 import sys
 from functools import partial
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -15,28 +13,27 @@ import pytest
 import torch
 import yaml
 
+from ldmprobe import HeldOut, ImageData, RecordStore, Reference, Sampling, load_model, probe_ddim, probe_denoising
 from ldmprobe.cli import main
-from ldmprobe.data.images import ImageData
-from ldmprobe.io.store import RecordStore
-from ldmprobe.probing.ddim import probe_ddim
-from ldmprobe.probing.denoising import probe_denoising
-from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.reference import Reference, encode_images
-from ldmprobe.probing.sampling import Sampling
-from ldmprobe.training.checkpoint.load import load_model
+from ldmprobe.probing.reference import encode_images
 from ldmprobe.training.checkpoint.sharded import is_sharded_checkpoint, load_sharded_checkpoint
 from tests.pipelines import saved
 from tests.probing.gaussian import assert_same_record, numbers_of
+from tests.processes import finish, start, start_ranks
+from tests.run_config import component, written
+from tests.training.killing import command
 from tests.training.test_finetuning import SD
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-SHARDED, WHOLE = (
-    {
-        "class_path": "lightning.pytorch.strategies.ModelParallelStrategy",
-        "init_args": {"data_parallel_size": 2, "tensor_parallel_size": 1, "save_distributed_checkpoint": sharded},
-    }
-    for sharded in (True, False)
-)
+
+
+def fsdp(ranks: int, sharded: bool):
+    sizes = {"data_parallel_size": ranks, "tensor_parallel_size": 1}
+    strategy = "lightning.pytorch.strategies.ModelParallelStrategy"
+    return component(strategy, **sizes, save_distributed_checkpoint=sharded)
+
+
+SHARDED, WHOLE = fsdp(2, True), fsdp(2, False)
 # Neither 19 nor 67 is divisible by 2 or 4, and with these batches the first of 2 ranks has one chunk more than the second.
 DDIM = {"num_samples": 19, "num_steps": 4, "batch_size": 3}
 DENOISING = {"num_draws": 67, "batch_size": 11}
@@ -44,10 +41,9 @@ BALANCER = {"num_draws": 35, "batch_size": 11, "num_images": 16, "hysteresis": 0
 DATA = {"dataset": "builtin:gaussian", "batch_size": 4, "dataset_kwargs": {"num_images": 200, "channels": 2, "size": 4}}
 SHAPES = {"dataset": "builtin:shapes", "batch_size": 4, "dataset_kwargs": {"num_images": 200, "size": 16}}
 SHAPES |= {"image_size": 16, "caption_column": "caption", "num_workers": 0}
-CHECKPOINTS = {
-    "class_path": "lightning.pytorch.callbacks.ModelCheckpoint",
-    "init_args": {"every_n_train_steps": 2, "save_top_k": -1, "filename": "{step}"},
-}
+CHECKPOINTS = component(
+    "lightning.pytorch.callbacks.ModelCheckpoint", every_n_train_steps=2, save_top_k=-1, filename="{step}"
+)
 PROMPTS = ["a red dog", "a blue cat"]
 # Of a whole path in float32, whose batches are split otherwise; of the largest number of each curve.
 TOLERANCE = 1e-5
@@ -62,20 +58,16 @@ def configuration(folder: Path, strategy, steps: int = 4) -> Path:
     network |= {"norm_num_groups": 4, "dropout": 0.1}
     config["trainer"] |= {"max_steps": steps, "val_check_interval": 2, "limit_val_batches": 1, "accelerator": "cpu"}
     config["trainer"] |= {"strategy": strategy, "enable_progress_bar": False, "log_every_n_steps": 1}
-    config["trainer"]["logger"] = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": "."}}
-    sampler = {"class_path": "ldmprobe.BalancedTimesteps"}
-    config["model"]["init_args"]["timesteps"] = sampler
-    probes = "ldmprobe.callbacks."
+    config["trainer"]["logger"] = component("lightning.pytorch.loggers.CSVLogger", save_dir=".")
+    config["model"]["init_args"]["timesteps"] = {"class_path": "BalancedTimesteps"}
     config["trainer"]["callbacks"] = [
-        {"class_path": probes + "DDIMProbe", "init_args": {"every_n_steps": 2, **DDIM}},
-        {"class_path": probes + "DenoisingProbe", "init_args": {"every_n_steps": 2, **DENOISING}},
-        {"class_path": probes + "TrainingLoss", "init_args": {"every_n_steps": 3}},
-        {"class_path": probes + "TimestepBalancer", "init_args": {"every_n_steps": 2, **BALANCER}},
+        component("DDIMProbe", every_n_steps=2, **DDIM),
+        component("DenoisingProbe", every_n_steps=2, **DENOISING),
+        component("TrainingLoss", every_n_steps=3),
+        component("TimestepBalancer", every_n_steps=2, **BALANCER),
         CHECKPOINTS,
     ]
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+    return written(config, folder / "config.yaml")
 
 
 def finetuning(folder: Path, strategy, **model) -> Path:
@@ -87,45 +79,24 @@ def finetuning(folder: Path, strategy, **model) -> Path:
     settings["optimizer"]["init_args"]["lr"] = 1e-2
     config["trainer"] |= {"max_steps": 4, "val_check_interval": 2, "limit_val_batches": 1, "accelerator": "cpu"}
     config["trainer"] |= {"strategy": strategy, "precision": "32-true", "enable_progress_bar": False}
-    config["trainer"]["callbacks"] = [
-        {"class_path": "ldmprobe.callbacks.DDIMProbe", "init_args": {"every_n_steps": 2, **DDIM}},
-        CHECKPOINTS,
-    ]
-    path = folder / "config.yaml"
-    path.write_text(yaml.safe_dump(config))
-    return path
+    config["trainer"]["callbacks"] = [component("DDIMProbe", every_n_steps=2, **DDIM), CHECKPOINTS]
+    return written(config, folder / "config.yaml")
 
 
-def launch(*arguments) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        start_new_session=True,
-    )
-
-
-def finish(*processes: subprocess.Popen, timeout: float = 400) -> None:
-    """Wait for them; a rank that waits for ever is a failure, and none is left behind."""
-    try:
-        for process in processes:
-            output, _ = process.communicate(timeout=timeout)
-            assert process.returncode == 0, output[-4000:]
-    finally:
-        for process in processes:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+def ended(output: Path, processes: list[BaseProcess]) -> None:
+    """All ranks have ended well, and none waits for another for ever."""
+    assert set(finish(*processes, timeout=400)) == {0}, output.read_text()[-4000:]
 
 
 def fit(folder: Path, devices: int, strategy="ddp", configured=configuration, **options) -> Path:
-    """A run in ``folder / "run"``."""
+    """A run in ``folder / "run"``, whose processes Lightning launches where they are four."""
     folder.mkdir()
-    more = [part for name, value in options.items() for part in (f"--{name}", value)]
-    config = configured(folder, strategy)
-    command = ["fit", "--config", config, "--run_dir", folder / "run", "--trainer.devices", devices, *more]
-    finish(launch("-m", "ldmprobe.cli", *command))
+    options |= {"config": configured(folder, strategy), "run_dir": folder / "run", "trainer.devices": devices}
+    argv, output = ["fit", *(f"--{name}={value}" for name, value in options.items())], folder / "output.txt"
+    if devices == 4:
+        ended(output, [start(subprocess.call, [sys.executable, "-m", "ldmprobe.cli", *argv], output=output)])
+    else:
+        ended(output, start_ranks(devices, command, argv, output=output))
     return folder / "run"
 
 
@@ -198,7 +169,6 @@ def assert_resumed_identically(run: Path, again: Path) -> None:
             assert_same_record(found, record)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("devices", "strategy"),
     [
@@ -207,10 +177,7 @@ def assert_resumed_identically(run: Path, again: Path) -> None:
         pytest.param(2, WHOLE, id="fsdp-2-whole-checkpoint", marks=pytest.mark.reliability),
         # Plain DDP orders its buckets anew after the first step of a process, and with them its sums of more than two ranks.
         pytest.param(4, "ddp_find_unused_parameters_true", id="ddp-4", marks=pytest.mark.reliability),
-        pytest.param(
-            4, SHARDED | {"init_args": SHARDED["init_args"] | {"data_parallel_size": 4}}, id="fsdp-4-sharded-checkpoint",
-            marks=pytest.mark.reliability,
-        ),
+        pytest.param(4, fsdp(4, True), id="fsdp-4-sharded-checkpoint", marks=pytest.mark.reliability),
     ],
 )  # fmt: skip
 def test_several_processes_make_the_records_of_one_and_resume_identically(tmp_path, devices, strategy):
@@ -224,27 +191,28 @@ def test_several_processes_make_the_records_of_one_and_resume_identically(tmp_pa
     assert_resumed_identically(run, fit(tmp_path / "again", devices, strategy, ckpt_path=checkpoint(run, 2)))
 
 
-@pytest.mark.slow
-def test_two_nodes_that_share_no_disk_make_the_records_of_one_process(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    config = configuration(tmp_path, "ddp")
-    torchrun = ["-m", "torch.distributed.run", "--nnodes", 2, "--nproc_per_node", 1, "--master_addr", "127.0.0.1"]
-    nodes = [
-        launch(
-            *[*torchrun, "--master_port", port, "--node_rank", node, "-m", "ldmprobe.cli", "fit", "--config", config],
-            *["--run_dir", tmp_path / f"node{node}", "--trainer.num_nodes", 2, "--trainer.devices", 1],
-        )
-        for node in range(2)
-    ]
-    finish(*nodes)
+def on_a_node(config: Path, folder: Path, torchrun: list[str]) -> int | None:
+    run_dir = folder / f"node{os.environ['NODE_RANK']}"
+    argv = ["fit", f"--config={config}", f"--run_dir={run_dir}", "--trainer.num_nodes=2", "--trainer.devices=1"]
+    if not torchrun:
+        return command(argv)
+    places = {name: os.environ.pop(name) for name in ("NODE_RANK", "MASTER_PORT", "LOCAL_RANK", "WORLD_SIZE")}
+    here = [f"--node_rank={places['NODE_RANK']}", f"--master_port={places['MASTER_PORT']}"]
+    return subprocess.call([sys.executable, *torchrun, *here, "-m", "ldmprobe.cli", *argv])
+
+
+TORCHRUN = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1"]
+
+
+@pytest.mark.parametrize("torchrun", [[], pytest.param(TORCHRUN, marks=pytest.mark.reliability)])
+def test_two_nodes_that_share_no_disk_make_the_records_of_one_process(tmp_path, torchrun):
+    config, output = configuration(tmp_path, "ddp"), tmp_path / "output.txt"
+    ended(output, start_ranks(2, on_a_node, config, tmp_path, torchrun, output=output, per_node=1))
     assert_written_once(tmp_path / "node0")
     assert largest_deviation(tmp_path / "node0", ImageData(**DATA)) < TOLERANCE
     assert [path for path in (tmp_path / "node1").rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "strategy", "model", "trained"),
     [

@@ -1,19 +1,14 @@
 """``ldmprobe export`` of a finetune: whole, as LoRA for a plain pipeline, and with the LoRA merged, always the same images."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 
+from ldmprobe import FinetunedDiffusion, ImageData, LoRA, load_model
 from ldmprobe.cli import main
-from ldmprobe.data.images import ImageData
 from ldmprobe.pretrained.load import load_pipeline
-from ldmprobe.pretrained.lora import LoRA
-from ldmprobe.training.checkpoint.load import load_model
-from ldmprobe.training.finetuning import FinetunedDiffusion
 from tests.pipelines import saved
 from tests.pretrained.test_pipeline_export import PROMPTS, assert_same_images, ours
 from tests.tracking.test_model_card import images_of

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DiffusionPipeline
 from lightning.pytorch.strategies import ModelParallelStrategy
 from safetensors.torch import load_file, save_file
 
@@ -67,29 +66,6 @@ def predictions(model, guidance_scale=2.0):
     with torch.no_grad():
         condition = model.conditioning.for_samples(torch.arange(2))
         return guided(model, z, torch.tensor([10, 900]), condition, guidance_scale)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("family", TINY)
-def test_every_family_is_finetuned_whole_and_by_lora(tmp_path, family):
-    data = shapes(family, **({"label_column": "label", "num_classes": 1000} if family == "DiTPipeline" else {}))
-    sizes = {}
-    for name, lora in (("whole", None), ("lora", LoRA(rank=2))):
-        module = finetune(family, lora=lora)
-        before = {key: value.clone() for key, value in module.state_dict().items()}
-        path = fitted(tmp_path / name, module, data)
-        sizes[name] = path.stat().st_size
-        kept = torch.load(path, weights_only=True)["state_dict"]
-        assert [
-            key for key, value in module.state_dict().items() if not torch.equal(value, before[key]) and key not in kept
-        ] == []
-        assert [key for key in kept if key.startswith(("codec.autoencoder", "conditioning"))] == []
-        assert (lora is not None) == all("lora_" in key for key in kept if "network." in key)
-        loaded, module = load_model(path), module.eval()
-        torch.testing.assert_close(predictions(loaded), predictions(module.diffusion_model()), rtol=1e-4, atol=1e-5)
-        assert not torch.equal(predictions(loaded), predictions(load_model(saved(family))))
-        assert Checkpoint.read(path).base.name == str(saved(family))
-    assert sizes["lora"] < sizes["whole"] / 2
 
 
 @pytest.mark.parametrize("lora", [None, LoRA(rank=2, alpha=4.0, dropout=0.1)], ids=["whole", "lora"])
@@ -158,29 +134,6 @@ def test_adamw_in_8_bit_keeps_a_third_of_the_state_and_is_resumed(tmp_path):
     second.fit(resumed, shapes(), ckpt_path=str(path))
     assert_same_state(kept.state_dict(), resumed.state_dict())
     torch.testing.assert_close(kept.state_dict(), plain.lightning_module.state_dict(), rtol=0, atol=2e-3)
-
-
-@pytest.mark.parametrize("family", [SD, "StableDiffusionXLPipeline", "StableDiffusion3Pipeline"])
-def test_a_plain_pipeline_takes_the_lora_weights(tmp_path, family):
-    path = fitted(tmp_path, finetune(family, lora=LoRA(rank=2, alpha=4.0), train_text_encoder=True), shapes(family))
-    Checkpoint.read(path).lora().save(tmp_path / "lora")
-    pipeline = DiffusionPipeline.from_pretrained(saved(family), low_cpu_mem_usage=False)
-    plain = copy.deepcopy(pipeline)
-    pipeline.load_lora_weights(tmp_path / "lora")
-    pipeline.fuse_lora()
-    model, component = load_model(path), "transformer" if "3" in family else "unet"
-    fused = {
-        name.replace("base_layer.", ""): value for name, value in getattr(pipeline, component).state_dict().items()
-    }
-    for name, value in model.network.state_dict().items():
-        torch.testing.assert_close(fused[name], value, **FLOAT32)
-    encoders = model.conditioning.encoder.components
-    for name in model.conditioning.encoder.encoders:
-        encoder = encoders[name]
-        ours, theirs = (each(torch.tensor([[0, 5, 7, 1]]))[0] for each in (encoder, getattr(pipeline, name)))
-        torch.testing.assert_close(theirs, ours, **FLOAT32)
-        changed = not torch.allclose(getattr(plain, name)(torch.tensor([[0, 5, 7, 1]]))[0], ours, **FLOAT32)
-        assert changed == ("CLIP" in type(encoder).__name__)
 
 
 @pytest.mark.parametrize(

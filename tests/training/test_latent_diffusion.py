@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldmprobe.callbacks import DDIMProbe, DenoisingProbe, TrainingLoss
+from ldmprobe.callbacks import DDIMProbe, DenoisingProbe
 from ldmprobe.data.images import ImageData
 from ldmprobe.diffusion.adaptive_timesteps import AdaptiveLoss
 from ldmprobe.diffusion.timesteps import StarvedBand, Stratified, UniformLogSNR
@@ -17,7 +17,7 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, SmallCLIP, TextConditioning
 from ldmprobe.training.checkpoint.load import load_model
 from ldmprobe.training.latent_diffusion import LatentDiffusion
-from tests.helpers import sd_scheduler, tiny_unet
+from tests.helpers import refused, sd_scheduler, tiny_unet
 from tests.pipelines import conditional_unet
 
 
@@ -72,36 +72,6 @@ def test_loss_falls_for_every_prediction_type(tmp_path, prediction_type):
     fit.fit(model, data)
     after = fit.validate(model, data, verbose=False)[0]["val/loss"]
     assert after < 0.85 * before
-
-
-def test_probes_change_nothing_that_is_trained(tmp_path):
-    plain, probed = module(), module()
-    trainer(tmp_path / "plain", accumulate_grad_batches=2).fit(plain, digits())
-    probes = [
-        DDIMProbe(every_n_steps=2, num_samples=8, num_steps=3),
-        DenoisingProbe(every_n_steps=1, num_images=16, num_draws=32),
-        TrainingLoss(every_n_steps=2),
-    ]
-    trainer(tmp_path / "probed", accumulate_grad_batches=2, callbacks=probes).fit(probed, digits())
-    assert_same_state(plain.state_dict(), probed.state_dict())
-
-
-def test_a_resumed_run_ends_with_the_same_weights(tmp_path):
-    whole = module()
-    trainer(tmp_path / "whole", max_steps=8).fit(whole, digits())
-    first = trainer(tmp_path / "first", max_steps=5)
-    first.fit(module(), digits())
-    first.save_checkpoint(tmp_path / "five.ckpt")
-    resumed = module()
-    trainer(tmp_path / "second", max_steps=8).fit(resumed, digits(), ckpt_path=str(tmp_path / "five.ckpt"))
-    assert_same_state(whole.state_dict(), resumed.state_dict())
-
-
-def test_number_of_workers_changes_nothing(tmp_path):
-    none, two = module(), module()
-    trainer(tmp_path / "none", max_steps=3).fit(none, digits())
-    trainer(tmp_path / "two", max_steps=3).fit(two, digits(num_workers=2))
-    assert_same_state(none.state_dict(), two.state_dict())
 
 
 def test_average_follows_optimiser_steps_not_batches(tmp_path):
@@ -208,7 +178,6 @@ class OneLayer(nn.Module):
         return self.layer(z_t)
 
 
-@pytest.mark.slow
 def test_compiled_network_keeps_its_checkpoint_keys(tmp_path):
     network = OneLayer()
     keys = set(LatentDiffusion(copy.deepcopy(network)).state_dict())
@@ -221,7 +190,7 @@ def test_checkpoint_of_a_network_that_is_not_of_diffusers_says_how_to_probe_it(t
     fit = trainer(tmp_path, max_steps=1)
     fit.fit(LatentDiffusion(OneLayer()), digits())
     fit.save_checkpoint(tmp_path / "own.ckpt")
-    with pytest.raises(ConfigurationError, match=r"holds a OneLayer, which is not of diffusers; probe it from Python"):
+    with refused(r"holds a OneLayer, which is not of diffusers; probe it from Python"):
         load_model(tmp_path / "own.ckpt")
 
 
@@ -379,5 +348,5 @@ def test_gradient_checkpointing_changes_no_gradient():
 
 
 def test_a_network_without_gradient_checkpointing_says_so():
-    with pytest.raises(ConfigurationError, match="OneLayer has no gradient checkpointing; leave out"):
+    with refused("OneLayer has no gradient checkpointing; leave out"):
         LatentDiffusion(OneLayer(), gradient_checkpointing=True)
