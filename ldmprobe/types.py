@@ -1,4 +1,4 @@
-"""Names for the untyped mappings that data, configurations and checkpoints consist of."""
+"""Names for what data, configurations, checkpoints and other libraries hand over without types."""
 
 from __future__ import annotations
 
@@ -12,3 +12,9 @@ Batch = dict[str, Any]
 
 StateDict = dict[str, Any]
 """The state of a module, a callback or a whole checkpoint, by name."""
+
+Rows = Any
+"""A dataset of Hugging Face, in memory (`datasets.Dataset`) or streamed (`datasets.IterableDataset`)."""
+
+Component = Any
+"""A pipeline of diffusers, one of its parts or their configuration: which attributes it has, its class decides, which is known when it runs."""

@@ -11,11 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from ldmprobe.diffusion.full_precision import without_autocast
+from ldmprobe.diffusion.full_precision import Move, without_autocast
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.lazy import LazyModule
 from ldmprobe.models.model_folder import ModelFolder
 from ldmprobe.models.pixels import as_floats
+from ldmprobe.types import Batch, Component, PlainValues
 
 IMAGES = ("latent", "moments", "image")
 """What a batch can have that latents are made of: kept latents or moments before images."""
@@ -72,7 +73,7 @@ class LatentCodec(nn.Module):
                 f"{type(outline).__name__} is not a supported autoencoder; expected one of {', '.join(_CODEC_CLASSES)}."
             )
         self.sample_posterior = sample_posterior
-        config: dict[str, Any] = dict(getattr(outline, "config", {}))
+        config: PlainValues = dict(getattr(outline, "config", {}))
         if config.get("lookup_from_codebook"):
             raise ConfigurationError(
                 f"{type(outline).__name__} has `lookup_from_codebook`: its latents are numbers of codes, which have no scale and take no "
@@ -95,22 +96,23 @@ class LatentCodec(nn.Module):
         """Stays in eval mode: it is no part of training."""
         return super().train(False)
 
-    def _apply(self, fn: Any, *args: Any) -> LatentCodec:
+    def _apply(self, fn: Move, recurse: bool = True) -> LatentCodec:
         """Moves with the module it is part of, but its scale stays in float32, whatever precision that is trained in."""
-        return super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), *args)
+        super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), recurse)
+        return self
 
     @property
-    def autoencoder(self) -> Any:
+    def autoencoder(self) -> Component:
         """The autoencoder, loaded now if it is not yet; None for the identity."""
         return None if self._frozen is None else self._frozen.network
 
     @property
-    def meta_module(self) -> Any:
+    def meta_module(self) -> Component:
         """The autoencoder, without weights where it is read from files: for its configuration and shapes. None for the identity."""
         return None if self._frozen is None else self._frozen.meta_module
 
     @property
-    def _frozen(self) -> Any:
+    def _frozen(self) -> Component:
         return self._modules["autoencoder"]
 
     def load(self) -> None:
@@ -127,7 +129,7 @@ class LatentCodec(nn.Module):
         return None if self.meta_module is None else int(self.meta_module.config.in_channels)
 
     @property
-    def description(self) -> dict[str, Any]:
+    def description(self) -> PlainValues:
         """What tells this codec from another, as plain values: class and configuration, scale and shift."""
         config = dict(getattr(self.meta_module, "config", {}))
         named = {key: value for key, value in config.items() if not key.startswith("_")}
@@ -148,7 +150,7 @@ class LatentCodec(nn.Module):
         return self.latents({"image": images}, sample_posterior)
 
     @torch.no_grad()
-    def latents(self, batch: dict[str, Any], sample_posterior: bool | None = None) -> Tensor:
+    def latents(self, batch: Batch, sample_posterior: bool | None = None) -> Tensor:
         """The same of a batch: of its ``image``, or of what ``unscaled`` made of these earlier."""
         with without_autocast(self.scale.device):
             if "latent" in batch:
@@ -188,12 +190,12 @@ class LatentCodec(nn.Module):
             return encoded.latents
         return self._mode_or_draw(encoded.latent_dist, sample_posterior)
 
-    def _mode_or_draw(self, posterior: Any, sample_posterior: bool | None) -> Tensor:
+    def _mode_or_draw(self, posterior: Component, sample_posterior: bool | None) -> Tensor:
         sample = self.sample_posterior if sample_posterior is None else sample_posterior
         return posterior.sample() if sample else posterior.mode()
 
     @torch.no_grad()
-    def measure_scale(self, batches: Iterable[Tensor | dict[str, Any]]) -> None:
+    def measure_scale(self, batches: Iterable[Tensor | PlainValues]) -> None:
         """Set scale and shift so that the latents of these images (or batches, as ``latents`` takes them) have mean 0 and variance 1
         over all entries.
 
@@ -280,7 +282,7 @@ def in_digits(values: Tensor, digits: str) -> str:
     return ", ".join(format(value, digits) for value in values.flatten().tolist())
 
 
-def _scale_and_shift(config: dict[str, Any]) -> tuple[Tensor, Tensor]:
+def _scale_and_shift(config: PlainValues) -> tuple[Tensor, Tensor]:
     """Return scale and shift by these settings of an autoencoder, in float32.
 
     As diffusers' pipelines do: one factor and shift, or (Stable Diffusion XL) mean and standard deviation by channel and one factor.
@@ -308,14 +310,14 @@ def _scale_and_shift(config: dict[str, Any]) -> tuple[Tensor, Tensor]:
     ).view(-1, 1, 1)
 
 
-def _number(config: dict[str, Any], name: str, default: float) -> float:
+def _number(config: PlainValues, name: str, default: float) -> float:
     value = default if config.get(name) is None else config[name]
     if isinstance(value, (int, float)) and math.isfinite(value):
         return float(value)
     raise ConfigurationError(f"The autoencoder's {name} is {value!r}; expected a number.")
 
 
-def _numbers(config: dict[str, Any], name: str) -> list[float] | None:
+def _numbers(config: PlainValues, name: str) -> list[float] | None:
     values = config.get(name)
     if values is None:
         return None
@@ -328,7 +330,7 @@ def _numbers(config: dict[str, Any], name: str) -> list[float] | None:
     return [float(value) for value in values]
 
 
-def _posterior(moments: Tensor) -> Any:
+def _posterior(moments: Tensor) -> Component:
     from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 
     return DiagonalGaussianDistribution(moments)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import warnings
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,7 @@ from ldmprobe.models.conditioning import Conditioning, Unconditional
 from ldmprobe.models.denoiser import Condition, Denoiser, as_denoiser
 from ldmprobe.models.guidance import Answer, Guidance
 from ldmprobe.models.out_of_memory import free_cached_memory, is_out_of_memory
+from ldmprobe.types import PlainValues
 
 
 @dataclass
@@ -48,7 +49,7 @@ class DiffusionModel:
     conditioning: Conditioning = field(default_factory=Unconditional)
     weights: str = "raw"
     trained_steps: int = 0
-    trained_on: dict[str, Any] = field(default_factory=dict)
+    trained_on: PlainValues = field(default_factory=dict)
     fitting_batch_size: int | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -138,16 +139,22 @@ def _in(dtype: torch.dtype, condition: Condition) -> Condition:
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in condition.items()}
 
 
-def diffusion_model_of(module: Any) -> DiffusionModel:
+@runtime_checkable
+class Probed(Protocol):
+    """A LightningModule that says what of it is to be probed."""
+
+    def diffusion_model(self) -> DiffusionModel: ...
+
+
+def diffusion_model_of(module: object) -> DiffusionModel:
     """What a LightningModule's ``diffusion_model()`` returns.
 
     Raises:
         ConfigurationError: it has no such method.
     """
-    method = getattr(module, "diffusion_model", None)
-    if method is None:
+    if not isinstance(module, Probed):
         raise ConfigurationError(
             f"{type(module).__name__} cannot be probed: give it a method `diffusion_model(self) -> ldmprobe.DiffusionModel` that "
             "returns its network, noise schedule and latent shape."
         )
-    return method()
+    return module.diffusion_model()

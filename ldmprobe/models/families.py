@@ -5,25 +5,25 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.denoiser import Condition
+from ldmprobe.types import Component
 
 
-def no_size(network_config: Any, height: int, width: int) -> Condition:
+def no_size(network_config: Component, height: int, width: int) -> Condition:
     """The network is not told how large the image is."""
     return {}
 
 
-def sdxl_time_ids(network_config: Any, height: int, width: int) -> Condition:
+def sdxl_time_ids(network_config: Component, height: int, width: int) -> Condition:
     """Original size, crop and target size in pixels (Podell et al., 2023, arXiv:2307.01952, section 2.2): an image that was not cropped."""
     return {"time_ids": torch.tensor([[height, width, 0.0, 0.0, height, width]])}
 
 
-def pixart_size(network_config: Any, height: int, width: int) -> Condition:
+def pixart_size(network_config: Component, height: int, width: int) -> Condition:
     """Resolution and aspect ratio, which only PixArt-α of 1,024 pixels is told (``use_additional_conditions`` in diffusers)."""
     told = network_config.get("use_additional_conditions")
     if not (network_config.get("sample_size") == 128 if told is None else told):
@@ -34,13 +34,13 @@ def pixart_size(network_config: Any, height: int, width: int) -> Condition:
     }
 
 
-def unet_classes(pipeline: Any) -> int | None:
+def unet_classes(pipeline: Component) -> int | None:
     """Return the classes of a U-Net: the last of its embeddings stands for none, as guidance needs it."""
     embeds = pipeline.unet.config.get("num_class_embeds")
     return None if embeds is None else embeds - 1
 
 
-def dit_classes(pipeline: Any) -> int | None:
+def dit_classes(pipeline: Component) -> int | None:
     """Return the classes of a DiT; a pipeline of fewer than 1,000 was padded, and has as many as it has labels."""
     classes = pipeline.transformer.config.num_embeds_ada_norm
     return min(classes, max(pipeline.labels.values(), default=classes - 1) + 1)
@@ -71,10 +71,10 @@ class Family:
     null_alternates: bool = True
     settings: tuple[str, ...] = ()
     scaling: tuple[str, ...] = ("scaling_factor",)
-    size: Callable[[Any, int, int], Condition] = no_size
-    num_classes: Callable[[Any], int | None] = unet_classes
+    size: Callable[[Component, int, int], Condition] = no_size
+    num_classes: Callable[[Component], int | None] = unet_classes
     square: bool = False
-    sets: tuple[tuple[str, Any], ...] = ()
+    sets: tuple[tuple[str, object], ...] = ()
     as_trained: str = ""
 
 
@@ -119,7 +119,7 @@ REFUSED = {
 }
 
 
-def has_lora_format(pipeline: Any, component: str) -> bool:
+def has_lora_format(pipeline: Component, component: str) -> bool:
     """Return whether a pipeline (or pipeline class) of diffusers can load updates of this component by ``load_lora_weights``."""
     save = getattr(pipeline, "save_lora_weights", None)
     return save is not None and f"{component}_lora_layers" in inspect.signature(save).parameters

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.models.denoiser import Condition
+from ldmprobe.types import PlainValues
 
 Answer = Callable[[Tensor, Tensor, Condition], Tensor]
 """(z_t (N, …), timesteps (N,), condition of each sample) → the network's answer (N, …)."""
@@ -27,7 +27,7 @@ class Guidance(ABC):
 
     @property
     @abstractmethod
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> PlainValues:
         """What a record says of it, as plain values; two guidances that say the same sample alike."""
 
     @property
@@ -71,7 +71,7 @@ class ClassifierFreeGuidance(Guidance):
         return guided
 
     @property
-    def provenance(self) -> dict[str, Any]:
+    def provenance(self) -> PlainValues:
         return {"guidance_scale": self.scale}
 
     @property

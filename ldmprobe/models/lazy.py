@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ldmprobe.diffusion.full_precision import Move
 from ldmprobe.models.model_folder import ModelFolder
+from ldmprobe.types import Component, StateDict
 
 
 class LazyModule(nn.Module):
@@ -28,7 +29,7 @@ class LazyModule(nn.Module):
         ConfigurationError: the files are not those of such a network.
     """
 
-    meta_module: Any
+    meta_module: Component
 
     def __init__(self, network: nn.Module | ModelFolder, dtype: torch.dtype = torch.float32) -> None:
         super().__init__()
@@ -43,7 +44,7 @@ class LazyModule(nn.Module):
         super().train(False)
 
     @property
-    def network(self) -> Any:
+    def network(self) -> Component:
         """The network, loaded now if it was not before."""
         if self._network is None:
             assert self._files is not None
@@ -55,7 +56,7 @@ class LazyModule(nn.Module):
         """Yield the weights by name, without loading the network."""
         yield from self.meta_module.state_dict().items() if self._files is None else self._files.weights()
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Component:
         """Look an attribute up in the loaded network: torch finds what it saves by walking along names."""
         network = self.__dict__.get("_network")
         return super().__getattr__(name) if network is None else getattr(network, name)
@@ -63,21 +64,21 @@ class LazyModule(nn.Module):
     def train(self, mode: bool = True) -> LazyModule:
         return super().train(False)
 
-    def _apply(self, fn: Any, *args: Any, **kwargs: Any) -> LazyModule:
+    def _apply(self, fn: Move, recurse: bool = True) -> LazyModule:
         self.device = fn(torch.empty(0, device=self.device)).device
         if self._network is not None:
             self._network.to(self.device)
         return self
 
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+    def _save_to_state_dict(self, destination: StateDict, prefix: str, keep_vars: bool) -> None:
         if self.saved:
             self.network.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
 
     def _load_from_state_dict(
         self,
-        state_dict: dict[str, Any],
+        state_dict: StateDict,
         prefix: str,
-        local_metadata: Any,
+        local_metadata: StateDict,
         strict: bool,
         missing_keys: list[str],
         unexpected_keys: list[str],

@@ -7,12 +7,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.types import Component
 
 WEIGHTS = re.compile(
     r"(?P<name>model|diffusion_pytorch_model)(\.(?P<variant>[\w-]+?))?(-\d+-of-(?P<parts>\d+)(\.(?P<old_variant>\w+))?)?\.safetensors"
@@ -48,10 +48,10 @@ class ModelFolder:
     """
 
     folder: Path
-    network_class: Any
+    network_class: Component
     variant: str | None = None
 
-    def meta_module(self) -> Any:
+    def meta_module(self) -> Component:
         """Return the network on the meta device, after checking that the files hold weights of its shapes.
 
         Raises:
@@ -70,7 +70,7 @@ class ModelFolder:
         self._check_shapes({name: _plain(parameter.shape) for name, parameter in network.named_parameters()})
         return network.requires_grad_(False).eval()
 
-    def load(self, dtype: torch.dtype = torch.float32) -> Any:
+    def load(self, dtype: torch.dtype = torch.float32) -> Component:
         """Load the network, in eval mode, on the CPU.
 
         Raises:

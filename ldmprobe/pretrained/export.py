@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +16,7 @@ from ldmprobe.models.codec import SCALING, in_digits
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.families import FAMILIES
 from ldmprobe.pretrained.pixel_autoencoder import pixel_autoencoder
+from ldmprobe.types import Component, PlainValues
 
 _XL_CHANNELS = (
     4  # fixed in StableDiffusionXLPipeline.__call__, where it reads the mean and standard deviation of its latents
@@ -31,7 +31,7 @@ _EXPORTABLE = (
 
 
 @torch.no_grad()
-def as_pipeline(model: DiffusionModel) -> Any:
+def as_pipeline(model: DiffusionModel) -> Component:
     """The diffusers pipeline that samples as ``model`` does; ``model`` stays as it is.
 
     ==============================================  =============================  =========================================
@@ -55,7 +55,7 @@ def as_pipeline(model: DiffusionModel) -> Any:
     name = _class_name(model)
     family = FAMILIES[name]
     _check_shape(model, name)
-    network: Any = copy.deepcopy(model.network).eval()
+    network: Component = copy.deepcopy(model.network).eval()
     height, width = model.latent_shape[1:]
     if family.network == "unet":  # what a transformer was built for stays: others it is told in the call
         network.register_to_config(sample_size=height if height == width else (height, width))
@@ -103,7 +103,7 @@ def _check_shape(model: DiffusionModel, name: str) -> None:
     model.conditioning.check_exportable(model.network, model.latent_shape)
 
 
-def _scheduler(schedule: NoiseSchedule, name: str) -> Any:
+def _scheduler(schedule: NoiseSchedule, name: str) -> Component:
     """Return a scheduler whose steps are those of the schedule's own grid, on the same noise levels."""
     try:
         scheduler = schedule.sampling_scheduler()
@@ -119,7 +119,7 @@ def _scheduler(schedule: NoiseSchedule, name: str) -> Any:
     return scheduler
 
 
-def _set_as_pipeline(scheduler: Any, name: str) -> None:
+def _set_as_pipeline(scheduler: Component, name: str) -> None:
     """Set what the pipeline would set anyway, with a warning where its images differ by it."""
     settings = dict(FAMILIES[name].sets)
     leading = scheduler.config.timestep_spacing == "leading"  # no other spacing has an offset
@@ -138,7 +138,7 @@ def _set_as_pipeline(scheduler: Any, name: str) -> None:
         )
 
 
-def _autoencoder(model: DiffusionModel, scaling: Sequence[str]) -> Any:
+def _autoencoder(model: DiffusionModel, scaling: Sequence[str]) -> Component:
     """Return a copy of the codec's autoencoder with its scale and shift in the settings that the pipeline reads, else in its weights; in
     pixel space, one that does nothing.
     """
@@ -148,7 +148,7 @@ def _autoencoder(model: DiffusionModel, scaling: Sequence[str]) -> Any:
     autoencoder = copy.deepcopy(codec.autoencoder)
     channels = (model.latent_shape[0], 1, 1)
     scale, shift = codec.scale, codec.shift
-    settings: dict[str, Any] = dict.fromkeys(set(SCALING) & autoencoder.config.keys())
+    settings: PlainValues = dict.fromkeys(set(SCALING) & autoencoder.config.keys())
     if scale.ndim == 0:
         settings["scaling_factor"] = float(scale)
     elif "latents_std" in scaling and channels[0] == _XL_CHANNELS:
@@ -172,7 +172,7 @@ def _by_channel(values: Tensor) -> list[float]:
     return [float(value) for value in values.flatten()]
 
 
-def _fold_scale(autoencoder: Any, deviation: Tensor) -> None:
+def _fold_scale(autoencoder: Component, deviation: Tensor) -> None:
     """Divide an AutoencoderKL's latents by a standard deviation for each channel (c, 1, 1), in the weights of its pointwise convolutions."""
     channels, deviation = len(deviation), deviation.flatten()
     _check_foldable(autoencoder, "scaled by channel", classes=("AutoencoderKL",))
@@ -185,7 +185,7 @@ def _fold_scale(autoencoder: Any, deviation: Tensor) -> None:
     decoding.weight *= deviation.view(1, -1, 1, 1)
 
 
-def _fold_shift(autoencoder: Any, shift: Tensor) -> None:
+def _fold_shift(autoencoder: Component, shift: Tensor) -> None:
     """Subtract ``shift`` (c, 1, 1) from an autoencoder's latents, in the weights of its pointwise convolutions, which no padding touches."""
     channels, shift = len(shift), shift.flatten()
     _check_foldable(autoencoder, f"shifted by {in_digits(shift[:1], '.4g')}", classes=("AutoencoderKL", "VQModel"))
@@ -199,7 +199,7 @@ def _fold_shift(autoencoder: Any, shift: Tensor) -> None:
     decoding.bias += decoding.weight.sum((2, 3)) @ shift.to(decoding.weight)
 
 
-def _check_foldable(autoencoder: Any, how: str, classes: Sequence[str]) -> None:
+def _check_foldable(autoencoder: Component, how: str, classes: Sequence[str]) -> None:
     name = type(autoencoder).__name__
     if name not in classes or autoencoder.config.get("norm_type") == "spatial":
         raise ConfigurationError(
@@ -208,7 +208,7 @@ def _check_foldable(autoencoder: Any, how: str, classes: Sequence[str]) -> None:
         )
 
 
-def _add_pointwise(autoencoder: Any, name: str, channels: int) -> None:
+def _add_pointwise(autoencoder: Component, name: str, channels: int) -> None:
     """An identity where the autoencoder does without this convolution."""
     if getattr(autoencoder, name) is not None:
         return

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.model_folder import WEIGHTS, variant_of
+from ldmprobe.types import PlainValues
 
 _WITHOUT_WEIGHTS = re.compile("Scheduler|Tokenizer|Processor|FeatureExtractor")  # in the names of classes
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
@@ -110,7 +110,7 @@ def _what_it_is(place: Path) -> str:
     )
 
 
-def check_files(name: str, index: dict[str, Any], files: Sequence[str], variant: str | None) -> None:
+def check_files(name: str, index: PlainValues, files: Sequence[str], variant: str | None) -> None:
     """Refuse a pipeline of which a component is missing, or has no safetensors, or has them neither in this variant nor without one.
 
     Args:

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -24,6 +23,7 @@ from ldmprobe.models.lazy import LazyModule
 from ldmprobe.models.model_folder import ModelFolder
 from ldmprobe.pretrained.files import check_files, find_pipeline, refusal
 from ldmprobe.pretrained.source import Precision, Source
+from ldmprobe.types import Component, PlainValues
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LIBRARIES = ("diffusers", "transformers")
@@ -62,7 +62,7 @@ class ReadPipeline:
         frozen: autoencoder and text encoders by name; in the pipeline are their outlines.
     """
 
-    pipeline: Any
+    pipeline: Component
     frozen: dict[str, LazyModule]
 
 
@@ -104,7 +104,7 @@ def read_pipeline(source: Source, without: Sequence[str] = ()) -> ReadPipeline:
             for part, entry in read.items()
             if (part == family.autoencoder or part.startswith("text_encoder")) and entry[1] is not None
         }
-        given: dict[str, Any] = {part: each.meta_module for part, each in frozen.items()}
+        given: PlainValues = {part: each.meta_module for part, each in frozen.items()}
         if family.network in read:
             given[family.network] = ModelFolder(folder / family.network, _class(*read[family.network]), variant).load()
         pipeline = DiffusionPipeline.from_pretrained(
@@ -156,7 +156,7 @@ class PretrainedText(TextEncoder):
         super().__init__(read.pipeline, read.frozen)
 
 
-def _check_components(name: str, index: dict[str, Any]) -> None:
+def _check_components(name: str, index: PlainValues) -> None:
     """Refuse components that are not of diffusers or transformers, or that bring code of their own, and the lack of those that are needed."""
     import diffusers
 
@@ -183,7 +183,7 @@ def _check_components(name: str, index: dict[str, Any]) -> None:
             )
 
 
-def _class(library: str, name: str) -> Any:
+def _class(library: str, name: str) -> Component:
     return getattr(import_module(library), name)
 
 

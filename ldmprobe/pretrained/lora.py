@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.families import has_lora_format
+from ldmprobe.types import Component, PlainValues, StateDict
 
 _TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "q", "k", "v", "o")  # of CLIP; of T5
 _ENCODERS = "conditioning.encoder.encoders."
@@ -77,7 +78,7 @@ class LoRA:
         """The same with the attention of a text encoder, CLIP's or T5's."""
         self._inject(encoder, _TEXT_TARGETS)
 
-    def config(self, targets: Sequence[str]) -> Any:
+    def config(self, targets: Sequence[str]) -> Component:
         """As peft has it.
 
         Raises:
@@ -89,7 +90,7 @@ class LoRA:
             raise ConfigurationError(
                 "LoRA needs peft, which is not installed: `pip install 'ldmprobe[lora]'`."
             ) from error
-        alpha: Any = self.rank if self.alpha is None else self.alpha
+        alpha: Any = self.rank if self.alpha is None else self.alpha  # peft says int, and takes any number
         return LoraConfig(r=self.rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=self.dropout)
 
     def _inject(self, network: nn.Module, targets: Sequence[str]) -> None:
@@ -133,7 +134,7 @@ class LoRAWeights:
 
     pipeline_class: str | None
     layers: dict[str, dict[str, Tensor]]
-    configs: dict[str, dict[str, Any]]
+    configs: dict[str, PlainValues]
 
     def save(self, folder: Path) -> None:
         """Write ``pytorch_lora_weights.safetensors``, which a plain pipeline takes with ``pipeline.load_lora_weights(folder)``.
@@ -143,19 +144,19 @@ class LoRAWeights:
         """
         import diffusers
 
-        pipeline: Any = getattr(diffusers, str(self.pipeline_class), None)
+        pipeline: Component = getattr(diffusers, str(self.pipeline_class), None)
         for name in self.layers:
             if not has_lora_format(pipeline, name):
                 raise ConfigurationError(
                     f"diffusers has no LoRA format for the {name} of {self.pipeline_class or 'a model without text'}; export it with "
                     "`--merge`, the LoRA added to its weights."
                 )
-        settings: dict[str, Any] = {f"{name}_lora_layers": layers for name, layers in self.layers.items()}
+        settings: PlainValues = {f"{name}_lora_layers": layers for name, layers in self.layers.items()}
         settings |= {f"{name}_lora_adapter_metadata": config for name, config in self.configs.items()}
         pipeline.save_lora_weights(folder, **settings)
 
 
-def lora_weights(checkpoint: dict[str, Any]) -> LoRAWeights | None:
+def lora_weights(checkpoint: StateDict) -> LoRAWeights | None:
     """Of a checkpoint's content, by its own account, the averaged ones if there are any; None if it has no LoRA."""
     card, state = checkpoint["ldmprobe"], checkpoint["state_dict"]
     if not card.get("lora"):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
+
+from ldmprobe.types import Component
 
 _SCALE = 1024.0  # latents are pixels over it: a power of two, so that nothing is rounded
 
 
 @torch.no_grad()
-def pixel_autoencoder(channels: int) -> Any:
+def pixel_autoencoder(channels: int) -> Component:
     """The AutoencoderTiny (Bohan, 2023, github.com/madebyollin/taesd) that does nothing, times its ``scaling_factor``.
 
     Without blocks its encoder is two convolutions, here x ↦ x/1024. Its decoder clamps latents by 3·tanh(z/3), which is z to 1e-7 of

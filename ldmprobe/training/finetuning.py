@@ -15,6 +15,7 @@ from ldmprobe.training.checkpoint.load import load_model
 from ldmprobe.training.checkpoint.spec import finetune_spec
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from ldmprobe.training.sharding import is_sharded
+from ldmprobe.types import PlainValues, StateDict
 
 
 class FinetunedDiffusion(LatentDiffusion):
@@ -80,16 +81,16 @@ class FinetunedDiffusion(LatentDiffusion):
         self.conditioning.check_finetune(classes, self.base.name)
         super().setup(stage)
 
-    def model_spec(self) -> dict[str, Any]:
+    def model_spec(self) -> PlainValues:
         model = self.diffusion_model(self.network)
         return finetune_spec(model, self.base, self.base_weights, self.lora, self.train_text_encoder)
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: StateDict) -> None:
         super().on_save_checkpoint(checkpoint)
         left_out = self._of_the_base()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in left_out}
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: StateDict) -> None:
         super().on_load_checkpoint(checkpoint)
         if left_out := self._of_the_base():
             own = self.state_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +20,7 @@ from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.timesteps import TimestepSampler, UniformTimesteps
 from ldmprobe.diffusion.weighting import LossWeighting, PlainWeighting
 from ldmprobe.errors import ConfigurationError, check_numbers
-from ldmprobe.lightning_private import batches_begun
+from ldmprobe.lightning_private import batches_begun, log_interval
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, Unconditional
 from ldmprobe.models.denoiser import Condition, check_denoiser
@@ -28,11 +29,12 @@ from ldmprobe.training.checkpoint.spec import check_same_model, check_same_state
 from ldmprobe.training.ema import EMA
 from ldmprobe.training.rates import built, check_rates
 from ldmprobe.training.sharding import check_strategy, check_trained, is_sharded, same_on_every_rank, shard
+from ldmprobe.types import Batch, PlainValues, StateDict
 
 _MEASURED_IMAGES = 1024  # for the codec's scale
 
 
-def adamw(params: Any) -> torch.optim.Optimizer:
+def adamw(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """AdamW at learning rate 1e-4, the default."""
     return torch.optim.AdamW(params, lr=1e-4)
 
@@ -162,11 +164,11 @@ class LatentDiffusion(L.LightningModule):
 
     # --- training --------------------------------------------------------------------------------------------------
 
-    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
         k = batches_begun(self.trainer)
         torch.manual_seed(int(np.random.SeedSequence((self.seed, k, self.global_rank)).generate_state(1)[0]))
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The weighted loss, and for each sample (N,) what noise-level statistics need: ``epsilon_mse`` (raw), ``log_snr``,
         ``sampling_probability`` (of its timestep)."""
         z0 = self.codec.latents(batch)
@@ -186,9 +188,9 @@ class LatentDiffusion(L.LightningModule):
             "sampling_probability": self.timesteps.probabilities(self.schedule)[t],
         }
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: dict[str, Tensor], batch: Batch, batch_idx: int) -> None:  # type: ignore[override]
         # Not by `prog_bar=True`, for which Lightning waits for the device after every batch.
-        every_n: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        every_n = log_interval(self.trainer)
         if every_n and batch_idx % every_n == 0:
             loss = float(outputs["loss"]) * self.trainer.accumulate_grad_batches
             self.trainer.progress_bar_metrics["train/loss"] = loss
@@ -232,7 +234,7 @@ class LatentDiffusion(L.LightningModule):
 
     # --- held-out data ---------------------------------------------------------------------------------------------
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
         z0 = self.codec.latents(batch, sample_posterior=False)
         epsilon = sample_noise(batch["index"].tolist(), tuple(z0.shape[1:]), self.seed, stream=2).to(z0.device)
         condition = self.conditioning.from_batch(batch)
@@ -263,19 +265,19 @@ class LatentDiffusion(L.LightningModule):
             network = self.network if self.ema is None else self.ema.network
         return DiffusionModel(network, self.schedule, self.latent_shape, self.codec, self.conditioning, weights)
 
-    def model_spec(self) -> dict[str, Any]:
+    def model_spec(self) -> PlainValues:
         """Return what a checkpoint says of the model."""
         return model_spec(self.diffusion_model(self.network))
 
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, checkpoint: StateDict) -> None:
         checkpoint["ldmprobe"] = self.model_spec()
 
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, checkpoint: StateDict) -> None:
         check_same_model(checkpoint, self.model_spec())
         check_same_state(checkpoint, self, self.codec)
 
 
-def stable_diffusion_scheduler() -> Any:
+def stable_diffusion_scheduler() -> SchedulerMixin:
     """DDIM on Stable Diffusion's schedule: 1,000 steps, scaled-linear β from 0.00085 to 0.012, no clipping (Rombach et al., 2022)."""
     from diffusers import DDIMScheduler
 

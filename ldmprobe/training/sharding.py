@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
 
-def check_strategy(strategy: Any) -> None:
+def check_strategy(strategy: Strategy) -> None:
     """Whether probes can look at a network under this strategy of Lightning's.
 
     Raises:
@@ -68,7 +68,7 @@ def is_sharded(network: nn.Module) -> bool:
 
 
 @torch.no_grad()
-def same_on_every_rank(module: nn.Module, strategy: Any) -> None:
+def same_on_every_rank(module: nn.Module, strategy: Strategy) -> None:
     """Rank zero's parameters and buffers on all ranks, as DDP has it."""
     for tensor in (*module.parameters(), *module.buffers()):
         tensor.copy_(strategy.broadcast(tensor))

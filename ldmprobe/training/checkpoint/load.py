@@ -6,7 +6,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -27,6 +26,7 @@ from ldmprobe.pretrained.source import Source
 from ldmprobe.training.checkpoint.newest import newer_last
 from ldmprobe.training.checkpoint.sharded import is_sharded_checkpoint, load_sharded_checkpoint
 from ldmprobe.training.checkpoint.spec import part_of
+from ldmprobe.types import PlainValues, StateDict
 
 
 def load_model(
@@ -73,7 +73,7 @@ class Checkpoint:
     """
 
     path: Path
-    content: dict[str, Any]
+    content: StateDict
     moved_base: str | None = None
 
     @classmethod
@@ -107,7 +107,7 @@ class Checkpoint:
         return cls(path, content, base)
 
     @property
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> PlainValues:
         """The ``model_spec`` of its model."""
         return self.content["ldmprobe"]
 
@@ -198,7 +198,7 @@ class Checkpoint:
         return model
 
 
-def _schedule(description: dict[str, Any]) -> NoiseSchedule:
+def _schedule(description: PlainValues) -> NoiseSchedule:
     """Rebuild a noise schedule from its description: from a scheduler of diffusers, or from tables."""
     if "class_name" in description:
         return as_schedule(from_network_config(description))

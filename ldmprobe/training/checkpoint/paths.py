@@ -7,12 +7,13 @@ Lightning keeps absolute paths in its checkpoints. In another folder it forgets 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.callbacks import ModelCheckpoint
 
+from ldmprobe.types import PlainValues, StateDict
 
-def paths_here(callback: ModelCheckpoint, state: dict[str, Any] | None, alone: bool) -> dict[str, Any]:
+
+def paths_here(callback: ModelCheckpoint, state: StateDict | None, alone: bool) -> PlainValues:
     """What is to be changed in ``state``, a ModelCheckpoint's of a checkpoint that is gone on with, so that it is about the files in the
     folder that the callback saves to now. Files that are not there stay as they are.
 
@@ -21,7 +22,7 @@ def paths_here(callback: ModelCheckpoint, state: dict[str, Any] | None, alone: b
         alone: whether no other callback writes a ``last.ckpt`` in that folder.
     """
     folder = Path(str(callback.dirpath))
-    changes: dict[str, Any] = {}
+    changes: PlainValues = {}
     if state is not None and state.get("dirpath") != callback.dirpath:
         changes = _moved(state, folder, callback.mode)
     last = folder / f"{callback.CHECKPOINT_NAME_LAST}{callback.FILE_EXTENSION}"
@@ -30,13 +31,13 @@ def paths_here(callback: ModelCheckpoint, state: dict[str, Any] | None, alone: b
     return changes
 
 
-def _moved(state: dict[str, Any], folder: Path, mode: str) -> dict[str, Any]:
+def _moved(state: StateDict, folder: Path, mode: str) -> PlainValues:
     """Nothing where no file of those that the state names is in ``folder``: another run goes on from this one's checkpoint."""
     names = [name for name in ("last_model_path", "best_model_path") if _is_in(state[name], folder)]
     scores = {_here(path, folder): score for path, score in state["best_k_models"].items() if _is_in(path, folder)}
     if not names and not scores:
         return {}
-    changes: dict[str, Any] = {name: _here(state[name], folder) for name in names}
+    changes: PlainValues = {name: _here(state[name], folder) for name in names}
     changes |= {"dirpath": str(folder), "best_k_models": scores}
     worst = _here(state["kth_best_model_path"], folder)
     if scores and worst not in scores:

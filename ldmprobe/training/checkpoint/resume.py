@@ -6,9 +6,9 @@ import os
 import secrets
 import sys
 from pathlib import Path
-from typing import Any
 
 import lightning as L
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 
@@ -53,10 +53,12 @@ def last_checkpoint(trainer: L.Trainer, run_dir: str, may_start: bool) -> str | 
     return None if saved is None else str(saved.path)
 
 
-def continue_curves(logger: Any) -> None:
+def continue_curves(logger: Namespace | bool | None) -> None:
     """Make a logger's configuration one that a resumed run goes on with, where Lightning's begins anew: a CSVLogger that keeps
     its file, a TensorBoardLogger that keeps its folder."""
-    kind = str(getattr(logger, "class_path", ""))
+    if not isinstance(logger, Namespace):
+        return
+    kind = str(logger.get("class_path", ""))
     if kind.startswith(("lightning.", "pytorch_lightning.")) and kind.endswith(".CSVLogger"):
         logger.class_path = "ldmprobe.ResumableCSVLogger"
     if kind.endswith((".CSVLogger", ".TensorBoardLogger")) and logger.init_args.get("version") is None:

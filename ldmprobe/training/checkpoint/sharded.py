@@ -6,12 +6,13 @@ import io
 import pickle
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint import FileSystemReader, load
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
+
+from ldmprobe.types import StateDict
 
 # All that torch.distributed.checkpoint writes of tensors into the index of their parts, which is a pickle.
 _PLAIN = {
@@ -32,7 +33,7 @@ def is_sharded_checkpoint(path: Path) -> bool:
     return (path / ".metadata").is_file() and (path / "meta.pt").is_file()
 
 
-def load_sharded_checkpoint(path: Path) -> dict[str, Any]:
+def load_sharded_checkpoint(path: Path) -> StateDict:
     """The checkpoint as one process would have saved it, but for the state of its optimisers.
 
     Tensors and plain values are read, nothing else is unpickled.
@@ -40,7 +41,7 @@ def load_sharded_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         pickle.UnpicklingError: there is something else in it.
     """
-    checkpoint: dict[str, Any] = torch.load(path / "meta.pt", map_location="cpu", weights_only=True)
+    checkpoint: StateDict = torch.load(path / "meta.pt", map_location="cpu", weights_only=True)
     reader = _PlainReader(path)
     stored = reader.read_metadata().state_dict_metadata
     state: dict[str, Tensor] = {
@@ -72,7 +73,7 @@ def check_sharded_checkpoint(path: Path) -> None:
 class _PlainReader(FileSystemReader):
     """Refuses an index that names anything but tensors' places, or parts outside of its folder."""
 
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+    def read_metadata(self, *args: object, **kwargs: object) -> Metadata:
         with (Path(self.path) / ".metadata").open("rb") as file:
             metadata = _PlainUnpickler(file).load()
         if not isinstance(metadata, Metadata):
@@ -84,7 +85,7 @@ class _PlainReader(FileSystemReader):
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
+    def find_class(self, module: str, name: str) -> object:
         if name not in _PLAIN.get(module, ()):
             raise pickle.UnpicklingError(f"its index would run {module}.{name}")
         return super().find_class(module, name)

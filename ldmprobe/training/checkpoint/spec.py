@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.lazy import LazyModule
 from ldmprobe.pretrained.lora import LoRA
 from ldmprobe.pretrained.source import Source
+from ldmprobe.types import PlainValues, StateDict
 
 _MAY_DIFFER = ("latent_shape", "run", "pretrained")  # from run to run of one model
 _ADVICE = {
@@ -26,7 +26,7 @@ _ADVICE = {
 }
 
 
-def model_spec(model: DiffusionModel) -> dict[str, Any]:
+def model_spec(model: DiffusionModel) -> PlainValues:
     """Return the architecture of a model as plain values."""
     return {
         "network": network_config(model.network) or {"class_name": type(model.network).__name__},
@@ -41,7 +41,7 @@ def model_spec(model: DiffusionModel) -> dict[str, Any]:
 
 def finetune_spec(
     model: DiffusionModel, base: Source, base_weights: str, lora: LoRA | None, train_text_encoder: bool
-) -> dict[str, Any]:
+) -> PlainValues:
     """Return the spec of a finetuned model, with the source of the weights that its checkpoints leave out.
 
     Args:
@@ -63,7 +63,7 @@ def finetune_spec(
     }
 
 
-def check_same_model(checkpoint: dict[str, Any], ours: dict[str, Any]) -> None:
+def check_same_model(checkpoint: StateDict, ours: PlainValues) -> None:
     """Raise ConfigurationError, naming the first difference, if a checkpoint is of another model than ``ours``, a ``model_spec``."""
     theirs = checkpoint.get("ldmprobe")
     if theirs is None:
@@ -76,7 +76,7 @@ def check_same_model(checkpoint: dict[str, Any], ours: dict[str, Any]) -> None:
             raise ConfigurationError(f"The checkpoint is of another model: its {detail}. {advice}")
 
 
-def check_same_state(checkpoint: dict[str, Any], module: nn.Module, codec: LatentCodec) -> None:
+def check_same_state(checkpoint: StateDict, module: nn.Module, codec: LatentCodec) -> None:
     """Raise ConfigurationError if loading the checkpoint would fail, or silently replace what the configuration asks for.
 
     That is a frozen network with other weights, another scale of latents, and a timestep sampler or weighting with another kind of state.
@@ -121,6 +121,6 @@ def _check_same_values(theirs: dict[str, Tensor], ours: dict[str, Tensor], what:
             )
 
 
-def part_of(state_dict: dict[str, Any], prefix: str) -> dict[str, Any]:
+def part_of(state_dict: StateDict, prefix: str) -> PlainValues:
     """Return the entries of a state dict whose names begin with ``prefix``, without it."""
     return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}

@@ -6,13 +6,14 @@ import pickle
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO
 
 import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import atomic_write
+from ldmprobe.types import StateDict
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -25,7 +26,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             than tensors and plain values.
     """
 
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+    def save_checkpoint(self, checkpoint: StateDict, path: str | Path, storage_options: object = None) -> None:
         if "://" in str(path) or storage_options is not None:
             super().save_checkpoint(checkpoint, path, storage_options)
             return
@@ -47,10 +48,10 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def load_checkpoint(
         self,
-        path: Any,
+        path: str | Path,
         map_location: Callable | None = lambda storage, _: storage,
         weights_only: bool | None = None,
-    ) -> dict[str, Any]:
+    ) -> StateDict:
         try:
             return super().load_checkpoint(path, map_location, weights_only is not False)
         except pickle.UnpicklingError as error:
@@ -64,11 +65,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 class _Remembering:
     """A file that remembers the OSError that torch's writer replaces by a RuntimeError."""
 
-    def __init__(self, file: Any) -> None:
+    def __init__(self, file: BinaryIO) -> None:
         self.file = file
         self.error: OSError | None = None
 
-    def write(self, data: Any) -> int:
+    def write(self, data: bytes) -> int:
         try:
             return self.file.write(data)
         except OSError as error:
