@@ -21,6 +21,7 @@ from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.real_data import loaders_in, read_beside, reference_at
 from ldmprobe.probing.reference import encode_images
 from ldmprobe.probing.sampling import Sampling
+from ldmprobe.types import Batch
 
 
 def probe(
@@ -137,7 +138,7 @@ def _latents(model: DiffusionModel, data: Any, num_images: int, batch_size: int)
     return encode_images(LatentCodec(), (batch["image"] for batch in batches))
 
 
-def _latent_batches(model: DiffusionModel, data: Any, num_images: int, batch_size: int) -> Iterator[dict[str, Any]]:
+def _latent_batches(model: DiffusionModel, data: Any, num_images: int, batch_size: int) -> Iterator[Batch]:
     """Batches whose ``image`` are latents, whatever they were."""
     loader = data.split(batch_size) if isinstance(data, Tensor) else data
     for batch in read_beside(loaders_in(loader), num_images):

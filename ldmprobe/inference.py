@@ -19,6 +19,7 @@ from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.reference import Reference, encode_images
 from ldmprobe.probing.sampling import Sampling, sample_trajectory
+from ldmprobe.types import Batch
 
 
 @torch.no_grad()
@@ -112,7 +113,7 @@ def real_latents(
         raise ConfigurationError(
             f"The images of {dataset} have shape {tuple(data.image_shape)}, the model's {expected}; set --image-size {expected[-1]}."
         )
-    batches: Iterator[dict[str, Any]] = data.reference_batches(num_held_out, held_out=True)
+    batches: Iterator[Batch] = data.reference_batches(num_held_out, held_out=True)
     assumed = model.conditioning.assumed(data)
     if assumed:
         batches = (batch | {key: [value] * len(batch["image"]) for key, value in assumed.items()} for batch in batches)

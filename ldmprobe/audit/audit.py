@@ -39,6 +39,7 @@ from ldmprobe.configuration.errors import meant_for_the_user
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import digest
 from ldmprobe.lightning_private import callbacks_of
+from ldmprobe.types import Batch, PlainValues
 
 _WIDTH = 100
 
@@ -92,7 +93,7 @@ def audit(fit_arguments: list[str], steps: int) -> int:
 # --- the configuration -------------------------------------------------------------------------------------------------
 
 
-def read_configuration(fit_arguments: list[str]) -> dict[str, Any]:
+def read_configuration(fit_arguments: list[str]) -> PlainValues:
     """Everything that ``ldmprobe fit`` would make of its arguments, as plain values.
 
     Raises:
@@ -115,14 +116,14 @@ def read_configuration(fit_arguments: list[str]) -> dict[str, Any]:
     return config
 
 
-def audited(config: dict[str, Any], run_dir: Path, steps: int, probed: bool) -> dict[str, Any]:
+def audited(config: PlainValues, run_dir: Path, steps: int, probed: bool) -> PlainValues:
     """``config`` with or without its probes, for ``steps`` optimiser steps on one device, with everything that is written
     going to ``run_dir``: no checkpoints, W&B offline, other services' loggers left out, and callbacks that end training by what a probe
     finds."""
     config = copy.deepcopy(config)
     trainer = config["trainer"]
 
-    def is_left_out(callback: dict[str, Any]) -> bool:
+    def is_left_out(callback: PlainValues) -> bool:
         kind = _class_of(callback)
         by_a_probe = str((callback.get("init_args") or {}).get("monitor")).startswith(
             PREFIX
@@ -155,7 +156,7 @@ def audited(config: dict[str, Any], run_dir: Path, steps: int, probed: bool) -> 
     return config
 
 
-def _loggers(loggers: Any, folder: Path) -> list[dict[str, Any]]:
+def _loggers(loggers: Any, folder: Path) -> list[Batch]:
     """A CSVLogger, and those of the configuration's loggers that can be kept from the network: logging media is part of a probe."""
     kept = [
         {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(folder), "name": "csv"}}
@@ -176,7 +177,7 @@ def _listed(value: Any) -> list[Any]:
     return [] if value is None else value if isinstance(value, list) else [value]
 
 
-def _class_of(callback: dict[str, Any]) -> type:
+def _class_of(callback: PlainValues) -> type:
     found = pydoc.locate(callback["class_path"])
     return found if isinstance(found, type) else object
 
@@ -188,7 +189,7 @@ def _every_n_steps(steps: int) -> int:
 # --- one run -----------------------------------------------------------------------------------------------------------
 
 
-def observe(config: dict[str, Any], folder: Path, steps: int, probed: bool) -> Observation:
+def observe(config: PlainValues, folder: Path, steps: int, probed: bool) -> Observation:
     """Train by ``config`` as ``audited`` makes it, and write down the state of training after every batch."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "audited.yaml"
@@ -214,7 +215,7 @@ def observe(config: dict[str, Any], folder: Path, steps: int, probed: bool) -> O
     return seen
 
 
-def _in_fresh_process(config: dict[str, Any], steps: int, folder: Path, probed: bool, name: str) -> Observation:
+def _in_fresh_process(config: PlainValues, steps: int, folder: Path, probed: bool, name: str) -> Observation:
     print(f"  {name:<26}", end="", flush=True)
     start = time.monotonic()
     output = folder / "output.txt"
@@ -243,7 +244,7 @@ def _speak_to(output: Path) -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
 
 
-def _observe_or_say_why(config: dict[str, Any], folder: Path, steps: int, probed: bool) -> Observation:
+def _observe_or_say_why(config: PlainValues, folder: Path, steps: int, probed: bool) -> Observation:
     try:
         return observe(config, folder, steps, probed)
     except BaseException as error:

@@ -72,12 +72,12 @@ class Recorder(L.Callback):
         self._record("before the first batch", trainer, pl_module)
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
     ) -> None:
         self._batch = {"data": {"batch": digest(batch)}}
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         number = batches_begun(trainer) + 1
         self._record(f"step {trainer.global_step}, after batch {number}", trainer, pl_module)

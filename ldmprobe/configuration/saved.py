@@ -13,11 +13,13 @@ from typing import Any
 import lightning as L
 import torch
 import yaml
+from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
 from ldmprobe.io.atomic import atomic_write
 from ldmprobe.io.difference import changes
 from ldmprobe.training.checkpoint.resume import say
+from ldmprobe.types import PlainValues, StateDict
 
 _KEY = "ldmprobe.configuration"
 _OF_THIS_START = ("run_dir", "ckpt_path")  # no part of what is compared
@@ -39,9 +41,9 @@ class SaveConfig(SaveConfigCallback):
         asked: the same without them.
     """
 
-    def __init__(self, parser: LightningArgumentParser, config: Any, asked: Any, **kwargs: Any) -> None:
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, asked: Namespace, **kwargs: Any) -> None:
         super().__init__(parser, config, **{**kwargs, "save_to_log_dir": False})
-        self.settings: dict[str, Any] = yaml.safe_load(parser.dump(asked))
+        self.settings: PlainValues = yaml.safe_load(parser.dump(asked))
         self.settings.pop("ckpt_path", None)
         self._begun = self._told = ""  # a comment: where the run goes on from; what is told of that
 
@@ -52,10 +54,10 @@ class SaveConfig(SaveConfigCallback):
         if trainer.is_global_zero and not self._loads_after(trainer):
             self.save_config(trainer, pl_module, "fit")
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: StateDict) -> None:
         checkpoint[_KEY] = yaml.safe_dump(_compared(self.settings), sort_keys=False)
 
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: StateDict) -> None:
         if trainer.state.fn != "fit":
             return
         step, path = checkpoint["global_step"], trainer.ckpt_path
@@ -86,7 +88,7 @@ class SaveConfig(SaveConfigCallback):
         return trainer.ckpt_path is not None and trainer.strategy.restore_checkpoint_after_setup
 
 
-def _compared(settings: dict[str, Any]) -> dict[str, Any]:
+def _compared(settings: PlainValues) -> PlainValues:
     return {name: value for name, value in settings.items() if name not in _OF_THIS_START}
 
 
@@ -127,7 +129,7 @@ def _is_held_in_state(class_path: str) -> bool:
     return inspect.isclass(kind) and issubclass(kind, _HELD_IN_STATE)
 
 
-def _with_state(asked: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+def _with_state(asked: PlainValues, theirs: PlainValues) -> PlainValues:
     """The settings asked for, those of optimizers and schedulers as they are in the checkpoint."""
     settings = deepcopy(asked)
     for path in _in_state(settings):
@@ -143,7 +145,7 @@ def _at(settings: Any, path: _Path) -> Any:
     return settings
 
 
-def _told(asked: dict[str, Any], in_effect: dict[str, Any], theirs: dict[str, Any]) -> Iterator[str]:
+def _told(asked: PlainValues, in_effect: PlainValues, theirs: PlainValues) -> Iterator[str]:
     """A line for each setting that is not the checkpoint's."""
     effective = {key for key, _, _ in changes(theirs, in_effect)}
     found = list(changes(theirs, asked))

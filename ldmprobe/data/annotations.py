@@ -14,6 +14,7 @@ from ldmprobe.data.columns import Column, ImageColumn, Reading
 from ldmprobe.data.identity import Hashes, image_hashes
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.pictures import opened
+from ldmprobe.types import Rows
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,10 @@ class MaskColumn(Column):
     name: str = "mask"
     aligned: ClassVar[bool] = True
 
-    def undecoded(self, rows: Any) -> Any:
+    def undecoded(self, rows: Rows) -> Rows:
         return ImageColumn(self.column).undecoded(rows)
 
-    def hashes(self, rows: Any, files: ImageFiles) -> Hashes:
+    def hashes(self, rows: Rows, files: ImageFiles) -> Hashes:
         return image_hashes(rows, self.column, files)
 
     def read(self, value: Any, reading: Reading) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ldmprobe.errors import ConfigurationError, check_numbers
+from ldmprobe.types import PlainValues, Rows
 
 _MAX_VALUES = 2_000_000_000
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
@@ -22,7 +23,7 @@ COLOURS = {
 }
 
 
-def digits() -> Any:
+def digits() -> Rows:
     """1,797 real handwritten digits, 8×8 grey (Alpaydin & Kaynak, UCI, 1998; through scikit-learn): `image`, `label`."""
     from datasets import ClassLabel, Dataset, Features, Image
     from PIL import Image as PILImage
@@ -42,7 +43,7 @@ def shapes(
     seed: int = 0,
     shapes: Sequence[str] = SHAPES[:4],
     colours: Sequence[str] = tuple(COLOURS)[:5],
-) -> Any:
+) -> Rows:
     """Coloured shapes on a light ground, drawn anew from `seed`.
 
     Columns: `image` (RGB), `label` (colour and shape of the first shape), `caption` ("a small red circle on the left"),
@@ -85,7 +86,7 @@ def shapes(
 
 def _draw_shapes(
     rng: np.random.Generator, size: int, max_shapes: int, shapes: Sequence[str], colours: Sequence[str]
-) -> dict[str, Any]:
+) -> PlainValues:
     from PIL import Image, ImageDraw
 
     zoom = 4  # drawn large and shrunk, for smooth edges
@@ -138,7 +139,7 @@ def gaussian(
     floor: float = 0.05,
     mean: float = 0.0,
     seed: int = 0,
-) -> Any:
+) -> Rows:
     """Gaussian "images" whose every statistic is known: variance i^−exponent + floor along the i-th 2-D cosine direction
     (low frequencies first), the same for each channel; `image` is a float array (C, H, W), taken as it is.
 
@@ -177,7 +178,7 @@ def gaussian_spectrum(size: int, exponent: float = 1.0, floor: float = 0.05) -> 
 _BUILTIN: dict[str, Callable[..., Any]] = {"digits": digits, "shapes": shapes, "gaussian": gaussian}
 
 
-def load_builtin(name: str, **kwargs: Any) -> Any:
+def load_builtin(name: str, **kwargs: Any) -> Rows:
     """The built-in dataset "digits", "shapes" or "gaussian" as a `datasets.Dataset`; `kwargs` are its parameters.
 
     Raises:

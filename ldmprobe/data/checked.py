@@ -6,13 +6,13 @@ import warnings
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
 
 from ldmprobe.data.pictures import AS_IS, FLATTENED, REDUCED
 from ldmprobe.data.rows import RowReader
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.types import Batch
 
 _DARK = {False: 1, True: 4352}
 """The brightest value, of 255 and of 65,535, up to which images are taken for others: of 0 and 1, and of 12 bits."""
@@ -42,7 +42,7 @@ class CheckedRows:
     different: bool = False
 
     @classmethod
-    def read(cls, rows: Iterable[dict[str, Any]], reader: RowReader) -> CheckedRows:
+    def read(cls, rows: Iterable[Batch], reader: RowReader) -> CheckedRows:
         """Read all of `rows`.
 
         Raises:

@@ -17,6 +17,7 @@ from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.pictures import Range, in_eight_bits, of_array, of_floats, opened
 from ldmprobe.data.view import View
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.types import PlainValues, Rows
 
 ROW_NUMBER = "__row__"
 OWN = (ROW_NUMBER, IMAGE_HASH)
@@ -65,14 +66,14 @@ class Column(ABC):
     stacked: ClassVar[bool] = True
 
     @abstractmethod
-    def read(self, value: Any, reading: Reading) -> Any:
+    def read(self, value: Any, reading: Reading) -> Rows:
         """Return a row's value as a sample has it: a tensor, if its shape is the same in all rows, or anything else.
 
         Raises:
             Exception: it cannot be read; the message is shown with the row.
         """
 
-    def undecoded(self, rows: Any) -> Any:
+    def undecoded(self, rows: Rows) -> Rows:
         """Return `rows` with this column as it is to be read."""
         return rows
 
@@ -89,24 +90,24 @@ class Column(ABC):
         """How many classes its values have, where they are labels."""
         return None
 
-    def collate(self, values: list[Any]) -> Any:
+    def collate(self, values: list[Any]) -> Rows:
         """Return the samples' values as a batch has them."""
         return torch.stack(values) if self.stacked and isinstance(values[0], Tensor) else values
 
-    def hashes(self, rows: Any, files: ImageFiles) -> Hashes:
+    def hashes(self, rows: Rows, files: ImageFiles) -> Hashes:
         """Return a hash of each row's value, by which data sets are told apart."""
         return text_hashes(rows.select_columns([self.column]).with_format(None)[:][self.column])
 
     @property
-    def key(self) -> dict[str, Any]:
+    def key(self) -> PlainValues:
         """The settings on which cached values depend, as plain values."""
         return {"kind": type(self).__name__, **asdict(self)}
 
-    def kept(self, value: Any, reading: Reading) -> Any:
+    def kept(self, value: Any, reading: Reading) -> Rows:
         """Return what a cache keeps of a row's value: a tensor, or what JSON can hold."""
         return self.read(value, reading)
 
-    def restored(self, kept: Any, rng: np.random.Generator | None) -> Any:
+    def restored(self, kept: Any, rng: np.random.Generator | None) -> Rows:
         """Return the value that `read` would give, from what a cache has kept."""
         return kept
 
@@ -145,7 +146,7 @@ class ImageColumn(Column):
                 f"ImageData got value_range {list(self.value_range)}; expected [black, white] with black < white, such as [0, 255]."
             )
 
-    def undecoded(self, rows: Any) -> Any:
+    def undecoded(self, rows: Rows) -> Rows:
         """Leave images as bytes or names of files: a row of one that cannot be decoded is named."""
         from datasets import Image as ImageFeature
 
@@ -163,7 +164,7 @@ class ImageColumn(Column):
         of_16_bits = _dtype((splits[0][1].features or {}).get(self.column)) == "uint16"
         return replace(self, value_range=(0.0, 65535.0)) if of_16_bits and self.value_range is None else self
 
-    def hashes(self, rows: Any, files: ImageFiles) -> Hashes:
+    def hashes(self, rows: Rows, files: ImageFiles) -> Hashes:
         return image_hashes(rows, self.column, files)
 
     def open(self, value: Any, reading: Reading) -> Image.Image | np.ndarray:
@@ -268,7 +269,7 @@ def _dtype(feature: Any) -> str | None:
     return _dtype(feature.feature) if isinstance(feature, (List, LargeList)) else None
 
 
-def _check_labels(rows: Any, column: str, split: str, num_classes: int | None) -> int:
+def _check_labels(rows: Rows, column: str, split: str, num_classes: int | None) -> int:
     """Return the number of classes: the greatest label plus one where `num_classes` does not say it.
 
     Raises:

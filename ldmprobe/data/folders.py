@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.types import Rows
 
 CAPTION = "text"
 """The column of captions that are in files beside the images."""
@@ -46,7 +47,7 @@ def is_image_folder(folder: Path) -> bool:
     return found
 
 
-def with_captions(rows: Any) -> Any:
+def with_captions(rows: Rows) -> Rows:
     """The rows of an image folder with the text of the file beside each image as column "text", if any image has one.
 
     An image without one has the caption "".
@@ -65,7 +66,7 @@ def with_captions(rows: Any) -> Any:
     return undecoded.map(lambda row: {CAPTION: _caption(row["image"]["path"])}).cast(features)
 
 
-def _names(rows: Any) -> Iterator[Any]:
+def _names(rows: Rows) -> Iterator[Any]:
     return iter(rows.select_columns(["image"]))
 
 

@@ -19,6 +19,7 @@ import xxhash
 
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.types import Batch, PlainValues, Rows
 
 _PIECE = 4096  # bytes, a page; encoded images of more than three are read at their start, middle and end
 _FILES_AT_ONCE = 16  # to hide the latency of network disks
@@ -34,7 +35,7 @@ IMAGE_HASH = "__image__"
 # --- images ----------------------------------------------------------------------------------------------------------
 
 
-def image_hashes(rows: Any, column: str, files: ImageFiles) -> Hashes:
+def image_hashes(rows: Rows, column: str, files: ImageFiles) -> Hashes:
     """Return the hash of each row's image, without decoding it: of encoded images, in rows or in files, the size in bytes and 12 KiB; of
     arrays all values.
 
@@ -137,7 +138,7 @@ def _file_hash(name: str, files: ImageFiles) -> int:
 # --- held out --------------------------------------------------------------------------------------------------------
 
 
-def is_held_out(row: dict[str, Any], column: str, fraction: float, wanted: bool, files: ImageFiles) -> bool:
+def is_held_out(row: Batch, column: str, fraction: float, wanted: bool, files: ImageFiles) -> bool:
     """Return whether a stream's row is held out, or is not (`wanted=False`); with probability `fraction`, by its image."""
     return (image_hash(row[column], files) < _threshold(fraction)) == wanted
 
@@ -192,7 +193,7 @@ class KnownRows:
             texts = texts * _MIX + hashes
         return texts
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> PlainValues:
         """Plain values for checkpoints and files: number, a hash of all, and a sample: the same rows in any order."""
         texts = self.texts
         images, first = np.unique(self.images, return_index=True)
@@ -208,7 +209,7 @@ class KnownRows:
         """Which of these images are among the rows."""
         return np.isin(sample, self.images)
 
-    def changes(self, theirs: dict[str, Any], name: str, if_none: str | None = None) -> list[str]:
+    def changes(self, theirs: PlainValues, name: str, if_none: str | None = None) -> list[str]:
         """How these rows differ from those of a summary, in words.
 
         Args:
@@ -243,11 +244,11 @@ class DataIdentity:
     train: KnownRows
     held_out: KnownRows
 
-    def summary(self) -> dict[str, Any]:
+    def summary(self) -> PlainValues:
         """Plain values, for checkpoints."""
         return {"train": self.train.summary(), "held_out": self.held_out.summary()}
 
-    def changes(self, theirs: dict[str, Any]) -> list[str]:
+    def changes(self, theirs: PlainValues) -> list[str]:
         """How these data differ from those of a summary, in words.
 
         Raises:
@@ -266,7 +267,7 @@ class DataIdentity:
             told.append(f"{number / len(before):.0%} of the held-out rows then are trained on now")
         return told
 
-    def trained_on(self, theirs: dict[str, Any]) -> str | None:
+    def trained_on(self, theirs: PlainValues) -> str | None:
         """How many rows that a checkpoint's summary has on the training side are on the held-out side now, in words."""
         sample = np.array(theirs["train"]["sample"], np.uint64)
         moved = int((self.held_out.has(sample) & ~self.train.has(sample)).sum())
@@ -283,10 +284,10 @@ class HashedColumn(Protocol):
     @property
     def name(self) -> str: ...
 
-    def hashes(self, rows: Any, files: ImageFiles) -> Hashes: ...
+    def hashes(self, rows: Rows, files: ImageFiles) -> Hashes: ...
 
 
-def known_rows(rows: Any, columns: Sequence[HashedColumn], files: ImageFiles) -> KnownRows:
+def known_rows(rows: Rows, columns: Sequence[HashedColumn], files: ImageFiles) -> KnownRows:
     """Return the hashes of a table's rows, or of a stream's first; the first of `columns` has the images."""
     from datasets import Dataset
 

@@ -6,7 +6,8 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+from ldmprobe.types import PlainValues, Rows
 
 _URL = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+:(//|:)|::")
 
@@ -56,7 +57,7 @@ def _is_in(path: str, folder: str) -> bool:
     return os.path.commonpath([path, folder]) == folder
 
 
-def files_of(dataset: str, kwargs: dict[str, Any], rows: Any, image_folder: str | None) -> ImageFiles:
+def files_of(dataset: str, kwargs: PlainValues, rows: Rows, image_folder: str | None) -> ImageFiles:
     """Return the files that the rows of a dataset may name: those in `image_folder` or in the dataset's own folder.
 
     Names in an image folder are those of its files, wherever links in it lead; `datasets` keeps a hub's in its caches. Names in a table

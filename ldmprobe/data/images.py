@@ -28,6 +28,7 @@ from ldmprobe.data.stream import HubStream, Reader, ShuffledStream, SkippingLoad
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning
+from ldmprobe.types import Batch, PlainValues, Rows, StateDict
 
 
 class ImageData(L.LightningDataModule):
@@ -211,11 +212,11 @@ class ImageData(L.LightningDataModule):
         reader = self.reader
         return DataIdentity(*(known_rows(self.rows[split], reader.columns, reader.files) for split in SPLITS))
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """What data a checkpoint is of."""
         return self.identity.summary() if self._train is not None else {}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         """Compare the data that a checkpoint was trained on with these, where training goes on from it.
 
         Raises:
@@ -237,13 +238,13 @@ class ImageData(L.LightningDataModule):
         """The names in batches of images."""
         return ("index", *(column.name for column in self.reader.columns))
 
-    def _undecoded(self, rows: Any) -> Any:
+    def _undecoded(self, rows: Rows) -> Rows:
         for column in self.reader.columns:
             rows = column.undecoded(rows)
         return rows
 
     @property
-    def rows(self) -> dict[str, Any]:
+    def rows(self) -> PlainValues:
         """The dataset's rows by split."""
         return dict(zip(SPLITS, (self._train, self._held_out), strict=True))
 
@@ -280,10 +281,10 @@ class ImageData(L.LightningDataModule):
         assert self._cache is not None
         return self._cache.rows(split, self.reader)
 
-    def train_dataloader(self) -> Any:
+    def train_dataloader(self) -> Rows:
         trainer = self.trainer
         rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
-        workers: dict[str, Any] = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
+        workers: PlainValues = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
         if not self.streaming:
             stream = ShuffledStream(self._train, self.reader, self.seed)
             if self._cache is not None:
@@ -317,7 +318,7 @@ class ImageData(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self.val_dataloader()
 
-    def reference_batches(self, num_images: int, held_out: bool = False) -> Iterator[dict[str, Any]]:
+    def reference_batches(self, num_images: int, held_out: bool = False) -> Iterator[Batch]:
         """`num_images` training (or held-out) images, or all there are, drawn in a fixed order that no seed changes, without
         augmentation: what probes compare with. The same on every rank. (Of a stream's training images: the first.)"""
         if self._cache is None:
@@ -326,7 +327,7 @@ class ImageData(L.LightningDataModule):
             latents = self._latents(SPLITS[held_out])
             yield from _in_fixed_order(latents, latents, num_images)
 
-    def reference_images(self, num_images: int, held_out: bool = False) -> Iterator[dict[str, Any]]:
+    def reference_images(self, num_images: int, held_out: bool = False) -> Iterator[Batch]:
         """The same, always with `image`."""
         split = SPLITS[held_out]
         return _in_fixed_order(self.rows[split], self.reader_of(split), num_images)
@@ -349,7 +350,7 @@ def _check_names(image: ImageColumn, others: Sequence[Column], further: Sequence
         raise ConfigurationError(f"ImageData got a column called {own[0]!r}, a name of its own; rename it.")
 
 
-def _in_fixed_order(rows: Any, reader: Reader, num_rows: int) -> Iterator[dict[str, Any]]:
+def _in_fixed_order(rows: Rows, reader: Reader, num_rows: int) -> Iterator[Batch]:
     if hasattr(rows, "__len__"):
         order = np.random.default_rng(0).permutation(len(rows))[:num_rows]
         samples: Iterator[Any] = (reader.read(rows[int(i)], int(i)) for i in order)
@@ -362,24 +363,24 @@ def _in_fixed_order(rows: Any, reader: Reader, num_rows: int) -> Iterator[dict[s
 class _Rows(Dataset):
     """The rows of a split, without augmentation; a stream's (few) held-out rows are read into memory."""
 
-    def __init__(self, rows: Any, reader: Reader) -> None:
+    def __init__(self, rows: Rows, reader: Reader) -> None:
         self.rows = rows if hasattr(rows, "__len__") else list(rows)
         self.reader = reader
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, i: int) -> dict[str, Any]:
+    def __getitem__(self, i: int) -> Batch:
         return self.reader.read(self.rows[i], i)
 
 
-def _only(rows: Any, columns: Sequence[Column]) -> Any:
+def _only(rows: Rows, columns: Sequence[Column]) -> Rows:
     """Return the rows with these columns alone, and those of `OWN` that they have."""
     own = (name for name in rows.column_names or [] if name in OWN)
     return rows.select_columns(list(dict.fromkeys([*(column.column for column in columns), *own])))
 
 
-def _without_own(rows: Any) -> Any:
+def _without_own(rows: Rows) -> Rows:
     """Return the rows without columns that happen to have a name of `OWN`."""
     names = [name for name in rows.column_names or [] if name in OWN]
     return rows.remove_columns(names) if names else rows

@@ -10,7 +10,7 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from ldmprobe.io.digest import fingerprint, weights_fingerprint
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.models.denoiser import Condition
+from ldmprobe.types import Batch, PlainValues
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SPLITS = ("train", "held_out")
@@ -35,12 +36,12 @@ _FORMAT = 6  # since 6, each file has what an encoder makes of its own captions
 
 def cache_key(
     identity: DataIdentity,
-    rows: dict[str, Any],
+    rows: Batch,
     reader: RowReader,
     codec: LatentCodec,
     conditioning: Conditioning,
     dtype: str,
-) -> dict[str, Any]:
+) -> PlainValues:
     """Return all that cached latents depend on, as plain values by part, for both the writer and the reader of a cache.
 
     Of the data these are a hash of each row (`ldmprobe.data.identity`) and its number. The codec's scale and shift are no part:
@@ -79,7 +80,7 @@ def cache_key(
     return json.loads(json.dumps(key, default=str))
 
 
-def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str | None:
+def _difference(theirs: PlainValues, ours: PlainValues) -> str | None:
     """Return what is not the same in two keys, in words."""
     match theirs.get("encoder") is None, ours["encoder"] is None:
         case False, True:
@@ -116,7 +117,7 @@ class LatentCache:
         self.folder = folder
         try:
             description = json.loads(self.description_path(folder).read_text())
-            self.key: dict[str, Any] = description["key"]
+            self.key: PlainValues = description["key"]
             self.num_rows: dict[str, int] = description["num_rows"]
             self.rows_per_shard: int = description["rows_per_shard"]
             self.image_shape: tuple[int, ...] = tuple(description["image_shape"])
@@ -163,7 +164,7 @@ class LatentCache:
             )
         return {prompt: _read(path)[0] for prompt, path in paths.items() if path.is_file()}
 
-    def check_key(self, key: dict[str, Any]) -> None:
+    def check_key(self, key: PlainValues) -> None:
         """Raise ConfigurationError, naming what differs, where these are latents of something else."""
         difference = _difference(self.key, key)
         if difference is not None:
@@ -197,19 +198,19 @@ class LatentRows:
         self.shards, self.reader = cache.shards(split), reader
         self.rows_per_shard, self.num_rows = cache.rows_per_shard, cache.num_rows[split]
         self.kind = cache.key["latents"]["kind"]
-        self._open: dict[int, tuple[dict[str, Tensor], dict[str, Any]]] = {}
+        self._open: dict[int, tuple[dict[str, Tensor], PlainValues]] = {}
 
     def __len__(self) -> int:
         return self.num_rows
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> PlainValues:
         return {**self.__dict__, "_open": {}}  # each process maps the files itself
 
     def __getitem__(self, i: int) -> int:
         """Return the row for `read`, which is its number."""
         return i
 
-    def read(self, row: int, row_number: int, rng: np.random.Generator | None = None) -> dict[str, Any]:
+    def read(self, row: int, row_number: int, rng: np.random.Generator | None = None) -> Batch:
         """Return one sample: `latent` (c, h, w) or `moments` (2c, h, w), `index` and the further columns; and `condition`, if the
         cache has it.
 
@@ -231,11 +232,11 @@ class LatentRows:
             sample["condition"] = {name.removeprefix(CONDITION): value[place] for name, value in encoded.items()}
         return sample
 
-    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    def collate(self, samples: list[Batch]) -> Batch:
         return self.reader.collate(samples)
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _read(path: Path) -> tuple[dict[str, Tensor], PlainValues]:
     """Return the tensors and the plain values in a file."""
     from safetensors import safe_open
 

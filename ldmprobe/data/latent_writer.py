@@ -21,6 +21,7 @@ from ldmprobe.io.plain_text import plain
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, FrozenEncoder
 from ldmprobe.models.denoiser import check_condition
+from ldmprobe.types import Batch, PlainValues
 
 
 def write_cache(
@@ -79,7 +80,7 @@ def write_cache(
     return folder, all(part.path.exists() for part in found.shards())
 
 
-def _described(folder: Path, key: dict[str, Any], rows_per_shard: int, data: ImageData) -> LatentCache:
+def _described(folder: Path, key: PlainValues, rows_per_shard: int, data: ImageData) -> LatentCache:
     """Return the cache in `folder`, as yet without rows where it is new."""
     path = LatentCache.description_path(folder)
     if not path.exists():
@@ -105,7 +106,7 @@ class _Views(Dataset):
         self.rows = data.rows
         self.readers = {split: data.reader_of(split) for split in SPLITS}
 
-    def __getitem__(self, place: tuple[str, int]) -> list[dict[str, Any]]:
+    def __getitem__(self, place: tuple[str, int]) -> list[Batch]:
         split, i = place
         return self.readers[split].views(self.rows[split][i], i)
 
@@ -148,15 +149,13 @@ def _write_rows(
         _write(shard.path, tensors, values)
 
 
-def _encoded(
-    rows: list[list[dict[str, Any]]], data: ImageData, codec: LatentCodec, split: str, dtype: str
-) -> dict[str, Any]:
+def _encoded(rows: list[list[Batch]], data: ImageData, codec: LatentCodec, split: str, dtype: str) -> PlainValues:
     """Return the latents, columns and numbers of rows, each by view where the view matters."""
     views = [data.reader.collate(list(samples)) for samples in zip(*rows, strict=True)]
     images = torch.stack([view.pop("image") for view in views], dim=1)
     encoded = codec.unscaled(images.flatten(0, 1).to(codec.scale.device)).cpu().unflatten(0, images.shape[:2])
     named = [f"The latents of row {i} of the {split.replace('_', '-')} images" for i in views[0]["index"].tolist()]
-    kept: dict[str, Any] = {codec.unscaled_kind: _in(dtype, encoded, named)}
+    kept: PlainValues = {codec.unscaled_kind: _in(dtype, encoded, named)}
     for name, values in views[0].items():
         column = data.reader.column_called(name)
         if column is None or not column.aligned:
@@ -196,7 +195,7 @@ def _in(dtype: str, values: Tensor, named: Sequence[str]) -> Tensor:
     return kept
 
 
-def _write(path: Path, tensors: dict[str, Tensor], values: dict[str, Any]) -> None:
+def _write(path: Path, tensors: dict[str, Tensor], values: PlainValues) -> None:
     from safetensors.torch import save
 
     remove_partials(path.parent, f"{path.name}.*")

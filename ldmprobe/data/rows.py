@@ -16,6 +16,7 @@ from ldmprobe.data.columns import ROW_NUMBER, Column, ImageColumn, Reading
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.view import View
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.types import Batch, Rows
 
 
 @dataclass(frozen=True)
@@ -53,11 +54,11 @@ class RowReader:
 
     def read(
         self,
-        row: dict[str, Any],
+        row: Batch,
         row_number: int,
         rng: np.random.Generator | None = None,
         notes: list[str] | None = None,
-    ) -> dict[str, Any]:
+    ) -> Batch:
         """Return one sample: `image` (C, H, W) float32, `index`, and the further columns.
 
         Args:
@@ -72,7 +73,7 @@ class RowReader:
         reading.view = self._drawn_view(image, reading)
         return self._sample(row, image, reading, keep=False)
 
-    def views(self, row: dict[str, Any], row_number: int) -> list[dict[str, Any]]:
+    def views(self, row: Batch, row_number: int) -> list[Batch]:
         """Return what a cache keeps of a row, for each view that training may see: as it is and, where images are flipped, mirrored."""
         reading, samples = self._reading(row, row_number, None, None), []
         image = self._open(row, reading)
@@ -85,13 +86,13 @@ class RowReader:
         """Return a row's name in messages."""
         return f"{self.unit} {row_number}" + (f" of split {self.split!r}" if self.split else "")
 
-    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+    def collate(self, samples: list[Batch]) -> Batch:
         """Return samples as a batch.
 
         Raises:
             ConfigurationError: tensors of different shapes; the rows are named.
         """
-        batch: dict[str, Any] = {}
+        batch: Batch = {}
         for name, first in samples[0].items():
             values = [sample[name] for sample in samples]
             column = self.column_called(name)
@@ -100,7 +101,7 @@ class RowReader:
             batch[name] = _stack(values) if column is None else column.collate(values)
         return batch
 
-    def _check_shapes(self, name: str, samples: list[dict[str, Any]]) -> None:
+    def _check_shapes(self, name: str, samples: list[Batch]) -> None:
         first = samples[0][name].shape
         for sample in samples:
             if (shape := sample[name].shape) != first:
@@ -111,7 +112,7 @@ class RowReader:
                 )
 
     def _reading(
-        self, row: dict[str, Any], row_number: int, rng: np.random.Generator | None, notes: list[str] | None
+        self, row: Batch, row_number: int, rng: np.random.Generator | None, notes: list[str] | None
     ) -> Reading:
         number = int(row.get(ROW_NUMBER, row_number))
         view = View(self.size, self.resize)
@@ -119,7 +120,7 @@ class RowReader:
             self.place(number), number, view, rng=rng, files=self.files, notes=[] if notes is None else notes
         )
 
-    def _open(self, row: dict[str, Any], reading: Reading) -> Image | np.ndarray:
+    def _open(self, row: Batch, reading: Reading) -> Image | np.ndarray:
         with _naming(self.image, reading):
             image = self.image.open(row[self.image.column], reading)
         reading.image_size = (image.shape[2], image.shape[1]) if isinstance(image, np.ndarray) else image.size
@@ -137,7 +138,7 @@ class RowReader:
             center = (float(across), float(down))
         return View(self.size, self.resize, center, mirrored=self.random_flip and bool(rng.random() < 0.5))
 
-    def _sample(self, row: dict[str, Any], image: Image | np.ndarray, reading: Reading, keep: bool) -> dict[str, Any]:
+    def _sample(self, row: Batch, image: Image | np.ndarray, reading: Reading, keep: bool) -> Batch:
         with _naming(self.image, reading):
             sample = {self.image.name: self.image.seen(image, reading.view), "index": reading.row}
         for column in self.others:
@@ -159,7 +160,7 @@ def _naming(column: Column, reading: Reading) -> Iterator[None]:
         ) from error
 
 
-def _stack(values: list[Any]) -> Any:
+def _stack(values: list[Any]) -> Rows:
     """Return tensors, dicts of tensors or numbers as one."""
     if isinstance(values[0], dict):
         return {name: torch.stack([value[name] for value in values]) for name in values[0]}

@@ -14,12 +14,13 @@ from ldmprobe.data.folders import is_image_folder, with_captions
 from ldmprobe.data.identity import IMAGE_HASH, held_out_mask, is_held_out
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.types import PlainValues, Rows
 
 HELD_OUT_NAMES = ("validation", "valid", "val", "test")
 _SPLIT_SEED = 20_26  # of the held-out rows of built-in data; part of every run's comparability
 
 
-def load_splits(dataset: str, streaming: bool = False, **kwargs: Any) -> dict[str, Any]:
+def load_splits(dataset: str, streaming: bool = False, **kwargs: Any) -> PlainValues:
     """The splits of a dataset by name, without a format that was set on them.
 
     Args:
@@ -73,14 +74,14 @@ def load_splits(dataset: str, streaming: bool = False, **kwargs: Any) -> dict[st
     return {name: rows.with_format(None) for name, rows in splits.items()}
 
 
-def check_splits(splits: dict[str, Any], *names: str | None) -> None:
+def check_splits(splits: PlainValues, *names: str | None) -> None:
     """Raise ConfigurationError if one of the named splits is not there."""
     for name in names:
         if name is not None and name not in splits:
             raise ConfigurationError(f"There is no split {name!r}; the dataset has {', '.join(map(repr, splits))}.")
 
 
-def held_out_name(splits: dict[str, Any], train_split: str, held_out_split: str | None) -> str | None:
+def held_out_name(splits: PlainValues, train_split: str, held_out_split: str | None) -> str | None:
     """The split to hold out: the named one, else one of a usual name; None where a part of the training split is taken."""
     if held_out_split is not None:
         return held_out_split
@@ -88,7 +89,7 @@ def held_out_name(splits: dict[str, Any], train_split: str, held_out_split: str 
 
 
 def choose_splits(
-    splits: dict[str, Any],
+    splits: PlainValues,
     train_split: str,
     held_out_split: str | None,
     held_out_fraction: float,
@@ -96,7 +97,7 @@ def choose_splits(
     image: Column,
     files: ImageFiles,
     fixed: bool = False,
-) -> tuple[Any, Any]:
+) -> tuple[Rows, Rows]:
     """Return training and held-out rows.
 
     Where no split is named for holding out and none has a usual name, a part of the training split is taken: each row with
@@ -131,8 +132,8 @@ def choose_splits(
 
 
 def _held_out_of_table(
-    rows: Any, name: str, fraction: float, image: Column, files: ImageFiles, fixed: bool
-) -> tuple[Any, Any]:
+    rows: Rows, name: str, fraction: float, image: Column, files: ImageFiles, fixed: bool
+) -> tuple[Rows, Rows]:
     if len(rows) < 2:
         raise ConfigurationError(
             f"Split {name!r} has {len(rows)} row(s); expected at least 2, one of them to hold out."
@@ -150,7 +151,7 @@ def _held_out_of_table(
     return numbered.select(order[~held_out]), numbered.select(order[held_out])
 
 
-def _held_out_of_stream(rows: Any, fraction: float, most: int, image: Column, files: ImageFiles) -> tuple[Any, Any]:
+def _held_out_of_stream(rows: Rows, fraction: float, most: int, image: Column, files: ImageFiles) -> tuple[Rows, Rows]:
     from datasets import Dataset
 
     check_column(image.column, rows.column_names or list(next(iter(rows), {})))

@@ -15,27 +15,29 @@ from torch.utils.data import (
     get_worker_info,
 )
 
+from ldmprobe.types import Batch, Rows
+
 
 class Reader(Protocol):
     """Reads the rows of a dataset, or of a cache."""
 
-    def read(self, row: Any, row_number: int, rng: np.random.Generator | None = None) -> dict[str, Any]: ...
+    def read(self, row: Any, row_number: int, rng: np.random.Generator | None = None) -> Batch: ...
 
-    def collate(self, samples: list[dict[str, Any]]) -> dict[str, Any]: ...
+    def collate(self, samples: list[Batch]) -> Batch: ...
 
 
 class ShuffledStream(Dataset):
     """Position p of the stream is row `permutation(seed, p // n)[p % n]`, augmented with randomness of (seed, p)."""
 
-    def __init__(self, rows: Any, reader: Reader, seed: int) -> None:
+    def __init__(self, rows: Rows, reader: Reader, seed: int) -> None:
         self.rows, self.reader, self.seed = rows, reader, seed
         self._pass = -1
         self._permutation = np.empty(0, dtype=np.int64)
 
-    def __getitem__(self, positions: list[int]) -> dict[str, Any]:
+    def __getitem__(self, positions: list[int]) -> Batch:
         return self.reader.collate([self._sample(position) for position in positions])
 
-    def _sample(self, position: int) -> dict[str, Any]:
+    def _sample(self, position: int) -> Batch:
         which_pass, offset = divmod(position, len(self.rows))
         if which_pass != self._pass:
             self._permutation = np.random.default_rng((self.seed, which_pass)).permutation(len(self.rows))
@@ -72,15 +74,15 @@ class HubStream(IterableDataset):
     """A streaming dataset, shuffled anew in each pass through a buffer, without end; sharded over ranks (by the caller,
     with `split_dataset_by_node`) and over workers (by `datasets` itself)."""
 
-    def __init__(self, rows: Any, reader: Reader, seed: int, batch_size: int, buffer_size: int, rank: int = 0) -> None:
+    def __init__(self, rows: Rows, reader: Reader, seed: int, batch_size: int, buffer_size: int, rank: int = 0) -> None:
         self.rows, self.reader, self.seed, self.batch_size = rows, reader, seed, batch_size
         self.buffer_size, self.rank = buffer_size, rank
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Iterator[Batch]:
         rows = self.rows.shuffle(seed=self.seed, buffer_size=self.buffer_size) if self.buffer_size > 1 else self.rows
         worker = get_worker_info()
         part = (self.seed, self.rank, worker.id if worker else 0)
-        samples: list[dict[str, Any]] = []
+        samples: list[Batch] = []
         which_pass = 0
         while True:
             rows.set_epoch(which_pass)
@@ -113,7 +115,7 @@ class SkippingLoader:
                 next(self)
         return self
 
-    def __next__(self) -> Any:
+    def __next__(self) -> Rows:
         assert self._batches is not None
         self._number += 1
         return next(self._batches)

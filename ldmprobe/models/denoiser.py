@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.types import Component, PlainValues
 
 Condition = dict[str, Tensor]
 """What a network is told of each sample, by name, each of shape (N, …): ``{}``, ``{"class_labels": …}``, ``{"encoder_hidden_states": …}``.
@@ -63,7 +64,7 @@ def _class_names(network: nn.Module) -> list[str]:
     return [cls.__name__ for cls in type(network).__mro__]  # FSDP puts a class of its own before diffusers'
 
 
-def _adapted(network: Any) -> Denoiser:
+def _adapted(network: Component) -> Denoiser:
     config, classes = network.config, _class_names(network)
     if config.get("time_cond_proj_dim") is not None:
         raise ConfigurationError(
@@ -76,7 +77,7 @@ def _adapted(network: Any) -> Denoiser:
     time_unit = 1000 if any(name in _TIME_TO_ONE for name in classes) else 1
 
     def denoise(z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        given: dict[str, Any] = {name: value for name, value in condition.items() if name not in bundled}
+        given: PlainValues = {name: value for name, value in condition.items() if name not in bundled}
         if bundled and (always_bundled or len(given) < len(condition)):
             given["added_cond_kwargs"] = {name: condition.get(name) for name in bundled}
         return network(z_t, timestep=t / time_unit if time_unit > 1 else t, **given).sample
@@ -125,7 +126,7 @@ def _what_fits(
     network: nn.Module, latent_shape: tuple[int, ...], condition: Condition, image_shape: tuple[int, ...] | None
 ) -> str:
     """Return what to write for latents that a network does not take: another size of images, where that is all that is wrong."""
-    config: Any = getattr(network, "config", {})
+    config: PlainValues = getattr(network, "config", {})
     channels, size = latent_shape[0], latent_shape[-1]
     inputs = channels + concat_channels(condition)
     multiple = config.get("patch_size") or 2 ** (len(config.get("block_out_channels") or [0]) - 1)
@@ -155,7 +156,7 @@ def check_condition(network: nn.Module, latent_shape: tuple[int, ...], condition
         ConfigurationError: the picture has another size than the latents, or the network other channels; or it takes no text, or text of
             another width.
     """
-    config: Any = getattr(network, "config", {})
+    config: PlainValues = getattr(network, "config", {})
     if CONCAT in condition:
         beside, channels = tuple(condition[CONCAT].shape[1:]), latent_shape[0]
         if beside[1:] != tuple(latent_shape[1:]):
@@ -177,7 +178,7 @@ def check_text(network: nn.Module, condition: Condition) -> None:
     Raises:
         ConfigurationError: it takes none, or of another width.
     """
-    config: Any = getattr(network, "config", None)
+    config: Component = getattr(network, "config", None)
     if config is None or "encoder_hidden_states" not in condition:
         return
     widths = {name: config[name] for name in _TEXT_WIDTHS if config.get(name) is not None}
@@ -192,7 +193,7 @@ def check_text(network: nn.Module, condition: Condition) -> None:
         )
 
 
-def network_config(network: Any) -> dict[str, Any] | None:
+def network_config(network: Component) -> PlainValues | None:
     """Class and constructor arguments of a diffusers module as plain values, or None for any other module."""
     if not hasattr(network, "config"):
         return None
@@ -200,7 +201,7 @@ def network_config(network: Any) -> dict[str, Any] | None:
     return {"class_name": type(network).__name__, **copy.deepcopy(config)}
 
 
-def from_network_config(config: dict[str, Any]) -> Any:
+def from_network_config(config: PlainValues) -> Component:
     """The diffusers module (or scheduler) that ``network_config`` described, with fresh weights.
 
     Raises:
@@ -210,7 +211,7 @@ def from_network_config(config: dict[str, Any]) -> Any:
 
     config = dict(config)
     class_name = str(config.pop("class_name", None))
-    cls: Any = getattr(diffusers, class_name, None)
+    cls: Component = getattr(diffusers, class_name, None)
     known = inspect.isclass(cls) and issubclass(cls, (diffusers.ModelMixin, diffusers.SchedulerMixin))
     if not known:
         raise ConfigurationError(

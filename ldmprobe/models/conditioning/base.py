@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.denoiser import Condition
+from ldmprobe.types import Batch, Component, PlainValues
 
 
 class ConditioningData(Protocol):
@@ -32,7 +33,7 @@ class ConditioningData(Protocol):
     @property
     def batch_names(self) -> Collection[str]: ...
 
-    def reference_batches(self, num_images: int, held_out: bool = False) -> Iterator[dict[str, Any]]:
+    def reference_batches(self, num_images: int, held_out: bool = False) -> Iterator[Batch]:
         """Yield `num_images` distinct rows, or all there are, in an order that never changes."""
 
 
@@ -50,7 +51,7 @@ class FrozenEncoder(Protocol):
     kept: dict[str | None, Condition]
 
     @property
-    def encoder_key(self) -> dict[str, Any]: ...
+    def encoder_key(self) -> PlainValues: ...
 
     @property
     def asked(self) -> tuple[str | None, ...]: ...
@@ -108,7 +109,7 @@ class Conditioning(nn.Module, ABC):
     # --- conditions ------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def from_batch(self, batch: dict[str, Any]) -> Condition:
+    def from_batch(self, batch: Batch) -> Condition:
         """Return the condition of each sample of a batch."""
 
     @abstractmethod
@@ -122,7 +123,7 @@ class Conditioning(nn.Module, ABC):
     def null(self, num_samples: int, device: torch.device) -> Condition:
         """Return the condition that stands for "none", for classifier-free guidance and dropout."""
 
-    def for_training(self, batch: dict[str, Any]) -> Condition:
+    def for_training(self, batch: Batch) -> Condition:
         """Return the condition of each sample, dropped where classifier-free guidance asks for it."""
         condition = self.from_batch(batch)
         first = next(iter(condition.values()), None)
@@ -166,7 +167,7 @@ class Conditioning(nn.Module, ABC):
         return any(parameter.requires_grad for parameter in self.parameters())
 
     @property
-    def description(self) -> dict[str, Any]:
+    def description(self) -> PlainValues:
         """The plain values that decide, beside its weights, the conditions of a probe's samples."""
         return {}
 
@@ -178,33 +179,33 @@ class Conditioning(nn.Module, ABC):
         """
         raise ConfigurationError("The model takes no text, so that --prompt is of no use to it; leave it out.")
 
-    def assumed(self, data: ConditioningData) -> dict[str, Any]:
+    def assumed(self, data: ConditioningData) -> PlainValues:
         """Return what each row of `data` is taken to have of the columns that it lacks, for a probe; by default, nothing."""
         return {}
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     @property
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> PlainValues:
         """What a checkpoint says of it, as plain values: all that `from_spec` needs, but for its weights."""
         return {}
 
     @property
-    def finetuned_spec(self) -> dict[str, Any]:
+    def finetuned_spec(self) -> PlainValues:
         """The same where the pretrained model, which the checkpoint names, has the rest."""
         return self.spec
 
     @property
-    def run_spec(self) -> dict[str, Any]:
+    def run_spec(self) -> PlainValues:
         """What may differ from run to run of one model, as plain values."""
         return {}
 
     @classmethod
-    def from_spec(cls, spec: dict[str, Any], network: nn.Module) -> Conditioning:
+    def from_spec(cls, spec: PlainValues, network: nn.Module) -> Conditioning:
         """Build it anew, with fresh weights, for `network`."""
         return cls(**spec)
 
-    def restore(self, run_spec: dict[str, Any]) -> None:
+    def restore(self, run_spec: PlainValues) -> None:
         """Take over the `run_spec` of a checkpoint."""
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -261,13 +262,13 @@ class Conditioning(nn.Module, ABC):
     def check_exportable(self, network: nn.Module, latent_shape: tuple[int, ...]) -> None:
         """Raise ConfigurationError if its pipeline would sample in another shape or class."""
 
-    def assemble(self, name: str, parts: dict[str, Any]) -> Any:
+    def assemble(self, name: str, parts: PlainValues) -> Component:
         """Return the pipeline of class `name` with `parts` and what it adds itself."""
         import diffusers
 
         return getattr(diffusers, name)(**parts)
 
-    def card(self, pipeline: Any, latent_shape: tuple[int, ...]) -> CardPart:
+    def card(self, pipeline: Component, latent_shape: tuple[int, ...]) -> CardPart:
         """Return what the card of the exported `pipeline` says of it."""
         return CardPart()
 
@@ -279,13 +280,13 @@ class Conditioning(nn.Module, ABC):
         return None
 
 
-def describe(conditioning: Conditioning, finetuned: bool = False) -> dict[str, Any]:
+def describe(conditioning: Conditioning, finetuned: bool = False) -> PlainValues:
     """Return what a checkpoint says of a conditioning, for `conditioning_of`."""
     spec = conditioning.finetuned_spec if finetuned else conditioning.spec
     return {"class_name": type(conditioning).__name__, **spec}
 
 
-def conditioning_of(description: dict[str, Any], network: nn.Module) -> Conditioning:
+def conditioning_of(description: PlainValues, network: nn.Module) -> Conditioning:
     """Build the conditioning that `describe` described, with fresh weights.
 
     Raises:
@@ -305,7 +306,7 @@ def conditioning_of(description: dict[str, Any], network: nn.Module) -> Conditio
 class Unconditional(Conditioning):
     """No condition."""
 
-    def from_batch(self, batch: dict[str, Any]) -> Condition:
+    def from_batch(self, batch: Batch) -> Condition:
         return {}
 
     def for_samples(self, sample_ids: Tensor) -> Condition:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +9,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning.base import CardPart, Conditioning, ConditioningData
 from ldmprobe.models.denoiser import Condition
+from ldmprobe.types import Batch, Component, PlainValues
 
 _DIT_NULL_CLASS = 1000  # fixed in DiTPipeline.__call__, whatever the network's number of classes
 
@@ -34,7 +33,7 @@ class ClassConditioning(Conditioning):
             raise ConfigurationError(f"ClassConditioning got num_classes {num_classes}; expected at least 1.")
         self.num_classes = num_classes
 
-    def from_batch(self, batch: dict[str, Any]) -> Condition:
+    def from_batch(self, batch: Batch) -> Condition:
         self.check_columns(batch)
         return {"class_labels": batch["label"]}
 
@@ -51,7 +50,7 @@ class ClassConditioning(Conditioning):
                 f"A class label is out of range: the data has {data.num_classes} classes (labels 0 to {data.num_classes - 1}) but "
                 f"ClassConditioning has num_classes {self.num_classes}; set it to {data.num_classes}."
             )
-        config: Any = getattr(network, "config", {})
+        config: PlainValues = getattr(network, "config", {})
         classes = config.get("num_embeds_ada_norm")
         if classes is not None and classes != self.num_classes:
             raise ConfigurationError(
@@ -66,7 +65,7 @@ class ClassConditioning(Conditioning):
             )
 
     @property
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> PlainValues:
         return {"num_classes": self.num_classes}
 
     def check_finetune(self, num_classes: int | None, name: str) -> None:
@@ -83,7 +82,7 @@ class ClassConditioning(Conditioning):
         return "DiTPipeline" if network == "DiTTransformer2DModel" and not flow else None
 
     def check_exportable(self, network: nn.Module, latent_shape: tuple[int, ...]) -> None:
-        config: Any = network.config
+        config: Component = network.config
         if config.sample_size != latent_shape[1]:
             raise ConfigurationError(
                 f"The DiTTransformer2DModel has sample_size {config.sample_size} and was trained on latents of {latent_shape[1]}×"
@@ -95,19 +94,19 @@ class ClassConditioning(Conditioning):
                 f"most {_DIT_NULL_CLASS:,} export."
             )
 
-    def assemble(self, name: str, parts: dict[str, Any]) -> Any:
+    def assemble(self, name: str, parts: PlainValues) -> Component:
         labels = {str(label): str(label) for label in range(self.num_classes)}
         set_num_classes(parts["transformer"], _DIT_NULL_CLASS)
         pipeline = super().assemble(name, {**parts, "id2label": labels})
         pipeline.register_to_config(id2label=labels)
         return pipeline
 
-    def card(self, pipeline: Any, latent_shape: tuple[int, ...]) -> CardPart:
+    def card(self, pipeline: Component, latent_shape: tuple[int, ...]) -> CardPart:
         classes = f"{self.num_classes:,}; every other up to 1,000 is the null class"
         return CardPart(facts=(("Classes", classes),), call="class_labels=[0, 1], guidance_scale=1.0")
 
 
-def conditioning_of_pipeline(network: Any, num_classes: int) -> ClassConditioning:
+def conditioning_of_pipeline(network: Component, num_classes: int) -> ClassConditioning:
     """Return the conditioning of a pipeline's network that knows so many classes, and drop those that `ClassConditioning.assemble`
     has padded it with."""
     if network.config.get("num_embeds_ada_norm", num_classes) > num_classes:
@@ -115,7 +114,7 @@ def conditioning_of_pipeline(network: Any, num_classes: int) -> ClassConditionin
     return ClassConditioning(num_classes)
 
 
-def set_num_classes(transformer: Any, num_classes: int) -> None:
+def set_num_classes(transformer: Component, num_classes: int) -> None:
     """Give a DiT another number of classes, in place: those beyond are dropped, those that it lacks become the null class, the last
     row of each table of embeddings."""
     from diffusers.models.embeddings import LabelEmbedding

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import string
-from typing import Any
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.conditioning.text_encoder import TextEncoder, text_pipeline
+from ldmprobe.types import Component
 
 _START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"  # CLIP's
 
@@ -48,7 +48,7 @@ class SmallCLIP(TextEncoder):
         super().__init__(text_pipeline(StableDiffusionPipeline, parts))
 
 
-def word_tokenizer(words: str, max_tokens: int) -> Any:
+def word_tokenizer(words: str, max_tokens: int) -> Component:
     """Return a CLIP tokenizer, the same for the same words, that knows each of them as one token and others by their letters and digits.
 
     (`train_new_from_iterator` breaks ties by chance: a run that is built again would know its words by other numbers.)

@@ -16,6 +16,7 @@ from ldmprobe.models.conditioning.base import CardPart, Conditioning, Conditioni
 from ldmprobe.models.conditioning.text_encoder import TextEncoder
 from ldmprobe.models.denoiser import Condition
 from ldmprobe.models.families import FAMILIES, has_lora_format
+from ldmprobe.types import Batch, Component, PlainValues
 
 
 class TextConditioning(Conditioning):
@@ -64,7 +65,7 @@ class TextConditioning(Conditioning):
 
     # --- conditions ------------------------------------------------------------------------------------------------
 
-    def from_batch(self, batch: dict[str, Any]) -> Condition:
+    def from_batch(self, batch: Batch) -> Condition:
         if "condition" in batch:
             return batch["condition"]
         self.check_columns(batch)
@@ -117,7 +118,7 @@ class TextConditioning(Conditioning):
                     stacklevel=2,
                 )
 
-    def assumed(self, data: ConditioningData) -> dict[str, Any]:
+    def assumed(self, data: ConditioningData) -> PlainValues:
         if "caption" in data.batch_names:
             return {}
         prompt, *others = self.prompts
@@ -131,27 +132,27 @@ class TextConditioning(Conditioning):
     # --- checkpoints -----------------------------------------------------------------------------------------------
 
     @property
-    def description(self) -> dict[str, Any]:
+    def description(self) -> PlainValues:
         return {"prompts": list(self.prompts), "encoder": self.encoder.description}
 
     @property
-    def spec(self) -> dict[str, Any]:
+    def spec(self) -> PlainValues:
         return {"encoder": self.encoder.description}
 
     @property
-    def finetuned_spec(self) -> dict[str, Any]:
+    def finetuned_spec(self) -> PlainValues:
         return {"pipeline": type(self.encoder.pipeline).__name__}
 
     @property
-    def run_spec(self) -> dict[str, Any]:
+    def run_spec(self) -> PlainValues:
         size = {name: value.tolist() for name, value in self.encoder.size.items()}
         return {"prompts": list(self.prompts), "size": size}
 
     @classmethod
-    def from_spec(cls, spec: dict[str, Any], network: nn.Module) -> TextConditioning:
+    def from_spec(cls, spec: PlainValues, network: nn.Module) -> TextConditioning:
         return cls(TextEncoder.from_description(spec["encoder"], network))
 
-    def restore(self, run_spec: dict[str, Any]) -> None:
+    def restore(self, run_spec: PlainValues) -> None:
         self.set_prompts(run_spec["prompts"])
         self.encoder.size = {name: torch.tensor(value) for name, value in run_spec["size"].items()}
 
@@ -193,12 +194,12 @@ class TextConditioning(Conditioning):
         fits = parts[self.encoder.family.network].__name__ == network
         return pipeline.__name__ if fits and parts["scheduler"].__name__.startswith("FlowMatch") == flow else None
 
-    def assemble(self, name: str, parts: dict[str, Any]) -> Any:
+    def assemble(self, name: str, parts: PlainValues) -> Component:
         own, names = self.encoder.pipeline, ("requires_safety_checker", *FAMILIES[name].settings)
         settings = {setting: own.config[setting] for setting in names if setting in own.config}
         return super().assemble(name, {**own.components, **self.encoder.components, **settings, **parts})
 
-    def card(self, pipeline: Any, latent_shape: tuple[int, ...]) -> CardPart:
+    def card(self, pipeline: Component, latent_shape: tuple[int, ...]) -> CardPart:
         outlines = self.encoder.meta_modules.values()
         sizes = "; ".join(
             f"{type(o).__name__}, {sum(p.numel() for p in o.parameters()):,} parameters" for o in outlines
@@ -215,7 +216,7 @@ class TextConditioning(Conditioning):
         return None if self.trained else self
 
     @property
-    def encoder_key(self) -> dict[str, Any]:
+    def encoder_key(self) -> PlainValues:
         size = {name: value.tolist() for name, value in self.encoder.size.items()}
         return {"encoders": fingerprint(self.encoder.description), "precision": self.encoder.precision, "size": size}
 

@@ -19,6 +19,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.denoiser import Condition
 from ldmprobe.models.families import FAMILIES
 from ldmprobe.models.lazy import LazyModule
+from ldmprobe.types import Component, PlainValues
 
 _SAID_IN_PREPARE = ("was truncated because", "Token indices sequence length is longer")
 _USED = 0.9  # at least, of an encoder's embeddings by its tokenizer; of T5's 32,128 it is 32,100
@@ -52,7 +53,7 @@ class TextEncoder(nn.Module):
         ConfigurationError: a tokenizer that does not belong to its text encoder.
     """
 
-    def __init__(self, pipeline: Any, frozen: dict[str, LazyModule] | None = None) -> None:
+    def __init__(self, pipeline: Component, frozen: dict[str, LazyModule] | None = None) -> None:
         super().__init__()
         self.pipeline = pipeline  # not a module; its encoders are registered below, its network and autoencoder are not
         self.family = FAMILIES[type(pipeline).__name__]
@@ -113,19 +114,19 @@ class TextEncoder(nn.Module):
         return next(iter(self.encoders.values())).device  # type: ignore[return-value]
 
     @property
-    def components(self) -> dict[str, Any]:
+    def components(self) -> PlainValues:
         """Text encoders and tokenizers by the names that the pipeline has for them."""
         return {**self._loaded, **self.tokenizers}
 
     @property
-    def meta_modules(self) -> dict[str, Any]:
+    def meta_modules(self) -> PlainValues:
         """The encoders, without weights where they are read from files."""
         return {
             name: part.meta_module if isinstance(part, LazyModule) else part for name, part in self.encoders.items()
         }
 
     @property
-    def _loaded(self) -> dict[str, Any]:
+    def _loaded(self) -> PlainValues:
         return {name: part.network if isinstance(part, LazyModule) else part for name, part in self.encoders.items()}
 
     @property
@@ -140,7 +141,7 @@ class TextEncoder(nn.Module):
             yield from ((f"{name}.{key}", value) for key, value in own)
 
     @cached_property
-    def description(self) -> dict[str, Any]:
+    def description(self) -> PlainValues:
         """Plain values that tell these encoders from others, wherever they are and whatever version wrote them; `from_description`
         needs no more, but for the weights."""
         return {
@@ -151,7 +152,7 @@ class TextEncoder(nn.Module):
         }
 
     @classmethod
-    def from_description(cls, description: dict[str, Any], network: nn.Module) -> TextEncoder:
+    def from_description(cls, description: PlainValues, network: nn.Module) -> TextEncoder:
         """Build the described encoders with fresh weights.
 
         Args:
@@ -220,7 +221,7 @@ class TextEncoder(nn.Module):
         return {name: value.float() if value.is_floating_point() else value for name, value in named.items()}
 
 
-def text_pipeline(cls: Any, parts: dict[str, Any]) -> Any:
+def text_pipeline(cls: Component, parts: PlainValues) -> Component:
     """Return a pipeline of class `cls` of which only `parts` are there."""
     expected, optional = cls._get_signature_keys(cls)
     settings = {"requires_safety_checker": False} if "requires_safety_checker" in optional else {}
@@ -244,7 +245,7 @@ def _without(messages: Sequence[str], *loggers: str) -> Iterator[None]:
             logger.removeFilter(another)
 
 
-def _trained_size(pipeline: Any, network: Any) -> tuple[int, int]:
+def _trained_size(pipeline: Component, network: Component) -> tuple[int, int]:
     """Return the image size in pixels that the pipeline's `__call__` takes by default."""
     size = getattr(pipeline, "default_sample_size", None) or network.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
@@ -255,7 +256,7 @@ def _tokenizer_of(encoder: str) -> str:
     return encoder.replace("text_encoder", "tokenizer")
 
 
-def _check_belonging(name: str, encoder: Any, tokenizer: Any) -> None:
+def _check_belonging(name: str, encoder: Component, tokenizer: Component) -> None:
     """Refuse a tokenizer that is not this encoder's."""
     tokens, embeddings = len(tokenizer), encoder.get_input_embeddings().num_embeddings
     if not _USED * embeddings <= tokens <= embeddings:
@@ -271,17 +272,17 @@ def _check_belonging(name: str, encoder: Any, tokenizer: Any) -> None:
         )
 
 
-def _encoder_description(encoder: Any) -> dict[str, Any]:
+def _encoder_description(encoder: Component) -> PlainValues:
     config = {name: value for name, value in encoder.config.to_dict().items() if name not in _ABOUT_THE_FILE}
     return {"class_name": type(encoder).__name__, "config": config}
 
 
-def _encoder_from(description: dict[str, Any]) -> Any:
+def _encoder_from(description: PlainValues) -> Component:
     cls = _transformers_class(description["class_name"])
     return cls(cls.config_class.from_dict(description["config"]))
 
 
-def _tokenizer_description(tokenizer: Any) -> dict[str, Any]:
+def _tokenizer_description(tokenizer: Component) -> PlainValues:
     """Return the tokenizer's class and its files as text, without what its last call left in them."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
@@ -295,14 +296,14 @@ def _tokenizer_description(tokenizer: Any) -> dict[str, Any]:
     return {"class_name": type(tokenizer).__name__, "files": files}
 
 
-def _tokenizer_from(description: dict[str, Any]) -> Any:
+def _tokenizer_from(description: PlainValues) -> Component:
     with tempfile.TemporaryDirectory() as folder:
         for name, text in description["files"].items():
             (Path(folder) / Path(name).name).write_text(text, encoding="utf-8")
         return _transformers_class(description["class_name"]).from_pretrained(folder, local_files_only=True)
 
 
-def _transformers_class(name: str) -> Any:
+def _transformers_class(name: str) -> Component:
     import transformers
 
     cls = getattr(transformers, name, None)
