@@ -18,27 +18,13 @@ from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.reference import Reference
+from ldmprobe.tracking.scalars import Detail
 
 
 class DenoisingProbe(ProbeCallback):
     """Denoises held-out latents, with noise fixed per image, on a fixed grid of log-SNR; no sampling.
 
-    ================================  ==============================================================  ==========
-    key                               what                                                            unit
-    ================================  ==============================================================  ==========
-    probe/denoising_mse/tNNNN         squared ε-error                                                 per dimension
-    probe/denoising_skill/tNNNN       1 − mse/mmse: below 0 is worse than a Wiener filter             1
-    probe/denoising_nats/tNNNN        gain over the linear denoiser                                   nats
-    probe/calibration_residual/tNNNN  share of the error that a linear correction would still remove  1
-    probe/calibration_nats/tNNNN      the same                                                        nats
-    probe/prediction_gain/tNNNN       what predictions would have to be multiplied by, 1 is calibrated  1
-    probe/prediction_offset/tNNNN     mean of the error by channel, root mean square                  noise's
-    probe/denoising_progress/tNNNN    gained since the last probe, paired                             nats
-    probe/denoising_bound_nats        likelihood bound from first level to last, lower is better      nats
-    probe/imbalance_gini              how unevenly the recoverable error is spread over log-SNR       1
-    probe/imbalance_share/logsnr±NN   share of it in the band that begins there                       1
-    probe/calibration_residual_band/logsnr±NN   residual of that band                                1
-    ================================  ==============================================================  ==========
+    What it finds: ``probing.denoising.METRICS`` (docs/METRICS.md).
 
     Args:
         every_n_steps: optimiser steps between probes.
@@ -47,8 +33,9 @@ class DenoisingProbe(ProbeCallback):
         batch_size: latents through the network at once.
         num_reference: training images that the linear denoiser is fitted on.
         seed: of the noise.
-        image_loss: also the error of decoded x̂_0, in pixels (``probe/image_mse/tNNNN``).
+        image_loss: also the error of decoded x̂_0, in pixels.
         held_out: batches of held-out images, for a Trainer that validates on none; default: the validation data.
+        detail: what loggers are sent: "bands" of log-SNR, or also all "levels".
     """
 
     def __init__(
@@ -61,8 +48,9 @@ class DenoisingProbe(ProbeCallback):
         seed: int = 0,
         held_out: Iterable[Any] | None = None,
         image_loss: bool = False,
+        detail: Detail = "bands",
     ) -> None:
-        super().__init__(every_n_steps)
+        super().__init__(every_n_steps, detail)
         for name, value, least in (
             ("num_images", num_images, 8),
             ("num_draws", num_draws, 32),

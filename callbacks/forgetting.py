@@ -19,6 +19,7 @@ from ldmprobe.probing.forgetting import KindOfData, probe_forgetting
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks, evaluating
 from ldmprobe.probing.reference import Reference
+from ldmprobe.tracking.scalars import Detail
 
 _log = logging.getLogger(__name__)
 
@@ -27,17 +28,7 @@ class Forgetting(ProbeCallback):
     """Runs the denoising probe on held-out data of the base model's kind and on the Trainer's, and compares both, draw by draw, with what it
     found before the first optimiser step. No copy of the base model is kept: the record of step 0 has the errors of its every draw.
 
-    =======================================  ============================================================  =====
-    key (each also ``…/new/…``)              what                                                          unit
-    =======================================  ============================================================  =====
-    probe/forgetting_nats/base/tNNNN         change since step 0, below 0 is lost                          nats
-    probe/forgetting_skill_change/base/tNNNN the same as change of skill                                   1
-    probe/forgetting_skill/base/tNNNN        1 − mse/mmse: below 0 is worse than a Wiener filter           1
-    probe/forgetting_residual/base/tNNNN     R: share of the error that a linear correction would remove   1
-    probe/forgotten_nats                     lost on the base model's data over all levels, net            nats
-    probe/gained_nats                        gained on the new data over all levels, net                   nats
-    probe/…_nats_half_width                  of the 95 % interval of each                                  nats
-    =======================================  ============================================================  =====
+    What it finds: ``probing.forgetting.METRICS`` (docs/METRICS.md).
 
     Args:
         base_data: data of the kind that the base model was trained on, an ImageData; seen through the codec and conditioning of the model in
@@ -48,6 +39,7 @@ class Forgetting(ProbeCallback):
         batch_size: latents through the network at once.
         num_reference: training images of each kind that its linear denoiser is fitted on.
         seed: of the noise.
+        detail: what loggers are sent: "bands" of log-SNR, or also all "levels".
 
     Raises:
         ConfigurationError: before training: ``base_data`` does not fit the model; or a run is resumed whose base model was not measured.
@@ -62,8 +54,9 @@ class Forgetting(ProbeCallback):
         batch_size: int = 256,
         num_reference: int = 4096,
         seed: int = 0,
+        detail: Detail = "bands",
     ) -> None:
-        super().__init__(every_n_steps)
+        super().__init__(every_n_steps, detail)
         for name, value, least in (
             ("num_images", num_images, 8),
             ("num_draws", num_draws, 32),

@@ -10,8 +10,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from ldmprobe.errors import ConfigurationError
-
-PREFIX = "probe/"
+from ldmprobe.tracking.scalars import SECTION
 
 
 def show_metrics(trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
@@ -25,14 +24,14 @@ def check_monitors(trainer: L.Trainer) -> None:
     Raises:
         ConfigurationError: it is not, so that Lightning would end the run when it looks for it.
     """
-    known = [name for name in trainer.callback_metrics if name.startswith(PREFIX)]
+    known = [name for name in trainer.callback_metrics if name.startswith(SECTION)]
     for who, monitor in _monitors(trainer):
-        if monitor.startswith(PREFIX) and monitor not in known:
+        if monitor.startswith(SECTION) and monitor not in known:
             near = difflib.get_close_matches(monitor, known, n=6, cutoff=0.4)
             raise ConfigurationError(
                 f"{who} monitors {monitor!r}, which no probe has found before the first optimizer step. Among the {len(known)} metrics that there "
                 f"are: {', '.join(near or sorted(known, key=len)[:6]) or 'none; add a probe to the callbacks'}. (What is only found later, such as "
-                "`probe/denoising_progress`, cannot be monitored.)"
+                "`probe_denoising/progress`, cannot be monitored.)"
             )
 
 

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, get_args
 from weakref import WeakKeyDictionary
 
 import lightning as L
@@ -25,7 +25,8 @@ from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.probing.non_finite import first_not_finite
 from ldmprobe.probing.probe import Progress, Ranks, plain_stderr, progress_bar
 from ldmprobe.tracking.history import RunningHistory
-from ldmprobe.tracking.loggers import all_metrics, log_record, log_scalars
+from ldmprobe.tracking.loggers import log_record, log_scalars
+from ldmprobe.tracking.scalars import Detail, all_metrics
 
 _log = logging.getLogger(__name__)
 _METRICS = "ldmprobe.ProbeCallback"  # in a checkpoint
@@ -45,7 +46,7 @@ class ProbeCallback(L.Callback, ABC):
     optimisers, a probe runs after the batch in which a multiple of ``every_n_steps`` was reached or passed.
 
     The metrics of the last probe are also in ``trainer.callback_metrics`` on every rank, from before the first optimiser step on, so that
-    ``ModelCheckpoint(monitor="probe/fid")`` and EarlyStopping go by them; a resumed run has them from its checkpoint.
+    ``ModelCheckpoint(monitor="probe_quality/fid")`` and EarlyStopping go by them; a resumed run has them from its checkpoint.
 
     A probe that raises, or whose record cannot be written, does not end training: the first error is logged with its traceback,
     later ones in a line, and all are counted, in ``failures`` and for the loggers in ``probe_failures/<Probe>``. Raised all the
@@ -54,6 +55,7 @@ class ProbeCallback(L.Callback, ABC):
 
     Args:
         every_n_steps: at least 1.
+        detail: what loggers are sent: "bands", headlines and curves by band of log-SNR, or "levels", every level of every curve besides.
 
     Attributes:
         failures: how many probes have failed since training was started or resumed.
@@ -62,10 +64,12 @@ class ProbeCallback(L.Callback, ABC):
 
     part_of_training = False
 
-    def __init__(self, every_n_steps: int = 500) -> None:
+    def __init__(self, every_n_steps: int = 500, detail: Detail = "bands") -> None:
+        if detail not in get_args(Detail):
+            raise ConfigurationError(f"{type(self).__name__} got detail {detail!r}; expected 'bands' or 'levels'.")
         if every_n_steps < 1:
             raise ConfigurationError(f"{type(self).__name__} got every_n_steps {every_n_steps}; expected at least 1.")
-        self.every_n_steps = every_n_steps
+        self.every_n_steps, self.detail = every_n_steps, detail
         self.failures = 0
         self._nan_told = False
         self._last_step = -1
@@ -163,14 +167,14 @@ class ProbeCallback(L.Callback, ABC):
         with plain_stderr(), self._going_on(trainer, alone=trainer.world_size == 1):
             self._look_for_nan(trainer, pl_module)
             record = self.probe(trainer, pl_module, ranks)
-        metrics = {} if record is None else all_metrics(record)
+        metrics = {} if record is None else all_metrics(record, "levels")
         show_metrics(trainer, metrics)
         if record is not None and trainer.is_global_zero:
             with self._going_on(trainer, alone=True):
                 store = RecordStore(run_directory(trainer))
                 store.append(record)
                 if trainer.loggers:
-                    log_record(trainer.loggers, record, self._history)
+                    log_record(trainer.loggers, record, self._history, self.detail)
         return metrics
 
     def _look_for_nan(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -11,14 +11,14 @@ from torch import nn
 from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
 from ldmprobe.callbacks.probe_data import has_held_out, image_batches
 from ldmprobe.callbacks.rank_zero import from_rank_zero
-from ldmprobe.diffusion.grids import Grid, ScheduleGrid
-from ldmprobe.diffusion.samplers import DDIM, Sampler
+from ldmprobe.diffusion.grids import Grid
+from ldmprobe.diffusion.samplers import Sampler
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.features.classifier import FeatureNetwork
 from ldmprobe.features.inception import Inception
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
-from ldmprobe.models.guidance import Guidance, as_guidance
+from ldmprobe.models.guidance import Guidance
 from ldmprobe.probing.probe import Ranks, evaluating
 from ldmprobe.probing.quality import probe_quality, refuse_too_few
 from ldmprobe.probing.real_features import RealFeatures, check_feature_network, network_fingerprint
@@ -30,13 +30,7 @@ _log = logging.getLogger(__name__)
 class SampleQuality(ProbeCallback):
     """Sample from fixed noise, by DDIM if no other sampler is named, with the EMA weights if there are any, decode, and compare with real images.
 
-    =============  ===============================================================================  ==============
-    key            what                                                                             unit
-    =============  ===============================================================================  ==============
-    probe/fid      Fréchet distance of feature Gaussians; falls with num_samples, all else equal    features'²
-    probe/kid      kernel distance (MMD²) of features; unbiased, may fall below 0                   1
-    probe/kid_std  its standard deviation over 100 random subsets                                   1
-    =============  ===============================================================================  ==============
+    What it finds: ``probing.quality.METRICS`` (docs/METRICS.md).
 
     Distances in different feature networks, or of different numbers of samples, do not compare. Real images are not passed
     through the autoencoder, whose faults are part of the distance. Their features are computed once, by rank zero, and
@@ -82,9 +76,7 @@ class SampleQuality(ProbeCallback):
             )
         if real not in ("train", "held_out"):
             raise ConfigurationError(f"SampleQuality got real {real!r}; expected 'train' or 'held_out'.")
-        self.sampling = Sampling(
-            num_samples, num_steps, sampler or DDIM(), grid or ScheduleGrid(), as_guidance(guidance), batch_size, seed
-        )
+        self.sampling = Sampling.of(num_samples, num_steps, sampler, grid, guidance, batch_size, seed)
         self.feature_network, self.num_real, self.real = feature_network, num_real, real
         self.kid_subset_size = kid_subset_size
         self._network: nn.Module | None = None

@@ -16,6 +16,7 @@ from ldmprobe.callbacks.probe_data import held_out_of, reference_of
 from ldmprobe.callbacks.training_clock import seconds_spent
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.probing.analyses import MarginalGap
@@ -25,6 +26,36 @@ from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.reference import Reference
 from ldmprobe.probing.sampling import Sampling
+
+_DRY = "A dry run: nothing was changed, and the dotted line is what the controller wanted."
+METRICS = (
+    Metric(
+        "balance_skill", "Median skill", "Nothing is steered before it has reached `begin_at_skill`.", "",
+        good="higher", shown="headline",
+    ),
+    Metric(
+        "balance_moved", "Draws to be moved", "The share of the draws that the target would move.", "",
+        shown="headline",
+    ),
+    Metric(
+        "balance_steered", "Decisions followed",
+        "1 where the target was followed; the others would have moved too few of the draws.", "", shown="headline",
+    ),
+    Metric("balance_seconds", "Seconds spent on balancing", "CPU seconds in all.", "s", good="lower", shown="headline"),
+    Metric(
+        "balance_progress", "Where held-out error falls",
+        "What the controller goes by: how much each level's held-out error fell since the decision before.",
+        "nats per level and 1,000 steps", good="higher", log=True, shown="headline",
+    ),
+    Metric(
+        "balance_density", "Where the balancer steered to",
+        "Density of the draws per log-SNR, before the sampler's floor is added. Dotted: what the controller wanted "
+        "last.",
+        "density, 1 is the mean", ideal=1.0, beside=("balance_target",), shown="headline",
+    ),
+    Metric("balance_target", "what the controller wants", "", "density, 1 is the mean", ideal=1.0),
+    Metric("balance_weight", "Weight of the loss by noise level", "", "weight", log=True),
+)  # fmt: skip
 
 
 class TimestepBalancer(ProbeCallback):
@@ -43,9 +74,7 @@ class TimestepBalancer(ProbeCallback):
     the sampler's ``floor`` of all draws stays as it was; it is a moving average; and nothing changes unless at least ``hysteresis`` of
     the draws would move. The sampler's probabilities sum to 1 and the loss keeps its mean weight of 1, so that the learning rate is what it was.
 
-    Each decision is a record "balance" with the curves ``balance_progress`` (nats per level and 1,000 steps), ``balance_target`` (what the
-    controller wants, 1 is the mean), ``balance_density`` (what is drawn by) and ``balance_weight`` (of the loss), and the scalars ``balance_skill`` (the median), ``balance_moved`` (share of the draws that the
-    target would move), ``balance_steered`` (1 if it was followed) and ``balance_seconds`` (spent on this so far).
+    Each decision is a record "balance" (``METRICS``).
 
     Unlike every other probe, this one changes training; it costs ``num_draws`` passes at some 17 levels each time. What it looks at is held-out
     data, which in a strict sense is then no longer held out; the leak is one density over 17 levels.
@@ -194,8 +223,13 @@ class TimestepBalancer(ProbeCallback):
             found.step,
             scalars={"balance_skill": skill, "balance_moved": share, "balance_steered": float(steered)},
             curves={name: Curve(where.timestep, where.log_snr, value) for name, value in curves.items()},
-            provenance={"controller": type(self.controller).__name__, "dry_run": self.dry_run, **found.provenance},
-            fingerprints=found.fingerprints,
+            metrics=METRICS,
+            provenance={
+                **{name: value for name, value in found.provenance.items() if name not in ("summary", "remarks")},
+                "controller": type(self.controller).__name__,
+                "dry_run": self.dry_run,
+                "notes": {"balance_density": _DRY} if self.dry_run else {},
+            },
         )
 
     def _gap(self, model: DiffusionModel, found: ProbeRecord, ranks: Ranks) -> np.ndarray:

@@ -10,8 +10,17 @@ import torch
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.probe import Ranks
+
+METRICS = (
+    Metric(
+        "training_seconds", "Seconds of training",
+        "What the weights of that step have cost, without probes, validation, checkpoints and the reading of batches.",
+        "s", good="lower", shown="headline",
+    ),
+)  # fmt: skip
 
 
 class TrainingClock(ProbeCallback):
@@ -22,8 +31,7 @@ class TrainingClock(ProbeCallback):
     On a CPU these are CPU seconds of the process, all its threads together, which a machine that is busy with other things hardly
     changes; with one thread they are the wall time of an idle one. On a GPU they are wall seconds, its queue empty at both ends.
 
-    A record "clock" with the scalar ``training_seconds`` is what the weights of that step have cost; logged as
-    ``probe/training_seconds``. A resumed run counts on from its checkpoint.
+    A record "clock" with the scalar ``training_seconds`` is what the weights of that step have cost. A resumed run counts on from its checkpoint.
 
     Args:
         every_n_steps: optimiser steps between records; those of the probes that are to be read against time.
@@ -61,7 +69,11 @@ class TrainingClock(ProbeCallback):
         others = sum(getattr(c, "cost_seconds", 0.0) for c in callbacks if getattr(c, "part_of_training", False))
         provenance = {"device": str(pl_module.device), "num_threads": torch.get_num_threads()}
         return ProbeRecord(
-            "clock", trainer.global_step, {"training_seconds": self._seconds + others}, provenance=provenance
+            "clock",
+            trainer.global_step,
+            {"training_seconds": self._seconds + others},
+            metrics=METRICS,
+            provenance=provenance,
         )
 
     def state_dict(self) -> dict[str, Any]:

@@ -10,9 +10,17 @@ import torch
 from torch import Tensor
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback
+from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.probing.probe import Ranks
 
+METRICS = (
+    Metric(
+        "training_mse", "Training error by noise level",
+        "Raw squared ε-error of the training samples since the last record, unweighted, by band of log-SNR.",
+        "squared ε-error per dimension", good="lower", log=True, pool="mean", shown="headline",
+    ),
+)  # fmt: skip
 BAND_EDGES = torch.arange(-12.0, 12.1, 1.5, dtype=torch.float64)
 _MOST_WAITING = 1000  # batches
 
@@ -23,8 +31,6 @@ class TrainingLoss(ProbeCallback):
     Each sample counts 1/(T p(t)) times, so that the average means the same under any timestep sampler; with the importance-
     *weighted* loss, a sampler that follows the loss would hide the imbalance it follows. Needs a ``training_step`` that returns
     ``epsilon_mse``, ``log_snr`` and ``sampling_probability`` per sample, as LatentDiffusion's does.
-
-    Logs ``probe/training_mse/logsnr+X.X``, named by the middle of the band.
     """
 
     def __init__(self, every_n_steps: int = 100) -> None:
@@ -61,9 +67,7 @@ class TrainingLoss(ProbeCallback):
             return None
         middle = ((BAND_EDGES[1:] + BAND_EDGES[:-1]) / 2)[seen].numpy()
         curve = Curve(np.full(len(middle), -1), middle, (error / weight)[seen].numpy())
-        return ProbeRecord(
-            "training", trainer.global_step, curves={"training_mse": curve}, provenance={"unit": "squared ε-error"}
-        )
+        return ProbeRecord("training", trainer.global_step, curves={"training_mse": curve}, metrics=METRICS)
 
     # --- in a checkpoint, the sums of all ranks: rank zero's alone count after a resume ----------------------------
 

@@ -23,13 +23,7 @@ class TrainingObjective(ProbeCallback):
     A record at the start, and another every ``every_n_steps`` and at the end if weights or density differ from the last one's: one record for
     a fixed weighting and sampler, a history for adaptive or steered samplers and learned weightings.
 
-    ===========================  ====================================================================  ==========
-    key                          what                                                                  unit
-    ===========================  ====================================================================  ==========
-    probe/timestep_mean_log_snr  mean log-SNR of the draws                                             log-SNR
-    probe/emphasis_mean_log_snr  mean log-SNR of the weight on squared ε-errors                        log-SNR
-    probe/*_curves (W&B)         timestep_density p, loss_weight w, training_emphasis p w              per log-SNR
-    ===========================  ====================================================================  ==========
+    What it finds: ``probing.objective.METRICS`` (docs/METRICS.md).
 
     Args:
         every_n_steps: optimiser steps between looks.

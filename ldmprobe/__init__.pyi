@@ -64,6 +64,7 @@ from ldmprobe.features.classifier import FeatureNetwork as FeatureNetwork
 from ldmprobe.features.inception import Inception as Inception
 from ldmprobe.functional import probe as probe
 from ldmprobe.inference import sample_images as sample_images
+from ldmprobe.io.metric import Metric as Metric
 from ldmprobe.io.record import Curve as Curve
 from ldmprobe.io.record import PerSample as PerSample
 from ldmprobe.io.record import ProbeRecord as ProbeRecord
@@ -101,8 +102,8 @@ from ldmprobe.probing.quality import probe_quality as probe_quality
 from ldmprobe.probing.reference import Reference as Reference
 from ldmprobe.probing.sampling import Sampling as Sampling
 from ldmprobe.tracking.csv_logger import ResumableCSVLogger as ResumableCSVLogger
-from ldmprobe.tracking.loggers import scalar_metrics as scalar_metrics
 from ldmprobe.tracking.report import write_report as write_report
+from ldmprobe.tracking.scalars import scalar_metrics as scalar_metrics
 from ldmprobe.training.checkpoint.load import load_model as load_model
 from ldmprobe.training.finetuning import FinetunedDiffusion as FinetunedDiffusion
 from ldmprobe.training.latent_diffusion import LatentDiffusion as LatentDiffusion

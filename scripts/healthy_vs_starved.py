@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
-from ldmprobe.tracking.figures import figure_png
-from ldmprobe.tracking.style import IDEAL, WARNING, step_colour
+from ldmprobe.tracking.charts.static import png
+from ldmprobe.tracking.style import IDEAL, WARNING, step_color
 
 ROOT = Path(__file__).resolve().parent.parent
 BAND = (0, 150)
@@ -81,7 +81,7 @@ def curves(axis, records: list[ProbeRecord], metric: str) -> None:
         curve = record.curves[metric]
         last = i == len(records) - 1
         value = np.where(curve.value > 0, curve.value, np.nan) if metric == "step_kl" else curve.value
-        axis.plot(curve.log_snr, value, color=step_colour(i / max(len(records) - 1, 1)), lw=2.2 if last else 1.1)
+        axis.plot(curve.log_snr, value, color=step_color(i / max(len(records) - 1, 1)), lw=2.2 if last else 1.1)
 
 
 def band_log_snr(record: ProbeRecord) -> tuple[float, float]:
@@ -96,5 +96,5 @@ if __name__ == "__main__":
     args = parser.parse_args()
     runs = {"healthy": train("healthy"), "starved": train("starved", *STARVED)}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_bytes(figure_png(draw(runs), dpi=110))
+    args.out.write_bytes(png(draw(runs), dpi=110))
     print(args.out)

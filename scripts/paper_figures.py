@@ -19,7 +19,8 @@ from ldmprobe.inference import real_latents
 from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.reference import Reference
 from ldmprobe.probing.sampling import Sampling
-from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure
+from ldmprobe.tracking.charts.static import png
+from ldmprobe.tracking.pictures import curves_figure, scatter_figure
 from ldmprobe.training.checkpoint.load import load_model
 
 
@@ -36,8 +37,8 @@ def make_figures(args: argparse.Namespace) -> list[Path]:
     )
     args.out.mkdir(parents=True, exist_ok=True)
     paths = [args.out / "latents_pca.png", args.out / "step_kl.png"]
-    for path, figure in zip(paths, (pca_figure(record), kl_figure([record])), strict=True):
-        path.write_bytes(figure_png(figure, dpi=200))
+    for path, figure in zip(paths, (scatter_figure(record, "pca"), curves_figure([record], ["step_kl"])), strict=True):
+        path.write_bytes(png(figure, dpi=200))
     return paths
 
 

@@ -41,8 +41,8 @@ from ldmprobe.comparison.study_figures import curves_figure, pareto_figure
 from ldmprobe.comparison.study_table import study_markdown, study_table
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import atomic_write
+from ldmprobe.tracking.charts.static import png
 from ldmprobe.tracking.comparable import read_runs
-from ldmprobe.tracking.figures import figure_png
 
 _NAME = re.compile(r"[\w.+-]+")  # of a method: a folder's
 _LOG_LINES = 15
@@ -217,8 +217,8 @@ def write(found: Study, title: str, missing: list[str], out: Path) -> None:
     text = study_markdown(found, title, missing)
     for name, content in (
         ("table.md", text.encode()),
-        ("pareto.png", figure_png(pareto_figure(found))),
-        ("curves.png", figure_png(curves_figure(found))),
+        ("pareto.png", png(pareto_figure(found))),
+        ("curves.png", png(curves_figure(found))),
     ):
         with atomic_write(out / name) as file:
             file.write(content)

@@ -22,8 +22,8 @@ from matplotlib.figure import Figure
 
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
-from ldmprobe.tracking.figures import figure_png
-from ldmprobe.tracking.style import ACCENT, IDEAL, WARNING, step_colour
+from ldmprobe.tracking.charts.static import png
+from ldmprobe.tracking.style import ACCENT, IDEAL, WARNING, step_color
 
 ROOT = Path(__file__).resolve().parent.parent
 BEFORE, AFTER = 800, 1600
@@ -73,7 +73,7 @@ def draw(runs: dict[str, RecordStore]) -> Figure:
     error.axvline(BEFORE, color="#8a8f98", lw=1, ls=":")
     decisions = [record for record in runs["balanced"].read("balance") if record.step >= BEFORE]
     for i, record in enumerate(decisions):
-        plot(density, record, "balance_density", step_colour(i / max(len(decisions) - 1, 1)), None)
+        plot(density, record, "balance_density", step_color(i / max(len(decisions) - 1, 1)), None)
     for axis in (skill, density):
         axis.axvspan(*band_log_snr(before), color=WARNING, alpha=0.1, lw=0)
         axis.set_xlabel("log-SNR (noisy to clean)")
@@ -104,7 +104,7 @@ if __name__ == "__main__":
     args = parser.parse_args()
     runs = both_runs()
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_bytes(figure_png(draw(runs), dpi=110))
+    args.out.write_bytes(png(draw(runs), dpi=110))
     for name, store in runs.items():
         records = {record.step: record for record in store.read("denoising")}
         told = ", ".join(

@@ -20,7 +20,7 @@ from ldmprobe.io.store import RecordStore
 from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.pretrained.load import load_pipeline
 from ldmprobe.probing.sampling import Sampling
-from ldmprobe.tracking.figures import kl_figure, pca_figure
+from ldmprobe.tracking.pictures import curves_figure, scatter_figure
 from ldmprobe.training.checkpoint.load import load_model
 from tests.helpers import WHOLE_PATH, tiny_unet
 from tests.pipelines import autoencoder, clip, saved
@@ -79,14 +79,14 @@ def test_a_guided_probe_of_prompts_says_so_and_is_not_compared_with_others(pipel
     assert record.provenance["prompts"] == ["a red cat", "blue <dog>"]
     assert record.provenance["guidance_scale"] == 3.0
     page = Path("one/report.html").read_text()
-    assert "Guidance 3 shifts the marginals by design" in page
+    assert "Guidance scale 3.0 shifts the marginals by design" in page
     assert "Prompts, in turn: “a red cat”, “blue &lt;dog&gt;”." in page
-    assert kl_figure([record]).axes[0].get_title().endswith("guidance 3 shifts the marginals by design")
-    assert pca_figure(record).get_suptitle().endswith("guidance 3 shifts the marginals by design")
+    for figure in (curves_figure([record], ["step_kl"]), scatter_figure(record, "pca")):
+        assert "\nguidance scale 3.0 shifts the marginals by design" in figure.get_suptitle()
     capsys.readouterr()
     assert main(["compare", "one", "same", "--out", "alike"]) == 0
     assert main(["compare", "one", "other", "--out", "unlike"]) == 2
-    assert "sampler (num_samples, guidance_scale, prompts, seed, latent shape)" in capsys.readouterr().err
+    assert "sampler (num_samples, guidance, prompts, seed, latent shape)" in capsys.readouterr().err
 
 
 @torch.no_grad()

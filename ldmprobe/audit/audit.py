@@ -33,12 +33,12 @@ from torch import nn
 from ldmprobe.audit.ledger import KINDS, Ledger, differences, in_words
 from ldmprobe.audit.observation import Observation, Recorder, bracket, is_probe, logged_metrics
 from ldmprobe.callbacks import ProbeCallback
-from ldmprobe.callbacks.monitored import PREFIX
 from ldmprobe.configuration.cli import build_cli
 from ldmprobe.configuration.errors import meant_for_the_user
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import digest
 from ldmprobe.lightning_private import callbacks_of
+from ldmprobe.tracking.scalars import SECTION
 from ldmprobe.types import Batch, PlainValues
 
 _WIDTH = 100
@@ -126,7 +126,7 @@ def audited(config: PlainValues, run_dir: Path, steps: int, probed: bool) -> Pla
     def is_left_out(callback: PlainValues) -> bool:
         kind = _class_of(callback)
         by_a_probe = str((callback.get("init_args") or {}).get("monitor")).startswith(
-            PREFIX
+            SECTION
         )  # training is meant to depend on it
         return issubclass(kind, (Checkpoint, ProgressBar)) or by_a_probe or (not probed and is_probe(kind))
 

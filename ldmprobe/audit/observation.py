@@ -15,8 +15,7 @@ from ldmprobe.audit.ledger import Ledger, differences, in_words, take_ledger
 from ldmprobe.callbacks import ProbeCallback, ReportWriter
 from ldmprobe.io.digest import digest
 from ldmprobe.lightning_private import batches_begun
-
-_OF_PROBES = ("probe/", "probe_failures/")
+from ldmprobe.tracking.scalars import SECTION
 
 
 def is_probe(kind: type) -> bool:
@@ -135,6 +134,6 @@ def logged_metrics(folder: Path) -> dict[str, dict[str, list[str]]]:
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
                 for name, value in row.items():
-                    if value and name != "step" and not name.startswith(_OF_PROBES):
+                    if value and name != "step" and not name.startswith(SECTION):
                         found.setdefault(name, {}).setdefault(row["step"], []).append(value)
     return found

@@ -58,7 +58,8 @@ def _probe_into(out: Path, model: DiffusionModel, sampling: Sampling, args: Name
     from ldmprobe.probing.ddim import default_analyses, probe_ddim
     from ldmprobe.probing.denoising import probe_denoising
     from ldmprobe.probing.probe import progress_bar
-    from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure
+    from ldmprobe.tracking.charts.static import png
+    from ldmprobe.tracking.pictures import curves_figure, scatter_figure
     from ldmprobe.tracking.report import write_report
 
     reference, held_out = None, None
@@ -82,6 +83,6 @@ def _probe_into(out: Path, model: DiffusionModel, sampling: Sampling, args: Name
     if reference is not None and held_out is not None:
         reference.save(out / "reference.safetensors")
         store.append(probe_denoising(model, held_out, reference, batch_size=args.batch_size, seed=args.seed, step=step))
-    (out / "pca.png").write_bytes(figure_png(pca_figure(record)))
-    (out / "step_kl.png").write_bytes(figure_png(kl_figure([record])))
+    (out / "pca.png").write_bytes(png(scatter_figure(record, "pca")))
+    (out / "step_kl.png").write_bytes(png(curves_figure([record], ["step_kl"])))
     return f"report: {write_report(out)}\nfigures: {out / 'pca.png'}, {out / 'step_kl.png'}"

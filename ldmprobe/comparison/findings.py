@@ -1,4 +1,4 @@
-"""What is found when runs are laid side by side: paired gains, bounds over training, steps to the same quality."""
+"""Findings of a comparison: paired gains, bounds over training, steps to the same quality."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ldmprobe.analysis.bands import LogSNRBand, bands_of
 from ldmprobe.analysis.comparison import (
     BandGain,
     ClusteredMean,
@@ -16,16 +15,22 @@ from ldmprobe.analysis.comparison import (
     gains_by_band,
     steps_to_reach,
 )
-from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.comparison.configuration import only_seeds_differ
-from ldmprobe.io.record import ProbeRecord
-from ldmprobe.tracking.comparable import PROBES, Moment, Run, moments
+from ldmprobe.probing.denoising_record import (
+    PROBE,
+    bound_per_draw,
+    errors_of,
+    image_of_draw,
+    log_snr_of,
+    nats_of,
+)
+from ldmprobe.tracking.comparable import Moment, Run, moments
 from ldmprobe.tracking.history import steps_of
 
 
 @dataclass(frozen=True)
 class Gains:
-    """Of the other runs over the first, by label, at one moment: per level (L,), and by band with the total at the end."""
+    """Gains of the other runs over the first, by label, at one moment: per level (L,), and by band with the total at the end."""
 
     levels: Mapping[str, ClusteredMean]
     bands: Mapping[str, list[BandGain]]
@@ -33,7 +38,7 @@ class Gains:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What is known of the runs.
+    """All that is known of the runs.
 
     Attributes:
         runs: the first is what the others are compared with.
@@ -62,53 +67,26 @@ class Comparison:
 
 
 def compare(runs: list[Run]) -> Comparison:
-    """All that is computed, from runs that are comparable."""
-    when = {probe: moments(runs, probe) for probe in PROBES if probe in runs[0].records}
+    """Compute all of it, from runs that are comparable."""
+    when = {probe: moments(runs, probe) for probe in runs[0].records}
     seeds = frozenset(run.label for run in runs[1:] if only_seeds_differ(runs[0].directory, run.directory))
-    if "denoising" not in when:
+    if PROBE not in when:
         return Comparison(runs, when, [], {}, {}, seeds)
-    last = runs[0].records["denoising"][-1]
-    cluster = np.arange(last.provenance["num_draws"]) % last.provenance["num_images"]
-    target = _bound_per_draw(last)
+    last = runs[0].records[PROBE][-1]
+    cluster, target = image_of_draw(last), bound_per_draw(last)
     bounds, steps = {}, {}
     for run in runs:
-        at = np.array(steps_of(run.records["denoising"]))
-        per_draw = np.stack([_bound_per_draw(record) for record in run.records["denoising"]])
+        at = np.array(steps_of(run.records[PROBE]))
+        per_draw = np.stack([bound_per_draw(record) for record in run.records[PROBE]])
         bounds[run.label] = (at, clustered_mean(per_draw, cluster))
         excess = clustered_mean(per_draw - target, cluster)
         steps[run.label] = steps_to_reach(at, excess.value, excess.half_width)
-    return Comparison(runs, when, [_gains(moment, cluster) for moment in when["denoising"]], bounds, steps, seeds)
-
-
-def band_shares(record: ProbeRecord) -> list[tuple[LogSNRBand, float]]:
-    """How the recoverable excess is spread over bands of log-SNR; empty for a record of another probe."""
-    if "denoising_mse" not in record.curves:
-        return []
-    bands = bands_of(record.curves["denoising_mse"].log_snr)
-    return [(band, record.scalars[f"imbalance_share/logsnr{band.low:+03.0f}"]) for band in bands]
-
-
-def _bound_per_draw(record: ProbeRecord) -> np.ndarray:
-    """In nats, (N,): their mean is the record's ``denoising_bound_nats``."""
-    return _nats(record) @ _errors(record)
-
-
-def _errors(record: ProbeRecord) -> np.ndarray:
-    """Per level and draw, (L, N); NaN where a network has diverged."""
-    value = record.per_sample["denoising_errors"].value
-    return np.where(np.isfinite(value), value, np.nan)
-
-
-def _nats(record: ProbeRecord) -> np.ndarray:
-    """Per unit of error at each level, (L,)."""
-    return nats_per_error(record.per_sample["denoising_errors"].log_snr, float(record.provenance["dimension"]))
+    return Comparison(runs, when, [_gains(moment, cluster) for moment in when[PROBE]], bounds, steps, seeds)
 
 
 def _gains(moment: Moment, cluster: np.ndarray) -> Gains:
     (first, *others), labels = moment.records.values(), list(moment.records)[1:]
-    nats = _nats(first)
-    log_snr, errors = first.per_sample["denoising_errors"].log_snr, _errors(first)
-    other_errors = [_errors(record) for record in others]
+    nats, errors, other_errors = nats_of(first), errors_of(first), [errors_of(record) for record in others]
     levels = [clustered_mean(nats[:, None] * (errors - other), cluster) for other in other_errors]
-    bands = gains_by_band(log_snr, errors, other_errors, cluster, nats)
+    bands = gains_by_band(log_snr_of(first), errors, other_errors, cluster, nats)
     return Gains(dict(zip(labels, levels, strict=True)), dict(zip(labels, bands, strict=True)))

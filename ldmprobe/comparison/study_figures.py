@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ldmprobe.comparison.study import BOUND, FID, SECONDS, Study, StudyRun
-from ldmprobe.tracking.style import CLASS_COLOURS, FORWARD, IDEAL
+from ldmprobe.tracking.style import CLASS_COLORS, FORWARD, IDEAL
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 # Without the grey, to which the baseline's black is too near.
-_COLOURS = [*CLASS_COLOURS[:9], "#6a3fd0"]
+_COLORS = [*CLASS_COLORS[:9], "#6a3fd0"]
 _NAMES = {BOUND: "held-out bound, nats", FID: "FID"}
 
 
@@ -28,10 +28,10 @@ def pareto_figure(study: Study) -> Figure:
         x, y = (method.final[metric] for metric in (BOUND, FID))
         if not (np.isfinite(x.value) and np.isfinite(y.value)):
             continue
-        colour = _colour(study, method.name)
+        color = _color(study, method.name)
         axis.errorbar(
             x.value, y.value, np.nan_to_num(y.half_width), np.nan_to_num(x.half_width),
-            fmt="o", ms=8, mfc=colour if method.on_front else "white", color=colour, elinewidth=0.7, alpha=0.9,
+            fmt="o", ms=8, mfc=color if method.on_front else "white", color=color, elinewidth=0.7, alpha=0.9,
             label=method.name,
         )  # fmt: skip
     front = sorted((float(m.final[BOUND].value), float(m.final[FID].value)) for m in study.methods if m.on_front)
@@ -57,7 +57,7 @@ def curves_figure(study: Study) -> Figure:
             baseline = method.name == study.baseline
             for axis, where in zip(row, (steps, seconds), strict=True):
                 axis.plot(
-                    where, values, color=_colour(study, method.name), lw=2.2 if baseline else 1.3,
+                    where, values, color=_color(study, method.name), lw=2.2 if baseline else 1.3,
                     label=method.name if axis is axes[0, 0] else None, zorder=3 if baseline else 2,
                 )  # fmt: skip
                 if baseline:
@@ -83,9 +83,9 @@ def _mean_curve(runs: list[StudyRun], metric: str) -> tuple[np.ndarray, np.ndarr
     return np.array(steps), seconds, values
 
 
-def _colour(study: Study, name: str) -> str:
+def _color(study: Study, name: str) -> str:
     others = [method.name for method in study.methods if method.name != study.baseline]
-    return IDEAL if name == study.baseline else _COLOURS[others.index(name) % len(_COLOURS)]
+    return IDEAL if name == study.baseline else _COLORS[others.index(name) % len(_COLORS)]
 
 
 def _dress(axis: Axes, x: str, y: str) -> None:

@@ -6,7 +6,7 @@ column     meaning
 run        its label; the first run is what the others are compared with
 at         "common": the last step that all runs were probed at; "last": each run's own; "each": every probe
 step       optimiser steps taken
-metric     a curve of the probes (docs/MEASUREMENT.md), or one of those below
+metric     a headline curve or scalar of the probes (docs/METRICS.md), or one of those below
 timestep   of the noise level, −1 where there is none
 log_snr    of the noise level, NaN where there is none
 low, high  the band of log-SNR, NaN where there is none
@@ -26,8 +26,7 @@ gain_nats_band        the same within a band of log-SNR
 gain_nats_total       the same over all levels
 steps_to_reach        training steps until the first run's last bound is reached; NaN where it is not
 steps_ratio           the same ÷ the first run's own
-imbalance_gini, …     the imbalance figures of the denoising probe
-fid, kid, kid_std     the figures of the quality probe
+imbalance_share       how what is recoverable is spread over bands
 ====================  ========================================================================================
 """
 
@@ -41,15 +40,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ldmprobe.comparison.findings import Comparison, band_shares
+from ldmprobe.comparison.findings import Comparison
 from ldmprobe.io.record import Curve
+from ldmprobe.probing.denoising_record import ERRORS, PROBE, recoverable_shares
 
-CURVES = {
-    "denoising": ("denoising_skill", "calibration_residual", "denoising_nats"),
-    "ddim": ("step_kl", "step_kl_ideal", "marginal_gap", "marginal_gap_ideal"),
-    "quality": (),
-}
-SCALARS = ("imbalance_gini", "fid", "kid", "kid_std")
 _NUMBERS = ("low", "high", "log_snr", "value", "lower", "upper", "p_value", "p_holm")
 SCHEMA = pa.schema(
     [
@@ -71,26 +65,28 @@ def comparison_table(comparison: Comparison) -> pa.Table:
 
 
 def _probe_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
-    """Curves and imbalance figures, as they are in the records."""
-    for probe, whens in comparison.moments.items():
+    """Yield headline curves with their ideals, and scalars, as they are in the records."""
+    for whens in comparison.moments.values():
         for moment, (label, record) in ((when, item) for when in whens for item in when.records.items()):
             here = {"run": label, "at": moment.name, "step": record.step}
-            for metric in CURVES[probe]:
-                if metric in record.curves:
-                    yield from _level_rows(here | {"metric": metric}, record.curves[metric])
-            for band, share in band_shares(record):
+            headlines = [name for name in record.curves if record.metric(name).shown == "headline"]
+            ideals = [str(record.metric(name).ideal_of(name)) for name in headlines]
+            for name in dict.fromkeys(headlines + [ideal for ideal in ideals if ideal in record.curves]):
+                yield from _level_rows(here | {"metric": name}, record.curves[name])
+            for band, share in recoverable_shares(record):
                 yield here | {"metric": "imbalance_share", "low": band.low, "high": band.high, "value": share}
-            for metric in SCALARS:
-                if metric in record.scalars:
-                    yield here | {"metric": metric, "value": record.scalars[metric]}
+            spreads = {record.metric(name).spread for name in record.scalars}
+            for name, value in record.scalars.items():
+                if record.metric(name).shown == "headline" or name in spreads:
+                    yield here | {"metric": name, "value": value}
 
 
 def _gain_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
-    for moment, gains in zip(comparison.moments.get("denoising", []), comparison.gains, strict=True):
+    for moment, gains in zip(comparison.moments.get(PROBE, []), comparison.gains, strict=True):
         for label, each in gains.levels.items():
             record = moment.records[label]
             here = {"run": label, "at": moment.name, "step": record.step}
-            levels = record.curves["denoising_mse"]
+            levels = record.per_sample[ERRORS]
             limits = (each.value - each.half_width, each.value + each.half_width)
             gain = Curve(levels.timestep, levels.log_snr, each.value, *limits)
             yield from _level_rows(here | {"metric": "gain_nats"}, gain, each.p_value)

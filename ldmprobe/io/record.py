@@ -5,9 +5,9 @@ One record is one tidy table (and one Parquet file). A row is a number with its 
 ========  ==================================================================================
 column    meaning
 ========  ==================================================================================
-probe     which probe: "ddim", "denoising", "training", "quality", "objective", "balance", "forgetting", "clock"
+probe     which probe, such as "ddim" or "denoising"
 step      optimiser steps taken when it ran
-metric    what was measured, such as "step_kl"; units in the metric's description
+metric    what was measured, such as "step_kl"; the file's metadata say what it means
 index     position in sampling order (curves), or running number (images); −1 for scalars
 timestep  of the noise level, −1 where there is none
 log_snr   of the noise level, NaN where there is none
@@ -18,7 +18,7 @@ upper     the other end
 image     PNG bytes, null except for images
 ========  ==================================================================================
 
-The file's metadata (key ``ldmprobe``) holds schema version, time, provenance and fingerprints as JSON. Its row groups are, in this
+The file's metadata (key ``ldmprobe``) holds schema version, time, metrics, provenance and fingerprints as JSON. Its row groups are, in this
 order, scalars and curves, what there is of each sample, and images, so that whoever wants a few numbers reads no image.
 """
 
@@ -28,7 +28,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
@@ -39,7 +39,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-SCHEMA_VERSION = 1
+from ldmprobe.io.metric import Metric, metric_named
+
+SCHEMA_VERSION = 2
 SCHEMA = pa.schema(
     [
         ("probe", pa.string()),
@@ -106,6 +108,7 @@ class ProbeRecord:
         probe: which probe.
         step: optimiser steps taken when it ran.
         scalars, curves, scatters, per_sample, images: by metric name. A scatter is one per noise level; an image is PNG bytes.
+        metrics: what the scalars and curves mean.
         provenance: what it was measured with: sample numbers, steps, weights, versions; plain JSON values.
         fingerprints: hashes of grid, reference, basis, codec, sampler: records are comparable where these agree.
         created: UTC, ISO 8601.
@@ -121,6 +124,7 @@ class ProbeRecord:
     scatters: dict[str, list[Scatter]] = field(default_factory=dict)
     per_sample: dict[str, PerSample] = field(default_factory=dict)
     images: dict[str, list[bytes]] = field(default_factory=dict)
+    metrics: tuple[Metric, ...] = ()
     provenance: dict[str, Any] = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
@@ -185,10 +189,15 @@ class ProbeRecord:
             "probe": self.probe,
             "step": self.step,
             "created": self.created,
+            "metrics": [asdict(metric) for metric in self.metrics],
             "provenance": self.provenance,
             "fingerprints": self.fingerprints,
         }
         return table.cast(SCHEMA).replace_schema_metadata({"ldmprobe": json.dumps(header)})
+
+    def metric(self, name: str) -> Metric:
+        """Return what a scalar or curve means."""
+        return metric_named(name, self.metrics)
 
     @property
     def numbers(self) -> ProbeRecord:
@@ -292,6 +301,7 @@ def _header(metadata: bytes) -> dict[str, Any]:
         "probe": str,
         "step": int,
         "created": str,
+        "metrics": list,
         "provenance": dict,
         "fingerprints": dict,
     }
@@ -305,6 +315,10 @@ def _header(metadata: bytes) -> dict[str, Any]:
         raise ValueError(
             f"written by a newer ldmprobe (schema {header['schema_version']}, this one reads {SCHEMA_VERSION})"
         )
+    try:
+        header["metrics"] = tuple(Metric(**entry) for entry in header["metrics"])
+    except TypeError as error:
+        raise ValueError(f"its metadata has metrics that are none ({error})") from error
     return {key: header[key] for key in types}
 
 

@@ -93,11 +93,14 @@ def probe_ddim(
             progress(sampling_step.index + 1, grid.num_steps)
         for analysis in analyses:
             found.update(analysis.finish())
+    clips = clipping(model, grid.clip_range, clipped, _magnitudes(reference, held_out))
+    guided = f"{sampling.guidance_in_words} shifts the marginals by design" if sampling.guidance.shifts else ""
     provenance = {
         **sampling.provenance(model),
         "reference_latents": reference.num_latents if reference else 0,
-        **clipping(model, grid.clip_range, clipped, _magnitudes(reference, held_out)),
+        **clips,
         **found.provenance,
+        "caveats": [caveat for caveat in (guided, clips.get("clipping")) if caveat],
     }
     labels = _sample_labels(model, num_samples)
     if labels is not None:
@@ -109,6 +112,7 @@ def probe_ddim(
         found.curves,
         found.scatters,
         images=found.images,
+        metrics=tuple(metric for analysis in analyses for metric in analysis.metrics),
         provenance=provenance,
         fingerprints={
             **sampling.fingerprints(model, grid),

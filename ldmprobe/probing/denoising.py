@@ -26,6 +26,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.io.record import Curve, PerSample, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.denoising_record import ERRORS, METRICS, PROBE
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
 from ldmprobe.probing.reference import Reference
@@ -57,9 +58,6 @@ def probe_denoising(
 ) -> ProbeRecord:
     """Denoise held-out latents at each level, with noise fixed per draw.
 
-    Curves over the grid (95 % intervals over draws; over folds of images for the residual):
-
-    =======================  ===================================================================================
     denoising_mse            mean squared ε-error per dimension, raw
     denoising_mmse           the best linear denoiser's, from the spectrum behind the reference
     denoising_skill          1 − mse/mmse; its interval, as that of nats, holds the reference's uncertainty
@@ -77,6 +75,10 @@ def probe_denoising(
     bound between the first level and the last, ``log_snr_range`` in the provenance (lower is better); ``imbalance_gini`` and
     ``imbalance_share/…``, how the recoverable excess is spread over bands of log-SNR. The provenance holds the
     ``summary``, one sentence, and the ``remarks`` below it (``analysis/faults.py``).
+=======
+    Curves have 95 % intervals over images, the residual over folds of them. Per sample there are ``denoising_errors`` (levels, draws), for
+    paired comparisons. The provenance holds the ``summary``, one sentence, and the ``remarks`` below it (``analysis/faults.py``),
+    and the ``log_snr_range`` that the bound covers.
 
     Args:
         num_draws: noised latents per level: each image is drawn as often as it takes, with noise of its own each time.
@@ -198,7 +200,7 @@ def probe_denoising(
         ),
     }
     if previous is not None and previous.fingerprints == fingerprints and previous.step < step:
-        before = torch.from_numpy(previous.per_sample["denoising_errors"].value.copy()).T
+        before = torch.from_numpy(previous.per_sample[ERRORS].value.copy()).T
         fall = before - squared
         curves["denoising_progress"] = curve(nats * fall.mean(0), nats * _half_width(fall, of_image))
     imbalance = summarize(
@@ -223,16 +225,18 @@ def probe_denoising(
         imbalance.bands,
     )
     return ProbeRecord(
-        "denoising",
+        PROBE,
         step,
         scalars={
             "denoising_bound_nats": float(nats @ mse),
+            "denoising_lowest_skill": float(skill.value.min()),
             "imbalance_gini": imbalance.gini,
             **{f"imbalance_share/logsnr{band.low:+03.0f}": band.share for band in imbalance.bands},
             **{f"calibration_residual_band/logsnr{band.low:+03.0f}": band.residual for band in imbalance.bands},
         },
         curves=curves,
-        per_sample={"denoising_errors": PerSample(timesteps.numpy(), log_snr.numpy(), squared.T.numpy())},
+        metrics=METRICS,
+        per_sample={ERRORS: PerSample(timesteps.numpy(), log_snr.numpy(), squared.T.numpy())},
         provenance={
             "num_draws": num_draws,
             "num_images": num_images,

@@ -25,6 +25,7 @@ import numpy as np
 from ldmprobe.analysis.comparison import BandGain, clustered_mean, gains_by_band
 from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, PerSample, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import probe_denoising
@@ -33,6 +34,42 @@ from ldmprobe.probing.probe import Progress, Ranks, no_progress
 from ldmprobe.probing.reference import Reference
 
 DATA = ("base", "new")
+
+METRICS = (
+    Metric(
+        "forgotten_nats", "Forgotten", "Lost on the base model's data over all levels, net.", "nats", good="lower",
+        ideal=0.0, beside=("gained_nats",), spread="forgotten_nats_half_width", shown="headline",
+    ),
+    Metric(
+        "gained_nats", "Gained", "Gained on the new data over all levels, net.", "nats", good="higher", ideal=0.0,
+        spread="gained_nats_half_width", shown="headline",
+    ),
+    Metric("forgotten_nats_half_width", "95 % half-width of what was forgotten", "", "nats"),
+    Metric("gained_nats_half_width", "95 % half-width of what was gained", "", "nats"),
+    Metric(
+        "forgetting_nats/*", "What finetuning forgot and gained",
+        "Change since the base model on its own kind of data and on the new, paired draw by draw: below 0 is lost.",
+        "nats per level", good="higher", ideal=0.0, pool="sum", shown="headline",
+    ),
+    Metric(
+        "forgetting_skill_change/*", "Change of skill", "The same, divided by the best linear denoiser's error.",
+        "change of skill", good="higher", ideal=0.0,
+    ),
+    Metric(
+        "forgetting_skill/*", "Skill before and after finetuning",
+        "Dashed: the base model on the same data. 0 is the best linear denoiser of that kind of data; where a dashed "
+        "line and its solid one part, the level has changed, and the nats say how much that weighs.",
+        "skill: 1 − MSE ÷ linear optimum", good="higher", ideal="forgetting_skill_before/*",
+    ),
+    Metric(
+        "forgetting_residual/*", "Residual R before and after finetuning",
+        "The share of a level's error that a linear correction would remove. Where it has risen, predictions have "
+        "become miscalibrated, which a linear correction would mend; where only skill has fallen, none would.",
+        "R: recoverable share of the loss", good="lower", ideal="forgetting_residual_before/*",
+    ),
+    Metric("forgetting_skill_before/*", "base model", "", "skill: 1 − MSE ÷ linear optimum", shown="record"),
+    Metric("forgetting_residual_before/*", "base model", "", "R: recoverable share of the loss", shown="record"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -57,20 +94,8 @@ def probe_forgetting(
 ) -> ProbeRecord:
     """Run the denoising probe on both kinds of data, and compare with what it found before finetuning.
 
-    Curves over the grid of log-SNR, each for both kinds, ``…/base`` and ``…/new`` (95 % intervals over images, over folds of them for R):
-
-    ==========================  =============================================================================
-    forgetting_nats             change in nats per level, paired; below 0 is lost
-    forgetting_skill_change     the same as change of skill
-    forgetting_skill            skill of this model: 1 − mse/mmse, the best linear denoiser's of that data
-    forgetting_skill_before     skill of the base model
-    forgetting_residual         R of this model: share of the squared error that a linear correction would remove
-    forgetting_residual_before  R of the base model
-    ==========================  =============================================================================
-
-    Per sample ``forgetting_errors/base`` and ``…/new`` (levels, draws). Scalars, each with its 95 % half-width in ``…_half_width``:
-    ``forgotten_nats``, lost on the base model's data over all levels, net; ``gained_nats``, gained on the new. The provenance holds the
-    ``summary``, one sentence.
+    Curves are of both kinds, ``…/base`` and ``…/new``, with 95 % intervals over images, over folds of them for R. Per sample there are
+    ``forgetting_errors/base`` and ``…/new`` (levels, draws). The provenance holds the ``summary``, one sentence.
 
     Args:
         base_data: of the kind that the base model was trained on, encoded by the codec of ``model``, with conditions of its conditioning.
@@ -133,11 +158,13 @@ def probe_forgetting(
             f"forgetting_residual_before/{kind}": past_residual,
         }
     known = found["base"].provenance
+    base, new = (record.provenance["num_images"] for record in found.values())
     return ProbeRecord(
         "forgetting",
         step,
         scalars=scalars,
         curves=curves,
+        metrics=METRICS,
         per_sample=errors,
         provenance={
             "num_draws": num_draws,
@@ -146,6 +173,9 @@ def probe_forgetting(
             "weights": known["weights"],
             "dimension": known["dimension"],
             "summary": _sentence(bands["base"], bands["new"]),
+            "notes": {
+                "forgetting_nats/*": f"Both models denoise the same held-out draws, of {base} images of the base model's data and {new} of the new."
+            },
         },
         fingerprints=fingerprints,
     )

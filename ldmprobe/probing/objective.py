@@ -1,4 +1,4 @@
-r"""What the optimiser sees of the noise levels: w(λ), p(λ) and their product, over bins of log-SNR λ.
+r"""The objective as the optimizer sees it: weight w(λ), density p(λ) and their product, over bins of log-SNR λ.
 
 The loss is :math:`\int p(\lambda)\,w(\lambda)\;\mathrm{E}\|\hat\epsilon - \epsilon\|^2\,\mathrm{d}\lambda`, so that p w alone, up to a factor, says
 what is trained, whatever is drawn, weighted or predicted. An even p w is the variational bound (Kingma & Gao, 2023, arXiv:2303.00848).
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ldmprobe.diffusion.objective import TimestepObjective
 from ldmprobe.io.digest import fingerprint
+from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.probing.probe import evaluating
 
@@ -22,6 +23,27 @@ LOG_SNR_LIMIT = 12.0
 
 FloatArray = NDArray[np.float64]
 
+METRICS = (
+    Metric("timestep_mean_log_snr", "Mean log-SNR of the draws", "", "log-SNR", shown="headline"),
+    Metric("emphasis_mean_log_snr", "Mean log-SNR of the weight on squared ε-errors", "", "log-SNR", shown="headline"),
+    Metric(
+        "timestep_density", "Density of the draws, p", "The share of draws per unit of log-SNR; it integrates to 1.",
+        "p: share of draws per log-SNR", log=True, shown="headline",
+    ),
+    Metric(
+        "loss_weight", "Weight on the squared ε-error, w",
+        "The mean over the bin's draws of what the squared ε-error is multiplied by, the sampler's factor and a "
+        "learned uncertainty included. Normalized weights have mean 1 on the network's own prediction, not on ε.",
+        "w: weight on the squared ε-error", log=True, shown="headline",
+    ),
+    Metric(
+        "training_emphasis", "What is trained, w·p",
+        "The share of all weight on squared ε-errors per unit of log-SNR; even, it would be the likelihood bound. A "
+        "share of the weight, not of the loss: what the loss makes of a level is this times its error.",
+        "w·p: share of all weight per log-SNR", log=True, shown="headline",
+    ),
+)  # fmt: skip
+
 
 def objective_record(objective: TimestepObjective, step: int = 0) -> ProbeRecord:
     """Density, weight and their product in bins of equal width, nearly .5, between the schedule's ends (at most ±12).
@@ -30,15 +52,7 @@ def objective_record(objective: TimestepObjective, step: int = 0) -> ProbeRecord
     neighbour, so that evenly drawn timesteps look up to twice as dense there.
 
     Returns:
-        A record called "objective", a function of ``objective`` alone, with the curves (noisiest first, ``log_snr`` the bin's middle)
-
-        - ``timestep_density``: p, the share of draws per unit of log-SNR; integrates to 1;
-        - ``loss_weight``: w, the mean over the bin's draws of what the squared ε-error is multiplied by, the sampler's factor and a learned
-          uncertainty included; NaN where nothing is drawn. Normalised weights have mean 1 on the network's own prediction, not on ε;
-        - ``training_emphasis``: p w per unit of log-SNR, divided by its integral, so that the integral over a band is the share of all weight
-          on squared ε-errors that falls into it. A share of the weight, not of the loss: the errors are no part of it;
-
-        and the scalars ``timestep_mean_log_snr`` and ``emphasis_mean_log_snr``, the means of log-SNR under the two densities.
+        A record called "objective", a function of ``objective`` alone; its curves' ``log_snr`` are the bins' middles, noisiest first.
     """
     schedule, sampler, weighting = objective.schedule, objective.sampler, objective.weighting
     with evaluating([sampler, weighting]):
@@ -63,6 +77,7 @@ def objective_record(objective: TimestepObjective, step: int = 0) -> ProbeRecord
             "loss_weight": Curve(no_timestep, middle, mean_weight),
             "training_emphasis": Curve(no_timestep, middle, emphasis),
         },
+        metrics=METRICS,
         provenance={
             "unit": "weight on the squared ε-error, densities per unit of log-SNR",
             "weighting": type(weighting).__name__,

@@ -18,11 +18,28 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from ldmprobe.diffusion.schedule import SamplingGrid
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
 from ldmprobe.probing.real_features import IMAGES_AT_ONCE, RealFeatures, describe_network, network_fingerprint
 from ldmprobe.probing.sampling import Sampling, sample_trajectory
+
+METRICS = (
+    Metric(
+        "fid", "FID over training",
+        "Fréchet distance of decoded samples from real images, in the features of a network. It compares only with "
+        "FIDs of the same network, images and number of samples.",
+        "FID, lower is better", good="lower", shown="headline",
+    ),
+    Metric(
+        "kid", "KID over training",
+        "Kernel distance of the same features, which the number of samples does not bias: 0 is no difference. Bars "
+        "are the standard deviation over its random subsets.",
+        "KID, lower is better", good="lower", ideal=0.0, spread="kid_std", shown="headline",
+    ),
+    Metric("kid_std", "Standard deviation of KID over its subsets", "", "KID"),
+)  # fmt: skip
 
 
 def probe_quality(
@@ -87,6 +104,9 @@ def probe_quality(
         "num_features": real.features.shape[1],
         "kid_subset_size": kid_subset_size,
         **({} if grid.clip_range is None else {"clip_range": grid.clip_range}),
+        "notes": {
+            "fid": f"{num_samples:,} samples, {len(real.features):,} real images, features of {describe_network(feature_network)}."
+        },
     }
     fingerprints = {
         **sampling.fingerprints(model, grid),
@@ -94,7 +114,7 @@ def probe_quality(
         "real_images": real.images,
     }
     scalars = {"fid": fid, "kid": kid, "kid_std": kid_std}
-    return ProbeRecord("quality", step, scalars, provenance=provenance, fingerprints=fingerprints)
+    return ProbeRecord("quality", step, scalars, metrics=METRICS, provenance=provenance, fingerprints=fingerprints)
 
 
 def refuse_too_few(num_samples: int, kid_subset_size: int) -> None:

@@ -16,7 +16,7 @@ from ldmprobe.diffusion.trajectory import SamplingStep, StepNoise, sampling_step
 from ldmprobe.errors import check_numbers
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.models.guidance import ClassifierFreeGuidance, Guidance
+from ldmprobe.models.guidance import ClassifierFreeGuidance, Guidance, as_guidance
 from ldmprobe.probing.probe import evaluating
 
 _MOST_SAMPLES = 10_000_000  # more are a slip of the pen, and no memory holds them
@@ -53,6 +53,22 @@ class Sampling:
         check_numbers("Sampling", 1, batch_size=self.batch_size)
         check_numbers("Sampling", 0, seed=self.seed)
 
+    @classmethod
+    def of(
+        cls,
+        num_samples: int,
+        num_steps: int,
+        sampler: Sampler | None,
+        grid: Grid | None,
+        guidance: Guidance | float,
+        batch_size: int,
+        seed: int,
+    ) -> Sampling:
+        """Return what a configuration says: no sampler is DDIM, no grid the schedule's own, and a number the scale of a guidance."""
+        return cls(
+            num_samples, num_steps, sampler or DDIM(), grid or ScheduleGrid(), as_guidance(guidance), batch_size, seed
+        )
+
     def levels(self, model: DiffusionModel) -> SamplingGrid:
         """Return the noise levels of the steps, having checked that ``model`` can be sampled so.
 
@@ -64,6 +80,11 @@ class Sampling:
             self.guidance.check(model.conditioning, model.device)
         return grid
 
+    @property
+    def guidance_in_words(self) -> str:
+        """How the samples are guided, such as "guidance scale 5.0"."""
+        return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.guidance.provenance.items())
+
     def provenance(self, model: DiffusionModel) -> dict[str, Any]:
         """Return how the samples of a record were drawn, as plain values."""
         return {
@@ -72,6 +93,7 @@ class Sampling:
             "sampler": self.sampler.name,
             **self.grid.provenance(model.schedule),
             **self.guidance.provenance,
+            "guidance": self.guidance_in_words,
             "seed": self.seed,
             "weights": model.weights,
             "latent_shape": list(model.latent_shape),

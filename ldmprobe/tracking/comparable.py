@@ -9,15 +9,15 @@ from pathlib import Path
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
+from ldmprobe.probing.denoising_record import PROBE, is_whole
 from ldmprobe.tracking.history import RecordSeries, comparable_series, steps_of
 
-PROBES = ("denoising", "ddim", "quality")
 _PARTS = {
     "grid": "noise levels: schedule, number of DDIM steps, their spacing",
     "reference": "real latents: training data, num_reference",
     "held_out": "held-out images, num_images, num_draws, seed",
     "codec": "autoencoder and its scale",
-    "sampler": "num_samples, guidance_scale, prompts, seed, latent shape",
+    "sampler": "num_samples, guidance, prompts, seed, latent shape",
     "features": "feature network and its weights",
     "real_images": "the real images that samples are compared with",
 }
@@ -75,17 +75,17 @@ def read_runs(directories: Sequence[Path], labels: Sequence[str] | None = None) 
         if (first := seen.setdefault(directory.resolve(), directory)) is not directory:
             raise ConfigurationError(f"{first} and {directory} are the same run; give each run once.")
     found = [_records(directory) for directory in directories]
-    shared = [probe for probe in PROBES if all(probe in records for records in found)]
+    shared = [probe for probe in found[0] if all(probe in records for records in found)]
     if not shared:
         has = "; ".join(f"{d}: {', '.join(r) or 'none'}" for d, r in zip(directories, found, strict=True))
-        raise ConfigurationError(f"The runs have no probe in common ({has}); expected {' or '.join(PROBES)} in each.")
+        raise ConfigurationError(f"The runs have no probe in common ({has}); expected the same in each.")
     runs = [
         Run(label, directory, {probe: records[probe] for probe in shared})
         for label, directory, records in zip(_labels(directories, labels), directories, found, strict=True)
     ]
     for run in runs:
+        _refuse_incomplete(run)
         for probe in shared:
-            _refuse_incomplete(run, probe)
             _refuse_different(probe, runs[0], run)
     return runs
 
@@ -110,20 +110,19 @@ def comparable(records: Sequence[ProbeRecord]) -> list[ProbeRecord]:
 
 
 def _records(directory: Path) -> dict[str, RecordSeries]:
+    """Return the records of the probes that are measured alike in two runs: a record without fingerprints is of one run alone."""
     store = RecordStore(directory)
     if not (found := comparable_series(store)):
         raise store.no_records
-    return {probe: records for probe, records in found.items() if probe in PROBES}
+    return {probe: series for probe, series in found.items() if series[-1].fingerprints}
 
 
-def _refuse_incomplete(run: Run, probe: str) -> None:
-    for record in run.records[probe] if probe == "denoising" else []:
-        errors, known = record.per_sample.get("denoising_errors"), record.provenance
-        expected = (len(record.curves["denoising_mse"].value), known.get("num_draws")) if record.curves else None
-        if errors is None or errors.value.shape != expected or not {"num_images", "dimension"} <= known.keys():
+def _refuse_incomplete(run: Run) -> None:
+    for record in run.records.get(PROBE, []):
+        if not is_whole(record):
             raise ConfigurationError(
-                f"The denoising record of step {record.step} in {run.directory} lacks the errors of its draws, which paired differences "
-                "are made of; it is damaged, or of an older ldmprobe. Probe that run again."
+                f"The {PROBE} record of step {record.step} in {run.directory} lacks the errors of its draws, which paired differences are made "
+                "of; it is damaged. Probe that run again."
             )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Sequence
 from html import escape
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ldmprobe import __version__
 from ldmprobe.io.record import ProbeRecord
@@ -17,8 +19,9 @@ from ldmprobe.models.conditioning import CardPart
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.pretrained.lora import LoRAWeights
 from ldmprobe.pretrained.source import Source
+from ldmprobe.tracking.charts.static import png
 from ldmprobe.tracking.comparable import comparable
-from ldmprobe.tracking.figures import figure_png, kl_figure, pca_figure, samples_figure, skill_figure
+from ldmprobe.tracking.pictures import curves_figure, image_grid, scatter_figure
 
 CARD_RECORDS = 24  # of one probe, at most: curves of a figure
 _SHOWN_PROMPTS = 10  # a row of the figure
@@ -45,9 +48,9 @@ def write_model_card(
     shown = [record for record in records if model.trained_steps is None or record.step <= model.trained_steps]
     by_probe = {probe: comparable([r for r in shown if r.probe == probe]) for probe in ("ddim", "denoising", "quality")}
     figures = _figures(by_probe["ddim"], by_probe["denoising"])
-    for file, (_, png) in figures.items():
+    for file, (_, content) in figures.items():
         (folder / "figures").mkdir(exist_ok=True)
-        (folder / "figures" / file).write_bytes(png)
+        (folder / "figures" / file).write_bytes(content)
     found = _found(by_probe["denoising"], by_probe["quality"]) + [
         f"![{caption}](figures/{file})\n\n*{caption}*\n" for file, (caption, _) in figures.items()
     ]
@@ -205,18 +208,21 @@ def _found(denoising: Sequence[ProbeRecord], quality: Sequence[ProbeRecord]) -> 
 
 def _figures(ddim: Sequence[ProbeRecord], denoising: Sequence[ProbeRecord]) -> dict[str, tuple[str, bytes]]:
     """By file name: caption and PNG."""
-    figures: dict[str, tuple[str, Any]] = {}
+    figures: dict[str, tuple[str, bytes]] = {}
     if ddim and ddim[-1].images.get("samples"):
-        figures["samples.png"] = (_of_samples(ddim[-1]), samples_figure(ddim[-1]))
+        grid = io.BytesIO()
+        Image.fromarray(image_grid(ddim[-1].images["samples"])).save(grid, "PNG")
+        figures["samples.png"] = (_of_samples(ddim[-1]), grid.getvalue())
     if curves := [record for record in ddim if "step_kl" in record.curves]:
         caption = "KL of the latents before and after each denoiser pass; a perfect model lies on the dashed line"
-        figures["step_kl.png"] = (caption, kl_figure(curves))
+        figures["step_kl.png"] = (caption, png(curves_figure(curves, ["step_kl"])))
     if skills := [record for record in denoising if "denoising_skill" in record.curves]:
         caption = "Denoising skill on held-out data by noise level: 0 is the best linear denoiser, below is worse"
-        figures["denoising_skill.png"] = (caption, skill_figure(skills))
+        figures["denoising_skill.png"] = (caption, png(curves_figure(skills, ["denoising_skill"])))
     if ddim and ddim[-1].scatters.get("pca"):
-        figures["pca.png"] = ("Latents during sampling, on two principal components", pca_figure(ddim[-1]))
-    return {file: (caption, figure_png(figure)) for file, (caption, figure) in figures.items()}
+        caption = "Latents during sampling, on two principal components"
+        figures["pca.png"] = (caption, png(scatter_figure(ddim[-1], "pca")))
+    return figures
 
 
 def _of_samples(record: ProbeRecord) -> str:
@@ -227,7 +233,7 @@ def _of_samples(record: ProbeRecord) -> str:
     more = " and others" if len(told) > _SHOWN_PROMPTS else ""
     prompts = f" of {shown}{more}{' in turn' if len(told) > 1 else ''}" if told else ""
     conditional = "prompts" in provenance or "sample_labels" in provenance
-    guidance = f", guidance scale {provenance.get('guidance_scale')}" if conditional else ""
+    guidance = f", {provenance.get('guidance')}" if conditional else ""
     return f"Samples{prompts}{guidance} (step {record.step:,})"
 
 

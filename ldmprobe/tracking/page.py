@@ -6,21 +6,27 @@ drawn from them says so; and the page's own policy forbids the browser to load a
 
 from __future__ import annotations
 
+import json
 import secrets
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ldmprobe import __version__
 
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+
 _NONCE = secrets.token_urlsafe(16)  # on every script of ours: unknown to whoever wrote the records
+# Plotly gives a chart that is folded away no width; it asks again when the window is resized.
+_UNFOLDED = "document.querySelectorAll('details').forEach(each => each.addEventListener('toggle', () => dispatchEvent(new Event('resize'))));"
 _CHART_CONFIG = {"displayModeBar": False, "responsive": True}
 
 
 def page(title: str, header: str, sections: str, more_css: str = "") -> str:
-    """A whole page, self-contained; ``title`` is text, ``header`` and ``sections`` are HTML."""
+    """Return a whole page, self-contained; ``title`` is text, ``header`` and ``sections`` are HTML."""
     from plotly.offline import get_plotlyjs
 
     css = (files("ldmprobe.tracking") / "report.css").read_text(encoding="utf-8") + more_css
@@ -30,14 +36,14 @@ def page(title: str, header: str, sections: str, more_css: str = "") -> str:
         f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{escape(title)} · ldmprobe</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{css}</style>'
         f"{script(get_plotlyjs())}</head><body><header>{header}</header>"
-        f"<main>{sections}<footer>Written by ldmprobe {escape(__version__)}.</footer></main></body></html>"
+        f"<main>{sections}{script(_UNFOLDED)}<footer>Written by ldmprobe {escape(__version__)}.</footer></main></body></html>"
     )
 
 
-def guarded(heading: str, draw: Callable[[], str]) -> str:
-    """A section, or a sentence in its place where the records do not hold what it draws."""
+def guarded(heading: str, draw: Callable[..., str], *args: object) -> str:
+    """Return the section ``draw(*args)``, or a sentence in its place where the records do not hold what it draws."""
     try:
-        return draw()
+        return draw(*args)
     except Exception as error:  # noqa: BLE001 (whatever a stranger's records lead to, in numpy or plotly)
         reason = f"{type(error).__name__}: {error}"[:300]
         warnings.warn(f"'{heading}' could not be drawn from these records ({reason}).", stacklevel=4)
@@ -45,17 +51,47 @@ def guarded(heading: str, draw: Callable[[], str]) -> str:
 
 
 def section(heading: str, text: str, body: str) -> str:
-    """``heading`` is text; the rest is HTML."""
+    """Return a section; ``heading`` is text, the rest is HTML."""
     return f"<section><h2>{escape(heading)}</h2><p>{text}</p>{body}</section>"
 
 
+def pairs(sections: Sequence[str]) -> str:
+    """Return sections side by side, two in a row where there is room."""
+    return f'<div class="pair">{"".join(sections)}</div>' if sections else ""
+
+
+def folded(summary: str, body: str) -> str:
+    """Return HTML that is folded away under a line of text."""
+    return f"<details><summary>{escape(summary)}</summary>{body}</details>" if body else ""
+
+
+def samples_with_slider(frames: Mapping[int, Sequence[str]]) -> str:
+    """Return the last of several grids of images, as data URIs by training step, and a slider that shows the others."""
+    steps, last = list(frames), list(frames.values())[-1]
+    pictures = "".join(f'<img alt="sample {i}" src="{uri}">' for i, uri in enumerate(last))
+    grid = f'<div class="samples">{pictures}</div>'
+    if len(frames) < 2:
+        return grid
+    code = (
+        f"(() => {{ const frames = {json.dumps(list(frames.values()))}, steps = {json.dumps(steps)};"
+        "const slider = document.currentScript.previousElementSibling, [label, input] = slider.children;"
+        "const images = slider.previousElementSibling.children;"
+        "input.addEventListener('input', () => {"
+        "const k = +input.value; frames[k].forEach((uri, i) => { images[i].src = uri; });"
+        "label.textContent = 'training step ' + steps[k].toLocaleString('en'); }); })();"
+    )
+    end = len(frames) - 1
+    slider = f'<input type="range" min="0" max="{end}" value="{end}" aria-label="training step">'
+    return f'{grid}<div class="slider"><output>training step {steps[-1]:,}</output>{slider}</div>{script(code)}'
+
+
 def script(code: str) -> str:
-    """A script of ours, which the policy lets run."""
+    """Return a script of ours, which the policy lets run."""
     return f'<script nonce="{_NONCE}">{code}</script>'
 
 
-def chart(figure: Any) -> str:
-    """A plotly figure, interactive."""
+def chart(figure: go.Figure) -> str:
+    """Return a plotly figure as HTML."""
     html = figure.to_html(
         full_html=False, include_plotlyjs=False, config=_CHART_CONFIG, default_width="100%", auto_play=False
     )

@@ -18,8 +18,8 @@ _AS_IT_IS = 8_192  # bytes of a PNG that is not worth reducing, at its edge
 _QUALITY = 80
 
 
-def sample_uris(records: Sequence[ProbeRecord]) -> list[list[str]]:
-    """Each record's samples as data URIs, none where it has none; one that is no PNG, or is too large, is left empty.
+def sample_uris(records: Sequence[ProbeRecord], name: str) -> list[list[str]]:
+    """Return the images called ``name`` of each record as data URIs; one that is no PNG, or is too large, is left empty.
 
     All together have at most ``TOTAL_BYTES``: large ones are reduced to 256 pixels along the longer side or, where there are many,
     to as many as will do. Small ones stay as they are.
@@ -28,7 +28,7 @@ def sample_uris(records: Sequence[ProbeRecord]) -> list[list[str]]:
         found: list[list[str]] = []
         total = 0
         for record in records:
-            pictures = [_reduced(png, edge) for png in record.images.get("samples", [])[:_IMAGES]]
+            pictures = [_reduced(png, edge) for png in record.images.get(name, [])[:_IMAGES]]
             total += sum(len(content) for _, content in pictures)
             if total > TOTAL_BYTES and edge != _EDGES[-1]:
                 break

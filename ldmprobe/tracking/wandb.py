@@ -6,60 +6,40 @@ column. Never ``experiment.log(step=…)``: wandb drops smaller steps silently.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.tracking.pictures import Pictures
+from ldmprobe.tracking.scalars import key
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import WandbLogger
+    from wandb import Table
+    from wandb.plot.custom_chart import CustomChart
 
 
-def log_media(logger: Any, pictures: Pictures) -> None:
-    """Pictures, tables and line-series charts of a record, to Lightning's WandbLogger."""
+def log_media(logger: WandbLogger, pictures: Pictures) -> None:
+    """Send a record's pictures, its scatters as tables, and its curves as line charts to Lightning's WandbLogger."""
     import wandb
 
     record = pictures.record
-    media: dict[str, Any] = {}
-    caption = f"training step {record.step}"
-    if "pca" in record.scatters:
-        media["probe/pca_scatter"] = wandb.Image(pictures.pca, caption=caption)
-        media["probe/pca_table"] = _pca_table(record)
-    if "step_kl" in record.curves:
-        media["probe/step_kl_heatmap"] = wandb.Image(pictures.step_kl_heatmap, caption=caption)
-        media["probe/step_kl_curves"] = _line_series(
-            pictures, "step_kl", "step_kl_ideal", "KL per denoiser pass [nats/dim]"
-        )
-    if "denoising_mse" in record.curves:
-        media["probe/denoising_mse_curves"] = _line_series(
-            pictures, "denoising_mse", "denoising_mmse", "held-out squared ε-error"
-        )
-        media["probe/denoising_skill_curves"] = _line_series(pictures, "denoising_skill", None, "denoising skill")
-    if "training_emphasis" in record.curves:
-        for metric, title in (
-            ("timestep_density", "p: share of draws per log-SNR"),
-            ("loss_weight", "w: weight on the squared ε-error"),
-            ("training_emphasis", "w·p: share of all weight per log-SNR"),
-        ):
-            media[f"probe/{metric}_curves"] = _line_series(pictures, metric, None, title)
-    if "balance_density" in record.curves:
-        for metric, title in (
-            ("balance_progress", "held-out progress, nats per level and 1,000 steps"),
-            ("balance_density", "density that the balancer draws by"),
-        ):
-            media[f"probe/{metric}_curves"] = _line_series(pictures, metric, None, title)
-    if "forgetting_nats/base" in record.curves:
-        for kind, data in (("base", "the base model's data"), ("new", "the new data")):
-            title = f"change on {data}, nats per level"
-            media[f"probe/forgetting_nats_{kind}_curves"] = _line_series(
-                pictures, f"forgetting_nats/{kind}", None, title
-            )
-    if "samples" in record.images:
-        media["probe/samples"] = wandb.Image(pictures.samples, caption=caption)
+    media: dict[str, object] = {
+        key(record, name): wandb.Image(pictures.drawn(name), caption=f"training step {record.step}")
+        for name in pictures.names
+        if name != "curves"
+    }
+    media |= {key(record, f"{name}_table"): _scatter_table(record, name) for name in record.scatters}
+    for name in record.curves:
+        shown = record.metric(name).shown
+        if shown == "headline" or (shown == "detail" and "/" not in name):
+            media[key(record, f"{name}_curves")] = _line_series(pictures, name)
     if media:
         logger.experiment.log({**media, "trainer/global_step": record.step})
 
 
 def start_error(error: BaseException) -> ConfigurationError | None:
-    """What to tell the user if ``error`` is wandb's own: a run that could not start, for want of a network, a server or a key."""
+    """Return what to tell the user if ``error`` is wandb's own: a run that could not start, for want of a network, a server or a key."""
     if not type(error).__module__.startswith("wandb."):
         return None
     reason = " ".join(str(error).split()).rstrip(".")
@@ -69,34 +49,34 @@ def start_error(error: BaseException) -> ConfigurationError | None:
     )
 
 
-def _line_series(pictures: Pictures, metric: str, ideal: str | None, title: str) -> Any:
+def _line_series(pictures: Pictures, name: str) -> CustomChart:
     import wandb
 
-    lines = [(f"step {record.step}", record.curves[metric]) for record in pictures.curves]
-    if ideal is not None and ideal in pictures.record.curves:
+    metric = pictures.record.metric(name)
+    lines = [(f"step {record.step}", record.curves[name]) for record in pictures.curves if name in record.curves]
+    if (ideal := str(metric.ideal_of(name))) in pictures.record.curves:
         lines.append(("ideal", pictures.record.curves[ideal]))
     return wandb.plot.line_series(
         xs=[curve.log_snr.tolist() for _, curve in lines],
         ys=[curve.value.tolist() for _, curve in lines],
-        keys=[name for name, _ in lines],
-        title=title,
+        keys=[label for label, _ in lines],
+        title=f"{metric.title} [{metric.unit}]",
         xname="log-SNR",
         split_table=True,
     )
 
 
-def _pca_table(record: ProbeRecord) -> Any:
-    """One new table per probe: a growing one is frozen at its first version or costs quadratically."""
+def _scatter_table(record: ProbeRecord, name: str) -> Table:
+    """Return a new table for each probe: a growing one is frozen at its first version or costs quadratically."""
     import wandb
 
-    labels = record.provenance.get("sample_labels")
-    rows = []
-    for name, kind in (("pca", "sample"), ("pca_real", "real")):
-        for scatter in record.scatters.get(name, []):
-            for i, (pc1, pc2) in enumerate(scatter.xy.tolist()):
-                label = labels[i] if labels and kind == "sample" else -1
-                rows.append([record.step, kind, scatter.timestep, i, label, pc1, pc2])
-    table = wandb.Table(columns=["step", "kind", "timestep", "sample", "label", "pc1", "pc2"], data=rows[:1])
+    labels = record.provenance.get("sample_labels") or []
+    rows = [
+        [record.step, scatter.timestep, i, labels[i] if i < len(labels) else -1, x, y]
+        for scatter in record.scatters[name]
+        for i, (x, y) in enumerate(scatter.xy.tolist())
+    ]
+    table = wandb.Table(columns=["step", "timestep", "sample", "label", "x", "y"], data=rows[:1])
     table.data.extend(
         rows[1:]
     )  # of the first row's types; Table would infer them anew for each, which takes longer than all the rest

@@ -12,7 +12,7 @@ from ldmprobe.callbacks import DenoisingProbe, ExactResume, TrainingLoss
 from tests.helpers import refused
 from tests.training.test_latent_diffusion import digits, module, trainer
 
-BOUND = "probe/denoising_bound_nats"
+BOUND = "probe_denoising/bound_nats"
 
 
 def probes(every_n_steps: int = 2) -> list[L.Callback]:
@@ -27,7 +27,7 @@ class Spy(L.Callback):
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         found = trainer.callback_metrics
-        self.seen[trainer.global_step] = {name: float(found[name]) for name in found if name.startswith("probe/")}
+        self.seen[trainer.global_step] = {name: float(found[name]) for name in found if name.startswith("probe_")}
 
 
 def test_the_best_checkpoint_is_that_of_the_best_probe(tmp_path):
@@ -66,9 +66,9 @@ def test_a_resumed_run_goes_by_the_same_metrics_as_an_unbroken_one(tmp_path):
     assert BOUND in expected[6]
 
 
-@pytest.mark.parametrize("monitor", ["probe/denoising_bound", "probe/training_mse/logsnr+00.8"])
+@pytest.mark.parametrize("monitor", ["probe_denoising/bound", "probe_training/mse/logsnr+00.8"])
 def test_what_no_probe_finds_before_the_first_step_is_refused_with_what_there_is(tmp_path, monitor):
     stopping = EarlyStopping(monitor)
-    with refused(rf"EarlyStopping monitors '{monitor.replace('+', '.')}'.*probe/denoising_"):
+    with refused(rf"EarlyStopping monitors '{monitor.replace('+', '.')}'.*probe_denoising/"):
         trainer(tmp_path, callbacks=[*probes(), stopping]).fit(module(), digits())
     assert not [record for record in RecordStore(tmp_path).read("denoising") if record.step > 0]

@@ -45,7 +45,7 @@ from tests.training.test_latent_diffusion import digits, module, trainer
 
 
 def ddim(every_n_steps=2):
-    return DDIMProbe(every_n_steps, num_samples=16, num_steps=4, num_reference=256)
+    return DDIMProbe(every_n_steps, num_samples=16, num_steps=4, num_reference=256, detail="levels")
 
 
 def denoising(every_n_steps=2):
@@ -261,23 +261,23 @@ def test_wandb_holds_every_scalar_and_picture_of_every_probe(run):
         merged = {key: value for row in here for key, value in row.items()}
         curve = record.curves["step_kl"]
         for timestep, value in zip(curve.timestep, curve.value, strict=True):
-            logged = merged.get(f"probe/step_kl/t{timestep:04d}")
+            logged = merged.get(f"probe_ddim/step_kl/t{timestep:04d}")
             assert logged == pytest.approx(value) or (logged is None and not math.isfinite(value))
         for key, kind in (
-            ("probe/pca_scatter", "image-file"),
-            ("probe/step_kl_heatmap", "image-file"),
-            ("probe/samples", "image-file"),
-            ("probe/pca_table", "table-file"),
+            ("probe_ddim/pca", "image-file"),
+            ("probe_ddim/heatmaps", "image-file"),
+            ("probe_ddim/samples", "image-file"),
+            ("probe_ddim/pca_table", "table-file"),
         ):
             found = {tuple(k.split(".")): v for k, v in merged.items() if k == key or k.startswith(f"{key}.")}
             assert kind in str(found), (key, found)
-        picture = next((run / "wandb").glob("offline-run-*/files/media/images/probe/pca_scatter*.png"))
+        picture = next((run / "wandb").glob("offline-run-*/files/media/images/probe_ddim/pca*.png"))
         assert Image.open(picture).size[0] > 600
-    assert any("probe/step_kl_curves_table" in key for row in rows for key in row)
+    assert any("probe_ddim/step_kl_curves_table" in key for row in rows for key in row)
     for metric in ("timestep_density", "loss_weight", "training_emphasis"):  # line series, and no key per bin
-        assert any(f"probe/{metric}_curves_table" in key for row in rows for key in row)
-        assert not any(key.startswith(f"probe/{metric}/") for row in rows for key in row)
-    steps = [row["trainer/global_step"] for row in rows if "probe/denoising_bound_nats" in row]
+        assert any(f"probe_objective/{metric}_curves_table" in key for row in rows for key in row)
+        assert not any(key.startswith(f"probe_objective/{metric}/") for row in rows for key in row)
+    steps = [row["trainer/global_step"] for row in rows if "probe_denoising/bound_nats" in row]
     assert steps == [0, 2, 4]
 
 
@@ -286,14 +286,14 @@ def test_tensorboard_gets_scalars_and_pictures(run):
 
     events = EventAccumulator(str(next((run / "tb").rglob("events*")).parent), size_guidance={"images": 0})
     events.Reload()
-    assert [event.step for event in events.Scalars("probe/denoising_bound_nats")] == [0, 2, 4]
-    picture = Image.open(io.BytesIO(events.Images("probe/pca_scatter")[-1].encoded_image_string))
+    assert [event.step for event in events.Scalars("probe_denoising/bound_nats")] == [0, 2, 4]
+    picture = Image.open(io.BytesIO(events.Images("probe_ddim/pca")[-1].encoded_image_string))
     assert picture.size[0] > 300
 
 
 def test_csv_logger_gets_the_scalars(run):
     text = next((run / "csv").rglob("metrics.csv")).read_text()
-    assert "probe/step_kl/t0751" in text.splitlines()[0]
+    assert "probe_ddim/step_kl/t0751" in text.splitlines()[0]
 
 
 def test_report_is_written_at_the_end(run):

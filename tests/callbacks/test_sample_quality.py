@@ -41,7 +41,7 @@ def test_fid_and_kid_are_recorded_and_logged_over_training(tmp_path):
     assert found[0].provenance["weights"] == "ema"
     table = pd.read_csv(next((tmp_path / "csv").rglob("metrics.csv")))
     for name in ("fid", "kid", "kid_std"):
-        logged = table.dropna(subset=f"probe/{name}").set_index("step")[f"probe/{name}"]
+        logged = table.dropna(subset=f"probe_quality/{name}").set_index("step")[f"probe_quality/{name}"]
         assert logged.to_dict() == pytest.approx({record.step: record.scalars[name] for record in found})
 
 

@@ -116,7 +116,7 @@ def test_curves_are_those_of_the_records(runs_dir, table):
 
 def test_bounds_over_training_are_those_of_the_records(runs_dir, table):
     for name in ("plain", "starved", "other_seed"):
-        rows = table[(table.run == name) & (table.metric == "denoising_bound_nats")]
+        rows = table[(table.run == name) & (table["at"] == "each") & (table.metric == "denoising_bound_nats")]
         records = RecordStore(runs_dir / name).read("denoising")
         assert list(rows.step) == [record.step for record in records]
         np.testing.assert_allclose(rows.value, [record.scalars["denoising_bound_nats"] for record in records])
@@ -195,13 +195,16 @@ def test_page_has_every_section_and_loads_nothing(html):
         "Where loss can still be recovered",
         "Gain over a linear denoiser, in nats",
         "KL before and after each denoiser pass",
+        "KL per pass ÷ its ideal",
         "Samples against real latents, level by level",
-        "Imbalance",
+        "In numbers",
         "What was compared",
     ):
         assert f"<h2>{heading}</h2>" in html
     assert "could not be drawn" not in html.lower()
     assert html.count('class="plotly-graph-div"') == 8
+    for title in ("Held-out bound", "Imbalance"):
+        assert f"<td>{title}</td><td>step 4, the last in common</td>" in html
     assert not re.search(r"<(script|img|iframe)[^>]+src=[\"'](?!data:)", html)
     assert "default-src 'none'" in html
 
@@ -222,7 +225,7 @@ def test_each_chart_shows_every_run_at_one_moment_and_has_a_button_for_the_other
     for traces, layout in charts:
         shown = [t["name"] for t in traces if t.get("visible", True) and t.get("showlegend", True)]
         others = {"starved", "other_seed"}
-        assert {name for name in shown if not name.startswith("ideal")} in (others, others | {"plain"})
+        assert {name for name in shown if "deal" not in name} in (others, others | {"plain"})
         assert len(shown) == len(set(shown))
         if "updatemenus" in layout:
             common, last = layout["updatemenus"][0]["buttons"]

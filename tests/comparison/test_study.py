@@ -30,7 +30,7 @@ from ldmprobe.configuration.cli import build_cli
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.store import RecordStore
-from ldmprobe.tracking.figures import figure_png
+from ldmprobe.tracking.charts.static import png
 from tests.helpers import FLOAT64, tiny_unet_settings
 from tests.run_config import component
 from tests.training import killing
@@ -170,7 +170,7 @@ def test_a_run_that_diverged_is_on_no_front_and_everything_is_still_written():
     assert "not finite" in text
     assert "nan" not in text
     for figure in (pareto_figure(found), curves_figure(found)):
-        assert figure_png(figure).startswith(b"\x89PNG")
+        assert png(figure).startswith(b"\x89PNG")
 
 
 def test_without_its_baseline_a_study_is_refused():

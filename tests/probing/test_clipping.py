@@ -18,7 +18,6 @@ from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.reference import Reference, magnitude_quantiles
 from ldmprobe.probing.sampling import Sampling
-from ldmprobe.tracking.figures import caveats
 from ldmprobe.tracking.report import write_report
 from tests.helpers import gaussian_model, tiny_unet
 from tests.probing.gaussian import draw
@@ -38,7 +37,7 @@ def test_real_latents_beyond_the_range_are_counted_told_and_put_into_the_record(
     assert clipped.provenance["clip_range"] == 0.5
     assert clipped.provenance["clipped_real"] == pytest.approx(exact, abs=0.01)  # standard error .002
     assert clipped.provenance["clipped_samples"] == pytest.approx(exact, abs=0.1)
-    assert caveats(clipped) == [clipped.provenance["clipping"]]
+    assert clipped.provenance["caveats"] == [clipped.provenance["clipping"]]
     RecordStore(tmp_path).append(clipped)
     assert "<b>The DDIMScheduler clips to ±0.5, and " in Path(write_report(tmp_path)).read_text(encoding="utf-8")
     with pytest.warns(UserWarning, match="real latents"):
@@ -59,7 +58,7 @@ def test_pixels_within_the_range_are_no_fault():
         record = probe_ddim(model, Reference.fit(pixels), Sampling(8, 3))
         sample_images(model, Sampling(2, 2))
     assert record.provenance["clipped_real"] == 0
-    assert caveats(record) == []
+    assert record.provenance["caveats"] == []
 
 
 def test_samples_of_latents_are_told_by_their_own_numbers():

@@ -96,7 +96,7 @@ def test_it_says_where_it_comes_from(origin, tmp_path):
 def test_its_samples_are_told_with_prompts_and_guidance(tmp_path):
     png = io.BytesIO()
     Image.new("RGB", (8, 8)).save(png, "png")
-    provenance = {"prompts": ["a *red*\n[cat] `x`", ""], "guidance_scale": 5.0}
+    provenance = {"prompts": ["a *red*\n[cat] `x`", ""], "guidance": "guidance scale 5.0"}
     record = ProbeRecord("ddim", 300, images={"samples": [png.getvalue()] * 4}, provenance=provenance)
     model = load_pipeline(str(saved("StableDiffusionPipeline")))
     model.trained_steps = 300

@@ -24,7 +24,7 @@ def shown(uri):
 
 def test_small_images_stay_as_they_are():
     small = png(32, 1)
-    (uris,) = sample_uris([ProbeRecord("ddim", 1, images={"samples": [small, small]})])
+    (uris,) = sample_uris([ProbeRecord("ddim", 1, images={"samples": [small, small]})], "samples")
     assert uris == [f"data:image/png;base64,{base64.b64encode(small).decode()}"] * 2
 
 
@@ -32,14 +32,14 @@ def test_large_images_are_reduced_and_many_are_reduced_further(monkeypatch):
     monkeypatch.setattr(thumbnails, "TOTAL_BYTES", 100_000)
     large = png(300, 3)
     few, many = ([ProbeRecord("ddim", k, images={"samples": [large]}) for k in range(n)] for n in (1, 12))
-    (only,) = sample_uris(few)
+    (only,) = sample_uris(few, "samples")
     assert shown(only[0]).size == (256, 256)
-    found = sample_uris([*many, ProbeRecord("ddim", 13)])
+    found = sample_uris([*many, ProbeRecord("ddim", 13)], "samples")
     assert [len(uris) for uris in found] == [1] * 12 + [0]
     assert {shown(uri).size for uris in found for uri in uris} <= {(96, 96), (64, 64), (128, 128)}
     assert sum(len(uri) for uris in found for uri in uris) < 100_000 * 4 / 3 + 500
 
 
 def test_transparency_stays(monkeypatch):
-    (uris,) = sample_uris([ProbeRecord("ddim", 1, images={"samples": [png(64, 4)]})])
+    (uris,) = sample_uris([ProbeRecord("ddim", 1, images={"samples": [png(64, 4)]})], "samples")
     assert shown(uris[0]).mode == "RGBA"

@@ -1,11 +1,11 @@
-"""What an analysis of DDIM trajectories is: it sees one step at a time and keeps sums, not samples."""
+"""The interface of an analysis of sampling trajectories: it sees one step at a time and keeps sums, not samples."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ from ldmprobe.analysis.ideal import IdealPath, ideal_curves
 from ldmprobe.analysis.moments import PairedMoments, jackknife
 from ldmprobe.diffusion.schedule import SamplingGrid
 from ldmprobe.diffusion.trajectory import SamplingStep
+from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, Scatter
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
@@ -75,7 +76,10 @@ class Trajectory:
 
 @dataclass
 class Findings:
-    """An analysis's part of a `ProbeRecord`."""
+    """An analysis's part of a `ProbeRecord`.
+
+    The provenance may hold ``notes``: by metric, a sentence that this record adds to its meaning.
+    """
 
     scalars: dict[str, float] = field(default_factory=dict)
     curves: dict[str, Curve] = field(default_factory=dict)
@@ -85,15 +89,24 @@ class Findings:
 
     def update(self, other: Findings) -> None:
         """Take in another analysis's findings."""
-        for name in ("scalars", "curves", "scatters", "images", "provenance"):
-            getattr(self, name).update(getattr(other, name))
+        self.scalars |= other.scalars
+        self.curves |= other.curves
+        self.scatters |= other.scatters
+        self.images |= other.images
+        notes = {**self.provenance.get("notes", {}), **other.provenance.get("notes", {})}
+        self.provenance |= other.provenance | ({"notes": notes} if notes else {})
 
 
 class Analysis(ABC):
     """Begins with a trajectory, is shown each step in order, and finishes with findings. Reusable: ``begin`` starts afresh.
 
     Under several ranks every method is called on each of them, so that it may sum over them.
+
+    Attributes:
+        metrics: what its scalars and curves mean; loggers, report and comparisons show them by it.
     """
+
+    metrics: ClassVar[tuple[Metric, ...]] = ()
 
     @abstractmethod
     def begin(self, trajectory: Trajectory) -> None: ...

@@ -8,15 +8,14 @@ from ldmprobe.analysis.moments import PairedMoments
 from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.trajectory import SamplingStep, sampling_steps
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory, gap_to_real
 from ldmprobe.probing.sampling import step_noise
 
 
 class InheritedError(Analysis):
-    """Chains started not from noise but from *real* latents noised to several levels, and sampled to the end: curve
-    ``gap_from_level``, KL of their final latents from real ones, in nats per dimension, 95 % jackknife interval, over the level they
-    started from. A chain inherits nothing from above its start, so the fall from one level to the next is what the steps between add.
+    """Sample chains that start not from noise but from *real* latents noised to several levels, and compare where they end.
 
     Costs about ``num_levels``/2 sampling runs of ``num_latents``; not among the default analyses. Needs real latents; the fewer
     there are, the wider the interval.
@@ -25,6 +24,16 @@ class InheritedError(Analysis):
         num_levels: how many, evenly spaced in sampling steps.
         num_latents: held-out latents, at most as many as the probe was given.
     """
+
+    metrics = (
+        Metric(
+            "gap_from_level", "Error inherited from the levels above",
+            "KL of the final latents from real ones, over the level that the chains started from, with a 95 % "
+            "jackknife interval. A chain inherits nothing from above its start, so the fall from one level to the "
+            "next is what the steps between them add.",
+            "nats per dimension", good="lower", log=True, sampling=True,
+        ),
+    )  # fmt: skip
 
     def __init__(self, num_levels: int = 4, num_latents: int = 512) -> None:
         if num_levels < 1 or num_latents < 32:

@@ -10,21 +10,30 @@ from ldmprobe.analysis.ideal import IdealPath
 from ldmprobe.analysis.moments import PairedMoments
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.metric import Metric
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory, gap_to_real
 
 
 class MarginalGap(Analysis):
     """KL(p_s ‖ q_s) of the sampled latents after each step from the forward process at the same level, whose moments α_s μ and
-    α_s² Σ + σ_s² I follow from real latents; nats per dimension.
-
-    ======================  =============================================================================
-    marginal_gap            with 95 % jackknife interval over trajectories and real latents, corrected for their numbers
-    marginal_gap_ideal      that of a perfect denoiser of Gaussian data: what the steps' length alone costs
-    ======================  =============================================================================
-
-    Errors made at one level are carried to all later ones: a gap says that samples are off here, not who is to blame. Guidance shifts
-    the marginals by design. Needs real latents.
+    α_s² Σ + σ_s² I follow from real latents. Its 95 % jackknife interval is over trajectories and real latents, and it is corrected for
+    their numbers. Guidance shifts the marginals by design. Needs real latents.
     """
+
+    metrics = (
+        Metric(
+            "marginal_gap", "Samples against real latents, level by level",
+            "KL of the sampled latents from real ones noised to the same level. Errors are carried from left to "
+            "right: a rise says where the samples leave the data, not which level is to blame.",
+            "nats per dimension", good="lower", ideal="marginal_gap_ideal", log=True, sampling=True, pool="mean",
+            shown="headline",
+        ),
+        Metric(
+            "marginal_gap_ideal", "ideal: the steps' length alone",
+            "The gap that a perfect denoiser of Gaussian data leaves.", "nats per dimension", log=True, sampling=True,
+            shown="record",
+        ),
+    )  # fmt: skip
 
     def begin(self, trajectory: Trajectory) -> None:
         if trajectory.reference is None:

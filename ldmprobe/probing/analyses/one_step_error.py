@@ -12,19 +12,28 @@ from ldmprobe.analysis.moments import jackknife
 from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.metric import Metric
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
 
 
 class OneStepError(Analysis):
-    """Error of one DDIM step from *true* noised latents: ‖ẑ_s − (α_s z_0 + σ_s ε)‖² per dimension, less that of the best linear denoiser on
-    the same (z_0, ε): curve ``one_step_excess`` (below 0: better than linear), with 95 % interval over latents.
+    """The error of one DDIM step from *true* noised latents, ‖ẑ_s − (α_s z_0 + σ_s ε)‖² per dimension, less that of the best linear denoiser on
+    the same (z_0, ε), with a 95 % interval over latents.
 
-    Unlike the marginal gap it inherits nothing: a level that is high here is at fault itself. Costs one more pass per step over
-    ``num_latents`` held-out latents. Needs them, and a reference.
+    Costs one more pass per step over ``num_latents`` held-out latents. Needs them, and a reference.
 
     Args:
         num_latents: at most as many as the probe was given.
     """
+
+    metrics = (
+        Metric(
+            "one_step_excess", "Each step by itself",
+            "Error of one sampling step from true noised latents, less that of the best linear denoiser (dashed) on "
+            "the same. It inherits nothing from the steps before: a level that is above 0 here is at fault itself.",
+            "squared error per dimension, above linear", good="lower", ideal=0.0,
+        ),
+    )  # fmt: skip
 
     def __init__(self, num_latents: int = 128) -> None:
         if num_latents < 8:

@@ -1,4 +1,4 @@
-"""PCAScatter: where the latents are during sampling, in two dimensions that never change."""
+"""PCAScatter: the latents during sampling, in two dimensions that never change."""
 
 from __future__ import annotations
 
@@ -9,21 +9,32 @@ from ldmprobe.analysis.pca import PCABasis
 from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Scatter
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
 
 
 class PCAScatter(Analysis):
-    """2-D projections of the latents at a few noise levels, on two principal components fitted once on real latents.
+    """Project the latents at a few noise levels on two principal components that are fitted once, on real latents.
 
-    Scatters ``pca`` (samples) and ``pca_real`` (real latents noised to the same level: where samples should be), and the
-    scalars ``pca_explained_1``, ``pca_explained_2`` (shares of real latents' variance). Coordinates are about α_t · mean.
-    Without reference, the components are those of this probe's own final samples, and there is no ``pca_real``; and nothing at all where
-    these are not finite.
+    The scatter ``pca`` holds the samples, ``pca_real`` real latents noised to the same level, where samples should be. Coordinates are
+    about α_t · mean. Without a reference the components are those of this probe's own final samples, and there is no ``pca_real``;
+    where the samples are not finite, there is nothing.
 
     Args:
         num_levels: how many, evenly spaced in sampling steps, from pure noise to the final latents.
     """
+
+    metrics = (
+        Metric(
+            "pca", "Latents during sampling",
+            "Projected on two principal components that are fitted once and kept for the whole run. Grey: real "
+            "latents noised to the same level, which is where the samples should be.",
+            "PC", shown="headline",
+        ),
+        Metric("pca_explained_1", "Variance along PC 1", "Share of the real latents' variance.", ""),
+        Metric("pca_explained_2", "Variance along PC 2", "Share of the real latents' variance.", ""),
+    )  # fmt: skip
 
     def __init__(self, num_levels: int = 6) -> None:
         if num_levels < 2:
@@ -65,11 +76,16 @@ class PCAScatter(Analysis):
             kept = {level: pca.project(z, self._level(level)[1]) for level, z in self.kept.items()}
         else:
             pca, kept = reference.pca, self.kept
+        first, second = (float(share) for share in pca.explained[:2])
+        basis = "real latents" if reference else "own final samples"
         findings = Findings(
-            scatters={"pca": []}, provenance={"pca_basis": "real latents" if reference else "own final samples"}
+            scalars={"pca_explained_1": first, "pca_explained_2": second},
+            scatters={"pca": []},
+            provenance={
+                "pca_basis": basis,
+                "notes": {"pca": f"PC 1 and PC 2 hold {first:.0%} and {second:.0%} of the variance of {basis}."},
+            },
         )
-        for axis in (0, 1):
-            findings.scalars[f"pca_explained_{axis + 1}"] = float(pca.explained[axis])
         for level, local in kept.items():
             timestep, alpha, sigma = self._level(level)
             log_snr = 2 * float(np.log(alpha) - np.log(sigma)) if alpha > 0 and sigma > 0 else float("nan")

@@ -1,4 +1,4 @@
-"""SampleImages: what the sampled latents decode to."""
+"""SampleImages: the images that the sampled latents decode to."""
 
 from __future__ import annotations
 
@@ -8,16 +8,26 @@ from torch import Tensor
 
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.metric import Metric
 from ldmprobe.models.pixels import as_bytes
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
 
 
 class SampleImages(Analysis):
-    """The first samples, decoded: images ``samples``, as PNG.
+    """The first samples, decoded, as PNG: images ``samples``.
 
     Args:
         num_images: how many.
     """
+
+    metrics = (
+        Metric(
+            "samples", "Samples over training",
+            "The same starting noise and condition at every probe; move the slider to see what each sample becomes as"
+            " the model trains.",
+            shown="headline",
+        ),
+    )  # fmt: skip
 
     def __init__(self, num_images: int = 20) -> None:
         if num_images < 1:

@@ -1,7 +1,8 @@
-"""StepKL: the paper's KL before and after each denoiser pass, and what a perfect denoiser would show beside it."""
+"""StepKL: the paper's KL before and after each denoiser pass, beside that of a perfect denoiser."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,38 +15,77 @@ from ldmprobe.analysis.ideal import IdealPath
 from ldmprobe.analysis.moments import PairedMoments, jackknife, jackknife_interval
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
 
+_per_pass = partial(Metric, unit="nats per dimension", log=True, sampling=True)
+
 
 class StepKL(Analysis):
-    """KL divergence of the latents before and after each pass through the denoiser (Roh et al.), in nats per dimension.
+    """KL divergence of the latents before and after each pass through the denoiser (Roh et al.), over the timestep going in.
 
-    Curves, all over the timestep going in:
-
-    =======================  ==================================================================================
-    step_kl                  Gaussian-moment KL(before ‖ after) in the reference's basis, paired correction,
-                             95 % jackknife interval over trajectories
-    step_kl_floor            what an uncorrected estimate would read above it, from the finite number of samples alone
-    step_kl_reverse          KL(after ‖ before)
-    step_kl_js               Jensen-Shannon divergence of the moment-matched Gaussians, at most ln 2 (not corrected)
-    step_kl_softmax          paper-style softmax KL
-    step_kl_ideal            step_kl of a *perfect* denoiser of Gaussian data with real latents' moments, closed form, with the
-                             interval of the finite number of real latents; so have all that are divided by such
-    step_kl_forward          KL(q_t ‖ q_s) of the forward process between the same two noise levels
-    step_kl_ratio/bandK      step_kl ÷ its ideal within an eigen-band: 1 for a perfect model, whatever the steps
-    variance_ratio/bandK     variance of the sampled latents after the step ÷ that of real latents at that level
-    variance_ratio_ideal/bandK   the same of a perfect denoiser: below 1 by what the steps' length costs
-    =======================  ==================================================================================
-
-    Eigen-bands split the basis's directions into equal parts by real latents' variance, band 0 the largest. The raw curve is near 0
-    early and steep late for a perfect model too: read it against ``step_kl_ideal`` only. Without reference the closed forms and bands
-    are left out and the basis is a 2-D cosine transform. Directions along which real latents do not vary are left out of everything, since
-    a perfect model's KL along them has no bound; the provenance counts them, and those along which samples alone have ceased to.
+    It is of the latents' moment-matched Gaussians in the reference's basis, corrected for the pairing of samples, with a 95 % jackknife
+    interval over trajectories; the closed forms' intervals are those of the finite number of real latents. Eigen-bands split the basis's
+    directions into equal parts by real latents' variance, band 0 the largest. Without a reference the closed forms and bands are left
+    out, and the basis is a 2-D cosine transform. Directions along which real latents do not vary are left out of everything, since a
+    perfect model's KL along them has no bound; the provenance counts them, and those along which samples alone have ceased to vary.
 
     Args:
         num_bands: eigen-bands.
     """
+
+    metrics = (
+        _per_pass(
+            "step_kl", "KL before and after each denoiser pass",
+            "The paper's measurement: how much one pass changes the distribution of the latents. A perfect model "
+            "shows this shape too, near 0 early and steep late: read a curve only by its distance from the dashed "
+            "ideal.",
+            ideal="step_kl_ideal", beside=("step_kl_forward",), shown="headline",
+        ),
+        _per_pass(
+            "step_kl_ratio", "KL per pass ÷ its ideal",
+            "1 is what a perfect denoiser of Gaussian data with the real latents' mean and covariance would do. A "
+            "level that stays away from 1, or drifts, is where to look first; real latents are not Gaussian, so a "
+            "healthy model need not reach 1 everywhere.",
+            unit="KL ÷ ideal KL", ideal=1.0, pool="mean", shown="headline",
+        ),
+        _per_pass(
+            "step_kl_ideal", "ideal: perfect denoiser",
+            "Closed form, for Gaussian data with the real latents' moments.", shown="record",
+        ),
+        _per_pass(
+            "step_kl_forward", "forward process",
+            "KL(q_t ‖ q_s) of the forward process between the same two noise levels.", shown="record",
+        ),
+        _per_pass(
+            "step_kl_floor", "Finite-sample bias of the KL",
+            "What an uncorrected estimate would read above it, from the finite number of samples alone.",
+            shown="record",
+        ),
+        _per_pass("step_kl_reverse", "KL(after ‖ before)"),
+        _per_pass(
+            "step_kl_js", "Jensen-Shannon divergence of a pass",
+            "Between the moment-matched Gaussians, at most ln 2; not corrected for the number of samples.",
+        ),
+        _per_pass("step_kl_softmax", "Softmax KL", "As the paper computes it, in nats."),
+        _per_pass(
+            "step_kl_ratio/*", "KL ÷ ideal within an eigen-band",
+            "1 for a perfect model, whatever the steps. Band 0 has the directions of the largest variance.",
+            unit="KL ÷ ideal KL", ideal=1.0, shown="record",
+        ),
+        _per_pass(
+            "variance_ratio/*", "Variance of the samples ÷ real, by eigen-band",
+            "The latest probe. Below its dashed line a band's samples have lost variety along those directions; above"
+            " it they hold noise that real latents do not. The dashed lines are a perfect denoiser's: the length of "
+            "the steps alone takes it below 1.",
+            unit="variance of samples ÷ real", ideal="variance_ratio_ideal/*",
+        ),
+        _per_pass(
+            "variance_ratio_ideal/*", "ideal: perfect denoiser", "Below 1 by what the steps' length costs.",
+            unit="variance of samples ÷ real", shown="record",
+        ),
+    )  # fmt: skip
 
     def __init__(self, num_bands: int = 4) -> None:
         if num_bands < 1:
@@ -117,16 +157,32 @@ class StepKL(Analysis):
         curves["step_kl"] = trajectory.curve(column["step_kl"], lower, upper)
         if self.reference is not None:
             curves |= self._beside_ideal(self.reference.basis)
-        provenance = {
+            ideal = curves["step_kl_ideal"].value
+            with np.errstate(divide="ignore", invalid="ignore"):
+                ratio, width = (value / ideal for value in (column["step_kl"], (upper - lower) / 2))
+                width = np.hypot(width, ratio * (curves["step_kl_ideal"].upper - ideal) / ideal)
+            curves["step_kl_ratio"] = trajectory.curve(ratio, ratio - width, ratio + width)
+        without = int((~self.kept).sum())
+        provenance: dict[str, Any] = {
             "kl_basis": self.rotation.kind,
             "kl_dimension": len(self.kept),
-            "directions_without_variance": int((~self.kept).sum()),
+            "directions_without_variance": without,
             "directions_collapsed": self.collapsed,
         }
+        notes = []
+        if without:
+            notes.append(
+                f"Left out are {without:,} of {len(self.kept):,} directions along which real latents do not vary (less than 1e-8 of the largest "
+                "variance), where KL has no bound."
+            )
+        if self.collapsed:
+            notes.append(f"Along {self.collapsed:,} directions the samples no longer vary, though real latents do.")
+        if notes:
+            provenance["notes"] = {"step_kl": " ".join(notes)}
         return Findings(curves=curves, provenance=provenance)
 
     def _beside_ideal(self, basis: LatentBasis) -> dict[str, Curve]:
-        """What a perfect denoiser would show, and what was measured in relation to it."""
+        """Return the curves of a perfect denoiser, and what was measured in relation to them, by eigen-band."""
         kept, bands = self.kept, self.bands
 
         def perfect(path: IdealPath) -> Tensor:

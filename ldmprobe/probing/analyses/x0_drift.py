@@ -1,4 +1,4 @@
-"""X0Drift: how much the denoiser changes its mind."""
+"""X0Drift: how much the prediction of the clean latents changes from step to step."""
 
 from __future__ import annotations
 
@@ -7,11 +7,21 @@ import torch
 from torch import Tensor
 
 from ldmprobe.diffusion.trajectory import SamplingStep
+from ldmprobe.io.metric import Metric
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
 
 
 class X0Drift(Analysis):
-    """Mean squared change of x̂_0 from one step to the next, per dimension: curve ``x0_drift`` (the first step has none: NaN)."""
+    """The mean squared change of x̂_0 from one step to the next; NaN at the first step."""
+
+    metrics = (
+        Metric(
+            "x0_drift", "Change of the predicted clean latents",
+            "Mean squared change of x̂_0 since the step before: at which noise levels the denoiser still makes up its"
+            " mind.",
+            "squared change per dimension", log=True, sampling=True,
+        ),
+    )  # fmt: skip
 
     def begin(self, trajectory: Trajectory) -> None:
         self.trajectory = trajectory

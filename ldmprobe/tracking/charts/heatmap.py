@@ -1,80 +1,50 @@
-"""Noise level by training step."""
+"""Noise level by training step: how each level of a metric develops."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
 
 from ldmprobe.io.record import ProbeRecord
-from ldmprobe.tracking.charts.layout import STEP_SCALE, buttons, finish
+from ldmprobe.tracking.charts.chart import Cells, Chart, Panel, positive
+from ldmprobe.tracking.history import thinned
+
+COLUMNS = 256  # records, at most
 
 
-def heatmap_chart(ddim: Sequence[ProbeRecord], denoising: Sequence[ProbeRecord]) -> go.Figure:
-    """Noise level (up) over training step (across), for several metrics in turn."""
-    options: list[tuple[str, go.Heatmap]] = []
-    if ddim:
-        kl = np.stack([record.curves["step_kl"].value for record in ddim], axis=1)
-        timestep = ddim[-1].curves["step_kl"].timestep
-        if "step_kl_ideal" in ddim[-1].curves:
-            ideal = np.stack([record.curves["step_kl_ideal"].value for record in ddim], axis=1)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                ratio = np.log10(np.where(kl > 0, kl, np.nan) / ideal)
-            options.append(
-                ("KL ÷ ideal", _heatmap(ddim, timestep, ratio, "log10<br>KL ÷ ideal", 1.0, high_is_bad=True))
-            )
-        with np.errstate(divide="ignore", invalid="ignore"):
-            options.append(
-                ("KL per pass", _heatmap(ddim, timestep, np.log10(np.where(kl > 0, kl, np.nan)), "log10<br>nats/dim"))
-            )
-    if denoising:
-        for metric, label, unit, limit in (
-            ("calibration_residual", "Residual R", "R", 0.3),
-            ("denoising_skill", "Denoising skill", "skill", 1.0),
-            ("denoising_nats", "Gain in nats", "nats", None),
-        ):
-            values = np.stack([record.curves[metric].value for record in denoising], axis=1)
-            timestep = denoising[-1].curves[metric].timestep
-            finite = np.abs(values[np.isfinite(values)])
-            limit = limit or float(np.percentile(finite, 90) if finite.size else 1.0)
-            options.append(
-                (label, _heatmap(denoising, timestep, values, unit, limit, metric == "calibration_residual"))
-            )
-    figure = go.Figure([trace for _, trace in options])
-    for i, trace in enumerate(figure.data):
-        trace.visible = i == 0
-    choices = [
-        {"label": label, "method": "update", "args": [{"visible": [j == i for j in range(len(options))]}]}
-        for i, (label, _) in enumerate(options)
-    ]
-    figure = finish(figure, "training step", "timestep (sampling runs up)")
-    figure.update_layout(
-        updatemenus=[buttons(choices)],
-        margin={"t": 60},
-        xaxis={"type": "category"},
-        yaxis={"type": "category", "nticks": 12},
+def heatmap_chart(records: Sequence[ProbeRecord], name: str) -> Chart:
+    """Draw a curve's values over training step (across) and noise level (up, noisy to clean): white where it should be."""
+    records = thinned([record for record in records if name in record.curves], COLUMNS)
+    metric, curves = records[-1].metric(name), [record.curves[name] for record in records]
+    # Bands of the training loss that nothing was drawn in are missing in some records.
+    levels = sorted({level for curve in curves for level in zip(curve.log_snr, curve.timestep, strict=True)})
+    row = {level: k for k, level in enumerate(levels)}
+    values = np.full((len(levels), len(curves)), np.nan)
+    for k, curve in enumerate(curves):
+        values[[row[level] for level in zip(curve.log_snr, curve.timestep, strict=True)], k] = curve.value
+    ideal = metric.ideal if isinstance(metric.ideal, int | float) else None
+    unit = metric.unit
+    if metric.log:
+        values, unit = np.log10(positive(values)), f"log10 of {unit}"
+        ideal = np.log10(ideal) if ideal else None
+    finite = values[np.isfinite(values)]
+    if ideal is None:
+        low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
+    else:
+        # A few levels that are far off, as those of the untrained network, are not to press all others into white.
+        reach = float(np.percentile(np.abs(finite - ideal), 85)) if finite.size else 1.0
+        low, high = ideal - (reach or 1.0), ideal + (reach or 1.0)
+    labels = [f"{log_snr:+.1f}" for log_snr, _ in levels]
+    labels = labels if len({*labels}) == len(labels) else [f"t = {timestep}" for _, timestep in levels]
+    cells = Cells(
+        [f"{record.step:,}" for record in records],
+        labels,
+        values,
+        low,
+        high,
+        unit,
+        diverging=ideal is not None,
+        high_is_good=metric.good == "higher",
     )
-    return figure
-
-
-def _heatmap(
-    records: Sequence[ProbeRecord],
-    timestep: np.ndarray,
-    values: np.ndarray,
-    unit: str,
-    diverging: float | None = None,
-    high_is_bad: bool = False,
-) -> go.Heatmap:
-    scale: Any = STEP_SCALE if diverging is None else "RdBu_r" if high_is_bad else "RdBu"
-    limits = {"zmin": -diverging, "zmax": diverging} if diverging else {}
-    return go.Heatmap(
-        x=[f"{record.step:,}" for record in records],
-        y=[str(t) for t in timestep],
-        z=values,
-        colorscale=scale,
-        colorbar={"title": {"text": unit, "font": {"size": 12}}, "thickness": 10, "outlinewidth": 0},
-        hovertemplate="training step %{x}<br>t = %{y}<br>%{z:.3g}<extra></extra>",
-        **limits,
-    )
+    return Chart([Panel([cells], "training step", "log-SNR (noisy to clean)", metric.title)])

@@ -1,0 +1,138 @@
+"""The denoising probe's record: its metrics, and the errors of its draws, which runs are compared by in pairs."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ldmprobe.analysis.bands import LogSNRBand, bands_of
+from ldmprobe.analysis.likelihood import nats_per_error
+from ldmprobe.io.metric import Metric
+from ldmprobe.io.record import ProbeRecord
+
+PROBE, ERRORS = "denoising", "denoising_errors"
+METRICS = (
+    Metric(
+        "denoising_bound_nats", "Held-out bound",
+        "The likelihood bound between the first level and the last; lower is better.", "nats", good="lower",
+        shown="headline",
+    ),
+    Metric(
+        "denoising_lowest_skill", "Lowest skill",
+        "The skill of the worst level; below 0 it is worse than a linear denoiser.", "", good="higher", ideal=0.0,
+        shown="headline",
+    ),
+    Metric(
+        "imbalance_gini", "Imbalance",
+        "Gini coefficient of what is recoverable over bands of log-SNR: 0 where every band has as much left, towards "
+        "1 where all is in one.",
+        "", good="lower", shown="headline",
+    ),
+    Metric(
+        "imbalance_share/*", "Share of what is recoverable",
+        "How the recoverable excess is spread over bands of log-SNR, named by their lower end.", "",
+    ),
+    Metric(
+        "calibration_residual_band/*", "Residual R within a band", "Of the band of log-SNR that begins there.", "",
+        good="lower", ideal=0.0, shown="headline",
+    ),
+    Metric(
+        "calibration_residual", "Where loss can still be recovered",
+        "The calibration residual R: the share of a noise level's held-out error that a linear correction, fitted on "
+        "other images, would remove. 0 is calibrated; what is above is error that training has yet to remove, at "
+        "least.",
+        "R: recoverable share of the loss", good="lower", ideal=0.0, shown="headline",
+    ),
+    Metric(
+        "denoising_nats", "Gain over a linear denoiser, in nats",
+        "What each level weighs in the likelihood bound, per level: gained over the best linear denoiser, and still "
+        "recoverable (dotted). A large R or a low skill matters only where this does.",
+        "nats per level", good="higher", ideal=0.0, beside=("calibration_nats",), pool="sum", shown="headline",
+    ),
+    Metric(
+        "denoising_skill", "Denoising skill on held-out data",
+        "1 − MSE ÷ that of the best linear (Wiener) denoiser, without sampling: held-out latents are noised and "
+        "denoised once. Below 0 is worse than linear, a red flag wherever the level still weighs something in nats.",
+        "skill: 1 − MSE ÷ linear optimum", good="higher", ideal=0.0, pool="mean", shown="headline",
+    ),
+    Metric(
+        "denoising_mse", "Training and held-out error by noise level",
+        "Raw, unweighted, whatever the loss weighting and timestep sampler. Training far below held-out is "
+        "overfitting at that level.",
+        "squared ε-error per dimension", good="lower", ideal="denoising_mmse", beside=("training_mse",), log=True,
+    ),
+    Metric(
+        "denoising_mmse", "Linear optimum",
+        "The best linear denoiser's error, from the spectrum behind the reference.", "squared ε-error per dimension",
+        log=True, shown="record",
+    ),
+    Metric(
+        "calibration_nats", "Still recoverable, at least", "The residual in nats: what training can still gain there.",
+        "nats per level", good="lower", ideal=0.0,
+    ),
+    Metric(
+        "denoising_progress", "Progress since the last probe", "What was gained, paired draw by draw.",
+        "nats per level", good="higher", ideal=0.0,
+    ),
+    Metric(
+        "prediction_gain", "Are predictions of the right size?",
+        "What they would have to be multiplied by to fit held-out noise best. Above 1 they are too small, below 1 too"
+        " large; a few per cent in a band show here long before they show in a loss.",
+        "gain: E[ε·ε̂] ÷ E[ε̂²]", ideal=1.0,
+    ),
+    Metric(
+        "prediction_offset", "Are predictions shifted?",
+        "The mean of the error by channel, root mean square. A finite number of images leaves something of it by "
+        "chance (dashed): what lies well above is a shift of color or brightness.",
+        "mean error, in units of the noise", good="lower", ideal="prediction_offset_floor", log=True,
+    ),
+    Metric(
+        "prediction_offset_floor", "of a calibrated denoiser, by chance", "", "mean error, in units of the noise",
+        log=True, shown="record",
+    ),
+    Metric(
+        "image_mse", "Error of the decoded prediction",
+        "Mean squared error of the decoded x̂_0, in pixels of [−1, 1].", "squared error per pixel", good="lower",
+        log=True,
+    ),
+)  # fmt: skip
+
+
+def is_whole(record: ProbeRecord) -> bool:
+    """Return whether a record has the errors of its draws, and what it takes to weigh and pair them."""
+    errors, known = record.per_sample.get(ERRORS), record.provenance
+    expected = (len(record.curves["denoising_mse"].value), known.get("num_draws")) if record.curves else None
+    return errors is not None and errors.value.shape == expected and {"num_images", "dimension"} <= known.keys()
+
+
+def log_snr_of(record: ProbeRecord) -> np.ndarray:
+    """Return the levels, (L,)."""
+    return record.per_sample[ERRORS].log_snr
+
+
+def errors_of(record: ProbeRecord) -> np.ndarray:
+    """Return the squared ε-error of each level and draw, (L, N); NaN where a network has diverged."""
+    value = record.per_sample[ERRORS].value
+    return np.where(np.isfinite(value), value, np.nan)
+
+
+def nats_of(record: ProbeRecord) -> np.ndarray:
+    """Return the nats of the likelihood bound per unit of error at each level, (L,)."""
+    return nats_per_error(log_snr_of(record), float(record.provenance["dimension"]))
+
+
+def bound_per_draw(record: ProbeRecord) -> np.ndarray:
+    """Return the likelihood bound of each draw, (N,); its mean is the record's ``denoising_bound_nats``."""
+    return nats_of(record) @ errors_of(record)
+
+
+def image_of_draw(record: ProbeRecord) -> np.ndarray:
+    """Return the number of each draw's image, (N,): draws of one image are not independent."""
+    return np.arange(record.provenance["num_draws"]) % record.provenance["num_images"]
+
+
+def recoverable_shares(record: ProbeRecord) -> list[tuple[LogSNRBand, float]]:
+    """Return how the recoverable excess is spread over bands of log-SNR; empty for a record of another probe."""
+    if "denoising_mse" not in record.curves:
+        return []
+    bands = bands_of(record.curves["denoising_mse"].log_snr)
+    return [(band, record.scalars[f"imbalance_share/logsnr{band.low:+03.0f}"]) for band in bands]

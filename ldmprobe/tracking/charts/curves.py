@@ -1,0 +1,128 @@
+"""A metric of records as a panel: its curves over noise levels by training step, the members of a family, or a scalar over training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ldmprobe.io.metric import Metric
+from ldmprobe.io.record import Curve, ProbeRecord
+from ldmprobe.tracking.charts.chart import Chart, Line, Panel
+from ldmprobe.tracking.history import thinned
+from ldmprobe.tracking.style import ACCENT, CLASS_COLORS, FORWARD, IDEAL, step_color
+
+CURVES = 24  # of one metric in a chart, at most
+LOG_SNR, TIMESTEP = "log-SNR (noisy to clean)", "timestep (sampling runs left to right)"
+Beside = Mapping[str, ProbeRecord]  # the latest record that holds a curve, by the curve's name
+
+
+def curves_chart(records: Sequence[ProbeRecord], name: str, beside: Beside | None = None) -> Chart:
+    """Draw a curve of each record, colored by training step, with the interval of the last and the ideal beside them."""
+    records = [record for record in records if name in record.curves]
+    steps = (records[0].step, records[-1].step)
+    records, last = thinned(records, CURVES), records[-1]
+    metric = last.metric(name)
+    marks = []
+    for i, record in enumerate(records):
+        curve, latest = record.curves[name], record is records[-1]
+        marks.append(
+            Line(
+                across(metric, curve),
+                curve.value,
+                step_color(i / (len(records) - 1)) if len(records) > 1 else ACCENT,
+                width=2.4 if latest else 1.5,
+                lower=curve.lower if latest else None,
+                upper=curve.upper if latest else None,
+                hover=f"training step {record.step:,}",
+            )
+        )
+    marks += _references(metric, name, last, beside or {})
+    return Chart([panel(metric, marks, last.curves[name])], steps=steps if len(records) > 1 else None)
+
+
+def family_chart(record: ProbeRecord, family: str) -> Chart:
+    """Draw each curve of a family, such as those of eigen-bands, in a color of its own, with its ideal dashed."""
+    names = sorted(name for name in record.curves if f"{name.rpartition('/')[0]}/*" == family)
+    metric, marks = record.metric(names[0]), []
+    for k, name in enumerate(names):
+        curve, color = record.curves[name], CLASS_COLORS[k % len(CLASS_COLORS)]
+        member = name.rpartition("/")[2]
+        marks.append(
+            Line(across(metric, curve), curve.value, color, member, width=2.2, lower=curve.lower, upper=curve.upper)
+        )
+        ideal = record.curves.get(str(metric.ideal_of(name)))
+        if ideal is not None:
+            label = record.metric(str(metric.ideal_of(name))).title
+            marks.append(Line(across(metric, ideal), ideal.value, color, label if k == 0 else "", dash="dash"))
+    return Chart([panel(metric, marks, *(record.curves[name] for name in names))])
+
+
+def scalar_chart(records: Sequence[ProbeRecord], name: str) -> Chart:
+    """Draw a scalar over training, and those beside it."""
+    metric = records[-1].metric(name)
+    marks = []
+    for k, each in enumerate((name, *metric.beside)):
+        known = [record for record in records if each in record.scalars]
+        if not known:
+            continue
+        spread = known[-1].metric(each).spread
+        marks.append(
+            Line(
+                np.array([record.step for record in known]),
+                np.array([record.scalars[each] for record in known]),
+                ACCENT if k == 0 else CLASS_COLORS[k],
+                known[-1].metric(each).title if metric.beside else "",
+                width=2.0,
+                spread=np.array([record.scalars.get(spread, np.nan) for record in known]) if spread else None,
+                markers=True,
+                hover=known[-1].metric(each).title,
+            )
+        )
+    values = np.concatenate([mark.y for mark in marks])
+    values = values[np.isfinite(values)]
+    log = bool(values.size and 0 < 10 * values.min() < values.max())
+    level = metric.ideal if isinstance(metric.ideal, int | float) and not log else None
+    return Chart([Panel(marks, "training step", metric.unit, level=level, log=log)])
+
+
+def panel(metric: Metric, marks: Sequence[Line], *framed: Curve) -> Panel:
+    """Return the axes of a metric, which reach as far as the curves that are to be ``framed``: those of an untrained network, off by far
+    more, would press what matters flat."""
+    level = float(metric.ideal) if isinstance(metric.ideal, int | float) else None
+    x = TIMESTEP if metric.sampling else LOG_SNR
+    limits = None if metric.log else _limits(level, framed)
+    return Panel(marks, x, metric.unit, level=level, log=metric.log, falling=metric.sampling, y_range=limits)
+
+
+def across(metric: Metric, curve: Curve) -> np.ndarray:
+    """Return the x of a curve."""
+    return curve.timestep if metric.sampling else curve.log_snr
+
+
+def _limits(level: float | None, curves: Sequence[Curve]) -> tuple[float, float] | None:
+    values = np.concatenate([[] if level is None else [level], *(curve.value for curve in curves)])
+    values = values[np.isfinite(values)]
+    if not values.size:
+        return None
+    low, high = float(values.min()), float(values.max())
+    # One level that is far off, as the last at low noise often is, is cut off rather than all others pressed flat.
+    typical = float(np.percentile(np.abs(values - np.median(values)), 75)) or 1e-6
+    low, high = max(low, np.median(values) - 12 * typical), min(high, np.median(values) + 12 * typical)
+    margin = 0.15 * (high - low) or 0.1
+    return float(low - margin), float(high + margin)
+
+
+def _references(metric: Metric, name: str, last: ProbeRecord, beside: Beside) -> list[Line]:
+    """Return the ideal's line, where it is a curve, and those of what is drawn beside it."""
+    found = []
+    ideal = metric.ideal_of(name)
+    for each, color, dash in [(ideal, IDEAL, "dash"), *((other, FORWARD, "dot") for other in metric.beside)]:
+        holder = last if each in last.curves else beside.get(str(each))
+        if holder is not None:
+            curve, label = holder.curves[str(each)], holder.metric(str(each)).title
+            own = len(curve.value) == len(last.curves[name].value)
+            found.append(
+                Line(across(metric, curve), curve.value, color, label, dash, 2.2, markers=not own, hover=label)
+            )
+    return found

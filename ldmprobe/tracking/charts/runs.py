@@ -1,0 +1,74 @@
+"""Runs over each other: a color each, the same in every chart, with 95 % intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from ldmprobe.analysis.comparison import ClusteredMean
+from ldmprobe.io.record import ProbeRecord
+from ldmprobe.tracking.charts.chart import Chart, Line, Panel
+from ldmprobe.tracking.charts.curves import LOG_SNR, across, panel
+from ldmprobe.tracking.style import CLASS_COLORS, IDEAL, class_color
+
+Records = Mapping[str, ProbeRecord]  # by run
+
+
+def runs_charts(moments: Mapping[str, Records], name: str) -> dict[str, Chart]:
+    """Draw a curve of each run and the ideal beside them, in a chart for each moment.
+
+    Args:
+        moments: when, in words, and the records then.
+    """
+    every = [record for records in moments.values() for record in records.values()]
+    metric = every[0].metric(name)
+    charts = {}
+    for when, records in moments.items():
+        marks = []
+        for i, (label, record) in enumerate(records.items()):
+            curve = record.curves[name]
+            marks.append(_run(i, label, across(metric, curve), curve.value, curve.lower, curve.upper))
+        first = next(iter(records.values()))
+        if (ideal := str(metric.ideal_of(name))) in first.curves:
+            curve = first.curves[ideal]
+            marks.append(Line(across(metric, curve), curve.value, IDEAL, first.metric(ideal).title, "dash", 2.2))
+        charts[when] = Chart([panel(metric, marks, *(record.curves[name] for record in every))])
+    return charts
+
+
+def gains_charts(log_snr: np.ndarray, moments: Mapping[str, Mapping[str, ClusteredMean]]) -> dict[str, Chart]:
+    """Draw the paired gain over the first run, in nats per level: that of the others, in a chart for each moment."""
+    charts = {}
+    for when, gains in moments.items():
+        marks = [_mean(i, label, log_snr, gain) for i, (label, gain) in enumerate(gains.items(), start=1)]
+        charts[when] = Chart([Panel(marks, LOG_SNR, "nats per level; above 0 is better", level=0.0)])
+    return charts
+
+
+def bounds_chart(histories: Mapping[str, tuple[np.ndarray, ClusteredMean]]) -> Chart:
+    """Draw the held-out bound over training, steps (K,) and bound (K,) of each run; dashed: the first run's last."""
+    values = np.concatenate([bound.value for _, bound in histories.values()])
+    known = values[np.isfinite(values)]
+    log = bool(known.size and known.min() > 0 and known.max() > 3 * known.min())
+    marks = [_mean(i, label, steps, bound, True) for i, (label, (steps, bound)) in enumerate(histories.items())]
+    target = float(next(iter(histories.values()))[1].value[-1])
+    level = target if np.isfinite(target) else None
+    return Chart([Panel(marks, "training step", "nats, lower is better", level=level, log=log)])
+
+
+def _mean(i: int, label: str, x: np.ndarray, mean: ClusteredMean, markers: bool = False) -> Line:
+    return _run(i, label, x, mean.value, mean.value - mean.half_width, mean.value + mean.half_width, markers)
+
+
+def _run(
+    i: int,
+    label: str,
+    x: np.ndarray,
+    y: np.ndarray,
+    lower: np.ndarray | None,
+    upper: np.ndarray | None,
+    markers: bool = False,
+) -> Line:
+    dash = ("solid", "dot", "dash")[i // len(CLASS_COLORS) % 3]
+    return Line(x, y, class_color(i), label, dash, 2.2, lower, upper, markers=markers, hover=label)

@@ -1,0 +1,56 @@
+"""The numbers of a probe record that loggers are sent, and their names there.
+
+Each probe has a section of its own, such as ``probe_denoising/``. By default a logger is sent headlines: scalars, and curves as one number for each
+band of log-SNR, such as ``probe_denoising/skill/logsnr-03``, which begins there. ``detail: levels`` sends every scalar and every level
+of every curve besides, such as ``probe_denoising/mse/t0981``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
+
+import numpy as np
+
+from ldmprobe.analysis.bands import bands_of
+from ldmprobe.io.record import Curve, ProbeRecord
+
+Detail = Literal["bands", "levels"]
+SECTION = "probe_"  # what the names of all probes' metrics begin with
+_POOL: dict[str, Callable[[np.ndarray], np.floating[Any]]] = {"mean": np.mean, "sum": np.sum}
+
+
+def scalar_metrics(record: ProbeRecord, detail: Detail = "bands") -> dict[str, float]:
+    """Return those of ``all_metrics`` that are finite."""
+    return {name: value for name, value in all_metrics(record, detail).items() if np.isfinite(value)}
+
+
+def all_metrics(record: ProbeRecord, detail: Detail = "bands") -> dict[str, float]:
+    """Return the numbers of a record that loggers are sent, under their names there."""
+    shown = ("headline",) if detail == "bands" else ("headline", "detail")
+    found = {key(record, name): value for name, value in record.scalars.items() if record.metric(name).shown in shown}
+    for name, curve in record.curves.items():
+        metric = record.metric(name)
+        if metric.shown == "headline" and metric.pool is not None:
+            found |= {f"{key(record, name)}/{band}": value for band, value in _bands(curve, _POOL[metric.pool])}
+        if detail == "levels" and metric.shown in shown:
+            found |= {f"{key(record, name)}/{level}": value for level, value in _levels(curve)}
+    return {name: float(value) for name, value in found.items()}
+
+
+def key(record: ProbeRecord, name: str) -> str:
+    """Return the name that a metric of a record has in loggers."""
+    return f"{SECTION}{record.probe}/{name.removeprefix(f'{record.probe}_')}"
+
+
+def _bands(curve: Curve, pool: Callable[[np.ndarray], np.floating[Any]]) -> Iterator[tuple[str, float]]:
+    """Yield the bands of log-SNR that a curve has levels in, and the number of each."""
+    finite = np.isfinite(curve.log_snr)
+    for band in bands_of(curve.log_snr[finite]):
+        yield f"logsnr{band.low:+03.0f}", float(pool(curve.value[finite][band.inside]))
+
+
+def _levels(curve: Curve) -> Iterator[tuple[str, float]]:
+    """Yield the levels of a curve, by timestep, or by log-SNR where there are no timesteps, and the number of each."""
+    for timestep, log_snr, value in zip(curve.timestep, curve.log_snr, curve.value, strict=True):
+        yield f"t{timestep:04d}" if timestep >= 0 else f"logsnr{log_snr:+05.1f}", float(value)
