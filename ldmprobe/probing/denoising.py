@@ -58,38 +58,38 @@ def probe_denoising(
 ) -> ProbeRecord:
     """Denoise held-out latents at each level, with noise fixed per draw.
 
-    denoising_mse            mean squared ε-error per dimension, raw
-    denoising_mmse           the best linear denoiser's, from the spectrum behind the reference
-    denoising_skill          1 − mse/mmse; its interval, as that of nats, holds the reference's uncertainty
-    denoising_nats           what the network gains over the linear one, nats per level
-    calibration_residual     R: the share of the squared error that a linear correction, cross-fitted, would remove
-    calibration_nats         the same in nats per level: what training can still recover there, at least
-    prediction_gain          E[ε·ε_θ]/E[ε_θ²], what predictions would have to be multiplied by; 1 is calibrated
-    prediction_offset        root mean square over channels of the error's mean, in units of the noise
-    prediction_offset_floor  what it reads of a calibrated denoiser, from the finite number of images alone
-    denoising_progress       what was gained since ``previous``, nats per level, paired
-    image_mse                with ``image_loss``: mean squared error of the decoded x̂_0, in pixels of [−1, 1]
-    =======================  ===================================================================================
+        denoising_mse            mean squared ε-error per dimension, raw
+        denoising_mmse           the best linear denoiser's, from the spectrum behind the reference
+        denoising_skill          1 − mse/mmse; its interval, as that of nats, holds the reference's uncertainty
+        denoising_nats           what the network gains over the linear one, nats per level
+        calibration_residual     R: the share of the squared error that a linear correction, cross-fitted, would remove
+        calibration_nats         the same in nats per level: what training can still recover there, at least
+        prediction_gain          E[ε·ε_θ]/E[ε_θ²], what predictions would have to be multiplied by; 1 is calibrated
+        prediction_offset        root mean square over channels of the error's mean, in units of the noise
+        prediction_offset_floor  what it reads of a calibrated denoiser, from the finite number of images alone
+        denoising_progress       what was gained since ``previous``, nats per level, paired
+        image_mse                with ``image_loss``: mean squared error of the decoded x̂_0, in pixels of [−1, 1]
+        =======================  ===================================================================================
 
-    Per sample ``denoising_errors`` (levels, draws), for paired comparisons. Scalars: ``denoising_bound_nats``, the part of the likelihood
-    bound between the first level and the last, ``log_snr_range`` in the provenance (lower is better); ``imbalance_gini`` and
-    ``imbalance_share/…``, how the recoverable excess is spread over bands of log-SNR. The provenance holds the
-    ``summary``, one sentence, and the ``remarks`` below it (``analysis/faults.py``).
-=======
-    Curves have 95 % intervals over images, the residual over folds of them. Per sample there are ``denoising_errors`` (levels, draws), for
-    paired comparisons. The provenance holds the ``summary``, one sentence, and the ``remarks`` below it (``analysis/faults.py``),
-    and the ``log_snr_range`` that the bound covers.
+        Per sample ``denoising_errors`` (levels, draws), for paired comparisons. Scalars: ``denoising_bound_nats``, the part of the likelihood
+        bound between the first level and the last, ``log_snr_range`` in the provenance (lower is better); ``imbalance_gini`` and
+        ``imbalance_share/…``, how the recoverable excess is spread over bands of log-SNR. The provenance holds the
+        ``summary``, one sentence, and the ``remarks`` below it (``analysis/faults.py``).
+    =======
+        Curves have 95 % intervals over images, the residual over folds of them. Per sample there are ``denoising_errors`` (levels, draws), for
+        paired comparisons. The provenance holds the ``summary``, one sentence, and the ``remarks`` below it (``analysis/faults.py``),
+        and the ``log_snr_range`` that the bound covers.
 
-    Args:
-        num_draws: noised latents per level: each image is drawn as often as it takes, with noise of its own each time.
-        image_loss: also decode each x̂_0 and compare it with the decoded latent (costs two decodings per draw and level).
-        previous: the record of the same probe before this one, for progress.
+        Args:
+            num_draws: noised latents per level: each image is drawn as often as it takes, with noise of its own each time.
+            image_loss: also decode each x̂_0 and compare it with the decoded latent (costs two decodings per draw and level).
+            previous: the record of the same probe before this one, for progress.
 
-    Returns:
-        A record called "denoising", the same on every rank.
+        Returns:
+            A record called "denoising", the same on every rank.
 
-    Raises:
-        ConfigurationError: fewer draws than 32, or a reference of other latents.
+        Raises:
+            ConfigurationError: fewer draws than 32, or a reference of other latents.
     """
     if num_draws < 4 * NUM_FOLDS:
         raise ConfigurationError(
