@@ -1,7 +1,5 @@
 """``ldmprobe probe`` and ``ldmprobe sample`` on diffusers pipeline folders of every supported family."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
@@ -14,14 +12,11 @@ from datasets import Image as ImageFeature
 from diffusers import AutoencoderKL, DDIMPipeline, DDPMPipeline, DDPMScheduler, VQModel
 from PIL import Image
 
+from ldmprobe import ClassifierFreeGuidance, RecordStore, Sampling, load_model, sample_images
 from ldmprobe.cli import main
-from ldmprobe.inference import image_grid, real_latents, sample_images
-from ldmprobe.io.store import RecordStore
-from ldmprobe.models.guidance import ClassifierFreeGuidance
+from ldmprobe.inference import image_grid, real_latents
 from ldmprobe.pretrained.load import load_pipeline
-from ldmprobe.probing.sampling import Sampling
 from ldmprobe.tracking.pictures import curves_figure, scatter_figure
-from ldmprobe.training.checkpoint.load import load_model
 from tests.helpers import WHOLE_PATH, tiny_unet
 from tests.pipelines import autoencoder, clip, saved
 

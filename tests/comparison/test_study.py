@@ -11,6 +11,7 @@ import pytest
 import yaml
 from scipy import stats
 
+from ldmprobe import BalancedTimesteps, RecordStore
 from ldmprobe.callbacks import DenoisingProbe, TimestepBalancer, TrainingClock
 from ldmprobe.comparison.study import (
     BOUND,
@@ -27,11 +28,8 @@ from ldmprobe.comparison.study import (
 from ldmprobe.comparison.study_figures import curves_figure, pareto_figure
 from ldmprobe.comparison.study_table import study_markdown, study_table
 from ldmprobe.configuration.cli import build_cli
-from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
-from ldmprobe.errors import ConfigurationError
-from ldmprobe.io.store import RecordStore
 from ldmprobe.tracking.charts.static import png
-from tests.helpers import FLOAT64, tiny_unet_settings
+from tests.helpers import FLOAT64, refused, tiny_unet_settings
 from tests.run_config import component
 from tests.training import killing
 from tests.training.test_latent_diffusion import digits, module, trainer
@@ -174,7 +172,7 @@ def test_a_run_that_diverged_is_on_no_front_and_everything_is_still_written():
 
 
 def test_without_its_baseline_a_study_is_refused():
-    with pytest.raises(ConfigurationError, match="baseline 'base' has no finished run"):
+    with refused("baseline 'base' has no finished run"):
         study(A, "base")
 
 
@@ -225,7 +223,7 @@ def test_clock_counts_training_and_its_own_helpers_but_no_probes(tmp_path):
 
 def test_clock_behind_a_probe_is_refused(tmp_path):
     callbacks = [DenoisingProbe(2, num_images=16, num_draws=32, num_reference=128), TrainingClock(2)]
-    with pytest.raises(ConfigurationError, match="after DenoisingProbe among the callbacks"):
+    with refused("after DenoisingProbe among the callbacks"):
         trainer(tmp_path, max_steps=1, callbacks=callbacks).fit(module(), digits())
 
 
@@ -298,7 +296,6 @@ class Forked:
         return self.process.exitcode
 
 
-@pytest.mark.slow
 def test_study_tells_of_failed_runs_goes_on_and_repeats_nothing(tmp_path, capsys, monkeypatch):
     really, deaths = script.start, []
 

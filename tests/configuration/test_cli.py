@@ -8,12 +8,10 @@ import yaml
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
+from ldmprobe import ImageData, LatentDiffusion, RecordStore
 from ldmprobe.cli import main
 from ldmprobe.configuration.cli import build_cli
-from ldmprobe.data.images import ImageData
-from ldmprobe.io.store import RecordStore
 from ldmprobe.training.checkpoint.write import AtomicCheckpointIO
-from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import tiny_unet_settings
 
 CONFIG = Path(__file__).resolve().parent.parent.parent / "configs" / "gaussian.yaml"

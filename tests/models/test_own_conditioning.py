@@ -1,7 +1,5 @@
 """A picture beside z_t: a conditioning written outside the package, on Gaussian images, whose conditional mean is known."""
 
-from __future__ import annotations
-
 import lightning as L
 import numpy as np
 import pytest
@@ -10,16 +8,14 @@ from scipy.fft import idctn
 from torch import Tensor, nn
 
 import ldmprobe
-from ldmprobe import load_model
+from ldmprobe import Conditioning, HeldOutRows, Sampling, load_model
 from ldmprobe.callbacks import DDIMProbe, DenoisingProbe
 from ldmprobe.data.builtin import gaussian_spectrum
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
-from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.conditioning import Conditioning, HeldOutRows
 from ldmprobe.models.denoiser import as_denoiser, check_denoiser
 from ldmprobe.probing.probe import evaluating
-from ldmprobe.probing.sampling import Sampling, sample_trajectory
-from tests.helpers import FLOAT32, sd_scheduler, tiny_unet
+from ldmprobe.probing.sampling import sample_trajectory
+from tests.helpers import FLOAT32, refused, sd_scheduler, tiny_unet
 
 SIZE = 8
 KNOWN = torch.arange(SIZE) < SIZE // 2  # columns
@@ -221,15 +217,15 @@ def test_plain_modules_get_latents_and_picture_as_one():
     ],
 )
 def test_a_picture_that_does_not_fit_is_refused_early(picture, message):
-    with pytest.raises(ConfigurationError, match=message):
+    with refused(message):
         check_denoiser(unet(), (1, 8, 8), {"concat": torch.zeros(1, *picture)}, torch.device("cpu"))
 
 
 def test_a_network_that_answers_with_the_picture_too_is_refused():
-    with pytest.raises(ConfigurationError, match=r"with \(3, 8, 8\); .* Make its in_channels 3, its out_channels 1"):
+    with refused(r"with \(3, 8, 8\); .* Make its in_channels 3, its out_channels 1"):
         check_denoiser(tiny_unet(channels=3), (1, 8, 8), {"concat": torch.zeros(1, 2, 8, 8)}, torch.device("cpu"))
 
 
 def test_a_checkpoint_of_a_class_that_was_not_imported_says_so():
-    with pytest.raises(ConfigurationError, match="the conditioning Unheard, a class of your own; read it from Python"):
+    with refused("the conditioning Unheard, a class of your own; read it from Python"):
         ldmprobe.models.conditioning.conditioning_of({"class_name": "Unheard"}, nn.Identity())

@@ -11,13 +11,10 @@ from sklearn.metrics.pairwise import polynomial_kernel
 from torch import nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from ldmprobe.errors import ConfigurationError
-from ldmprobe.inference import sample_images
-from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.quality import fid_and_kid, probe_quality
+from ldmprobe import DiffusionModel, Sampling, probe_quality, sample_images
+from ldmprobe.probing.quality import fid_and_kid
 from ldmprobe.probing.real_features import IMAGES_AT_ONCE, RealFeatures, check_feature_network
-from ldmprobe.probing.sampling import Sampling
-from tests.helpers import gaussian_model
+from tests.helpers import gaussian_model, refused
 from tests.probing.gaussian import ScaledBand, assert_same_record, draw, on_ranks
 
 SMALL = Sampling(41, 4)
@@ -236,7 +233,7 @@ def test_progress_counts_the_steps_of_all_batches():
 )
 def test_impossible_settings_are_refused(settings, message):
     model, network = gaussian_model(), Pixels()
-    with pytest.raises(ConfigurationError, match=message):
+    with refused(message):
         quality(model, real_of(network, model), network, **settings)
 
 
@@ -259,18 +256,18 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert (loaded.images, loaded.network, loaded.source) == (real.images, real.network, "train")
     assert torch.equal(loaded.features, real.features)
     (tmp_path / "real.safetensors").write_bytes(b"torn")
-    with pytest.raises(ConfigurationError, match=r"real.safetensors is not readable as features of real images"):
+    with refused(r"real.safetensors is not readable as features of real images"):
         RealFeatures.load(tmp_path / "real.safetensors")
 
 
 def test_features_of_other_weights_are_refused():
     model = gaussian_model()
-    with pytest.raises(ConfigurationError, match="features are of another network, or of other weights"):
+    with refused("features are of another network, or of other weights"):
         quality(model, real_of(Convolutions(0), model), Convolutions(1))
 
 
 def test_no_real_images_are_an_error():
-    with pytest.raises(ConfigurationError, match="no real images"):
+    with refused("no real images"):
         RealFeatures.of(Pixels(), [], CPU)
 
 
@@ -285,5 +282,5 @@ def test_no_real_images_are_an_error():
     ],
 )
 def test_a_network_that_does_not_fit_is_refused(network, message):
-    with pytest.raises(ConfigurationError, match=message):
+    with refused(message):
         check_feature_network(network, gaussian_model())

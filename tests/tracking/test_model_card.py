@@ -1,7 +1,5 @@
 """The card of an exported pipeline: what it says is so, and its code runs."""
 
-from __future__ import annotations
-
 import io
 import re
 import runpy
@@ -11,11 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ldmprobe.io.record import ProbeRecord
+from ldmprobe import ProbeRecord, Source
 from ldmprobe.pretrained.export import as_pipeline
 from ldmprobe.pretrained.load import load_pipeline
 from ldmprobe.pretrained.lora import LoRAWeights
-from ldmprobe.pretrained.source import Source
 from ldmprobe.tracking.model_card import write_model_card
 from tests.pipelines import saved
 

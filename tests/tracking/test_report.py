@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ldmprobe import BalancedTimesteps, Curve, Metric, ProbeRecord, RecordStore, scalar_metrics, write_report
 from ldmprobe.callbacks import (
     DDIMProbe,
     DenoisingProbe,
@@ -23,10 +24,7 @@ from ldmprobe.callbacks import (
     TrainingObjective,
 )
 from ldmprobe.cli import main
-from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
-from ldmprobe.io.metric import Metric
-from ldmprobe.io.record import Curve, Part, ProbeRecord
-from ldmprobe.io.store import RecordStore
+from ldmprobe.io.record import Part
 from ldmprobe.tracking.charts import interactive, static
 from ldmprobe.tracking.charts.chart import Chart, Line, positive
 from ldmprobe.tracking.charts.curves import curves_chart, family_chart
@@ -34,8 +32,7 @@ from ldmprobe.tracking.charts.heatmap import heatmap_chart
 from ldmprobe.tracking.charts.scatter import FRAMES, scatter_chart
 from ldmprobe.tracking.history import RunningHistory, thinned
 from ldmprobe.tracking.pictures import Pictures
-from ldmprobe.tracking.report import report_html, write_report
-from ldmprobe.tracking.scalars import scalar_metrics
+from ldmprobe.tracking.report import report_html
 from tests.training.test_latent_diffusion import digits, module, trainer
 
 
@@ -390,7 +387,6 @@ def test_what_cannot_be_drawn_is_said_in_its_place(records):
     assert "<h2>How it was measured</h2>" in html
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("chromium") and "CI" not in os.environ, reason="needs chromium")
 @pytest.mark.parametrize("whose", ["theirs", "ours"])
 def test_a_browser_draws_the_charts_and_runs_no_strangers_script(whose, hostile_page, run_dir, tmp_path):

@@ -1,7 +1,5 @@
 """``ldmprobe cache``: written once, whatever happens on the way, and training from it is training as ever."""
 
-from __future__ import annotations
-
 import signal
 from itertools import chain
 from pathlib import Path
@@ -17,12 +15,11 @@ from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
 from ldmprobe.data.latent_cache import LatentCache
 from ldmprobe.data.latent_writer import write_cache
-from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, SmallCLIP, TextConditioning, Unconditional
 from ldmprobe.models.model_folder import ModelFolder
 from ldmprobe.training.latent_diffusion import LatentDiffusion
-from tests.helpers import FLOAT32, tiny_unet
+from tests.helpers import FLOAT32, refused, tiny_unet
 from tests.run_config import component, unet, written
 from tests.training.killing import run, signal_at_call
 
@@ -135,11 +132,11 @@ def test_each_caption_is_encoded_once_a_file_and_training_gets_what_the_encoder_
 
     damaged = LatentCache(tmp_path / "latents").prompt_path("")
     damaged.write_bytes(damaged.read_bytes()[:-4])
-    with pytest.raises(ConfigurationError, match=f"{damaged.name} is damaged .*; remove it, and `ldmprobe cache"):
+    with refused(f"{damaged.name} is damaged .*; remove it, and `ldmprobe cache"):
         cached.use_latents(LatentCodec(), text)
 
     trained = TextConditioning(text.encoder, trained=True)
-    with pytest.raises(ConfigurationError, match="the captions were encoded there; here the text encoder is trained"):
+    with refused("the captions were encoded there; here the text encoder is trained"):
         cached.use_latents(LatentCodec(), trained)
 
 
@@ -217,13 +214,13 @@ def float_images(folder: Path, row: int, value: float) -> ImageData:
 )
 def test_latents_that_are_not_finite_are_named_by_row(tmp_path, value, dtype, message):
     data = float_images(tmp_path, 17, value)
-    with pytest.raises(ConfigurationError, match=message):
+    with refused(message):
         write_cache(data, LatentCodec(), Unconditional(), tiny_unet(), tmp_path / "latents", dtype, batch_size=4)
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("…")
-    with pytest.raises(ConfigurationError, match="is not empty and no cache of latents; give --out a new folder"):
+    with refused("is not empty and no cache of latents; give --out a new folder"):
         write_cache(float_images(tmp_path, 0, 0), LatentCodec(), Unconditional(), tiny_unet(), tmp_path)
     assert not (tmp_path / "cache.json").exists()
 
@@ -232,21 +229,21 @@ def test_a_folder_of_other_latents_is_left_alone(tmp_path):
     data = float_images(tmp_path, 0, 0)
     write_cache(data, LatentCodec(), Unconditional(), tiny_unet(), tmp_path / "latents")
     before = contents(tmp_path / "latents")
-    with pytest.raises(ConfigurationError, match=r"latents.dtype is float32, this configuration's is float16"):
+    with refused(r"latents.dtype is float32, this configuration's is float16"):
         write_cache(data, LatentCodec(), Unconditional(), tiny_unet(), tmp_path / "latents", "float16")
     assert contents(tmp_path / "latents") == before
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(ConfigurationError, match=r"file/latents cannot be written to .*choose another --out"):
+    with refused(r"file/latents cannot be written to .*choose another --out"):
         write_cache(
             float_images(tmp_path, 0, 0), LatentCodec(), Unconditional(), tiny_unet(), tmp_path / "file/latents"
         )
 
 
 def test_shards_that_cannot_be_are_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match="--shard is 2 and --num-shards 2; expected 0 <= shard < num-shards"):
+    with refused("--shard is 2 and --num-shards 2; expected 0 <= shard < num-shards"):
         write_cache(shapes(), codec(), Unconditional(), tiny_unet(), tmp_path / "latents", shard=2, num_shards=2)
 
 
