@@ -307,7 +307,7 @@ def test_a_column_with_our_own_name_of_row_numbers_is_not_taken_for_them(tmp_pat
     assert sorted(
         i for held_out in (False, True) for b in data.reference_batches(99, held_out) for i in b["index"]
     ) == [*range(10)]
-    with refused("'__row__', its own name for row numbers; rename it"):
+    with refused("'__row__', a name of its own; rename it"):
         ImageData(str(tmp_path / "a.parquet"), caption_column="__row__")
 
 
