@@ -153,7 +153,7 @@ def test_an_unknown_column_is_refused_with_the_known_ones(column, streaming):
         ({"channels": 2}, "channels 2; expected 1"),
         ({"held_out_fraction": 1.0}, r"held_out_fraction 1.0; expected a number in \(0, 1\)"),
         *[
-            (columns, r"ImageData got image_column 'image', .*expected another column for each")
+            (columns, r"ImageData got the columns 'image', .*expected another column for each")
             for columns in ({"caption_column": "image"}, {"label_column": "image"}, dict.fromkeys(("label_column", "caption_column"), "a"))
         ],
     ],
