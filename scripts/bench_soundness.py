@@ -39,7 +39,8 @@ from torch import Tensor, nn
 from ldmprobe.analysis.bands import BAND_WIDTH, bands_of
 from ldmprobe.analysis.divergence import independent_gaussian_kl, paired_gaussian_kl
 from ldmprobe.analysis.ideal import ideal_path
-from ldmprobe.analysis.moments import PairedMoments, jackknife_interval
+from ldmprobe.analysis.intervals import jackknife_interval
+from ldmprobe.analysis.moments import PairedMoments
 from ldmprobe.analysis.spectrum import LinearOptimum, Ridges, gaussian_mmse
 from ldmprobe.data.images import ImageData
 from ldmprobe.diffusion.diffusers_schedules import as_schedule

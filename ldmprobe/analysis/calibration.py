@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from scipy.stats import t as student_t
 from torch import Tensor
+
+from ldmprobe.analysis.intervals import student
 
 NUM_FOLDS = 8
 
@@ -110,5 +111,6 @@ def calibration(sums: CalibrationSums) -> Calibration:
     folds = int(used.sum())
     deviation = (explained - residual * squares)[used]
     spread = float((folds / max(folds - 1, 1) * (deviation**2).sum()).sqrt() / squares.sum())
-    student = float(student_t.ppf(0.975, max(folds - 1, 1)))
-    return Calibration(residual, student * spread, float(explained.sum()) / count, float(squares.sum()) / count)
+    return Calibration(
+        residual, student(max(folds, 2)) * spread, float(explained.sum()) / count, float(squares.sum()) / count
+    )

@@ -1,10 +1,6 @@
-r"""Are two denoisers different, where, and how many training steps is that worth? Paired statistics of per-draw errors.
+"""Are two denoisers different, where, and how many training steps is that worth? Paired statistics of per-draw errors.
 
-Both denoise the same noised images, so what differs between images cancels in the difference d of their errors. Draws of one image are
-not independent; the standard error sums them per image g first (cluster-robust; Liang & Zeger, 1986) and is read with Student's t:
-
-.. math:: \widehat{\text{se}}^2 = \frac{G}{G-1} \frac{1}{N^2} \sum_{g=1}^{G} \Big( \sum_{n \in g} (d_n - \bar d) \Big)^2,
-          \qquad \bar d / \widehat{\text{se}} \sim t_{G-1}
+Both denoise the same noised images, so what differs between images cancels in the difference of their errors.
 """
 
 from __future__ import annotations
@@ -13,41 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import t as student_t
 
 from ldmprobe.analysis.bands import bands_of
-
-
-@dataclass(frozen=True)
-class ClusteredMean:
-    """Means over draws, shape (...): with the half-width of their 95 % intervals and the p-value of "it is 0", two-sided."""
-
-    value: np.ndarray
-    half_width: np.ndarray
-    p_value: np.ndarray
-
-
-def clustered_mean(values: np.ndarray, cluster: np.ndarray) -> ClusteredMean:
-    """The mean of ``values`` (..., N) over draws that are independent between clusters only.
-
-    Args:
-        cluster: of each draw, (N,), 0 … G−1.
-
-    Raises:
-        ValueError: there are fewer than two clusters, and so no interval.
-    """
-    values = np.asarray(values, dtype=np.float64)
-    clusters = len(np.unique(cluster))
-    if clusters < 2:
-        raise ValueError(f"got draws of {clusters} cluster; expected at least 2, or there is no interval")
-    mean = values.mean(-1)
-    member = (cluster[:, None] == np.unique(cluster)).astype(np.float64)  # (N, G)
-    with np.errstate(invalid="ignore", divide="ignore"):  # a network that has diverged
-        sums = (values - mean[..., None]) @ member
-        error = np.sqrt(clusters / (clusters - 1) * (sums**2).sum(-1)) / values.shape[-1]
-        p_value = 2 * student_t.sf(np.abs(mean) / error, clusters - 1)
-    p_value = np.where((mean == 0) & (error == 0), 1.0, p_value)  # the same network twice
-    return ClusteredMean(mean, student_t.ppf(0.975, clusters - 1) * error, p_value)
+from ldmprobe.analysis.intervals import clustered_mean
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:

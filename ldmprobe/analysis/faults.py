@@ -22,6 +22,7 @@ from scipy.stats import t as student_t
 
 from ldmprobe.analysis.bands import runs_of
 from ldmprobe.analysis.imbalance import Band
+from ldmprobe.analysis.intervals import student
 
 FALSE_ALARMS = 0.05  # of a perfect denoiser's probes, in all three tests together
 NEGLIGIBLE = 0.005  # of the bound
@@ -178,9 +179,9 @@ def _measurable(bands: Sequence[Band]) -> list[Fault]:
 
 def _critical(levels: Levels, sides: int) -> float:
     """Half-widths of a 95 % interval that a level has to be off by, so that all levels of all tests raise few false alarms."""
-    degrees = max(levels.num_images - 1, 1)
+    groups = max(levels.num_images, 2)
     tail = FALSE_ALARMS / (sides * _TESTS * len(levels.log_snr))
-    return float(student_t.ppf(1 - tail, degrees) / student_t.ppf(0.975, degrees))
+    return float(student_t.ppf(1 - tail, groups - 1)) / student(groups)
 
 
 def _where(flagged: np.ndarray, levels: Levels) -> str:

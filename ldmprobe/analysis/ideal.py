@@ -30,7 +30,7 @@ from torch import Tensor
 
 from ldmprobe.analysis.basis import LatentBasis
 from ldmprobe.analysis.divergence import gaussian_kl
-from ldmprobe.analysis.moments import jackknife
+from ldmprobe.analysis.intervals import NORMAL, jackknife
 from ldmprobe.diffusion.samplers import Combine, Denoise, SamplerStep
 from ldmprobe.diffusion.schedule import SamplingGrid
 
@@ -192,5 +192,5 @@ def ideal_curves(
     moments = zip(basis.mean_without, basis.variance_without, strict=True)
     without = [numbers(mean, variance) for mean, variance in moments]
     value, error = jackknife(whole, torch.stack(without) if without else whole[None])
-    known = (value > 1.96 * error) | (error == 0)
-    return torch.where(known, value, torch.nan), torch.where(known, 1.96 * error, torch.nan)
+    known = (value > NORMAL * error) | (error == 0)
+    return torch.where(known, value, torch.nan), torch.where(known, NORMAL * error, torch.nan)

@@ -76,32 +76,3 @@ class PairedMoments:
     @property
     def cov_xy(self) -> Tensor:
         return (self.sums[4] - self.sums[0] * self.sums[1] / self.n) / (self.n - 1)
-
-
-def jackknife_interval(value: Tensor, leave_one_out: Tensor, z: float = 1.96) -> tuple[Tensor, Tensor]:
-    """95 % interval of a statistic from its G delete-a-group replicates (Efron & Tibshirani, 1993, ch. 11).
-
-    Args:
-        value: the statistic on all samples, shape (...).
-        leave_one_out: the statistic without each group, shape (G, ...).
-    """
-    groups = leave_one_out.shape[0]
-    deviation = leave_one_out - leave_one_out.mean(0)
-    half_width = z * ((groups - 1) / groups * (deviation**2).sum(0)).sqrt()
-    return value - half_width, value + half_width
-
-
-def jackknife(value: Tensor, leave_one_out: Tensor) -> tuple[Tensor, Tensor]:
-    """A statistic corrected for its bias of first order in 1/N, and its standard error, from G delete-a-group replicates (Efron &
-    Tibshirani, 1993, ch. 11); as it is, with error 0, where there are none: of known moments.
-
-    Args:
-        value: the statistic on all samples, shape (...).
-        leave_one_out: the statistic without each group, shape (G, ...).
-    """
-    groups = leave_one_out.shape[0]
-    if groups < 2:
-        return value, torch.zeros_like(value)
-    mean = leave_one_out.mean(0)
-    error = ((groups - 1) / groups * ((leave_one_out - mean) ** 2).sum(0)).sqrt()
-    return value - (groups - 1) * (mean - value), error

@@ -27,6 +27,8 @@ from scipy.interpolate import CubicSpline, PchipInterpolator
 from scipy.optimize import linprog, nnls
 from torch import Tensor
 
+from ldmprobe.analysis.intervals import NORMAL
+
 _LARGEST_SHARE = 0.9  # of the degrees of freedom that (1) is trusted to: at 1 it has a pole
 _LEAST_LEFT_OUT = 0.02  # 1 − h_k
 _SPACING = 0.25  # of κ, in logarithms
@@ -79,7 +81,7 @@ class Ridges:
         error = _standard_error(ridge, kappa, freedom, leverage, shares @ inverse**2, n, d)
         slope = torch.gradient(freedom, spacing=(kappa.log(),))[0] / d
         allowed = slope * (kappa * (1 - freedom / n).clamp(min=1 - _LARGEST_SHARE) / ridge).log()
-        half_width = (1.96**2 * error**2 + allowed**2).sqrt()
+        half_width = (NORMAL**2 * error**2 + allowed**2).sqrt()
         keep = _thinned(kappa[known].log())
         ridge, kappa, freedom, half_width = (value[known][keep] for value in (ridge, kappa, freedom, half_width))
         return cls(eigenvalues, vectors, ridge, kappa, freedom / d, half_width)

@@ -7,14 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ldmprobe.analysis.comparison import (
-    BandGain,
-    ClusteredMean,
-    StepsToReach,
-    clustered_mean,
-    gains_by_band,
-    steps_to_reach,
-)
+from ldmprobe.analysis.comparison import BandGain, StepsToReach, gains_by_band, steps_to_reach
+from ldmprobe.analysis.intervals import ClusteredMean, clustered_mean
 from ldmprobe.comparison.configuration import only_seeds_differ
 from ldmprobe.probing.denoising_record import (
     PROBE,

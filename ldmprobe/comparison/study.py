@@ -13,7 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ldmprobe.analysis.bands import bands_of
-from ldmprobe.analysis.comparison import ClusteredMean, clustered_mean, holm
+from ldmprobe.analysis.comparison import holm
+from ldmprobe.analysis.intervals import ClusteredMean, clustered_mean
 from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.record import ProbeRecord

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 import pyarrow as pa
 
-from ldmprobe.analysis.comparison import ClusteredMean
+from ldmprobe.analysis.intervals import ClusteredMean
 from ldmprobe.comparison.study import (
     BOUND,
     FID,

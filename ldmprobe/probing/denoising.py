@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from scipy.stats import t as student_t
 from torch import Tensor
 
 from ldmprobe.analysis.calibration import NUM_FOLDS, CalibrationSums, calibration
 from ldmprobe.analysis.faults import Levels, in_words
 from ldmprobe.analysis.imbalance import summarize
+from ldmprobe.analysis.intervals import clustered_half_width, student
 from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.errors import ConfigurationError
@@ -153,11 +153,11 @@ def probe_denoising(
     dimension = held_out.latents[0].numel()
     nats = torch.from_numpy(nats_per_error(log_snr.numpy(), dimension))
     of_image = torch.arange(num_draws) % num_images
-    mse, half_width = squared.mean(0), _half_width(squared, of_image)
+    mse, half_width = squared.mean(0), clustered_half_width(squared, of_image)
     mmse, least_mmse, largest_mmse = reference.basis.optimum.at(log_snr)
     gain = product.mean(0) / square.mean(0)
-    gain_width = _half_width(product - gain * square, of_image) / square.mean(0)
-    offset_width = _half_width(offset.flatten(1), of_image).view(len(timesteps), -1).pow(2).mean(1).sqrt()
+    gain_width = clustered_half_width(product - gain * square, of_image) / square.mean(0)
+    offset_width = clustered_half_width(offset.flatten(1), of_image).view(len(timesteps), -1).pow(2).mean(1).sqrt()
     residual, residual_width, excess = (
         torch.tensor([getattr(level, name) for level in levels], dtype=torch.float64)
         for name in ("residual", "half_width", "excess")
@@ -187,10 +187,10 @@ def probe_denoising(
         "calibration_nats": curve(nats * excess, nats * residual_width * mse),
         "prediction_gain": curve(gain, gain_width),
         "prediction_offset": curve(offset.mean(0).pow(2).mean(1).sqrt(), offset_width),
-        "prediction_offset_floor": curve(offset_width / _student(of_image)),
+        "prediction_offset_floor": curve(offset_width / student(int(of_image.max()) + 1)),
     }
     if image_loss:
-        curves["image_mse"] = curve(image_squared.mean(0), _half_width(image_squared, of_image))
+        curves["image_mse"] = curve(image_squared.mean(0), clustered_half_width(image_squared, of_image))
     fingerprints = {
         "grid": fingerprint(timesteps, log_snr.float()),
         "reference": reference.fingerprint,
@@ -202,7 +202,7 @@ def probe_denoising(
     if previous is not None and previous.fingerprints == fingerprints and previous.step < step:
         before = torch.from_numpy(previous.per_sample[ERRORS].value.copy()).T
         fall = before - squared
-        curves["denoising_progress"] = curve(nats * fall.mean(0), nats * _half_width(fall, of_image))
+        curves["denoising_progress"] = curve(nats * fall.mean(0), nats * clustered_half_width(fall, of_image))
     imbalance = summarize(
         log_snr.numpy(), residual.numpy(), residual_width.numpy(), mse.numpy(), nats.numpy(), num_draws
     )
@@ -257,18 +257,3 @@ def _width(curve: Curve) -> np.ndarray:
     """The half-width of a curve's interval."""
     assert curve.upper is not None
     return curve.upper - curve.value
-
-
-def _student(group: Tensor) -> float:
-    """The standard errors in the half-width of a 95 % interval of a mean over so many images, by Student's t."""
-    return float(student_t.ppf(0.975, int(group.max())))
-
-
-def _half_width(values: Tensor, group: Tensor) -> Tensor:
-    """The half-width of the 95 % interval of the mean of ``values`` (N, L): draws of one image, ``group`` (N,), are not independent."""
-    deviation = torch.zeros(int(group.max()) + 1, values.shape[1], dtype=values.dtype)
-    deviation.index_add_(0, group, values - values.mean(0))
-    groups = len(deviation)
-    return (
-        float(student_t.ppf(0.975, groups - 1)) * (groups / (groups - 1) * (deviation**2).sum(0)).sqrt() / len(values)
-    )

@@ -22,7 +22,8 @@ from functools import partial
 
 import numpy as np
 
-from ldmprobe.analysis.comparison import BandGain, clustered_mean, gains_by_band
+from ldmprobe.analysis.comparison import BandGain, gains_by_band
+from ldmprobe.analysis.intervals import clustered_mean
 from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.metric import Metric

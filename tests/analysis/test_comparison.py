@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ldmprobe.analysis.comparison import clustered_mean, gains_by_band, holm, steps_to_reach
+from ldmprobe.analysis.comparison import gains_by_band, holm, steps_to_reach
+from ldmprobe.analysis.intervals import clustered_mean
 from ldmprobe.analysis.likelihood import nats_per_error
 from tests.helpers import FLOAT64
 

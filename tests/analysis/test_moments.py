@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from ldmprobe.analysis.moments import NUM_GROUPS, PairedMoments, jackknife_interval
+from ldmprobe.analysis.intervals import jackknife_interval
+from ldmprobe.analysis.moments import NUM_GROUPS, PairedMoments
 from tests.helpers import FLOAT64
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 from ldmprobe.analysis.basis import LatentBasis, Rotation
 from ldmprobe.analysis.divergence import gaussian_kl_to_known
 from ldmprobe.analysis.ideal import IdealPath, ideal_curves
-from ldmprobe.analysis.moments import PairedMoments, jackknife
+from ldmprobe.analysis.intervals import NORMAL, jackknife
+from ldmprobe.analysis.moments import PairedMoments
 from ldmprobe.diffusion.schedule import SamplingGrid
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.io.metric import Metric
@@ -137,5 +138,5 @@ def gap_to_real(moments: PairedMoments, basis: LatentBasis, alpha: float, sigma:
     moments_without = zip(basis.mean_without, basis.variance_without, strict=True)
     without = [gap(total, mean, variance) for mean, variance in moments_without]
     corrected, of_reference = jackknife(value, torch.stack(without) if without else value[None])
-    half_width = 1.96 * float((of_samples**2 + of_reference**2).sqrt())
+    half_width = NORMAL * float((of_samples**2 + of_reference**2).sqrt())
     return float(corrected), float(corrected) - half_width, float(corrected) + half_width

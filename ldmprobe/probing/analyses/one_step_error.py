@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmprobe.analysis.moments import jackknife
+from ldmprobe.analysis.intervals import NORMAL, jackknife
 from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
@@ -69,7 +69,7 @@ class OneStepError(Analysis):
         # That filter, along the basis's directions by themselves, is not the best: what it lacks is known.
         slope = slope.cpu()
         lacks, lacks_width = self._lacks((alpha_s - slope * alpha_t) ** 2, (sigma_s - slope * sigma_t) ** 2, levels)
-        width = 1.96 * float(every.std()) / self.number**0.5
+        width = NORMAL * float(every.std()) / self.number**0.5
         self.rows.append((float(every.mean()) + lacks, (width**2 + lacks_width**2) ** 0.5))
 
     def _lacks(self, of_signal: Tensor, of_noise: Tensor, levels: list[float]) -> tuple[float, float]:
@@ -84,7 +84,7 @@ class OneStepError(Analysis):
             (of_signal * self.basis.variance_without + of_noise).mean(-1),
         )
         width = max(float(upper - error), float(error - lower)) * scale
-        return float(own - scale * error), (width**2 + (1.96 * float(of_own)) ** 2) ** 0.5
+        return float(own - scale * error), (width**2 + (NORMAL * float(of_own)) ** 2) ** 0.5
 
     def finish(self) -> Findings:
         excess, width = np.array(self.rows).T

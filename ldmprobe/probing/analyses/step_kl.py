@@ -12,7 +12,8 @@ from torch import Tensor
 from ldmprobe.analysis.basis import LatentBasis
 from ldmprobe.analysis.divergence import gaussian_js, gaussian_kl, paired_gaussian_kl, softmax_kl
 from ldmprobe.analysis.ideal import IdealPath
-from ldmprobe.analysis.moments import PairedMoments, jackknife, jackknife_interval
+from ldmprobe.analysis.intervals import NORMAL, jackknife, jackknife_interval
+from ldmprobe.analysis.moments import PairedMoments
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.metric import Metric
@@ -201,7 +202,7 @@ class StepKL(Analysis):
         for k, band in enumerate(bands):
             in_band, spread = ideal[2 + k], width[2 + k]
             value, error = measured[:, k].T
-            half_width = np.hypot(1.96 * error / in_band, value / in_band * spread / in_band)
+            half_width = np.hypot(NORMAL * error / in_band, value / in_band * spread / in_band)
             found[f"step_kl_ratio/band{k}"] = curve(value / in_band, half_width)
             found[f"variance_ratio/band{k}"] = curve(*self._variance_ratio(basis, k, band))
             found[f"variance_ratio_ideal/band{k}"] = curve(ideal[2 + len(bands) + k], width[2 + len(bands) + k])
@@ -221,4 +222,4 @@ class StepKL(Analysis):
         _, of_samples = jackknife(value, ratio(sampled_without, basis.variance))
         without = [ratio(variance, real) for real in basis.variance_without]
         value, of_reference = jackknife(value, torch.stack(without) if without else value[None])
-        return value.numpy(), 1.96 * (of_samples**2 + of_reference**2).sqrt().numpy()
+        return value.numpy(), NORMAL * (of_samples**2 + of_reference**2).sqrt().numpy()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ldmprobe.analysis.comparison import ClusteredMean
+from ldmprobe.analysis.intervals import ClusteredMean
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.tracking.charts.chart import Chart, Line, Panel
 from ldmprobe.tracking.charts.curves import LOG_SNR, across, panel
