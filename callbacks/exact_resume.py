@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import TypeGuard
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -20,6 +20,7 @@ from ldmprobe.io.store import RecordStore
 from ldmprobe.training.checkpoint.newest import set_aside_later
 from ldmprobe.training.checkpoint.paths import paths_here
 from ldmprobe.training.checkpoint.resume import say
+from ldmprobe.types import Batch, PlainValues, StateDict
 
 LAST_WORDS = "terminated.ckpt"
 _KEY = "ldmprobe.ExactResume"
@@ -49,17 +50,17 @@ class ExactResume(L.Callback):
     """
 
     def __init__(self) -> None:
-        self._extra: dict[str, Any] = {}
-        self._schedules: list[dict[str, Any]] = []  # of the checkpoint
+        self._extra: PlainValues = {}
+        self._schedules: list[Batch] = []  # of the checkpoint
         self._trained = self._terminating = False
 
     # --- into the checkpoint ---------------------------------------------------------------------------------------
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: StateDict) -> None:
         for logger in trainer.loggers:
             logger.save()
         state, accumulating = private.LoopState(checkpoint), private.is_accumulating(trainer)
-        extra: dict[str, Any] = {"optimization": optimization(trainer)}
+        extra: StateDict = {"optimization": optimization(trainer)}
         if accumulating:
             extra["gradients"] = _gradients(trainer, pl_module)
         if state.in_batch_end:
@@ -79,7 +80,7 @@ class ExactResume(L.Callback):
 
     # --- out of the checkpoint -------------------------------------------------------------------------------------
 
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: StateDict) -> None:
         if isinstance(getattr(trainer, "datamodule", None), ImageData) and ImageData.__qualname__ not in checkpoint:
             rank_zero_warn(
                 "The checkpoint does not say what data it was trained on: it is of an earlier version, which held out other "
@@ -130,7 +131,7 @@ class ExactResume(L.Callback):
     # --- told to end -----------------------------------------------------------------------------------------------
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
     ) -> None:
         self._trained = True
 
@@ -162,8 +163,8 @@ def _saves_here(callback: L.Callback) -> TypeGuard[ModelCheckpoint]:
 
 
 def _paths_here(
-    callback: ModelCheckpoint, others: list[ModelCheckpoint], states: dict[str, dict[str, Any]]
-) -> dict[str, Any]:
+    callback: ModelCheckpoint, others: list[ModelCheckpoint], states: dict[str, PlainValues]
+) -> PlainValues:
     last = [other for other in others if other.save_last and other.dirpath == callback.dirpath]
     return paths_here(callback, states.get(callback.state_key), alone=last == [callback])
 

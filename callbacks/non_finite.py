@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import lightning as L
 import torch
@@ -98,7 +98,7 @@ class NonFinite(L.Callback):
     # --- named, once the batch has ended and its outputs are known ---------------------------------------------------
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         step, self._step = self._step, None
         part = trainer.accumulate_grad_batches > 1 and self.every_n_steps == 1

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, get_args
+from typing import get_args
 from weakref import WeakKeyDictionary
 
 import lightning as L
@@ -27,6 +27,7 @@ from ldmprobe.probing.probe import Progress, Ranks, plain_stderr, progress_bar
 from ldmprobe.tracking.history import RunningHistory
 from ldmprobe.tracking.loggers import log_record, log_scalars
 from ldmprobe.tracking.scalars import Detail, all_metrics
+from ldmprobe.types import StateDict
 
 _log = logging.getLogger(__name__)
 _METRICS = "ldmprobe.ProbeCallback"  # in a checkpoint
@@ -88,11 +89,11 @@ class ProbeCallback(L.Callback, ABC):
 
     # --- when ------------------------------------------------------------------------------------------------------
 
-    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: StateDict) -> None:
         self._resuming = True
         self._metrics = checkpoint.get(_METRICS, {}).get(type(self).__name__, {})
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: StateDict) -> None:
         checkpoint.setdefault(_METRICS, {})[type(self).__name__] = dict(self._metrics)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -119,7 +120,7 @@ class ProbeCallback(L.Callback, ABC):
             check_monitors(trainer)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         step = trainer.global_step
         passed, self._seen_step = step - self._seen_step, step

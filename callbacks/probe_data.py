@@ -19,6 +19,7 @@ from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.real_data import each_loader, loaders_in, read_beside, reference_at, same_reading
 from ldmprobe.probing.reference import Reference, latents_of
+from ldmprobe.types import Batch
 
 
 def reference_of(trainer: L.Trainer, model: DiffusionModel, num_images: int) -> Reference:
@@ -33,7 +34,7 @@ def reference_in(
     trainer: L.Trainer,
     model: DiffusionModel,
     name: str,
-    batches: Callable[[], Iterable[dict[str, Any]]],
+    batches: Callable[[], Iterable[Batch]],
     rows: KnownRows | None = None,
 ) -> Reference:
     """The reference called ``name`` in the run's directory; where there is none, one fitted on ``batches()`` and put there;
@@ -74,7 +75,7 @@ def held_out_of(
     return held_out_from(trainer, model, chosen)
 
 
-def held_out_from(trainer: L.Trainer, model: DiffusionModel, batches: Iterable[dict[str, Any]]) -> HeldOut:
+def held_out_from(trainer: L.Trainer, model: DiffusionModel, batches: Iterable[Batch]) -> HeldOut:
     """The same of just these batches."""
 
     def make() -> HeldOut:
@@ -90,7 +91,7 @@ def has_held_out(trainer: L.Trainer) -> bool:
     return hasattr(data, "reference_batches") or trainer.val_dataloaders is not None
 
 
-def image_batches(trainer: L.Trainer, num_images: int, held_out: bool) -> Iterator[dict[str, Any]]:
+def image_batches(trainer: L.Trainer, num_images: int, held_out: bool) -> Iterator[Batch]:
     """Always with ``image``, also where training reads latents from a cache."""
     data: Any = getattr(trainer, "datamodule", None)
     if hasattr(data, "reference_images"):
@@ -98,7 +99,7 @@ def image_batches(trainer: L.Trainer, num_images: int, held_out: bool) -> Iterat
     return _batches(trainer, num_images, held_out)
 
 
-def _batches(trainer: L.Trainer, num_images: int, held_out: bool) -> Iterator[dict[str, Any]]:
+def _batches(trainer: L.Trainer, num_images: int, held_out: bool) -> Iterator[Batch]:
     data: Any = getattr(trainer, "datamodule", None)
     if hasattr(data, "reference_batches"):
         yield from data.reference_batches(num_images, held_out)

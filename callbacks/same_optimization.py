@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import lightning as L
 from torch.optim.lr_scheduler import OneCycleLR
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.types import Batch, PlainValues
 
 _NEW_RUN = "start a new run in another directory (FinetunedDiffusion takes a checkpoint's weights as `pretrained`)"
 
 
-def optimization(trainer: L.Trainer) -> dict[str, Any]:
+def optimization(trainer: L.Trainer) -> PlainValues:
     """Classes of the Trainer's optimizers and schedulers, and its number of processes, as plain values."""
     return {
         "optimizer": [_name(optimizer) for optimizer in trainer.optimizers],
@@ -21,7 +20,7 @@ def optimization(trainer: L.Trainer) -> dict[str, Any]:
     }
 
 
-def check_same_optimization(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+def check_same_optimization(theirs: PlainValues, ours: PlainValues) -> None:
     """Raise ConfigurationError if optimizers or schedulers are not of the checkpoint's classes, or not as many."""
     for what in ("optimizer", "learning-rate scheduler"):
         before, now = (", ".join(each.get(what, ())) or "none" for each in (theirs, ours))
@@ -32,7 +31,7 @@ def check_same_optimization(theirs: dict[str, Any], ours: dict[str, Any]) -> Non
             )
 
 
-def check_schedules_last(trainer: L.Trainer, states: list[dict[str, Any]]) -> None:
+def check_schedules_last(trainer: L.Trainer, states: list[Batch]) -> None:
     """Raise ConfigurationError if a schedule of a fixed number of steps ends before the training does.
 
     Args:

@@ -26,6 +26,7 @@ from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.reference import Reference
 from ldmprobe.probing.sampling import Sampling
+from ldmprobe.types import PlainValues, StateDict
 
 _DRY = "A dry run: nothing was changed, and the dotted line is what the controller wanted."
 METRICS = (
@@ -136,7 +137,7 @@ class TimestepBalancer(ProbeCallback):
         self.cost_seconds = 0.0
         self._reference: Reference | None = None
         self._held_out: HeldOut | None = None
-        self._state: dict[str, Any] = {}  # begun; step, mse, target, density and weight of the last decision
+        self._state: PlainValues = {}  # begun; step, mse, target, density and weight of the last decision
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
@@ -245,14 +246,14 @@ class TimestepBalancer(ProbeCallback):
         gap = record.curves["marginal_gap"]
         return np.interp(found.curves["denoising_mse"].log_snr, gap.log_snr, gap.value)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         state = {
             name: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
             for name, value in self._state.items()
         }
         return {"decided": state, "cost_seconds": self.cost_seconds}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         self._state = {
             name: value.numpy().copy() if isinstance(value, torch.Tensor) else value
             for name, value in state_dict["decided"].items()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import lightning as L
 import torch
@@ -13,6 +12,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.probe import Ranks
+from ldmprobe.types import StateDict
 
 METRICS = (
     Metric(
@@ -54,12 +54,12 @@ class TrainingClock(ProbeCallback):
             )
 
     def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: object, batch_idx: int
     ) -> None:
         self._began = seconds_spent(pl_module.device)
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         self._seconds += seconds_spent(pl_module.device) - self._began
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
@@ -76,10 +76,10 @@ class TrainingClock(ProbeCallback):
             provenance=provenance,
         )
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         return {"seconds": self._seconds}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         self._seconds = state_dict["seconds"]
 
 

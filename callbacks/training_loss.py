@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import lightning as L
 import numpy as np
 import torch
@@ -13,6 +11,7 @@ from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.probing.probe import Ranks
+from ldmprobe.types import StateDict
 
 METRICS = (
     Metric(
@@ -39,7 +38,7 @@ class TrainingLoss(ProbeCallback):
         self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []  # on their device, so that no step waits for it
 
     def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         if isinstance(outputs, dict) and "epsilon_mse" in outputs:
             names = ("log_snr", "epsilon_mse", "sampling_probability")
@@ -71,17 +70,17 @@ class TrainingLoss(ProbeCallback):
 
     # --- in a checkpoint, the sums of all ranks: rank zero's alone count after a resume ----------------------------
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         self._add_up()
         return {"sums": self._sums}
 
-    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: StateDict) -> None:
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         self._add_up()
         sums = self._sums.clone().to(pl_module.device)
         checkpoint["callbacks"][self.state_key]["sums"] = trainer.strategy.reduce(sums, reduce_op="sum").cpu()
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+    def load_state_dict(self, state_dict: StateDict) -> None:
         self._sums = state_dict["sums"]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

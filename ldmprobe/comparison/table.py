@@ -35,7 +35,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import astuple
 from itertools import chain
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +42,7 @@ import pyarrow as pa
 from ldmprobe.comparison.findings import Comparison
 from ldmprobe.io.record import Curve
 from ldmprobe.probing.denoising_record import ERRORS, PROBE, recoverable_shares
+from ldmprobe.types import Batch, PlainValues
 
 _NUMBERS = ("low", "high", "log_snr", "value", "lower", "upper", "p_value", "p_holm")
 SCHEMA = pa.schema(
@@ -64,7 +64,7 @@ def comparison_table(comparison: Comparison) -> pa.Table:
     return pa.Table.from_pylist([{**defaults, **row} for row in rows], schema=SCHEMA)
 
 
-def _probe_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
+def _probe_rows(comparison: Comparison) -> Iterator[Batch]:
     """Yield headline curves with their ideals, and scalars, as they are in the records."""
     for whens in comparison.moments.values():
         for moment, (label, record) in ((when, item) for when in whens for item in when.records.items()):
@@ -81,7 +81,7 @@ def _probe_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
                     yield here | {"metric": name, "value": value}
 
 
-def _gain_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
+def _gain_rows(comparison: Comparison) -> Iterator[Batch]:
     for moment, gains in zip(comparison.moments.get(PROBE, []), comparison.gains, strict=True):
         for label, each in gains.levels.items():
             record = moment.records[label]
@@ -97,9 +97,9 @@ def _gain_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
                 yield row | edges | {"metric": "gain_nats_total" if band.everywhere else "gain_nats_band"}
 
 
-def _training_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
+def _training_rows(comparison: Comparison) -> Iterator[Batch]:
     for label, (steps, bound) in comparison.bounds.items():
-        here: dict[str, Any] = {"run": label, "at": "each"}
+        here: PlainValues = {"run": label, "at": "each"}
         for step, value, width in zip(steps.tolist(), bound.value.tolist(), bound.half_width.tolist(), strict=True):
             row = here | {"step": step, "metric": "denoising_bound_nats"}
             yield row | _interval(value, value - width, value + width)
@@ -109,7 +109,7 @@ def _training_rows(comparison: Comparison) -> Iterator[dict[str, Any]]:
         yield here | {"metric": "steps_ratio"} | _interval(*(number / own for number in reach))
 
 
-def _level_rows(here: dict[str, Any], curve: Curve, p_value: np.ndarray | None = None) -> Iterator[dict[str, Any]]:
+def _level_rows(here: PlainValues, curve: Curve, p_value: np.ndarray | None = None) -> Iterator[Batch]:
     columns = {name: getattr(curve, name) for name in ("timestep", "log_snr", "value", "lower", "upper")}
     columns["p_value"] = p_value
     known = {name: column.tolist() for name, column in columns.items() if column is not None}

@@ -6,12 +6,12 @@ diffusers' DDPMScheduler and DDIMScheduler clip to ±1 by default. That is right
 from __future__ import annotations
 
 import warnings
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.types import PlainValues
 
 NEGLIGIBLE = 1e-3  # share of the entries beyond the range, and rounding at its border
 
@@ -28,7 +28,7 @@ def share_beyond(magnitudes: Tensor, clip_range: float) -> float:
 
 def clipping(
     model: DiffusionModel, clip_range: float | None, clipped: Tensor, magnitudes: Tensor | None = None
-) -> dict[str, Any]:
+) -> PlainValues:
     """Describe for a record's provenance what clipping does to this model's latents; warn where it cuts off what real ones have.
 
     Args:
@@ -40,7 +40,7 @@ def clipping(
     if clip_range is None:
         return {}
     scheduler = model.schedule.name
-    found: dict[str, Any] = {"clip_range": clip_range, "clipped_samples": float(clipped[0] / clipped[1].clamp(min=1))}
+    found: PlainValues = {"clip_range": clip_range, "clipped_samples": float(clipped[0] / clipped[1].clamp(min=1))}
     share, of = (
         found["clipped_samples"] if model.codec.meta_module is not None else 0.0,
         "the model's predictions of x_0",

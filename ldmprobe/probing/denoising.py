@@ -40,7 +40,8 @@ def log_snr_grid(model: DiffusionModel) -> Tensor:
     finite = log_snr[log_snr.isfinite()]
     first = int(np.ceil(float(finite.min()) / LOG_SNR_SPACING))
     last = int(np.floor(float(finite.max()) / LOG_SNR_SPACING))
-    return model.schedule.timesteps_at(LOG_SNR_SPACING * torch.arange(first, last + 1)).unique().flip(0)
+    timesteps: Tensor = model.schedule.timesteps_at(LOG_SNR_SPACING * torch.arange(first, last + 1)).unique()
+    return timesteps.flip(0)
 
 
 def probe_denoising(
@@ -256,4 +257,5 @@ def probe_denoising(
 def _width(curve: Curve) -> np.ndarray:
     """The half-width of a curve's interval."""
     assert curve.upper is not None
-    return curve.upper - curve.value
+    width: np.ndarray = curve.upper - curve.value
+    return width

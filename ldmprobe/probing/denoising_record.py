@@ -122,12 +122,13 @@ def nats_of(record: ProbeRecord) -> np.ndarray:
 
 def bound_per_draw(record: ProbeRecord) -> np.ndarray:
     """Return the likelihood bound of each draw, (N,); its mean is the record's ``denoising_bound_nats``."""
-    return nats_of(record) @ errors_of(record)
+    bounds: np.ndarray = nats_of(record) @ errors_of(record)
+    return bounds
 
 
 def image_of_draw(record: ProbeRecord) -> np.ndarray:
     """Return the number of each draw's image, (N,): draws of one image are not independent."""
-    return np.arange(record.provenance["num_draws"]) % record.provenance["num_images"]
+    return np.arange(int(record.provenance["num_draws"])) % int(record.provenance["num_images"])
 
 
 def recoverable_shares(record: ProbeRecord) -> list[tuple[LogSNRBand, float]]:

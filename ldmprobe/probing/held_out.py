@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.models.denoiser import Condition
 from ldmprobe.probing.reference import latents_of
+from ldmprobe.types import Batch
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class HeldOut:
     condition: Condition
 
     @classmethod
-    def encode(cls, codec: LatentCodec, conditioning: Conditioning, batches: Iterable[dict[str, Any]]) -> HeldOut:
+    def encode(cls, codec: LatentCodec, conditioning: Conditioning, batches: Iterable[Batch]) -> HeldOut:
         """From batches of held-out images."""
         latents, conditions = [], []
         for batch in batches:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from ldmprobe.analysis.bands import bands_of
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.probe import evaluating
-
-BAND_WIDTH = 1.5  # of log-SNR; bands begin at its multiples
+from ldmprobe.types import Batch
 
 
 class Fault(NamedTuple):
@@ -41,7 +41,7 @@ def first_not_finite(named: Iterable[tuple[str, Tensor]]) -> str | None:
     return next((name for name, tensor in named if not all_finite([tensor])), None)
 
 
-def find_fault(model: DiffusionModel | None, module: nn.Module, outputs: Any, batch: Any) -> Fault | None:
+def find_fault(model: DiffusionModel | None, module: nn.Module, outputs: object, batch: object) -> Fault | None:
     """The first of images, latents, parameters and loss that is not finite.
 
     Args:
@@ -51,14 +51,15 @@ def find_fault(model: DiffusionModel | None, module: nn.Module, outputs: Any, ba
         batch: what it was given: a dict with ``image`` (N, C, H, W) and, for the rows, ``index``.
     """
     samples = describe_samples(outputs)
-    images = batch.get("image") if isinstance(batch, dict) else None
+    columns: Batch = batch if isinstance(batch, dict) else {}
+    images = columns.get("image")
     if images is not None and (lost := _samples_not_finite(images)):
-        return Fault("images", f"the images of {_rows(batch, lost)}{samples}")
+        return Fault("images", f"the images of {_rows(columns, lost)}{samples}")
     if images is not None and model is not None:
         with evaluating(model.modules):
             latents = model.codec.encode(images, sample_posterior=False)
         if lost := _samples_not_finite(latents):
-            return Fault("latents", f"the latents of {_rows(batch, lost)}{samples}")
+            return Fault("latents", f"the latents of {_rows(columns, lost)}{samples}")
     if name := first_not_finite(module.named_parameters()):
         return Fault("parameter", f"parameter {name}{samples}")
     if not all_finite(loss_of(outputs)):
@@ -66,29 +67,29 @@ def find_fault(model: DiffusionModel | None, module: nn.Module, outputs: Any, ba
     return None
 
 
-def loss_of(outputs: Any) -> list[Tensor]:
+def loss_of(outputs: object) -> list[Tensor]:
     """The loss in a ``training_step``'s outputs, if there is one."""
     loss = outputs.get("loss") if isinstance(outputs, dict) else outputs
     return [loss] if isinstance(loss, Tensor) else []
 
 
-def describe_samples(outputs: Any) -> str:
+def describe_samples(outputs: object) -> str:
     """How many samples have no finite error, and their bands of log-SNR; empty where none has, or there are no such outputs."""
     if not (isinstance(outputs, dict) and "epsilon_mse" in outputs and "log_snr" in outputs):
         return ""
     lost = ~outputs["epsilon_mse"].detach().isfinite().cpu()
     if not bool(lost.any()):
         return ""
-    lows = (outputs["log_snr"].detach().double().cpu()[lost] / BAND_WIDTH).floor() * BAND_WIDTH
-    bands = [f"{low:+.1f} … {low + BAND_WIDTH:+.1f}" for low in lows.unique().tolist()]
-    return f" ({int(lost.sum())} of {len(lost)} samples, at log-SNR {', '.join(bands)})"
+    bands = bands_of(outputs["log_snr"].detach().double().cpu()[lost].numpy())
+    where = ", ".join(band.name for band in bands)
+    return f" ({int(lost.sum())} of {len(lost)} samples, at log-SNR {where})"
 
 
 def _samples_not_finite(tensor: Tensor) -> list[int]:
     return (~tensor.flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
 
 
-def _rows(batch: dict[str, Any], positions: list[int]) -> str:
+def _rows(batch: Batch, positions: list[int]) -> str:
     """Row numbers of the dataset where the batch has them, else positions in the batch."""
     if "index" in batch:
         return "row " + ", ".join(str(int(batch["index"][i])) for i in positions)

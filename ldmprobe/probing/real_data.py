@@ -18,6 +18,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.reference import Reference
+from ldmprobe.types import Batch, PlainValues
 
 
 def reference_at(
@@ -53,7 +54,7 @@ def reference_at(
     return reference
 
 
-def read_beside(loaders: Iterable[Any], num_images: int) -> Iterator[dict[str, Any]]:
+def read_beside(loaders: Iterable[Any], num_images: int) -> Iterator[Batch]:
     """Read the first ``num_images`` of the loaders' batches, as dicts with ``image``, leaving training's own reading of them alone.
 
     Loaders whose batches have no images are left out, as long as there is one with images.
@@ -95,7 +96,7 @@ def loaders_in(data: Any) -> list[Any]:
     return list(data.values()) if isinstance(data, dict) else [data]
 
 
-def same_reading(loader: DataLoader, **order: Any) -> DataLoader:
+def same_reading(loader: DataLoader[Any], **order: Any) -> DataLoader[Any]:
     """Return a loader of the same data that reads them in the same way, with as many workers, which begin in the same way, but in another
     order. The workers end with it, and draw random numbers of their own.
     """
@@ -118,7 +119,7 @@ def _beside(loader: Any) -> Iterator[Any]:
     if not isinstance(loader, DataLoader):
         yield from loader
         return
-    order: dict[str, Any] = {"batch_sampler": loader.batch_sampler}
+    order: PlainValues = {"batch_sampler": loader.batch_sampler}
     if isinstance(loader.dataset, IterableDataset):
         order = {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
     elif loader.batch_sampler is None:
@@ -146,7 +147,7 @@ def _first(value: Any, number: int) -> Any:
     return value[:number] if sliced else value
 
 
-def _as_dict(batch: Any) -> dict[str, Any]:
+def _as_dict(batch: object) -> PlainValues:
     if isinstance(batch, dict) and "image" in batch:
         return batch
     if isinstance(batch, Tensor):

@@ -112,4 +112,4 @@ def check_feature_network(network: nn.Module, model: DiffusionModel) -> int:
         raise ConfigurationError(
             f"The feature network {name} makes {tuple(features.shape)} of 2 images; expected (2, num_features), and its num_features is {num_features}."
         )
-    return features.shape[1]
+    return int(features.shape[1])

@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from ldmprobe.io.atomic import atomic_write
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.codec import IMAGES, LatentCodec
 from ldmprobe.models.pixels import checked_floats
+from ldmprobe.types import Batch, PlainValues
 
 _CLOUD = 512  # real latents whose projection is drawn behind the scatters
 _QUANTILES, _SORTED_ENTRIES = 10_001, 4_000_000
@@ -46,7 +46,7 @@ class Reference:
     num_latents: int
     codec: str = ""
     magnitudes: Tensor = field(default_factory=lambda: torch.empty(0))
-    data: dict[str, Any] = field(default_factory=dict)
+    data: PlainValues = field(default_factory=dict)
     ideals: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -154,7 +154,7 @@ def encode_images(codec: LatentCodec, image_batches: Iterable[Tensor]) -> Tensor
     return latents_of(codec, ({"image": images} for images in image_batches))
 
 
-def latents_of(codec: LatentCodec, batches: Iterable[dict[str, Any]]) -> Tensor:
+def latents_of(codec: LatentCodec, batches: Iterable[Batch]) -> Tensor:
     """The same of batches as ``LatentCodec.latents`` takes them: images, or what a cache keeps of them."""
     named = ({name: batch[name] for name in IMAGES if name in batch} for batch in batches)
     checked = ({**batch, "image": checked_floats(batch["image"])} if "image" in batch else batch for batch in named)

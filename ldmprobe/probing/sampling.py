@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor
 
@@ -18,6 +17,7 @@ from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance, Guidance, as_guidance
 from ldmprobe.probing.probe import evaluating
+from ldmprobe.types import PlainValues
 
 _MOST_SAMPLES = 10_000_000  # more are a slip of the pen, and no memory holds them
 _STEP_NOISE = 16  # streams of noise from here on belong to the draws of a sampler's steps
@@ -85,7 +85,7 @@ class Sampling:
         """How the samples are guided, such as "guidance scale 5.0"."""
         return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.guidance.provenance.items())
 
-    def provenance(self, model: DiffusionModel) -> dict[str, Any]:
+    def provenance(self, model: DiffusionModel) -> PlainValues:
         """Return how the samples of a record were drawn, as plain values."""
         return {
             "num_samples": self.num_samples,
@@ -145,6 +145,6 @@ def grid_fingerprint(grid: SamplingGrid) -> str:
     return fingerprint(grid.timesteps, grid.alpha_t.float(), grid.alpha_s.float(), *clips)
 
 
-def prompts_of(model: DiffusionModel) -> dict[str, Any]:
+def prompts_of(model: DiffusionModel) -> PlainValues:
     """Return ``{"prompts": […]}`` of a text-to-image model, for the provenance of a record; of another nothing."""
     return {name: value for name, value in model.conditioning.description.items() if name == "prompts"}

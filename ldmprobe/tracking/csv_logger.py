@@ -12,6 +12,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from ldmprobe.io.atomic import atomic_write
+from ldmprobe.types import Batch
 
 
 class ResumableCSVLogger(CSVLogger):
@@ -68,11 +69,11 @@ class _GoingOn(ExperimentWriter):
                 file.write(_text(new, columns).encode())
 
 
-def _key(row: dict[str, Any]) -> tuple[int, frozenset[str]]:
+def _key(row: Batch) -> tuple[int, frozenset[str]]:
     return int(row["step"]), frozenset(name for name, value in row.items() if value not in ("", None))
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path) -> list[Batch]:
     """The rows of a file, less a last one that was cut off while it was written."""
     if not path.exists():
         return []
@@ -80,7 +81,7 @@ def _read(path: Path) -> list[dict[str, Any]]:
     return [row for row in csv.DictReader(io.StringIO(whole_lines)) if None not in row.values() and row.get("step")]
 
 
-def _text(rows: list[dict[str, Any]], columns: list[str], header: bool = False) -> str:
+def _text(rows: list[Batch], columns: list[str], header: bool = False) -> str:
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, columns, restval="")
     if header:

@@ -10,13 +10,15 @@ from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from lightning.pytorch.loggers import Logger
+
 _log = logging.getLogger(__name__)
 _METHODS = ("log_metrics", "log_hyperparams", "log_graph", "save", "after_save_checkpoint", "finalize")
 _failures: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 
 @contextmanager
-def going_on(logger: Any) -> Iterator[None]:
+def going_on(logger: Logger) -> Iterator[None]:
     """Whatever ``logger`` raises in here goes no further. The first time it is logged with its traceback, then only counted."""
     try:
         yield
@@ -32,12 +34,12 @@ def going_on(logger: Any) -> Iterator[None]:
             )
 
 
-def failures(logger: Any) -> int:
+def failures(logger: Logger) -> int:
     """How often ``logger`` has failed."""
     return _failures.get(logger, 0)
 
 
-def guard(logger: Any) -> None:
+def guard(logger: Logger) -> None:
     """Let nothing out of the methods of ``logger`` that Lightning calls. Its class stays what it is, since Lightning and others ask
     for it. Starting the logger is not guarded: one that cannot start should say so before training."""
     for name in _METHODS:
@@ -45,6 +47,6 @@ def guard(logger: Any) -> None:
             setattr(logger, name, partial(_call, logger, name))
 
 
-def _call(logger: Any, name: str, *args: Any, **kwargs: Any) -> Any:
+def _call(logger: Logger, name: str, *args: Any, **kwargs: Any) -> Any:
     with going_on(logger):
         return getattr(type(logger), name)(logger, *args, **kwargs)

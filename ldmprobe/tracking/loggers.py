@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from lightning.pytorch.loggers import Logger
+
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.tracking.history import RunningHistory
 from ldmprobe.tracking.logger_guard import going_on
@@ -33,7 +35,7 @@ def log_record(loggers: Iterable[Any], record: ProbeRecord, history: RunningHist
                     logger.experiment.add_image(key(record, name), image, record.step, dataformats="HWC")
 
 
-def log_scalars(loggers: Iterable[Any], metrics: dict[str, float], step: int) -> None:
+def log_scalars(loggers: Iterable[Logger], metrics: dict[str, float], step: int) -> None:
     """Send numbers to each logger; one that fails does not keep them from the others."""
     for logger in loggers:
         with going_on(logger):

@@ -22,6 +22,7 @@ from ldmprobe.pretrained.source import Source
 from ldmprobe.tracking.charts.static import png
 from ldmprobe.tracking.comparable import comparable
 from ldmprobe.tracking.pictures import curves_figure, image_grid, scatter_figure
+from ldmprobe.types import Component
 
 CARD_RECORDS = 24  # of one probe, at most: curves of a figure
 _SHOWN_PROMPTS = 10  # a row of the figure
@@ -30,7 +31,7 @@ _SHOWN_PROMPTS = 10  # a row of the figure
 def write_model_card(
     folder: Path,
     name: str,
-    pipeline: Any,
+    pipeline: Component,
     model: DiffusionModel,
     records: Sequence[ProbeRecord],
     base: Source | None = None,
@@ -64,7 +65,7 @@ def write_model_card(
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
-def _header(name: str, pipeline: Any, task: str, base: Source | None, lora: LoRAWeights | None) -> str:
+def _header(name: str, pipeline: Component, task: str, base: Source | None, lora: LoRAWeights | None) -> str:
     class_name = type(pipeline).__name__
     relation = (
         f"base_model: {base.name}\nbase_model_relation: {'adapter' if lora else 'finetune'}\n"
@@ -93,7 +94,7 @@ def _on_hub(base: Source) -> bool:
     return re.fullmatch(r"[\w.-]+/[\w.-]+", base.name) is not None and not Path(base.name).exists()
 
 
-def _facts(pipeline: Any, model: DiffusionModel, conditioning: CardPart) -> list[tuple[str, str]]:
+def _facts(pipeline: Component, model: DiffusionModel, conditioning: CardPart) -> list[tuple[str, str]]:
     network, schedule = model.network, model.schedule
     averaged = ", exponential moving average of the weights" if model.weights == "ema" else ""
     steps = f"{model.trained_steps:,}" if model.trained_steps is not None else "not known"
@@ -112,7 +113,7 @@ def _size(module: Any) -> str:
     return f"{type(module).__name__}, {sum(parameter.numel() for parameter in module.parameters()):,} parameters"
 
 
-def _space(pipeline: Any, model: DiffusionModel) -> tuple[str, str]:
+def _space(pipeline: Component, model: DiffusionModel) -> tuple[str, str]:
     codec, shape = model.codec, " × ".join(map(str, model.latent_shape))
     if codec.autoencoder is None:
         does_nothing = "; the autoencoder does nothing, diffusers asks for one" if hasattr(pipeline, "vae") else ""
@@ -137,7 +138,7 @@ def _described(lora: LoRAWeights) -> str:
     )
 
 
-def _use(name: str, pipeline: Any, call: str) -> str:
+def _use(name: str, pipeline: Component, call: str) -> str:
     return f"""
 ```python
 from diffusers import DiffusionPipeline
@@ -148,13 +149,13 @@ images = pipeline({call}, num_inference_steps=50).images
 """
 
 
-def _without(pipeline: Any) -> str:
+def _without(pipeline: Component) -> str:
     """What diffusers has to be told that the pipeline does without, such as Stable Diffusion 3's T5."""
     absent = [name for name, part in pipeline.components.items() if part is None]
     return "".join(f", {name}=None" for name in absent if name not in pipeline._optional_components)
 
 
-def _use_lora(name: str, base: Source, pipeline: Any, call: str) -> str:
+def _use_lora(name: str, base: Source, pipeline: Component, call: str) -> str:
     """With the scheduler beside the LoRA: the base's own may be of another noise schedule, or take other steps."""
     scheduler, first = type(pipeline.scheduler).__name__, ""
     settings = {key: value for key in ("revision", "variant") if (value := getattr(base, key))}

@@ -24,6 +24,7 @@ from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.reference import Reference
 from ldmprobe.probing.sampling import Sampling, grid_fingerprint
+from ldmprobe.types import PlainValues
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Findings:
     curves: dict[str, Curve] = field(default_factory=dict)
     scatters: dict[str, list[Scatter]] = field(default_factory=dict)
     images: dict[str, list[bytes]] = field(default_factory=dict)
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: PlainValues = field(default_factory=dict)
 
     def update(self, other: Findings) -> None:
         """Take in another analysis's findings."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +18,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
+from ldmprobe.types import Batch, PlainValues
 
 _per_pass = partial(Metric, unit="nats per dimension", log=True, sampling=True)
 
@@ -102,7 +102,7 @@ class StepKL(Analysis):
             self.kept = self.reference.basis.varies
             falling = self.reference.basis.order
             self.bands = [band for band in falling[self.kept[falling]].tensor_split(self.num_bands) if len(band)]
-        self.rows: list[dict[str, Any]] = []
+        self.rows: list[Batch] = []
         self.before: Tensor | None = None
         self.collapsed = 0
 
@@ -147,7 +147,7 @@ class StepKL(Analysis):
             sums[0] = softmax_kl(step.z_t.flatten(1), step.z_s.flatten(1)) * len(ids)
             sums[1] = len(ids)
         total, count = self.trajectory.ranks.all_reduce_sum(sums).tolist()
-        return total / count
+        return float(total / count)
 
     def finish(self) -> Findings:
         trajectory = self.trajectory
@@ -164,7 +164,7 @@ class StepKL(Analysis):
                 width = np.hypot(width, ratio * (curves["step_kl_ideal"].upper - ideal) / ideal)
             curves["step_kl_ratio"] = trajectory.curve(ratio, ratio - width, ratio + width)
         without = int((~self.kept).sum())
-        provenance: dict[str, Any] = {
+        provenance: PlainValues = {
             "kl_basis": self.rotation.kind,
             "kl_dimension": len(self.kept),
             "directions_without_variance": without,
