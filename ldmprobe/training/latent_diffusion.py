@@ -78,7 +78,7 @@ class LatentDiffusion(L.LightningModule):
         self,
         network: nn.Module,
         codec: LatentCodec | None = None,
-        scheduler: SchedulerMixin | None = None,
+        scheduler: SchedulerMixin | NoiseSchedule | None = None,
         conditioning: Conditioning | None = None,
         weighting: LossWeighting | None = None,
         timesteps: TimestepSampler | None = None,

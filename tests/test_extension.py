@@ -1,0 +1,128 @@
+"""Everything that can be added, added from outside the package at once (tests/own_parts.py): a noise process, a prediction, a sampler, a guidance,
+a conditioning with a column of its own, a data source, a weighting, an analysis with its Metric table. A YAML trains with them, and every command works."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+from datasets import Dataset
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from ldmprobe import RecordStore, load_model
+from ldmprobe.cli import main
+from tests.helpers import tiny_unet_settings
+from tests.own_parts import AdamsBashforth, TwiceTheNoise, ramp
+from tests.tracking.wandb_file import read_history
+
+OWN = "tests.own_parts."
+
+
+def part(name, **arguments):
+    return {"class_path": name, "init_args": arguments}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("extension")
+    degrees = np.random.default_rng(0).uniform(0, 360, 320).tolist()
+    pictures = [Image.fromarray(np.uint8((ramp(math.radians(angle)) + 1) * 127.5)) for angle in degrees]
+    (folder / "data").mkdir()
+    Dataset.from_dict({"image": pictures, "degrees": degrees}).to_parquet(folder / "data" / "train.parquet")
+    network = tiny_unet_settings(channels=1, in_channels=3)
+    probes = [
+        part(
+            "DDIMProbe", every_n_steps=2, num_samples=32, num_steps=6, sampler=part(f"{OWN}AdamsBashforth"),
+            guidance=part(f"{OWN}NoisyHalf"), analyses=[part(f"{OWN}Reach"), part("StepKL"), part("MarginalGap")],
+        ),
+        part("DenoisingProbe", every_n_steps=2, num_images=32, num_draws=64),
+        part("ModelCheckpoint", every_n_train_steps=2, save_last=True),
+    ]  # fmt: skip
+    config = {
+        "data": part("ImageData", dataset=str(folder / "data"), batch_size=16, columns=[part(f"{OWN}AngleColumn")]),
+        "model": part(
+            "LatentDiffusion", network=part("diffusers.UNet2DModel", **network), scheduler=part(f"{OWN}LinearLogSNR"),
+            conditioning=part(f"{OWN}Direction", dropout=0.2), weighting=part(f"{OWN}Middle"), ema_decay=0.9,
+        ),
+        "trainer": {
+            "max_steps": 4, "accelerator": "cpu", "val_check_interval": 4, "limit_val_batches": 1, "log_every_n_steps": 1,
+            "enable_progress_bar": False, "enable_model_summary": False, "callbacks": probes,
+            "logger": [part("ResumableCSVLogger"), part("TensorBoardLogger", name="tb"), part("WandbLogger", offline=True)],
+        },
+    }  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return folder
+
+
+def fit(folder, run, *arguments):
+    assert main(["fit", "--config", str(folder / "config.yaml"), "--run_dir", str(folder / run), *arguments]) == 0
+    return folder / run
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    return fit(folder, "run")
+
+
+def test_it_is_probed_beside_its_own_ideal(run):
+    assert [record.step for record in RecordStore(run).read("denoising")] == [0, 2, 4]
+    first, *_, last = RecordStore(run).read("ddim")
+    assert last.provenance["sampler"] == AdamsBashforth.name
+    assert last.provenance["guidance"]
+    assert np.isfinite(last.curves["step_kl_ideal"].value).any()
+    assert not np.array_equal(first.curves["reach"].value, last.curves["reach"].value)
+
+
+def test_every_logger_has_it(run):
+    (rows,) = run.rglob("metrics.csv")
+    bands = {column for column in pd.read_csv(rows).columns if column.startswith("probe_ddim/reach/logsnr")}
+    assert len(bands) > 2
+    (events,) = {path.parent for path in run.rglob("events.out.tfevents*")}
+    accumulator = EventAccumulator(str(events))
+    accumulator.Reload()
+    assert bands <= {*accumulator.Tags()["scalars"]}
+    assert bands <= {key for row in read_history(run) for key in row}
+
+
+def test_it_is_reported_and_compared(folder, run):
+    other = fit(folder, "other", "--seed_everything", "1", "--model.init_args.seed", "1")
+    assert main(["report", str(run)]) == 0
+    assert main(["compare", str(run), str(other), "--out", str(folder / "compared")]) == 0
+    for page in (run / "report.html", folder / "compared" / "comparison.html"):
+        assert "Reach of the latents" in page.read_text()
+
+
+def test_it_is_read_from_its_checkpoint(run):
+    model = load_model(str(run / "checkpoints" / "last.ckpt"), "cpu")
+    assert isinstance(model.schedule.prediction, TwiceTheNoise)
+    assert model.conditioning.for_samples(torch.zeros(1))["concat"].shape == (1, 2, 8, 8)
+
+
+def test_it_is_stopped_and_resumed(folder, run):
+    fit(folder, "stopped", "--trainer.max_steps", "2")
+    resumed = fit(folder, "stopped", "--ckpt_path", "last")
+    one, other = (torch.load(each / "checkpoints" / "last.ckpt", weights_only=False) for each in (run, resumed))
+    assert one["state_dict"].keys() == other["state_dict"].keys()
+    assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
+    assert [record.step for record in RecordStore(resumed).read("ddim")] == [0, 2, 4]
+
+
+def test_it_is_cached(folder, run):
+    cache = folder / "cache"
+    assert main(["cache", "--config", str(folder / "config.yaml"), "--out", str(cache)]) == 0
+    cached = fit(folder, "cached", "--data.init_args.latents", str(cache))
+    one, other = (RecordStore(each).read("ddim")[-1] for each in (run, cached))
+    np.testing.assert_array_equal(one.curves["reach"].value, other.curves["reach"].value)
+
+
+def test_another_data_source_takes_its_place(folder):
+    other = fit(folder, "ramps", "--data", f"{OWN}Ramps")
+    assert np.isfinite(RecordStore(other).read("denoising")[-1].curves["denoising_skill"].value).all()
+
+
+def test_it_is_audited(folder, capsys):
+    assert main(["audit", "--config", str(folder / "config.yaml"), "--steps", "2"]) == 0
+    assert "Undisturbed" in capsys.readouterr().out
