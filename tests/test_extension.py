@@ -21,8 +21,8 @@ from tests.tracking.wandb_file import read_history
 OWN = "tests.own_parts."
 
 
-def part(name, **arguments):
-    return {"class_path": name, "init_args": arguments}
+def part(class_path, /, **arguments):
+    return {"class_path": class_path, "init_args": arguments}
 
 
 @pytest.fixture(scope="module")
@@ -87,39 +87,43 @@ def test_every_logger_has_it(run):
     assert bands <= {key for row in read_history(run) for key in row}
 
 
-def test_it_is_reported_and_compared(folder, run):
-    other = fit(folder, "other", "--seed_everything", "1", "--model.init_args.seed", "1")
-    assert main(["report", str(run)]) == 0
-    assert main(["compare", str(run), str(other), "--out", str(folder / "compared")]) == 0
-    for page in (run / "report.html", folder / "compared" / "comparison.html"):
-        assert "Reach of the latents" in page.read_text()
-
-
 def test_it_is_read_from_its_checkpoint(run):
     model = load_model(str(run / "checkpoints" / "last.ckpt"), "cpu")
     assert isinstance(model.schedule.prediction, TwiceTheNoise)
     assert model.conditioning.for_samples(torch.zeros(1))["concat"].shape == (1, 2, 8, 8)
 
 
-def test_it_is_stopped_and_resumed(folder, run):
-    fit(folder, "stopped", "--trainer.max_steps", "2")
-    resumed = fit(folder, "stopped", "--ckpt_path", "last")
+@pytest.fixture(scope="module")
+def resumed(folder):
+    fit(folder, "resumed", "--trainer.max_steps", "2", "--trainer.logger", "false")
+    return fit(folder, "resumed", "--ckpt_path", "last", "--trainer.logger", "false")
+
+
+def test_it_is_stopped_and_resumed(run, resumed):
     one, other = (torch.load(each / "checkpoints" / "last.ckpt", weights_only=False) for each in (run, resumed))
     assert one["state_dict"].keys() == other["state_dict"].keys()
     assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
     assert [record.step for record in RecordStore(resumed).read("ddim")] == [0, 2, 4]
 
 
+def test_it_is_reported_and_compared(folder, run, resumed):
+    assert main(["report", str(run)]) == 0
+    assert main(["compare", str(run), str(resumed), "--out", str(folder / "compared")]) == 0
+    for page in (run / "report.html", folder / "compared" / "comparison.html"):
+        assert "Reach of the latents" in page.read_text()
+
+
 def test_it_is_cached(folder, run):
     cache = folder / "cache"
     assert main(["cache", "--config", str(folder / "config.yaml"), "--out", str(cache)]) == 0
-    cached = fit(folder, "cached", "--data.init_args.latents", str(cache))
-    one, other = (RecordStore(each).read("ddim")[-1] for each in (run, cached))
+    shorter = ("--trainer.max_steps", "2", "--trainer.logger", "false")
+    cached = fit(folder, "cached", "--data.init_args.latents", str(cache), *shorter)
+    one, other = RecordStore(run).read("ddim")[1], RecordStore(cached).read("ddim")[-1]
     np.testing.assert_array_equal(one.curves["reach"].value, other.curves["reach"].value)
 
 
 def test_another_data_source_takes_its_place(folder):
-    other = fit(folder, "ramps", "--data", f"{OWN}Ramps")
+    other = fit(folder, "ramps", "--data", f"{OWN}Ramps", "--trainer.max_steps", "2", "--trainer.logger", "false")
     assert np.isfinite(RecordStore(other).read("denoising")[-1].curves["denoising_skill"].value).all()
 
 
