@@ -81,7 +81,7 @@ class ExactResume(L.Callback):
     # --- out of the checkpoint -------------------------------------------------------------------------------------
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: StateDict) -> None:
-        if isinstance(getattr(trainer, "datamodule", None), ImageData) and ImageData.__qualname__ not in checkpoint:
+        if isinstance(private.datamodule_of(trainer), ImageData) and ImageData.__qualname__ not in checkpoint:
             rank_zero_warn(
                 "The checkpoint does not say what data it was trained on: it is of an earlier version, which held out other "
                 "rows of data without a split of their own, so that held-out numbers would flatter it."

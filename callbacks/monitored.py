@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.lightning_private import callbacks_of
 from ldmprobe.tracking.scalars import SECTION
 
 
@@ -36,7 +37,7 @@ def check_monitors(trainer: L.Trainer) -> None:
 
 
 def _monitors(trainer: L.Trainer) -> Iterator[tuple[str, str]]:
-    callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    callbacks = callbacks_of(trainer)
     for callback in callbacks:
         if isinstance(callback, (ModelCheckpoint, EarlyStopping)) and callback.monitor is not None:
             yield type(callback).__name__, callback.monitor

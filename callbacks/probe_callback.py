@@ -21,6 +21,7 @@ from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.run_directory import lock, unlock
 from ldmprobe.io.store import RecordStore
+from ldmprobe.lightning_private import callbacks_of
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.probing.non_finite import first_not_finite
 from ldmprobe.probing.probe import Progress, Ranks, plain_stderr, progress_bar
@@ -99,7 +100,7 @@ class ProbeCallback(L.Callback, ABC):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._holds_lock = from_rank_zero(trainer, lambda: lock(run_directory(trainer), self._resuming))
         self._history = RunningHistory(RecordStore(run_directory(trainer)))
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = callbacks_of(trainer)
         if sum(type(callback) is type(self) for callback in callbacks) > 1:
             raise ConfigurationError(
                 f"There are several {type(self).__name__} callbacks, whose records would be mixed up; keep one. (A configuration after "
@@ -115,7 +116,7 @@ class ProbeCallback(L.Callback, ABC):
         if trainer.global_step == 0:
             self._run_on_time(trainer, pl_module)
         self._last_step = trainer.global_step
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = callbacks_of(trainer)
         if [callback for callback in callbacks if isinstance(callback, ProbeCallback)][-1] is self:
             check_monitors(trainer)
 

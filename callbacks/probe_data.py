@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -14,20 +13,20 @@ from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.data.identity import KnownRows
 from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.lightning_private import datamodule_of
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import evaluating
-from ldmprobe.probing.real_data import each_loader, loaders_in, read_beside, reference_at, same_reading
+from ldmprobe.probing.real_data import DataSource, each_loader, loaders_in, read_beside, reference_at, same_reading
 from ldmprobe.probing.reference import Reference, latents_of
 from ldmprobe.types import Batch
 
 
 def reference_of(trainer: L.Trainer, model: DiffusionModel, num_images: int) -> Reference:
     """The run's reference, of training images."""
-    data = getattr(trainer, "datamodule", None)
-    rows = data.identity.train if isinstance(data, ImageData) else None
-    batches = partial(_batches, trainer, num_images, held_out=False)
-    return reference_in(trainer, model, "reference.safetensors", batches, rows)
+    source = data_source(trainer)
+    rows = source.identity.train if isinstance(source, ImageData) else None
+    return reference_in(trainer, model, "reference.safetensors", lambda: source.reference_batches(num_images), rows)
 
 
 def reference_in(
@@ -68,7 +67,7 @@ def held_out_of(
         ConfigurationError: there are none.
     """
     chosen = (
-        _batches(trainer, num_images, held_out=True)
+        data_source(trainer).reference_batches(num_images, held_out=True)
         if batches is None
         else read_beside(loaders_in(batches), num_images)
     )
@@ -86,31 +85,33 @@ def held_out_from(trainer: L.Trainer, model: DiffusionModel, batches: Iterable[B
 
 
 def has_held_out(trainer: L.Trainer) -> bool:
-    """Whether ``held_out_of`` will find any."""
-    data: Any = getattr(trainer, "datamodule", None)
-    return hasattr(data, "reference_batches") or trainer.val_dataloaders is not None
+    """Return whether `held_out_of` will find any."""
+    return not isinstance(source := data_source(trainer), Loaders) or source.trainer.val_dataloaders is not None
 
 
-def image_batches(trainer: L.Trainer, num_images: int, held_out: bool) -> Iterator[Batch]:
-    """Always with ``image``, also where training reads latents from a cache."""
-    data: Any = getattr(trainer, "datamodule", None)
-    if hasattr(data, "reference_images"):
-        return data.reference_images(num_images, held_out)
-    return _batches(trainer, num_images, held_out)
+class Loaders:
+    """The loaders that a Trainer reads, as a `DataSource`: each is read beside training, from its beginning."""
+
+    def __init__(self, trainer: L.Trainer) -> None:
+        self.trainer = trainer
+
+    def reference_batches(self, num_images: int, held_out: bool = False) -> Iterator[Batch]:
+        loader = self.trainer.val_dataloaders if held_out else self.trainer.train_dataloader
+        if loader is None:
+            raise ConfigurationError(
+                "DenoisingProbe found no validation data; give the Trainer a validation dataloader (and its module a validation_step), or "
+                "the probe its own: `DenoisingProbe(held_out=loader)`."
+            )
+        yield from read_beside(map(_whole, each_loader(loader)), num_images)
+
+    def reference_images(self, num_images: int, held_out: bool = False) -> Iterator[Batch]:
+        return self.reference_batches(num_images, held_out)
 
 
-def _batches(trainer: L.Trainer, num_images: int, held_out: bool) -> Iterator[Batch]:
-    data: Any = getattr(trainer, "datamodule", None)
-    if hasattr(data, "reference_batches"):
-        yield from data.reference_batches(num_images, held_out)
-        return
-    loader: Any = trainer.val_dataloaders if held_out else trainer.train_dataloader
-    if loader is None:
-        raise ConfigurationError(
-            "DenoisingProbe found no validation data; give the Trainer a validation dataloader (and its module a validation_step), or "
-            "the probe its own: `DenoisingProbe(held_out=loader)`."
-        )
-    yield from read_beside(map(_whole, each_loader(loader)), num_images)
+def data_source(trainer: L.Trainer) -> DataSource:
+    """Return the Trainer's datamodule if it is a `DataSource`, as ImageData is, or else its loaders."""
+    data = datamodule_of(trainer)
+    return data if isinstance(data, DataSource) else Loaders(trainer)
 
 
 def _whole(loader: Any) -> Any:

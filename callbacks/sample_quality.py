@@ -9,7 +9,7 @@ import lightning as L
 from torch import nn
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
-from ldmprobe.callbacks.probe_data import has_held_out, image_batches
+from ldmprobe.callbacks.probe_data import data_source, has_held_out
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.diffusion.grids import Grid
 from ldmprobe.diffusion.samplers import Sampler
@@ -128,7 +128,7 @@ class SampleQuality(ProbeCallback):
                     "SampleQuality got real 'held_out', but the Trainer has no validation data; give it some, or set real to 'train'."
                 )
             with evaluating([]):  # data may be shuffled
-                batches = image_batches(trainer, self.num_real, held_out=self.real == "held_out")
+                batches = data_source(trainer).reference_images(self.num_real, held_out=self.real == "held_out")
                 made = RealFeatures.of(network, (batch["image"] for batch in batches), model.device, source)
             made.save(path)
             return made

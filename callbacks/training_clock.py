@@ -11,6 +11,7 @@ from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import ProbeRecord
+from ldmprobe.lightning_private import callbacks_of
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.types import StateDict
 
@@ -46,7 +47,7 @@ class TrainingClock(ProbeCallback):
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = callbacks_of(trainer)
         before = [type(c).__name__ for c in callbacks[: callbacks.index(self)] if isinstance(c, ProbeCallback)]
         if before:
             raise ConfigurationError(
@@ -65,7 +66,7 @@ class TrainingClock(ProbeCallback):
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
-        callbacks: list[L.Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        callbacks = callbacks_of(trainer)
         others = sum(getattr(c, "cost_seconds", 0.0) for c in callbacks if getattr(c, "part_of_training", False))
         provenance = {"device": str(pl_module.device), "num_threads": torch.get_num_threads()}
         return ProbeRecord(

@@ -22,6 +22,11 @@ def callbacks_of(trainer: L.Trainer) -> list[L.Callback]:
     return cast("list[L.Callback]", vars(trainer)["callbacks"])
 
 
+def datamodule_of(trainer: L.Trainer) -> object:
+    """Return what the Trainer was given as `datamodule`, or None."""
+    return vars(trainer).get("datamodule")
+
+
 def is_dry_run(trainer: L.Trainer) -> bool:
     """Return whether this is a ``fast_dev_run``."""
     return bool(vars(trainer)["fast_dev_run"])

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -19,6 +19,22 @@ from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.reference import Reference
 from ldmprobe.types import Batch, PlainValues
+
+
+@runtime_checkable
+class DataSource(Protocol):
+    """Real data for probes: the first images of the training data or of the held-out data, the same at every call.
+
+    A LightningDataModule that has these methods is read by them, as ImageData is; other data by the Trainer's loaders.
+    """
+
+    def reference_batches(self, num_images: int, held_out: bool = False) -> Iterator[Batch]:
+        """Yield batches of ``num_images`` in all, with what the codec and the conditioning read: images, or latents from a cache."""
+        ...
+
+    def reference_images(self, num_images: int, held_out: bool = False) -> Iterator[Batch]:
+        """Yield the same batches with ``image``, also where training reads latents from a cache."""
+        ...
 
 
 def reference_at(
