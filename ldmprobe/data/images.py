@@ -11,9 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import numpy as np
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from ldmprobe import lightning_private as private
 from ldmprobe.data.checked import CheckedRows
@@ -23,8 +22,23 @@ from ldmprobe.data.identity import DataIdentity, known_rows
 from ldmprobe.data.image_files import files_of
 from ldmprobe.data.latent_cache import SPLITS, LatentCache, LatentRows, cache_key
 from ldmprobe.data.rows import RowReader
-from ldmprobe.data.sources import check_column, check_splits, choose_splits, held_out_name, load_splits
-from ldmprobe.data.stream import HubStream, Reader, ShuffledStream, SkippingLoader, StreamPositions
+from ldmprobe.data.sources import (
+    check_column,
+    check_splits,
+    choose_splits,
+    held_out_name,
+    load_splits,
+    only,
+    without_own,
+)
+from ldmprobe.data.stream import (
+    HubStream,
+    RowsInOrder,
+    ShuffledStream,
+    SkippingLoader,
+    StreamPositions,
+    in_fixed_order,
+)
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning
@@ -158,7 +172,7 @@ class ImageData(L.LightningDataModule):
             check_epochs(self.trainer)
         splits = load_splits(self.dataset, streaming=self.streaming, **self.dataset_kwargs)
         check_splits(splits, self.train_split, self.held_out_split)
-        splits = {name: self._undecoded(_without_own(rows)) for name, rows in splits.items()}
+        splits = {name: self._undecoded(without_own(rows)) for name, rows in splits.items()}
         files = files_of(self.dataset, self.dataset_kwargs, splits[self.train_split], self.image_folder)
         train, held_out = choose_splits(
             splits,
@@ -174,7 +188,7 @@ class ImageData(L.LightningDataModule):
         for rows in (train, held_out):
             for column in self.reader.columns:
                 check_column(column.column, rows.column_names or list(next(iter(rows), {})))
-        self._train, self._held_out = (_only(rows, self.reader.columns) for rows in (train, held_out))
+        self._train, self._held_out = (only(rows, self.reader.columns) for rows in (train, held_out))
         named = ((self.train_split, self._train), (held_out_split, self._held_out))
         self.reader = replace(
             self.reader,
@@ -308,9 +322,9 @@ class ImageData(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         if self._cache is not None:
             latents = self._latents("held_out")
-            return DataLoader(_Rows(latents, latents), batch_size=self.batch_size, collate_fn=latents.collate)
+            return DataLoader(RowsInOrder(latents, latents), batch_size=self.batch_size, collate_fn=latents.collate)
         return DataLoader(
-            _Rows(self._held_out, self.held_out_reader),
+            RowsInOrder(self._held_out, self.held_out_reader),
             batch_size=self.batch_size,
             collate_fn=self.held_out_reader.collate,
         )
@@ -325,12 +339,12 @@ class ImageData(L.LightningDataModule):
             yield from self.reference_images(num_images, held_out)
         else:
             latents = self._latents(SPLITS[held_out])
-            yield from _in_fixed_order(latents, latents, num_images)
+            yield from in_fixed_order(latents, latents, num_images)
 
     def reference_images(self, num_images: int, held_out: bool = False) -> Iterator[Batch]:
         """The same, always with `image`."""
         split = SPLITS[held_out]
-        return _in_fixed_order(self.rows[split], self.reader_of(split), num_images)
+        return in_fixed_order(self.rows[split], self.reader_of(split), num_images)
 
 
 def _check_names(image: ImageColumn, others: Sequence[Column], further: Sequence[Column]) -> None:
@@ -348,39 +362,3 @@ def _check_names(image: ImageColumn, others: Sequence[Column], further: Sequence
         )
     if own := [column.column for column in (image, *others, *further) if column.column in OWN]:
         raise ConfigurationError(f"ImageData got a column called {own[0]!r}, a name of its own; rename it.")
-
-
-def _in_fixed_order(rows: Rows, reader: Reader, num_rows: int) -> Iterator[Batch]:
-    if hasattr(rows, "__len__"):
-        order = np.random.default_rng(0).permutation(len(rows))[:num_rows]
-        samples: Iterator[Any] = (reader.read(rows[int(i)], int(i)) for i in order)
-    else:
-        samples = (reader.read(row, i) for i, row in enumerate(islice(rows, num_rows)))
-    while batch := list(islice(samples, 256)):
-        yield reader.collate(batch)
-
-
-class _Rows(Dataset):
-    """The rows of a split, without augmentation; a stream's (few) held-out rows are read into memory."""
-
-    def __init__(self, rows: Rows, reader: Reader) -> None:
-        self.rows = rows if hasattr(rows, "__len__") else list(rows)
-        self.reader = reader
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> Batch:
-        return self.reader.read(self.rows[i], i)
-
-
-def _only(rows: Rows, columns: Sequence[Column]) -> Rows:
-    """Return the rows with these columns alone, and those of `OWN` that they have."""
-    own = (name for name in rows.column_names or [] if name in OWN)
-    return rows.select_columns(list(dict.fromkeys([*(column.column for column in columns), *own])))
-
-
-def _without_own(rows: Rows) -> Rows:
-    """Return the rows without columns that happen to have a name of `OWN`."""
-    names = [name for name in rows.column_names or [] if name in OWN]
-    return rows.remove_columns(names) if names else rows

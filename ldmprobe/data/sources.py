@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,15 @@ def check_column(column: str, columns: list[str]) -> None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or "no message").splitlines()[0][:300]
+
+
+def only(rows: Rows, columns: Sequence[Column]) -> Rows:
+    """Return the rows with these columns alone, and those of `OWN` that they have."""
+    own = (name for name in rows.column_names or [] if name in OWN)
+    return rows.select_columns(list(dict.fromkeys([*(column.column for column in columns), *own])))
+
+
+def without_own(rows: Rows) -> Rows:
+    """Return the rows without columns that happen to have a name of `OWN`."""
+    names = [name for name in rows.column_names or [] if name in OWN]
+    return rows.remove_columns(names) if names else rows

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Any, Protocol
 
 import numpy as np
@@ -119,3 +120,28 @@ class SkippingLoader:
         assert self._batches is not None
         self._number += 1
         return next(self._batches)
+
+
+def in_fixed_order(rows: Rows, reader: Reader, num_rows: int) -> Iterator[Batch]:
+    """Yield batches of `num_rows` rows, or of all there are, in an order that never changes."""
+    if hasattr(rows, "__len__"):
+        order = np.random.default_rng(0).permutation(len(rows))[:num_rows]
+        samples: Iterator[Any] = (reader.read(rows[int(i)], int(i)) for i in order)
+    else:
+        samples = (reader.read(row, i) for i, row in enumerate(islice(rows, num_rows)))
+    while batch := list(islice(samples, 256)):
+        yield reader.collate(batch)
+
+
+class RowsInOrder(Dataset):
+    """The rows of a split, without augmentation; a stream's (few) held-out rows are read into memory."""
+
+    def __init__(self, rows: Rows, reader: Reader) -> None:
+        self.rows = rows if hasattr(rows, "__len__") else list(rows)
+        self.reader = reader
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Batch:
+        return self.reader.read(self.rows[i], i)

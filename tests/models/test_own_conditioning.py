@@ -11,6 +11,7 @@ import ldmprobe
 from ldmprobe import Conditioning, HeldOutRows, Sampling, load_model
 from ldmprobe.callbacks import DDIMProbe, DenoisingProbe
 from ldmprobe.data.builtin import gaussian_spectrum
+from ldmprobe.data.latent_writer import write_cache
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.models.denoiser import as_denoiser, check_denoiser
 from ldmprobe.probing.probe import evaluating
@@ -125,11 +126,11 @@ def unet() -> nn.Module:
     return tiny_unet(channels=1, in_channels=3)
 
 
-def fit(folder, max_steps: int, data=None, ckpt_path=None, probes: bool = False):
+def fit(folder, max_steps: int, data=None, ckpt_path=None, probes: bool = False, network=None, conditioning=None):
     module = ldmprobe.LatentDiffusion(
-        unet(),
+        network or unet(),
         scheduler=sd_scheduler(),
-        conditioning=LeftHalf(dropout=0.2),
+        conditioning=conditioning or LeftHalf(dropout=0.2),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=2e-3),
         ema_decay=0.9,
         validation_timesteps=1,
@@ -229,3 +230,53 @@ def test_a_network_that_answers_with_the_picture_too_is_refused():
 def test_a_checkpoint_of_a_class_that_was_not_imported_says_so():
     with refused("the conditioning Unheard, a class of your own; read it from Python"):
         ldmprobe.models.conditioning.conditioning_of({"class_name": "Unheard"}, nn.Identity())
+
+
+# --- a column of its own, from a cache --------------------------------------------------------------------------------
+
+
+class ShapeMap(Conditioning):
+    """Where the shape is and where it is not, from the column of masks."""
+
+    columns = ("mask",)
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.2)
+        self.rows = HeldOutRows(self.columns, num_rows=8)
+
+    def from_batch(self, batch):
+        self.check_columns(batch)
+        shape = (batch["mask"] > 0)[:, None].float()
+        return {"concat": torch.cat([shape, 1 - shape], dim=1)}
+
+    def for_samples(self, sample_ids):
+        return self.from_batch(self.rows.batch(sample_ids))
+
+    def null(self, num_samples, device):
+        return {"concat": torch.zeros(num_samples, 2, SIZE, SIZE, device=device)}
+
+    def prepare(self, network, data, codec):
+        super().prepare(network, data, codec)
+        self.rows.choose(data)
+
+
+def shapes(columns: bool = True, **options) -> ldmprobe.ImageData:
+    further = {"columns": [ldmprobe.MaskColumn()]} if columns else {}
+    kwargs = {"num_images": 60, "size": 16}
+    return ldmprobe.ImageData("builtin:shapes", kwargs, image_size=SIZE, random_flip=True, **further, **options)
+
+
+def test_a_map_is_trained_with_from_a_cache_as_from_images(tmp_path):
+    def network():
+        torch.manual_seed(0)
+        return tiny_unet(channels=3, in_channels=5)
+
+    write_cache(shapes(), ldmprobe.LatentCodec(), ShapeMap(), network(), tmp_path / "latents")
+    from_images = fit(tmp_path, 4, shapes(), network=network(), conditioning=ShapeMap())
+    from_cache = fit(tmp_path, 4, shapes(latents=str(tmp_path / "latents")), network=network(), conditioning=ShapeMap())
+    assert from_images[2] == from_cache[2]
+    rows = [module.conditioning.rows.mask for _, module, _ in (from_images, from_cache)]
+    assert torch.equal(*rows)
+    assert rows[0].dtype == torch.uint8
+    with refused("ShapeMap reads 'mask', which the data lacks; add it to the data's `columns`"):
+        fit(tmp_path, 1, shapes(columns=False), network=network(), conditioning=ShapeMap())

@@ -5,7 +5,6 @@ from ldmprobe.models.conditioning.base import (
     Conditioning,
     ConditioningData,
     FrozenEncoder,
-    Unconditional,
     conditioning_of,
     describe,
 )
@@ -14,6 +13,7 @@ from ldmprobe.models.conditioning.label import ClassConditioning
 from ldmprobe.models.conditioning.small_clip import SmallCLIP
 from ldmprobe.models.conditioning.text import TextConditioning
 from ldmprobe.models.conditioning.text_encoder import TextEncoder
+from ldmprobe.models.conditioning.unconditional import Unconditional
 
 __all__ = [
     "CardPart",

@@ -114,10 +114,7 @@ class Conditioning(nn.Module, ABC):
 
     @abstractmethod
     def for_samples(self, sample_ids: Tensor) -> Condition:
-        """Return a fixed condition for each of a probe's samples, a function of its number (N,) alone.
-
-        `HeldOutRows` gives it held-out rows by number.
-        """
+        """Return a fixed condition for each of a probe's samples, a function of its number (N,) alone; `HeldOutRows` has rows by number."""
 
     @abstractmethod
     def null(self, num_samples: int, device: torch.device) -> Condition:
@@ -301,23 +298,3 @@ def conditioning_of(description: PlainValues, network: nn.Module) -> Conditionin
             f"The checkpoint has the conditioning {name}, a class of your own; read it from Python, where that class has been imported."
         )
     return found.from_spec({key: value for key, value in description.items() if key != "class_name"}, network)
-
-
-class Unconditional(Conditioning):
-    """No condition."""
-
-    def from_batch(self, batch: Batch) -> Condition:
-        return {}
-
-    def for_samples(self, sample_ids: Tensor) -> Condition:
-        return {}
-
-    def null(self, num_samples: int, device: torch.device) -> Condition:
-        return {}
-
-    def pipeline_name(self, network: str, latents: bool, flow: bool) -> str | None:
-        if network != "UNet2DModel":
-            return None
-        if not latents:
-            return "DDPMPipeline" if flow else "DDIMPipeline"
-        return None if flow else "LDMPipeline"

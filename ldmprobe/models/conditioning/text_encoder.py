@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.conditioning.text_description import (
+    encoder_description,
+    encoder_from,
+    tokenizer_description,
+    tokenizer_from,
+)
 from ldmprobe.models.denoiser import Condition
 from ldmprobe.models.families import FAMILIES
 from ldmprobe.models.lazy import LazyModule
@@ -23,17 +26,6 @@ from ldmprobe.types import Component, PlainValues
 
 _SAID_IN_PREPARE = ("was truncated because", "Token indices sequence length is longer")
 _USED = 0.9  # at least, of an encoder's embeddings by its tokenizer; of T5's 32,128 it is 32,100
-_ABOUT_THE_FILE = (
-    "_name_or_path",
-    "name_or_path",
-    "architectures",
-    "dtype",
-    "torch_dtype",
-    "transformers_version",
-    "is_local",
-    "local_files_only",
-)
-"""Settings in a configuration that say where and by whom it was read."""
 
 
 class TextEncoder(nn.Module):
@@ -147,8 +139,8 @@ class TextEncoder(nn.Module):
         return {
             "family": type(self.pipeline).__name__,
             "settings": {name: self.pipeline.config[name] for name in self.family.settings},
-            "encoders": {name: _encoder_description(encoder) for name, encoder in self.meta_modules.items()},
-            "tokenizers": {name: _tokenizer_description(tokenizer) for name, tokenizer in self.tokenizers.items()},
+            "encoders": {name: encoder_description(encoder) for name, encoder in self.meta_modules.items()},
+            "tokenizers": {name: tokenizer_description(tokenizer) for name, tokenizer in self.tokenizers.items()},
         }
 
     @classmethod
@@ -164,8 +156,8 @@ class TextEncoder(nn.Module):
         import diffusers
 
         family = FAMILIES[description["family"]]
-        parts = {name: _encoder_from(each) for name, each in description["encoders"].items()}
-        parts |= {name: _tokenizer_from(each) for name, each in description["tokenizers"].items()}
+        parts = {name: encoder_from(each) for name, each in description["encoders"].items()}
+        parts |= {name: tokenizer_from(each) for name, each in description["tokenizers"].items()}
         parts |= description["settings"] | {family.network: network}
         return TextEncoder(text_pipeline(getattr(diffusers, description["family"]), parts))
 
@@ -270,46 +262,3 @@ def _check_belonging(name: str, encoder: Component, tokenizer: Component) -> Non
             f"The {_tokenizer_of(name)} makes captions of up to {longest:,} tokens, the {name} takes {positions:,}; write "
             f'`"model_max_length": {positions}` in {_tokenizer_of(name)}/tokenizer_config.json.'
         )
-
-
-def _encoder_description(encoder: Component) -> PlainValues:
-    config = {name: value for name, value in encoder.config.to_dict().items() if name not in _ABOUT_THE_FILE}
-    return {"class_name": type(encoder).__name__, "config": config}
-
-
-def _encoder_from(description: PlainValues) -> Component:
-    cls = _transformers_class(description["class_name"])
-    return cls(cls.config_class.from_dict(description["config"]))
-
-
-def _tokenizer_description(tokenizer: Component) -> PlainValues:
-    """Return the tokenizer's class and its files as text, without what its last call left in them."""
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        files = {path.name: path.read_text(encoding="utf-8") for path in sorted(Path(folder).iterdir())}
-    settings = json.loads(files["tokenizer_config.json"])
-    kept = {name: value for name, value in settings.items() if name not in _ABOUT_THE_FILE}
-    files["tokenizer_config.json"] = json.dumps(kept, sort_keys=True)
-    if "tokenizer.json" in files:
-        own = json.loads(files["tokenizer.json"])
-        files["tokenizer.json"] = json.dumps(own | {"truncation": None, "padding": None})
-    return {"class_name": type(tokenizer).__name__, "files": files}
-
-
-def _tokenizer_from(description: PlainValues) -> Component:
-    with tempfile.TemporaryDirectory() as folder:
-        for name, text in description["files"].items():
-            (Path(folder) / Path(name).name).write_text(text, encoding="utf-8")
-        return _transformers_class(description["class_name"]).from_pretrained(folder, local_files_only=True)
-
-
-def _transformers_class(name: str) -> Component:
-    import transformers
-
-    cls = getattr(transformers, name, None)
-    bases = (transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase)
-    if not (isinstance(cls, type) and issubclass(cls, bases)):
-        raise ConfigurationError(
-            f"The checkpoint needs transformers.{name}, which transformers {transformers.__version__} lacks."
-        )
-    return cls
