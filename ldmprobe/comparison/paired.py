@@ -50,7 +50,7 @@ def gains_section(comparison: Comparison) -> str:
 
 
 def _gains_table(comparison: Comparison, k: int) -> str:
-    """A row for each run and band, in words; with many runs that is folded away under a row for each run."""
+    """Return a row for each run and band, in words; with many runs it is folded away under a row for each run."""
     bodies = []
     for i, (label, bands) in enumerate(comparison.gains[k].bands.items(), start=1):
         rows, seed = [], label in comparison.other_seeds

@@ -67,7 +67,7 @@ class Reached:
 
 @dataclass(frozen=True)
 class Method:
-    """What is known of a method; metrics are by name, goals as in ``GOALS``.
+    """All that is known of a method; metrics are by name, goals as in ``GOALS``.
 
     Attributes:
         seeds: those it was trained with.
@@ -104,7 +104,7 @@ class Study:
 
 
 def study_run(run: Run, method: str, seed: int) -> StudyRun:
-    """What a study needs of a run's records.
+    """Read what a study needs of a run's records.
 
     Raises:
         ConfigurationError: it was not measured by DenoisingProbe, SampleQuality and TrainingClock.
@@ -193,7 +193,7 @@ def over_seeds(values: Sequence[float]) -> ClusteredMean:
 
 
 def pareto_front(points: Mapping[str, Sequence[float]]) -> set[str]:
-    """Those to which no other is at least equal in every coordinate and better in one; lower is better."""
+    """Return the names of the points to which no other is at least equal in every coordinate and better in one; lower is better."""
     return {
         name
         for name, point in points.items()
@@ -207,7 +207,7 @@ def _finals(runs: Mapping[int, StudyRun], metric: str) -> list[float]:
 
 
 def _paired(runs: Mapping[int, StudyRun], others: Mapping[int, StudyRun], metric: str) -> ClusteredMean:
-    """Of the seeds that both have."""
+    """Return the mean difference over the seeds that both have."""
     return over_seeds([run.final(metric) - others[seed].final(metric) for seed, run in runs.items() if seed in others])
 
 

@@ -27,7 +27,7 @@ _FEW = 2  # methods that are worth naming
 
 
 def study_table(study: Study) -> pa.Table:
-    """A row a number: method, seed, metric, step, training_seconds until then, value."""
+    """Return a row for each number: method, seed, metric, step, training_seconds until then, value."""
     rows = [
         {"method": run.method, "seed": run.seed, "metric": metric, "step": int(step), SECONDS: run.at(SECONDS, step), "value": float(value)}
         for run in study.runs
@@ -127,7 +127,7 @@ def _scaled(mean: ClusteredMean, factor: float) -> ClusteredMean:
 
 
 def _told(mean: ClusteredMean, unit: str = "", at_most: int = 3, sign: str = "-") -> str:
-    """With as many decimals as its interval leaves meaning to."""
+    """Return a mean with as many decimals as its interval leaves meaning to."""
     value, half_width = float(mean.value), float(mean.half_width)
     if not math.isfinite(value):
         return "not finite"

@@ -12,7 +12,7 @@ _NAMED = 4  # of many runs, in a heading
 
 
 def listed(names: Sequence[str]) -> str:
-    """Such as "A, B and C"; text, not HTML."""
+    """Return a list such as "A, B and C"; text, not HTML."""
     if len(names) > _NAMED:
         return f"{len(names)} others"
     return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), names[-1]])
@@ -24,7 +24,7 @@ def mark(band: BandGain, other_seed: bool = False) -> str:
 
 
 def verdict(label: str, band: BandGain, other_seed: bool = False) -> str:
-    """Such as "B is better at log-SNR −3…0 by 1.2 ± 0.3 nats"; with ``other_seed``, "B came out 1.2 ± 0.3 nats lower …"."""
+    """Return a sentence such as "B is better at log-SNR −3…0 by 1.2 ± 0.3 nats"; with ``other_seed``, "B came out 1.2 ± 0.3 nats lower …"."""
     label = escape(label)
     where = "over all levels" if band.everywhere else f"at log-SNR {band.name}"
     if not math.isfinite(band.gain):
@@ -44,7 +44,7 @@ def verdict(label: str, band: BandGain, other_seed: bool = False) -> str:
 
 
 def sorted_out(totals: Mapping[str, BandGain], other_seeds: Collection[str] = ()) -> list[str]:
-    """Which of many runs are better, worse, or neither, over all levels, and which are other seeds of the first."""
+    """Return which of many runs are better, worse, or neither, over all levels, and which are other seeds of the first."""
     groups = {"better": "better", "worse": "worse", "unclear": "not told apart"}
     tested = {label: total for label, total in totals.items() if label not in other_seeds}
     found = {word: [escape(label) for label, total in tested.items() if mark(total) == word] for word in groups}
@@ -68,6 +68,6 @@ def one_decimal(value: float) -> str:
 
 
 def _number(value: float, half_width: float, sign: str = "-") -> str:
-    """With as many decimals as its interval leaves meaning to."""
+    """Return a number with as many decimals as its interval leaves meaning to."""
     decimals = min(max(1 - math.floor(math.log10(half_width)), 0), 6) if half_width > 0 else 1
     return f"{value:{sign},.{decimals}f}".replace("-", "−")

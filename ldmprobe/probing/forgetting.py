@@ -1,4 +1,4 @@
-r"""What finetuning does to each noise level: what it loses on the base model's own kind of data, and what it gains on the new.
+r"""The forgetting probe: what each noise level loses on the base model's own kind of data, and gains on the new.
 
 Both models denoise the same held-out latents with the same noise, so that what differs between draws cancels in the differences of their
 squared ε-errors. In nats of the likelihood bound (the I-MMSE relation, as in ``probing/denoising.py``), per level λ,
@@ -201,7 +201,7 @@ def _refuse_other(before: ProbeRecord | None, fingerprints: dict[str, str]) -> N
 
 
 def _sentence(base: Sequence[BandGain], new: Sequence[BandGain]) -> str:
-    """In words: what was lost on the base model's data and gained on the new, most of it where? The last of each are all levels."""
+    """Return in words what was lost on the base model's data and gained on the new, and where most of it. The last band is all levels."""
     if not np.isfinite([band.gain for band in (*base, *new)]).all():
         return "Predictions have NaN or Inf in them: nothing can be said of what was forgotten."
     lost = min((band for band in base[:-1] if band.significant and band.gain < 0), key=_gain, default=None)
@@ -228,7 +228,7 @@ def _sentence(base: Sequence[BandGain], new: Sequence[BandGain]) -> str:
 
 
 def lost_or_gained(change: float) -> str:
-    """What to call a change in nats, beside its size."""
+    """Return the word for a change in nats."""
     return "lost" if change < 0 else "gained"
 
 

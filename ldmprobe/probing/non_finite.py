@@ -15,7 +15,7 @@ from ldmprobe.types import Batch
 
 
 class Fault(NamedTuple):
-    """Where a NaN or Inf is: ``kind`` is "images", "latents", "parameter", "loss" or "gradient"; ``place`` names it."""
+    """The place of a NaN or Inf: ``kind`` is "images", "latents", "parameter", "loss" or "gradient"; ``place`` names it."""
 
     kind: str
     place: str

@@ -91,7 +91,7 @@ def objective_record(objective: TimestepObjective, step: int = 0) -> ProbeRecord
 
 
 def epsilon_weights(objective: TimestepObjective) -> Tensor:
-    """What the loss multiplies the squared ε-error of each timestep by, shape (T,), float64 on the CPU; infinite where ε cannot be read off
+    """Return what the loss multiplies the squared ε-error of each timestep by, shape (T,), float64 on the CPU; infinite where ε cannot be read off
     the prediction. It is the loss's derivative, so that a learned weighting counts as it stands."""
     schedule = objective.schedule
     device = next((parameter.device for parameter in objective.weighting.parameters()), None)

@@ -1,4 +1,4 @@
-"""What every probe shares: looking without disturbing, noise that belongs to the sample, and work shared over ranks."""
+"""The ground that all probes share: looking without disturbing, progress, and work shared over ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Progress = Callable[[int, int], None]
 
 
 def no_progress(done: int, total: int) -> None:
-    """Shows nothing."""
+    """Show nothing."""
 
 
 @contextmanager
@@ -79,7 +79,7 @@ def _alone(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Ranks:
-    """How work is shared: rank r of W takes samples r, r + W, …; results are summed over all. One process by default.
+    """The way that work is shared: rank r of W takes samples r, r + W, …; results are summed over all. One process by default.
 
     Where the network is sharded, each pass through it is a collective, and a rank that makes one more than another waits for ever.
     So latents go through it by ``even_share``, which is equally long on every rank.

@@ -169,7 +169,7 @@ def fid_and_kid(real: Tensor, generated: Tensor, kid_subset_size: int, seed: int
 
 
 class _GivenFeatures(nn.Identity):
-    """What torchmetrics is given for a network, so that features of which both metrics are made are computed once."""
+    """A stand-in for torchmetrics' network, so that the features of both metrics are computed once."""
 
     def __init__(self, num_features: int) -> None:
         super().__init__()

@@ -40,7 +40,7 @@ class RealFeatures:
     def of(
         cls, network: nn.Module, image_batches: Iterable[Tensor], device: torch.device, source: str = ""
     ) -> RealFeatures:
-        """Of batches of images (N, C, H, W) in [−1, 1], of which one at a time is in memory.
+        """Compute the features of batches of images (N, C, H, W) in [−1, 1], of which one at a time is in memory.
 
         Raises:
             ConfigurationError: there are no images.
@@ -64,7 +64,7 @@ class RealFeatures:
 
     @classmethod
     def load(cls, path: Path) -> RealFeatures:
-        """What ``save`` wrote.
+        """Read what ``save`` wrote.
 
         Raises:
             ConfigurationError: it is damaged, or something else.
@@ -83,7 +83,7 @@ class RealFeatures:
 
 
 def describe_network(network: nn.Module) -> str:
-    """Its ``description``, or the name of its class."""
+    """Return the network's ``description``, or the name of its class."""
     return str(getattr(network, "description", type(network).__name__))
 
 

@@ -108,7 +108,7 @@ class Reference:
 
     @classmethod
     def load(cls, path: Path) -> Reference:
-        """What ``save`` wrote.
+        """Read what ``save`` wrote.
 
         Raises:
             ConfigurationError: it is damaged, or something else.

@@ -1,4 +1,4 @@
-"""How to sample: one frozen value, and the trajectory that it says."""
+"""Sampling: one frozen value that says how samples are drawn, and the trajectory that follows from it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _STEP_NOISE = 16  # streams of noise from here on belong to the draws of a sampl
 
 @dataclass(frozen=True)
 class Sampling:
-    """How samples are drawn: everything but the model.
+    """Everything that says how samples are drawn, but for the model.
 
     Attributes:
         num_samples: N.
@@ -82,7 +82,7 @@ class Sampling:
 
     @property
     def guidance_in_words(self) -> str:
-        """How the samples are guided, such as "guidance scale 5.0"."""
+        """The guidance in words, such as "guidance scale 5.0"."""
         return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.guidance.provenance.items())
 
     def provenance(self, model: DiffusionModel) -> PlainValues:

@@ -1,4 +1,4 @@
-"""Which runs may be compared: those whose probes measured the same noise levels on the same data, with the same noise."""
+"""Runs that may be compared: their probes measured the same noise levels on the same data, with the same noise."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def moments(runs: Sequence[Run], probe: str) -> list[Moment]:
 
 
 def comparable(records: Sequence[ProbeRecord]) -> list[ProbeRecord]:
-    """Those measured as the last one was."""
+    """Return the records that were measured as the last one was."""
     return [record for record in records if record.fingerprints == records[-1].fingerprints]
 
 
@@ -144,7 +144,7 @@ def _measured_by(record: ProbeRecord) -> dict[str, object]:
 
 
 def _labels(directories: Sequence[Path], labels: Sequence[str] | None) -> list[str]:
-    """As given; by default the directories' names, with as many parents as it takes to tell them apart."""
+    """Return the labels as given; by default the directories' names, with as many parents as it takes to tell them apart."""
     if labels is not None:
         if len(labels) != len(directories):
             raise ConfigurationError(

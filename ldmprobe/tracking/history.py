@@ -14,7 +14,7 @@ T = TypeVar("T")
 
 
 def thinned(items: Sequence[T], at_most: int) -> list[T]:
-    """Every item, or every second, fourth or 2ᵏ-th, and the last, as it takes for there to be at most ``at_most``.
+    """Return every item, or every second, fourth or 2ᵏ-th, and the last, as it takes for there to be at most ``at_most``.
 
     What has once been left out stays out as items are added, so that a history which is thinned at each probe reads no file twice.
     """
@@ -36,7 +36,7 @@ class RunningHistory:
         self._kept: dict[Path, ProbeRecord | None] = {}
 
     def upto(self, record: ProbeRecord) -> list[ProbeRecord]:
-        """Those measured as ``record`` was, in order of training step; it is the last."""
+        """Return the records that were measured as ``record`` was, in order of training step; it is the last."""
         earlier = [path for path in self.store.paths(record.probe) if step_of(path) < record.step]
         chosen = thinned([*earlier, self.store.path(record)], self.at_most)
         self._kept[chosen[-1]] = record.numbers
@@ -76,7 +76,7 @@ class RecordSeries(Sequence[ProbeRecord]):
             raise ConfigurationError(f"{self.paths[index]} is damaged ({error}); move it away.") from error
 
     def thinned(self, at_most: int) -> RecordSeries:
-        """Some of them, evenly spaced."""
+        """Return some of the records, evenly spaced."""
         chosen = thinned(range(len(self)), at_most)
         return RecordSeries([self.paths[i] for i in chosen], [self.steps[i] for i in chosen])
 
@@ -91,7 +91,7 @@ def steps_of(records: Sequence[ProbeRecord]) -> list[int]:
 
 
 def comparable_series(store: RecordStore, until: int | None = None) -> dict[str, RecordSeries]:
-    """By probe, the records that were measured as its last one was; up to training step ``until``. Of each file only the header is read,
+    """Return by probe the records that were measured as its last one was, up to training step ``until``. Of each file only the header is read,
     and one whose header cannot be read is skipped with a warning."""
     found: dict[str, list[tuple[int, Path, dict[str, str]]]] = {}
     for path in store.paths():

@@ -208,7 +208,7 @@ def _found(denoising: Sequence[ProbeRecord], quality: Sequence[ProbeRecord]) -> 
 
 
 def _figures(ddim: Sequence[ProbeRecord], denoising: Sequence[ProbeRecord]) -> dict[str, tuple[str, bytes]]:
-    """By file name: caption and PNG."""
+    """Return caption and PNG of each figure, by file name."""
     figures: dict[str, tuple[str, bytes]] = {}
     if ddim and ddim[-1].images.get("samples"):
         grid = io.BytesIO()

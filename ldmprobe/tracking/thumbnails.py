@@ -39,7 +39,7 @@ def sample_uris(records: Sequence[ProbeRecord], name: str) -> list[list[str]]:
 
 
 def _reduced(png: bytes, edge: int) -> tuple[str, bytes]:
-    """Its kind, and what is shown of it."""
+    """Return the kind of image that is shown, and its bytes."""
     image = _opened(png)
     if image is None:
         return "png", b""

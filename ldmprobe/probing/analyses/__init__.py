@@ -1,4 +1,4 @@
-"""What can be read off a DDIM trajectory: each analysis a file."""
+"""Analyses of sampling trajectories, a file each."""
 
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
 from ldmprobe.probing.analyses.inherited_error import InheritedError

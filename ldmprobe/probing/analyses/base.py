@@ -29,7 +29,7 @@ from ldmprobe.types import PlainValues
 
 @dataclass(frozen=True)
 class Trajectory:
-    """What an analysis may know before the first step.
+    """All that an analysis may know before the first step.
 
     Attributes:
         sampling, grid: how the samples are drawn, and the noise levels of the steps.
