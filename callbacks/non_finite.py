@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ldmprobe.errors import ConfigurationError, check_numbers
-from ldmprobe.models.diffusion_model import diffusion_model_of
+from ldmprobe.models.diffusion_model import Probed, diffusion_model_of
 from ldmprobe.probing.non_finite import Fault, all_finite, find_fault, first_not_finite, loss_of, not_finite
 from ldmprobe.tracking.loggers import log_scalars
 
@@ -104,7 +104,7 @@ class NonFinite(L.Callback):
         part = trainer.accumulate_grad_batches > 1 and self.every_n_steps == 1
         lost = part and not all_finite(loss_of(outputs))
         if step is not None or lost:
-            model = diffusion_model_of(pl_module) if hasattr(pl_module, "diffusion_model") else None
+            model = diffusion_model_of(pl_module) if isinstance(pl_module, Probed) else None
             if fault := find_fault(model, pl_module, outputs, batch):
                 self._faults.append(fault)
         if step is not None:

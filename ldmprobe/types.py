@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sized
 from typing import Any
 
 PlainValues = dict[str, Any]
@@ -18,3 +19,8 @@ Rows = Any
 
 Component = Any
 """A pipeline of diffusers, one of its parts or their configuration: which attributes it has, its class decides, which is known when it runs."""
+
+
+def is_table(rows: Rows) -> bool:
+    """Return whether the rows are all at hand, and not streamed."""
+    return isinstance(rows, Sized)

@@ -110,7 +110,7 @@ def _training_rows(comparison: Comparison) -> Iterator[Batch]:
 
 
 def _level_rows(here: PlainValues, curve: Curve, p_value: np.ndarray | None = None) -> Iterator[Batch]:
-    columns = {name: getattr(curve, name) for name in ("timestep", "log_snr", "value", "lower", "upper")}
+    columns = {name: vars(curve)[name] for name in ("timestep", "log_snr", "value", "lower", "upper")}
     columns["p_value"] = p_value
     known = {name: column.tolist() for name, column in columns.items() if column is not None}
     for k in range(len(curve.value)):

@@ -17,7 +17,7 @@ from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.pictures import Range, in_eight_bits, of_array, of_floats, opened
 from ldmprobe.data.view import View
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.types import PlainValues, Rows
+from ldmprobe.types import PlainValues, Rows, is_table
 
 ROW_NUMBER = "__row__"
 OWN = (ROW_NUMBER, IMAGE_HASH)
@@ -207,7 +207,7 @@ class LabelColumn(Column):
     def informed(self, splits: Sequence[tuple[str, Any]]) -> LabelColumn:
         feature: Any = (splits[0][1].features or {}).get(self.column)
         known = self.num_classes or (len(feature.names) if hasattr(feature, "names") else None)
-        if hasattr(splits[0][1], "__len__"):
+        if is_table(splits[0][1]):
             for name, rows in splits:
                 known = _check_labels(rows, self.column, name, known)
         elif known is None:

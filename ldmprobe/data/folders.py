@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.types import Rows
+from ldmprobe.types import Rows, is_table
 
 CAPTION = "text"
 """The column of captions that are in files beside the images."""
@@ -60,7 +60,7 @@ def with_captions(rows: Rows) -> Rows:
     if not any(_caption_file(row["image"]["path"]) for row in _names(undecoded)):
         return rows
     features = Features({**rows.features, CAPTION: Value("string")})
-    if hasattr(rows, "__len__"):
+    if is_table(rows):
         captions = [_caption(row["image"]["path"]) for row in _names(undecoded)]
         return rows.add_column(CAPTION, captions, feature=Value("string"))
     return undecoded.map(lambda row: {CAPTION: _caption(row["image"]["path"])}).cast(features)

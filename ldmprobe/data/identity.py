@@ -19,7 +19,7 @@ import xxhash
 
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.types import Batch, PlainValues, Rows
+from ldmprobe.types import Batch, PlainValues, Rows, is_table
 
 _PIECE = 4096  # bytes, a page; encoded images of more than three are read at their start, middle and end
 _FILES_AT_ONCE = 16  # to hide the latency of network disks
@@ -291,7 +291,7 @@ def known_rows(rows: Rows, columns: Sequence[HashedColumn], files: ImageFiles) -
     """Return the hashes of a table's rows, or of a stream's first; the first of `columns` has the images."""
     from datasets import Dataset
 
-    complete = hasattr(rows, "__len__")
+    complete = is_table(rows)
     if not complete:
         rows = Dataset.from_list(list(islice(rows, _SAMPLED)), features=rows.features)
     image, *others = columns

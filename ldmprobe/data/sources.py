@@ -15,7 +15,7 @@ from ldmprobe.data.folders import is_image_folder, with_captions
 from ldmprobe.data.identity import IMAGE_HASH, held_out_mask, is_held_out
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.types import PlainValues, Rows
+from ldmprobe.types import PlainValues, Rows, is_table
 
 HELD_OUT_NAMES = ("validation", "valid", "val", "test")
 _SPLIT_SEED = 20_26  # of the held-out rows of built-in data; part of every run's comparability
@@ -120,14 +120,14 @@ def choose_splits(
     train = splits[train_split]
     if held_out_split is not None:
         held_out = splits[held_out_split]
-    elif hasattr(train, "__len__"):
+    elif is_table(train):
         train, held_out = _held_out_of_table(train, train_split, held_out_fraction, image, files, fixed)
     elif fixed:
         train, held_out = train.skip(held_out_rows), train.take(held_out_rows)
     else:
         train, held_out = _held_out_of_stream(train, held_out_fraction, held_out_rows, image, files)
     for name, rows in ((train_split, train), (held_out_split or "held-out", held_out)):
-        if hasattr(rows, "__len__") and len(rows) == 0:
+        if is_table(rows) and len(rows) == 0:
             raise ConfigurationError(f"Split {name!r} is empty.")
     return train, held_out
 

@@ -16,7 +16,7 @@ from torch.utils.data import (
     get_worker_info,
 )
 
-from ldmprobe.types import Batch, Rows
+from ldmprobe.types import Batch, Rows, is_table
 
 
 class Reader(Protocol):
@@ -124,7 +124,7 @@ class SkippingLoader:
 
 def in_fixed_order(rows: Rows, reader: Reader, num_rows: int) -> Iterator[Batch]:
     """Yield batches of `num_rows` rows, or of all there are, in an order that never changes."""
-    if hasattr(rows, "__len__"):
+    if is_table(rows):
         order = np.random.default_rng(0).permutation(len(rows))[:num_rows]
         samples: Iterator[Any] = (reader.read(rows[int(i)], int(i)) for i in order)
     else:
@@ -137,7 +137,7 @@ class RowsInOrder(Dataset):
     """The rows of a split, without augmentation; a stream's (few) held-out rows are read into memory."""
 
     def __init__(self, rows: Rows, reader: Reader) -> None:
-        self.rows = rows if hasattr(rows, "__len__") else list(rows)
+        self.rows = rows if is_table(rows) else list(rows)
         self.reader = reader
 
     def __len__(self) -> int:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ldmprobe.diffusion.full_precision import Move, without_autocast
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.denoiser import config_of
 from ldmprobe.models.lazy import LazyModule
 from ldmprobe.models.model_folder import ModelFolder
 from ldmprobe.models.pixels import as_floats
@@ -73,7 +74,7 @@ class LatentCodec(nn.Module):
                 f"{type(outline).__name__} is not a supported autoencoder; expected one of {', '.join(_CODEC_CLASSES)}."
             )
         self.sample_posterior = sample_posterior
-        config: PlainValues = dict(getattr(outline, "config", {}))
+        config = dict(config_of(outline))
         if config.get("lookup_from_codebook"):
             raise ConfigurationError(
                 f"{type(outline).__name__} has `lookup_from_codebook`: its latents are numbers of codes, which have no scale and take no "
@@ -131,7 +132,7 @@ class LatentCodec(nn.Module):
     @property
     def description(self) -> PlainValues:
         """What tells this codec from another, as plain values: class and configuration, scale and shift."""
-        config = dict(getattr(self.meta_module, "config", {}))
+        config = dict(config_of(self.meta_module))
         named = {key: value for key, value in config.items() if not key.startswith("_")}
         scale, shift = in_digits(self.scale, ".4e"), in_digits(self.shift, ".4e")
         return {"class_name": type(self.meta_module).__name__, **named, "scale": scale, "shift": shift}

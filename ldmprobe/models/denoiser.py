@@ -33,6 +33,12 @@ _TEXT_WIDTHS = (
 )  # what they call the width of text embeddings
 
 
+def config_of(network: object) -> PlainValues:
+    """Return the configuration of a network of diffusers; an empty one for any other network."""
+    config: PlainValues = getattr(network, "config", {})
+    return config
+
+
 class Denoiser(Protocol):
     """What a network must do to be trained and probed: answer z_t (N, C, H, W) at timesteps t (N,) with a prediction of
     the same shape. A ``torch.nn.Module`` whose ``forward`` has this signature will do."""
@@ -126,7 +132,7 @@ def _what_fits(
     network: nn.Module, latent_shape: tuple[int, ...], condition: Condition, image_shape: tuple[int, ...] | None
 ) -> str:
     """Return what to write for latents that a network does not take: another size of images, where that is all that is wrong."""
-    config: PlainValues = getattr(network, "config", {})
+    config = config_of(network)
     channels, size = latent_shape[0], latent_shape[-1]
     inputs = channels + concat_channels(condition)
     multiple = config.get("patch_size") or 2 ** (len(config.get("block_out_channels") or [0]) - 1)
@@ -156,7 +162,7 @@ def check_condition(network: nn.Module, latent_shape: tuple[int, ...], condition
         ConfigurationError: the picture has another size than the latents, or the network other channels; or it takes no text, or text of
             another width.
     """
-    config: PlainValues = getattr(network, "config", {})
+    config = config_of(network)
     if CONCAT in condition:
         beside, channels = tuple(condition[CONCAT].shape[1:]), latent_shape[0]
         if beside[1:] != tuple(latent_shape[1:]):

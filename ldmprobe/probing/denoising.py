@@ -160,7 +160,7 @@ def probe_denoising(
     gain_width = clustered_half_width(product - gain * square, of_image) / square.mean(0)
     offset_width = clustered_half_width(offset.flatten(1), of_image).view(len(timesteps), -1).pow(2).mean(1).sqrt()
     residual, residual_width, excess = (
-        torch.tensor([getattr(level, name) for level in levels], dtype=torch.float64)
+        torch.tensor([vars(level)[name] for level in levels], dtype=torch.float64)
         for name in ("residual", "half_width", "excess")
     )
 

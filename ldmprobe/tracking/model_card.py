@@ -158,7 +158,7 @@ def _without(pipeline: Component) -> str:
 def _use_lora(name: str, base: Source, pipeline: Component, call: str) -> str:
     """With the scheduler beside the LoRA: the base's own may be of another noise schedule, or take other steps."""
     scheduler, first = type(pipeline.scheduler).__name__, ""
-    settings = {key: value for key in ("revision", "variant") if (value := getattr(base, key))}
+    settings = {key: value for key in ("revision", "variant") if (value := vars(base)[key])}
     name_here = base.name if _on_hub(base) else f"path/to/{Path(base.name).name}"
     source = ", ".join([f'"{name_here}"', *(f'{key}="{value}"' for key, value in settings.items())])
     if base.name.endswith(".ckpt"):

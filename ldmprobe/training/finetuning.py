@@ -8,6 +8,7 @@ from typing import Any
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.lightning_private import datamodule_of
 from ldmprobe.pretrained.finetune import base_fingerprint, frozen_keys, prepare_for_finetuning_
 from ldmprobe.pretrained.lora import LoRA
 from ldmprobe.pretrained.source import Precision, Source
@@ -77,7 +78,7 @@ class FinetunedDiffusion(LatentDiffusion):
                 "LoRA does not go with ModelParallelStrategy, which would shard the frozen weights twice, for network and average; use "
                 "`strategy: ddp`: what is frozen needs no gradients and no optimiser."
             )
-        classes = getattr(getattr(self.trainer, "datamodule", None), "num_classes", None)
+        classes = getattr(datamodule_of(self.trainer), "num_classes", None)
         self.conditioning.check_finetune(classes, self.base.name)
         super().setup(stage)
 

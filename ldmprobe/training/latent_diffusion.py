@@ -20,10 +20,10 @@ from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.timesteps import TimestepSampler, UniformTimesteps
 from ldmprobe.diffusion.weighting import LossWeighting, PlainWeighting
 from ldmprobe.errors import ConfigurationError, check_numbers
-from ldmprobe.lightning_private import batches_begun, log_interval
+from ldmprobe.lightning_private import batches_begun, datamodule_of, log_interval
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, Unconditional
-from ldmprobe.models.denoiser import Condition, check_denoiser
+from ldmprobe.models.denoiser import Condition, check_denoiser, config_of
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.training.checkpoint.spec import check_same_model, check_same_state, model_spec
 from ldmprobe.training.ema import EMA
@@ -125,7 +125,7 @@ class LatentDiffusion(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         check_strategy(self.trainer.strategy)
-        data: Any = getattr(self.trainer, "datamodule", None)
+        data: Any = datamodule_of(self.trainer)
         image_shape = getattr(data, "image_shape", None)
         cached = getattr(data, "latents", None) is not None
         if not cached:
@@ -303,7 +303,7 @@ def _checkpoint_gradients(module: nn.Module) -> None:
 
 
 def _latent_shape_of(network: nn.Module) -> tuple[int, ...]:
-    config = getattr(network, "config", {})
+    config = config_of(network)
     size, channels = config.get("sample_size"), [config.get("in_channels"), config.get("out_channels")]
     if size is None or channels[0] is None:
         raise ConfigurationError(

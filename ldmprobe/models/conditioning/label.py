@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning.base import CardPart, Conditioning, ConditioningData
-from ldmprobe.models.denoiser import Condition
+from ldmprobe.models.denoiser import Condition, config_of
 from ldmprobe.types import Batch, Component, PlainValues
 
 _DIT_NULL_CLASS = 1000  # fixed in DiTPipeline.__call__, whatever the network's number of classes
@@ -50,7 +50,7 @@ class ClassConditioning(Conditioning):
                 f"A class label is out of range: the data has {data.num_classes} classes (labels 0 to {data.num_classes - 1}) but "
                 f"ClassConditioning has num_classes {self.num_classes}; set it to {data.num_classes}."
             )
-        config: PlainValues = getattr(network, "config", {})
+        config = config_of(network)
         classes = config.get("num_embeds_ada_norm")
         if classes is not None and classes != self.num_classes:
             raise ConfigurationError(

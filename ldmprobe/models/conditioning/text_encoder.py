@@ -19,7 +19,7 @@ from ldmprobe.models.conditioning.text_description import (
     tokenizer_description,
     tokenizer_from,
 )
-from ldmprobe.models.denoiser import Condition
+from ldmprobe.models.denoiser import Condition, config_of
 from ldmprobe.models.families import FAMILIES
 from ldmprobe.models.lazy import LazyModule
 from ldmprobe.types import Component, PlainValues
@@ -163,7 +163,7 @@ class TextEncoder(nn.Module):
 
     def set_image_size(self, network: nn.Module, height: int, width: int) -> None:
         """Set the size in pixels of the images that `network` is told of."""
-        self.size = self.family.size(getattr(network, "config", {}), height, width)
+        self.size = self.family.size(config_of(network), height, width)
 
     def forward(self, captions: Sequence[str]) -> Condition:
         """Return the condition of each caption in float32, with the parameters' gradients where they are trained."""
