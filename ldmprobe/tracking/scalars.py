@@ -28,7 +28,9 @@ def scalar_metrics(record: ProbeRecord, detail: Detail = "bands") -> dict[str, f
 def all_metrics(record: ProbeRecord, detail: Detail = "bands") -> dict[str, float]:
     """Return the numbers of a record that loggers are sent, under their names there."""
     shown = ("headline",) if detail == "bands" else ("headline", "detail")
-    found = {key(record, name): value for name, value in record.scalars.items() if record.metric(name).shown in shown}
+    headlines = [name for name in record.scalars if record.metric(name).shown in shown]
+    spreads = {record.metric(name).spread for name in headlines}
+    found = {key(record, name): value for name, value in record.scalars.items() if name in spreads.union(headlines)}
     for name, curve in record.curves.items():
         metric = record.metric(name)
         if metric.shown == "headline" and metric.pool is not None:
