@@ -121,7 +121,7 @@ def test_curves_lie_over_the_timesteps_going_in(record: ProbeRecord, model: Diff
     bands = {
         f"{name}/band{k}" for name in ("step_kl_ratio", "variance_ratio", "variance_ratio_ideal") for k in range(4)
     }
-    assert set(record.curves) == WITHOUT_REFERENCE | {"step_kl_ideal", "step_kl_forward"} | bands
+    assert set(record.curves) == WITHOUT_REFERENCE | {"step_kl_ideal", "step_kl_forward", "step_kl_ratio"} | bands
     for curve in record.curves.values():
         np.testing.assert_array_equal(curve.timestep, grid.timesteps.numpy())
         np.testing.assert_array_equal(curve.log_snr, grid.log_snr.numpy())

@@ -222,7 +222,7 @@ def test_variance_ratio_shows_samples_that_spread_too_little(perfect: ProbeRecor
 def test_number_of_bands_is_as_asked_for():
     model = gaussian_model()
     curves = probe_ddim(model, exact_reference(model), Sampling(64, 3), analyses=[StepKL(num_bands=2)]).curves
-    assert {name for name in curves if "ratio" in name} == {
+    assert {name for name in curves if "/band" in name} == {
         f"{name}/band{k}" for name in ("step_kl_ratio", "variance_ratio", "variance_ratio_ideal") for k in (0, 1)
     }
     with refused("num_bands 0; expected at least 1"):
