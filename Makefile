@@ -18,6 +18,7 @@ test-reliability: $(STAMP) ## the long proofs of docs/RELIABILITY.md
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell
 
 types: $(STAMP)
 	$(BIN)/mypy

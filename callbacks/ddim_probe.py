@@ -27,7 +27,7 @@ class DDIMProbe(ProbeCallback):
     What it finds is declared by the analyses, each in its ``metrics`` (docs/METRICS.md).
 
     Args:
-        every_n_steps: optimiser steps between probes.
+        every_n_steps: optimizer steps between probes.
         num_samples: N, at least 8.
         num_steps: S, DDIM steps.
         sampler: default: DDIM.

@@ -27,7 +27,7 @@ class DenoisingProbe(ProbeCallback):
     What it finds: ``probing.denoising.METRICS`` (docs/METRICS.md).
 
     Args:
-        every_n_steps: optimiser steps between probes.
+        every_n_steps: optimizer steps between probes.
         num_images: held-out images, as many as there are up to this.
         num_draws: noised latents per level; with fewer images, each is drawn several times.
         batch_size: latents through the network at once.

@@ -26,14 +26,14 @@ _log = logging.getLogger(__name__)
 
 class Forgetting(ProbeCallback):
     """Runs the denoising probe on held-out data of the base model's kind and on the Trainer's, and compares both, draw by draw, with what it
-    found before the first optimiser step. No copy of the base model is kept: the record of step 0 has the errors of its every draw.
+    found before the first optimizer step. No copy of the base model is kept: the record of step 0 has the errors of its every draw.
 
     What it finds: ``probing.forgetting.METRICS`` (docs/METRICS.md).
 
     Args:
         base_data: data of the kind that the base model was trained on, an ImageData; seen through the codec and conditioning of the model in
             training. What the linear denoiser is fitted on stays in ``base_reference.safetensors`` in the run's directory.
-        every_n_steps: optimiser steps between probes.
+        every_n_steps: optimizer steps between probes.
         num_images: held-out images of each kind, as many as there are up to this; that there are fewer is warned of.
         num_draws: noised latents per level and kind; with fewer images, each is drawn several times.
         batch_size: latents through the network at once.
@@ -147,7 +147,7 @@ def _of_the_base_model(run_dir: Path) -> ProbeRecord:
     record = RecordStore(run_dir).last_before("forgetting", step=1)
     if record is None:
         raise ConfigurationError(
-            f"Forgetting compares with the base model, which is measured before the first optimiser step, and there is no such record in "
+            f"Forgetting compares with the base model, which is measured before the first optimizer step, and there is no such record in "
             f"{run_dir}: start anew with Forgetting among the callbacks, or take it out and compare the two models afterwards by "
             "ldmprobe.probe_forgetting."
         )

@@ -62,7 +62,7 @@ class NonFinite(L.Callback):
         self.policy, self.every_n_steps = policy, every_n_steps
         self.steps = 0
         self._flags: list[tuple[int, Tensor]] = []  # of the steps since the device was last asked
-        self._losses: list[Tensor] = []  # of the batches since the last optimiser step, as are faults
+        self._losses: list[Tensor] = []  # of the batches since the last optimizer step, as are faults
         self._faults: list[Fault] = []
         self._gradient: str | None = None
         self._step: int | None = None  # at which something was found, until the batch has ended
@@ -115,7 +115,7 @@ class NonFinite(L.Callback):
         if not faults and self._gradient:
             faults = [Fault("gradient", f"the gradient of {self._gradient}")]
         fault = faults[0] if faults else Fault("loss", "what another process computed")
-        told = f"There is NaN or Inf at optimiser step {step}, in {fault.place}. {_CURES[fault.kind]}"
+        told = f"There is NaN or Inf at optimizer step {step}, in {fault.place}. {_CURES[fault.kind]}"
         if self.policy == "stop":
             raise ConfigurationError(f"{told} NonFinite's `policy: skip` would leave such steps out.")
         if self.policy == "skip" and fault.kind == "parameter":
@@ -138,4 +138,4 @@ class NonFinite(L.Callback):
                 self._faults.append(fault)
             self._act(trainer, step)
         if self.steps:
-            _log.warning("%d optimiser steps of this run had NaN or Inf in them and were %s.", self.steps, self._done)
+            _log.warning("%d optimizer steps of this run had NaN or Inf in them and were %s.", self.steps, self._done)

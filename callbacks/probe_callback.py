@@ -41,18 +41,18 @@ _thrown_away: WeakKeyDictionary[L.Trainer, TemporaryDirectory[str]] = WeakKeyDic
 
 
 class ProbeCallback(L.Callback, ABC):
-    """Runs ``probe`` before the first optimiser step, every ``every_n_steps`` of them, and at the end; puts the record on
+    """Runs ``probe`` before the first optimizer step, every ``every_n_steps`` of them, and at the end; puts the record on
     disk in ``trainer.default_root_dir/probes``, then hands it to the loggers.
 
-    Steps are optimiser steps (``trainer.global_step``), whatever the gradient accumulation. Where a batch takes several, as with two
-    optimisers, a probe runs after the batch in which a multiple of ``every_n_steps`` was reached or passed.
+    Steps are optimizer steps (``trainer.global_step``), whatever the gradient accumulation. Where a batch takes several, as with two
+    optimizers, a probe runs after the batch in which a multiple of ``every_n_steps`` was reached or passed.
 
-    The metrics of the last probe are also in ``trainer.callback_metrics`` on every rank, from before the first optimiser step on, so that
+    The metrics of the last probe are also in ``trainer.callback_metrics`` on every rank, from before the first optimizer step on, so that
     ``ModelCheckpoint(monitor="probe_quality/fid")`` and EarlyStopping go by them; a resumed run has them from its checkpoint.
 
     A probe that raises, or whose record cannot be written, does not end training: the first error is logged with its traceback,
     later ones in a line, and all are counted, in ``failures`` and for the loggers in ``probe_failures/<Probe>``. Raised all the
-    same are a ConfigurationError; any error before the first optimiser step, when nothing is lost yet; and, with several
+    same are a ConfigurationError; any error before the first optimizer step, when nothing is lost yet; and, with several
     processes, an error in ``probe``, since the other ranks would wait for this one for ever.
 
     Args:
@@ -202,7 +202,7 @@ class ProbeCallback(L.Callback, ABC):
             name, step = type(self).__name__, trainer.global_step
             if step == 0:
                 error.add_note(
-                    f"{name} failed before the first optimiser step: repair it, or take it out of the callbacks."
+                    f"{name} failed before the first optimizer step: repair it, or take it out of the callbacks."
                 )
                 raise
             if not alone:

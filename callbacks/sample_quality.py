@@ -40,7 +40,7 @@ class SampleQuality(ProbeCallback):
         feature_network: "builtin:digits", "builtin:cifar10" or a folder (see
             ``FeatureNetwork``); "inception" for what is published (``pip install ldmprobe[fid]``, see
             ``Inception``); or any module: images (N, C, H, W) in [−1, 1] → features (N, ``num_features``).
-        every_n_steps: optimiser steps between probes.
+        every_n_steps: optimizer steps between probes.
         num_samples: N, at least 2; up to ``num_features`` of them, FID's covariance is singular, which is warned of.
         num_steps: S, sampling steps.
         sampler: default: DDIM.
@@ -84,7 +84,7 @@ class SampleQuality(ProbeCallback):
 
     def check(self, model: DiffusionModel) -> None:
         self.sampling.levels(model)
-        with evaluating([]):  # a network is initialised before its weights are read
+        with evaluating([]):  # a network is initialized before its weights are read
             self._network = _network_of(self.feature_network)
         num_features = check_feature_network(self._network, model)
         if self.sampling.num_samples <= num_features:

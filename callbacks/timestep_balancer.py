@@ -64,7 +64,7 @@ class TimestepBalancer(ProbeCallback):
     which must be the model's ``timesteps``, towards the noise levels where more training pays (``analysis/balancing.py``).
 
     Two things are set. The *density* of the draws follows the controller. The *weight* of a level's loss is its held-out error to the power of
-    −``equalise``: the gradient of a squared error is as large as its root, most of which, at low noise, no training can remove; weighted by 1/√MSE
+    −``equalize``: the gradient of a squared error is as large as its root, most of which, at low noise, no training can remove; weighted by 1/√MSE
     all levels pull alike, and those with large errors do not drown the others (at 1, the weight of a regression with known variances, as in
     EDM2's learned uncertainty; Karras et al., 2024, arXiv:2312.02696, eq. 14).
 
@@ -81,12 +81,12 @@ class TimestepBalancer(ProbeCallback):
     data, which in a strict sense is then no longer held out; the leak is one density over 17 levels.
 
     Args:
-        every_n_steps: optimiser steps between decisions.
+        every_n_steps: optimizer steps between decisions.
         controller: default: ``HeldOutProgress``.
         num_images, num_draws: held-out images, and noised latents per level.
         begin_at_skill: as above; −inf steers from the first progress on.
         smoothing: share of the old in the moving average of the controller's wish.
-        max_ratio, hysteresis, equalise: as above; with ``equalise`` 0 all weights are 1.
+        max_ratio, hysteresis, equalize: as above; with ``equalize`` 0 all weights are 1.
         dry_run: only record what it would do.
         batch_size, num_reference, seed, held_out: as DenoisingProbe's.
 
@@ -106,7 +106,7 @@ class TimestepBalancer(ProbeCallback):
         smoothing: float = 0.5,
         max_ratio: float = 8.0,
         hysteresis: float = 0.02,
-        equalise: float = 0.5,
+        equalize: float = 0.5,
         dry_run: bool = False,
         batch_size: int = 256,
         num_reference: int = 4096,
@@ -119,8 +119,8 @@ class TimestepBalancer(ProbeCallback):
                 f"TimestepBalancer got smoothing {smoothing}, max_ratio {max_ratio}, hysteresis {hysteresis}; expected 0 <= smoothing < 1, "
                 "max_ratio > 1, 0 <= hysteresis < 1."
             )
-        if not 0 <= equalise <= 1:
-            raise ConfigurationError(f"TimestepBalancer got equalise {equalise}; expected 0 to 1.")
+        if not 0 <= equalize <= 1:
+            raise ConfigurationError(f"TimestepBalancer got equalize {equalize}; expected 0 to 1.")
         if not begin_at_skill < 1:
             raise ConfigurationError(
                 f"TimestepBalancer got begin_at_skill {begin_at_skill}; expected a number below 1."
@@ -132,7 +132,7 @@ class TimestepBalancer(ProbeCallback):
         self.controller = controller or HeldOutProgress()
         self.num_images, self.num_draws, self.batch_size = num_images, num_draws, batch_size
         self.smoothing, self.max_ratio, self.hysteresis, self.dry_run = smoothing, max_ratio, hysteresis, dry_run
-        self.equalise, self.begin_at_skill = equalise, begin_at_skill
+        self.equalize, self.begin_at_skill = equalize, begin_at_skill
         self.num_reference, self.seed, self.held_out = num_reference, seed, held_out
         self.cost_seconds = 0.0
         self._reference: Reference | None = None
@@ -207,7 +207,7 @@ class TimestepBalancer(ProbeCallback):
         steered = share > self.hysteresis and not self.dry_run
         if steered:
             density = self._state["density"] = target
-            weight = self._state["weight"] = measured.mse**-self.equalise
+            weight = self._state["weight"] = measured.mse**-self.equalize
             if sampler is not None:
                 sampler.steer(*(torch.from_numpy(values.copy()) for values in (measured.log_snr, density, weight)))
         self._state |= {"step": found.step, "mse": measured.mse}

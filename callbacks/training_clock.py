@@ -25,7 +25,7 @@ METRICS = (
 
 
 class TrainingClock(ProbeCallback):
-    """Seconds of training, for comparing methods at equal cost: from the start to the end of every batch (network, optimiser, moving average, an
+    """Seconds of training, for comparing methods at equal cost: from the start to the end of every batch (network, optimizer, moving average, an
     adaptive sampler's own work), and the ``cost_seconds`` of callbacks that are part of training, such as TimestepBalancer. Probes,
     validation, checkpoints and the reading of batches are left out: they cost every method the same.
 
@@ -35,7 +35,7 @@ class TrainingClock(ProbeCallback):
     A record "clock" with the scalar ``training_seconds`` is what the weights of that step have cost. A resumed run counts on from its checkpoint.
 
     Args:
-        every_n_steps: optimiser steps between records; those of the probes that are to be read against time.
+        every_n_steps: optimizer steps between records; those of the probes that are to be read against time.
 
     Raises:
         ConfigurationError: before training: it stands after a probe among the callbacks, and would count its passes.

@@ -1,4 +1,4 @@
-"""TrainingObjective: what the optimiser sees of the noise levels, at the start and whenever it has changed."""
+"""TrainingObjective: what the optimizer sees of the noise levels, at the start and whenever it has changed."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class TrainingObjective(ProbeCallback):
     What it finds: ``probing.objective.METRICS`` (docs/METRICS.md).
 
     Args:
-        every_n_steps: optimiser steps between looks.
+        every_n_steps: optimizer steps between looks.
 
     Raises:
         ConfigurationError: before training: the module has no ``objective``.

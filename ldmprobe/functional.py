@@ -38,7 +38,7 @@ def probe(
     batch_size: int = 256,
     seed: int = 0,
 ) -> list[ProbeRecord]:
-    """Probe ``model`` and put the records into ``run_dir/probes``; call it before the first optimiser step and every so many. Training
+    """Probe ``model`` and put the records into ``run_dir/probes``; call it before the first optimizer step and every so many. Training
     goes on bit-identically. ``ldmprobe.write_report(run_dir)`` makes the page.
 
     Data are a Tensor (N, C, H, W), or batches as a DataLoader gives them: Tensors, ``(image, label)``, or dicts with ``image``. What has
@@ -49,7 +49,7 @@ def probe(
     Args:
         model: whose weights are probed as they are now; for a moving average, put that into the network first.
         run_dir: one run's. Records of ``step`` and later, from before a resume, are moved to ``run_dir/superseded``.
-        step: optimiser steps taken so far.
+        step: optimizer steps taken so far.
         real: training data, for the ideal curves and all that is compared with them. Read at the first call; what is fitted on it stays in
             ``run_dir/reference.safetensors``.
         held_out: data that training does not see, in a fixed order, for the denoising probe. Read at every call.

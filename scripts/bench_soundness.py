@@ -119,8 +119,8 @@ class Exact:
         alpha, sigma = self.grid.alpha_t[self.k], self.grid.sigma_t[self.k]
         self.k += 1
         mean, variance = self.mean.to(z.dtype), self.variance.to(z.dtype)
-        centred = (z - float(alpha) * mean) / (float(alpha) ** 2 * variance + float(sigma) ** 2)
-        x0, epsilon = mean + float(alpha) * variance * centred, float(sigma) * centred
+        centered = (z - float(alpha) * mean) / (float(alpha) ** 2 * variance + float(sigma) ** 2)
+        x0, epsilon = mean + float(alpha) * variance * centered, float(sigma) * centered
         return KINDS[self.kind].target(x0, epsilon, alpha.to(z.dtype), sigma.to(z.dtype))
 
 
@@ -623,10 +623,10 @@ class Clusters:
 
     def denoise(self, z: Tensor, alpha: float, sigma: float, first: int = 0) -> tuple[Tensor, Tensor]:
         """E[ε|z] and the likeliest cluster, of the data without the clusters before ``first``."""
-        centred = (z.flatten(1).double() @ self.basis)[:, None] - alpha * self.means[first:]
+        centered = (z.flatten(1).double() @ self.basis)[:, None] - alpha * self.means[first:]
         total = alpha**2 * self.variance + sigma**2
-        posterior = (-0.5 * (centred**2 / total).sum(-1)).softmax(-1)
-        epsilon = sigma * (posterior[..., None] * centred).sum(1) / total
+        posterior = (-0.5 * (centered**2 / total).sum(-1)).softmax(-1)
+        epsilon = sigma * (posterior[..., None] * centered).sum(1) / total
         return (epsilon @ self.basis.T).float().view_as(z), posterior.argmax(1)
 
     def linear(self, z: Tensor, alpha: float, sigma: float) -> Tensor:

@@ -6,7 +6,7 @@ latent cache.
     python scripts/bench_training.py --like stable-diffusion  (ten)
 
 The example is the loop of diffusers' examples/text_to_image/train_text_to_image.py: accelerate, AdamW, EMAModel, clipping at norm 1, a frozen autoencoder and CLIP
-text model that encode each batch. Model, data, batch size, optimiser, thread and precision are the same; each measurement is a process of its own, in turn, and
+text model that encode each batch. Model, data, batch size, optimizer, thread and precision are the same; each measurement is a process of its own, in turn, and
 ratios are taken within a round.
 
 The autoencoder is built as Stable Diffusion's, in float32 and at ¼ of its width. How much the cache saves hangs on how large the U-Net is beside it: "small" has three

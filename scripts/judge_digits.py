@@ -2,9 +2,9 @@
 
     python scripts/judge_digits.py runs/digits/checkpoints/last.ckpt
 
-A small neural network is trained on the real training digits (8×8). Of 500 samples, how many does it recognise with p > 0.9, and is the
-class the one that was asked for? Real held-out digits set the scale. Nearest-neighbour distances to training digits tell
-memorising from generating: copies would be much nearer than real held-out digits are.
+A small neural network is trained on the real training digits (8×8). Of 500 samples, how many does it recognize with p > 0.9, and is the
+class the one that was asked for? Real held-out digits set the scale. Nearest-neighbor distances to training digits tell
+memorizing from generating: copies would be much nearer than real held-out digits are.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ def judge(checkpoint: str, num_samples: int, guidance_scale: float, seed: int) -
     samples = _small(images)
     asked = np.arange(num_samples) % 10
 
-    sure, right = _recognised(classifier, samples, asked)
-    real_sure, real_right = _recognised(classifier, real, real_labels)
+    sure, right = _recognized(classifier, samples, asked)
+    real_sure, real_right = _recognized(classifier, real, real_labels)
     distance, real_distance = _nearest(samples, train), _nearest(real, train)
     print(f"{'':34}{num_samples} samples   {len(real)} held-out real digits")
-    print(f"{'recognised with p > 0.9':34}{sure:>11.1%}   {real_sure:>10.1%}")
+    print(f"{'recognized with p > 0.9':34}{sure:>11.1%}   {real_sure:>10.1%}")
     print(f"{'label right':34}{right:>11.1%}   {real_right:>10.1%}")
     print(
         f"{'distance to nearest training digit':34}{np.median(distance):>11.2f}   {np.median(real_distance):>10.2f}   (median)"
@@ -53,7 +53,7 @@ def judge(checkpoint: str, num_samples: int, guidance_scale: float, seed: int) -
     print(
         "passed"
         if passed
-        else "FAILED: expected at least 90 % recognised, 95 % right, and distances like those of real digits"
+        else "FAILED: expected at least 90 % recognized, 95 % right, and distances like those of real digits"
     )
     return bool(passed)
 
@@ -68,7 +68,7 @@ def _small(images: Tensor) -> np.ndarray:
     return F.avg_pool2d(images.clamp(-1, 1), 4).flatten(1).numpy()
 
 
-def _recognised(classifier: MLPClassifier, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+def _recognized(classifier: MLPClassifier, images: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     probability = classifier.predict_proba(images)
     return float((probability.max(1) > 0.9).mean()), float((probability.argmax(1) == labels).mean())
 

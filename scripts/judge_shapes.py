@@ -1,9 +1,9 @@
-"""Judges samples of coloured shapes, of a model conditioned on class or text, by a classifier of real ones.
+"""Judges samples of colored shapes, of a model conditioned on class or text, by a classifier of real ones.
 
     python scripts/judge_shapes.py runs/shapes_class/checkpoints/last.ckpt
-    python scripts/judge_shapes.py runs/shapes_text/checkpoints/last.ckpt --shapes cross heart --colours orange pink
+    python scripts/judge_shapes.py runs/shapes_text/checkpoints/last.ckpt --shapes cross heart --colors orange pink
 
-A small network learns shape and colour from real images of every shape and colour there is (also those that the model never saw), at
+A small network learns shape and color from real images of every shape and color there is (also those that the model never saw), at
 the model's image size. Samples are asked for by class, or by captions such as "a small red circle on the left"; how many does it read
 as what was asked for? Real images that it has not seen set the scale.
 """
@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldmprobe.data.builtin import COLOURS, SHAPES, load_builtin
+from ldmprobe.data.builtin import COLORS, SHAPES, load_builtin
 from ldmprobe.inference import sample_images
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance
@@ -32,14 +32,14 @@ _TRAINING, _JUDGING = 1_000_001, 1_000_002  # seeds of real images, of no traini
 def judge(
     model: DiffusionModel,
     shapes: list[str],
-    colours: list[str],
+    colors: list[str],
     num_samples: int,
     num_steps: int = 25,
     guidance_scale: float = 2.0,
     seed: int = 1,
 ) -> bool:
     size = model.codec.decode(torch.zeros(1, *model.latent_shape, device=model.device)).shape[-1]
-    rows = load_builtin("shapes", num_images=num_samples, size=size, seed=_JUDGING, shapes=shapes, colours=colours)
+    rows = load_builtin("shapes", num_images=num_samples, size=size, seed=_JUDGING, shapes=shapes, colors=colors)
     asked = ask(model, rows)
     images = sample_images(
         model,
@@ -66,16 +66,14 @@ def ask(model: DiffusionModel, rows: Any) -> Tensor:
         sys.exit(f"The model has {conditioning.label}; expected one of labels or captions.")
     if conditioning.spec["num_classes"] != len(names):
         sys.exit(
-            f"The model has {conditioning.spec['num_classes']} classes, shapes and colours make {len(names)}; set --shapes and --colours."
+            f"The model has {conditioning.spec['num_classes']} classes, shapes and colors make {len(names)}; set --shapes and --colors."
         )
     return _numbers([names[i % len(names)] for i in range(len(rows))])
 
 
 def train_classifier(size: int, num_images: int = 4000, num_steps: int = 400) -> Any:
-    """A function from images (N, 3, size, size) in [−1, 1] to what it reads in them, (N, 2): numbers of shape and colour."""
-    rows = load_builtin(
-        "shapes", num_images=num_images, size=size, seed=_TRAINING, shapes=SHAPES, colours=list(COLOURS)
-    )
+    """A function from images (N, 3, size, size) in [−1, 1] to what it reads in them, (N, 2): numbers of shape and color."""
+    rows = load_builtin("shapes", num_images=num_images, size=size, seed=_TRAINING, shapes=SHAPES, colors=list(COLORS))
     images, numbers = pixels(rows), labels(rows)
     generator = torch.Generator().manual_seed(0)
     with torch.random.fork_rng():
@@ -84,15 +82,15 @@ def train_classifier(size: int, num_images: int = 4000, num_steps: int = 400) ->
             *(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU()),
             *(nn.Conv2d(32, 64, 3, padding=1, stride=2), nn.ReLU()),
             *(nn.Conv2d(64, 64, 3, padding=1), nn.ReLU()),
-            *(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(64, len(SHAPES) + len(COLOURS))),
+            *(nn.AdaptiveMaxPool2d(1), nn.Flatten(), nn.Linear(64, len(SHAPES) + len(COLORS))),
         )
     optimizer = torch.optim.AdamW(network.parameters())
     scheduler = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=5e-3, total_steps=num_steps)
     for _ in range(num_steps):
         chosen = torch.randint(num_images, (64,), generator=generator)
         noise = 0.05 * torch.randn(64, 3, size, size, generator=generator)  # samples are never quite clean
-        shape, colour = network(images[chosen] + noise).split([len(SHAPES), len(COLOURS)], dim=1)
-        loss = F.cross_entropy(shape, numbers[chosen, 0]) + F.cross_entropy(colour, numbers[chosen, 1])
+        shape, color = network(images[chosen] + noise).split([len(SHAPES), len(COLORS)], dim=1)
+        loss = F.cross_entropy(shape, numbers[chosen, 0]) + F.cross_entropy(color, numbers[chosen, 1])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -100,18 +98,18 @@ def train_classifier(size: int, num_images: int = 4000, num_steps: int = 400) ->
 
     @torch.no_grad()
     def read(images: Tensor) -> Tensor:
-        shape, colour = network(images.clamp(-1, 1)).split([len(SHAPES), len(COLOURS)], dim=1)
-        return torch.stack([shape.argmax(1), colour.argmax(1)], dim=1)
+        shape, color = network(images.clamp(-1, 1)).split([len(SHAPES), len(COLORS)], dim=1)
+        return torch.stack([shape.argmax(1), color.argmax(1)], dim=1)
 
     return read
 
 
 def right_shares(read: Tensor, asked: Tensor) -> dict[str, float]:
-    """Share of samples whose shape, colour, and both are what was asked for."""
+    """Share of samples whose shape, color, and both are what was asked for."""
     right = read == asked
     return {
         "shape": float(right[:, 0].float().mean()),
-        "colour": float(right[:, 1].float().mean()),
+        "color": float(right[:, 1].float().mean()),
         "both": float(right.all(1).float().mean()),
     }
 
@@ -123,21 +121,21 @@ def pixels(rows: Any) -> Tensor:
 
 
 def labels(rows: Any) -> Tensor:
-    """Numbers of shape and colour, (N, 2)."""
+    """Numbers of shape and color, (N, 2)."""
     names = rows.features["label"].names
     return _numbers([names[label] for label in rows["label"]])
 
 
 def _numbers(names: list[str]) -> Tensor:
     pairs = [name.split() for name in names]
-    return torch.tensor([(SHAPES.index(shape), list(COLOURS).index(colour)) for colour, shape in pairs])
+    return torch.tensor([(SHAPES.index(shape), list(COLORS).index(color)) for color, shape in pairs])
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint")
     parser.add_argument("--shapes", nargs="+", default=list(SHAPES[:4]), help="to ask for (default: the first four)")
-    parser.add_argument("--colours", nargs="+", default=list(COLOURS)[:5], help="to ask for (default: the first five)")
+    parser.add_argument("--colors", nargs="+", default=list(COLORS)[:5], help="to ask for (default: the first five)")
     parser.add_argument("--num-samples", type=int, default=400)
     parser.add_argument("--num-steps", type=int, default=25, help="of DDIM")
     parser.add_argument("--guidance-scale", type=float, default=2.0)

@@ -38,7 +38,7 @@ def shared(columns: Tensor, dimension: int) -> Tensor:
     return columns[:, None, :].expand(-1, dimension, -1)
 
 
-def neighbours(z: Tensor, p: Tensor, count: int) -> Tensor:
+def neighbors(z: Tensor, p: Tensor, count: int) -> Tensor:
     return torch.cat(
         [torch.stack([ones(z), z, p], -1), shared(torch.cat([z[:, :count], p[:, :count]], 1), z.shape[1])], -1
     )
@@ -57,8 +57,8 @@ SETS: dict[str, Features] = {
     "1, z_i, ε_i, x̂0_i clipped": lambda z, p, x: torch.stack([ones(z), z, p, x.clamp(-3, 3)], -1),
     "1, z_i, ε_i, squares": lambda z, p, x: torch.stack([ones(z), z, p, z * z, p * p], -1),
     "1, z_i, ε_i, cubes": lambda z, p, x: torch.stack([ones(z), z, p, z**3, p**3], -1),
-    "+ 4 leading directions of z, ε": lambda z, p, x: neighbours(z, p, 4),
-    "+ 16 leading directions of z, ε": lambda z, p, x: neighbours(z, p, 16),
+    "+ 4 leading directions of z, ε": lambda z, p, x: neighbors(z, p, 4),
+    "+ 16 leading directions of z, ε": lambda z, p, x: neighbors(z, p, 16),
     "+ 16 random features": lambda z, p, x: random_map(z, p, 16),
     "+ 64 random features": lambda z, p, x: random_map(z, p, 64),
 }
@@ -74,8 +74,8 @@ class LinearOptimum(nn.Module):
 
     def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
         alpha, sigma = float(self.schedule.alpha[int(t[0])]), float(self.schedule.sigma[int(t[0])])
-        centred = self.basis.rotate(z_t.double()) - alpha * self.basis.mean
-        epsilon = sigma * centred / (alpha**2 * self.basis.variance + sigma**2)
+        centered = self.basis.rotate(z_t.double()) - alpha * self.basis.mean
+        epsilon = sigma * centered / (alpha**2 * self.basis.variance + sigma**2)
         return (epsilon @ self.basis.rotation.matrix).view_as(z_t).to(z_t.dtype)
 
 

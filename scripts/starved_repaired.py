@@ -61,15 +61,15 @@ def both_runs() -> dict[str, RecordStore]:
 def draw(runs: dict[str, RecordStore]) -> Figure:
     figure = Figure(figsize=(11.5, 3.6), layout="constrained")
     skill, error, density = figure.subplots(1, 3)
-    colours = {"left alone": WARNING, "balanced": ACCENT}
+    colors = {"left alone": WARNING, "balanced": ACCENT}
     denoising = {name: store.read("denoising") for name, store in runs.items()}
     before = next(record for record in denoising["balanced"] if record.step == BEFORE)
     skill.axhline(0, color=IDEAL, ls="--", lw=1.2)
     plot(skill, before, "denoising_skill", "#8a8f98", f"step {BEFORE}: starved so far")
     for name, records in denoising.items():
-        plot(skill, records[-1], "denoising_skill", colours[name], f"step {AFTER:,}: {name}")
+        plot(skill, records[-1], "denoising_skill", colors[name], f"step {AFTER:,}: {name}")
         shown = [record for record in records if record.step >= 200]
-        error.plot([r.step for r in shown], [error_in_band(r) for r in shown], color=colours[name], lw=2, label=name)
+        error.plot([r.step for r in shown], [error_in_band(r) for r in shown], color=colors[name], lw=2, label=name)
     error.axvline(BEFORE, color="#8a8f98", lw=1, ls=":")
     decisions = [record for record in runs["balanced"].read("balance") if record.step >= BEFORE]
     for i, record in enumerate(decisions):
@@ -88,9 +88,9 @@ def draw(runs: dict[str, RecordStore]) -> Figure:
     return figure
 
 
-def plot(axis, record: ProbeRecord, metric: str, colour: str, label: str | None) -> None:
+def plot(axis, record: ProbeRecord, metric: str, color: str, label: str | None) -> None:
     curve = record.curves[metric]
-    axis.plot(curve.log_snr, curve.value, color=colour, lw=2, label=label)
+    axis.plot(curve.log_snr, curve.value, color=color, lw=2, label=label)
 
 
 def error_in_band(record: ProbeRecord) -> float:

@@ -93,7 +93,7 @@ def test_a_probe_that_cannot_work_ends_the_run_before_its_first_step(tmp_path):
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(ZeroDivisionError) as caught:
         trainer(tmp_path, callbacks=[Failing(_divide, at=(0,))]).fit(model, digits())
-    assert "Failing failed before the first optimiser step" in caught.value.__notes__[0]
+    assert "Failing failed before the first optimizer step" in caught.value.__notes__[0]
     assert_same_state(before, model.state_dict())
 
 

@@ -152,12 +152,12 @@ def test_with_data_a_probe_also_compares_with_real_latents(family, pipelines, tm
     assert Path("out/reference.safetensors").is_file()
 
 
-def test_a_grey_pixel_model_is_probed_with_built_in_digits(tmp_path):
-    DDPMPipeline(tiny_unet(channels=1), DDPMScheduler()).save_pretrained(tmp_path / "grey")
-    command = ["probe", "grey", "--out", "out", *TINY, "--data", "builtin:digits", "--num-reference", "50"]
+def test_a_gray_pixel_model_is_probed_with_built_in_digits(tmp_path):
+    DDPMPipeline(tiny_unet(channels=1), DDPMScheduler()).save_pretrained(tmp_path / "gray")
+    command = ["probe", "gray", "--out", "out", *TINY, "--data", "builtin:digits", "--num-reference", "50"]
     assert main(command) == 0
-    assert main(["sample", "grey", "--out", "grey.png", *TINY]) == 0
-    assert Image.open("grey.png").mode == "L"
+    assert main(["sample", "gray", "--out", "gray.png", *TINY]) == 0
+    assert Image.open("gray.png").mode == "L"
 
 
 def test_a_grid_fills_rows_from_the_left():

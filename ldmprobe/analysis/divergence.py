@@ -91,13 +91,13 @@ def gaussian_js(mean_x: Tensor, var_x: Tensor, mean_y: Tensor, var_y: Tensor, sp
     """
     sides = [(mean.double(), var.double()) for mean, var in ((mean_x, var_x), (mean_y, var_y))]
     (mean_x, var_x), (mean_y, var_y) = sides
-    centre = torch.where(var_x <= var_y, mean_x, mean_y)[..., None]
+    center = torch.where(var_x <= var_y, mean_x, mean_y)[..., None]
     scale = torch.minimum(var_x, var_y).sqrt()
     reach = 8 * torch.maximum(var_x, var_y).sqrt() + (mean_x - mean_y).abs()
     top = torch.asinh(reach / scale)
     num_nodes = 2 + int(2 * float(top.nan_to_num(0, 0).amax()) / spacing)
     u = top[..., None] * torch.linspace(-1, 1, num_nodes, dtype=torch.float64, device=mean_x.device)
-    z = centre + scale[..., None] * u.sinh()
+    z = center + scale[..., None] * u.sinh()
     log_p, log_q = (
         -0.5 * ((z - mean[..., None]) ** 2 / var[..., None] + (2 * torch.pi * var[..., None]).log())
         for mean, var in sides

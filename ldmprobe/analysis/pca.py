@@ -28,7 +28,7 @@ class PCABasis:
 
     @classmethod
     def fit(cls, x: Tensor, num_components: int = 2) -> PCABasis:
-        """Exact leading components of ``x`` (N, D), by ARPACK (scipy.sparse.linalg.svds); randomised solvers are far off
+        """Exact leading components of ``x`` (N, D), by ARPACK (scipy.sparse.linalg.svds); randomized solvers are far off
         where the spectrum is flat.
 
         Raises:
@@ -42,13 +42,13 @@ class PCABasis:
             raise ValueError(f"PCABasis.fit got {n} samples; expected at least {num_components + 2}.")
         data = x.detach().cpu().numpy().astype(np.float64)
         mean = data.mean(0)
-        centred = data - mean
+        centered = data - mean
         if 2 * num_components < min(n, d):
-            _, singular, vt = svds(centred, k=num_components, v0=np.random.default_rng(0).standard_normal(min(n, d)))
+            _, singular, vt = svds(centered, k=num_components, v0=np.random.default_rng(0).standard_normal(min(n, d)))
             order = np.argsort(-singular)
             singular, vt = singular[order], vt[order]
         else:
-            _, singular, vt = svd(centred, full_matrices=False)
+            _, singular, vt = svd(centered, full_matrices=False)
             singular, vt = singular[:num_components], vt[:num_components]
         largest = np.abs(vt).argmax(1)
         vt = vt * np.sign(vt[np.arange(len(vt)), largest])[:, None]
@@ -56,7 +56,7 @@ class PCABasis:
             torch.from_numpy(mean).float(),
             torch.from_numpy(np.ascontiguousarray(vt)).float(),
             torch.from_numpy(singular**2 / (n - 1)),
-            float((centred**2).sum() / (n - 1)),
+            float((centered**2).sum() / (n - 1)),
         )
 
     @property

@@ -70,7 +70,7 @@ def audit(fit_arguments: list[str], steps: int) -> int:
     """
     config = read_configuration(fit_arguments)
     print(
-        f"The first {steps} optimiser steps on one device, without and with probes (every {_every_n_steps(steps)} steps), in a "
+        f"The first {steps} optimizer steps on one device, without and with probes (every {_every_n_steps(steps)} steps), in a "
         "temporary folder:"
     )
     with tempfile.TemporaryDirectory(prefix="ldmprobe-audit-") as folder:
@@ -117,7 +117,7 @@ def read_configuration(fit_arguments: list[str]) -> PlainValues:
 
 
 def audited(config: PlainValues, run_dir: Path, steps: int, probed: bool) -> PlainValues:
-    """``config`` with or without its probes, for ``steps`` optimiser steps on one device, with everything that is written
+    """``config`` with or without its probes, for ``steps`` optimizer steps on one device, with everything that is written
     going to ``run_dir``: no checkpoints, W&B offline, other services' loggers left out, and callbacks that end training by what a probe
     finds."""
     config = copy.deepcopy(config)

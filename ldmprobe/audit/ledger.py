@@ -35,7 +35,7 @@ KINDS = {
     "buffers": "buffer {}",
     "extra state": "the state {}",
     "gradients": "the gradient of {}",
-    "optimiser state": "the optimiser's {}",
+    "optimizer state": "the optimizer's {}",
     "learning-rate schedule": "the learning-rate schedule's {}",
     "gradient scaler": "the gradient scaler's {}",
     "loop counters": "the loop counter {}",
@@ -110,15 +110,15 @@ def _entries(
                 yield "extra state", f"{name}.{key}", value
     names = {id(parameter): name for name, parameter in module.named_parameters()}
     for i, optimizer in enumerate(trainer.optimizers):
-        which = f" of optimiser {i}" if len(trainer.optimizers) > 1 else ""
+        which = f" of optimizer {i}" if len(trainer.optimizers) > 1 else ""
         for group, settings in enumerate(optimizer.param_groups):
             for key, value in settings.items():
                 if key != "params":
-                    yield "optimiser state", f"{key} of parameter group {group}{which}", value
+                    yield "optimizer state", f"{key} of parameter group {group}{which}", value
         for k, (tensor, value) in enumerate(optimizer.state.items()):
             owner = names.get(id(tensor), f"parameter {k}, which the module does not name")
             for part_name, part_value in value.items() if isinstance(value, Mapping) else [("state", value)]:
-                yield "optimiser state", f"{part_name} of {owner}{which}", part_value
+                yield "optimizer state", f"{part_name} of {owner}{which}", part_value
     for i, config in enumerate(trainer.lr_scheduler_configs):
         which = f" of schedule {i}" if len(trainer.lr_scheduler_configs) > 1 else ""
         for key, value in config.scheduler.state_dict().items():

@@ -43,7 +43,7 @@ class StudyRun:
         return float(np.interp(step, *self.curves[metric]))
 
     def steps_to_reach(self, targets: Mapping[str, float]) -> float:
-        """The first optimiser step at which every metric is at or below its target, all at the same step, interpolated between measurements;
+        """The first optimizer step at which every metric is at or below its target, all at the same step, interpolated between measurements;
         NaN if never."""
         steps = np.arange(min(self.curves[metric][0][-1] for metric in targets) + 1)
         reached = [np.interp(steps, *self.curves[metric]) <= target for metric, target in targets.items()]

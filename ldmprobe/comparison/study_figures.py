@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Without the grey, to which the baseline's black is too near.
+# Without the gray, to which the baseline's black is too near.
 _COLORS = [*CLASS_COLORS[:9], "#6a3fd0"]
 _NAMES = {BOUND: "held-out bound, nats", FID: "FID"}
 
@@ -45,7 +45,7 @@ def pareto_figure(study: Study) -> Figure:
 
 
 def curves_figure(study: Study) -> Figure:
-    """Bound and FID over optimiser steps and over seconds of training, mean over seeds; dotted: where the baseline ends."""
+    """Bound and FID over optimizer steps and over seconds of training, mean over seeds; dotted: where the baseline ends."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.5, 7), layout="constrained")
@@ -62,7 +62,7 @@ def curves_figure(study: Study) -> Figure:
                 )  # fmt: skip
                 if baseline:
                     axis.axhline(values[-1], color=IDEAL, lw=0.8, ls=":")
-        _dress(row[0], "optimiser steps" if metric == FID else "", _NAMES[metric])
+        _dress(row[0], "optimizer steps" if metric == FID else "", _NAMES[metric])
         _dress(row[1], "seconds of training" if metric == FID else "", "")
         row[0].set_yscale("log")
         for axis in row:

@@ -46,7 +46,7 @@ def study_markdown(study: Study, title: str, missing: Sequence[str] = ()) -> str
     """
     seeds = sorted({run.seed for run in study.runs})
     about = (
-        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, {study.last_step:,} optimiser steps each. Mean ± 95 % interval over seeds (Student's t); "
+        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, {study.last_step:,} optimizer steps each. Mean ± 95 % interval over seeds (Student's t); "
         f"Δ: from {study.baseline}, paired by seed; p: of Δ = 0, corrected for the number of methods (Holm). Last column: on the Pareto front of the means, or worse in both bound and "
         "FID than others, each by more than the 95 % interval of the paired difference. Lower is better but for skill."
     )

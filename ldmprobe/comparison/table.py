@@ -5,7 +5,7 @@ column     meaning
 =========  ===================================================================================================
 run        its label; the first run is what the others are compared with
 at         "common": the last step that all runs were probed at; "last": each run's own; "each": every probe
-step       optimiser steps taken
+step       optimizer steps taken
 metric     a headline curve or scalar of the probes (docs/METRICS.md), or one of those below
 timestep   of the noise level, −1 where there is none
 log_snr    of the noise level, NaN where there is none

@@ -12,7 +12,7 @@ from ldmprobe.types import PlainValues, Rows
 
 _MAX_VALUES = 2_000_000_000
 SHAPES = ("circle", "square", "triangle", "star", "cross", "heart")
-COLOURS = {
+COLORS = {
     "red": (214, 57, 57),
     "green": (62, 150, 81),
     "blue": (57, 106, 214),
@@ -24,7 +24,7 @@ COLOURS = {
 
 
 def digits() -> Rows:
-    """1,797 real handwritten digits, 8×8 grey (Alpaydin & Kaynak, UCI, 1998; through scikit-learn): `image`, `label`."""
+    """1,797 real handwritten digits, 8×8 gray (Alpaydin & Kaynak, UCI, 1998; through scikit-learn): `image`, `label`."""
     from datasets import ClassLabel, Dataset, Features, Image
     from PIL import Image as PILImage
     from sklearn.datasets import load_digits
@@ -42,19 +42,19 @@ def shapes(
     max_shapes: int = 1,
     seed: int = 0,
     shapes: Sequence[str] = SHAPES[:4],
-    colours: Sequence[str] = tuple(COLOURS)[:5],
+    colors: Sequence[str] = tuple(COLORS)[:5],
 ) -> Rows:
-    """Coloured shapes on a light ground, drawn anew from `seed`.
+    """Colored shapes on a light ground, drawn anew from `seed`.
 
-    Columns: `image` (RGB), `label` (colour and shape of the first shape), `caption` ("a small red circle on the left"),
-    `boxes` (K, 4: x0, y0, x1, y1 in pixels), `mask` (grey image: 0 ground, k for the k-th shape).
+    Columns: `image` (RGB), `label` (color and shape of the first shape), `caption` ("a small red circle on the left"),
+    `boxes` (K, 4: x0, y0, x1, y1 in pixels), `mask` (gray image: 0 ground, k for the k-th shape).
 
     Args:
-        shapes, colours: drawn from these of `SHAPES` and `COLOURS`; by default without "cross", "heart", "orange" and "pink",
+        shapes, colors: drawn from these of `SHAPES` and `COLORS`; by default without "cross", "heart", "orange" and "pink",
             which are left for finetuning.
 
     Raises:
-        ConfigurationError: a size under 8, fewer than one image or shape, or a shape or colour that there is not.
+        ConfigurationError: a size under 8, fewer than one image or shape, or a shape or color that there is not.
     """
     from datasets import ClassLabel, Dataset, Features, Image, List, Value
 
@@ -63,12 +63,12 @@ def shapes(
             f"builtin:shapes got size {size}, num_images {num_images}, max_shapes {max_shapes}; expected size >= 8, the others >= 1."
         )
     _check_size(num_images, 3, size)
-    for what, chosen, known in (("shapes", shapes, SHAPES), ("colours", colours, tuple(COLOURS))):
+    for what, chosen, known in (("shapes", shapes, SHAPES), ("colors", colors, tuple(COLORS))):
         if isinstance(chosen, str) or not chosen or not set(chosen) <= set(known):
             raise ConfigurationError(
                 f"builtin:shapes got {what} {chosen!r}; expected a list of some of {', '.join(known)}."
             )
-    names = [f"{colour} {shape}" for colour in colours for shape in shapes]
+    names = [f"{color} {shape}" for color in colors for shape in shapes]
     features = Features(
         {
             "image": Image(),
@@ -78,14 +78,12 @@ def shapes(
             "mask": Image(),
         }
     )
-    rows = [
-        _draw_shapes(np.random.default_rng((seed, i)), size, max_shapes, shapes, colours) for i in range(num_images)
-    ]
+    rows = [_draw_shapes(np.random.default_rng((seed, i)), size, max_shapes, shapes, colors) for i in range(num_images)]
     return Dataset.from_dict({key: [row[key] for row in rows] for key in features}, features=features)
 
 
 def _draw_shapes(
-    rng: np.random.Generator, size: int, max_shapes: int, shapes: Sequence[str], colours: Sequence[str]
+    rng: np.random.Generator, size: int, max_shapes: int, shapes: Sequence[str], colors: Sequence[str]
 ) -> PlainValues:
     from PIL import Image, ImageDraw
 
@@ -94,17 +92,17 @@ def _draw_shapes(
     mask = Image.new("L", image.size, 0)
     captions, boxes, labels = [], [], []
     for k in range(int(rng.integers(1, max_shapes + 1))):
-        shape, colour = str(rng.choice(shapes)), str(rng.choice(colours))
+        shape, color = str(rng.choice(shapes)), str(rng.choice(colors))
         small = bool(rng.integers(2))
         radius = size * (rng.uniform(0.14, 0.18) if small else rng.uniform(0.24, 0.30))
         x, y = rng.uniform(radius, size - radius, 2)
         outline = [(zoom * (x + radius * u), zoom * (y + radius * v)) for u, v in _outline(shape)]
-        ImageDraw.Draw(image).polygon(outline, fill=COLOURS[colour])
+        ImageDraw.Draw(image).polygon(outline, fill=COLORS[color])
         ImageDraw.Draw(mask).polygon(outline, fill=k + 1)
         side = "left" if x < size / 2 else "right"
-        captions.append(f"a {'small' if small else 'large'} {colour} {shape} on the {side}")
+        captions.append(f"a {'small' if small else 'large'} {color} {shape} on the {side}")
         boxes.append([x - radius, y - radius, x + radius, y + radius])
-        labels.append(f"{colour} {shape}")
+        labels.append(f"{color} {shape}")
     return {
         "image": image.resize((size, size), Image.Resampling.BOX),
         "label": labels[0],

@@ -120,9 +120,9 @@ class ImageColumn(Column):
     Pictures are turned upright by their EXIF orientation.
 
     Args:
-        channels: 1 (grey), 3 (RGB), 4 (RGBA); images of another mode are converted; None keeps theirs.
+        channels: 1 (gray), 3 (RGB), 4 (RGBA); images of another mode are converted; None keeps theirs.
         background: the color under transparent images, unless `channels` is 4.
-        value_range: the numbers that are black and white, in arrays and in grey pictures of 16 and 32 bits, where their type does not say.
+        value_range: the numbers that are black and white, in arrays and in gray pictures of 16 and 32 bits, where their type does not say.
     """
 
     column: str = "image"
@@ -134,7 +134,7 @@ class ImageColumn(Column):
 
     def __post_init__(self) -> None:
         if self.channels not in (None, 1, 3, 4):
-            raise ConfigurationError(f"ImageData got channels {self.channels}; expected 1 (grey), 3 (RGB) or 4 (RGBA).")
+            raise ConfigurationError(f"ImageData got channels {self.channels}; expected 1 (gray), 3 (RGB) or 4 (RGBA).")
         try:
             ImageColor.getrgb(self.background)
         except (ValueError, AttributeError) as error:

@@ -77,7 +77,7 @@ class ImageData(L.LightningDataModule):
         image_size: images become square of this many pixels; default: they all have one size already.
         channels: 1, 3 or 4; default: those of the first image.
         background: the color under transparent images (a name or "#rrggbb"), unless `channels` is 4.
-        value_range: the numbers that are black and white, [low, high], in arrays and in grey images of 16 and 32 bits. Default: what their
+        value_range: the numbers that are black and white, [low, high], in arrays and in gray images of 16 and 32 bits. Default: what their
             type says; arrays of floats that are not pixels are taken as they are.
         image_folder: the folder that a table's paths are in; default: that of the dataset. Files elsewhere are not read.
         resize: "crop" scales the short side and crops the long one, "squash" ignores the aspect ratio.

@@ -130,7 +130,7 @@ def _range_of_format(image: Image.Image) -> Range:
     if image.mode.startswith("I;16") or (image.mode == "I" and isinstance(image, of_16_bits)):
         return 0, 65535
     raise ValueError(
-        f"grey values of 32 bits (mode {image.mode}), here from {np.asarray(image).min():g} to {np.asarray(image).max():g}, do not say which are black and "
+        f"gray values of 32 bits (mode {image.mode}), here from {np.asarray(image).min():g} to {np.asarray(image).max():g}, do not say which are black and "
         "white; set the data's `value_range`, such as [0, 65535] or [0, 1]"
     )
 

@@ -1,4 +1,4 @@
-"""What the optimiser sees of the noise levels: the product of loss weight and sampling density."""
+"""What the optimizer sees of the noise levels: the product of loss weight and sampling density."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ class TimestepObjective:
     """A loss weight and a timestep sampler on a schedule.
 
     Attributes:
-        normalise: divide the weights by their mean under the sampling density. Without it a weighting is also a change of learning rate: on
+        normalize: divide the weights by their mean under the sampling density. Without it a weighting is also a change of learning rate: on
             Stable Diffusion's schedule the mean runs from .50 (sigmoid) and .63 (P2) over 3.0 (debiased) to 82 (EDM) in ε-units.
     """
 
     schedule: NoiseSchedule
     weighting: LossWeighting
     sampler: TimestepSampler
-    normalise: bool = True
+    normalize: bool = True
 
     def probabilities(self) -> Tensor:
         """p(t), shape (T,), float64."""
@@ -45,10 +45,10 @@ class TimestepObjective:
         return losses
 
     def _factor_and_weights(self) -> tuple[Tensor, Tensor]:
-        """The sampler's factor and the weights, each (T,); normalised, both the factor and their product have mean 1."""
+        """The sampler's factor and the weights, each (T,); normalized, both the factor and their product have mean 1."""
         factor = self.sampler.loss_factor(self.schedule)
         weights = self.weighting.prediction_weight(self.schedule.log_snr, self.schedule.prediction)
-        if self.normalise:
+        if self.normalize:
             p = self.probabilities()
             factor = factor / (p * factor).sum()
             weights = weights / (p * factor * weights).sum()

@@ -1,4 +1,4 @@
-"""Which timesteps a training batch sees: the catalogue. A sampler knows its own density, so that statistics stay unbiased.
+"""Which timesteps a training batch sees: the catalog. A sampler knows its own density, so that statistics stay unbiased.
 
 Those that change as they train are in ``diffusion/adaptive_timesteps.py``.
 """
@@ -130,7 +130,7 @@ class StarvedBand(TimestepSampler):
 
 
 class LogSNRDensity(TimestepSampler):
-    """A density over λ: each timestep has the mass that is nearer to it than to its neighbours, so that noise levels are the same whatever the
+    """A density over λ: each timestep has the mass that is nearer to it than to its neighbors, so that noise levels are the same whatever the
     schedule, within its range. A timestep without signal or without noise is not drawn."""
 
     @abstractmethod
@@ -146,7 +146,7 @@ class LogSNRDensity(TimestepSampler):
         if not float(p.sum()) > 0:
             raise ConfigurationError(
                 f"{type(self).__name__} draws nothing within the schedule's log-SNR {log_snr.min():.1f} … {log_snr.max():.1f}; "
-                "move its centre or widen it."
+                "move its center or widen it."
             )
         return p / p.sum()
 
@@ -155,7 +155,7 @@ class UniformLogSNR(LogSNRDensity):
     """Uniform in log-SNR between the schedule's ends. With w_ε = 1 this is the variational bound (Kingma et al., 2021, arXiv:2107.00630)."""
 
     def cumulative(self, log_snr: FloatArray) -> FloatArray:
-        return log_snr  # up to the range, which is normalised away
+        return log_snr  # up to the range, which is normalized away
 
 
 class LogNormalSigma(LogSNRDensity):
@@ -176,21 +176,21 @@ class LogitNormal(LogSNRDensity):
 
     def __init__(self, mean: float = 0.0, std: float = 1.0, shift: float = 1.0) -> None:
         super().__init__()
-        self.std, self.centre = _positive(self, "std", std), -2 * mean - 2 * math.log(_positive(self, "shift", shift))
+        self.std, self.center = _positive(self, "std", std), -2 * mean - 2 * math.log(_positive(self, "shift", shift))
 
     def cumulative(self, log_snr: FloatArray) -> FloatArray:
-        return np.asarray(stats.norm.cdf(log_snr, self.centre, 2 * self.std))
+        return np.asarray(stats.norm.cdf(log_snr, self.center, 2 * self.std))
 
 
 class Laplace(LogSNRDensity):
-    """p(λ) = exp(−|λ − centre|/scale)/(2 scale) (Hang et al., 2024, arXiv:2407.03297, table 1)."""
+    """p(λ) = exp(−|λ − center|/scale)/(2 scale) (Hang et al., 2024, arXiv:2407.03297, table 1)."""
 
-    def __init__(self, centre: float = 0.0, scale: float = 0.5) -> None:
+    def __init__(self, center: float = 0.0, scale: float = 0.5) -> None:
         super().__init__()
-        self.centre, self.scale = centre, _positive(self, "scale", scale)
+        self.center, self.scale = center, _positive(self, "scale", scale)
 
     def cumulative(self, log_snr: FloatArray) -> FloatArray:
-        return np.asarray(stats.laplace.cdf(log_snr, self.centre, self.scale))
+        return np.asarray(stats.laplace.cdf(log_snr, self.center, self.scale))
 
 
 class Mode(LogSNRDensity):

@@ -1,10 +1,10 @@
-r"""Loss weights over noise levels: the catalogue. Each is defined once, in ε-units, and converted to any prediction type by one rule.
+r"""Loss weights over noise levels: the catalog. Each is defined once, in ε-units, and converted to any prediction type by one rule.
 
 A weight w(λ) multiplies ‖ε̂ − ε‖². On another prediction's squared error it becomes w(λ) times
 ``Prediction.epsilon_error_scale``. Both are kept as logarithms, so that a weight that is infinite in one unit and
 finite in another (v at zero terminal SNR) comes out finite.
 
-What the optimiser sees is the product of weight and sampling density; ``diffusion/objective.py`` puts the two together.
+What the optimizer sees is the product of weight and sampling density; ``diffusion/objective.py`` puts the two together.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class LossWeighting(nn.Module, ABC):
         return (self.log_weight(finite) + prediction.log_epsilon_error_scale(finite)).exp()
 
     def forward(self, errors: Tensor, weights: Tensor, log_snr: Tensor) -> Tensor:
-        """The loss of each sample (N,) from its squared error, its (normalised) weight and its log-SNR."""
+        """The loss of each sample (N,) from its squared error, its (normalized) weight and its log-SNR."""
         return weights * errors
 
 

@@ -29,7 +29,7 @@ class FeatureNetwork(nn.Module):
     Distances depend on the network and so compare with each other only, never with published FIDs.
 
     Args:
-        network: "builtin:digits" (grey) or "builtin:cifar10" (RGB), shipped here; a folder that
+        network: "builtin:digits" (gray) or "builtin:cifar10" (RGB), shipped here; a folder that
             ``scripts/build_feature_network.py`` wrote; or an ``ImageClassifier`` itself.
 
     Attributes:
@@ -57,7 +57,7 @@ class FeatureNetwork(nn.Module):
         """Images (N, C, H, W) in [−1, 1], clipped to it → features (N, F), always in float32.
 
         Images of another size are resized, as clean-fid does (Parmar et al., 2022, arXiv:2104.11222: bicubic, antialiased).
-        Grey images are repeated for an RGB network.
+        Gray images are repeated for an RGB network.
 
         Raises:
             ConfigurationError: a number of channels the network does not take.
@@ -68,7 +68,7 @@ class FeatureNetwork(nn.Module):
         if images.shape[1] != channels:
             raise ConfigurationError(
                 f"The images have {images.shape[1]} channels but the feature network takes {channels}; use 'builtin:cifar10' for RGB, "
-                f"'builtin:digits' for grey, or set the data's `channels: {channels}`."
+                f"'builtin:digits' for gray, or set the data's `channels: {channels}`."
             )
         with without_autocast(images.device):
             images = images.float().clamp(-1, 1)

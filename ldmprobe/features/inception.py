@@ -14,7 +14,7 @@ class Inception(nn.Module):
     torch-fidelity. Images (N, 1 or 3, H, W) in [−1, 1] → features (N, 2048).
 
     torch-fidelity downloads the weights (some 90 MB) at the first use into torch's hub cache, and finds them there ever after.
-    Images are rounded to 8 bits, as on disk; grey ones are repeated. Trained on photographs: of other images its features say
+    Images are rounded to 8 bits, as on disk; gray ones are repeated. Trained on photographs: of other images its features say
     little.
 
     Raises:
@@ -29,7 +29,7 @@ class Inception(nn.Module):
         from torchmetrics.image.fid import NoTrainInceptionV3
 
         try:
-            with torch.random.fork_rng(devices=[]):  # its layers are initialised before the weights are read
+            with torch.random.fork_rng(devices=[]):  # its layers are initialized before the weights are read
                 self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], antialias=False)
         except ModuleNotFoundError as error:
             raise ConfigurationError(

@@ -6,7 +6,7 @@ One record is one tidy table (and one Parquet file). A row is a number with its 
 column    meaning
 ========  ==================================================================================
 probe     which probe, such as "ddim" or "denoising"
-step      optimiser steps taken when it ran
+step      optimizer steps taken when it ran
 metric    what was measured, such as "step_kl"; the file's metadata say what it means
 index     position in sampling order (curves), or running number (images); −1 for scalars
 timestep  of the noise level, −1 where there is none
@@ -106,7 +106,7 @@ class ProbeRecord:
 
     Attributes:
         probe: which probe.
-        step: optimiser steps taken when it ran.
+        step: optimizer steps taken when it ran.
         scalars, curves, scatters, per_sample, images: by metric name. A scatter is one per noise level; an image is PNG bytes.
         metrics: what the scalars and curves mean.
         provenance: what it was measured with: sample numbers, steps, weights, versions; plain JSON values.

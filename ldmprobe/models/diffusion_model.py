@@ -37,7 +37,7 @@ class DiffusionModel:
         codec: pixels ↔ latents; identity by default.
         conditioning: none by default.
         weights: which weights these are, such as "ema" or "raw"; goes into the record.
-        trained_steps: optimiser steps behind these weights, where known.
+        trained_steps: optimizer steps behind these weights, where known.
         trained_on: a summary of the data that they were trained on, where known (``DataIdentity.summary``).
         fitting_batch_size: how many samples a probe's pass had memory for, once one ran out of it.
     """

@@ -48,8 +48,8 @@ METRICS = (
 def objective_record(objective: TimestepObjective, step: int = 0) -> ProbeRecord:
     """Density, weight and their product in bins of equal width, nearly .5, between the schedule's ends (at most ±12).
 
-    Each timestep's share is spread evenly over the log-SNR that is nearer to it than to its neighbours; the first and the last have one
-    neighbour, so that evenly drawn timesteps look up to twice as dense there.
+    Each timestep's share is spread evenly over the log-SNR that is nearer to it than to its neighbors; the first and the last have one
+    neighbor, so that evenly drawn timesteps look up to twice as dense there.
 
     Returns:
         A record called "objective", a function of ``objective`` alone; its curves' ``log_snr`` are the bins' middles, noisiest first.
@@ -83,7 +83,7 @@ def objective_record(objective: TimestepObjective, step: int = 0) -> ProbeRecord
             "weighting": type(weighting).__name__,
             "timesteps": type(sampler).__name__,
             "prediction_type": schedule.prediction.name,
-            "normalised": objective.normalise,
+            "normalized": objective.normalize,
             "draws_left_out": float(p[~within].sum()),
         },
         fingerprints={"grid": fingerprint(edges.astype(np.float32))},

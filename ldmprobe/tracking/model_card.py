@@ -74,7 +74,7 @@ def _header(name: str, pipeline: Component, task: str, base: Source | None, lora
     )
     what = f"LoRA weights for a {class_name} of diffusers, " if lora else f"A {class_name} of diffusers, "
     origin = f"finetuned from {base.name if _on_hub(base) else Path(base.name).name}" if base else "trained"
-    licence = " The licence of what it was finetuned from holds for it, too." if base else ""
+    license = " The license of what it was finetuned from holds for it, too." if base else ""
     return f"""---
 library_name: diffusers
 pipeline_tag: {task}
@@ -85,7 +85,7 @@ pipeline_tag: {task}
 
 # {name}
 
-{what}{origin} and exported with ldmprobe {__version__}.{licence}
+{what}{origin} and exported with ldmprobe {__version__}.{license}
 """
 
 

@@ -15,7 +15,7 @@ _UPDATED_AT_ONCE = 64  # parameters: for the update those in half precision are 
 
 
 class EMA(nn.Module):
-    r"""θ̄ ← d_n θ̄ + (1 − d_n) θ after the n-th optimiser step, with d_n = min(decay, (1 + n)/(10 + n)).
+    r"""θ̄ ← d_n θ̄ + (1 − d_n) θ after the n-th optimizer step, with d_n = min(decay, (1 + n)/(10 + n)).
 
     The warm-up (of TensorFlow's ExponentialMovingAverage) lets the average forget its random start. The average is a second
     network, ``self.network``: nothing is ever swapped into the live one, so a probe, a validation or a crash cannot leave the
@@ -84,7 +84,7 @@ class EMA(nn.Module):
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """After an optimiser step of ``network``."""
+        """After an optimizer step of ``network``."""
         self.num_updates += 1
         self._known_updates = int(self.num_updates) if self._known_updates is None else self._known_updates + 1
         decay = self.decay_at(self._known_updates)

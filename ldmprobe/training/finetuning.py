@@ -76,7 +76,7 @@ class FinetunedDiffusion(LatentDiffusion):
         if self.lora is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
             raise ConfigurationError(
                 "LoRA does not go with ModelParallelStrategy, which would shard the frozen weights twice, for network and average; use "
-                "`strategy: ddp`: what is frozen needs no gradients and no optimiser."
+                "`strategy: ddp`: what is frozen needs no gradients and no optimizer."
             )
         classes = getattr(datamodule_of(self.trainer), "num_classes", None)
         self.conditioning.check_finetune(classes, self.base.name)

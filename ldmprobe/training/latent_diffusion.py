@@ -43,7 +43,7 @@ class LatentDiffusion(L.LightningModule):
     """Trains a denoiser on the latents of images: batches are dicts with ``image`` (N, C, H, W) in [−1, 1], ``index`` and,
     if conditioned, ``label``.
 
-    Logs ``train/loss`` (weighted, what is minimised), ``val/loss`` and ``val/loss/tNNNN``: unweighted ε-errors on held-out data at
+    Logs ``train/loss`` (weighted, what is minimized), ``val/loss`` and ``val/loss/tNNNN``: unweighted ε-errors on held-out data at
     fixed timesteps with noise fixed per image, by the EMA weights if there are any.
 
     Args:
@@ -56,7 +56,7 @@ class LatentDiffusion(L.LightningModule):
         weighting: of noise levels in the loss; default: 1 on whatever the network predicts.
         timesteps: which timesteps are drawn; default: uniform.
         normalize_weighting: to mean 1 under the timesteps' density, so that a weighting is not a change of learning rate, too.
-        optimizer, lr_scheduler: any of torch's, stepped every optimiser step.
+        optimizer, lr_scheduler: any of torch's, stepped every optimizer step.
         ema_decay: of the moving average of the trained parameters; None for none.
         ema_warmup: start with a short memory.
         compile: ``torch.compile`` the network.

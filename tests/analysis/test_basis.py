@@ -21,7 +21,7 @@ def latents(n: int) -> torch.Tensor:
 
 
 def stationary_latents(n: int) -> torch.Tensor:
-    """Channels mixed, neighbours correlated: moving averages of white noise, like images."""
+    """Channels mixed, neighbors correlated: moving averages of white noise, like images."""
     generator = torch.Generator().manual_seed(0)
     wide = torch.randn(n, 3, SHAPE[1] + 4, SHAPE[2] + 4, generator=generator, dtype=torch.float64)
     smooth = wide.unfold(2, 5, 1).mean(-1).unfold(3, 5, 1).mean(-1)

@@ -101,8 +101,8 @@ def test_a_defect_that_is_not_linear_in_z_is_not_seen():
     v = a * VARIANCE + 1 - a
 
     def hermite(best: Tensor, z: Tensor) -> Tensor:
-        centred = z - a**0.5 * MEAN
-        return best + 0.05 * (centred**3 - 3 * v * centred) / v.sqrt() ** 3
+        centered = z - a**0.5 * MEAN
+        return best + 0.05 * (centered**3 - 3 * v * centered) / v.sqrt() ** 3
 
     e, z, _, fold = samples(a, 4096, 0, hermite)
     best = (1 - a) ** 0.5 * (z - a**0.5 * MEAN) / v

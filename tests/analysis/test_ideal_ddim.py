@@ -127,8 +127,8 @@ def test_gaussian_mmse_equals_the_posterior_variance_of_the_noise(variance: floa
     def density(e: float, power: int) -> float:
         return e**power * np.exp(-(e**2) / 2 - (z - sigma * e) ** 2 / (2 * alpha**2 * variance))
 
-    centre, width = sigma * z / v, alpha * (variance / v) ** 0.5
-    limits = (centre - 10 * width, centre + 10 * width)
+    center, width = sigma * z / v, alpha * (variance / v) ** 0.5
+    limits = (center - 10 * width, center + 10 * width)
     m0, m1, m2 = (integrate.quad(density, *limits, args=(power,))[0] for power in (0, 1, 2))
     found = gaussian_mmse(torch.tensor([variance], dtype=torch.float64), torch.tensor(log_snr, dtype=torch.float64))
     assert float(found) == pytest.approx(m2 / m0 - (m1 / m0) ** 2, rel=1e-6)

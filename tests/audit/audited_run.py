@@ -137,7 +137,7 @@ class Disturbing(ProbeCallback):
     def _freezes_a_weight(self, trainer, pl_module):
         pl_module.network.layers[0].weight.requires_grad_(False)
 
-    def _changes_the_optimiser(self, trainer, pl_module):
+    def _changes_the_optimizer(self, trainer, pl_module):
         next(iter(trainer.optimizers[0].state.values()))["exp_avg"].mul_(2)
 
     def _changes_the_learning_rate(self, trainer, pl_module):

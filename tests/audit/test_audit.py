@@ -22,8 +22,8 @@ PLANTED = {
     "touches_the_average": "the moving average's ema.network.layers.0.bias",
     "leaves_a_gradient": "the gradient of network.layers.4.bias",
     "freezes_a_weight": "requires_grad of network.layers.0.weight",
-    "changes_the_optimiser": "the optimiser's exp_avg of network.layers.0.weight",
-    "changes_the_learning_rate": "the optimiser's lr of parameter group 0",
+    "changes_the_optimizer": "the optimizer's exp_avg of network.layers.0.weight",
+    "changes_the_learning_rate": "the optimizer's lr of parameter group 0",
     "steps_the_schedule": "the learning-rate schedule's last_epoch",
     "counts_a_batch": "the loop counter epoch_loop.batch_progress.total.ready and 1 more",
 }

@@ -20,7 +20,7 @@ from tests.training.test_latent_diffusion import digits, module, trainer
 
 class Plant(L.Callback):
     """A fault in one training batch: ``into`` is called with the module; what it returns is undone after the batch. Keeps the weights
-    and the optimiser's state from before and after that batch."""
+    and the optimizer's state from before and after that batch."""
 
     def __init__(self, batch_idx, into):
         self.batch_idx, self.into, self.handle = batch_idx, into, None
@@ -67,7 +67,7 @@ def _nan_in_conv_in(pl_module):
 
 def test_a_loss_that_overflows_is_named_by_step_band_and_stops_before_the_weights_are_spoilt(tmp_path):
     plant, model = Plant(3, _overflow_at_high_noise), module()
-    with refused(r"NaN or Inf at optimiser step 3, in the loss") as caught:
+    with refused(r"NaN or Inf at optimizer step 3, in the loss") as caught:
         trainer(tmp_path, callbacks=[plant, NonFinite()]).fit(model, digits())
     _same(plant.after, plant.before)
     log_snr = plant.outputs["log_snr"][~plant.outputs["epsilon_mse"].isfinite()]
@@ -87,7 +87,7 @@ def test_a_loss_that_overflows_is_named_by_step_band_and_stops_before_the_weight
     ],
 )
 def test_parameters_and_gradients_are_named(tmp_path, fault, place):
-    with refused(f"NaN or Inf at optimiser step 2, in {place}"):
+    with refused(f"NaN or Inf at optimizer step 2, in {place}"):
         trainer(tmp_path, callbacks=[Plant(2, fault), NonFinite()]).fit(module(), digits())
 
 
@@ -100,7 +100,7 @@ def test_a_skipped_step_leaves_weights_and_moments_and_training_goes_on(tmp_path
     assert all(p.isfinite().all() for p in model.parameters())
     assert not torch.equal(model.network.conv_in.weight, plant.after[0]["conv_in.weight"])  # later steps were taken
     assert "The step was left out" in caplog.text
-    assert "1 optimiser steps of this run had NaN or Inf in them and were left out" in caplog.text
+    assert "1 optimizer steps of this run had NaN or Inf in them and were left out" in caplog.text
     assert "non_finite_steps" in Path(logger.log_dir, "metrics.csv").read_text()
 
 
@@ -131,13 +131,13 @@ def test_skipping_ends_where_the_weights_themselves_are_lost(tmp_path):
     ("value", "place"), [(float("nan"), "the images of row 5"), (1e38, "the latents of row 5")], ids=["image", "latent"]
 )
 def test_images_and_latents_are_named_by_row(tmp_path, accumulate, value, place):
-    # 1e38 is finite; its square, in the autoencoder's normalisation, is not.
+    # 1e38 is finite; its square, in the autoencoder's normalization, is not.
     rows = [{"image": torch.zeros(1, 16, 16), "index": i} for i in range(16)]
     rows[5]["image"] = torch.full((1, 16, 16), value)
     codec = LatentCodec("builtin:digits")
     model = LatentDiffusion(tiny_unet(channels=2, size=4), codec=codec, latent_shape=(2, 4, 4), ema_decay=None)
     fit = trainer(tmp_path, accumulate_grad_batches=accumulate, callbacks=[NonFinite()])
-    with refused(rf"optimiser step {1 // accumulate}, in {place} \(1 of 4 samples"):
+    with refused(rf"optimizer step {1 // accumulate}, in {place} \(1 of 4 samples"):
         fit.fit(model, DataLoader(rows, batch_size=4))
 
 
@@ -145,7 +145,7 @@ def test_the_faulty_batch_of_several_accumulated_ones_is_named(tmp_path):
     rows = [{"image": torch.zeros(1, 8, 8), "index": i} for i in range(16)]
     rows[1]["image"] = torch.full((1, 8, 8), torch.inf)  # in the first of two batches
     model = LatentDiffusion(tiny_unet(channels=1), latent_shape=(1, 8, 8), ema_decay=None)
-    with refused("optimiser step 0, in the images of row 1 "):
+    with refused("optimizer step 0, in the images of row 1 "):
         trainer(tmp_path, accumulate_grad_batches=2, callbacks=[NonFinite()]).fit(model, DataLoader(rows, batch_size=4))
 
 
@@ -162,7 +162,7 @@ def test_any_other_module_is_watched_too(tmp_path):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
     model = Regression()
-    with refused("optimiser step 1, in the gradient of weight"):
+    with refused("optimizer step 1, in the gradient of weight"):
         trainer(tmp_path, callbacks=[NonFinite()]).fit(model, DataLoader(torch.tensor([[1.0], [0.05]])))
     assert bool(model.weight.isfinite())
 
@@ -200,7 +200,7 @@ def test_all_processes_leave_out_a_step_that_is_lost_on_one(tmp_path):
 
 def test_asked_every_few_steps_it_still_names_the_step(tmp_path):
     plant = Plant(3, _nan_in_conv_in)
-    with refused(r"at optimiser step 3, in parameter .*conv_in.weight"):
+    with refused(r"at optimizer step 3, in parameter .*conv_in.weight"):
         trainer(tmp_path, max_steps=12, callbacks=[plant, NonFinite(every_n_steps=5)]).fit(module(), digits())
     with refused(r"step 3, in parameter"):  # the end comes before the fifth step
         trainer(tmp_path / "b", max_steps=4, callbacks=[plant, NonFinite(every_n_steps=5)]).fit(module(), digits())

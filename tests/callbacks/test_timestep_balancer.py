@@ -66,7 +66,7 @@ def test_it_begins_at_the_median_skill_and_does_not_stop_again(tmp_path):
 def test_weights_are_a_power_of_the_held_out_error(tmp_path):
     weights = {}
     for power in (0.0, 0.5, 1.0):
-        model, _ = run(tmp_path / str(power), balancer(Wish(), equalise=power), steps=1)
+        model, _ = run(tmp_path / str(power), balancer(Wish(), equalize=power), steps=1)
         level = RecordStore(tmp_path / str(power)).read("balance")[0].curves["balance_weight"]
         weights[power] = level.value
         factor = model.timesteps.loss_factor(model.schedule)[torch.from_numpy(level.timestep.copy())]
@@ -151,7 +151,7 @@ def test_a_model_that_cannot_be_steered_is_an_error_before_training(tmp_path):
         {"max_ratio": 1.0},
         {"hysteresis": 1.0},
         {"hysteresis": -0.1},
-        {"equalise": 2.0},
+        {"equalize": 2.0},
         {"begin_at_skill": 1.0},
     ],
 )

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from scipy.fft import dctn
 
-from ldmprobe.data.builtin import COLOURS, SHAPES, gaussian, gaussian_spectrum, load_builtin
+from ldmprobe.data.builtin import COLORS, SHAPES, gaussian, gaussian_spectrum, load_builtin
 from tests.helpers import refused
 
 
 @pytest.fixture(scope="module")
 def shapes():
-    return load_builtin("shapes", num_images=120, size=32, max_shapes=1, shapes=SHAPES, colours=list(COLOURS))
+    return load_builtin("shapes", num_images=120, size=32, max_shapes=1, shapes=SHAPES, colors=list(COLORS))
 
 
 def test_digits_are_the_1797_of_scikit_learn_with_their_labels():
@@ -29,12 +29,12 @@ def test_digits_are_the_1797_of_scikit_learn_with_their_labels():
 def test_a_shapes_label_caption_and_pixels_agree(shapes):
     names = shapes.features["label"].names
     for row in shapes:
-        colour, shape = names[row["label"]].split()
-        assert f"{colour} {shape} on the" in row["caption"]
+        color, shape = names[row["label"]].split()
+        assert f"{color} {shape} on the" in row["caption"]
         mask = np.asarray(row["mask"]) == 1
         inside = np.median(np.asarray(row["image"])[mask], axis=0)
-        nearest = min(COLOURS, key=lambda name: np.abs(inside - np.array(COLOURS[name])).sum())
-        assert nearest == colour
+        nearest = min(COLORS, key=lambda name: np.abs(inside - np.array(COLORS[name])).sum())
+        assert nearest == color
 
 
 def test_the_default_shapes_are_for_ever_the_same_to_the_bit():
@@ -46,17 +46,17 @@ def test_the_default_shapes_are_for_ever_the_same_to_the_bit():
     assert digest.hexdigest() == "cafcc97960e8538ff8638922e96e946a114cc53700dbf697ea3395b03fc782f0"
 
 
-def test_only_the_shapes_and_colours_that_are_named_are_drawn():
-    rows = load_builtin("shapes", num_images=60, size=16, shapes=["cross", "heart"], colours=["orange", "red", "pink"])
-    names = [f"{colour} {shape}" for colour in ("orange", "red", "pink") for shape in ("cross", "heart")]
+def test_only_the_shapes_and_colors_that_are_named_are_drawn():
+    rows = load_builtin("shapes", num_images=60, size=16, shapes=["cross", "heart"], colors=["orange", "red", "pink"])
+    names = [f"{color} {shape}" for color in ("orange", "red", "pink") for shape in ("cross", "heart")]
     assert rows.features["label"].names == names
     assert set(rows["label"]) == set(range(6))
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"shapes": ["ring"]}, {"shapes": []}, {"shapes": "cross"}, {"colours": ["red", "teal"]}]
+    "wrong", [{"shapes": ["ring"]}, {"shapes": []}, {"shapes": "cross"}, {"colors": ["red", "teal"]}]
 )
-def test_shapes_and_colours_that_there_are_not_are_refused_with_those_there_are(wrong):
+def test_shapes_and_colors_that_there_are_not_are_refused_with_those_there_are(wrong):
     with refused(r"expected a list of some of (circle|red), .*(heart|pink)\."):
         load_builtin("shapes", **wrong)
 
@@ -129,8 +129,8 @@ def test_an_unknown_name_is_refused_with_the_known_ones():
 
 
 def test_an_unknown_parameter_is_refused_by_name():
-    with refused(r"builtin:shapes does not take these dataset_kwargs.*'colour'"):
-        load_builtin("shapes", colour="red")
+    with refused(r"builtin:shapes does not take these dataset_kwargs.*'color'"):
+        load_builtin("shapes", color="red")
 
 
 @pytest.mark.parametrize("wrong", [{"size": 4}, {"num_images": 0}, {"max_shapes": 0}])

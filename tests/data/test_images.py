@@ -40,7 +40,7 @@ def _parquet(path, images: list, labels: list | None = None, label_feature=None)
     return str(path)
 
 
-def _grey(n: int, size: int = 8) -> list:
+def _gray(n: int, size: int = 8) -> list:
     return [PILImage.new("L", (size, size), 5 * i) for i in range(n)]
 
 
@@ -131,7 +131,7 @@ def test_float_arrays_pass_unchanged():
 
 
 def test_classes_are_counted_where_the_column_does_not_say(tmp_path):
-    data = ImageData(_parquet(tmp_path / "a.parquet", _grey(10), [0, 1, 2, 6, 0, 1, 2, 6, 6, 6]), label_column="label")
+    data = ImageData(_parquet(tmp_path / "a.parquet", _gray(10), [0, 1, 2, 6, 0, 1, 2, 6, 6, 6]), label_column="label")
     data.setup()
     assert data.num_classes == 7
 
@@ -163,7 +163,7 @@ def test_settings_that_cannot_be_are_refused(settings, message):
         ImageData("builtin:shapes", **settings)
 
 
-BROKEN = [*_grey(7), {"bytes": b"broken", "path": None}, *_grey(12)]
+BROKEN = [*_gray(7), {"bytes": b"broken", "path": None}, *_gray(12)]
 LABELS = {"label_column": "label"}
 STREAM = {"streaming": True, "held_out_fraction": 0.5}
 
@@ -171,14 +171,14 @@ STREAM = {"streaming": True, "held_out_fraction": 0.5}
 @pytest.mark.parametrize(
     ("images", "labels", "settings", "message"),
     [
-        ([*_grey(9), PILImage.new("L", (9, 8))], None, {}, r"image of shape \(1, 8, [89]\).*set the data's `image_size`"),
+        ([*_gray(9), PILImage.new("L", (9, 8))], None, {}, r"image of shape \(1, 8, [89]\).*set the data's `image_size`"),
         (BROKEN, None, {}, "Row 7 of split 'train', column 'image': the image cannot be read"),
-        (_grey(4), None, {"streaming": True}, "empty"),
-        (_grey(10), [0, 1] * 4 + [5, 5], {**LABELS, "num_classes": 3}, r"class label 5 in column 'label'.*expected 0 to 2"),
-        (_grey(10), [0, 1] * 4 + [5, 5], {**LABELS, **STREAM, "num_classes": 2}, "class label 5"),
-        (_grey(10), [0, 1] * 5, {**LABELS, **STREAM}, "set the data's `num_classes`"),
-        (_grey(10), [0, 1] * 4 + [-1, -1], LABELS, "class label -1"),
-        (_grey(4), list("abcd"), LABELS, "expected integer class labels"),
+        (_gray(4), None, {"streaming": True}, "empty"),
+        (_gray(10), [0, 1] * 4 + [5, 5], {**LABELS, "num_classes": 3}, r"class label 5 in column 'label'.*expected 0 to 2"),
+        (_gray(10), [0, 1] * 4 + [5, 5], {**LABELS, **STREAM, "num_classes": 2}, "class label 5"),
+        (_gray(10), [0, 1] * 5, {**LABELS, **STREAM}, "set the data's `num_classes`"),
+        (_gray(10), [0, 1] * 4 + [-1, -1], LABELS, "class label -1"),
+        (_gray(4), list("abcd"), LABELS, "expected integer class labels"),
     ],
 )  # fmt: skip
 def test_rows_that_cannot_be_trained_on_are_refused(images, labels, settings, message, tmp_path):
@@ -189,7 +189,7 @@ def test_rows_that_cannot_be_trained_on_are_refused(images, labels, settings, me
 
 def test_a_class_label_feature_names_the_classes(tmp_path):
     feature = ClassLabel(names=["cat", "dog", "emu"])
-    data = ImageData(_parquet(tmp_path / "a.parquet", _grey(4), [0, 1, 0, 1], feature), label_column="label")
+    data = ImageData(_parquet(tmp_path / "a.parquet", _gray(4), [0, 1, 0, 1], feature), label_column="label")
     data.setup()
     assert (data.class_names, data.num_classes) == (["cat", "dog", "emu"], 3)
 
@@ -221,7 +221,7 @@ def test_captions_that_say_nothing_are_an_error(captions, message, tmp_path):
 
 def _captioned(captions: list, folder) -> ImageData:
     features = Features({"image": Image(), "text": Value("string")})
-    Dataset.from_dict({"image": _grey(30), "text": captions}, features=features).to_parquet(folder / "rows.parquet")
+    Dataset.from_dict({"image": _gray(30), "text": captions}, features=features).to_parquet(folder / "rows.parquet")
     return ImageData(str(folder / "rows.parquet"), caption_column="text")
 
 
@@ -299,7 +299,7 @@ def test_a_picture_again_and_again_is_told(tmp_path):
 
 
 def test_a_column_with_our_own_name_of_row_numbers_is_not_taken_for_them(tmp_path):
-    columns = {"image": _grey(10), "__row__": ["x"] * 10}
+    columns = {"image": _gray(10), "__row__": ["x"] * 10}
     features = Features({"image": Image(), "__row__": Value("string")})
     Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "a.parquet")
     data = ImageData(str(tmp_path / "a.parquet"))
@@ -313,7 +313,7 @@ def test_a_column_with_our_own_name_of_row_numbers_is_not_taken_for_them(tmp_pat
 
 def test_of_several_captions_each_visit_of_training_draws_one(tmp_path):
     captions = [["a", "b", "c"], ["only"]]
-    table = {"image": _grey(8), "text": captions * 4}
+    table = {"image": _gray(8), "text": captions * 4}
     features = Features({"image": Image(), "text": List(Value("string"))})
     Dataset.from_dict(table, features=features).to_parquet(tmp_path / "a.parquet")
 
@@ -336,7 +336,7 @@ def test_of_several_captions_each_visit_of_training_draws_one(tmp_path):
 def test_captions_that_are_none_are_refused_with_their_row(value):
     reader = row_reader(caption="text", split="train")
     with refused(r"Row 3 of split 'train' has .* in column 'text'; expected a caption"):
-        reader.read({"image": _grey(1)[0], "text": value}, 3)
+        reader.read({"image": _gray(1)[0], "text": value}, 3)
 
 
 @pytest.mark.parametrize(
@@ -348,7 +348,7 @@ def test_captions_that_are_none_are_refused_with_their_row(value):
     ],
 )
 def test_labels_are_refused_with_the_row_of_the_dataset(labels, dtype, told, tmp_path):
-    path = _parquet(tmp_path / "a.parquet", _grey(12), labels, Value(dtype))
+    path = _parquet(tmp_path / "a.parquet", _gray(12), labels, Value(dtype))
     with refused(told):
         ImageData(path, label_column="label", held_out_split="train").setup()
     with pytest.raises(ConfigurationError) as error:  # of a part of the split

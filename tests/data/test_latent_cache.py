@@ -132,14 +132,14 @@ def test_a_cache_of_other_data_is_refused_by_what_differs(folder, options, diffe
     ids=["class", "posterior", "weights"],
 )
 def test_a_cache_of_another_codec_is_refused_by_what_differs(tmp_path, codec, difference):
-    grey = {"image_size": 32, "channels": 1}
+    gray = {"image_size": 32, "channels": 1}
     here = LatentCodec() if "class" in difference else LatentCodec("builtin:digits")
     if codec == "other weights":
         codec = LatentCodec("builtin:digits")
         autoencoder = codec.autoencoder
         next(autoencoder.parameters()).data[0] += 1e-3
         codec = LatentCodec(autoencoder)
-    data = ready(shapes(write(tmp_path, shapes(**grey), codec), **grey))
+    data = ready(shapes(write(tmp_path, shapes(**gray), codec), **gray))
     with refused(f"holds latents of something else: its {difference}"):
         data.use_latents(here, Unconditional())
 
@@ -215,14 +215,14 @@ def test_a_file_that_is_no_longer_there_is_another_image(tmp_path):
 
 
 def test_the_codecs_scale_may_change(tmp_path):
-    grey = {"image_size": 32, "channels": 1}
-    data = ready(shapes(write(tmp_path, shapes(**grey), LatentCodec("builtin:digits")), **grey))
+    gray = {"image_size": 32, "channels": 1}
+    data = ready(shapes(write(tmp_path, shapes(**gray), LatentCodec("builtin:digits")), **gray))
     data.use_latents(LatentCodec("builtin:digits", scale=2.0), Unconditional())
 
 
 def test_an_autoencoder_is_the_same_by_name_and_as_a_module(tmp_path):
-    grey = {"image_size": 32, "channels": 1}
-    data = ready(shapes(write(tmp_path, shapes(**grey), LatentCodec("builtin:digits")), **grey))
+    gray = {"image_size": 32, "channels": 1}
+    data = ready(shapes(write(tmp_path, shapes(**gray), LatentCodec("builtin:digits")), **gray))
     data.use_latents(LatentCodec(LatentCodec("builtin:digits").autoencoder), Unconditional())
 
 

@@ -48,9 +48,9 @@ def test_white_is_1_and_black_is_minus_1_in_every_mode(mode, channels):
     tensor = _read(image, _reader(channels=channels, value_range=RANGES.get(mode)))
     assert tensor.shape == (channels, 6, 8)
     assert tensor.dtype == torch.float32
-    colour = tensor[:3]
-    assert torch.all(colour[..., :4] == 1)
-    assert torch.all(colour[..., 4:] == -1)
+    color = tensor[:3]
+    assert torch.all(color[..., :4] == 1)
+    assert torch.all(color[..., 4:] == -1)
     assert torch.all(tensor[3:] == 1)  # opaque
 
 
@@ -66,17 +66,17 @@ def test_the_number_of_channels_is_by_default_that_of_the_picture(mode, channels
 
 
 @pytest.mark.parametrize("mode", ["P", "CMYK"])
-def test_a_colour_picture_stays_in_colour_by_default(mode):
+def test_a_color_picture_stays_in_color_by_default(mode):
     red = Image.new("RGB", (4, 4), (255, 0, 0)).convert(mode)
     assert _read(red)[:, 0, 0].tolist() == [1, -1, -1]
 
 
-def test_a_grey_picture_with_transparency_is_readable_by_default():
+def test_a_gray_picture_with_transparency_is_readable_by_default():
     assert len(_read(_half_white("LA"))) in (1, 4)
 
 
 @pytest.mark.parametrize("mode", ["I", "F"])
-def test_grey_values_of_32_bits_are_not_guessed(mode):
+def test_gray_values_of_32_bits_are_not_guessed(mode):
     with refused(r"Row 0.*do not say which are black and white; set.*`value_range`"):
         _read(_half_white(mode))
     one = Image.fromarray(np.full((4, 4), 1, dtype=np.float32)).convert(mode)

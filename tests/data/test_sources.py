@@ -23,7 +23,7 @@ _choose = partial(choose_splits, image=ImageColumn(), files=ImageFiles())
 
 
 def _picture(i: int) -> PILImage.Image:
-    """A picture that tells its number: grey level 10 i."""
+    """A picture that tells its number: gray level 10 i."""
     return PILImage.new("L", (8, 8), 10 * i)
 
 

@@ -12,7 +12,7 @@ from ldmprobe.diffusion.adaptive_timesteps import AdaptiveLoss, AdaptiveTimestep
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.timesteps import UniformLogSNR, UniformTimesteps
-from tests.diffusion.catalogue import ADAPTIVE_SAMPLERS, schedules
+from tests.diffusion.catalog import ADAPTIVE_SAMPLERS, schedules
 from tests.helpers import FLOAT64, refused, sd_scheduler
 
 BOTH = {

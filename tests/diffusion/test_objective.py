@@ -10,7 +10,7 @@ from ldmprobe.diffusion.objective import TimestepObjective
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.timesteps import SpeeD, StarvedBand, Stratified, UniformTimesteps
 from ldmprobe.diffusion.weighting import EDM, LearnedUncertainty, MinSNR, PlainWeighting, SNRPower
-from tests.diffusion.catalogue import ADAPTIVE_SAMPLERS, SAMPLERS, WEIGHTINGS, schedules
+from tests.diffusion.catalog import ADAPTIVE_SAMPLERS, SAMPLERS, WEIGHTINGS, schedules
 from tests.helpers import FLOAT64
 
 each_schedule = pytest.mark.parametrize("of", schedules())
@@ -41,15 +41,15 @@ def test_plain_weighting_with_uniform_timesteps_changes_nothing(of: str):
 
 
 @each_schedule
-def test_normalisation_is_one_factor(of: str):
+def test_normalization_is_one_factor(of: str):
     schedule = schedules()[of]
-    plain, normal = (TimestepObjective(schedule, EDM(), SpeeD(), normalise).weights() for normalise in (False, True))
+    plain, normal = (TimestepObjective(schedule, EDM(), SpeeD(), normalize).weights() for normalize in (False, True))
     raw = EDM().prediction_weight(schedule.log_snr, schedule.prediction) * SpeeD().loss_factor(schedule)
     torch.testing.assert_close(plain, raw, **FLOAT64)
     torch.testing.assert_close(normal / plain, torch.full_like(raw, float(normal[500] / plain[500])), **FLOAT64)
 
 
-def test_across_prediction_types_normalised_weights_differ_by_one_factor():
+def test_across_prediction_types_normalized_weights_differ_by_one_factor():
     weights = {}
     for of in ("ε", "x0", "v"):
         schedule = schedules()[f"stable diffusion, {of}"]

@@ -26,7 +26,7 @@ from ldmprobe.diffusion.timesteps import (
     UniformLogSNR,
     UniformTimesteps,
 )
-from tests.diffusion.catalogue import SAMPLERS, STATIC_SAMPLERS, concrete_classes, schedules
+from tests.diffusion.catalog import SAMPLERS, STATIC_SAMPLERS, concrete_classes, schedules
 from tests.helpers import FLOAT64, refused, sd_scheduler
 
 NUM_DRAWS = 50_000
@@ -40,7 +40,7 @@ def schedule() -> NoiseSchedule:
     return schedules()["stable diffusion, ε"]
 
 
-def test_every_sampler_is_in_the_catalogue_of_the_tests():
+def test_every_sampler_is_in_the_catalog_of_the_tests():
     assert {type(make()) for make in SAMPLERS.values()} == concrete_classes(TimestepSampler)
     moving = (AdaptiveTimesteps, BalancedTimesteps)
     static = {of for of in concrete_classes(TimestepSampler) if not issubclass(of, moving)}
@@ -88,7 +88,7 @@ def test_draws_follow_the_stated_probabilities(name: str, of: str):
     assert t.device.type == "cpu"
     p = sampler.probabilities(schedules()[of]).numpy()
     drawn = np.bincount(t.numpy(), minlength=1000)
-    # Neighbours put together until each bin of the histogram expects 100 draws or more.
+    # Neighbors put together until each bin of the histogram expects 100 draws or more.
     group = np.floor(np.cumsum(p) * 0.999 * NUM_DRAWS / 100).astype(int)
     share = np.bincount(group, drawn) / NUM_DRAWS
     p = np.bincount(group, p)

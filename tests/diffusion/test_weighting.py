@@ -22,7 +22,7 @@ from ldmprobe.diffusion.weighting import (
     SNRPower,
     SoftMinSNR,
 )
-from tests.diffusion.catalogue import WEIGHTINGS, concrete_classes, schedules
+from tests.diffusion.catalog import WEIGHTINGS, concrete_classes, schedules
 from tests.helpers import FLOAT32, FLOAT64, refused
 
 LOG_SNR = torch.linspace(-12, 12, 49, dtype=torch.float64)
@@ -32,7 +32,7 @@ each_weighting = pytest.mark.parametrize("name", WEIGHTINGS)
 each_prediction_type = pytest.mark.parametrize("prediction_type", KINDS)
 
 
-def test_every_weighting_is_in_the_catalogue_of_the_tests():
+def test_every_weighting_is_in_the_catalog_of_the_tests():
     assert {type(make()) for make in WEIGHTINGS.values()} == concrete_classes(LossWeighting)
 
 

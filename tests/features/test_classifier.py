@@ -52,7 +52,7 @@ def test_shipped_networks_are_small(folder):
     assert sum(path.stat().st_size for path in shipped if path.is_file()) < 1_000_000
 
 
-def test_digits_network_recognises_digits_it_has_not_seen(digits):
+def test_digits_network_recognizes_digits_it_has_not_seen(digits):
     _, images, labels = digits
     network = FeatureNetwork("builtin:digits")
     accuracy = (network.classifier.head(network(images)).argmax(1) == labels).float().mean()
@@ -119,10 +119,10 @@ def test_other_sizes_are_resized(digits):
         assert (other - features).square().mean() < 0.05 * features.var(0).mean()
 
 
-def test_grey_images_are_repeated_for_an_rgb_network():
+def test_gray_images_are_repeated_for_an_rgb_network():
     network = FeatureNetwork(_classifier())
-    grey = _images(channels=1)
-    torch.testing.assert_close(network(grey), network(grey.repeat(1, 3, 1, 1)), rtol=0, atol=0)
+    gray = _images(channels=1)
+    torch.testing.assert_close(network(gray), network(gray.repeat(1, 3, 1, 1)), rtol=0, atol=0)
 
 
 def test_channels_that_do_not_fit_are_refused():

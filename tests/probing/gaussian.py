@@ -53,8 +53,8 @@ class GaussianX0(nn.Module):
             alpha = 1 - sigma
         else:
             alpha, sigma = self.schedule.levels(t, z_t)
-        centred = (z_t - alpha * self.mean) / (alpha**2 * self.variance + sigma**2)
-        epsilon, x0 = sigma * centred, self.mean + alpha * self.variance * centred
+        centered = (z_t - alpha * self.mean) / (alpha**2 * self.variance + sigma**2)
+        epsilon, x0 = sigma * centered, self.mean + alpha * self.variance * centered
         return epsilon - x0 if flow else alpha * epsilon - sigma * x0
 
 

@@ -6,7 +6,7 @@ import torch
 
 from ldmprobe import EDM, LearnedUncertainty, MinSNR, SNRPower, StarvedBand, TimestepObjective, UniformTimesteps
 from ldmprobe.probing.objective import epsilon_weights, objective_record
-from tests.diffusion.catalogue import SAMPLERS, WEIGHTINGS, schedules
+from tests.diffusion.catalog import SAMPLERS, WEIGHTINGS, schedules
 from tests.helpers import FLOAT64
 
 SD = "stable diffusion, ε"
@@ -57,13 +57,13 @@ def test_densities_integrate_to_1_and_emphasis_is_their_product_with_the_weight(
 @pytest.mark.parametrize("of", [SD, "stable diffusion, v", "stable diffusion, x0", "zero terminal, v", "flow"])
 def test_min_snr_is_its_formula_whatever_is_predicted(of):
     schedule = schedules()[of]
-    objective = TimestepObjective(schedule, MinSNR(5.0), UniformTimesteps(), normalise=False)
+    objective = TimestepObjective(schedule, MinSNR(5.0), UniformTimesteps(), normalize=False)
     inside = schedule.log_snr.abs() < 12
     snr = schedule.log_snr[inside].exp()
     torch.testing.assert_close(epsilon_weights(objective)[inside], snr.clamp(max=5) / snr, **FLOAT64)
 
 
-def test_normalised_min_snr_is_the_same_curve_for_every_prediction_type_up_to_a_factor():
+def test_normalized_min_snr_is_the_same_curve_for_every_prediction_type_up_to_a_factor():
     curves = [
         record_of(MinSNR(), UniformTimesteps(), f"stable diffusion, {kind}").curves["loss_weight"].value
         for kind in ("ε", "v", "x0")

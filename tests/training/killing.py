@@ -109,7 +109,7 @@ def signal_after(seconds: float, signum: int = signal.SIGKILL) -> None:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What differs between two run directories: in the last checkpoint (weights, moving average, optimiser, schedule, callbacks),
+    """What differs between two run directories: in the last checkpoint (weights, moving average, optimizer, schedule, callbacks),
     in the probes' records, in the rows of metrics.csv and how often each is there."""
     states = []
     for run_dir in (one, other):

@@ -74,7 +74,7 @@ def test_loss_falls_for_every_prediction_type(tmp_path, prediction_type):
     assert after < 0.85 * before
 
 
-def test_average_follows_optimiser_steps_not_batches(tmp_path):
+def test_average_follows_optimizer_steps_not_batches(tmp_path):
     model = module()
     trainer(tmp_path, max_steps=3, accumulate_grad_batches=2).fit(model, digits())
     assert int(model.ema.num_updates) == 3
@@ -194,7 +194,7 @@ def test_checkpoint_of_a_network_that_is_not_of_diffusers_says_how_to_probe_it(t
         load_model(tmp_path / "own.ckpt")
 
 
-def test_learning_rate_schedule_steps_with_the_optimiser(tmp_path):
+def test_learning_rate_schedule_steps_with_the_optimizer(tmp_path):
     def schedule(optimizer):
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
 
@@ -229,11 +229,11 @@ def test_an_adaptive_sampler_hears_the_losses_and_its_state_is_in_the_checkpoint
     torch.testing.assert_close(state["timesteps.sampler._extra_state"]["average"], sampler.average, rtol=0, atol=0)
 
 
-def test_normalising_a_weighting_only_scales_it():
-    normalised, raw = (module(weighting=MinSNR(), normalize_weighting=on).objective for on in (True, False))
-    ratio = raw.weights() / normalised.weights()
+def test_normalizing_a_weighting_only_scales_it():
+    normalized, raw = (module(weighting=MinSNR(), normalize_weighting=on).objective for on in (True, False))
+    ratio = raw.weights() / normalized.weights()
     torch.testing.assert_close(ratio, ratio[0].expand_as(ratio), rtol=1e-12, atol=0)
-    assert float((normalised.weights() * normalised.probabilities()).sum()) == pytest.approx(1, rel=1e-12)
+    assert float((normalized.weights() * normalized.probabilities()).sum()) == pytest.approx(1, rel=1e-12)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------

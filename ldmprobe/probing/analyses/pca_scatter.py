@@ -28,7 +28,7 @@ class PCAScatter(Analysis):
     metrics = (
         Metric(
             "pca", "Latents during sampling",
-            "Projected on two principal components that are fitted once and kept for the whole run. Grey: real "
+            "Projected on two principal components that are fitted once and kept for the whole run. Gray: real "
             "latents noised to the same level, which is where the samples should be.",
             "PC", shown="headline",
         ),

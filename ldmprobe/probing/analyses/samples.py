@@ -55,7 +55,7 @@ class SampleImages(Analysis):
 
 
 def png_bytes(image: Tensor) -> bytes:
-    """An image (C, H, W) in [−1, 1] as PNG; the first of two or more than four channels is shown in grey."""
+    """An image (C, H, W) in [−1, 1] as PNG; the first of two or more than four channels is shown in gray."""
     from PIL import Image
 
     array = as_bytes(image.detach().cpu()).numpy()

@@ -93,7 +93,7 @@ def _checkpoints(folders: Iterable[Path]) -> list[Path]:
         for path in sorted(folder.rglob("*.ckpt")):
             sharded = path.is_dir()
             within_sharded = any(parent.suffix == ".ckpt" for parent in path.parents)
-            # Lightning saves hpc_ckpt_N.ckpt from within a signal handler, perhaps in the middle of an optimiser step.
+            # Lightning saves hpc_ckpt_N.ckpt from within a signal handler, perhaps in the middle of an optimizer step.
             if not (sharded or path.is_file()) or within_sharded or path.name.startswith("hpc_ckpt_"):
                 continue
             if path.resolve() not in found or not path.is_symlink():

@@ -34,7 +34,7 @@ def is_sharded_checkpoint(path: Path) -> bool:
 
 
 def load_sharded_checkpoint(path: Path) -> StateDict:
-    """The checkpoint as one process would have saved it, but for the state of its optimisers.
+    """The checkpoint as one process would have saved it, but for the state of its optimizers.
 
     Tensors and plain values are read, nothing else is unpickled.
 

@@ -1,4 +1,4 @@
-"""The catalogue of weightings, samplers and schedules, each made anew: what the tests of this folder run over."""
+"""The catalog of weightings, samplers and schedules, each made anew: what the tests of this folder run over."""
 
 import copy
 import importlib
