@@ -22,7 +22,8 @@ from ldmprobe.tracking.scalars import Detail
 
 
 class DDIMProbe(ProbeCallback):
-    """Sample latents from fixed noise, by DDIM if no other sampler is named, with the EMA weights if there are any, and analyze every step.
+    """Sample latents from fixed noise, by DDIM if no other sampler is named, with the EMA weights if there are any, and
+    analyze every step.
 
     What it finds is declared by the analyses, each in its ``metrics`` (docs/METRICS.md).
 

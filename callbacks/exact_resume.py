@@ -27,8 +27,8 @@ _KEY = "ldmprobe.ExactResume"
 
 
 class ExactResume(L.Callback):
-    """A run that goes on from a checkpoint does what it would have done had it not been stopped, curves included. ``ldmprobe fit``
-    always has it; for a Trainer of your own it is ``callbacks=[..., ExactResume()]``.
+    """A run that goes on from a checkpoint does what it would have done had it not been stopped, curves included.
+    ``ldmprobe fit`` always has it; for a Trainer of your own it is ``callbacks=[..., ExactResume()]``.
 
     Beside what Lightning saves, a checkpoint then holds
 
@@ -37,16 +37,16 @@ class ExactResume(L.Callback):
     - that a validation is due after its batch and has not run;
     - the classes of optimizers and learning-rate schedulers, and the number of processes.
 
-    With other optimizers or schedulers the run is refused, and so is one that outlasts its OneCycleLR; another number of
-    processes is told.
+    With other optimizers or schedulers the run is refused, and so is one that outlasts its OneCycleLR; another number
+    of processes is told.
 
-    Rows that loggers still hold are written before it, so that none it counts on is lost with the process. Records of later steps
-    than the checkpoint's are set aside when the run goes on, and taken anew. Where the run directory has been renamed or copied, a
-    ModelCheckpoint goes on with the files that came with it.
+    Rows that loggers still hold are written before it, so that none it counts on is lost with the process. Records of
+    later steps than the checkpoint's are set aside when the run goes on, and taken anew. Where the run directory has
+    been renamed or copied, a ModelCheckpoint goes on with the files that came with it.
 
-    On SIGTERM, as from a scheduler that needs the machine, the batch is finished and ``terminated.ckpt`` saved beside the other
-    checkpoints, until the run has ended. Not when the signal breaks off a probe, and not with several processes, whose ranks hear of
-    it at different times: the run then goes on from the checkpoint before, as exactly.
+    On SIGTERM, as from a scheduler that needs the machine, the batch is finished and ``terminated.ckpt`` saved beside
+    the other checkpoints, until the run has ended. Not when the signal breaks off a probe, and not with several
+    processes, whose ranks hear of it at different times: the run then goes on from the checkpoint before, as exactly.
     """
 
     def __init__(self) -> None:
@@ -83,8 +83,8 @@ class ExactResume(L.Callback):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: StateDict) -> None:
         if isinstance(private.datamodule_of(trainer), ImageData) and ImageData.__qualname__ not in checkpoint:
             rank_zero_warn(
-                "The checkpoint does not say what data it was trained on: it is of an earlier version, which held out other "
-                "rows of data without a split of their own, so that held-out numbers would flatter it."
+                "The checkpoint does not say what data it was trained on: it is of an earlier version, which held out "
+                "other rows of data without a split of their own, so that held-out numbers would flatter it."
             )
         self._extra, self._schedules = checkpoint.get(_KEY, {}), checkpoint.get("lr_schedulers", [])
         callbacks = [callback for callback in trainer.checkpoint_callbacks if _saves_here(callback)]
@@ -105,8 +105,9 @@ class ExactResume(L.Callback):
         before, now = (each.get("processes") for each in (theirs, ours))
         if before not in (None, now):
             rank_zero_warn(
-                f"The checkpoint was trained by {before} process(es) and goes on with {now}: an optimizer step now takes "
-                f"{now / before:g} times as many images, and in another order, unless `batch_size` makes up for it."
+                f"The checkpoint was trained by {before} process(es) and goes on with {now}: an optimizer step now "
+                f"takes {now / before:g} times as many images, and in another order, unless `batch_size` makes up for "
+                "it."
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -117,7 +118,8 @@ class ExactResume(L.Callback):
             folders = [Path(each.dirpath) for each in saving if each.dirpath and "://" not in str(each.dirpath)]
             if later := set_aside_later(folders, after=trainer.global_step):
                 say(
-                    f"going on from step {trainer.global_step}: {', '.join(map(str, later))} set aside, which are of later steps."
+                    f"going on from step {trainer.global_step}: {', '.join(map(str, later))} set aside, which are of "
+                    "later steps."
                 )
         parameters = dict(pl_module.named_parameters())
         for name, gradient in extra.get("gradients", {}).items():

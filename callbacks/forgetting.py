@@ -1,4 +1,6 @@
-"""Forgetting: what finetuning takes from each noise level on the base model's own kind of data, and gives it on the new."""
+"""Forgetting: what finetuning takes from each noise level on the base model's own kind of data, and gives it on the
+new.
+"""
 
 from __future__ import annotations
 
@@ -25,14 +27,16 @@ _log = logging.getLogger(__name__)
 
 
 class Forgetting(ProbeCallback):
-    """Runs the denoising probe on held-out data of the base model's kind and on the Trainer's, and compares both, draw by draw, with what it
-    found before the first optimizer step. No copy of the base model is kept: the record of step 0 has the errors of its every draw.
+    """Runs the denoising probe on held-out data of the base model's kind and on the Trainer's, and compares both, draw
+    by draw, with what it found before the first optimizer step. No copy of the base model is kept: the record of step 0
+    has the errors of its every draw.
 
     What it finds: ``probing.forgetting.METRICS`` (docs/METRICS.md).
 
     Args:
-        base_data: data of the kind that the base model was trained on, an ImageData; seen through the codec and conditioning of the model in
-            training. What the linear denoiser is fitted on stays in ``base_reference.safetensors`` in the run's directory.
+        base_data: data of the kind that the base model was trained on, an ImageData; seen through the codec and
+            conditioning of the model in training. What the linear denoiser is fitted on stays in
+            ``base_reference.safetensors`` in the run's directory.
         every_n_steps: optimizer steps between probes.
         num_images: held-out images of each kind, as many as there are up to this; that there are fewer is warned of.
         num_draws: noised latents per level and kind; with fewer images, each is drawn several times.
@@ -42,7 +46,8 @@ class Forgetting(ProbeCallback):
         detail: what loggers are sent: "bands" of log-SNR, or also all "levels".
 
     Raises:
-        ConfigurationError: before training: ``base_data`` does not fit the model; or a run is resumed whose base model was not measured.
+        ConfigurationError: before training: ``base_data`` does not fit the model; or a run is resumed whose base model
+            was not measured.
     """
 
     def __init__(
@@ -88,8 +93,8 @@ class Forgetting(ProbeCallback):
                 shape = model.codec.latent_shape(self.base_data.image_shape)
                 if tuple(shape) != tuple(model.latent_shape):
                     raise ConfigurationError(
-                        f"its images become latents of shape {tuple(shape)}, the model's are {tuple(model.latent_shape)}; set its "
-                        "`image_size` and `channels`."
+                        f"its images become latents of shape {tuple(shape)}, the model's are "
+                        f"{tuple(model.latent_shape)}; set its `image_size` and `channels`."
                     )
                 model.conditioning.prepare(model.network, self.base_data, model.codec)
                 self.base_data.use_latents(model.codec, model.conditioning)
@@ -119,8 +124,8 @@ class Forgetting(ProbeCallback):
         base_images, new_images = (len(held_out.latents) for held_out in self._held_out)
         if first and min(base_images, new_images) < self.num_images:
             _log.warning(
-                "Forgetting was to measure on %d held-out images of each kind; there are %d of the base model's and %d of the new. Its "
-                "intervals are of these: give larger held-out splits where they are too wide.",
+                "Forgetting was to measure on %d held-out images of each kind; there are %d of the base model's and %d "
+                "of the new. Its intervals are of these: give larger held-out splits where they are too wide.",
                 self.num_images,
                 base_images,
                 new_images,
@@ -147,8 +152,8 @@ def _of_the_base_model(run_dir: Path) -> ProbeRecord:
     record = RecordStore(run_dir).last_before("forgetting", step=1)
     if record is None:
         raise ConfigurationError(
-            f"Forgetting compares with the base model, which is measured before the first optimizer step, and there is no such record in "
-            f"{run_dir}: start anew with Forgetting among the callbacks, or take it out and compare the two models afterwards by "
-            "ldmprobe.probe_forgetting."
+            "Forgetting compares with the base model, which is measured before the first optimizer step, and there is "
+            f"no such record in {run_dir}: start anew with Forgetting among the callbacks, or take it out and compare "
+            "the two models afterwards by ldmprobe.probe_forgetting."
         )
     return record

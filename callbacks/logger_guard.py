@@ -12,9 +12,9 @@ _log = logging.getLogger(__name__)
 
 
 class LoggerGuard(L.Callback):
-    """Guards the Trainer's loggers: one that crashes in the middle of a run (W&B's service process killed, a full disk, a lost
-    server) is told once, with its traceback, and counted; training, probes and the other loggers go on. How often each failed is
-    said at the end.
+    """Guards the Trainer's loggers: one that crashes in the middle of a run (W&B's service process killed, a full disk,
+    a lost server) is told once, with its traceback, and counted; training, probes and the other loggers go on. How
+    often each failed is said at the end.
 
     A logger that cannot *start* still ends the run, before training.
     """

@@ -1,4 +1,6 @@
-"""Probe metrics where Lightning's ModelCheckpoint, EarlyStopping and learning-rate schedules look for what they monitor."""
+"""Probe metrics where Lightning's ModelCheckpoint, EarlyStopping and learning-rate schedules look for what they
+monitor.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,15 @@ from ldmprobe.tracking.scalars import SECTION
 
 
 def show_metrics(trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
-    """Put metrics into ``trainer.callback_metrics``, where they stay until the next ones take their place. Nothing is logged by it."""
+    """Put metrics into ``trainer.callback_metrics``, where they stay until the next ones take their place. Nothing is
+    logged by it.
+    """
     trainer.callback_metrics.update({name: torch.tensor(value, dtype=torch.float32) for name, value in metrics.items()})
 
 
 def check_monitors(trainer: L.Trainer) -> None:
-    """Make sure that every probe metric that is monitored is there, once all probes have run before the first optimizer step.
+    """Make sure that every probe metric that is monitored is there, once all probes have run before the first optimizer
+    step.
 
     Raises:
         ConfigurationError: it is not, so that Lightning would end the run when it looks for it.
@@ -30,9 +35,10 @@ def check_monitors(trainer: L.Trainer) -> None:
         if monitor.startswith(SECTION) and monitor not in known:
             near = difflib.get_close_matches(monitor, known, n=6, cutoff=0.4)
             raise ConfigurationError(
-                f"{who} monitors {monitor!r}, which no probe has found before the first optimizer step. Among the {len(known)} metrics that there "
-                f"are: {', '.join(near or sorted(known, key=len)[:6]) or 'none; add a probe to the callbacks'}. (What is only found later, such as "
-                "`probe_denoising/progress`, cannot be monitored.)"
+                f"{who} monitors {monitor!r}, which no probe has found before the first optimizer step. Among the "
+                f"{len(known)} metrics that there are: "
+                f"{', '.join(near or sorted(known, key=len)[:6]) or 'none; add a probe to the callbacks'}. (What is "
+                "only found later, such as `probe_denoising/progress`, cannot be monitored.)"
             )
 
 

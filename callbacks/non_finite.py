@@ -21,7 +21,8 @@ Policy = Literal["stop", "skip", "warn"]
 _STEPS = "Lower the learning rate, clip gradients (`trainer.gradient_clip_val: 1.0`), or train in float32 or bf16."
 _CURES = {
     "images": "Repair these rows or remove them.",
-    "latents": "The codec makes them of finite images: remove these rows, or give it an autoencoder with float32 weights.",
+    "latents": "The codec makes them of finite images: remove these rows, or give it an autoencoder with float32 "
+    "weights.",
     "parameter": _STEPS,
     "loss": _STEPS,
     "gradient": _STEPS,
@@ -29,25 +30,29 @@ _CURES = {
 
 
 class NonFinite(L.Callback):
-    """Looks for NaN and Inf in loss and gradients before each optimizer step, and names step, tensor, band of log-SNR and rows.
+    """Looks for NaN and Inf in loss and gradients before each optimizer step, and names step, tensor, band of log-SNR
+    and rows.
 
-    Once something is found, images, latents, parameters, loss and gradients are searched in this order, and the first is named. Bands
-    need a ``training_step`` that returns ``epsilon_mse`` and ``log_snr`` per sample, as LatentDiffusion's does; rows need ``index``
-    in the batch. With several processes all decide alike, and each names what it holds itself. Under fp16 a gradient that overflows is
-    no fault: the loss scaler leaves that step out, and only the loss is looked at.
+    Once something is found, images, latents, parameters, loss and gradients are searched in this order, and the first
+    is named. Bands need a ``training_step`` that returns ``epsilon_mse`` and ``log_snr`` per sample, as
+    LatentDiffusion's does; rows need ``index`` in the batch. With several processes all decide alike, and each names
+    what it holds itself. Under fp16 a gradient that overflows is no fault: the loss scaler leaves that step out, and
+    only the loss is looked at.
 
     Costs one reduction over the gradients a step, and one flag fetched from the device every ``every_n_steps``. Logs
     ``non_finite_steps``, their number so far.
 
     Args:
-        policy: "stop" raises, with the weights as they were before the step; "skip" leaves the step out (weights and the optimizer's
-            moments stay, while step count, learning-rate schedule and average go on) and stops only if the weights themselves are
-            not finite; "warn" takes the step. What is gone on with is told once for each kind of tensor, and counted.
-        every_n_steps: wait for the device only so often. Above 1 the faulty step has been taken when it is found, its number is still
-            named, and its rows are not; "skip" needs 1.
+        policy: "stop" raises, with the weights as they were before the step; "skip" leaves the step out (weights and
+            the optimizer's moments stay, while step count, learning-rate schedule and average go on) and stops only if
+            the weights themselves are not finite; "warn" takes the step. What is gone on with is told once for each
+            kind of tensor, and counted.
+        every_n_steps: wait for the device only so often. Above 1 the faulty step has been taken when it is found, its
+            number is still named, and its rows are not; "skip" needs 1.
 
     Raises:
-        ConfigurationError: under policy "stop"; or for another policy than these, or "skip" with ``every_n_steps`` above 1.
+        ConfigurationError: under policy "stop"; or for another policy than these, or "skip" with ``every_n_steps``
+            above 1.
     """
 
     def __init__(self, policy: Policy = "stop", every_n_steps: int = 1) -> None:
@@ -56,8 +61,8 @@ class NonFinite(L.Callback):
         check_numbers("NonFinite", 1, every_n_steps=every_n_steps)
         if policy == "skip" and every_n_steps > 1:
             raise ConfigurationError(
-                f"NonFinite got policy skip with every_n_steps {every_n_steps}: a step can only be left out before it is taken; write "
-                "`every_n_steps: 1`."
+                f"NonFinite got policy skip with every_n_steps {every_n_steps}: a step can only be left out before it "
+                "is taken; write `every_n_steps: 1`."
             )
         self.policy, self.every_n_steps = policy, every_n_steps
         self.steps = 0
@@ -88,7 +93,9 @@ class NonFinite(L.Callback):
                 parameter.grad = None
 
     def _first_lost_step(self, trainer: L.Trainer) -> int | None:
-        """Return the first step since the last call with a NaN or Inf on any rank (the last step, where it is not this one)."""
+        """Return the first step since the last call with a NaN or Inf on any rank (the last step, where it is not this
+        one).
+        """
         flags, self._flags = self._flags, []
         lost = torch.stack([flag.to(flags[0][1].device) for _, flag in flags]).tolist()
         if trainer.strategy.reduce_boolean_decision(not any(lost)):

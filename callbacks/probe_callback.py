@@ -41,23 +41,27 @@ _thrown_away: WeakKeyDictionary[L.Trainer, TemporaryDirectory[str]] = WeakKeyDic
 
 
 class ProbeCallback(L.Callback, ABC):
-    """Runs ``probe`` before the first optimizer step, every ``every_n_steps`` of them, and at the end; puts the record on
-    disk in ``trainer.default_root_dir/probes``, then hands it to the loggers.
+    """Runs ``probe`` before the first optimizer step, every ``every_n_steps`` of them, and at the end; puts the record
+    on disk in ``trainer.default_root_dir/probes``, then hands it to the loggers.
 
-    Steps are optimizer steps (``trainer.global_step``), whatever the gradient accumulation. Where a batch takes several, as with two
-    optimizers, a probe runs after the batch in which a multiple of ``every_n_steps`` was reached or passed.
+    Steps are optimizer steps (``trainer.global_step``), whatever the gradient accumulation. Where a batch takes
+    several, as with two optimizers, a probe runs after the batch in which a multiple of ``every_n_steps`` was reached
+    or passed.
 
-    The metrics of the last probe are also in ``trainer.callback_metrics`` on every rank, from before the first optimizer step on, so that
-    ``ModelCheckpoint(monitor="probe_quality/fid")`` and EarlyStopping go by them; a resumed run has them from its checkpoint.
+    The metrics of the last probe are also in ``trainer.callback_metrics`` on every rank, from before the first
+    optimizer step on, so that ``ModelCheckpoint(monitor="probe_quality/fid")`` and EarlyStopping go by them; a resumed
+    run has them from its checkpoint.
 
-    A probe that raises, or whose record cannot be written, does not end training: the first error is logged with its traceback,
-    later ones in a line, and all are counted, in ``failures`` and for the loggers in ``probe_failures/<Probe>``. Raised all the
-    same are a ConfigurationError; any error before the first optimizer step, when nothing is lost yet; and, with several
-    processes, an error in ``probe``, since the other ranks would wait for this one for ever.
+    A probe that raises, or whose record cannot be written, does not end training: the first error is logged with its
+    traceback, later ones in a line, and all are counted, in ``failures`` and for the loggers in
+    ``probe_failures/<Probe>``. Raised all the same are a ConfigurationError; any error before the first optimizer step,
+    when nothing is lost yet; and, with several processes, an error in ``probe``, since the other ranks would wait for
+    this one for ever.
 
     Args:
         every_n_steps: at least 1.
-        detail: what loggers are sent: "bands", headlines and curves by band of log-SNR, or "levels", every level of every curve besides.
+        detail: what loggers are sent: "bands", headlines and curves by band of log-SNR, or "levels", every level of
+            every curve besides.
 
     Attributes:
         failures: how many probes have failed since training was started or resumed.
@@ -103,8 +107,9 @@ class ProbeCallback(L.Callback, ABC):
         callbacks = callbacks_of(trainer)
         if sum(type(callback) is type(self) for callback in callbacks) > 1:
             raise ConfigurationError(
-                f"There are several {type(self).__name__} callbacks, whose records would be mixed up; keep one. (A configuration after "
-                "another adds to its callbacks with `callbacks+:` and replaces them with `callbacks:`.)"
+                f"There are several {type(self).__name__} callbacks, whose records would be mixed up; keep one. (A "
+                "configuration after another adds to its callbacks with `callbacks+:` and replaces them with "
+                "`callbacks:`.)"
             )
         for name, (at_least, at_most) in _RANGES.items():
             check_numbers(type(self).__name__, at_least, at_most, **{name: vars(self).get(name)})
@@ -185,7 +190,8 @@ class ProbeCallback(L.Callback, ABC):
         if name is not None:
             self._nan_told = True
             _log.warning(
-                "%s at step %d probes a network whose parameter %s has NaN or Inf in it: from here on its records have gaps.",
+                "%s at step %d probes a network whose parameter %s has NaN or Inf in it: from here on its records have "
+                "gaps.",
                 type(self).__name__,
                 trainer.global_step,
                 name,
@@ -227,7 +233,9 @@ class ProbeCallback(L.Callback, ABC):
 
 
 def run_directory(trainer: L.Trainer) -> Path:
-    """Where everything of a run is written; of a ``fast_dev_run``, which is to leave nothing behind, a folder that goes with the Trainer."""
+    """Where everything of a run is written; of a ``fast_dev_run``, which is to leave nothing behind, a folder that goes
+    with the Trainer.
+    """
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         return Path(trainer.default_root_dir)
     if trainer not in _thrown_away:

@@ -1,4 +1,6 @@
-"""Real images for a probe, from whatever a Trainer trains on: an ImageData, or any loaders of dicts or (image, …) tuples."""
+"""Real images for a probe, from whatever a Trainer trains on: an ImageData, or any loaders of dicts or (image, …)
+tuples.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,8 @@ def reference_in(
     batches: Callable[[], Iterable[Batch]],
     rows: KnownRows | None = None,
 ) -> Reference:
-    """The reference called ``name`` in the run's directory; where there is none, one fitted on ``batches()`` and put there;
-    by rank zero, for all ranks.
+    """The reference called ``name`` in the run's directory; where there is none, one fitted on ``batches()`` and put
+    there; by rank zero, for all ranks.
 
     Args:
         rows: the data that the batches are of, where they are known.
@@ -60,8 +62,8 @@ def reference_in(
 def held_out_of(
     trainer: L.Trainer, model: DiffusionModel, num_images: int, batches: Iterable[Any] | None = None
 ) -> HeldOut:
-    """Held-out images, encoded, with their conditions: of ``batches`` where they are given, else the Trainer's validation data; by
-    rank zero, for all ranks.
+    """Held-out images, encoded, with their conditions: of ``batches`` where they are given, else the Trainer's
+    validation data; by rank zero, for all ranks.
 
     Raises:
         ConfigurationError: there are none.
@@ -99,8 +101,8 @@ class Loaders:
         loader = self.trainer.val_dataloaders if held_out else self.trainer.train_dataloader
         if loader is None:
             raise ConfigurationError(
-                "DenoisingProbe found no validation data; give the Trainer a validation dataloader (and its module a validation_step), or "
-                "the probe its own: `DenoisingProbe(held_out=loader)`."
+                "DenoisingProbe found no validation data; give the Trainer a validation dataloader (and its module a "
+                "validation_step), or the probe its own: `DenoisingProbe(held_out=loader)`."
             )
         yield from read_beside(map(_whole, each_loader(loader)), num_images)
 

@@ -13,8 +13,9 @@ _log = logging.getLogger(__name__)
 
 
 class ReportWriter(L.Callback):
-    """Writes ``report.html`` into the run directory when training ends (``ldmprobe report RUN_DIR`` does so at any time). What
-    keeps it from being written, such as a full disk, is logged; the end of the run is not spoilt."""
+    """Writes ``report.html`` into the run directory when training ends (``ldmprobe report RUN_DIR`` does so at any
+    time). What keeps it from being written, such as a full disk, is logged; the end of the run is not spoilt.
+    """
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if not trainer.is_global_zero:

@@ -28,13 +28,14 @@ _log = logging.getLogger(__name__)
 
 
 class SampleQuality(ProbeCallback):
-    """Sample from fixed noise, by DDIM if no other sampler is named, with the EMA weights if there are any, decode, and compare with real images.
+    """Sample from fixed noise, by DDIM if no other sampler is named, with the EMA weights if there are any, decode, and
+    compare with real images.
 
     What it finds: ``probing.quality.METRICS`` (docs/METRICS.md).
 
-    Distances in different feature networks, or of different numbers of samples, do not compare. Real images are not passed
-    through the autoencoder, whose faults are part of the distance. Their features are computed once, by rank zero, and
-    kept in ``real_features.safetensors`` in the run's directory.
+    Distances in different feature networks, or of different numbers of samples, do not compare. Real images are not
+    passed through the autoencoder, whose faults are part of the distance. Their features are computed once, by rank
+    zero, and kept in ``real_features.safetensors`` in the run's directory.
 
     Args:
         feature_network: "builtin:digits", "builtin:cifar10" or a folder (see
@@ -89,8 +90,8 @@ class SampleQuality(ProbeCallback):
         num_features = check_feature_network(self._network, model)
         if self.sampling.num_samples <= num_features:
             _log.warning(
-                "SampleQuality has %d samples for %d features: too few for FID's covariance, so that FID is large whatever the samples; "
-                "set its num_samples above %d, or read KID alone.",
+                "SampleQuality has %d samples for %d features: too few for FID's covariance, so that FID is large "
+                "whatever the samples; set its num_samples above %d, or read KID alone.",
                 self.sampling.num_samples,
                 num_features,
                 num_features,
@@ -125,7 +126,8 @@ class SampleQuality(ProbeCallback):
                     return found
             if self.real == "held_out" and not has_held_out(trainer):
                 raise ConfigurationError(
-                    "SampleQuality got real 'held_out', but the Trainer has no validation data; give it some, or set real to 'train'."
+                    "SampleQuality got real 'held_out', but the Trainer has no validation data; give it some, or set "
+                    "real to 'train'."
                 )
             with evaluating([]):  # data may be shuffled
                 batches = data_source(trainer).reference_images(self.num_real, held_out=self.real == "held_out")

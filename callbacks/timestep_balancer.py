@@ -1,4 +1,6 @@
-"""TimestepBalancer: held-out progress decides which noise levels are trained more. The one callback here that changes training."""
+"""TimestepBalancer: held-out progress decides which noise levels are trained more. The one callback here that changes
+training.
+"""
 
 from __future__ import annotations
 
@@ -61,24 +63,29 @@ METRICS = (
 
 class TimestepBalancer(ProbeCallback):
     """Probes held-out data a little and often, and steers a ``BalancedTimesteps``,
-    which must be the model's ``timesteps``, towards the noise levels where more training pays (``analysis/balancing.py``).
+    which must be the model's ``timesteps``, towards the noise levels where more training pays
+    (``analysis/balancing.py``).
 
-    Two things are set. The *density* of the draws follows the controller. The *weight* of a level's loss is its held-out error to the power of
-    −``equalize``: the gradient of a squared error is as large as its root, most of which, at low noise, no training can remove; weighted by 1/√MSE
-    all levels pull alike, and those with large errors do not drown the others (at 1, the weight of a regression with known variances, as in
-    EDM2's learned uncertainty; Karras et al., 2024, arXiv:2312.02696, eq. 14).
+    Two things are set. The *density* of the draws follows the controller. The *weight* of a level's loss is its
+    held-out error to the power of −``equalize``: the gradient of a squared error is as large as its root, most of
+    which, at low noise, no training can remove; weighted by 1/√MSE all levels pull alike, and those with large errors
+    do not drown the others (at 1, the weight of a regression with known variances, as in EDM2's learned uncertainty;
+    Karras et al., 2024, arXiv:2312.02696, eq. 14).
 
-    Nothing is steered before the median over levels of the skill, 1 − MSE/MMSE of the best linear denoiser, has reached ``begin_at_skill``. Until then
-    the error falls fastest where there is least to learn (at high noise ε ≈ z_t), draws or none, and a controller would send nearly all draws there.
+    Nothing is steered before the median over levels of the skill, 1 − MSE/MMSE of the best linear denoiser, has reached
+    ``begin_at_skill``. Until then the error falls fastest where there is least to learn (at high noise ε ≈ z_t), draws
+    or none, and a controller would send nearly all draws there.
 
-    From then on the controller's wish is kept within bounds: no level's density is more than ``max_ratio`` times or less than 1/``max_ratio`` of the mean;
-    the sampler's ``floor`` of all draws stays as it was; it is a moving average; and nothing changes unless at least ``hysteresis`` of
-    the draws would move. The sampler's probabilities sum to 1 and the loss keeps its mean weight of 1, so that the learning rate is what it was.
+    From then on the controller's wish is kept within bounds: no level's density is more than ``max_ratio`` times or
+    less than 1/``max_ratio`` of the mean; the sampler's ``floor`` of all draws stays as it was; it is a moving average;
+    and nothing changes unless at least ``hysteresis`` of the draws would move. The sampler's probabilities sum to 1 and
+    the loss keeps its mean weight of 1, so that the learning rate is what it was.
 
     Each decision is a record "balance" (``METRICS``).
 
-    Unlike every other probe, this one changes training; it costs ``num_draws`` passes at some 17 levels each time. What it looks at is held-out
-    data, which in a strict sense is then no longer held out; the leak is one density over 17 levels.
+    Unlike every other probe, this one changes training; it costs ``num_draws`` passes at some 17 levels each time. What
+    it looks at is held-out data, which in a strict sense is then no longer held out; the leak is one density over 17
+    levels.
 
     Args:
         every_n_steps: optimizer steps between decisions.
@@ -116,8 +123,8 @@ class TimestepBalancer(ProbeCallback):
         super().__init__(every_n_steps)
         if not (0 <= smoothing < 1 and max_ratio > 1 and 0 <= hysteresis < 1):
             raise ConfigurationError(
-                f"TimestepBalancer got smoothing {smoothing}, max_ratio {max_ratio}, hysteresis {hysteresis}; expected 0 <= smoothing < 1, "
-                "max_ratio > 1, 0 <= hysteresis < 1."
+                f"TimestepBalancer got smoothing {smoothing}, max_ratio {max_ratio}, hysteresis {hysteresis}; expected "
+                "0 <= smoothing < 1, max_ratio > 1, 0 <= hysteresis < 1."
             )
         if not 0 <= equalize <= 1:
             raise ConfigurationError(f"TimestepBalancer got equalize {equalize}; expected 0 to 1.")
@@ -127,7 +134,8 @@ class TimestepBalancer(ProbeCallback):
             )
         if num_images < 8 or num_draws < 32 or batch_size < 1:
             raise ConfigurationError(
-                f"TimestepBalancer got num_images {num_images}, num_draws {num_draws}, batch_size {batch_size}; expected at least 8, 32 and 1."
+                f"TimestepBalancer got num_images {num_images}, num_draws {num_draws}, batch_size {batch_size}; "
+                "expected at least 8, 32 and 1."
             )
         self.controller = controller or HeldOutProgress()
         self.num_images, self.num_draws, self.batch_size = num_images, num_draws, batch_size
@@ -147,8 +155,8 @@ class TimestepBalancer(ProbeCallback):
         found = [module for module in pl_module.modules() if isinstance(module, BalancedTimesteps)]
         if len(found) != 1 and not self.dry_run:
             raise ConfigurationError(
-                f"TimestepBalancer steers one BalancedTimesteps, and {type(pl_module).__name__} has {len(found)}; set the model's "
-                "`timesteps: {class_path: ldmprobe.BalancedTimesteps}`, or `dry_run: true`."
+                f"TimestepBalancer steers one BalancedTimesteps, and {type(pl_module).__name__} has {len(found)}; set "
+                "the model's `timesteps: {class_path: ldmprobe.BalancedTimesteps}`, or `dry_run: true`."
             )
         return found[0] if found else None
 

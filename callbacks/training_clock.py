@@ -25,14 +25,17 @@ METRICS = (
 
 
 class TrainingClock(ProbeCallback):
-    """Seconds of training, for comparing methods at equal cost: from the start to the end of every batch (network, optimizer, moving average, an
-    adaptive sampler's own work), and the ``cost_seconds`` of callbacks that are part of training, such as TimestepBalancer. Probes,
-    validation, checkpoints and the reading of batches are left out: they cost every method the same.
+    """Seconds of training, for comparing methods at equal cost: from the start to the end of every batch (network,
+    optimizer, moving average, an adaptive sampler's own work), and the ``cost_seconds`` of callbacks that are part of
+    training, such as TimestepBalancer. Probes, validation, checkpoints and the reading of batches are left out: they
+    cost every method the same.
 
-    On a CPU these are CPU seconds of the process, all its threads together, which a machine that is busy with other things hardly
-    changes; with one thread they are the wall time of an idle one. On a GPU they are wall seconds, its queue empty at both ends.
+    On a CPU these are CPU seconds of the process, all its threads together, which a machine that is busy with other
+    things hardly changes; with one thread they are the wall time of an idle one. On a GPU they are wall seconds, its
+    queue empty at both ends.
 
-    A record "clock" with the scalar ``training_seconds`` is what the weights of that step have cost. A resumed run counts on from its checkpoint.
+    A record "clock" with the scalar ``training_seconds`` is what the weights of that step have cost. A resumed run
+    counts on from its checkpoint.
 
     Args:
         every_n_steps: optimizer steps between records; those of the probes that are to be read against time.
@@ -51,7 +54,8 @@ class TrainingClock(ProbeCallback):
         before = [type(c).__name__ for c in callbacks[: callbacks.index(self)] if isinstance(c, ProbeCallback)]
         if before:
             raise ConfigurationError(
-                f"TrainingClock stands after {', '.join(before)} among the callbacks and would count what is not training; put it first."
+                f"TrainingClock stands after {', '.join(before)} among the callbacks and would count what is not "
+                "training; put it first."
             )
 
     def on_train_batch_start(

@@ -25,11 +25,13 @@ _MOST_WAITING = 1000  # batches
 
 
 class TrainingLoss(ProbeCallback):
-    """Mean unweighted squared ε-error of the training samples since the last record, per band of log-SNR (fixed edges, 1.5 apart).
+    """Mean unweighted squared ε-error of the training samples since the last record, per band of log-SNR (fixed edges,
+    1.5 apart).
 
-    Each sample counts 1/(T p(t)) times, so that the average means the same under any timestep sampler; with the importance-
-    *weighted* loss, a sampler that follows the loss would hide the imbalance it follows. Needs a ``training_step`` that returns
-    ``epsilon_mse``, ``log_snr`` and ``sampling_probability`` per sample, as LatentDiffusion's does.
+    Each sample counts 1/(T p(t)) times, so that the average means the same under any timestep sampler; with the
+    importance- *weighted* loss, a sampler that follows the loss would hide the imbalance it follows. Needs a
+    ``training_step`` that returns ``epsilon_mse``, ``log_snr`` and ``sampling_probability`` per sample, as
+    LatentDiffusion's does.
     """
 
     def __init__(self, every_n_steps: int = 100) -> None:

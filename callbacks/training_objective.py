@@ -18,10 +18,12 @@ from ldmprobe.probing.probe import Ranks
 
 
 class TrainingObjective(ProbeCallback):
-    """Loss weight w(λ), sampling density p(λ) and their product over log-SNR, from the module's ``objective``; no data, no passes.
+    """Loss weight w(λ), sampling density p(λ) and their product over log-SNR, from the module's ``objective``; no data,
+    no passes.
 
-    A record at the start, and another every ``every_n_steps`` and at the end if weights or density differ from the last one's: one record for
-    a fixed weighting and sampler, a history for adaptive or steered samplers and learned weightings.
+    A record at the start, and another every ``every_n_steps`` and at the end if weights or density differ from the last
+    one's: one record for a fixed weighting and sampler, a history for adaptive or steered samplers and learned
+    weightings.
 
     What it finds: ``probing.objective.METRICS`` (docs/METRICS.md).
 
@@ -60,8 +62,9 @@ def _objective_of(pl_module: L.LightningModule) -> TimestepObjective:
     objective = getattr(pl_module, "objective", None)
     if not isinstance(objective, TimestepObjective):
         raise ConfigurationError(
-            f"TrainingObjective shows the `objective` of a module, and {type(pl_module).__name__} has none; give it `self.objective = "
-            "ldmprobe.TimestepObjective(schedule, weighting, sampler)`, or take TrainingObjective out of the callbacks."
+            f"TrainingObjective shows the `objective` of a module, and {type(pl_module).__name__} has none; give it "
+            "`self.objective = ldmprobe.TimestepObjective(schedule, weighting, sampler)`, or take TrainingObjective "
+            "out of the callbacks."
         )
     return objective
 

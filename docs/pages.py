@@ -1,4 +1,5 @@
-"""Pages of the site that are written from the source: the API reference, from the public names, and the tree, from docstrings.
+"""Pages of the site that are written from the source: the API reference, from the public names, and the tree, from
+docstrings.
 
 mkdocs.yml names this file as a hook; it needs nothing of ldmprobe installed.
 """
@@ -29,7 +30,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def public_names() -> dict[str, list[str]]:
-    """Return the public names by the package that defines them, as the stub ``ldmprobe/__init__.pyi`` and the callbacks list them."""
+    """Return the public names by the package that defines them, as the stub ``ldmprobe/__init__.pyi`` and the callbacks
+    list them.
+    """
     names = defaultdict(list)
     for package, name in _IMPORT.findall((ROOT / "ldmprobe" / "__init__.pyi").read_text()):
         names[package].append(f"ldmprobe.{name}")

@@ -1,7 +1,7 @@
 """ldmprobe: train latent diffusion models with Lightning and see, per noise level, what they have learned.
 
-The public names stand in ``__init__.pyi``. Each is imported on first use, so that ``import ldmprobe`` and ``ldmprobe --help``
-do not pay for torch, Lightning and diffusers.
+The public names stand in ``__init__.pyi``. Each is imported on first use, so that ``import ldmprobe`` and ``ldmprobe
+--help`` do not pay for torch, Lightning and diffusers.
 """
 
 import re

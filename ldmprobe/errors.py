@@ -17,7 +17,8 @@ class ConfigurationError(ValueError):
 
 
 def check_numbers(owner: str, at_least: float, at_most: float = math.inf, **numbers: float | None) -> None:
-    """Raise ConfigurationError, naming the first number that is NaN, infinite or out of range; None counts as not given.
+    """Raise ConfigurationError, naming the first number that is NaN, infinite or out of range; None counts as not
+    given.
 
     Args:
         owner: whose arguments they are, for the message.

@@ -38,11 +38,12 @@ def probe(
     batch_size: int = 256,
     seed: int = 0,
 ) -> list[ProbeRecord]:
-    """Probe ``model`` and put the records into ``run_dir/probes``; call it before the first optimizer step and every so many. Training
-    goes on bit-identically. ``ldmprobe.write_report(run_dir)`` makes the page.
+    """Probe ``model`` and put the records into ``run_dir/probes``; call it before the first optimizer step and every so
+    many. Training goes on bit-identically. ``ldmprobe.write_report(run_dir)`` makes the page.
 
-    Data are a Tensor (N, C, H, W), or batches as a DataLoader gives them: Tensors, ``(image, label)``, or dicts with ``image``. What has
-    the model's latent shape is taken as latents; anything else as images in [−1, 1], which the model's codec encodes.
+    Data are a Tensor (N, C, H, W), or batches as a DataLoader gives them: Tensors, ``(image, label)``, or dicts with
+    ``image``. What has the model's latent shape is taken as latents; anything else as images in [−1, 1], which the
+    model's codec encodes.
 
     With several processes, call it on one of them.
 
@@ -50,8 +51,8 @@ def probe(
         model: whose weights are probed as they are now; for a moving average, put that into the network first.
         run_dir: one run's. Records of ``step`` and later, from before a resume, are moved to ``run_dir/superseded``.
         step: optimizer steps taken so far.
-        real: training data, for the ideal curves and all that is compared with them. Read at the first call; what is fitted on it stays in
-            ``run_dir/reference.safetensors``.
+        real: training data, for the ideal curves and all that is compared with them. Read at the first call; what is
+            fitted on it stays in ``run_dir/reference.safetensors``.
         held_out: data that training does not see, in a fixed order, for the denoising probe. Read at every call.
         num_samples: sampled by the DDIM probe, at least 8.
         num_steps: of DDIM.
@@ -64,12 +65,13 @@ def probe(
         The record "ddim", and with held-out data "denoising".
 
     Raises:
-        ConfigurationError: before anything is written: ``step`` is 0 and ``run_dir`` holds a run already; a number is out of range;
-            data are missing, or their latents not shaped like the model's.
+        ConfigurationError: before anything is written: ``step`` is 0 and ``run_dir`` holds a run already; a number is
+            out of range; data are missing, or their latents not shaped like the model's.
     """
     if not isinstance(model, DiffusionModel):
         raise ConfigurationError(
-            f"probe got a {type(model).__name__}; expected `ldmprobe.DiffusionModel(network, scheduler, latent_shape=(C, H, W))`."
+            f"probe got a {type(model).__name__}; expected `ldmprobe.DiffusionModel(network, scheduler, "
+            "latent_shape=(C, H, W))`."
         )
     if held_out is not None and real is None:
         raise ConfigurationError(
@@ -77,7 +79,8 @@ def probe(
         )
     if isinstance(held_out, Iterator):
         raise ConfigurationError(
-            f"held_out is a {type(held_out).__name__}, which can be read only once; give a Tensor, a list of batches or a DataLoader."
+            f"held_out is a {type(held_out).__name__}, which can be read only once; give a Tensor, a list of batches "
+            "or a DataLoader."
         )
     sampling = Sampling(num_samples, num_steps, batch_size=batch_size, seed=seed)
     with locked(run_dir, resuming=step > 0) as folder:
@@ -148,6 +151,7 @@ def _latent_batches(model: DiffusionModel, data: Any, num_images: int, batch_siz
         if tuple(z.shape[1:]) != tuple(model.latent_shape):
             raise ConfigurationError(
                 f"Data of shape {tuple(got.shape[1:])} become latents of shape {tuple(z.shape[1:])}, the model's are "
-                f"{tuple(model.latent_shape)}; give latents of that shape, or images and the model's `codec=ldmprobe.LatentCodec(vae)`."
+                f"{tuple(model.latent_shape)}; give latents of that shape, or images and the model's "
+                "`codec=ldmprobe.LatentCodec(vae)`."
             )
         yield {**batch, "image": z.cpu()}

@@ -44,7 +44,9 @@ def sample_images(model: DiffusionModel, sampling: Sampling) -> Tensor:
 
 
 class OnlyFinite(Analysis):
-    """Finds nothing, but ends a probe whose latents are not finite: of a model that is only looked at there is no record with gaps."""
+    """Finds nothing, but ends a probe whose latents are not finite: of a model that is only looked at there is no
+    record with gaps.
+    """
 
     def begin(self, trajectory: Trajectory) -> None: ...
 
@@ -58,7 +60,8 @@ class OnlyFinite(Analysis):
 def _check_finite(step: SamplingStep) -> None:
     if not bool(step.z_s.isfinite().all()):
         raise ConfigurationError(
-            f"The model's predictions are not finite at t={round(float(step.timestep))}: NaN or Inf in its weights, or too large a guidance scale."
+            f"The model's predictions are not finite at t={round(float(step.timestep))}: NaN or Inf in its weights, or "
+            "too large a guidance scale."
         )
 
 
@@ -90,7 +93,8 @@ def real_latents(
 
     Args:
         dataset, image_column, label_column, image_size: as ``ImageData``'s; the channels are the model's.
-        caption_column: likewise. Without one all images have a text-to-image model's prompt, of which there must be but one.
+        caption_column: likewise. Without one all images have a text-to-image model's prompt, of which there must be but
+            one.
 
     Raises:
         ConfigurationError: no such data, or its latents are not shaped like the model's, or a class or text is missing.
@@ -111,7 +115,8 @@ def real_latents(
     expected = model.codec.image_shape(model.latent_shape)
     if tuple(data.image_shape) != expected:
         raise ConfigurationError(
-            f"The images of {dataset} have shape {tuple(data.image_shape)}, the model's {expected}; set --image-size {expected[-1]}."
+            f"The images of {dataset} have shape {tuple(data.image_shape)}, the model's {expected}; set --image-size "
+            f"{expected[-1]}."
         )
     batches: Iterator[Batch] = data.reference_batches(num_held_out, held_out=True)
     assumed = model.conditioning.assumed(data)

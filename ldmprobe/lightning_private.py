@@ -1,7 +1,8 @@
-"""The private ground of Lightning: every attribute and every entry of a checkpoint that its documentation does not promise.
+"""The private ground of Lightning: every attribute and every entry of a checkpoint that its documentation does not
+promise.
 
-No other file touches these (``tests/test_layers.py``). ``tests/test_lightning_private.py`` tests them for the versions in ``constraints*.txt``; a
-new minor version of Lightning needs these two files looked at, and no others.
+No other file touches these (``tests/test_layers.py``). ``tests/test_lightning_private.py`` tests them for the versions
+in ``constraints*.txt``; a new minor version of Lightning needs these two files looked at, and no others.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def validates_by_time(trainer: L.Trainer) -> bool:
 
 
 def allow_early_stop(trainer: L.Trainer) -> None:
-    """Undo the ``min_epochs`` of 1 that Lightning derives from ``min_steps``: in an endless epoch, nothing would ever stop training early."""
+    """Undo the ``min_epochs`` of 1 that Lightning derives from ``min_steps``: in an endless epoch, nothing would ever
+    stop training early.
+    """
     if trainer.min_steps is not None and trainer.fit_loop.min_epochs == 1:
         trainer.fit_loop.min_epochs = 0
 
@@ -93,7 +96,9 @@ def pending_row(trainer: L.Trainer) -> dict[str, float]:
 
 
 def ended_between_batches(trainer: L.Trainer) -> bool:
-    """Return whether an exception came neither within the end of a batch, where ModelCheckpoint saves, nor after an epoch."""
+    """Return whether an exception came neither within the end of a batch, where ModelCheckpoint saves, nor after an
+    epoch.
+    """
     progress = trainer.fit_loop.state_dict()
     epochs = progress["epoch_progress"]["current"]
     return not in_batch_end(progress["epoch_loop.batch_progress"]) and epochs["processed"] != epochs["ready"]
@@ -132,7 +137,9 @@ class LoopState:
         return int(self._state["_batches_that_stepped"])
 
     def validation_due(self, trainer: L.Trainer) -> bool:
-        """Return whether Lightning validates after this batch; known for intervals in batches, of the whole training or of an epoch."""
+        """Return whether Lightning validates after this batch; known for intervals in batches, of the whole training or
+        of an epoch.
+        """
         interval, every_n_epochs = trainer.val_check_batch, trainer.check_val_every_n_epoch
         if not trainer.enable_validation or not isinstance(interval, int):
             return False
@@ -151,7 +158,9 @@ class LoopState:
         self._state["_batches_that_stepped"] -= stepped
 
     def begin_validation(self) -> None:
-        """Make the state one that was saved in the first batch of a validation: Lightning goes back and validates before it trains."""
+        """Make the state one that was saved in the first batch of a validation: Lightning goes back and validates
+        before it trains.
+        """
         self._validation["total"].update(ready=1, started=1, processed=0, completed=0)
         self._validation["current"].update(ready=0, started=0, processed=0, completed=0)
         self._validation["is_last_batch"] = False

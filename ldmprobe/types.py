@@ -18,7 +18,8 @@ Rows = Any
 """A dataset of Hugging Face, in memory (`datasets.Dataset`) or streamed (`datasets.IterableDataset`)."""
 
 Component = Any
-"""A pipeline of diffusers, one of its parts or their configuration: which attributes it has, its class decides, which is known when it runs."""
+"""A pipeline of diffusers, one of its parts or their configuration: which attributes it has, its class decides, which
+is known when it runs."""
 
 
 def is_table(rows: Rows) -> bool:

@@ -3,10 +3,11 @@
     python scripts/bench_growth.py            (300 probes of the demo's network; half an hour on two cores)
     python scripts/bench_growth.py --quick    (60 probes of a smaller one; under three minutes)
 
-One run with DDIMProbe and DenoisingProbe at every step and large samples, logged to W&B (offline), TensorBoard and CSV. From its first 10,
-30, 100, … records pages are written, and runs of so many compared, each in a process of its own. For each number of probes n: the median over
-the probes from n/2 to n, and of the larger half of the numbers the exponent of n that fits them; 0 is a cost that does not grow. Seconds are
-the process's CPU seconds, which other work on the machine hardly changes. Fails if logging or memory grow, or a page is too large.
+One run with DDIMProbe and DenoisingProbe at every step and large samples, logged to W&B (offline), TensorBoard and CSV.
+From its first 10, 30, 100, … records pages are written, and runs of so many compared, each in a process of its own. For
+each number of probes n: the median over the probes from n/2 to n, and of the larger half of the numbers the exponent of
+n that fits them; 0 is a cost that does not grow. Seconds are the process's CPU seconds, which other work on the machine
+hardly changes. Fails if logging or memory grow, or a page is too large.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def timed(owner: object, name: str, seconds: list[float]) -> Iterator[None]:
 
 
 def soak(folder: Path, number: int, pixels: int, quick: bool) -> dict[str, list[float]]:
-    """Probe ``number`` times; of each time the CPU seconds of the probes and of what the loggers made of them, and the memory in MB."""
+    """Probe ``number`` times; of each time the CPU seconds of the probes and of what the loggers made of them, and the
+    memory in MB."""
     import lightning as L
     from diffusers import UNet2DModel
     from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
@@ -146,7 +148,8 @@ def peak_megabytes() -> float:
 
 
 def exponent(numbers: list[int], costs: list[float]) -> float:
-    """Of the power of the number that fits the costs, over the larger half of the numbers: the smaller tell of the start."""
+    """Of the power of the number that fits the costs, over the larger half of the numbers: the smaller tell of the
+    start."""
     half = slice(len(numbers) // 2 - 1, None)
     return float(np.polyfit(np.log(numbers[half]), np.log(costs[half]), 1)[0])
 

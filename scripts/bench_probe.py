@@ -3,7 +3,8 @@
     python scripts/bench_probe.py            (ten minutes on two cores)
     python scripts/bench_probe.py --quick    (two)
 
-1. whole probe, all analyses, record on disk ÷ the bare passes it makes, timed inside it (demo's U-Net; 4×64×64, as Stable Diffusion's, small U-Net)
+1. whole probe, all analyses, record on disk ÷ the bare passes it makes, timed inside it (demo's U-Net; 4×64×64, as
+  Stable Diffusion's, small U-Net)
 2. scikit-learn PCA + scipy KL on stored trajectories ÷ the same on the stream by ours, D = 16,384
 3. exponent of the analyses' time in N and in S; peak memory at S = 10 and 100
 """
@@ -91,7 +92,8 @@ def timed(work: Callable[[], object]) -> float:
 
 
 class Timed(nn.Module):
-    """A network that adds up the seconds spent in it: the probe's bare passes, timed in the very run that they are part of."""
+    """A network that adds up the seconds spent in it: the probe's bare passes, timed in the very run that they are part
+    of."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -120,14 +122,15 @@ def overhead(
 
         ratios.append(timed(whole) / passes.seconds)
     print(
-        f"| {name}, N={n}, S={steps}: whole probe ÷ its bare passes | {np.median(ratios):.3f} ({min(ratios):.3f}…{max(ratios):.3f}) |",
+        f"| {name}, N={n}, S={steps}: whole probe ÷ its bare passes | {np.median(ratios):.3f} "
+        f"({min(ratios):.3f}…{max(ratios):.3f}) |",
         flush=True,
     )
 
 
 def against_libraries(n: int, steps: int) -> None:
-    """Ours on the stream against what one would write on stored trajectories: PCA of each step, histogram KL of each direction; and the same
-    with the intervals that ours have, by leaving out each of 32 groups of trajectories."""
+    """Ours on the stream against what one would write on stored trajectories: PCA of each step, histogram KL of each
+    direction; and the same with the intervals that ours have, by leaving out each of 32 groups of trajectories."""
     shape = (4, 64, 64)
     model, reference, _ = setting(Free(), shape)
     kept = [StepKL(), PCAScatter()]
@@ -153,7 +156,8 @@ def against_libraries(n: int, steps: int) -> None:
     for what, intervals in (("without intervals", False), ("with jackknife intervals, as ours", True)):
         ratio = timed(lambda intervals=intervals: libraries(intervals)) / ours  # type: ignore[misc]
         print(
-            f"| D=16384, N={n}, S={steps}: scikit-learn PCA + scipy KL on stored trajectories, {what}, ÷ ours | {ratio:.1f} |",
+            f"| D=16384, N={n}, S={steps}: scikit-learn PCA + scipy KL on stored trajectories, {what}, ÷ ours | "
+            f"{ratio:.1f} |",
             flush=True,
         )
 

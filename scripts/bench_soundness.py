@@ -4,16 +4,17 @@
     python scripts/bench_soundness.py estimators                       (five minutes on two cores)
     python scripts/bench_soundness.py optimum                          (three minutes on two cores)
     python scripts/bench_soundness.py perfect --seeds 3                (ten minutes on two cores)
-    python scripts/bench_soundness.py faults --data digits --seeds 5 --healthy 8 --out runs/faults       (quarter of an hour a data set)
-    python scripts/bench_soundness.py faults --data PARQUET_FOLDER --image-column img --out runs/faults
+    python scripts/bench_soundness.py faults --data digits --seeds 5 --healthy 8 --out runs/faults       (quarter of an
+    hour a data set) python scripts/bench_soundness.py faults --data PARQUET_FOLDER --image-column img --out runs/faults
     python scripts/bench_soundness.py single                           (five minutes on two cores)
 
 golden      our sampling path and closed forms against diffusers with the exact denoiser of Gaussian data
 estimators  bias and coverage of the KL, over sample numbers, dimensions, truths, spectra and tails
-optimum     what the finite number of real latents adds to a perfect denoiser's skill, without the noise of held-out draws
-perfect     perfect denoisers of Gaussian data, over spectra, dimensions and sizes of the reference: is any accused?
-faults      planted faults: is each detected (z ≥ 3 against healthy runs' own spread) and located in the right band of log-SNR?
-single      faults put into a perfect denoiser: does the header of one probe of one run tell of them, and of none where there are none?
+optimum     what the finite number of real latents adds to a perfect denoiser's skill, without the noise of held-out
+draws perfect     perfect denoisers of Gaussian data, over spectra, dimensions and sizes of the reference: is any
+accused? faults      planted faults: is each detected (z ≥ 3 against healthy runs' own spread) and located in the right
+band of log-SNR? single      faults put into a perfect denoiser: does the header of one probe of one run tell of them,
+and of none where there are none?
 """
 
 from __future__ import annotations
@@ -176,7 +177,8 @@ def estimators(repeats: int) -> None:
 def estimate_row(form: str, spectrum: str, tails: str, n: int, d: int, truth: float, rounds: int) -> None:
     generator = torch.Generator().manual_seed(n * 1_000_003 + d * 31 + int(truth * 10))
     scale = torch.ones(d) if spectrum == "white" else torch.arange(1, d + 1).float() ** -0.5
-    # The KL is shared evenly over directions: ½(r − 1 − ln r) = truth/D, with the samples of one side r times the other's variance.
+    # The KL is shared evenly over directions: ½(r − 1 − ln r) = truth/D, with the samples of one side r times the
+    # other's variance.
     ratio = 1.0 if truth == 0 else brentq(lambda r: 0.5 * (r - 1 - np.log(r)) - truth / d, 1.0, 1e6)
     rho = 0.99
     found, covered, raw = [], [], []
@@ -201,8 +203,8 @@ def estimate_row(form: str, spectrum: str, tails: str, n: int, d: int, truth: fl
     error = np.std(found) / rounds**0.5
     bias = f"{np.mean(found) - truth:+.3g} ± {1.96 * error:.1g}"
     print(
-        f"| {form} | {spectrum} | {tails} | {n} | {d} | {truth:g} | {np.mean(found):.4g} | {bias} | {np.mean(covered):.2f} of {rounds} | "
-        f"{np.mean(raw):.3g} |",
+        f"| {form} | {spectrum} | {tails} | {n} | {d} | {truth:g} | {np.mean(found):.4g} | {bias} | "
+        f"{np.mean(covered):.2f} of {rounds} | {np.mean(raw):.3g} |",
         flush=True,
     )
 
@@ -284,10 +286,11 @@ def perfect_probes(
 
 
 def optimum(seeds: int) -> None:
-    """Print what the reference adds to a perfect denoiser's skill: its skill beside the estimated optimum, 1 − MMSE/estimate, where
-    beside the true one it is 0."""
+    """Print what the reference adds to a perfect denoiser's skill: its skill beside the estimated optimum, 1 −
+    MMSE/estimate, where beside the true one it is 0."""
     print(
-        "| spectrum | D | N/D | mean over seeds (standard error) | root mean square of one | levels whose interval holds the truth |"
+        "| spectrum | D | N/D | mean over seeds (standard error) | root mean square of one | levels whose interval "
+        "holds the truth |"
     )
     print("|---" * 6 + "|")
     levels = torch.arange(-5.25, 7.1, BAND_WIDTH / 4, dtype=torch.float64)
@@ -316,10 +319,12 @@ def optimum(seeds: int) -> None:
 
 
 def perfect(seeds: int) -> None:
-    """A level is accused where the interval of its skill lies below 0. The rows with N/D below 2 have levels at which the latents cannot tell
-    the linear optimum: there the interval holds all that is possible. Steps whose ideal the reference cannot tell from 0 are left out."""
+    """A level is accused where the interval of its skill lies below 0. The rows with N/D below 2 have levels at which
+    the latents cannot tell the linear optimum: there the interval holds all that is possible. Steps whose ideal the
+    reference cannot tell from 0 are left out."""
     print(
-        "| spectrum | D | N/D | skill, mean over seeds | levels accused | praised | KL ÷ ideal | gap − ideal | levels accused |"
+        "| spectrum | D | N/D | skill, mean over seeds | levels accused | praised | KL ÷ ideal | gap − ideal | levels "
+        "accused |"
     )
     print("|---" * 9 + "|")
     total = np.zeros(3)
@@ -344,8 +349,9 @@ def perfect(seeds: int) -> None:
                     np.ma.masked_invalid(gaps).mean(0),
                 )
                 print(
-                    f"| {spectrum} | {np.prod(shape)} | {per_dimension:g} | {mean.min():+.3f} … {mean.max():+.3f} | {low:.1%} | {middle:.1%} "
-                    f"| {ratio.min():.3f} … {ratio.max():.3f} | {np.abs(gap_mean).max():.4f} | {praised:.1%} |",
+                    f"| {spectrum} | {np.prod(shape)} | {per_dimension:g} | {mean.min():+.3f} … {mean.max():+.3f} | "
+                    f"{low:.1%} | {middle:.1%} | {ratio.min():.3f} … {ratio.max():.3f} | {np.abs(gap_mean).max():.4f} "
+                    f"| {praised:.1%} |",
                     flush=True,
                 )
     print(
@@ -468,12 +474,12 @@ def images(batches: Iterator[dict[str, Any]]) -> Iterator[Tensor]:
 
 
 def judge(args: argparse.Namespace) -> None:
-    """A run is flagged where its z is at least 3, by each witness; located where the noise level that speaks loudest is in the planted band."""
+    """A run is flagged where its z is at least 3, by each witness; located where the noise level that speaks loudest is
+    in the planted band."""
     healthy = [read(args, "healthy", seed) for seed in range(args.healthy)]
     print(
-        f"\n| {Path(args.data).name}: fault | runs | detected | located | median z | raw step KL: flagged | located | training loss: flagged |\n"
-        + "|---" * 8
-        + "|"
+        f"\n| {Path(args.data).name}: fault | runs | detected | located | median z | raw step KL: flagged | located | "
+        "training loss: flagged |\n" + "|---" * 8 + "|"
     )
     for fault in ("healthy", *STARVED, *AT_PROBE):
         planted = STARVED.get(fault, FAULT_BAND)
@@ -517,8 +523,9 @@ LOSS: dict[str, Any] = {"training_loss": (np.log, True)}
 def verdict(
     run: dict[str, Any], healthy: list[dict[str, Any]], witnesses: dict[str, Any], planted: tuple[int, int]
 ) -> tuple[float, bool, bool]:
-    """(z, flagged, located). Each band of log-SNR of each measure is held against healthy runs by Student's t; z is the normal deviate of the
-    smallest p-value, times the number of values looked at (Bonferroni): a healthy run passes 3 once in 400 times."""
+    """(z, flagged, located). Each band of log-SNR of each measure is held against healthy runs by Student's t; z is the
+    normal deviate of the smallest p-value, times the number of values looked at (Bonferroni): a healthy run passes 3
+    once in 400 times."""
     low, high = planted
     smallest, count, inside = 1.0, 0, False
     for metric, (scale, two_sided) in witnesses.items():
@@ -561,11 +568,11 @@ SINGLE_FAULTS = (
 
 
 def single(runs: int, healthy: int) -> None:
-    """What the header says of one probe of one run: a perfect denoiser of clustered data, and the same with a fault in a band of timesteps."""
+    """What the header says of one probe of one run: a perfect denoiser of clustered data, and the same with a fault in
+    a band of timesteps."""
     print(
-        "| fault in t = 200 … 500 | runs | told of | in the headline | all that is named is where it was planted | by R alone, as before |\n"
-        + "|---" * 6
-        + "|"
+        "| fault in t = 200 … 500 | runs | told of | in the headline | all that is named is where it was planted | by "
+        "R alone, as before |\n" + "|---" * 6 + "|"
     )
     for fault in SINGLE_FAULTS:
         told = np.array([single_run(fault, seed) for seed in range(healthy if fault == "none" else runs)])
@@ -574,7 +581,8 @@ def single(runs: int, healthy: int) -> None:
 
 
 def single_run(fault: str, seed: int) -> tuple[bool, bool, bool, bool]:
-    """Whether the header tells of a fault; in its headline; names none but planted levels; and whether R in bands, as before, would have."""
+    """Whether the header tells of a fault; in its headline; names none but planted levels; and whether R in bands, as
+    before, would have."""
     generator = torch.Generator().manual_seed(seed)
     data = Clusters(10, generator)
     schedule = as_schedule(stable_diffusion_scheduler())

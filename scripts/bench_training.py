@@ -1,17 +1,18 @@
-"""Time and memory per training step of a text-to-image model, side by side: diffusers' own example loop, LatentDiffusion, and LatentDiffusion from the
-latent cache.
+"""Time and memory per training step of a text-to-image model, side by side: diffusers' own example loop,
+LatentDiffusion, and LatentDiffusion from the latent cache.
 
     python scripts/bench_training.py                          (five minutes)
     python scripts/bench_training.py --quick                  (one)
     python scripts/bench_training.py --like stable-diffusion  (ten)
 
-The example is the loop of diffusers' examples/text_to_image/train_text_to_image.py: accelerate, AdamW, EMAModel, clipping at norm 1, a frozen autoencoder and CLIP
-text model that encode each batch. Model, data, batch size, optimizer, thread and precision are the same; each measurement is a process of its own, in turn, and
-ratios are taken within a round.
+The example is the loop of diffusers' examples/text_to_image/train_text_to_image.py: accelerate, AdamW, EMAModel,
+clipping at norm 1, a frozen autoencoder and CLIP text model that encode each batch. Model, data, batch size, optimizer,
+thread and precision are the same; each measurement is a process of its own, in turn, and ratios are taken within a
+round.
 
-The autoencoder is built as Stable Diffusion's, in float32 and at ¼ of its width. How much the cache saves hangs on how large the U-Net is beside it: "small" has three
-levels at some ⅛ of Stable Diffusion's width, on images of 64 pixels; "stable-diffusion" is built as Stable Diffusion's 1.5, like the autoencoder at ¼ of its width,
-on images of 512.
+The autoencoder is built as Stable Diffusion's, in float32 and at ¼ of its width. How much the cache saves hangs on how
+large the U-Net is beside it: "small" has three levels at some ⅛ of Stable Diffusion's width, on images of 64 pixels;
+"stable-diffusion" is built as Stable Diffusion's 1.5, like the autoencoder at ¼ of its width, on images of 512.
 """
 
 from __future__ import annotations

@@ -1,11 +1,12 @@
 """Trains a small AutoencoderKL on any dataset of images; made the digits autoencoder that ships with ldmprobe.
 
-    python scripts/build_autoencoder.py --dataset builtin:digits --out ldmprobe/models/digits_autoencoder     # four minutes, two cores
-    python scripts/build_autoencoder.py --dataset PATH_OR_HUB_ID --image-column img --latent-channels 4 --width 16 32 48 --out DIR
+    python scripts/build_autoencoder.py --dataset builtin:digits --out ldmprobe/models/digits_autoencoder     # four
+    minutes, two cores python scripts/build_autoencoder.py --dataset PATH_OR_HUB_ID --image-column img --latent-channels
+    4 --width 16 32 48 --out DIR
 
-Each width after the first halves the size, so that three of them take 32×32 pixels to latents of 8×8. It is trained by squared error
-and a small KL on training rows alone (the held-out rows only measure it) and stored in half precision with its latents' measured scale
-and shift: a folder for LatentCodec.
+Each width after the first halves the size, so that three of them take 32×32 pixels to latents of 8×8. It is trained by
+squared error and a small KL on training rows alone (the held-out rows only measure it) and stored in half precision
+with its latents' measured scale and shift: a folder for LatentCodec.
 """
 
 from __future__ import annotations

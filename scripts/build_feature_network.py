@@ -1,7 +1,9 @@
-"""Trains a feature network: a small classifier, in whose features sets of images are compared. Made those that ship with ldmprobe.
+"""Trains a feature network: a small classifier, in whose features sets of images are compared. Made those that ship
+with ldmprobe.
 
-    python scripts/build_feature_network.py --dataset builtin:digits --width 8 16 32 64 --steps 800 --out ldmprobe/features/digits
-    python scripts/build_feature_network.py --dataset CIFAR10 --image-column img --flip --steps 3000 --out ldmprobe/features/cifar10
+    python scripts/build_feature_network.py --dataset builtin:digits --width 8 16 32 64 --steps 800 --out
+    ldmprobe/features/digits python scripts/build_feature_network.py --dataset CIFAR10 --image-column img --flip --steps
+    3000 --out ldmprobe/features/cifar10
 
 The held-out rows only measure it. Training images are shifted by up to two pixels and given a little noise.
 """

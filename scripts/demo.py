@@ -2,7 +2,8 @@
 
     make demo          (or: python scripts/demo.py)
 
-About five minutes on two cores. Everything is in ``runs/digits/``; an earlier demo there is moved aside, never overwritten.
+About five minutes on two cores. Everything is in ``runs/digits/``; an earlier demo there is moved aside, never
+overwritten.
 """
 
 from __future__ import annotations

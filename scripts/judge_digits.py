@@ -2,9 +2,9 @@
 
     python scripts/judge_digits.py runs/digits/checkpoints/last.ckpt
 
-A small neural network is trained on the real training digits (8×8). Of 500 samples, how many does it recognize with p > 0.9, and is the
-class the one that was asked for? Real held-out digits set the scale. Nearest-neighbor distances to training digits tell
-memorizing from generating: copies would be much nearer than real held-out digits are.
+A small neural network is trained on the real training digits (8×8). Of 500 samples, how many does it recognize with p >
+0.9, and is the class the one that was asked for? Real held-out digits set the scale. Nearest-neighbor distances to
+training digits tell memorizing from generating: copies would be much nearer than real held-out digits are.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ def judge(checkpoint: str, num_samples: int, guidance_scale: float, seed: int) -
     print(f"{'recognized with p > 0.9':34}{sure:>11.1%}   {real_sure:>10.1%}")
     print(f"{'label right':34}{right:>11.1%}   {real_right:>10.1%}")
     print(
-        f"{'distance to nearest training digit':34}{np.median(distance):>11.2f}   {np.median(real_distance):>10.2f}   (median)"
+        f"{'distance to nearest training digit':34}{np.median(distance):>11.2f}   {np.median(real_distance):>10.2f}   "
+        "(median)"
     )
     print(f"{'':34}{np.quantile(distance, 0.05):>11.2f}   {np.quantile(real_distance, 0.05):>10.2f}   (5 % quantile)")
     passed = sure >= 0.90 and right >= 0.95 and np.median(distance) > 0.7 * np.median(real_distance)

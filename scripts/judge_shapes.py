@@ -3,9 +3,9 @@
     python scripts/judge_shapes.py runs/shapes_class/checkpoints/last.ckpt
     python scripts/judge_shapes.py runs/shapes_text/checkpoints/last.ckpt --shapes cross heart --colors orange pink
 
-A small network learns shape and color from real images of every shape and color there is (also those that the model never saw), at
-the model's image size. Samples are asked for by class, or by captions such as "a small red circle on the left"; how many does it read
-as what was asked for? Real images that it has not seen set the scale.
+A small network learns shape and color from real images of every shape and color there is (also those that the model
+never saw), at the model's image size. Samples are asked for by class, or by captions such as "a small red circle on the
+left"; how many does it read as what was asked for? Real images that it has not seen set the scale.
 """
 
 from __future__ import annotations
@@ -66,13 +66,15 @@ def ask(model: DiffusionModel, rows: Any) -> Tensor:
         sys.exit(f"The model has {conditioning.label}; expected one of labels or captions.")
     if conditioning.spec["num_classes"] != len(names):
         sys.exit(
-            f"The model has {conditioning.spec['num_classes']} classes, shapes and colors make {len(names)}; set --shapes and --colors."
+            f"The model has {conditioning.spec['num_classes']} classes, shapes and colors make {len(names)}; set "
+            "--shapes and --colors."
         )
     return _numbers([names[i % len(names)] for i in range(len(rows))])
 
 
 def train_classifier(size: int, num_images: int = 4000, num_steps: int = 400) -> Any:
-    """A function from images (N, 3, size, size) in [−1, 1] to what it reads in them, (N, 2): numbers of shape and color."""
+    """A function from images (N, 3, size, size) in [−1, 1] to what it reads in them, (N, 2): numbers of shape and
+    color."""
     rows = load_builtin("shapes", num_images=num_images, size=size, seed=_TRAINING, shapes=SHAPES, colors=list(COLORS))
     images, numbers = pixels(rows), labels(rows)
     generator = torch.Generator().manual_seed(0)

@@ -1,9 +1,10 @@
-"""The two figures of Roh et al., from a trained model: PCA scatters of the latents, and their KL around each denoiser pass.
+"""The two figures of Roh et al., from a trained model: PCA scatters of the latents, and their KL around each denoiser
+pass.
 
 The second also shows what the paper does not: what a perfect model would do.
 
-    python scripts/paper_figures.py runs/digits/checkpoints/last.ckpt --data builtin:digits --label-column label --image-size 32 --out figures
-    python scripts/paper_figures.py PIPELINE_FOLDER_OR_HUB_ID --out figures
+    python scripts/paper_figures.py runs/digits/checkpoints/last.ckpt --data builtin:digits --label-column label
+    --image-size 32 --out figures python scripts/paper_figures.py PIPELINE_FOLDER_OR_HUB_ID --out figures
 
 Without ``--data`` the principal components are those of the samples themselves and there is no ideal curve.
 """

@@ -1,9 +1,11 @@
-"""Which features should the calibration residual regress on? Power on starved bands against honesty on a linear optimum.
+"""Which features should the calibration residual regress on? Power on starved bands against honesty on a linear
+optimum.
 
     python scripts/residual_features.py HEALTHY_CHECKPOINT STARVED_CHECKPOINT
 
-(the two runs of scripts/healthy_vs_starved.py). For each feature set: R at a few levels of both models, and of the exact denoiser of
-Gaussian data with the same covariance, where anything above 0 would be a false alarm. Cross-fitted over 8 folds of images.
+(the two runs of scripts/healthy_vs_starved.py). For each feature set: R at a few levels of both models, and of the
+exact denoiser of Gaussian data with the same covariance, where anything above 0 would be a false alarm. Cross-fitted
+over 8 folds of images.
 """
 
 from __future__ import annotations

@@ -1,21 +1,23 @@
-"""Trains several methods with several seeds and lays them side by side: a table with intervals and paired tests, and two figures.
+"""Trains several methods with several seeds and lays them side by side: a table with intervals and paired tests, and
+two figures.
 
     python scripts/reweighting_study.py configs/studies/digits.yaml --out runs/digits_study
     python scripts/reweighting_study.py STUDY.yaml --out DIR --processes 2 -- --data.init_args.dataset PATH
 
 A study is one YAML:
 
-    base: [digits_base.yaml]      # configurations of `ldmprobe fit`, beside the study; with DenoisingProbe, SampleQuality, TrainingClock
-    baseline: uniform
+    base: [digits_base.yaml]      # configurations of `ldmprobe fit`, beside the study; with DenoisingProbe,
+    SampleQuality, TrainingClock baseline: uniform
     seeds: [0, 1, 2]
     methods:                      # name: what is added to the base, itself a configuration of `ldmprobe fit`
       uniform: {}
       min-snr-5: {model: {init_args: {weighting: {class_path: ldmprobe.MinSNR}}}}
 
-Each run is a process of its own with one thread, in DIR/runs/METHOD/seed-K; everything after `--` is handed to each of them. A seed is that of
-the weights, of noise and timesteps and of the order of images, the same for all methods. The same command goes on where it was stopped:
-finished runs are not repeated, killed ones continue from their checkpoint. A run that fails ends no other; it is told with the end of its log, the
-tables are made without it, and the exit code is 1. Written are DIR/table.md, study.parquet, pareto.png and curves.png.
+Each run is a process of its own with one thread, in DIR/runs/METHOD/seed-K; everything after `--` is handed to each of
+them. A seed is that of the weights, of noise and timesteps and of the order of images, the same for all methods. The
+same command goes on where it was stopped: finished runs are not repeated, killed ones continue from their checkpoint. A
+run that fails ends no other; it is told with the end of its log, the tables are made without it, and the exit code is
+1. Written are DIR/table.md, study.parquet, pareto.png and curves.png.
 """
 
 from __future__ import annotations
@@ -50,7 +52,8 @@ _LOG_LINES = 15
 
 @dataclass(frozen=True)
 class Plan:
-    """A study as its YAML gives it; ``methods`` holds what each adds to ``base``, ``arguments`` what is handed to every run."""
+    """A study as its YAML gives it; ``methods`` holds what each adds to ``base``, ``arguments`` what is handed to every
+    run."""
 
     path: Path
     base: list[Path]
@@ -106,8 +109,8 @@ def read_plan(path: Path, arguments: list[str]) -> Plan:
     for name, settings in methods.items():
         if not _NAME.fullmatch(str(name)) or not isinstance(settings, dict):
             raise ConfigurationError(
-                f"{path} has the method {name!r}: {settings!r}; expected a name of letters, digits and . + - _, and a configuration ({{}} "
-                "for none)."
+                f"{path} has the method {name!r}: {settings!r}; expected a name of letters, digits and . + - _, and a "
+                f"configuration ({{}} for none)."
             )
     if given["baseline"] not in methods:
         raise ConfigurationError(
@@ -141,7 +144,8 @@ def _refuse_changed(folder: Path, text: str) -> None:
     if differing:
         told = "; ".join(f"{key}: {was}, now {now}" for key, (was, now) in differing.items())
         raise ConfigurationError(
-            f"{folder} holds runs with other settings ({told}). Set them back, move that folder away, or choose another --out."
+            f"{folder} holds runs with other settings ({told}). Set them back, move that folder away, or choose "
+            "another --out."
         )
 
 

@@ -1,10 +1,11 @@
-"""A planted imbalance and its repair: timesteps below 150 are drawn a hundred times less often, then TimestepBalancer takes over.
+"""A planted imbalance and its repair: timesteps below 150 are drawn a hundred times less often, then TimestepBalancer
+takes over.
 
     python scripts/starved_repaired.py --out docs/starved_repaired.png
 
-Trains the network of configs/studies/digits_base.yaml for 800 steps with the starved band (the balancer only watches), and from that
-checkpoint 800 more, once left alone and once balanced; into runs/starved_left and runs/starved_balanced (seven minutes on two cores; runs that are
-there already are used).
+Trains the network of configs/studies/digits_base.yaml for 800 steps with the starved band (the balancer only watches),
+and from that checkpoint 800 more, once left alone and once balanced; into runs/starved_left and runs/starved_balanced
+(seven minutes on two cores; runs that are there already are used).
 """
 
 from __future__ import annotations
@@ -108,7 +109,8 @@ if __name__ == "__main__":
     for name, store in runs.items():
         records = {record.step: record for record in store.read("denoising")}
         told = ", ".join(
-            f"step {step:,}: {records[step].scalars['denoising_bound_nats']:.1f} nats, error of the starved levels {error_in_band(records[step]):.3f}"
+            f"step {step:,}: {records[step].scalars['denoising_bound_nats']:.1f} nats, error of the starved levels "
+            f"{error_in_band(records[step]):.3f}"
             for step in (BEFORE, AFTER)
         )
         print(f"{name}: {told}")

@@ -7,7 +7,8 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-# Libraries' log handlers keep the standard error that they find when they are imported: here one that outlives each test.
+# Libraries' log handlers keep the standard error that they find when they are imported: here one that outlives each
+# test.
 import datasets  # noqa: F401
 import diffusers  # noqa: F401
 import lightning  # noqa: F401

@@ -1,4 +1,5 @@
-"""A user's own parts, one class for each thing that can be added to ldmprobe, with imports of its public names alone."""
+"""A user's own parts, one class for each thing that can be added to ldmprobe, with imports of its public names
+alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""One tiny pipeline of each family, with random weights, of diffusers' and transformers' own classes: tokenizers included."""
+"""One tiny pipeline of each family, with random weights, of diffusers' and transformers' own classes: tokenizers
+included."""
 
 from __future__ import annotations
 

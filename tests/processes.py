@@ -1,4 +1,5 @@
-"""Processes of their own, forked from a server that has imported everything once: a start costs a tenth of a second instead of ten."""
+"""Processes of their own, forked from a server that has imported everything once: a start costs a tenth of a second
+instead of ten."""
 
 from __future__ import annotations
 
@@ -25,7 +26,8 @@ SERVER.set_forkserver_preload(
 
 
 def start(target: Callable[..., int | None], *arguments: object, output: Path, **environment: str) -> BaseProcess:
-    """Call ``target(*arguments)`` in a process whose output goes into a file and whose exit code is what the call returns."""
+    """Call ``target(*arguments)`` in a process whose output goes into a file and whose exit code is what the call
+    returns."""
     everything = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
     process = SERVER.Process(target=_child, args=(target, arguments, str(output), os.getcwd(), everything))
     process.start()
@@ -56,7 +58,8 @@ def _child(
 def start_ranks(
     number: int, target: Callable[..., int | None], *arguments: object, output: Path, per_node: int = 0
 ) -> list[BaseProcess]:
-    """Start one process per rank, in the environment that a launcher gives each, all on one node unless ``per_node`` says otherwise."""
+    """Start one process per rank, in the environment that a launcher gives each, all on one node unless ``per_node``
+    says otherwise."""
     per_node = per_node or number
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -76,7 +79,8 @@ def _rank(rank: int, target: Callable[..., int | None], *arguments: object) -> i
 
 
 def finish(*processes: BaseProcess, timeout: float = 300) -> list[int | None]:
-    """Return the exit codes (−n for a process that signal n ended, None for one that never ended), and leave no process behind."""
+    """Return the exit codes (−n for a process that signal n ended, None for one that never ended), and leave no process
+    behind."""
     end = time.monotonic() + timeout
     for process in processes:
         process.join(max(0, end - time.monotonic()))

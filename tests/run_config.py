@@ -17,7 +17,8 @@ def unet(**settings: Any) -> dict[str, Any]:
 
 
 def stateful_run(model: dict[str, Any], data: dict[str, Any], **trainer: Any) -> dict[str, Any]:
-    """A run with all that has a state: two batches to a step, dropout, a moving average, a learning-rate schedule, validation."""
+    """A run with all that has a state: two batches to a step, dropout, a moving average, a learning-rate schedule,
+    validation."""
     defaults = {
         "network": unet(size=4, dropout=0.1),
         "optimizer": component("torch.optim.AdamW", lr=1e-3),

@@ -1,4 +1,5 @@
-"""The site: every page is linked, every link leads somewhere, every module says what it is for, every public name is documented."""
+"""The site: every page is linked, every link leads somewhere, every module says what it is for, every public name is
+documented."""
 
 import re
 import runpy

@@ -1,5 +1,6 @@
-"""Everything that can be added, added from outside the package at once (tests/own_parts.py): a noise process, a prediction, a sampler, a guidance,
-a conditioning with a column of its own, a data source, a weighting, an analysis with its Metric table. A YAML trains with them, and every command works."""
+"""Everything that can be added, added from outside the package at once (tests/own_parts.py): a noise process, a
+prediction, a sampler, a guidance, a conditioning with a column of its own, a data source, a weighting, an analysis with
+its Metric table. A YAML trains with them, and every command works."""
 
 import math
 

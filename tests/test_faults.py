@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 class Failing(DDIMProbe):
-    """Raises ``error()`` half-way through sampling, in eval mode and with the random state advanced, at the steps ``at``."""
+    """Raises ``error()`` half-way through sampling, in eval mode and with the random state advanced, at the steps
+    ``at``."""
 
     def __init__(self, error, at):
         super().__init__(every_n_steps=1, num_samples=16, num_steps=4, num_reference=256)
@@ -360,5 +361,8 @@ def test_a_model_with_nan_in_its_weights_is_probed_with_gaps_and_said_so(tmp_pat
     assert np.isnan(last.curves["step_kl"].value).all()
     told = [record.getMessage() for record in caplog.records if "has NaN or Inf in it" in record.getMessage()]
     assert told == [
-        "DDIMProbe at step 2 probes a network whose parameter conv_in.weight has NaN or Inf in it: from here on its records have gaps."
+        (
+            "DDIMProbe at step 2 probes a network whose parameter conv_in.weight has NaN or Inf in it: from here on its "
+            "records have gaps."
+        )
     ]

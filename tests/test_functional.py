@@ -1,4 +1,5 @@
-"""ldmprobe.probe: what it leaves behind, what it goes on from, what it refuses. (tests/test_your_own.py: that it disturbs nothing.)"""
+"""ldmprobe.probe: what it leaves behind, what it goes on from, what it refuses. (tests/test_your_own.py: that it
+disturbs nothing.)"""
 
 from pathlib import Path
 

@@ -177,7 +177,8 @@ def test_without_captions_all_real_images_have_the_prompt(pipelines, tmp_path):
     assert not torch.allclose(captioned.condition["encoder_hidden_states"], expected)
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------------
+# --- what is refused
+# -----------------------------------------------------------------------------------------------------
 
 
 def _refused(command: list, capsys, text: str) -> None:

@@ -90,7 +90,8 @@ def module_of(path: Path) -> str:
 
 @pytest.mark.parametrize("unit", [module_of, package_of])
 def test_nothing_imports_in_a_circle(unit: Callable[[Path], str]):
-    """Every import counts, also one within a function or for types only. A package is a folder or file directly in ldmprobe."""
+    """Every import counts, also one within a function or for types only. A package is a folder or file directly in
+    ldmprobe."""
     modules = {module_of(path): unit(path) for path in SOURCES}
     graph: dict[str, set[str]] = {name: set() for name in modules.values()}
     for path in SOURCES:

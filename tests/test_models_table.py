@@ -70,7 +70,8 @@ def finetuned(
 
 
 def assert_trained_and_rebuilt(name: str, lora: bool) -> None:
-    """What is trained is in the checkpoint, the rest is not, and with the pipeline both are the model that was trained."""
+    """What is trained is in the checkpoint, the rest is not, and with the pipeline both are the model that was
+    trained."""
     losses, path, module, before = finetuned(name, lora)
     assert len(losses) == 2
     assert all(np.isfinite(losses))

@@ -1,4 +1,5 @@
-"""Files from strangers: pickles do not go off, code that they bring is named before it runs, and every refusal is a sentence."""
+"""Files from strangers: pickles do not go off, code that they bring is named before it runs, and every refusal is a
+sentence."""
 
 import json
 import logging

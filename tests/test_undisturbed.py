@@ -1,4 +1,5 @@
-"""Training with probes is bit-identical to training without: the whole state after every batch, and around every hook of a probe."""
+"""Training with probes is bit-identical to training without: the whole state after every batch, and around every hook
+of a probe."""
 
 import pytest
 

@@ -1,4 +1,5 @@
-"""docs/YOUR_OWN.md: its programs run as they stand, leave records and a report, and train bit-identically without their probes."""
+"""docs/YOUR_OWN.md: its programs run as they stand, leave records and a report, and train bit-identically without their
+probes."""
 
 import re
 import runpy

@@ -46,7 +46,9 @@ def range_name(low: float, high: float) -> str:
 
 
 def runs_of(flagged: np.ndarray, log_snr: np.ndarray) -> list[str]:
-    """The names of the unbroken runs of levels (L,) that are ``flagged``; levels between two runs are in neither's name."""
+    """The names of the unbroken runs of levels (L,) that are ``flagged``; levels between two runs are in neither's
+    name.
+    """
     edges = np.flatnonzero(np.diff(np.concatenate([[0], flagged.astype(int), [0]])))
     return [range_name(log_snr[first], log_snr[past - 1]) for first, past in edges.reshape(-1, 2)]
 

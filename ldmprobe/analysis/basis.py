@@ -1,11 +1,11 @@
 """A fixed orthonormal basis in which real latents are (nearly) uncorrelated, and their moments along it.
 
-Statistics per direction see small directions only if these are not mixed with large ones: in the pixel basis a diagonal KL
-sees 1–5 % of a change in the low-variance directions.
+Statistics per direction see small directions only if these are not mixed with large ones: in the pixel basis a diagonal
+KL sees 1–5 % of a change in the low-variance directions.
 
-Variances along directions that the same latents chose are biased: too large along the first, too small along the last. So one half of the
-latents chooses the directions, and the other half, to which they are then as good as given, measures along them. Any choice is valid; a
-poor one only sees less.
+Variances along directions that the same latents chose are biased: too large along the first, too small along the last.
+So one half of the latents chooses the directions, and the other half, to which they are then as good as given, measures
+along them. Any choice is valid; a poor one only sees less.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Rotation:
     """Orthonormal directions for latents of shape (C, H, W), D = C·H·W of them.
 
     Attributes:
-        kind: "pca", or "dct" (PCA over channels times a 2-D cosine transform over space) where D is large or latents are few.
+        kind: "pca", or "dct" (PCA over channels times a 2-D cosine transform over space) where D is large or latents
+            are few.
         shape: (C, H, W).
         matrix: (D, D) rows are directions for "pca"; (C, C) over channels for "dct"; float64.
     """
@@ -69,12 +70,15 @@ class LatentBasis:
 
     Attributes:
         rotation: the directions.
-        order: which has the largest variance, the second largest …, (D,), as the other half of the latents has it: in the order of measured
-            variances the first would be too large by chance.
-        mean, variance: along each direction, (D,), float64; unbiased, where the directions are not of the latents measured.
-        mean_without, variance_without: the same without each of G groups of latents, (G, D); G = 0 where moments are known.
-        eigenvalues, weights: how each direction's variance is made up of the covariance's eigenvalues (``spectral_measures``): τ, (A,),
-            and w, (D, A), the former to be scaled to the direction's own variance; one of weight 1 for an eigenvector.
+        order: which has the largest variance, the second largest …, (D,), as the other half of the latents has it: in
+            the order of measured variances the first would be too large by chance.
+        mean, variance: along each direction, (D,), float64; unbiased, where the directions are not of the latents
+            measured.
+        mean_without, variance_without: the same without each of G groups of latents, (G, D); G = 0 where moments are
+            known.
+        eigenvalues, weights: how each direction's variance is made up of the covariance's eigenvalues
+            (``spectral_measures``): τ, (A,), and w, (D, A), the former to be scaled to the direction's own variance;
+            one of weight 1 for an eigenvector.
         optimum: error of the best linear denoiser, from all latents.
     """
 
@@ -145,8 +149,9 @@ class LatentBasis:
 
     @property
     def varies(self) -> Tensor:
-        """Whether real latents vary along each direction by more than rounding: 1e-8 of the largest variance, (D,). KL is not defined
-        along others: they are left out of it, and counted."""
+        """Whether real latents vary along each direction by more than rounding: 1e-8 of the largest variance, (D,). KL
+        is not defined along others: they are left out of it, and counted.
+        """
         return self.variance > VARIANCE_FLOOR * self.variance.max()
 
     def rotate(self, z: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
 r"""The calibration residual R_t: how much of a noise level's loss could be removed by correcting the denoiser linearly.
 
-For the optimal denoiser the error e = ε − ε_θ(z_t) is uncorrelated with every function of z_t. So whatever part of e a regression on
-functions of z_t explains on *held-out* samples is error that training has yet to remove: a lower bound on that level's excess loss,
-without sampling and without a reference model. Per direction i of a decorrelating basis,
+For the optimal denoiser the error e = ε − ε_θ(z_t) is uncorrelated with every function of z_t. So whatever part of e a
+regression on functions of z_t explains on *held-out* samples is error that training has yet to remove: a lower bound on
+that level's excess loss, without sampling and without a reference model. Per direction i of a decorrelating basis,
 
 .. math:: e_i \approx \beta_{i0} + \beta_{i1} z_{t,i} + \beta_{i2}\, \epsilon_{\theta,i}, \qquad
           R_t = \frac{\sum_i \text{explained}_i}{\sum_i \mathbb{E}\, e_i^2},
 
-cross-fitted: β for one group of images comes from all the other groups. It sees only linear defects; it is 0 or slightly below for a
-calibrated denoiser.
+cross-fitted: β for one group of images comes from all the other groups. It sees only linear defects; it is 0 or
+slightly below for a calibrated denoiser.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ class CalibrationSums:
         )
 
     def explained(self) -> Tensor:
-        """Cross-fitted explained sum of squares per fold and direction, (F, D): Σ e² − Σ (e − xᵀβ)², β from the other folds."""
+        """Cross-fitted explained sum of squares per fold and direction, (F, D): Σ e² − Σ (e − xᵀβ)², β from the other
+        folds.
+        """
         gram, cross = self.gram.sum(0) - self.gram, self.cross.sum(0) - self.cross
         # z and ε_θ are nearly the same at high noise: a ridge far below sampling error keeps the solution finite.
         ridge = 1e-6 * gram.diagonal(dim1=-2, dim2=-1).clamp(min=1e-12)
@@ -77,7 +79,8 @@ class CalibrationSums:
 
 
 def cross_fit_cost(num_draws: int) -> float:
-    """How far below the true share R lies on average, at most, at a share of 0: three coefficients fitted to nothing on 7 of 8 folds.
+    """How far below the true share R lies on average, at most, at a share of 0: three coefficients fitted to nothing on
+    7 of 8 folds.
 
     At a share R it is (1 − R) times as much.
     """
@@ -90,8 +93,8 @@ class Calibration:
 
     Attributes:
         residual: R_t, the explained share of the squared error.
-        half_width: of the 95 % interval, over folds of images, of what a regression on this many samples explains: the true share is
-            higher by about (1 − R)·16/(7 N).
+        half_width: of the 95 % interval, over folds of images, of what a regression on this many samples explains: the
+            true share is higher by about (1 − R)·16/(7 N).
         excess: explained squared error per dimension and sample, in ε-units.
         mse: squared error per dimension and sample.
     """

@@ -15,7 +15,9 @@ from ldmprobe.analysis.intervals import clustered_mean
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:
-    """p-values (K,) corrected for there being K of them (Holm, 1979): none is wrongly below α with probability 1 − α. NaN are passed over."""
+    """p-values (K,) corrected for there being K of them (Holm, 1979): none is wrongly below α with probability 1 − α.
+    NaN are passed over.
+    """
     adjusted = np.full(len(p_values), np.nan)
     known = np.flatnonzero(np.isfinite(p_values))
     order = known[np.argsort(p_values[known], kind="stable")]

@@ -27,9 +27,9 @@ def gaussian_kl(mean_x: Tensor, var_x: Tensor, mean_y: Tensor, var_y: Tensor) ->
 def paired_gaussian_kl(moments: PairedMoments, reverse: bool = False) -> Tensor:
     """KL(x ‖ y) per direction between *paired* samples, corrected for their finite number; shape (..., D), nats.
 
-    The two sides of a sampling step share their trajectories. Given y, E[s_x²/s_y²] = (σ_x²/σ_y²) [ρ² + (1−ρ²)(N−1)/(N−3)],
-    E[1/s_y²] = (N−1)/((N−3) σ_y²), and the squared gap of the means is too large by var(x−y)/N; the logarithm of the
-    ratio is unbiased as it is, both variances having the same degrees of freedom.
+    The two sides of a sampling step share their trajectories. Given y, E[s_x²/s_y²] = (σ_x²/σ_y²) [ρ² +
+    (1−ρ²)(N−1)/(N−3)], E[1/s_y²] = (N−1)/((N−3) σ_y²), and the squared gap of the means is too large by var(x−y)/N; the
+    logarithm of the ratio is unbiased as it is, both variances having the same degrees of freedom.
 
     Args:
         moments: at least 4 samples.
@@ -51,8 +51,9 @@ def paired_gaussian_kl(moments: PairedMoments, reverse: bool = False) -> Tensor:
 
 
 def unbiased_unexplained(unexplained: Tensor, n: Tensor) -> Tensor:
-    """1 − ρ² from the sample's 1 − r²: (n−3)/(n−2) (1−r²) ₂F₁(1, 1; n/2; 1−r²), unbiased for normal pairs (Olkin & Pratt, 1958, eq. 2.7;
-    four terms of the series)."""
+    """1 − ρ² from the sample's 1 − r²: (n−3)/(n−2) (1−r²) ₂F₁(1, 1; n/2; 1−r²), unbiased for normal pairs (Olkin &
+    Pratt, 1958, eq. 2.7; four terms of the series).
+    """
     u = unexplained
     series = 1 + 2 * u / n * (1 + 4 * u / (n + 2) * (1 + 6 * u / (n + 4)))
     return (n - 3) / (n - 2) * u * series
@@ -71,7 +72,8 @@ def independent_gaussian_kl(n: int, mean_x: Tensor, var_x: Tensor, mean_y: Tenso
 
 
 def gaussian_kl_to_known(n: Tensor | int, mean_x: Tensor, var_x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
-    """KL(x ‖ N(mean, var)) per direction of ``n`` samples to a *known* Gaussian, corrected for their finite number, in nats.
+    """KL(x ‖ N(mean, var)) per direction of ``n`` samples to a *known* Gaussian, corrected for their finite number, in
+    nats.
 
     The variance and the squared gap are linear in unbiased estimates; E ln s_x² = ln σ_x² + ψ((n−1)/2) − ln((n−1)/2).
     NaN in a direction that does not vary.
@@ -86,8 +88,8 @@ def gaussian_kl_to_known(n: Tensor | int, mean_x: Tensor, var_x: Tensor, mean: T
 def gaussian_js(mean_x: Tensor, var_x: Tensor, mean_y: Tensor, var_y: Tensor, spacing: float = 0.09) -> Tensor:
     """Jensen-Shannon divergence of two Gaussians per direction, in nats, at most ln 2.
 
-    Trapezoid rule in u, z = c + s sinh u about the narrower of the two, which converges exponentially for any ratio of variances; nodes
-    ``spacing`` apart or closer leave about 1e-8.
+    Trapezoid rule in u, z = c + s sinh u about the narrower of the two, which converges exponentially for any ratio of
+    variances; nodes ``spacing`` apart or closer leave about 1e-8.
     """
     sides = [(mean.double(), var.double()) for mean, var in ((mean_x, var_x), (mean_y, var_y))]
     (mean_x, var_x), (mean_y, var_y) = sides
@@ -108,11 +110,11 @@ def gaussian_js(mean_x: Tensor, var_x: Tensor, mean_y: Tensor, var_y: Tensor, sp
 
 
 def softmax_kl(x: Tensor, y: Tensor) -> Tensor:
-    """ "Paper-style softmax KL": mean over samples of KL(softmax(x_i) ‖ softmax(y_i)), in nats.
+    """Return the "paper-style" softmax KL: the mean over samples of KL(softmax(x_i) ‖ softmax(y_i)), in nats.
 
-    Each latent is flattened and pushed through a softmax, which is how ``torch.nn.functional.kl_div`` is commonly used on
-    feature maps and a likely reading of Roh et al., who do not say which KL they measured. It is a per-sample displacement,
-    blind to a constant shift; it compares no distributions of latents.
+    Each latent is flattened and pushed through a softmax, which is how ``torch.nn.functional.kl_div`` is commonly used
+    on feature maps and a likely reading of Roh et al., who do not say which KL they measured. It is a per-sample
+    displacement, blind to a constant shift; it compares no distributions of latents.
 
     Args:
         x, y: shape (N, D).

@@ -1,15 +1,20 @@
-r"""Which noise levels are measurably at fault in one probe of one run, how much that weighs, and what could still be hidden.
+r"""Which noise levels are measurably at fault in one probe of one run, how much that weighs, and what could still be
+hidden.
 
-Four things are asked of every level, none of which needs another run to compare with. A denoiser that is optimal for its data passes all
-of them: its skill is at least 0 (a linear denoiser is no better), its gain E[ε·ε_θ]/E[ε_θ²] is 1, the mean of its error is 0, and a linear
-correction removes nothing of it (R = 0). The first three are tested at each of L levels with Bonferroni's correction,
+Four things are asked of every level, none of which needs another run to compare with. A denoiser that is optimal for
+its data passes all of them: its skill is at least 0 (a linear denoiser is no better), its gain E[ε·ε_θ]/E[ε_θ²] is 1,
+the mean of its error is 0, and a linear correction removes nothing of it (R = 0). The first three are tested at each of
+L levels with Bonferroni's correction,
 
-.. math:: |\text{deviation}| > t_{G-1}\!\left(1 - \frac{0.05}{2 \cdot 3 L}\right) \widehat{\text{se}} + \text{least that is told of},
+.. math:: |\text{deviation}| > t_{G-1}\!\left(1 - \frac{0.05}{2 \cdot 3 L}\right)
+    \widehat{\text{se}} + \text{least that is told of},
 
-G being the number of independent images; R, whose cross-fit makes it read low, by its own interval over bands of log-SNR.
+G being the number of independent images; R, whose cross-fit makes it read low, by its own interval over bands of
+log-SNR.
 
-What is found is weighed in nats of the likelihood bound: the heaviest is the headline. What is less than half a per cent of the bound comes
-last, except a gain or an offset of two per cent or more: such a fault bends every sample, and next to no loss.
+What is found is weighed in nats of the likelihood bound: the heaviest is the headline. What is less than half a per
+cent of the bound comes last, except a gain or an offset of two per cent or more: such a fault bends every sample, and
+next to no loss.
 """
 
 from __future__ import annotations
@@ -33,7 +38,8 @@ _TESTS = 3
 
 @dataclass(frozen=True)
 class Levels:
-    """One denoising probe, level by level from noisy to clean; arrays of shape (L,), with the half-widths of their 95 % intervals.
+    """One denoising probe, level by level from noisy to clean; arrays of shape (L,), with the half-widths of their 95 %
+    intervals.
 
     Attributes:
         log_snr, mse: the levels, and the squared ε-error per dimension there.
@@ -121,8 +127,9 @@ def in_words(levels: Levels, bands: Sequence[Band]) -> tuple[str, str]:
     if rest:
         most, nats = max(band.upper for band in rest), sum(max(band.upper_nats, 0.0) for band in rest)
         remarks.append(
-            f"No fault that a linear correction would mend could be hidden {'elsewhere' if recoverable else 'anywhere'} that is larger "
-            f"than {max(most, 0.0):.1%} of a band's loss ({_nats(nats)} nats in all)."
+            "No fault that a linear correction would mend could be hidden "
+            f"{'elsewhere' if recoverable else 'anywhere'} that is larger than {max(most, 0.0):.1%} of a band's loss "
+            f"({_nats(nats)} nats in all)."
         )
     return headline, " ".join(remarks)
 
@@ -170,7 +177,9 @@ def _recoverable(bands: Sequence[Band]) -> list[Fault]:
 
 
 def _measurable(bands: Sequence[Band]) -> list[Fault]:
-    """The bands with R above 0 that weigh next to nothing, without R: a large share of nothing reads like a large fault."""
+    """The bands with R above 0 that weigh next to nothing, without R: a large share of nothing reads like a large
+    fault.
+    """
     if not bands:
         return []
     where = _listed([band.name for band in bands])
@@ -178,7 +187,9 @@ def _measurable(bands: Sequence[Band]) -> list[Fault]:
 
 
 def _critical(levels: Levels, sides: int) -> float:
-    """Half-widths of a 95 % interval that a level has to be off by, so that all levels of all tests raise few false alarms."""
+    """Half-widths of a 95 % interval that a level has to be off by, so that all levels of all tests raise few false
+    alarms.
+    """
     groups = max(levels.num_images, 2)
     tail = FALSE_ALARMS / (sides * _TESTS * len(levels.log_snr))
     return float(student_t.ppf(1 - tail, groups - 1)) / student(groups)

@@ -3,19 +3,20 @@ r"""The ideal of any sampler: its own program, run on the moments of Gaussian da
 For data N(μ, ℓ) in one direction of the basis of its covariance, the exact denoiser is affine. With v = α²ℓ + σ²,
 
 .. math::
-    \hat x_0 = \mu + \frac{\alpha \ell}{v}\,(z - \alpha\mu), \qquad \hat\epsilon = \frac{\sigma}{v}\,(z - \alpha\mu)   \qquad (1)
+    \hat x_0 = \mu + \frac{\alpha \ell}{v}\,(z - \alpha\mu),
+    \qquad \hat\epsilon = \frac{\sigma}{v}\,(z - \alpha\mu)   \qquad (1)
 
 A ``Sampler``'s other operation is affine, too, so that every register stays Gaussian: its mean, its
-response to z_T and the covariances of what the sampler's own noise adds follow exactly, whatever the sampler, the grid and the number
-of steps. For DDIM this composes to
+response to z_T and the covariances of what the sampler's own noise adds follow exactly, whatever the sampler, the grid
+and the number of steps. For DDIM this composes to
 
 .. math::
     z_s - \alpha_s\mu = \frac{\alpha_s \alpha_t \ell + \sigma_s \sigma_t}{v_t}\,(z_t - \alpha_t\mu)   \qquad (2)
 
-Real latents are not Gaussian; the curves are those of the Gaussian with their mean and covariance. That covariance is known from finitely
-many latents, and along directions that are not quite its eigenvectors. Along such a direction the perfect path's moments are means over
-the eigenvalues that make up its variance (``spectral_measures``). ``ideal_curves`` takes what the
-latents' number adds to a curve off it, and gives it an interval.
+Real latents are not Gaussian; the curves are those of the Gaussian with their mean and covariance. That covariance is
+known from finitely many latents, and along directions that are not quite its eigenvectors. Along such a direction the
+perfect path's moments are means over the eigenvalues that make up its variance (``spectral_measures``).
+``ideal_curves`` takes what the latents' number adds to a curve off it, and gives it an interval.
 """
 
 from __future__ import annotations
@@ -67,7 +68,8 @@ class Registers:
 
     Attributes:
         mean, slope: by name, each of the shape of the entries.
-        noise: covariances of what the steps' own noise adds, by pair of names in either order; a pair that is not there has none.
+        noise: covariances of what the steps' own noise adds, by pair of names in either order; a pair that is not there
+            has none.
     """
 
     def __init__(self, like: Tensor, prior_std: float) -> None:
@@ -81,7 +83,9 @@ class Registers:
         return own + self.noise[name, name] if (name, name) in self.noise else own
 
     def run(self, operation: Denoise | Combine, data_mean: Tensor, data_variance: Tensor) -> None:
-        """Apply one operation of a sampler's program, the network being the exact denoiser of N(``data_mean``, ``data_variance``)."""
+        """Apply one operation of a sampler's program, the network being the exact denoiser of N(``data_mean``,
+        ``data_variance``).
+        """
         if isinstance(operation, Combine):
             self._set(operation.target, operation.coefficients, 0.0, operation.noise)
             return
@@ -143,8 +147,8 @@ def ideal_path(
         mean, variance: of real latents along each direction, (D,).
         program: the sampler's steps on ``grid``, which clip nothing.
         grid: the noise levels of the steps.
-        eigenvalues, weights: how each direction's variance is made up of the covariance's eigenvalues, (A,) and (D, A), as in
-            ``LatentBasis``; default: each direction is an eigenvector.
+        eigenvalues, weights: how each direction's variance is made up of the covariance's eigenvalues, (A,) and (D, A),
+            as in ``LatentBasis``; default: each direction is an eigenvector.
     """
     mu, ell = mean.double(), variance.double().clamp(min=0)
     weight = torch.ones(len(ell), 1, dtype=torch.float64) if weights is None else weights.double()
@@ -176,8 +180,9 @@ def ideal_curves(
     prior_std: float,
     curves_of: Callable[[IdealPath], Tensor],
 ) -> tuple[Tensor, Tensor]:
-    """Return positive numbers read off the ideal path, corrected for the finite number of latents by the jackknife, and the half-widths of
-    their 95 % intervals. NaN where a number is no larger than its half-width: so small that these latents cannot tell it from 0.
+    """Return positive numbers read off the ideal path, corrected for the finite number of latents by the jackknife, and
+    the half-widths of their 95 % intervals. NaN where a number is no larger than its half-width: so small that these
+    latents cannot tell it from 0.
 
     Args:
         basis: real latents' moments.

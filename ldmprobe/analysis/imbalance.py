@@ -60,7 +60,8 @@ def summarize(
     """Bands and their Gini from calibration residuals.
 
     Args:
-        log_snr, residual, half_width, mse: per level, (L,); the residual R_t with its 95 % half-width, and squared ε-error.
+        log_snr, residual, half_width, mse: per level, (L,); the residual R_t with its 95 % half-width, and squared
+            ε-error.
         nats: of the likelihood bound per unit of error at each level, (L,).
         num_draws: that R was fitted on, at each level.
     """

@@ -1,12 +1,14 @@
 r"""Intervals of 95 %: of means over draws that are not independent, and of any statistic by the jackknife.
 
-Draws of one image g are not independent; the standard error of their mean sums them per image first (cluster-robust; Liang & Zeger, 1986)
-and is read with Student's t:
+Draws of one image g are not independent; the standard error of their mean sums them per image first (cluster-robust;
+Liang & Zeger, 1986) and is read with Student's t:
 
-.. math:: \widehat{\text{se}}^2 = \frac{G}{G-1} \frac{1}{N^2} \sum_{g=1}^{G} \Big( \sum_{n \in g} (d_n - \bar d) \Big)^2,
+.. math:: \widehat{\text{se}}^2 = \frac{G}{G-1} \frac{1}{N^2} \sum_{g=1}^{G}
+    \Big( \sum_{n \in g} (d_n - \bar d) \Big)^2,
           \qquad \bar d / \widehat{\text{se}} \sim t_{G-1}
 
-The jackknife's error is read with the normal distribution, `NORMAL` standard errors: at its 32 groups Student's factor would be 4 % larger.
+The jackknife's error is read with the normal distribution, `NORMAL` standard errors: at its 32 groups Student's factor
+would be 4 % larger.
 """
 
 from __future__ import annotations
@@ -23,12 +25,15 @@ NORMAL = 1.96
 
 
 def student(groups: int) -> float:
-    """Return the standard errors in the half-width of a 95 % interval of a mean over independent groups, by Student's t."""
+    """Return the standard errors in the half-width of a 95 % interval of a mean over independent groups, by Student's
+    t.
+    """
     return float(student_t.ppf(0.975, groups - 1))
 
 
 def clustered_half_width(values: Tensor, cluster: Tensor) -> Tensor:
-    """Return the half-width of the 95 % interval of the mean of ``values`` (N, ...) over draws that are independent between clusters only.
+    """Return the half-width of the 95 % interval of the mean of ``values`` (N, ...) over draws that are independent
+    between clusters only.
 
     Args:
         cluster: the cluster of each draw, (N,).
@@ -41,7 +46,9 @@ def clustered_half_width(values: Tensor, cluster: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ClusteredMean:
-    """Means over draws, shape (...), with the half-widths of their 95 % intervals and the two-sided p-values of "it is 0"."""
+    """Means over draws, shape (...), with the half-widths of their 95 % intervals and the two-sided p-values of "it is
+    0".
+    """
 
     value: np.ndarray
     half_width: np.ndarray
@@ -71,9 +78,11 @@ def clustered_mean(values: np.ndarray, cluster: np.ndarray) -> ClusteredMean:
 
 
 def jackknife(value: Tensor, leave_one_out: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a statistic corrected for its bias of first order in 1/N, and its standard error, from G delete-a-group replicates.
+    """Return a statistic corrected for its bias of first order in 1/N, and its standard error, from G delete-a-group
+    replicates.
 
-    See Efron & Tibshirani (1993), ch. 11. Where there are no replicates, of known moments, it is returned as it is, with error 0.
+    See Efron & Tibshirani (1993), ch. 11. Where there are no replicates, of known moments, it is returned as it is,
+    with error 0.
 
     Args:
         value: the statistic on all samples, shape (...).

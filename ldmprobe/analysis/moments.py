@@ -1,4 +1,6 @@
-"""Additive sums of paired samples, from which means and variances follow exactly, merged across groups, batches and ranks."""
+"""Additive sums of paired samples, from which means and variances follow exactly, merged across groups, batches and
+ranks.
+"""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ class PCABasis:
 
     @classmethod
     def fit(cls, x: Tensor, num_components: int = 2) -> PCABasis:
-        """Exact leading components of ``x`` (N, D), by ARPACK (scipy.sparse.linalg.svds); randomized solvers are far off
-        where the spectrum is flat.
+        """Exact leading components of ``x`` (N, D), by ARPACK (scipy.sparse.linalg.svds); randomized solvers are far
+        off where the spectrum is flat.
 
         Raises:
             ValueError: fewer samples than ``num_components`` + 2.

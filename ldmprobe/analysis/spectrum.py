@@ -1,20 +1,23 @@
 r"""The spectrum behind a sample: what finitely many latents say about the covariance Σ that they were drawn from.
 
-The eigenvalues of a sample's covariance are too spread out: its large ones are too large and its small ones too small, by a factor of
-(1 ± √(D/N))² for white data. A linear denoiser computed from them seems better than any can be. Two facts mend that.
+The eigenvalues of a sample's covariance are too spread out: its large ones are too large and its small ones too small,
+by a factor of (1 ± √(D/N))² for white data. A linear denoiser computed from them seems better than any can be. Two
+facts mend that.
 
-**Every ridge of the sample stands for a larger ridge of the truth.** With Ŝ = XᵀX/n of centered latents, n = N − 1, and r > 0,
+**Every ridge of the sample stands for a larger ridge of the truth.** With Ŝ = XᵀX/n of centered latents, n = N − 1, and
+r > 0,
 
 .. math:: r\,(\hat S + r)^{-1} \simeq \kappa\,(\Sigma + \kappa)^{-1}, \qquad
           \kappa = r\,\frac{\sum_k h_k/(1 - h_k)}{\sum_k h_k}, \qquad h_k = x_k^T (X^T X + n r)^{-1} x_k,   \qquad (1)
 
-in traces and along any direction that does not depend on the sample (Silverstein, 1995; Rubio & Mestre, 2011; of equal leverages h_k this
-is κ = r/(1 − df/n), as in generalized cross-validation). The leave-one-out form allows for latents of unequal contrast. So the error of
-the best linear denoiser, tr Σ(Σ + κ)⁻¹/D at log-SNR −ln κ, is the sample's degrees of freedom Σh_k/D at the smaller ridge r, without bias to
-first order, and without a model of the spectrum.
+in traces and along any direction that does not depend on the sample (Silverstein, 1995; Rubio & Mestre, 2011; of equal
+leverages h_k this is κ = r/(1 − df/n), as in generalized cross-validation). The leave-one-out form allows for latents
+of unequal contrast. So the error of the best linear denoiser, tr Σ(Σ + κ)⁻¹/D at log-SNR −ln κ, is the sample's degrees
+of freedom Σh_k/D at the smaller ridge r, without bias to first order, and without a model of the spectrum.
 
-**What no ridge reaches is bounded.** With N ≤ D, (1) ends at some κ₀ > 0: the sample says nothing of eigenvalues much below. All spectra
-on [0, ∞) that agree with what is known above κ₀ (El Karoui, 2008) give the least and the largest error below, by linear programming.
+**What no ridge reaches is bounded.** With N ≤ D, (1) ends at some κ₀ > 0: the sample says nothing of eigenvalues much
+below. All spectra on [0, ∞) that agree with what is known above κ₀ (El Karoui, 2008) give the least and the largest
+error below, by linear programming.
 """
 
 from __future__ import annotations
@@ -46,7 +49,8 @@ class Ridges:
         vectors: (D, R), orthonormal columns, or (N, R) with columns that the centered latents take there, where N ≤ D.
         ridge, kappa: r and κ, (K,), falling.
         trace: tr Σ(Σ + κ)⁻¹/D, (K,).
-        half_width: of the 95 % interval of ``trace``, (K,): by leaving out each latent, and by what the allowance for unequal latents is.
+        half_width: of the 95 % interval of ``trace``, (K,): by leaving out each latent, and by what the allowance for
+            unequal latents is.
     """
 
     eigenvalues: Tensor
@@ -87,7 +91,9 @@ class Ridges:
         return cls(eigenvalues, vectors, ridge, kappa, freedom / d, half_width)
 
     def overlaps(self, centered: Tensor) -> Tensor:
-        """Squared products of the axes with the sample's eigenvectors, (D, R), the sample being the one it was made of."""
+        """Squared products of the axes with the sample's eigenvectors, (D, R), the sample being the one it was made
+        of.
+        """
         if len(self.vectors) == centered.shape[1] < len(centered):
             return self.vectors**2
         products = centered.T @ self.vectors.to(centered.dtype)
@@ -103,7 +109,7 @@ class Ridges:
 
 
 def _gram(x: Tensor) -> Tensor:
-    """x xᵀ in float64, in pieces, since ``x`` may be large and float32."""
+    """Return x xᵀ in float64, in pieces, since ``x`` may be large and float32."""
     return sum((part.double() @ part.double().T for part in x.split(4096, dim=1)), torch.zeros(()))
 
 
@@ -114,8 +120,9 @@ def _products(x: Tensor, vectors: Tensor) -> Tensor:
 def _standard_error(
     ridge: Tensor, kappa: Tensor, freedom: Tensor, leverage: Tensor, squares: Tensor, n: int, d: int
 ) -> Tensor:
-    """Of the degrees of freedom at a given κ, as a share of d, by the jackknife over latents. Without latent k they are less by
-    r x_kᵀ(Ŝ + r)⁻²x_k/(1 − h_k), at a κ that is larger since there is less to divide among."""
+    """Of the degrees of freedom at a given κ, as a share of d, by the jackknife over latents. Without latent k they are
+    less by r x_kᵀ(Ŝ + r)⁻²x_k/(1 − h_k), at a κ that is larger since there is less to divide among.
+    """
     less = ridge * squares / (1 - leverage).clamp(min=_LEAST_LEFT_OUT)
     remaining = (n - freedom).clamp(min=1 - _LARGEST_SHARE)
     moved = torch.log(remaining / (remaining - 1 + less).clamp(min=1e-3 * remaining))
@@ -138,11 +145,12 @@ def _thinned(log_kappa: Tensor) -> list[int]:
 
 @dataclass(frozen=True)
 class LinearOptimum:
-    """Error of the best linear denoiser over log-SNR: mean squared ε-error per dimension, tr Σ(Σ + κ)⁻¹/D at κ = e^−log-SNR.
+    """Error of the best linear denoiser over log-SNR: mean squared ε-error per dimension, tr Σ(Σ + κ)⁻¹/D at κ =
+    e^−log-SNR.
 
     Attributes:
-        log_snr, error, lower, upper: (K,), float64, rising; the limits are those of a 95 % interval, which holds the reference's finite
-            number of latents, and where these cannot tell, all that they leave possible.
+        log_snr, error, lower, upper: (K,), float64, rising; the limits are those of a 95 % interval, which holds the
+            reference's finite number of latents, and where these cannot tell, all that they leave possible.
         known_to: up to which log-SNR eq. (1) reaches.
     """
 
@@ -164,8 +172,8 @@ class LinearOptimum:
         """Of the covariance behind a sample of ``rows`` latents.
 
         Args:
-            diagonal: variances along any orthonormal directions that do not depend on the sample, (D,). No linear denoiser is worse than
-                the one that filters along these by themselves.
+            diagonal: variances along any orthonormal directions that do not depend on the sample, (D,). No linear
+                denoiser is worse than the one that filters along these by themselves.
         """
         kappa, trace, width = (value.numpy()[::-1] for value in (ridges.kappa, ridges.trace, ridges.half_width))
         nodes = -np.log(kappa[::-1])
@@ -201,8 +209,9 @@ class LinearOptimum:
 def _bounded(
     kappa: np.ndarray, trace: np.ndarray, width: np.ndarray, wanted: np.ndarray, diagonal: np.ndarray, most: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(value, least, largest) of Σ_j w_j τ_j/(τ_j + κ) at each wanted κ, over spectra w that fit what is known; the value is that of
-    the one among them that is next to ``diagonal``'s."""
+    """(value, least, largest) of Σ_j w_j τ_j/(τ_j + κ) at each wanted κ, over spectra w that fit what is known; the
+    value is that of the one among them that is next to ``diagonal``'s.
+    """
     thin = np.unique(np.append(np.arange(0, len(kappa), 2), len(kappa) - 1))
     kappa, trace, width = kappa[thin], trace[thin], width[thin]
     top = float(diagonal.max()) * 4
@@ -234,9 +243,10 @@ def _bounded(
 def spectral_measures(ridges: Ridges, along: Tensor, variance: Tensor, num_atoms: int = 20) -> tuple[Tensor, Tensor]:
     """Return what each direction's variance is made up of: weights w ≥ 0 with uᵀ f(Σ) u ≈ Σ_m w_m f(τ_m) for smooth f.
 
-    A direction that is not an eigenvector of Σ has a variance between eigenvalues, and what a denoiser makes of it along a sampling path
-    is a mean over these, not a function of its variance. The weights are fitted to uᵀ Σ(Σ + κ)⁻¹ u at all ridges by non-negative least
-    squares. Of more than 1,024 directions, those of neighboring variance share one fit to their mean.
+    A direction that is not an eigenvector of Σ has a variance between eigenvalues, and what a denoiser makes of it
+    along a sampling path is a mean over these, not a function of its variance. The weights are fitted to uᵀ Σ(Σ + κ)⁻¹
+    u at all ridges by non-negative least squares. Of more than 1,024 directions, those of neighboring variance share
+    one fit to their mean.
 
     Args:
         along: ``Ridges.along`` of the directions, (M, K).
@@ -268,8 +278,8 @@ def gaussian_mmse(variance: Tensor, log_snr: Tensor) -> Tensor:
     """Mean squared ε-error per dimension of the best *linear* denoiser: mean_i aλ_i/(aλ_i + b), shape of ``log_snr``.
 
     Args:
-        variance: the eigenvalues of the true covariance, (D,). Of variances along other directions it is too large, and of a sample's
-            own eigenvalues too small.
+        variance: the eigenvalues of the true covariance, (D,). Of variances along other directions it is too large, and
+            of a sample's own eigenvalues too small.
         log_snr: levels, any shape.
     """
     signal = variance.double().clamp(min=0) * log_snr.double().exp()[..., None]

@@ -1,8 +1,8 @@
 """The audit of a configuration: trained without and with its probes, compared after every batch, and judged.
 
-The first optimizer steps are run without probes and with them, in fresh processes, and the whole state of training (``ledger.py``)
-is compared after every batch. Around every hook of every probe the state is compared too, which names the culprit, and holds where
-training itself is not repeatable.
+The first optimizer steps are run without probes and with them, in fresh processes, and the whole state of training
+(``ledger.py``) is compared after every batch. Around every hook of every probe the state is compared too, which names
+the culprit, and holds where training itself is not repeatable.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ def audit(fit_arguments: list[str], steps: int) -> int:
     """
     config = read_configuration(fit_arguments)
     print(
-        f"The first {steps} optimizer steps on one device, without and with probes (every {_every_n_steps(steps)} steps), in a "
-        "temporary folder:"
+        f"The first {steps} optimizer steps on one device, without and with probes (every {_every_n_steps(steps)} "
+        "steps), in a temporary folder:"
     )
     with tempfile.TemporaryDirectory(prefix="ldmprobe-audit-") as folder:
         run = functools.partial(_in_fresh_process, config, steps)
@@ -90,7 +90,8 @@ def audit(fit_arguments: list[str], steps: int) -> int:
     return 0 if undisturbed else 1
 
 
-# --- the configuration -------------------------------------------------------------------------------------------------
+# --- the configuration
+# -------------------------------------------------------------------------------------------------
 
 
 def read_configuration(fit_arguments: list[str]) -> PlainValues:
@@ -110,16 +111,17 @@ def read_configuration(fit_arguments: list[str]) -> PlainValues:
     config = yaml.safe_load(text.getvalue())
     if not any(is_probe(_class_of(callback)) for callback in _listed(config["trainer"]["callbacks"])):
         raise ConfigurationError(
-            "The configuration names no probe, so there is nothing to audit; add some under `trainer.callbacks`, such as "
-            "`ldmprobe.callbacks.DDIMProbe`, or a second file: `--config configs/probes.yaml`."
+            "The configuration names no probe, so there is nothing to audit; add some under `trainer.callbacks`, such "
+            "as `ldmprobe.callbacks.DDIMProbe`, or a second file: `--config configs/probes.yaml`."
         )
     return config
 
 
 def audited(config: PlainValues, run_dir: Path, steps: int, probed: bool) -> PlainValues:
-    """``config`` with or without its probes, for ``steps`` optimizer steps on one device, with everything that is written
-    going to ``run_dir``: no checkpoints, W&B offline, other services' loggers left out, and callbacks that end training by what a probe
-    finds."""
+    """``config`` with or without its probes, for ``steps`` optimizer steps on one device, with everything that is
+    written going to ``run_dir``: no checkpoints, W&B offline, other services' loggers left out, and callbacks that end
+    training by what a probe finds.
+    """
     config = copy.deepcopy(config)
     trainer = config["trainer"]
 
@@ -157,7 +159,9 @@ def audited(config: PlainValues, run_dir: Path, steps: int, probed: bool) -> Pla
 
 
 def _loggers(loggers: Any, folder: Path) -> list[Batch]:
-    """A CSVLogger, and those of the configuration's loggers that can be kept from the network: logging media is part of a probe."""
+    """A CSVLogger, and those of the configuration's loggers that can be kept from the network: logging media is part of
+    a probe.
+    """
     kept = [
         {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(folder), "name": "csv"}}
     ]
@@ -186,7 +190,8 @@ def _every_n_steps(steps: int) -> int:
     return max(1, steps // 2)
 
 
-# --- one run -----------------------------------------------------------------------------------------------------------
+# --- one run
+# -----------------------------------------------------------------------------------------------------------
 
 
 def observe(config: PlainValues, folder: Path, steps: int, probed: bool) -> Observation:
@@ -253,7 +258,8 @@ def _observe_or_say_why(config: PlainValues, folder: Path, steps: int, probed: b
         raise
 
 
-# --- the comparison ----------------------------------------------------------------------------------------------------
+# --- the comparison
+# ----------------------------------------------------------------------------------------------------
 
 
 def compare(one: Observation, other: Observation, leave_out: Iterable[str] = ()) -> LedgerDiff:
@@ -317,8 +323,9 @@ def verdict(probed: Observation, compared: LedgerDiff, control: LedgerDiff | Non
     repeatable = control is None or control.first is None
     if control is not None and control.first is not None:
         said.append(
-            f"Training is not repeatable here, with or without probes: two runs without any differ, first at {control.first}. So only "
-            "the state before and after each run of a probe can be compared. (On a GPU, `--trainer.deterministic=true` may help.)"
+            "Training is not repeatable here, with or without probes: two runs without any differ, first at "
+            f"{control.first}. So only the state before and after each run of a probe can be compared. (On a GPU, "
+            "`--trainer.deterministic=true` may help.)"
         )
     elif compared.first is not None:
         said.append(f"Training with probes differs from training without, first at {compared.first}.")

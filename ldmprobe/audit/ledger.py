@@ -1,4 +1,6 @@
-"""Ledger: the state of a training run as digests, item by item, so that two states can be compared and what differs be named."""
+"""Ledger: the state of a training run as digests, item by item, so that two states can be compared and what differs be
+named.
+"""
 
 from __future__ import annotations
 

@@ -90,7 +90,9 @@ class Recorder(L.Callback):
 
 
 def bracket(callback: L.Callback, seen: Observation, averages: dict[str, nn.Module]) -> None:
-    """Compare the state of training before and after each hook that ``callback`` has, and count its runs and failures."""
+    """Compare the state of training before and after each hook that ``callback`` has, and count its runs and
+    failures.
+    """
     kind = type(callback)
     name = kind.__name__
 

@@ -14,8 +14,8 @@ def run(argv: list[str]) -> int:
     parser = Parser(
         "audit",
         "--config FILE [--steps N] [options of ldmprobe fit]",
-        "Prove that the probes of a configuration leave its training bit-identical, or name what they change. All other "
-        "options are those of `ldmprobe fit`. Exit code: 0 undisturbed, 1 disturbed, 2 could not be run.",
+        "Prove that the probes of a configuration leave its training bit-identical, or name what they change. All "
+        "other options are those of `ldmprobe fit`. Exit code: 0 undisturbed, 1 disturbed, 2 could not be run.",
         "--config configs/digits.yaml",
     )
     option(parser, "--steps N", "number of optimizer steps to run", integer(2), 20)

@@ -18,8 +18,9 @@ def run(argv: list[str]) -> int:
     parser = Parser(
         "cache",
         "--config FILE [--out DIR] [options] [options of ldmprobe fit]",
-        "Encode the images and captions of a configuration once; training then reads them with `--data.init_args.latents "
-        "DIR`. All other options are those of `ldmprobe fit`. An interrupted run continues where it stopped.",
+        "Encode the images and captions of a configuration once; training then reads them with "
+        "`--data.init_args.latents DIR`. All other options are those of `ldmprobe fit`. An interrupted run continues "
+        "where it stopped.",
         "--config configs/digits.yaml --out latents/digits",
     )
     torchrun = os.environ.get

@@ -17,8 +17,8 @@ def run(argv: list[str]) -> int:
     parser = Parser(
         "compare",
         "RUN_DIR RUN_DIR ... --out DIR [--labels NAME ...]",
-        "Compare runs with the first of them: paired differences per noise level, and steps to the same quality, as one HTML "
-        "page and one table.",
+        "Compare runs with the first of them: paired differences per noise level, and steps to the same quality, as "
+        "one HTML page and one table.",
         "runs/uniform runs/min_snr --out compared",
     )
     parser.add_argument("run_dirs", type=Path, nargs="+", metavar="RUN_DIR", help="directories of two or more runs")

@@ -17,8 +17,8 @@ def run(argv: list[str]) -> int:
     parser = Parser(
         "export",
         "CHECKPOINT DIR [options]",
-        "Write a checkpoint as a folder with a model card: a diffusers pipeline, for DiffusionPipeline.from_pretrained, or a "
-        "LoRA, for load_lora_weights.",
+        "Write a checkpoint as a folder with a model card: a diffusers pipeline, for "
+        "DiffusionPipeline.from_pretrained, or a LoRA, for load_lora_weights.",
         "runs/digits/checkpoints/last.ckpt exported/digits",
     )
     parser.add_argument(

@@ -49,5 +49,6 @@ def _refuse_occupied(out: Path) -> None:
         other := next((p for p in out.iterdir() if p.name not in (PAGE, TABLE) and p.suffix != PARTIAL), None)
     ):
         raise ConfigurationError(
-            f"--out is {out}, which holds something else ({other.name}); choose a new directory, or that of an earlier comparison."
+            f"--out is {out}, which holds something else ({other.name}); choose a new directory, or that of an earlier "
+            "comparison."
         )

@@ -17,8 +17,9 @@ _MOST = 10_000  # settings; a stranger's file may hold references that unfold wi
 
 
 def configuration_differences(directories: Sequence[Path]) -> dict[str, list[str]]:
-    """Return, by dotted key, the value in each run's ``config.yaml``: "not set", or "unknown" of a run that has none. ``run_dir`` is left out,
-    and so is a difference that is only its name within another setting."""
+    """Return, by dotted key, the value in each run's ``config.yaml``: "not set", or "unknown" of a run that has none.
+    ``run_dir`` is left out, and so is a difference that is only its name within another setting.
+    """
     settings = [_settings(directory) for directory in directories]
     keys = dict.fromkeys(key for each in settings for key in each if key != "run_dir")
     values = {key: [each.get(key, "not set") if each else "unknown" for each in settings] for key in keys}
@@ -26,7 +27,9 @@ def configuration_differences(directories: Sequence[Path]) -> dict[str, list[str
 
 
 def only_seeds_differ(one: Path, other: Path) -> bool:
-    """Return whether two runs are of one configuration and at most their seeds differ; False where that is not known."""
+    """Return whether two runs are of one configuration and at most their seeds differ; False where that is not
+    known.
+    """
     if not _settings(one) or not _settings(other):
         return False
     differing = [key for key in configuration_differences([one, other]) if not key.startswith(_OF_NO_EFFECT)]

@@ -24,7 +24,9 @@ from ldmprobe.tracking.history import steps_of
 
 @dataclass(frozen=True)
 class Gains:
-    """Gains of the other runs over the first, by label, at one moment: per level (L,), and by band with the total at the end."""
+    """Gains of the other runs over the first, by label, at one moment: per level (L,), and by band with the total at
+    the end.
+    """
 
     levels: Mapping[str, ClusteredMean]
     bands: Mapping[str, list[BandGain]]

@@ -59,7 +59,10 @@ def _header(comparison: Comparison) -> str:
 
 def _summary(comparison: Comparison) -> str:
     if not comparison.gains:
-        return "Not every run has a denoising probe, so there are no paired differences; the samplers' curves lie over each other."
+        return (
+            "Not every run has a denoising probe, so there are no paired differences; the samplers' curves lie over "
+            "each other."
+        )
     totals = {label: bands[-1] for label, bands in comparison.gains[0].bands.items()}
     seeds = comparison.other_seeds
     words = [verdict(label, total, label in seeds) for label, total in totals.items()]
@@ -67,9 +70,10 @@ def _summary(comparison: Comparison) -> str:
     when = comparison.moments[PROBE][0].description
     if comparison.of_chance:
         return (
-            f"<b>One seed against {'another' if len(totals) == 1 else 'others'} of the same configuration: there is no winner.</b> What differs is "
-            f"the chance of training. At {escape(when)}, against {escape(comparison.first.label)}: {'; '.join(words)}. Two methods that differ by "
-            "no more than this are not told apart by one run each. Below are the held-out bounds at each run's last probe."
+            f"<b>One seed against {'another' if len(totals) == 1 else 'others'} of the same configuration: there is no "
+            f"winner.</b> What differs is the chance of training. At {escape(when)}, against "
+            f"{escape(comparison.first.label)}: {'; '.join(words)}. Two methods that differ by no more than this are "
+            "not told apart by one run each. Below are the held-out bounds at each run's last probe."
         )
     return (
         f"At {escape(when)}, against {escape(comparison.first.label)}: <b>{'; '.join(words)}.</b> "
@@ -172,7 +176,8 @@ def _provenance_section(comparison: Comparison) -> str:
     )
     return section(
         "What was compared",
-        "Runs are compared only where the fingerprints of their probes (grid, reference, held-out data, codec, sampler) agree.",
+        "Runs are compared only where the fingerprints of their probes (grid, reference, held-out data, codec, "
+        "sampler) agree.",
         _facts("How their configurations differ", head, differing, "Nowhere, in what their `config.yaml` says.")
         + _facts("Provenance", head, facts, "")
         + folded("Fingerprints that all of them share", f"<p>{escape(shared)}</p>"),
@@ -194,7 +199,8 @@ def _facts(heading: str, head: str, facts: Mapping[str, Sequence[str]], none: st
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     cells = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     heads = "".join(f"<th>{each}</th>" for each in head)
-    return f'<div class="scroll"><table class="verdicts"><thead><tr>{heads}</tr></thead><tbody>{cells}</tbody></table></div>'
+    table = f"<thead><tr>{heads}</tr></thead><tbody>{cells}</tbody>"
+    return f'<div class="scroll"><table class="verdicts">{table}</table></div>'
 
 
 def _scalar(record: ProbeRecord, name: str) -> str:

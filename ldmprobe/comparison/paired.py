@@ -31,10 +31,10 @@ def gains_section(comparison: Comparison) -> str:
         "What another seed changes, and at which noise levels"
         if comparison.of_chance
         else "Who is better, and at which noise levels",
-        f"Gain over <b>{name}</b> in nats of the likelihood bound, at {escape(whens[0].description)}: the difference of squared error on the "
-        "same held-out images with the same noise, ± 95 %. p is corrected for all bands and runs of the table, the totals among themselves "
-        "(Holm). It speaks of these networks, on images like these: another seed of training may fall out differently, and only several "
-        "seeds can tell methods apart.",
+        f"Gain over <b>{name}</b> in nats of the likelihood bound, at {escape(whens[0].description)}: the difference "
+        "of squared error on the same held-out images with the same noise, ± 95 %. p is corrected for all bands and "
+        "runs of the table, the totals among themselves (Holm). It speaks of these networks, on images like these: "
+        "another seed of training may fall out differently, and only several seeds can tell methods apart.",
         tables[0]
         + "".join(
             folded(f"The same at {w.description}", table) for w, table in zip(whens[1:], tables[1:], strict=True)
@@ -87,8 +87,8 @@ def _gains_overview(comparison: Comparison, k: int) -> str:
 def _bounds_section(comparison: Comparison) -> str:
     return section(
         "Held-out bound over training",
-        "Bands are 95 % over images, and go up and down together: where they overlap, the paired figures still tell runs apart. "
-        f"Dashed: where {escape(comparison.first.label)} ended.",
+        "Bands are 95 % over images, and go up and down together: where they overlap, the paired figures still tell "
+        f"runs apart. Dashed: where {escape(comparison.first.label)} ended.",
         chart(figure(bounds_chart(comparison.bounds))),
     )
 
@@ -115,9 +115,10 @@ def training_section(comparison: Comparison) -> str:
     )
     return section(
         "Training steps to the same quality",
-        f"Steps until the bound at which {escape(comparison.first.label)} ended was first reached, on a line between probes; the interval is "
-        "where the paired difference from that bound could still have been 0.",
-        f'<div class="scroll"><table class="verdicts"><thead>{head}</thead><tbody>{"".join(rows)}</tbody></table></div>',
+        f"Steps until the bound at which {escape(comparison.first.label)} ended was first reached, on a line between "
+        "probes; the interval is where the paired difference from that bound could still have been 0.",
+        f'<div class="scroll"><table class="verdicts"><thead>{head}</thead>'
+        f"<tbody>{''.join(rows)}</tbody></table></div>",
     )
 
 

@@ -1,8 +1,10 @@
-"""A study: several methods, each trained with the same seeds, against one of them. Statistics over seeds, from runs' records.
+"""A study: several methods, each trained with the same seeds, against one of them. Statistics over seeds, from runs'
+records.
 
-A seed is one draw of everything that is random in training, the same for all methods: differences are taken seed by seed, so that what a seed does to
-all methods alike cancels. Intervals and p-values are Student's t over seeds, p corrected for the number of methods (Holm, 1979). With n
-seeds the 95 % interval is ±4.3 standard errors for n = 3, ±2.8 for 5: few seeds cannot tell much, and say so.
+A seed is one draw of everything that is random in training, the same for all methods: differences are taken seed by
+seed, so that what a seed does to all methods alike cancels. Intervals and p-values are Student's t over seeds, p
+corrected for the number of methods (Holm, 1979). With n seeds the 95 % interval is ±4.3 standard errors for n = 3, ±2.8
+for 5: few seeds cannot tell much, and say so.
 """
 
 from __future__ import annotations
@@ -43,8 +45,9 @@ class StudyRun:
         return float(np.interp(step, *self.curves[metric]))
 
     def steps_to_reach(self, targets: Mapping[str, float]) -> float:
-        """The first optimizer step at which every metric is at or below its target, all at the same step, interpolated between measurements;
-        NaN if never."""
+        """The first optimizer step at which every metric is at or below its target, all at the same step, interpolated
+        between measurements; NaN if never.
+        """
         steps = np.arange(min(self.curves[metric][0][-1] for metric in targets) + 1)
         reached = [np.interp(steps, *self.curves[metric]) <= target for metric, target in targets.items()]
         first = np.flatnonzero(np.all(reached, axis=0))
@@ -72,9 +75,11 @@ class Method:
     Attributes:
         seeds: those it was trained with.
         final: at the end of training.
-        difference: from the baseline at the end of training, paired by seed, p corrected over the methods; empty for the baseline.
+        difference: from the baseline at the end of training, paired by seed, p corrected over the methods; empty for
+            the baseline.
         steps, seconds: until the baseline's final mean is reached.
-        equal_seconds: bound and FID when training has cost what the baseline's does in all (or at the end, where that comes first).
+        equal_seconds: bound and FID when training has cost what the baseline's does in all (or at the end, where that
+            comes first).
         on_front: no other method's mean bound and mean FID are both lower.
         worse_than: methods whose bound and FID are both lower, each beyond the 95 % interval of the paired difference.
     """
@@ -114,7 +119,8 @@ def study_run(run: Run, method: str, seed: int) -> StudyRun:
     needed = {"denoising": "DenoisingProbe", "quality": "SampleQuality", "clock": "TrainingClock"}
     if missing := [callback for probe, callback in needed.items() if not records.get(probe)]:
         raise ConfigurationError(
-            f"{run.directory} has no records of {', '.join(missing)}; put them among the callbacks of the study's base configuration."
+            f"{run.directory} has no records of {', '.join(missing)}; put them among the callbacks of the study's base "
+            "configuration."
         )
     curves: dict[str, tuple[np.ndarray, np.ndarray]] = {}
     for probe, metrics in (("denoising", _denoising), ("quality", _scalars), ("clock", _scalars)):
@@ -185,7 +191,9 @@ def study(runs: Sequence[StudyRun], baseline: str) -> Study:
 
 
 def over_seeds(values: Sequence[float]) -> ClusteredMean:
-    """Mean of independent values (n,), its 95 % interval by Student's t and the p-value of "it is 0"; the latter two NaN where n < 2."""
+    """Mean of independent values (n,), its 95 % interval by Student's t and the p-value of "it is 0"; the latter two
+    NaN where n < 2.
+    """
     if len(values) < 2:
         mean = values[0] if values else np.nan
         return ClusteredMean(np.array(mean), np.array(np.nan), np.array(np.nan))
@@ -193,7 +201,9 @@ def over_seeds(values: Sequence[float]) -> ClusteredMean:
 
 
 def pareto_front(points: Mapping[str, Sequence[float]]) -> set[str]:
-    """Return the names of the points to which no other is at least equal in every coordinate and better in one; lower is better."""
+    """Return the names of the points to which no other is at least equal in every coordinate and better in one; lower
+    is better.
+    """
     return {
         name
         for name, point in points.items()

@@ -45,7 +45,9 @@ def pareto_figure(study: Study) -> Figure:
 
 
 def curves_figure(study: Study) -> Figure:
-    """Bound and FID over optimizer steps and over seconds of training, mean over seeds; dotted: where the baseline ends."""
+    """Bound and FID over optimizer steps and over seconds of training, mean over seeds; dotted: where the baseline
+    ends.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(10.5, 7), layout="constrained")

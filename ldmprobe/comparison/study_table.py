@@ -29,7 +29,10 @@ _FEW = 2  # methods that are worth naming
 def study_table(study: Study) -> pa.Table:
     """Return a row for each number: method, seed, metric, step, training_seconds until then, value."""
     rows = [
-        {"method": run.method, "seed": run.seed, "metric": metric, "step": int(step), SECONDS: run.at(SECONDS, step), "value": float(value)}
+        {
+            "method": run.method, "seed": run.seed, "metric": metric, "step": int(step),
+            SECONDS: run.at(SECONDS, step), "value": float(value),
+        }
         for run in study.runs
         for metric, (steps, values) in run.curves.items()
         for step, value in zip(steps, values, strict=True)
@@ -46,17 +49,20 @@ def study_markdown(study: Study, title: str, missing: Sequence[str] = ()) -> str
     """
     seeds = sorted({run.seed for run in study.runs})
     about = (
-        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, {study.last_step:,} optimizer steps each. Mean ± 95 % interval over seeds (Student's t); "
-        f"Δ: from {study.baseline}, paired by seed; p: of Δ = 0, corrected for the number of methods (Holm). Last column: on the Pareto front of the means, or worse in both bound and "
-        "FID than others, each by more than the 95 % interval of the paired difference. Lower is better but for skill."
+        f"{len(seeds)} seed{'s' * (len(seeds) > 1)}, {study.last_step:,} optimizer steps each. Mean ± 95 % interval "
+        f"over seeds (Student's t); Δ: from {study.baseline}, paired by seed; p: of Δ = 0, corrected for the number of "
+        "methods (Holm). Last column: on the Pareto front of the means, or worse in both bound and FID than others, "
+        "each by more than the 95 % interval of the paired difference. Lower is better but for skill."
     )
-    return "\n\n".join(
-        [f"### {title}", about, _quality(study), _reaching(study), _skill(study), *(f"Missing: {each}" for each in missing)]
-    ) + "\n"  # fmt: skip
+    tables = (_quality(study), _reaching(study), _skill(study))
+    return "\n\n".join([f"### {title}", about, *tables, *(f"Missing: {each}" for each in missing)]) + "\n"
 
 
 def _quality(study: Study) -> str:
-    head = ["method", "bound, nats", "Δ bound", "p", "FID", "Δ FID", "p", "KID · 10³", "Gini of recoverable", "recoverable, nats", "bound and FID"]  # fmt: skip
+    head = [
+        "method", "bound, nats", "Δ bound", "p", "FID", "Δ FID", "p",
+        "KID · 10³", "Gini of recoverable", "recoverable, nats", "bound and FID",
+    ]  # fmt: skip
 
     def row(method: Method) -> Iterator[str]:
         for metric in (BOUND, FID):
@@ -95,9 +101,9 @@ def _reaching(study: Study) -> str:
         yield _told(method.final[SECONDS], at_most=0)
 
     note = (
-        f"Steps until the mean over seeds that {study.baseline} ends at is first reached (both: in one and the same step), interpolated between "
-        f"probes; cost: seconds of training, the method's own probes included, as a share of {study.baseline}'s; after {budget:,.0f} s: where a "
-        "method stands when it has cost as much, or at its end."
+        f"Steps until the mean over seeds that {study.baseline} ends at is first reached (both: in one and the same "
+        "step), interpolated between probes; cost: seconds of training, the method's own probes included, as a share "
+        f"of {study.baseline}'s; after {budget:,.0f} s: where a method stands when it has cost as much, or at its end."
     )
     return _table(head, ([_name(study, m), *row(m)] for m in study.methods)) + "\n\n" + note
 

@@ -24,7 +24,9 @@ def mark(band: BandGain, other_seed: bool = False) -> str:
 
 
 def verdict(label: str, band: BandGain, other_seed: bool = False) -> str:
-    """Return a sentence such as "B is better at log-SNR −3…0 by 1.2 ± 0.3 nats"; with ``other_seed``, "B came out 1.2 ± 0.3 nats lower …"."""
+    """Return a sentence such as "B is better at log-SNR −3…0 by 1.2 ± 0.3 nats"; with ``other_seed``, "B came out 1.2 ±
+    0.3 nats lower …".
+    """
     label = escape(label)
     where = "over all levels" if band.everywhere else f"at log-SNR {band.name}"
     if not math.isfinite(band.gain):
@@ -44,7 +46,9 @@ def verdict(label: str, band: BandGain, other_seed: bool = False) -> str:
 
 
 def sorted_out(totals: Mapping[str, BandGain], other_seeds: Collection[str] = ()) -> list[str]:
-    """Return which of many runs are better, worse, or neither, over all levels, and which are other seeds of the first."""
+    """Return which of many runs are better, worse, or neither, over all levels, and which are other seeds of the
+    first.
+    """
     groups = {"better": "better", "worse": "worse", "unclear": "not told apart"}
     tested = {label: total for label, total in totals.items() if label not in other_seeds}
     found = {word: [escape(label) for label, total in tested.items() if mark(total) == word] for word in groups}

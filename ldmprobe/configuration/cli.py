@@ -53,9 +53,10 @@ class Parser(LightningArgumentParser):
 
 class LDMProbeCLI(LightningCLI):
     """Any LightningModule and LightningDataModule by ``class_path``; ``run_dir`` sets ``trainer.default_root_dir``, the
-    ``save_dir`` of loggers and the ``dirpath`` of checkpoints, where these are not set themselves; a ``trainer.default_root_dir`` is
-    taken for the ``run_dir`` where there is none. Checkpoints are whole or not
-    there, one process has the run directory, and ``--ckpt_path last`` goes on exactly (``ExactResume``)."""
+    ``save_dir`` of loggers and the ``dirpath`` of checkpoints, where these are not set themselves; a
+    ``trainer.default_root_dir`` is taken for the ``run_dir`` where there is none. Checkpoints are whole or not
+    there, one process has the run directory, and ``--ckpt_path last`` goes on exactly (``ExactResume``).
+    """
 
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         return super().init_parser(exit_on_error=False, **kwargs)  # what is wrong is told without pages of usage
@@ -113,7 +114,9 @@ class LDMProbeCLI(LightningCLI):
                     check_own(dirpath, run_dir, "ModelCheckpoint's `dirpath`")
 
     def _throw_away(self, config: Namespace) -> None:
-        """Have a ``fast_dev_run`` write into a folder that goes when this object does, so that the real run finds an empty directory."""
+        """Have a ``fast_dev_run`` write into a folder that goes when this object does, so that the real run finds an
+        empty directory.
+        """
         if config.ckpt_path not in (None, "last"):
             raise ConfigurationError(
                 "`trainer.fast_dev_run` trains a few batches from the start and keeps nothing; leave out `--ckpt_path`."
@@ -164,8 +167,8 @@ def _run_dir(run_dir: str | None, default_root_dir: Any) -> str:
     named = [str(place) for place in (run_dir, default_root_dir) if place is not None]
     if len({Path(place).absolute() for place in named}) > 1:
         raise ConfigurationError(
-            f"run_dir is {run_dir} and trainer.default_root_dir {default_root_dir}; everything of a run goes to one place. Write `run_dir` "
-            "alone (`--trainer.default_root_dir null` takes the other back)."
+            f"run_dir is {run_dir} and trainer.default_root_dir {default_root_dir}; everything of a run goes to one "
+            "place. Write `run_dir` alone (`--trainer.default_root_dir null` takes the other back)."
         )
     return named[0] if named else _RUN_DIR
 
@@ -178,8 +181,8 @@ def _check_not_random(model: L.LightningModule, subcommand: str | None, run_dir:
     """
     if isinstance(model, LatentDiffusion) and not isinstance(model, FinetunedDiffusion):
         raise ConfigurationError(
-            f"`ldmprobe {subcommand}` without a checkpoint would measure a network with random weights; name one by `--ckpt_path FILE`, or the "
-            f"last in {run_dir} by `--ckpt_path last`."
+            f"`ldmprobe {subcommand}` without a checkpoint would measure a network with random weights; name one by "
+            f"`--ckpt_path FILE`, or the last in {run_dir} by `--ckpt_path last`."
         )
     say(f"{subcommand} without a checkpoint: what is measured is {type(model).__name__} as it has been built.")
 
@@ -209,7 +212,8 @@ def _check_devices(accelerator: Any, devices: Any) -> None:
     asked = accelerator in ("gpu", "cuda", "mps")
     if asked and not gpus:
         raise ConfigurationError(
-            f"There is no GPU here for `--trainer.accelerator {accelerator}`; write `--trainer.accelerator cpu --trainer.devices 1`."
+            f"There is no GPU here for `--trainer.accelerator {accelerator}`; write `--trainer.accelerator cpu "
+            "--trainer.devices 1`."
         )
     if (asked or accelerator == "auto") and str(devices).isdecimal() and 0 < gpus < int(devices):
         raise ConfigurationError(
@@ -240,8 +244,9 @@ class _Parts(LDMProbeCLI):
 
 
 def build_cli(argv: list[str], run: bool = True, kind: type[LDMProbeCLI] = LDMProbeCLI) -> LDMProbeCLI:
-    """Return the command line of ``argv``: with ``run``, of a subcommand and its arguments, carried out; without, of the arguments
-    of ``fit``, only built."""
+    """Return the command line of ``argv``: with ``run``, of a subcommand and its arguments, carried out; without, of
+    the arguments of ``fit``, only built.
+    """
     warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
     return kind(
         L.LightningModule,
@@ -273,8 +278,8 @@ def build_parts(fit_arguments: list[str]) -> tuple[LatentDiffusion, ImageData]:
     if isinstance(cli.model, LatentDiffusion) and isinstance(cli.datamodule, ImageData):
         return cli.model, cli.datamodule
     raise ConfigurationError(
-        f"The configuration is of {type(cli.model).__name__} on {type(cli.datamodule).__name__}; only latents of LatentDiffusion on "
-        "ImageData can be cached."
+        f"The configuration is of {type(cli.model).__name__} on {type(cli.datamodule).__name__}; only latents of "
+        "LatentDiffusion on ImageData can be cached."
     )
 
 
@@ -282,7 +287,8 @@ def run(argv: list[str]) -> None:
     """Carry out one of the Trainer's subcommands.
 
     Raises:
-        SystemExit: 143 (128 + SIGTERM) where the process was told to end, so that a scheduler knows it has not finished.
+        SystemExit: 143 (128 + SIGTERM) where the process was told to end, so that a scheduler knows it has not
+            finished.
     """
     warnings.filterwarnings(
         "ignore", message=r"Found \d+ module\(s\) in eval mode"

@@ -23,13 +23,15 @@ _MEANS_NOTHING = re.compile(
 def configuration_errors(doing: str) -> Iterator[None]:
     """Around reading a configuration and building what it names: whatever is raised there, the configuration led to.
 
-    With ``LDMPROBE_TRACEBACK=1`` in the environment nothing is changed, for those who look for a fault in a class of their own.
+    With ``LDMPROBE_TRACEBACK=1`` in the environment nothing is changed, for those who look for a fault in a class of
+    their own.
 
     Args:
         doing: what cannot be done, such as "read".
 
     Raises:
-        ConfigurationError: in place of any other exception; the innermost one that was meant for the user, if there is one.
+        ConfigurationError: in place of any other exception; the innermost one that was meant for the user, if there is
+            one.
     """
     try:
         yield
@@ -40,8 +42,9 @@ def configuration_errors(doing: str) -> Iterator[None]:
 
 
 def meant_for_the_user(error: BaseException) -> ConfigurationError | None:
-    """The ConfigurationError behind ``error``, if there is one: Lightning and jsonargparse wrap what constructors raise, and W&B
-    has errors of its own for what a user can put right."""
+    """The ConfigurationError behind ``error``, if there is one: Lightning and jsonargparse wrap what constructors
+    raise, and W&B has errors of its own for what a user can put right.
+    """
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, ConfigurationError):
@@ -63,17 +66,20 @@ def _told(error: Exception, doing: str) -> ConfigurationError:
         )
     if isinstance(error, ArgumentError):
         return ConfigurationError(
-            f"{option or 'The configuration'} cannot be {doing}: {reason}. Compare with configs/digits.yaml and `ldmprobe fit --help`."
+            f"{option or 'The configuration'} cannot be {doing}: {reason}. Compare with configs/digits.yaml and "
+            "`ldmprobe fit --help`."
         )
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
     return ConfigurationError(
-        f"{_class_being_built(error) or 'The configuration'} cannot be {doing} as configured ({reason}). Compare with configs/digits.yaml and "
-        "`ldmprobe fit --help`; LDMPROBE_TRACEBACK=1 shows where it comes from."
+        f"{_class_being_built(error) or 'The configuration'} cannot be {doing} as configured ({reason}). Compare with "
+        "configs/digits.yaml and `ldmprobe fit --help`; LDMPROBE_TRACEBACK=1 shows where it comes from."
     )
 
 
 def _option(message: str) -> tuple[str | None, str]:
-    """The innermost option that jsonargparse's tree of attempts is about, as ``model.optimizer``, and why its value is none."""
+    """The innermost option that jsonargparse's tree of attempts is about, as ``model.optimizer``, and why its value is
+    none.
+    """
     *outer, inner = re.split(r"^( *)Parser key \"(.+?)\":", message, flags=re.MULTILINE)
     indent, options = len(outer[-2]) if outer else 0, outer[2::3]
     lines: list[str] = []

@@ -1,8 +1,10 @@
-"""The code that a configuration may run: known classes of ldmprobe and its libraries; a user's own, which are named first; nothing else.
+"""The code that a configuration may run: known classes of ldmprobe and its libraries; a user's own, which are named
+first; nothing else.
 
-A ``class_path`` is an import, and an import runs code: whoever writes a configuration chooses what runs. However a path is spelled
-(in a file, a file that it refers to, a string with YAML in it, an argument), jsonargparse asks its policy before it imports it. Here the
-policy is to deny all but ``LIBRARIES``; what is of no library is named on stderr, and only then allowed.
+A ``class_path`` is an import, and an import runs code: whoever writes a configuration chooses what runs. However a path
+is spelled (in a file, a file that it refers to, a string with YAML in it, an argument), jsonargparse asks its policy
+before it imports it. Here the policy is to deny all but ``LIBRARIES``; what is of no library is named on stderr, and
+only then allowed.
 """
 
 from __future__ import annotations
@@ -83,7 +85,9 @@ class _Policy:
         set_loader("yaml", self.load, exceptions=(yaml.YAMLError,))
 
     def check(self, path: str) -> None:
-        """Name ``path``, which is about to be imported, if it is a user's own; raise an ImportError if it may not be."""
+        """Name ``path``, which is about to be imported, if it is a user's own; raise an ImportError if it may not
+        be.
+        """
         top = path.partition(".")[0]
         try:
             self._check(path)
@@ -135,8 +139,8 @@ def imports_in_the_open() -> Iterator[None]:
 
 
 def check_classes(config: object, place: str = "") -> None:
-    """Go through a configuration that was read, before anything in it is built: every ``class_path`` must be that of a class, and
-    settings by which a library runs code that it loads are named on stderr.
+    """Go through a configuration that was read, before anything in it is built: every ``class_path`` must be that of a
+    class, and settings by which a library runs code that it loads are named on stderr.
 
     Raises:
         ConfigurationError: a function in the place of a class, or a class that may not be named.
@@ -150,8 +154,8 @@ def check_classes(config: object, place: str = "") -> None:
             raise ConfigurationError(_refusal(str(path)))
         if isinstance(config, Namespace) and isinstance(path, str) and not inspect.isclass(pkgutil.resolve_name(path)):
             raise ConfigurationError(
-                f"{place} cannot be read: {path} is no class, and would be called with what the configuration says; expected the "
-                "path of a class."
+                f"{place} cannot be read: {path} is no class, and would be called with what the configuration says; "
+                "expected the path of a class."
             )
         for name, value in (vars(config) if isinstance(config, Namespace) else config).items():
             if (name in _OPENS_A_DOOR and value is _OPENS_A_DOOR[name]) or (name == "custom_pipeline" and value):
@@ -161,13 +165,15 @@ def check_classes(config: object, place: str = "") -> None:
 
 def _refusal(path: str) -> str:
     return (
-        f"A configuration may not name {path}. Expected a class of ldmprobe, torch.nn, torch.optim, lightning, diffusers or the like, or one "
-        "of your own; what else you need, write a class of your own around it."
+        f"A configuration may not name {path}. Expected a class of ldmprobe, torch.nn, torch.optim, lightning, "
+        "diffusers or the like, or one of your own; what else you need, write a class of your own around it."
     )
 
 
 def _check_size(content: object) -> None:
-    """Refuse what YAML's aliases blow up (a kilobyte can stand for billions of values) before anything walks through it."""
+    """Refuse what YAML's aliases blow up (a kilobyte can stand for billions of values) before anything walks through
+    it.
+    """
     sizes: dict[int, int] = {}
 
     def size(value: object) -> int:
@@ -180,7 +186,8 @@ def _check_size(content: object) -> None:
 
     if size(content) > _MAX_VALUES:
         raise ConfigurationError(
-            f"The configuration has more than {_MAX_VALUES:,} values once its aliases (`*name`) are written out; no configuration needs that."
+            f"The configuration has more than {_MAX_VALUES:,} values once its aliases (`*name`) are written out; no "
+            "configuration needs that."
         )
 
 

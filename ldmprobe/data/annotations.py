@@ -19,8 +19,9 @@ from ldmprobe.types import Rows
 
 @dataclass(frozen=True)
 class MaskColumn(Column):
-    """Masks and maps: the number of the class or object at each pixel of the image, as whole numbers (H, W). They are scaled without mixing
-    numbers, and palettes are read as numbers."""
+    """Masks and maps: the number of the class or object at each pixel of the image, as whole numbers (H, W). They are
+    scaled without mixing numbers, and palettes are read as numbers.
+    """
 
     column: str = "mask"
     name: str = "mask"
@@ -51,8 +52,9 @@ class MaskColumn(Column):
 
 @dataclass(frozen=True)
 class BoxesColumn(Column):
-    """Boxes as x0, y0, x1, y1 in fractions of what is seen of the image, clipped, (K, 4); those of which less than a pixel is seen are left
-    out. A batch has a list of them. In the dataset they are x0, y0, x1, y1 in pixels."""
+    """Boxes as x0, y0, x1, y1 in fractions of what is seen of the image, clipped, (K, 4); those of which less than a
+    pixel is seen are left out. A batch has a list of them. In the dataset they are x0, y0, x1, y1 in pixels.
+    """
 
     column: str = "boxes"
     name: str = "boxes"
@@ -64,8 +66,8 @@ class BoxesColumn(Column):
         width, height = reading.image_size
         if len(boxes) and ((boxes[:, 2:] <= boxes[:, :2]).any() or boxes.max() <= 1):
             raise ValueError(
-                f"{boxes.tolist()} are no boxes x0, y0, x1, y1 in pixels of an image of {width}×{height}: expected x0 < x1 and y0 < y1 (not "
-                "widths and heights), and no fractions"
+                f"{boxes.tolist()} are no boxes x0, y0, x1, y1 in pixels of an image of {width}×{height}: expected x0 "
+                "< x1 and y0 < y1 (not widths and heights), and no fractions"
             )
         return torch.from_numpy(reading.view.boxes(boxes, width, height)).float()
 

@@ -24,7 +24,9 @@ COLORS = {
 
 
 def digits() -> Rows:
-    """1,797 real handwritten digits, 8×8 gray (Alpaydin & Kaynak, UCI, 1998; through scikit-learn): `image`, `label`."""
+    """1,797 real handwritten digits, 8×8 gray (Alpaydin & Kaynak, UCI, 1998; through scikit-learn): `image`,
+    `label`.
+    """
     from datasets import ClassLabel, Dataset, Features, Image
     from PIL import Image as PILImage
     from sklearn.datasets import load_digits
@@ -50,8 +52,8 @@ def shapes(
     `boxes` (K, 4: x0, y0, x1, y1 in pixels), `mask` (gray image: 0 ground, k for the k-th shape).
 
     Args:
-        shapes, colors: drawn from these of `SHAPES` and `COLORS`; by default without "cross", "heart", "orange" and "pink",
-            which are left for finetuning.
+        shapes, colors: drawn from these of `SHAPES` and `COLORS`; by default without "cross", "heart", "orange" and
+            "pink", which are left for finetuning.
 
     Raises:
         ConfigurationError: a size under 8, fewer than one image or shape, or a shape or color that there is not.
@@ -60,7 +62,8 @@ def shapes(
 
     if size < 8 or num_images < 1 or max_shapes < 1:
         raise ConfigurationError(
-            f"builtin:shapes got size {size}, num_images {num_images}, max_shapes {max_shapes}; expected size >= 8, the others >= 1."
+            f"builtin:shapes got size {size}, num_images {num_images}, max_shapes {max_shapes}; expected size >= 8, "
+            "the others >= 1."
         )
     _check_size(num_images, 3, size)
     for what, chosen, known in (("shapes", shapes, SHAPES), ("colors", colors, tuple(COLORS))):
@@ -138,8 +141,8 @@ def gaussian(
     mean: float = 0.0,
     seed: int = 0,
 ) -> Rows:
-    """Gaussian "images" whose every statistic is known: variance i^−exponent + floor along the i-th 2-D cosine direction
-    (low frequencies first), the same for each channel; `image` is a float array (C, H, W), taken as it is.
+    """Gaussian "images" whose every statistic is known: variance i^−exponent + floor along the i-th 2-D cosine
+    direction (low frequencies first), the same for each channel; `image` is a float array (C, H, W), taken as it is.
 
     With the identity codec, the exact denoiser, DDIM path and KL curves are those of `analysis/ideal.py`.
     """
@@ -161,7 +164,8 @@ def _check_size(num_images: int, channels: int, size: int) -> None:
     check_numbers("The built-in dataset", 1, num_images=num_images, channels=channels, size=size)
     if (values := num_images * channels * size**2) > _MAX_VALUES:
         raise ConfigurationError(
-            f"The built-in dataset got num_images {num_images} of size {size}, {values:.0e} values in memory; expected at most {_MAX_VALUES:.0e}."
+            f"The built-in dataset got num_images {num_images} of size {size}, {values:.0e} values in memory; expected "
+            f"at most {_MAX_VALUES:.0e}."
         )
 
 

@@ -1,4 +1,6 @@
-"""CheckedRows: the first rows of each split, read before training, so that what is wrong with data is told early and with its row."""
+"""CheckedRows: the first rows of each split, read before training, so that what is wrong with data is told early and
+with its row.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,8 @@ class CheckedRows:
         if expected and shape != expected:
             setting = "channels" if shape[0] != expected[0] else "image_size"
             raise ConfigurationError(
-                f"{self.reader.place(row)} has an image of shape {shape}, others {expected}; set the data's `{setting}`."
+                f"{self.reader.place(row)} has an image of shape {shape}, others {expected}; set the data's "
+                f"`{setting}`."
             )
 
     def check(self, image_shape: tuple[int, ...], check_range: bool) -> tuple[int, ...]:
@@ -79,7 +82,8 @@ class CheckedRows:
             check_range: whether nobody has said yet that dark images are dark.
 
         Raises:
-            ConfigurationError: there are no rows, or no captions in them, or the values do not say which range they are of.
+            ConfigurationError: there are no rows, or no captions in them, or the values do not say which range they are
+                of.
         """
         split, reader = self.reader.split, self.reader
         if self.shape is None:
@@ -87,14 +91,14 @@ class CheckedRows:
         self.check_shape(self.shape, self.first_row, image_shape)
         if self.num_rows > 1 and self.captions and not any(self.captions):
             raise ConfigurationError(
-                f"All captions of split {split!r} are empty in column {self._caption_column!r}, from the first row on; name the column that "
-                "has them as `caption_column` (only a model without text can leave it out)."
+                f"All captions of split {split!r} are empty in column {self._caption_column!r}, from the first row on; "
+                "name the column that has them as `caption_column` (only a model without text can leave it out)."
             )
         if not self.different and self.num_rows > 1:
             value = f", of the value {self.low:g} everywhere" if self.low == self.high else ""
             warnings.warn(
-                f"The {self.num_rows} images of split {split!r} that were checked are all the same{value}: there is nothing to learn but this "
-                f"one. Look at column {reader.image.column!r} from row {self.first_row} on.",
+                f"The {self.num_rows} images of split {split!r} that were checked are all the same{value}: there is "
+                f"nothing to learn but this one. Look at column {reader.image.column!r} from row {self.first_row} on.",
                 stacklevel=2,
             )
         elif check_range and self.num_rows > 1:
@@ -118,14 +122,16 @@ class CheckedRows:
         if self.notes[AS_IS] and self.low >= 0:
             top = 1 if self.high <= 1 else 255 if self.high <= 255 else round(self.high)
             raise ConfigurationError(
-                f"The floats in column {column!r} of split {split!r} go from {self.low:g} to {self.high:g}, and do not say which are black and "
-                f"white; set the data's `value_range`, [0, {top}] or, if they are to be taken as they are, [-1, 1]."
+                f"The floats in column {column!r} of split {split!r} go from {self.low:g} to {self.high:g}, and do not "
+                f"say which are black and white; set the data's `value_range`, [0, {top}] or, if they are to be taken "
+                "as they are, [-1, 1]."
             )
         deep = bool(self.notes[REDUCED]) or self.reader.image.value_range == (0, 65535)
         top = 65535 if deep else 255
         brightest = round((self.high + 1) / 2 * top)
         if not self.notes[AS_IS] and brightest <= _DARK[deep]:
             raise ConfigurationError(
-                f"The brightest of the values in column {column!r} of split {split!r} is {brightest} of {top}, so that all images are black; set "
-                f"the data's `value_range`, [0, {brightest}] or, if they are that dark, [0, {top}]."
+                f"The brightest of the values in column {column!r} of split {split!r} is {brightest} of {top}, so that "
+                f"all images are black; set the data's `value_range`, [0, {brightest}] or, if they are that dark, [0, "
+                f"{top}]."
             )

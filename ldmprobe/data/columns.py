@@ -1,4 +1,6 @@
-"""Columns: how each column of a dataset becomes part of a sample, a batch and a cache. A new kind of data is one more subclass."""
+"""Columns: how each column of a dataset becomes part of a sample, a batch and a cache. A new kind of data is one more
+subclass.
+"""
 
 from __future__ import annotations
 
@@ -116,13 +118,14 @@ class Column(ABC):
 class ImageColumn(Column):
     """Images as floats (C, H, W) in [−1, 1].
 
-    Pictures and arrays of whole numbers become pictures of 8 bits and go from [0, 255] to [−1, 1]; arrays of floats are taken as they are.
-    Pictures are turned upright by their EXIF orientation.
+    Pictures and arrays of whole numbers become pictures of 8 bits and go from [0, 255] to [−1, 1]; arrays of floats are
+    taken as they are. Pictures are turned upright by their EXIF orientation.
 
     Args:
         channels: 1 (gray), 3 (RGB), 4 (RGBA); images of another mode are converted; None keeps theirs.
         background: the color under transparent images, unless `channels` is 4.
-        value_range: the numbers that are black and white, in arrays and in gray pictures of 16 and 32 bits, where their type does not say.
+        value_range: the numbers that are black and white, in arrays and in gray pictures of 16 and 32 bits, where their
+            type does not say.
     """
 
     column: str = "image"
@@ -139,11 +142,13 @@ class ImageColumn(Column):
             ImageColor.getrgb(self.background)
         except (ValueError, AttributeError) as error:
             raise ConfigurationError(
-                f"ImageData got background {self.background!r}; expected a color's name or number, such as white or '#808080'."
+                f"ImageData got background {self.background!r}; expected a color's name or number, such as white or "
+                "'#808080'."
             ) from error
         if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
             raise ConfigurationError(
-                f"ImageData got value_range {list(self.value_range)}; expected [black, white] with black < white, such as [0, 255]."
+                f"ImageData got value_range {list(self.value_range)}; expected [black, white] with black < white, such "
+                "as [0, 255]."
             )
 
     def undecoded(self, rows: Rows) -> Rows:
@@ -221,7 +226,8 @@ class LabelColumn(Column):
         if label < 0 or (self.num_classes is not None and label >= self.num_classes):
             top = "" if self.num_classes is None else f" to {self.num_classes - 1}"
             raise ConfigurationError(
-                f"{reading.place} has class label {value!r} in column {self.column!r}, which is out of range; expected 0{top}."
+                f"{reading.place} has class label {value!r} in column {self.column!r}, which is out of range; expected "
+                f"0{top}."
             )
         return label
 
@@ -250,7 +256,8 @@ class CaptionColumn(Column):
         captions = list(value) if isinstance(value, (list, tuple)) else [value]
         if not captions or not all(isinstance(caption, str) for caption in captions):
             raise ConfigurationError(
-                f"{reading.place} has {value!r} in column {self.column!r}; expected a caption, or a list of them. Remove the row or write one."
+                f"{reading.place} has {value!r} in column {self.column!r}; expected a caption, or a list of them. "
+                "Remove the row or write one."
             )
         return value if isinstance(value, str) else captions
 
@@ -281,14 +288,15 @@ def _check_labels(rows: Rows, column: str, split: str, num_classes: int | None) 
         values = rows[column][:]
         wrong = next((i for i, value in enumerate(values) if not isinstance(value, int)), 0)
         raise ConfigurationError(
-            f"Row {numbers[wrong]} of split {split!r} has {values[wrong]!r} in column {column!r}; expected integer class labels, from 0 on. Turn "
-            "names into numbers by `dataset.class_encode_column`, and remove rows without a label."
+            f"Row {numbers[wrong]} of split {split!r} has {values[wrong]!r} in column {column!r}; expected integer "
+            "class labels, from 0 on. Turn names into numbers by `dataset.class_encode_column`, and remove rows "
+            "without a label."
         )
     num_classes = num_classes or int(labels.max()) + 1
     if labels.min() < 0 or labels.max() >= num_classes:
         wrong = int(((labels < 0) | (labels >= num_classes)).argmax())
         raise ConfigurationError(
-            f"Row {numbers[wrong]} of split {split!r} has class label {int(labels[wrong])} in column {column!r}, which is out of range; "
-            f"expected 0 to {num_classes - 1}."
+            f"Row {numbers[wrong]} of split {split!r} has class label {int(labels[wrong])} in column {column!r}, which "
+            f"is out of range; expected 0 to {num_classes - 1}."
         )
     return num_classes

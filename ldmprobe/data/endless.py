@@ -1,7 +1,7 @@
 """What a Trainer's settings mean to training data without end: honored, or refused by name.
 
-A stream of training batches is one endless epoch, unless `limit_train_batches` or `overfit_batches` says of how many batches one is.
-What happens at the ends of epochs would never happen; Lightning is silent about most of it.
+A stream of training batches is one endless epoch, unless `limit_train_batches` or `overfit_batches` says of how many
+batches one is. What happens at the ends of epochs would never happen; Lightning is silent about most of it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from ldmprobe.errors import ConfigurationError
 
 _log = logging.getLogger(__name__)
 _ENDLESS = "ImageData is one endless epoch"
-_VALIDATE = "set `trainer.val_check_interval` to a number of batches, with `trainer.check_val_every_n_epoch` 1 or null"  # Lightning's and our default
+# Lightning's and our default
+_VALIDATE = "set `trainer.val_check_interval` to a number of batches, with `trainer.check_val_every_n_epoch` 1 or null"
 
 
 def check_epochs(trainer: L.Trainer) -> None:
@@ -38,13 +39,14 @@ def check_epochs(trainer: L.Trainer) -> None:
     overfitted = private.overfit_batches(trainer)
     if overfitted and not _is_number(overfitted):
         raise ConfigurationError(
-            f"{_ENDLESS}, of which `trainer.overfit_batches: {overfitted}` is no share; write a number of batches, such as 4."
+            f"{_ENDLESS}, of which `trainer.overfit_batches: {overfitted}` is no share; write a number of batches, "
+            "such as 4."
         )
     limit = trainer.limit_train_batches
     if limit and limit != 1.0 and not _is_number(limit):
         raise ConfigurationError(
-            f"{_ENDLESS}, of which `trainer.limit_train_batches: {limit}` is no share; write a number of batches, after which an epoch "
-            "is said to end, or leave it out."
+            f"{_ENDLESS}, of which `trainer.limit_train_batches: {limit}` is no share; write a number of batches, "
+            "after which an epoch is said to end, or leave it out."
         )
     private.allow_early_stop(trainer)
     if _is_number(limit):
@@ -70,8 +72,8 @@ def _check_interval(trainer: L.Trainer, num_batches: int) -> None:
         and interval > num_batches
     ):
         raise ConfigurationError(
-            f"`trainer.val_check_interval: {interval}` is more than an epoch of {num_batches} batches has; set `check_val_every_n_epoch: null`, so "
-            "that batches are counted across epochs, or a smaller interval."
+            f"`trainer.val_check_interval: {interval}` is more than an epoch of {num_batches} batches has; set "
+            "`check_val_every_n_epoch: null`, so that batches are counted across epochs, or a smaller interval."
         )
 
 
@@ -87,7 +89,10 @@ def _unmet_settings(trainer: L.Trainer) -> Iterator[tuple[str, str]]:
     if trainer.max_epochs not in (None, -1):
         yield (
             f"`trainer.max_epochs: {trainer.max_epochs}`",
-            "limit training by `trainer.max_steps` (and leave out `trainer.max_epochs`), or give `trainer.limit_train_batches`",
+            (
+                "limit training by `trainer.max_steps` (and leave out `trainer.max_epochs`), or give "
+                "`trainer.limit_train_batches`"
+            ),
         )
     if trainer.min_epochs:
         yield f"`trainer.min_epochs: {trainer.min_epochs}`", "use `trainer.min_steps`"

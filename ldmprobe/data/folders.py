@@ -22,7 +22,8 @@ _NEWER_ENDINGS = {".avif", ".avifs", ".heic", ".heif", ".jxl", ".qoi"}  # of pic
 def is_image_folder(folder: Path) -> bool:
     """Whether a folder is of image files and what lies beside them, with no table or archive of rows.
 
-    `datasets` takes a folder by its most frequent ending, and so for one of texts where each image has a caption beside it.
+    `datasets` takes a folder by its most frequent ending, and so for one of texts where each image has a caption beside
+    it.
     """
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
@@ -40,8 +41,8 @@ def is_image_folder(folder: Path) -> bool:
     found = bool(images) and all(stem in images for stem in tables)  # else a table of its own, not of one image
     if found and passed_over:
         warnings.warn(
-            f"{len(passed_over)} files such as {passed_over[0]} are left out: the datasets library reads no images of that ending in folders; "
-            "convert them to PNG, or give a table with their paths.",
+            f"{len(passed_over)} files such as {passed_over[0]} are left out: the datasets library reads no images of "
+            "that ending in folders; convert them to PNG, or give a table with their paths.",
             stacklevel=2,
         )
     return found

@@ -36,8 +36,8 @@ IMAGE_HASH = "__image__"
 
 
 def image_hashes(rows: Rows, column: str, files: ImageFiles) -> Hashes:
-    """Return the hash of each row's image, without decoding it: of encoded images, in rows or in files, the size in bytes and 12 KiB; of
-    arrays all values.
+    """Return the hash of each row's image, without decoding it: of encoded images, in rows or in files, the size in
+    bytes and 12 KiB; of arrays all values.
 
     Args:
         rows: a `datasets.Dataset`.
@@ -124,7 +124,9 @@ def _pieces_of(size: int, read: Callable[[int, int], bytes]) -> bytes:
 
 
 def _file_hash(name: str, files: ImageFiles) -> int:
-    """Return the hash of an image in a file; of a file that is not there or may not be named, of its name: RowReader names its row."""
+    """Return the hash of an image in a file; of a file that is not there or may not be named, of its name: RowReader
+    names its row.
+    """
     try:
         with open(files.find(name), "rb", buffering=0) as file:
             number = file.fileno()
@@ -139,7 +141,9 @@ def _file_hash(name: str, files: ImageFiles) -> int:
 
 
 def is_held_out(row: Batch, column: str, fraction: float, wanted: bool, files: ImageFiles) -> bool:
-    """Return whether a stream's row is held out, or is not (`wanted=False`); with probability `fraction`, by its image."""
+    """Return whether a stream's row is held out, or is not (`wanted=False`); with probability `fraction`, by its
+    image.
+    """
     return (image_hash(row[column], files) < _threshold(fraction)) == wanted
 
 

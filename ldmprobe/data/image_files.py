@@ -32,15 +32,16 @@ class ImageFiles:
         """
         if _URL.search(name):
             raise ValueError(
-                f"it names the URL {name[:200]!r}, and rows are not downloaded in training; download the images and give their folder"
+                f"it names the URL {name[:200]!r}, and rows are not downloaded in training; download the images and "
+                "give their folder"
             )
         candidates = [os.path.abspath(os.path.join(folder, name)) for folder in self.folders]
         inside = [path for path in candidates if self._has(path)]
         if not inside:
             where = " or ".join(self.folders) or "any folder: the dataset has none of its own here"
             raise ValueError(
-                f"it names the file {name[:200]!r}, which is not in {where}; a table can only name files there, unless the data's "
-                "`image_folder` names another folder"
+                f"it names the file {name[:200]!r}, which is not in {where}; a table can only name files there, unless "
+                "the data's `image_folder` names another folder"
             )
         found = next((path for path in inside if os.path.isfile(path)), None)
         if found is None:
@@ -60,8 +61,8 @@ def _is_in(path: str, folder: str) -> bool:
 def files_of(dataset: str, kwargs: PlainValues, rows: Rows, image_folder: str | None) -> ImageFiles:
     """Return the files that the rows of a dataset may name: those in `image_folder` or in the dataset's own folder.
 
-    Names in an image folder are those of its files, wherever links in it lead; `datasets` keeps a hub's in its caches. Names in a table
-    are a stranger's.
+    Names in an image folder are those of its files, wherever links in it lead; `datasets` keeps a hub's in its caches.
+    Names in a table are a stranger's.
     """
     from datasets import config
     from huggingface_hub.constants import HF_HUB_CACHE

@@ -48,38 +48,40 @@ from ldmprobe.types import Batch, PlainValues, Rows, StateDict
 class ImageData(L.LightningDataModule):
     """Images (with labels, captions) from any Hugging Face dataset, as batches in [−1, 1].
 
-    Training is one endless epoch in which batch k depends on (seed, k) alone: limit it by `max_steps`, not `max_epochs`, and
-    validate by `val_check_interval` in batches. With `limit_train_batches: N` an epoch is said to end after each N batches, and the
-    next goes on from there; with `overfit_batches: N` all epochs are of the same N.
+    Training is one endless epoch in which batch k depends on (seed, k) alone: limit it by `max_steps`, not
+    `max_epochs`, and validate by `val_check_interval` in batches. With `limit_train_batches: N` an epoch is said to end
+    after each N batches, and the next goes on from there; with `overfit_batches: N` all epochs are of the same N.
 
     Batches are dicts: `image` (N, C, H, W) float32, `index` (N,) the row, and `label` (N,), `caption` if their
-    columns are named, and the further columns. From a cache they have `latent` (N, c, h, w) or `moments` (N, 2c, h, w) instead of `image`, and
-    `condition`, a dict of tensors, where the captions are encoded too.
+    columns are named, and the further columns. From a cache they have `latent` (N, c, h, w) or `moments` (N, 2c, h, w)
+    instead of `image`, and `condition`, a dict of tensors, where the captions are encoded too.
 
     Args:
         dataset: hub id; folder of parquet files, from `save_to_disk`, or of images; parquet file; "builtin:digits",
             "builtin:shapes" or "builtin:gaussian".
-        dataset_kwargs: further arguments of `datasets.load_dataset` (`name`, `revision`, `data_files`, …) or parameters of
-            the built-in dataset.
-        image_column, label_column, caption_column: names of columns; the latter two are optional. Images may be stored as images, bytes,
-            paths in the dataset's folder, or arrays. Of a list of captions each visit of training draws one, and probes take the first. A
-            folder of images with `1.txt` beside `1.png` has these texts in the column "text".
+        dataset_kwargs: further arguments of `datasets.load_dataset` (`name`, `revision`, `data_files`, …) or parameters
+            of the built-in dataset.
+        image_column, label_column, caption_column: names of columns; the latter two are optional. Images may be stored
+            as images, bytes, paths in the dataset's folder, or arrays. Of a list of captions each visit of training
+            draws one, and probes take the first. A folder of images with `1.txt` beside `1.png` has these texts in the
+            column "text".
         columns: further columns that conditionings read, such as a `MaskColumn`; each is cropped and mirrored with
             the image.
         train_split: name of the training split.
-        held_out_split: name of the held-out split. Default: "validation" or "test" where there is one, else a part of the
-            training rows: each with probability `held_out_fraction`, by a hash of its image as it is stored. So a row stays
-            on its side when others are added, renamed or moved, and copies of an image are on one side.
-        held_out_fraction: the expected share of rows held out: of N rows N·f ± 2 √(N f (1 − f)), but two at least (one, of
-            fewer than four rows). Of built-in data it is exact.
-        held_out_rows: the most that are held out of a stream, whose further rows of that share are left aside. Of built-in
-            data it is exact.
+        held_out_split: name of the held-out split. Default: "validation" or "test" where there is one, else a part of
+            the training rows: each with probability `held_out_fraction`, by a hash of its image as it is stored. So a
+            row stays on its side when others are added, renamed or moved, and copies of an image are on one side.
+        held_out_fraction: the expected share of rows held out: of N rows N·f ± 2 √(N f (1 − f)), but two at least (one,
+            of fewer than four rows). Of built-in data it is exact.
+        held_out_rows: the most that are held out of a stream, whose further rows of that share are left aside. Of
+            built-in data it is exact.
         image_size: images become square of this many pixels; default: they all have one size already.
         channels: 1, 3 or 4; default: those of the first image.
         background: the color under transparent images (a name or "#rrggbb"), unless `channels` is 4.
-        value_range: the numbers that are black and white, [low, high], in arrays and in gray images of 16 and 32 bits. Default: what their
-            type says; arrays of floats that are not pixels are taken as they are.
-        image_folder: the folder that a table's paths are in; default: that of the dataset. Files elsewhere are not read.
+        value_range: the numbers that are black and white, [low, high], in arrays and in gray images of 16 and 32 bits.
+            Default: what their type says; arrays of floats that are not pixels are taken as they are.
+        image_folder: the folder that a table's paths are in; default: that of the dataset. Files elsewhere are not
+            read.
         resize: "crop" scales the short side and crops the long one, "squash" ignores the aspect ratio.
         random_crop, random_flip: augmentation of training images.
         batch_size: per rank.
@@ -88,7 +90,8 @@ class ImageData(L.LightningDataModule):
         num_classes: for label columns that do not say (a stream's integer column).
         check_rows: how many rows of each split are decoded before training, to find unreadable images early.
         seed: of the order and augmentation of training images.
-        latents: folder that `ldmprobe cache` has made for this configuration: batches are read from it, in the same order.
+        latents: folder that `ldmprobe cache` has made for this configuration: batches are read from it, in the same
+            order.
 
     Attributes:
         checked_captions: of the rows that were decoded before training.
@@ -215,8 +218,8 @@ class ImageData(L.LightningDataModule):
             self.checked_captions += checked.captions
         if empty := self.checked_captions.count(""):
             warnings.warn(
-                f"{empty} of the {len(self.checked_captions)} captions that were checked are empty: in training their images teach the model "
-                "what to do without a prompt, as those do whose caption is dropped.",
+                f"{empty} of the {len(self.checked_captions)} captions that were checked are empty: in training their "
+                "images teach the model what to do without a prompt, as those do whose caption is dropped.",
                 stacklevel=2,
             )
 
@@ -239,8 +242,9 @@ class ImageData(L.LightningDataModule):
         going_on = self.trainer is not None and self.trainer.state.fn == "fit"
         if going_on and state_dict and (told := self.identity.changes(state_dict)):
             rank_zero_warn(
-                f"The data are not those of the checkpoint: {'; '.join(told)}. Training goes on with these from here on, in an "
-                "order of their own; held-out numbers before and after are of different rows where those differ."
+                f"The data are not those of the checkpoint: {'; '.join(told)}. Training goes on with these from here "
+                "on, in an order of their own; held-out numbers before and after are of different rows where those "
+                "differ."
             )
 
     def reader_of(self, split: str) -> RowReader:
@@ -270,13 +274,14 @@ class ImageData(L.LightningDataModule):
             )
         if self.reader.random_crop:
             raise ConfigurationError(
-                "Each pass crops anew (`random_crop`), so that latents cannot be encoded beforehand; leave it out (`random_flip` can stay: "
-                "both views are kept)."
+                "Each pass crops anew (`random_crop`), so that latents cannot be encoded beforehand; leave it out "
+                "(`random_flip` can stay: both views are kept)."
             )
 
     def use_latents(self, codec: LatentCodec, conditioning: Conditioning) -> None:
-        """Raise ConfigurationError, naming what differs, if `latents` are not those of this data, codec and conditioning; else tell the
-        conditioning what they have of its prompts. Where there are none, do nothing."""
+        """Raise ConfigurationError, naming what differs, if `latents` are not those of this data, codec and
+        conditioning; else tell the conditioning what they have of its prompts. Where there are none, do nothing.
+        """
         if self._cache is not None:
             self._cache.check_key(
                 cache_key(self.identity, self.rows, self.reader, codec, conditioning, self._cache.dtype)
@@ -333,8 +338,10 @@ class ImageData(L.LightningDataModule):
         return self.val_dataloader()
 
     def reference_batches(self, num_images: int, held_out: bool = False) -> Iterator[Batch]:
-        """`num_images` training (or held-out) images, or all there are, drawn in a fixed order that no seed changes, without
-        augmentation: what probes compare with. The same on every rank. (Of a stream's training images: the first.)"""
+        """`num_images` training (or held-out) images, or all there are, drawn in a fixed order that no seed changes,
+        without augmentation: what probes compare with. The same on every rank. (Of a stream's training images: the
+        first.)
+        """
         if self._cache is None:
             yield from self.reference_images(num_images, held_out)
         else:
@@ -351,14 +358,14 @@ def _check_names(image: ImageColumn, others: Sequence[Column], further: Sequence
     named = [column.column for column in (image, *others)]
     if len(set(named)) < len(named):
         raise ConfigurationError(
-            f"ImageData got the columns {', '.join(map(repr, named))} for images, labels and captions; expected another column for each, or null "
-            "for labels or captions that are not there."
+            f"ImageData got the columns {', '.join(map(repr, named))} for images, labels and captions; expected "
+            "another column for each, or null for labels or captions that are not there."
         )
     names = [column.name for column in (image, *others, *further)]
     if taken := [name for name in names if names.count(name) > 1 or name in RESERVED]:
         raise ConfigurationError(
-            f"ImageData got several columns that batches would call {taken[0]!r}, or its own name for something else; give each of `columns` a "
-            "`name` of its own."
+            f"ImageData got several columns that batches would call {taken[0]!r}, or its own name for something else; "
+            "give each of `columns` a `name` of its own."
         )
     if own := [column.column for column in (image, *others, *further) if column.column in OWN]:
         raise ConfigurationError(f"ImageData got a column called {own[0]!r}, a name of its own; rename it.")

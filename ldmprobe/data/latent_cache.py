@@ -1,7 +1,8 @@
 """Latents encoded once and kept on disk: the folder's key, its files and its reader. `ldmprobe cache` writes it.
 
-`cache.json` says what the folder is of and how many rows it has; `train-00000.safetensors`, … and `held_out-…` have so many rows each,
-with all columns and what a frozen encoder makes of their captions; `prompt-…` has what it makes of a prompt, or of none.
+`cache.json` says what the folder is of and how many rows it has; `train-00000.safetensors`, … and `held_out-…` have so
+many rows each, with all columns and what a frozen encoder makes of their captions; `prompt-…` has what it makes of a
+prompt, or of none.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ def cache_key(
 ) -> PlainValues:
     """Return all that cached latents depend on, as plain values by part, for both the writer and the reader of a cache.
 
-    Of the data these are a hash of each row (`ldmprobe.data.identity`) and its number. The codec's scale and shift are no part:
-    latents are kept before them.
+    Of the data these are a hash of each row (`ldmprobe.data.identity`) and its number. The codec's scale and shift are
+    no part: latents are kept before them.
 
     Args:
         rows: the rows of each of `SPLITS`.
@@ -123,8 +124,8 @@ class LatentCache:
             self.image_shape: tuple[int, ...] = tuple(description["image_shape"])
         except Exception as error:  # no folder, no file, no JSON, another JSON: all mean the same
             raise ConfigurationError(
-                f"{folder} is no cache of latents ({type(error).__name__}: {error}); `ldmprobe cache --config YOURS.yaml --out {folder}` makes "
-                "one there."
+                f"{folder} is no cache of latents ({type(error).__name__}: {error}); `ldmprobe cache --config "
+                f"YOURS.yaml --out {folder}` makes one there."
             ) from error
 
     @staticmethod
@@ -146,11 +147,14 @@ class LatentCache:
         ]
 
     def prompt_path(self, prompt: str | None) -> Path:
-        """Return the file of a prompt of probes and samples, or of none, which may be there: it is no part of the key."""
+        """Return the file of a prompt of probes and samples, or of none, which may be there: it is no part of the
+        key.
+        """
         return self.folder / f"prompt-{fingerprint(prompt)}.safetensors"
 
     def prompts(self, prompts: Sequence[str | None]) -> dict[str | None, Condition]:
-        """Return the conditions, of shape (1, …), of the prompts, None for no prompt, that are there; a warning names the others.
+        """Return the conditions, of shape (1, …), of the prompts, None for no prompt, that are there; a warning names
+        the others.
 
         Raises:
             ConfigurationError: a file is damaged.
@@ -158,8 +162,10 @@ class LatentCache:
         paths = {prompt: self.prompt_path(prompt) for prompt in prompts}
         if missing := [prompt for prompt, path in paths.items() if not path.is_file()]:
             warnings.warn(
-                f"{self.folder} lacks {', '.join('the null condition' if each is None else repr(each) for each in missing)}, so that the "
-                f"text encoders are loaded; `ldmprobe cache --config YOURS.yaml --out {self.folder}` adds what is missing.",
+                f"{self.folder} lacks "
+                f"{', '.join('the null condition' if each is None else repr(each) for each in missing)}, so that the "
+                f"text encoders are loaded; `ldmprobe cache --config YOURS.yaml --out {self.folder}` adds what is "
+                "missing.",
                 stacklevel=2,
             )
         return {prompt: _read(path)[0] for prompt, path in paths.items() if path.is_file()}
@@ -169,8 +175,8 @@ class LatentCache:
         difference = _difference(self.key, key)
         if difference is not None:
             raise ConfigurationError(
-                f"{self.folder} holds latents of something else: {difference}. `ldmprobe cache --config YOURS.yaml --out ANOTHER_FOLDER` "
-                "makes those of this configuration."
+                f"{self.folder} holds latents of something else: {difference}. `ldmprobe cache --config YOURS.yaml "
+                "--out ANOTHER_FOLDER` makes those of this configuration."
             )
 
     def check_complete(self) -> None:
@@ -179,8 +185,8 @@ class LatentCache:
         missing = [shard for shard in shards if not shard.path.is_file()]
         if missing:
             raise ConfigurationError(
-                f"{self.folder} is not complete: {len(missing)} of {len(shards)} files are missing, such as {missing[0].path.name}; `ldmprobe "
-                f"cache --config YOURS.yaml --out {self.folder}` finishes it."
+                f"{self.folder} is not complete: {len(missing)} of {len(shards)} files are missing, such as "
+                f"{missing[0].path.name}; `ldmprobe cache --config YOURS.yaml --out {self.folder}` finishes it."
             )
 
     def rows(self, split: str, reader: RowReader) -> LatentRows:
@@ -211,8 +217,8 @@ class LatentRows:
         return i
 
     def read(self, row: int, row_number: int, rng: np.random.Generator | None = None) -> Batch:
-        """Return one sample: `latent` (c, h, w) or `moments` (2c, h, w), `index` and the further columns; and `condition`, if the
-        cache has it.
+        """Return one sample: `latent` (c, h, w) or `moments` (2c, h, w), `index` and the further columns; and
+        `condition`, if the cache has it.
 
         Args:
             rng: draws what `RowReader` would draw; None for no augmentation.
@@ -246,6 +252,6 @@ def _read(path: Path) -> tuple[dict[str, Tensor], PlainValues]:
             return tensors, json.loads(file.metadata()["ldmprobe"])
     except Exception as error:  # safetensors and json raise many kinds, all meaning the same
         raise ConfigurationError(
-            f"{path} is damaged ({type(error).__name__}: {error}); remove it, and `ldmprobe cache --config YOURS.yaml --out {path.parent}` makes "
-            "it again."
+            f"{path} is damaged ({type(error).__name__}: {error}); remove it, and `ldmprobe cache --config YOURS.yaml "
+            f"--out {path.parent}` makes it again."
         ) from error

@@ -38,7 +38,8 @@ def write_cache(
 ) -> tuple[Path, bool]:
     """Encode all rows whose files are not there yet.
 
-    A file is there whole or not at all, and has the same bytes whoever writes it; so a run that was killed is simply started again.
+    A file is there whole or not at all, and has the same bytes whoever writes it; so a run that was killed is simply
+    started again.
 
     Args:
         folder: default: "latents/" and a hash of what they are of.
@@ -50,7 +51,8 @@ def write_cache(
         the folder, and whether all rows and captions are there.
 
     Raises:
-        ConfigurationError: the folder holds other latents, or cannot be written to; data that cannot be kept; latents that are not finite.
+        ConfigurationError: the folder holds other latents, or cannot be written to; data that cannot be kept; latents
+            that are not finite.
     """
     if not 0 <= shard < num_shards:
         raise ConfigurationError(f"--shard is {shard} and --num-shards {num_shards}; expected 0 <= shard < num-shards.")
@@ -111,8 +113,9 @@ class _Views(Dataset):
         return self.readers[split].views(self.rows[split][i], i)
 
     def loader(self, shards: Sequence[Shard], batch_size: int, num_workers: int) -> DataLoader:
-        """Read in batches of which none reaches over a file's end, so that what is encoded together, and its last bits, depend on the file
-        alone."""
+        """Read in batches of which none reaches over a file's end, so that what is encoded together, and its last bits,
+        depend on the file alone.
+        """
         places = [
             [(shard.split, i) for i in range(start, min(start + batch_size, shard.stop))]
             for shard in shards

@@ -1,7 +1,8 @@
-"""Pictures: from what a row holds (bytes, a file's name, an array) to an upright picture of 8 bits or an array of floats.
+"""Pictures: from what a row holds (bytes, a file's name, an array) to an upright picture of 8 bits or an array of
+floats.
 
-Everything that a file says about its pixels is read here, once: orientation, transparency, frames, depth. What was read is returned as
-notes, so that it can be told.
+Everything that a file says about its pixels is read here, once: orientation, transparency, frames, depth. What was read
+is returned as notes, so that it can be told.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ def opened(value: object, files: ImageFiles, notes: list[str]) -> Image.Image | 
     array = np.asarray(value)
     if array.dtype.kind not in "buif" or array.ndim not in (2, 3) or array.size == 0:
         raise ValueError(
-            f"expected an image, bytes, a file's name or an array (H, W), (H, W, C) or (C, H, W), got {_kind(value, array)}"
+            "expected an image, bytes, a file's name or an array (H, W), (H, W, C) or (C, H, W), got "
+            f"{_kind(value, array)}"
         )
     return array
 
@@ -83,8 +85,10 @@ def _is_animated_lazily(image: Image.Image) -> bool:
 
 
 def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
-    """Turn the picture upright once. Loading comes first: formats that Pillow turns by itself (TIFF, HEIF) then say no orientation any more. A
-    JPEG XL codestream is turned by its decoder, whatever its EXIF says; a JPEG that it was made of, and that is restored from it, is not."""
+    """Turn the picture upright once. Loading comes first: formats that Pillow turns by itself (TIFF, HEIF) then say no
+    orientation any more. A JPEG XL codestream is turned by its decoder, whatever its EXIF says; a JPEG that it was made
+    of, and that is restored from it, is not.
+    """
     image.load()
     turned_by_decoder = image.format == "JXL" and not vars(image).get("jpeg", False)
     if turned_by_decoder or image.getexif().get(ExifTags.Base.Orientation, 1) not in range(2, 9):
@@ -96,7 +100,8 @@ def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
 def in_eight_bits(
     image: Image.Image, channels: int | None, background: str, value_range: Range | None, notes: list[str]
 ) -> Image.Image:
-    """Return the picture as L, RGB or RGBA; `channels` None keeps its own. Transparency that is not kept is laid on `background`.
+    """Return the picture as L, RGB or RGBA; `channels` None keeps its own. Transparency that is not kept is laid on
+    `background`.
 
     Raises:
         ValueError: of 32 bits without `value_range`, or values outside it.
@@ -113,7 +118,9 @@ def in_eight_bits(
 
 
 def _scaled_down(image: Image.Image, value_range: Range | None, notes: list[str]) -> Image.Image:
-    """Scale the values of `value_range`, or of what the format says, to 0 … 255; Pillow's own conversion clips at 255."""
+    """Scale the values of `value_range`, or of what the format says, to 0 … 255; Pillow's own conversion clips at
+    255.
+    """
     if image.has_transparency_data or not (image.mode in ("1", "L", "RGB", "F") or image.mode.startswith("I")):
         raise ValueError(f"`value_range` is for numbers, not for a picture of mode {image.mode}; leave it out")
     notes.append(REDUCED if value_range is None else SCALED)
@@ -130,8 +137,9 @@ def _range_of_format(image: Image.Image) -> Range:
     if image.mode.startswith("I;16") or (image.mode == "I" and isinstance(image, of_16_bits)):
         return 0, 65535
     raise ValueError(
-        f"gray values of 32 bits (mode {image.mode}), here from {np.asarray(image).min():g} to {np.asarray(image).max():g}, do not say which are black and "
-        "white; set the data's `value_range`, such as [0, 65535] or [0, 1]"
+        f"gray values of 32 bits (mode {image.mode}), here from {np.asarray(image).min():g} to "
+        f"{np.asarray(image).max():g}, do not say which are black and white; set the data's `value_range`, such as [0, "
+        "65535] or [0, 1]"
     )
 
 
@@ -147,7 +155,8 @@ def _white_is_zero(image: Image.Image) -> bool:
 def of_array(array: np.ndarray, value_range: Range | None, notes: list[str]) -> Image.Image | np.ndarray:
     """Return an array of whole numbers as a picture of 8 bits, one of floats as float32 (C, H, W).
 
-    Of floats, `value_range` becomes [−1, 1]; without one they stay as they are. Of whole numbers, it is by default that of their type.
+    Of floats, `value_range` becomes [−1, 1]; without one they stay as they are. Of whole numbers, it is by default that
+    of their type.
 
     Raises:
         ValueError: not finite, or outside the range.
@@ -175,8 +184,9 @@ def of_floats(floats: np.ndarray, value_range: Range | None) -> Image.Image:
     """
     if value_range is None or floats.shape[0] not in _MODES:
         raise ValueError(
-            f"an array of shape {floats.shape} of floats that are taken as they are is not resized nor given other channels; leave out "
-            "`image_size` and `channels`, or set `value_range` if they are pixels of 1, 3 or 4 channels"
+            f"an array of shape {floats.shape} of floats that are taken as they are is not resized nor given other "
+            "channels; leave out `image_size` and `channels`, or set `value_range` if they are pixels of 1, 3 or 4 "
+            "channels"
         )
     return Image.fromarray(_channels_last(((floats + 1) * 127.5).round().astype(np.uint8)))
 
@@ -198,8 +208,8 @@ def _fraction(array: np.ndarray, value_range: Range) -> np.ndarray:
     low, high = value_range
     if array.min() < low or array.max() > high:
         raise ValueError(
-            f"values from {array.min():g} to {array.max():g}, expected {low:g} to {high:g}; set the data's `value_range` to those of black and "
-            "white"
+            f"values from {array.min():g} to {array.max():g}, expected {low:g} to {high:g}; set the data's "
+            "`value_range` to those of black and white"
         )
     return (array - low) / (high - low)
 

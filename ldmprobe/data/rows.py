@@ -74,7 +74,9 @@ class RowReader:
         return self._sample(row, image, reading, keep=False)
 
     def views(self, row: Batch, row_number: int) -> list[Batch]:
-        """Return what a cache keeps of a row, for each view that training may see: as it is and, where images are flipped, mirrored."""
+        """Return what a cache keeps of a row, for each view that training may see: as it is and, where images are
+        flipped, mirrored.
+        """
         reading, samples = self._reading(row, row_number, None, None), []
         image = self._open(row, reading)
         for mirrored in (False, True) if self.random_flip else (False,):
@@ -107,8 +109,8 @@ class RowReader:
             if (shape := sample[name].shape) != first:
                 setting = "channels" if len(shape) == 3 and shape[0] != first[0] else "image_size"
                 raise ConfigurationError(
-                    f"Row {sample['index']} has an {name} of shape {tuple(shape)}, row {samples[0]['index']} of {tuple(first)}; set the data's "
-                    f"`{setting}`."
+                    f"Row {sample['index']} has an {name} of shape {tuple(shape)}, row {samples[0]['index']} of "
+                    f"{tuple(first)}; set the data's `{setting}`."
                 )
 
     def _reading(
@@ -156,7 +158,8 @@ def _naming(column: Column, reading: Reading) -> Iterator[None]:
         raise
     except Exception as error:  # Pillow's formats raise many kinds, all meaning "not readable"
         raise ConfigurationError(
-            f"{reading.place}, column {column.column!r}: the {column.name} cannot be read ({error}). Remove the row or repair it."
+            f"{reading.place}, column {column.column!r}: the {column.name} cannot be read ({error}). Remove the row or "
+            "repair it."
         ) from error
 
 

@@ -1,4 +1,6 @@
-"""Where images come from: built in, a folder, a file, or the Hugging Face hub. Every failure says what to write instead."""
+"""Where images come from: built in, a folder, a file, or the Hugging Face hub. Every failure says what to write
+instead.
+"""
 
 from __future__ import annotations
 
@@ -25,8 +27,9 @@ def load_splits(dataset: str, streaming: bool = False, **kwargs: Any) -> PlainVa
     """The splits of a dataset by name, without a format that was set on them.
 
     Args:
-        dataset: "builtin:digits", "builtin:shapes" or "builtin:gaussian"; a folder (from `save_to_disk`, of parquet files, or of images,
-            whose captions may be in text files beside them: column "text"); a parquet file; or a hub id.
+        dataset: "builtin:digits", "builtin:shapes" or "builtin:gaussian"; a folder (from `save_to_disk`, of parquet
+            files, or of images, whose captions may be in text files beside them: column "text"); a parquet file; or a
+            hub id.
         streaming: read rows as they are needed instead of preparing the dataset on disk.
         kwargs: parameters of the built-in dataset, or of `datasets.load_dataset`.
 
@@ -35,8 +38,8 @@ def load_splits(dataset: str, streaming: bool = False, **kwargs: Any) -> PlainVa
     """
     if dataset == "pandas" or kwargs.get("trust_remote_code"):
         raise ConfigurationError(
-            f"Dataset {dataset!r} would be read by running code that comes with it, or from pickles, which is the same; convert it to "
-            "parquet and give the parquet file."
+            f"Dataset {dataset!r} would be read by running code that comes with it, or from pickles, which is the "
+            "same; convert it to parquet and give the parquet file."
         )
     if dataset.startswith("builtin:"):
         table = load_builtin(dataset.removeprefix("builtin:"), **kwargs)
@@ -68,8 +71,9 @@ def load_splits(dataset: str, streaming: bool = False, **kwargs: Any) -> PlainVa
             "holds no dataset that can be read" if path.exists() else "is no folder here and was not found on the hub"
         )
         raise ConfigurationError(
-            f"Dataset {dataset!r} {where} ({type(error).__name__}: {_first_line(error)}). Expected a hub id, a folder of parquet "
-            "files, a folder from save_to_disk, an image folder, or builtin:digits, builtin:shapes, builtin:gaussian."
+            f"Dataset {dataset!r} {where} ({type(error).__name__}: {_first_line(error)}). Expected a hub id, a folder "
+            "of parquet files, a folder from save_to_disk, an image folder, or builtin:digits, builtin:shapes, "
+            "builtin:gaussian."
         ) from error
     splits = {"train": loaded} if isinstance(loaded, (Dataset, IterableDataset)) else dict(loaded)
     return {name: rows.with_format(None) for name, rows in splits.items()}
@@ -83,7 +87,9 @@ def check_splits(splits: PlainValues, *names: str | None) -> None:
 
 
 def held_out_name(splits: PlainValues, train_split: str, held_out_split: str | None) -> str | None:
-    """The split to hold out: the named one, else one of a usual name; None where a part of the training split is taken."""
+    """The split to hold out: the named one, else one of a usual name; None where a part of the training split is
+    taken.
+    """
     if held_out_split is not None:
         return held_out_split
     return next((name for name in HELD_OUT_NAMES if name in splits and name != train_split), None)
@@ -101,16 +107,16 @@ def choose_splits(
 ) -> tuple[Rows, Rows]:
     """Return training and held-out rows.
 
-    Where no split is named for holding out and none has a usual name, a part of the training split is taken: each row with
-    probability `held_out_fraction`, by a hash of its image, so that it stays on its side whatever rows are added, and
-    copies of one image are on one side. Both sides are in the order of the hashes.
+    Where no split is named for holding out and none has a usual name, a part of the training split is taken: each row
+    with probability `held_out_fraction`, by a hash of its image, so that it stays on its side whatever rows are added,
+    and copies of one image are on one side. Both sides are in the order of the hashes.
 
     Args:
         held_out_rows: of a stream at most so many are held out; what it has more of them is left aside.
         image: the column of images.
         files: the files that rows may name.
-        fixed: the rows never change (built-in data): exactly `held_out_fraction` of them are taken, by their numbers, or
-            the first `held_out_rows` of a stream.
+        fixed: the rows never change (built-in data): exactly `held_out_fraction` of them are taken, by their numbers,
+            or the first `held_out_rows` of a stream.
 
     Raises:
         ConfigurationError: a named split does not exist, or one is empty; there are not two different images.

@@ -48,11 +48,11 @@ class ShuffledStream(Dataset):
 
 
 class StreamPositions(DistributedSampler, SequentialSampler):
-    """Batch k, k + 1, … without end, k being what `next_batch` says when an iteration begins: the stream positions of this rank's part
-    of each.
+    """Batch k, k + 1, … without end, k being what `next_batch` says when an iteration begins: the stream positions of
+    this rank's part of each.
 
-    To Lightning a DistributedSampler, so that it does not put its own in its place, and a SequentialSampler, so that it takes the order
-    of the same batches over and over (`overfit_batches`) as it is.
+    To Lightning a DistributedSampler, so that it does not put its own in its place, and a SequentialSampler, so that it
+    takes the order of the same batches over and over (`overfit_batches`) as it is.
     """
 
     def __init__(self, batch_size: int, next_batch: Callable[[], int], rank: int, world_size: int) -> None:
@@ -73,7 +73,8 @@ class StreamPositions(DistributedSampler, SequentialSampler):
 
 class HubStream(IterableDataset):
     """A streaming dataset, shuffled anew in each pass through a buffer, without end; sharded over ranks (by the caller,
-    with `split_dataset_by_node`) and over workers (by `datasets` itself)."""
+    with `split_dataset_by_node`) and over workers (by `datasets` itself).
+    """
 
     def __init__(self, rows: Rows, reader: Reader, seed: int, batch_size: int, buffer_size: int, rank: int = 0) -> None:
         self.rows, self.reader, self.seed, self.batch_size = rows, reader, seed, batch_size
@@ -100,8 +101,9 @@ class HubStream(IterableDataset):
 
 
 class SkippingLoader:
-    """A loader that begins with the batch that `next_batch` says: it goes on where it is, and where that is another place, reads anew
-    from the first, the exact (if slow) way to resume a stream that cannot seek."""
+    """A loader that begins with the batch that `next_batch` says: it goes on where it is, and where that is another
+    place, reads anew from the first, the exact (if slow) way to resume a stream that cannot seek.
+    """
 
     def __init__(self, loader: DataLoader, next_batch: Callable[[], int]) -> None:
         self.loader, self.next_batch = loader, next_batch

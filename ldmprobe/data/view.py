@@ -44,8 +44,9 @@ class View:
         return np.ascontiguousarray(array[..., ::-1] if self.mirrored else array)
 
     def boxes(self, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
-        """Return boxes (K, 4) of x0, y0, x1, y1 in an image's pixels as fractions of what is seen, clipped; those of which less than a
-        pixel is seen are left out."""
+        """Return boxes (K, 4) of x0, y0, x1, y1 in an image's pixels as fractions of what is seen, clipped; those of
+        which less than a pixel is seen are left out.
+        """
         left, top, right, bottom = self.box(width, height)
         corner, extent = np.array([left, top, left, top]), np.array([right - left, bottom - top] * 2)
         seen = ((boxes - corner) / extent).clip(0, 1)

@@ -43,8 +43,9 @@ def _finite(places: Tensor, losses: Tensor) -> Iterator[tuple[int, float]]:
 
 
 class LossSecondMoment(AdaptiveTimesteps):
-    """p(t) ∝ √E[L_t²] over the last ``history`` losses of each timestep, mixed with a little uniform; the loss is multiplied by 1/(T p), so that
-    its expectation is uniform sampling's (Nichol & Dhariwal, 2021, arXiv:2102.09672, section 3.3). Uniform until every timestep has its history.
+    """p(t) ∝ √E[L_t²] over the last ``history`` losses of each timestep, mixed with a little uniform; the loss is
+    multiplied by 1/(T p), so that its expectation is uniform sampling's (Nichol & Dhariwal, 2021, arXiv:2102.09672,
+    section 3.3). Uniform until every timestep has its history.
 
     Args:
         num_timesteps: T of the schedule.
@@ -56,7 +57,8 @@ class LossSecondMoment(AdaptiveTimesteps):
         super().__init__()
         if history < 1 or not 0 < uniform <= 1:
             raise ConfigurationError(
-                f"LossSecondMoment got history {history}, uniform {uniform}; expected history >= 1 and 0 < uniform <= 1."
+                f"LossSecondMoment got history {history}, uniform {uniform}; expected history >= 1 and 0 < uniform <= "
+                "1."
             )
         self.uniform = uniform
         self.losses = torch.zeros(num_timesteps, history, dtype=torch.float64)
@@ -66,7 +68,8 @@ class LossSecondMoment(AdaptiveTimesteps):
         total, history = self.losses.shape
         if schedule.num_timesteps != total:
             raise ConfigurationError(
-                f"LossSecondMoment is for {total} timesteps, the schedule has {schedule.num_timesteps}; set `num_timesteps: {schedule.num_timesteps}`."
+                f"LossSecondMoment is for {total} timesteps, the schedule has {schedule.num_timesteps}; set "
+                f"`num_timesteps: {schedule.num_timesteps}`."
             )
         if bool((self.count < history).any()):
             return torch.full((total,), 1 / total, dtype=torch.float64)
@@ -84,8 +87,8 @@ class LossSecondMoment(AdaptiveTimesteps):
 
 
 class AdaptiveLoss(AdaptiveTimesteps):
-    """VDM++'s: p(λ) ∝ a moving average of w(λ)‖Δε‖² over bins of log-SNR; the loss is multiplied by 1/p(λ), so that what is trained is the weight w
-    on the measure dλ (Kingma & Gao, 2023, arXiv:2303.00848, appendix F).
+    """VDM++'s: p(λ) ∝ a moving average of w(λ)‖Δε‖² over bins of log-SNR; the loss is multiplied by 1/p(λ), so that
+    what is trained is the weight w on the measure dλ (Kingma & Gao, 2023, arXiv:2303.00848, appendix F).
 
     Args:
         num_bins: over log-SNR −12 … 12.
@@ -99,7 +102,8 @@ class AdaptiveLoss(AdaptiveTimesteps):
         super().__init__()
         if num_bins < 1 or not 0 <= decay < 1 or not 0 < floor <= 1:
             raise ConfigurationError(
-                f"AdaptiveLoss got num_bins {num_bins}, decay {decay}, floor {floor}; expected num_bins >= 1, 0 <= decay < 1, 0 < floor <= 1."
+                f"AdaptiveLoss got num_bins {num_bins}, decay {decay}, floor {floor}; expected num_bins >= 1, 0 <= "
+                "decay < 1, 0 < floor <= 1."
             )
         self.decay, self.floor = decay, floor
         self.average = torch.zeros(num_bins, dtype=torch.float64)
@@ -128,8 +132,9 @@ class AdaptiveLoss(AdaptiveTimesteps):
 
 
 class VarianceAware(AdaptiveTimesteps):
-    """Uniform timesteps whose loss is divided by the running standard deviation of the loss in its bin of log-SNR, so that levels whose loss
-    scatters do not drown the others; after Sun & Shi (2026, arXiv:2603.10391), who weight by the observed variance of the loss per log-SNR.
+    """Uniform timesteps whose loss is divided by the running standard deviation of the loss in its bin of log-SNR, so
+    that levels whose loss scatters do not drown the others; after Sun & Shi (2026, arXiv:2603.10391), who weight by the
+    observed variance of the loss per log-SNR.
 
     Of that paper only the abstract was at hand: the power, the bins and the bounds are ours.
 
@@ -146,8 +151,8 @@ class VarianceAware(AdaptiveTimesteps):
         super().__init__()
         if not 0 < power <= 2 or num_bins < 1 or not 0 <= decay < 1 or not max_ratio > 1:
             raise ConfigurationError(
-                f"VarianceAware got power {power}, num_bins {num_bins}, decay {decay}, max_ratio {max_ratio}; expected 0 < power <= 2, "
-                "num_bins >= 1, 0 <= decay < 1, max_ratio > 1."
+                f"VarianceAware got power {power}, num_bins {num_bins}, decay {decay}, max_ratio {max_ratio}; expected "
+                "0 < power <= 2, num_bins >= 1, 0 <= decay < 1, max_ratio > 1."
             )
         self.power, self.decay, self.max_ratio = power, decay, max_ratio
         self.average, self.square = torch.zeros(2, num_bins, dtype=torch.float64)

@@ -1,4 +1,6 @@
-"""BalancedTimesteps: the sampler that a TimestepBalancer steers. It holds what was decided; it decides nothing itself."""
+"""BalancedTimesteps: the sampler that a TimestepBalancer steers. It holds what was decided; it decides nothing
+itself.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +16,11 @@ MAX_LEVELS = 128  # of the table, whose size must not change: parts of sharded c
 
 
 class BalancedTimesteps(TimestepSampler):
-    """p(t) = floor · p_base(t) + (1 − floor) · p_steered(t), where p_steered has a given density over log-SNR λ; and a given factor on the loss.
+    """p(t) = floor · p_base(t) + (1 − floor) · p_steered(t), where p_steered has a given density over log-SNR λ; and a
+    given factor on the loss.
 
-    Both are tables over λ, linear between their levels and constant beyond them. Until ``steer`` is called it is its base. Its state is in
-    the checkpoint; it is no buffer, so that it stays on the CPU and in full precision.
+    Both are tables over λ, linear between their levels and constant beyond them. Until ``steer`` is called it is its
+    base. Its state is in the checkpoint; it is no buffer, so that it stays on the CPU and in full precision.
 
     Args:
         base: what it starts from and never leaves altogether; default: uniform.
@@ -36,7 +39,8 @@ class BalancedTimesteps(TimestepSampler):
         """From now on draw by ``density`` per unit of log-SNR, up to a factor, and multiply the loss by ``weight``.
 
         Args:
-            log_snr, density, weight: shape (L,), L at most 128, in any order of levels; the density at least 0 and somewhere above, weights above 0.
+            log_snr, density, weight: shape (L,), L at most 128, in any order of levels; the density at least 0 and
+                somewhere above, weights above 0.
 
         Raises:
             ValueError: values that are not finite, or not of these signs.

@@ -24,19 +24,20 @@ def as_schedule(source: SchedulerMixin | NoiseSchedule) -> NoiseSchedule:
     """Return the noise schedule of a diffusers scheduler; a NoiseSchedule is returned as it is.
 
     Args:
-        source: a scheduler with a table ``alphas_cumprod`` (DDPM, DDIM, PNDM, DPM-Solver, ...: everything variance preserving), or a
-            FlowMatchEulerDiscreteScheduler without dynamic shifting.
+        source: a scheduler with a table ``alphas_cumprod`` (DDPM, DDIM, PNDM, DPM-Solver, ...: everything variance
+            preserving), or a FlowMatchEulerDiscreteScheduler without dynamic shifting.
 
     Raises:
-        ConfigurationError: it is of neither kind, clips by dynamic thresholding, has an unknown prediction type, or asks an
-            ε-prediction for x_0 where the terminal SNR is zero.
+        ConfigurationError: it is of neither kind, clips by dynamic thresholding, has an unknown prediction type, or
+            asks an ε-prediction for x_0 where the terminal SNR is zero.
     """
     if isinstance(source, NoiseSchedule):
         return source
     if not hasattr(source, "config"):
         raise ConfigurationError(
-            f"The scheduler is {source!r}, which is none of diffusers' classes with settings that it takes; expected one, such as "
-            "`scheduler: {class_path: diffusers.DDIMScheduler, init_args: {prediction_type: v_prediction}}`."
+            f"The scheduler is {source!r}, which is none of diffusers' classes with settings that it takes; expected "
+            "one, such as `scheduler: {class_path: diffusers.DDIMScheduler, init_args: {prediction_type: "
+            "v_prediction}}`."
         )
     name = type(source).__name__
     if source.config.get("thresholding", False):
@@ -46,8 +47,8 @@ def as_schedule(source: SchedulerMixin | NoiseSchedule) -> NoiseSchedule:
     for setting, value in _TOLD_OTHERWISE.items():
         if source.config.get(setting, value) != value:
             raise ConfigurationError(
-                f"{name} has `{setting}: {source.config[setting]}`, by which its noise levels are not those of its table of ᾱ_t, or are told to "
-                f"the network in another way; set `{setting}: {value}`."
+                f"{name} has `{setting}: {source.config[setting]}`, by which its noise levels are not those of its "
+                f"table of ᾱ_t, or are told to the network in another way; set `{setting}: {value}`."
             )
     if name == "FlowMatchEulerDiscreteScheduler":
         return FlowMatchSchedule(source)
@@ -84,8 +85,8 @@ class DiffusersSchedule(NoiseSchedule):
         return {"class_name": type(self.scheduler).__name__, **settings}
 
     def with_settings(self, **settings: object) -> NoiseSchedule:
-        """Return the same schedule but for these settings of its scheduler, such as ``rescale_betas_zero_snr`` (Lin et al., 2023,
-        arXiv:2305.08891): those of the class of ``sampling_scheduler``, which it becomes.
+        """Return the same schedule but for these settings of its scheduler, such as ``rescale_betas_zero_snr`` (Lin et
+        al., 2023, arXiv:2305.08891): those of the class of ``sampling_scheduler``, which it becomes.
 
         Raises:
             ConfigurationError: there is no such setting, or the scheduler cannot have it.
@@ -123,7 +124,8 @@ class VariancePreservingSchedule(DiffusersSchedule):
         zero_terminal = bool(scheduler.config.get("rescale_betas_zero_snr")) or float(alphas_cumprod.min()) == 0
         if isinstance(prediction, EpsilonPrediction) and zero_terminal:
             raise ConfigurationError(
-                f"{name} has zero terminal SNR, where a prediction of ε says nothing of x_0; set `prediction_type: v_prediction`."
+                f"{name} has zero terminal SNR, where a prediction of ε says nothing of x_0; set `prediction_type: "
+                "v_prediction`."
             )
         super().__init__(scheduler, alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt(), prediction)
 
@@ -141,8 +143,8 @@ class VariancePreservingSchedule(DiffusersSchedule):
         return DDIMScheduler.from_config(config, **{**own, **settings})
 
     def native_grid(self, num_steps: int, timestep_spacing: str | None = None) -> SamplingGrid:
-        """Return the levels of ``num_steps`` DDIM steps as ``diffusers.DDIMScheduler`` takes them (less a stray step at t = −1 that
-        it adds to some trailing grids).
+        """Return the levels of ``num_steps`` DDIM steps as ``diffusers.DDIMScheduler`` takes them (less a stray step at
+        t = −1 that it adds to some trailing grids).
 
         Args:
             num_steps: S, from 1 to T.
@@ -175,7 +177,9 @@ class VariancePreservingSchedule(DiffusersSchedule):
 
 
 class FlowMatchSchedule(DiffusersSchedule):
-    """Rectified flow, z = (1 − σ) x_0 + σ ε with answer u = ε − x_0 (Lipman et al., 2023, arXiv:2210.02747); the network is told T·σ."""
+    """Rectified flow, z = (1 − σ) x_0 + σ ε with answer u = ε − x_0 (Lipman et al., 2023, arXiv:2210.02747); the
+    network is told T·σ.
+    """
 
     flow = True
 

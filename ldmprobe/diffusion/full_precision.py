@@ -29,6 +29,8 @@ def in_float32(move: Move) -> Move:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Return a context in which nothing on ``device`` is cast down on its own; an empty one where autocast is not known."""
+    """Return a context in which nothing on ``device`` is cast down on its own; an empty one where autocast is not
+    known.
+    """
     known = torch.amp.is_autocast_available(device.type)
     return torch.autocast(device.type, enabled=False) if known else nullcontext()

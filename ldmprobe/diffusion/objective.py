@@ -16,8 +16,9 @@ class TimestepObjective:
     """A loss weight and a timestep sampler on a schedule.
 
     Attributes:
-        normalize: divide the weights by their mean under the sampling density. Without it a weighting is also a change of learning rate: on
-            Stable Diffusion's schedule the mean runs from .50 (sigmoid) and .63 (P2) over 3.0 (debiased) to 82 (EDM) in ε-units.
+        normalize: divide the weights by their mean under the sampling density. Without it a weighting is also a change
+            of learning rate: on Stable Diffusion's schedule the mean runs from .50 (sigmoid) and .63 (P2) over 3.0
+            (debiased) to 82 (EDM) in ε-units.
     """
 
     schedule: NoiseSchedule
@@ -30,14 +31,17 @@ class TimestepObjective:
         return self.sampler.probabilities(self.schedule)
 
     def weights(self) -> Tensor:
-        """w(t), shape (T,), float64: what the squared error of the network's own prediction is multiplied by, sampler's factor included."""
+        """w(t), shape (T,), float64: what the squared error of the network's own prediction is multiplied by, sampler's
+        factor included.
+        """
         factor, weights = self._factor_and_weights()
         return factor * weights
 
     def losses(self, errors: Tensor, t: Tensor) -> Tensor:
         """The loss of each sample (N,) from the squared error of its prediction and its timestep.
 
-        The sampler's factor multiplies all of it: an uncertainty learned along would take up a factor on the error, and cancel it.
+        The sampler's factor multiplies all of it: an uncertainty learned along would take up a factor on the error, and
+        cancel it.
         """
         tables = (*self._factor_and_weights(), self.schedule.log_snr)
         factor, weights, log_snr = (table[t.cpu()].to(errors) for table in tables)
@@ -45,7 +49,9 @@ class TimestepObjective:
         return losses
 
     def _factor_and_weights(self) -> tuple[Tensor, Tensor]:
-        """The sampler's factor and the weights, each (T,); normalized, both the factor and their product have mean 1."""
+        """The sampler's factor and the weights, each (T,); normalized, both the factor and their product have mean
+        1.
+        """
         factor = self.sampler.loss_factor(self.schedule)
         weights = self.weighting.prediction_weight(self.schedule.log_snr, self.schedule.prediction)
         if self.normalize:

@@ -116,6 +116,8 @@ KINDS: dict[str, Prediction] = {
 
 
 def prediction_named(name: str) -> Prediction | None:
-    """Return the kind of that name, one of the above or one of the user's own that has been imported; None if there is none."""
+    """Return the kind of that name, one of the above or one of the user's own that has been imported; None if there is
+    none.
+    """
     own = {kind.name: kind for kind in Prediction.__subclasses__() if kind.name not in KINDS}
     return KINDS.get(name) or (own[name]() if name in own else None)

@@ -2,8 +2,8 @@ r"""The noising process as a table of noise levels: z_t = α_t x_0 + σ_t ε at 
 
 .. math:: z_t = \alpha_t x_0 + \sigma_t \epsilon, \qquad \lambda_t = \log \alpha_t^2 / \sigma_t^2 \;(\text{log-SNR})
 
-Every family of processes is such a table. A level's coordinate is its log-SNR; a timestep is only what one network is told.
-Tables are kept in float64 and cast where they meet the model.
+Every family of processes is such a table. A level's coordinate is its log-SNR; a timestep is only what one network is
+told. Tables are kept in float64 and cast where they meet the model.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ class NoiseSchedule:
         prior_std: default: 1, for a process that ends in standard normal noise.
 
     Raises:
-        ConfigurationError: the table is empty, not finite, or its log-SNR rises somewhere; or v-prediction is asked for where
-            α² + σ² is not 1.
+        ConfigurationError: the table is empty, not finite, or its log-SNR rises somewhere; or v-prediction is asked for
+            where α² + σ² is not 1.
     """
 
     def __init__(
@@ -101,16 +101,18 @@ class NoiseSchedule:
             )
         if len(self.alpha) < 2:
             raise ConfigurationError(
-                f"The {self.name} has num_train_timesteps {len(self.alpha)}; expected at least 2, better the usual 1000."
+                f"The {self.name} has num_train_timesteps {len(self.alpha)}; expected at least 2, better the usual "
+                "1000."
             )
         if not bool(self.alpha.isfinite().all() and self.sigma.isfinite().all()):
             raise ConfigurationError(
-                f"The {self.name} has noise levels that are no numbers: its ᾱ_t leave [0, 1]. Look at `beta_start` and `beta_end` (or "
-                "`trained_betas`); expected betas in (0, 1)."
+                f"The {self.name} has noise levels that are no numbers: its ᾱ_t leave [0, 1]. Look at `beta_start` and "
+                "`beta_end` (or `trained_betas`); expected betas in (0, 1)."
             )
         if bool((self.log_snr.diff() > 0).any()):
             raise ConfigurationError(
-                "The noise schedule's log-SNR rises from one timestep to the next; order its levels from clean to noisy."
+                "The noise schedule's log-SNR rises from one timestep to the next; order its levels from clean to "
+                "noisy."
             )
         preserved = (self.alpha**2 + self.sigma**2 - 1).abs().max()
         if isinstance(prediction, VPrediction) and float(preserved) > 1e-4:
@@ -144,7 +146,9 @@ class NoiseSchedule:
         return 2 * (self.alpha.log() - self.sigma.log())
 
     def levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """Return α_t and σ_t of timesteps ``t`` (N,), shaped (N, 1, …) to multiply ``like`` (N, …), on its device, in its dtype."""
+        """Return α_t and σ_t of timesteps ``t`` (N,), shaped (N, 1, …) to multiply ``like`` (N, …), on its device, in
+        its dtype.
+        """
         shape = (-1, *(1,) * (like.ndim - 1))
         tables, index = self._on(like.device), t.to(like.device)
         return tables["alpha"][index].to(like.dtype).view(shape), tables["sigma"][index].to(like.dtype).view(shape)
@@ -174,8 +178,8 @@ class NoiseSchedule:
         return (self.log_snr[None, :] - log_snr.to(torch.float64)[:, None]).abs().argmin(dim=1)
 
     def native_grid(self, num_steps: int, timestep_spacing: str | None = None) -> SamplingGrid:
-        """Return the levels of ``num_steps`` sampling steps that are customary for this schedule: for a table, timesteps evenly
-        spaced from the last one ("trailing"), and x̂_0 itself at the end.
+        """Return the levels of ``num_steps`` sampling steps that are customary for this schedule: for a table,
+        timesteps evenly spaced from the last one ("trailing"), and x̂_0 itself at the end.
 
         Raises:
             ConfigurationError: S is out of range, or a spacing is named, which only a diffusers scheduler has.
@@ -183,7 +187,8 @@ class NoiseSchedule:
         self.check_num_steps(num_steps)
         if timestep_spacing not in (None, "trailing"):
             raise ConfigurationError(
-                f"timestep_spacing is {timestep_spacing!r}; a noise schedule that is not of diffusers has 'trailing' only."
+                f"timestep_spacing is {timestep_spacing!r}; a noise schedule that is not of diffusers has 'trailing' "
+                "only."
             )
         t = torch.linspace(self.num_timesteps, 0, num_steps + 1, dtype=torch.float64)[:-1].round().long() - 1
         end = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
@@ -204,16 +209,18 @@ class NoiseSchedule:
             ConfigurationError: it is none.
         """
         raise ConfigurationError(
-            f"The noise schedule is a table of its own, which has no settings {', '.join(settings)}; leave out `scheduler`."
+            f"The noise schedule is a table of its own, which has no settings {', '.join(settings)}; leave out "
+            "`scheduler`."
         )
 
     def sampling_scheduler(self, **settings: object) -> SchedulerMixin:
-        """Return a diffusers scheduler whose deterministic steps are those of ``native_grid``, with ``settings`` in the place of
-        its own.
+        """Return a diffusers scheduler whose deterministic steps are those of ``native_grid``, with ``settings`` in the
+        place of its own.
 
         Raises:
             ConfigurationError: there is none.
         """
         raise ConfigurationError(
-            "The noise schedule is a table of its own, which no scheduler of diffusers has; train with one of diffusers' to export."
+            "The noise schedule is a table of its own, which no scheduler of diffusers has; train with one of "
+            "diffusers' to export."
         )

@@ -1,4 +1,5 @@
-"""Which timesteps a training batch sees: the catalog. A sampler knows its own density, so that statistics stay unbiased.
+"""Which timesteps a training batch sees: the catalog. A sampler knows its own density, so that statistics stay
+unbiased.
 
 Those that change as they train are in ``diffusion/adaptive_timesteps.py``.
 """
@@ -35,13 +36,15 @@ class TimestepSampler(nn.Module, ABC):
         """p(t), shape (T,), float64, sums to 1."""
 
     def loss_factor(self, schedule: NoiseSchedule) -> Tensor:
-        """A factor on the loss that belongs to the sampler, shape (T,), float64: 1 for one that means to change what is trained,
-        1/(T p) for one that only means to change its variance."""
+        """A factor on the loss that belongs to the sampler, shape (T,), float64: 1 for one that means to change what is
+        trained, 1/(T p) for one that only means to change its variance.
+        """
         return torch.ones(schedule.num_timesteps, dtype=torch.float64)
 
     def observe(self, t: Tensor, log_snr: Tensor, loss: Tensor) -> None:
-        """After a batch: its timesteps (N,), their log-SNR and their weighted losses, without the sampler's own factor, of all ranks. Only
-        adaptive samplers listen."""
+        """After a batch: its timesteps (N,), their log-SNR and their weighted losses, without the sampler's own factor,
+        of all ranks. Only adaptive samplers listen.
+        """
 
     def forward(self, num_samples: int, schedule: NoiseSchedule) -> Tensor:
         """``num_samples`` timesteps drawn from torch's global generator: shape (N,), int64, on the CPU."""
@@ -73,8 +76,9 @@ class BetaTimesteps(TimestepSampler):
 
 
 class SpeeD(TimestepSampler):
-    """Timesteps above ``tau``, where the process barely changes, are drawn ``suppression`` times less often, and the loss is weighted by how fast
-    it changes, d(1 − ᾱ)/dt brought to [1 − λ, λ] (Wang et al., 2024, arXiv:2405.17403, sections 3.3 and 3.4).
+    """Timesteps above ``tau``, where the process barely changes, are drawn ``suppression`` times less often, and the
+    loss is weighted by how fast it changes, d(1 − ᾱ)/dt brought to [1 − λ, λ] (Wang et al., 2024, arXiv:2405.17403,
+    sections 3.3 and 3.4).
 
     Args:
         tau: of 1,000 timesteps; of a schedule of T, tau·T/1000.
@@ -86,7 +90,8 @@ class SpeeD(TimestepSampler):
         super().__init__()
         if not (0 < tau <= 1000 and suppression >= 1 and 0.5 <= ceiling < 1):
             raise ConfigurationError(
-                f"SpeeD got tau {tau}, suppression {suppression}, ceiling {ceiling}; expected 0 < tau <= 1000, suppression >= 1, 0.5 <= ceiling < 1."
+                f"SpeeD got tau {tau}, suppression {suppression}, ceiling {ceiling}; expected 0 < tau <= 1000, "
+                "suppression >= 1, 0.5 <= ceiling < 1."
             )
         self.tau, self.suppression, self.ceiling = tau, suppression, ceiling
 
@@ -102,7 +107,8 @@ class SpeeD(TimestepSampler):
 
 
 class StarvedBand(TimestepSampler):
-    """Uniform, but timesteps in [start, stop) are drawn ``share`` times as often: a planted imbalance to test probes with.
+    """Uniform, but timesteps in [start, stop) are drawn ``share`` times as often: a planted imbalance to test probes
+    with.
 
     Raises:
         ConfigurationError: the band is empty or ``share`` is not in (0, 1].
@@ -130,8 +136,9 @@ class StarvedBand(TimestepSampler):
 
 
 class LogSNRDensity(TimestepSampler):
-    """A density over λ: each timestep has the mass that is nearer to it than to its neighbors, so that noise levels are the same whatever the
-    schedule, within its range. A timestep without signal or without noise is not drawn."""
+    """A density over λ: each timestep has the mass that is nearer to it than to its neighbors, so that noise levels are
+    the same whatever the schedule, within its range. A timestep without signal or without noise is not drawn.
+    """
 
     @abstractmethod
     def cumulative(self, log_snr: FloatArray) -> FloatArray:
@@ -145,22 +152,25 @@ class LogSNRDensity(TimestepSampler):
         p[finite] = torch.from_numpy(np.abs(np.diff(self.cumulative(borders))))
         if not float(p.sum()) > 0:
             raise ConfigurationError(
-                f"{type(self).__name__} draws nothing within the schedule's log-SNR {log_snr.min():.1f} … {log_snr.max():.1f}; "
-                "move its center or widen it."
+                f"{type(self).__name__} draws nothing within the schedule's log-SNR {log_snr.min():.1f} … "
+                f"{log_snr.max():.1f}; move its center or widen it."
             )
         return p / p.sum()
 
 
 class UniformLogSNR(LogSNRDensity):
-    """Uniform in log-SNR between the schedule's ends. With w_ε = 1 this is the variational bound (Kingma et al., 2021, arXiv:2107.00630)."""
+    """Uniform in log-SNR between the schedule's ends. With w_ε = 1 this is the variational bound (Kingma et al., 2021,
+    arXiv:2107.00630).
+    """
 
     def cumulative(self, log_snr: FloatArray) -> FloatArray:
         return log_snr  # up to the range, which is normalized away
 
 
 class LogNormalSigma(LogSNRDensity):
-    """ln σ ~ N(mean, std²) with σ² = 1/SNR, that is λ ~ N(−2 mean, (2 std)²): EDM (−1.2, 1.2; Karras et al., 2022, arXiv:2206.00364, table 1) and
-    EDM2 (−0.4, 1.0; arXiv:2312.02696)."""
+    """ln σ ~ N(mean, std²) with σ² = 1/SNR, that is λ ~ N(−2 mean, (2 std)²): EDM (−1.2, 1.2; Karras et al., 2022,
+    arXiv:2206.00364, table 1) and EDM2 (−0.4, 1.0; arXiv:2312.02696).
+    """
 
     def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
         super().__init__()
@@ -172,7 +182,8 @@ class LogNormalSigma(LogSNRDensity):
 
 class LogitNormal(LogSNRDensity):
     """Stable Diffusion 3's: flow time τ = sigmoid(N(mean, std²)), shifted τ' = shift·τ/(1 + (shift − 1)τ), that is
-    λ ~ N(−2 mean − 2 ln shift, (2 std)²) (Esser et al., 2024, arXiv:2403.03206, section 3.1 and eq. 23)."""
+    λ ~ N(−2 mean − 2 ln shift, (2 std)²) (Esser et al., 2024, arXiv:2403.03206, section 3.1 and eq. 23).
+    """
 
     def __init__(self, mean: float = 0.0, std: float = 1.0, shift: float = 1.0) -> None:
         super().__init__()
@@ -194,8 +205,8 @@ class Laplace(LogSNRDensity):
 
 
 class Mode(LogSNRDensity):
-    """Stable Diffusion 3's mode sampling with heavy tails: τ = 1 − u − s (cos²(πu/2) − 1 + u), u uniform (Esser et al., 2024, eq. 20), where
-    τ = σ/(α + σ) = sigmoid(−λ/2).
+    """Stable Diffusion 3's mode sampling with heavy tails: τ = 1 − u − s (cos²(πu/2) − 1 + u), u uniform (Esser et al.,
+    2024, eq. 20), where τ = σ/(α + σ) = sigmoid(−λ/2).
 
     Args:
         scale: s, in [−1, 2/(π − 2)], where the map is monotone.
@@ -214,7 +225,9 @@ class Mode(LogSNRDensity):
 
 
 class CosMap(LogSNRDensity):
-    """Stable Diffusion 3's CosMap: τ = 1 − 1/(tan(πu/2) + 1), u uniform, that is π(τ) = 2/(π − 2πτ + 2πτ²) (Esser et al., 2024, eq. 21, 22)."""
+    """Stable Diffusion 3's CosMap: τ = 1 − 1/(tan(πu/2) + 1), u uniform, that is π(τ) = 2/(π − 2πτ + 2πτ²) (Esser et
+    al., 2024, eq. 21, 22).
+    """
 
     def cumulative(self, log_snr: FloatArray) -> FloatArray:
         return 1 - 2 / np.pi * np.arctan(np.exp(-log_snr / 2))
@@ -224,8 +237,10 @@ class CosMap(LogSNRDensity):
 
 
 class Stratified(TimestepSampler):
-    """Another sampler's density with one draw in each of N equal parts of its distribution: the same expectation, less variance over a batch
-    (as in k-diffusion; Kingma et al., 2021, arXiv:2107.00630, appendix I.1, shift all N places by one draw)."""
+    """Another sampler's density with one draw in each of N equal parts of its distribution: the same expectation, less
+    variance over a batch (as in k-diffusion; Kingma et al., 2021, arXiv:2107.00630, appendix I.1, shift all N places by
+    one draw).
+    """
 
     def __init__(self, sampler: TimestepSampler) -> None:
         super().__init__()

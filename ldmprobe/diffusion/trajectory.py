@@ -14,7 +14,8 @@ Predict = Callable[[Tensor, float], Tensor]
 """(z_t, what the network is told of the level) → the network's answer, of the shape of z_t."""
 
 StepNoise = Callable[[int], Tensor]
-"""Number of a draw → standard normal noise of the latents' shape and device; sample i's is its own whatever the batch."""
+"""Number of a draw → standard normal noise of the latents' shape and device; sample i's is its own whatever the
+batch."""
 
 
 @dataclass(frozen=True)

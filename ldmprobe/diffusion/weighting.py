@@ -1,4 +1,5 @@
-r"""Loss weights over noise levels: the catalog. Each is defined once, in ε-units, and converted to any prediction type by one rule.
+r"""Loss weights over noise levels: the catalog. Each is defined once, in ε-units, and converted to any prediction type
+by one rule.
 
 A weight w(λ) multiplies ‖ε̂ − ε‖². On another prediction's squared error it becomes w(λ) times
 ``Prediction.epsilon_error_scale``. Both are kept as logarithms, so that a weight that is infinite in one unit and
@@ -29,14 +30,16 @@ class LossWeighting(nn.Module, ABC):
 
     @abstractmethod
     def log_weight(self, log_snr: Tensor) -> Tensor:
-        """ln w(λ) for finite log-SNR (N,), w being a factor on ‖ε̂ − ε‖²."""
+        """Return ln w(λ) for finite log-SNR (N,), w being a factor on ‖ε̂ − ε‖²."""
 
     def epsilon_weight(self, log_snr: Tensor) -> Tensor:
         """w(λ), shape (N,)."""
         return self.log_weight(log_snr.clamp(-FINITE_LOG_SNR, FINITE_LOG_SNR)).exp()
 
     def prediction_weight(self, log_snr: Tensor, prediction: Prediction) -> Tensor:
-        """The same weight as a factor on the squared error of answers of this kind, shape (N,); finite at every log-SNR."""
+        """The same weight as a factor on the squared error of answers of this kind, shape (N,); finite at every
+        log-SNR.
+        """
         finite = log_snr.clamp(-FINITE_LOG_SNR, FINITE_LOG_SNR)
         return (self.log_weight(finite) + prediction.log_epsilon_error_scale(finite)).exp()
 
@@ -47,7 +50,8 @@ class LossWeighting(nn.Module, ABC):
 
 class PlainWeighting(LossWeighting):
     """Weight 1 on whatever the denoiser predicts: for ε this is L_simple (Ho et al., 2020, eq. 14); for v it is
-    (SNR+1)/SNR in ε-units, for x_0 1/SNR. The default."""
+    (SNR+1)/SNR in ε-units, for x_0 1/SNR. The default.
+    """
 
     def log_weight(self, log_snr: Tensor) -> Tensor:
         raise NotImplementedError("PlainWeighting is defined on the prediction, not on ε; call prediction_weight.")
@@ -59,9 +63,10 @@ class PlainWeighting(LossWeighting):
 class SNRPower(LossWeighting):
     """w_ε = SNR^power.
 
-    0 is L_simple in ε-units whatever is predicted ("SNR" weighting of x_0); with ``UniformLogSNR`` timesteps it is the variational bound
-    (Kingma et al., 2021, arXiv:2107.00630, eq. 16). −1 weighs x_0 evenly; −2 is "inverse SNR" of x_0 (Hang et al., 2023).
-    Below −1 it has no limit at zero terminal SNR: use it with timesteps over the log-SNR, which leave that one out.
+    0 is L_simple in ε-units whatever is predicted ("SNR" weighting of x_0); with ``UniformLogSNR`` timesteps it is the
+    variational bound (Kingma et al., 2021, arXiv:2107.00630, eq. 16). −1 weighs x_0 evenly; −2 is "inverse SNR" of x_0
+    (Hang et al., 2023). Below −1 it has no limit at zero terminal SNR: use it with timesteps over the log-SNR, which
+    leave that one out.
     """
 
     def __init__(self, power: float = 0.0) -> None:
@@ -135,7 +140,8 @@ class Debiased(LossWeighting):
 
 
 class EDM(LossWeighting):
-    """EDM's, (σ² + σ_data²)/(σ σ_data)² on x_0, that is w_ε = 1 + 1/(σ_data² SNR) (Karras et al., 2022, arXiv:2206.00364, table 1).
+    """EDM's, (σ² + σ_data²)/(σ σ_data)² on x_0, that is w_ε = 1 + 1/(σ_data² SNR) (Karras et al., 2022,
+    arXiv:2206.00364, table 1).
 
     Args:
         sigma_data: standard deviation of the data: .5 for pixels in [−1, 1] in the paper, 1 for latents of unit scale.
@@ -150,8 +156,9 @@ class EDM(LossWeighting):
 
 
 class Sigmoid(LossWeighting):
-    """w_ε = sigmoid(b − λ) on the measure dλ: use it with ``UniformLogSNR`` or ``AdaptiveLoss`` timesteps (Kingma & Gao, 2023,
-    arXiv:2303.00848; b = −1 in Hoogeboom et al., 2024, arXiv:2410.19324)."""
+    """w_ε = sigmoid(b − λ) on the measure dλ: use it with ``UniformLogSNR`` or ``AdaptiveLoss`` timesteps (Kingma &
+    Gao, 2023, arXiv:2303.00848; b = −1 in Hoogeboom et al., 2024, arXiv:2410.19324).
+    """
 
     def __init__(self, bias: float = -1.0) -> None:
         super().__init__()
@@ -162,9 +169,9 @@ class Sigmoid(LossWeighting):
 
 
 class LearnedUncertainty(LossWeighting):
-    r"""EDM2's: the loss becomes :math:`w\,\|\Delta\|^2 / e^{u(\lambda)} + u(\lambda)`, with u a linear map of Fourier features of the noise level
-    that is trained along (Karras et al., 2024, arXiv:2312.02696, eq. 14–16). At its optimum u = ln E[w‖Δ‖²]: every level's
-    error counts 1.
+    r"""EDM2's: the loss becomes :math:`w\,\|\Delta\|^2 / e^{u(\lambda)} + u(\lambda)`, with u a linear map of Fourier
+    features of the noise level that is trained along (Karras et al., 2024, arXiv:2312.02696, eq. 14–16). At its optimum
+    u = ln E[w‖Δ‖²]: every level's error counts 1.
 
     Args:
         base: the weight w; default: EDM's.
@@ -183,7 +190,9 @@ class LearnedUncertainty(LossWeighting):
         nn.init.zeros_(self.linear.weight)
 
     def _apply(self, fn: Move, recurse: bool = True) -> LearnedUncertainty:
-        """Move with the training module, but stay in float32: the features' phases, of up to some hundred, need its digits."""
+        """Move with the training module, but stay in float32: the features' phases, of up to some hundred, need its
+        digits.
+        """
         super()._apply(in_float32(fn), recurse)
         return self
 

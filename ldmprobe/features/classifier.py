@@ -56,8 +56,8 @@ class FeatureNetwork(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) in [−1, 1], clipped to it → features (N, F), always in float32.
 
-        Images of another size are resized, as clean-fid does (Parmar et al., 2022, arXiv:2104.11222: bicubic, antialiased).
-        Gray images are repeated for an RGB network.
+        Images of another size are resized, as clean-fid does (Parmar et al., 2022, arXiv:2104.11222: bicubic,
+        antialiased). Gray images are repeated for an RGB network.
 
         Raises:
             ConfigurationError: a number of channels the network does not take.
@@ -67,8 +67,8 @@ class FeatureNetwork(nn.Module):
             images = images.expand(-1, channels, -1, -1)
         if images.shape[1] != channels:
             raise ConfigurationError(
-                f"The images have {images.shape[1]} channels but the feature network takes {channels}; use 'builtin:cifar10' for RGB, "
-                f"'builtin:digits' for gray, or set the data's `channels: {channels}`."
+                f"The images have {images.shape[1]} channels but the feature network takes {channels}; use "
+                f"'builtin:cifar10' for RGB, 'builtin:digits' for gray, or set the data's `channels: {channels}`."
             )
         with without_autocast(images.device):
             images = images.float().clamp(-1, 1)
@@ -78,7 +78,8 @@ class FeatureNetwork(nn.Module):
 
 
 class ImageClassifier(nn.Module):
-    """A convolutional classifier: a convolution, then stages of max pooling and two convolutions, mean over pixels, linear head.
+    """A convolutional classifier: a convolution, then stages of max pooling and two convolutions, mean over pixels,
+    linear head.
 
     Args:
         channels: of the images.
@@ -139,8 +140,8 @@ def _load(name: str) -> ImageClassifier:
         return ImageClassifier.load(Path(name).expanduser())
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise ConfigurationError(
-            f"No feature network could be loaded from {name!r} ({error}); expected {', '.join(_BUILTIN)} or a folder written by "
-            "scripts/build_feature_network.py."
+            f"No feature network could be loaded from {name!r} ({error}); expected {', '.join(_BUILTIN)} or a folder "
+            "written by scripts/build_feature_network.py."
         ) from error
 
 

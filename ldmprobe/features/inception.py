@@ -10,12 +10,12 @@ from ldmprobe.models.pixels import as_bytes
 
 
 class Inception(nn.Module):
-    """Inception v3 up to its last pooling, with the weights and the resizing of the first FID (Heusel et al., 2017, arXiv:1706.08500), by
-    torch-fidelity. Images (N, 1 or 3, H, W) in [−1, 1] → features (N, 2048).
+    """Inception v3 up to its last pooling, with the weights and the resizing of the first FID (Heusel et al., 2017,
+    arXiv:1706.08500), by torch-fidelity. Images (N, 1 or 3, H, W) in [−1, 1] → features (N, 2048).
 
-    torch-fidelity downloads the weights (some 90 MB) at the first use into torch's hub cache, and finds them there ever after.
-    Images are rounded to 8 bits, as on disk; gray ones are repeated. Trained on photographs: of other images its features say
-    little.
+    torch-fidelity downloads the weights (some 90 MB) at the first use into torch's hub cache, and finds them there ever
+    after. Images are rounded to 8 bits, as on disk; gray ones are repeated. Trained on photographs: of other images its
+    features say little.
 
     Raises:
         ConfigurationError: torch-fidelity is not installed, or the weights cannot be downloaded.
@@ -37,8 +37,8 @@ class Inception(nn.Module):
             ) from error
         except OSError as error:
             raise ConfigurationError(
-                f"Inception's weights cannot be downloaded ({error}); put the file into {torch.hub.get_dir()}/checkpoints, or choose "
-                "another feature network."
+                f"Inception's weights cannot be downloaded ({error}); put the file into "
+                f"{torch.hub.get_dir()}/checkpoints, or choose another feature network."
             ) from error
         self.requires_grad_(False)
 

@@ -19,9 +19,9 @@ _FOLDER = re.compile(rf"\..+\.[0-9a-f]{{12}}\{PARTIAL}")
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
     """Open a file that replaces ``path`` when the block ends; if the block raises, ``path`` stays as it was.
 
-    The file is written beside ``path`` under a unique name, so several processes and threads may write one path at a time and
-    the last one wins. It is synchronized to disk before it is renamed, and the folder afterwards, so it then survives a power
-    cut. A process that is killed on the way leaves a hidden file that ends in ``.partial``.
+    The file is written beside ``path`` under a unique name, so several processes and threads may write one path at a
+    time and the last one wins. It is synchronized to disk before it is renamed, and the folder afterwards, so it then
+    survives a power cut. A process that is killed on the way leaves a hidden file that ends in ``.partial``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
@@ -38,7 +38,8 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_folder(path: Path) -> Iterator[Path]:
-    """Create a folder that becomes ``path``, which must be absent or empty, when the block ends; if the block raises, nothing is left.
+    """Create a folder that becomes ``path``, which must be absent or empty, when the block ends; if the block raises,
+    nothing is left.
 
     Leftovers of killed processes beside ``path`` are removed first.
     """
@@ -59,7 +60,8 @@ def partial_path(path: Path) -> Path:
 
 
 def remove_partials(folder: Path, name: str = "*", folders: bool = False) -> None:
-    """Remove the partial files, or folders, of killed processes from ``folder``, for targets whose name matches ``name``.
+    """Remove the partial files, or folders, of killed processes from ``folder``, for targets whose name matches
+    ``name``.
 
     What a living process still writes to stays: it holds a lock, which the kernel releases when the process dies.
     """
@@ -108,7 +110,9 @@ def _held(path: Path, wait: bool = True) -> Iterator[None]:
 
 
 def _lock(descriptor: int, wait: bool = True) -> None:
-    """Lock an open file until it is closed; OSError if the file system has no locks or, without ``wait``, another process has it."""
+    """Lock an open file until it is closed; OSError if the file system has no locks or, without ``wait``, another
+    process has it.
+    """
     if os.name == "nt":
         raise OSError("no such locks")
     import fcntl

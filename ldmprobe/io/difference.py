@@ -12,8 +12,9 @@ _HASH = re.compile("[0-9a-f]{16}([0-9a-f]{48})?")
 
 
 def first_difference(theirs: object, ours: object, place: str = "") -> str | None:
-    """In words, such as "network.sample_size is 8, this configuration's is 16", or of hashes "weights are others"; None if there is none. Lists
-    and tuples are alike, and so are what is missing and None."""
+    """In words, such as "network.sample_size is 8, this configuration's is 16", or of hashes "weights are others"; None
+    if there is none. Lists and tuples are alike, and so are what is missing and None.
+    """
     one, other = ({} if value is None else value for value in (theirs, ours))
     if isinstance(one, dict) and isinstance(other, dict):
         keys = {**one, **other}

@@ -27,8 +27,8 @@ class Digest(NamedTuple):
 def digest(value: object) -> Digest:
     """Hash tensors, arrays, numbers, text, dataclasses and nested collections of them: type, shape and raw bytes.
 
-    Nothing is pickled, because a pickle is not a function of the value. A tensor and the equal array have one digest, as have equal mappings
-    in any order. Of an object of another kind only the type counts.
+    Nothing is pickled, because a pickle is not a function of the value. A tensor and the equal array have one digest,
+    as have equal mappings in any order. Of an object of another kind only the type counts.
     """
     state = blake2b(digest_size=16)
     num_bytes = 0

@@ -1,7 +1,8 @@
 """Metric: what a number in a record means. Each probe declares its metrics once, beside the code that measures them.
 
-A record carries the metrics of its probe, and its file holds them, so that loggers, charts, the report and comparisons are loops over them that
-know no metric by name. A record of an analysis from outside ldmprobe is shown even where that analysis is not installed.
+A record carries the metrics of its probe, and its file holds them, so that loggers, charts, the report and comparisons
+are loops over them that know no metric by name. A record of an analysis from outside ldmprobe is shown even where that
+analysis is not installed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ class Metric:
     """A scalar of a record, or a curve over noise levels.
 
     Attributes:
-        name: its name in the record. "variance_ratio/*" stands for a family: "variance_ratio/band0", "variance_ratio/band1", …
+        name: its name in the record. "variance_ratio/*" stands for a family: "variance_ratio/band0",
+            "variance_ratio/band1", …
         title: a noun phrase, the heading of its chart.
         meaning: one or two sentences: what it says, and how to read it.
         unit: the label of its axis, such as "nats per dimension".
@@ -31,7 +33,8 @@ class Metric:
         sampling: whether it is drawn over timesteps, in sampling order, instead of over log-SNR.
         pool: how the levels within a band of log-SNR make one number; None where they make none.
         spread: the name of the scalar that is its half-width or standard deviation.
-        shown: a headline (everywhere), a detail (in the report, and in loggers that are sent all levels), or in the record alone.
+        shown: a headline (everywhere), a detail (in the report, and in loggers that are sent all levels), or in the
+            record alone.
 
     Raises:
         ValueError: an attribute of another type, or none of the choices.
@@ -70,7 +73,9 @@ class Metric:
         return self.pool is not None or isinstance(self.ideal, int | float)
 
     def ideal_of(self, name: str) -> float | str | None:
-        """Return the ideal of a member of the family, such as "variance_ratio_ideal/band0" of "variance_ratio/band0"."""
+        """Return the ideal of a member of the family, such as "variance_ratio_ideal/band0" of
+        "variance_ratio/band0".
+        """
         if isinstance(self.ideal, str) and self.ideal.endswith("/*"):
             return self.ideal[:-1] + name.rpartition("/")[2]
         return self.ideal

@@ -1,7 +1,7 @@
 """Text that comes from outside (names of data sets and files, prompts, errors of libraries) as it may be printed.
 
-In a terminal an escape sequence moves the cursor, hides lines or types for the user; and a message can be as long as a file. So the command
-line has whatever is printed, logged or warned of go through here.
+In a terminal an escape sequence moves the cursor, hides lines or types for the user; and a message can be as long as a
+file. So the command line has whatever is printed, logged or warned of go through here.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ _LONGEST = 20_000
 
 
 def plain(text: object) -> str:
-    """Each character that does not print as itself (control, escape, direction of writing) as a question mark; line ends stay. Of what is
-    very long, the beginning and the end."""
+    """Each character that does not print as itself (control, escape, direction of writing) as a question mark; line
+    ends stay. Of what is very long, the beginning and the end.
+    """
     lines = (_shortened(line, _LONGEST_LINE) for line in str(text).split("\n"))
     return _shortened("\n".join(_printable(line) for line in lines), _LONGEST)
 

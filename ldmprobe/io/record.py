@@ -18,8 +18,9 @@ upper     the other end
 image     PNG bytes, null except for images
 ========  ==================================================================================
 
-The file's metadata (key ``ldmprobe``) holds schema version, time, metrics, provenance and fingerprints as JSON. Its row groups are, in this
-order, scalars and curves, what there is of each sample, and images, so that whoever wants a few numbers reads no image.
+The file's metadata (key ``ldmprobe``) holds schema version, time, metrics, provenance and fingerprints as JSON. Its row
+groups are, in this order, scalars and curves, what there is of each sample, and images, so that whoever wants a few
+numbers reads no image.
 """
 
 from __future__ import annotations
@@ -93,7 +94,9 @@ class Scatter:
 
 @dataclass(frozen=True)
 class PerSample:
-    """A number per noise level and sample: ``value`` (S, N), levels as a curve's. What paired comparisons are made of."""
+    """A number per noise level and sample: ``value`` (S, N), levels as a curve's. What paired comparisons are made
+    of.
+    """
 
     timestep: np.ndarray
     log_snr: np.ndarray
@@ -107,7 +110,8 @@ class ProbeRecord:
     Attributes:
         probe: which probe.
         step: optimizer steps taken when it ran.
-        scalars, curves, scatters, per_sample, images: by metric name. A scatter is one per noise level; an image is PNG bytes.
+        scalars, curves, scatters, per_sample, images: by metric name. A scatter is one per noise level; an image is PNG
+            bytes.
         metrics: what the scalars and curves mean.
         provenance: what it was measured with: sample numbers, steps, weights, versions; plain JSON values.
         fingerprints: hashes of grid, reference, basis, codec, sampler: records are comparable where these agree.
@@ -242,8 +246,8 @@ class ProbeRecord:
         """The record that ``to_table`` wrote.
 
         Raises:
-            ValueError: no ldmprobe table, of a newer schema, or one that contradicts itself; nothing else is raised, whatever
-                the table holds.
+            ValueError: no ldmprobe table, of a newer schema, or one that contradicts itself; nothing else is raised,
+                whatever the table holds.
         """
         metadata = (table.schema.metadata or {}).get(b"ldmprobe")
         if metadata is None:

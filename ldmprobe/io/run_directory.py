@@ -34,7 +34,8 @@ def reserve(run_dir: str | Path, resuming: bool, option: str = "--run_dir") -> P
             if trace := next(folder.glob(pattern), None):
                 resume = "; to go on with it add `--ckpt_path last`" if option == "--run_dir" else ""
                 raise ConfigurationError(
-                    f"{folder} already holds a run ({trace.relative_to(folder)}). Choose a new `{option}`, or move the old one away{resume}."
+                    f"{folder} already holds a run ({trace.relative_to(folder)}). Choose a new `{option}`, or move the "
+                    f"old one away{resume}."
                 )
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -59,14 +60,15 @@ def check_own(folder: str, run_dir: str | Path, setting: str) -> None:
 
 
 def check_own_checkpoint(checkpoint: str | Path, run_dir: str | Path) -> None:
-    """Raise ConfigurationError if the run in ``run_dir`` is to go on from a checkpoint in another run's directory: the records of the two
-    would be mixed up."""
+    """Raise ConfigurationError if the run in ``run_dir`` is to go on from a checkpoint in another run's directory: the
+    records of the two would be mixed up.
+    """
     own, place = Path(run_dir).resolve(), Path(checkpoint).resolve()
     other = next((folder for folder in place.parents if _is_run(folder)), None)
     if _is_run(own) and other not in (None, own):
         raise ConfigurationError(
-            f"{run_dir} holds a run of its own, and {checkpoint} is a checkpoint of the run in {other}. Go on with that one by `--run_dir "
-            f"{other}`, or branch off into a new `--run_dir`."
+            f"{run_dir} holds a run of its own, and {checkpoint} is a checkpoint of the run in {other}. Go on with "
+            f"that one by `--run_dir {other}`, or branch off into a new `--run_dir`."
         )
 
 
@@ -77,8 +79,9 @@ def _is_run(folder: Path) -> bool:
 def lock(run_dir: str | Path, resuming: bool, option: str = "--run_dir", wait_s: float = 10.0) -> bool:
     """Reserve ``run_dir`` and keep other processes out of it until ``unlock`` or the end of this process.
 
-    The lock is the kernel's, so it ends with the process, however that ends. Partial files of killed processes are removed. Of two runs
-    that start at once in one new directory the second is refused, because the check for another run is repeated under the lock.
+    The lock is the kernel's, so it ends with the process, however that ends. Partial files of killed processes are
+    removed. Of two runs that start at once in one new directory the second is refused, because the check for another
+    run is repeated under the lock.
 
     Args:
         wait_s: how long to wait for the lock; the data-loader workers of a killed run take some seconds to exit.

@@ -39,7 +39,9 @@ class RecordStore:
         return self.folder / f"{record.probe}-{record.step:08d}.parquet"
 
     def set_aside(self, after: int) -> None:
-        """Move records of later steps than ``after`` to ``run_dir/superseded``: a run that goes on from there takes them anew."""
+        """Move records of later steps than ``after`` to ``run_dir/superseded``: a run that goes on from there takes
+        them anew.
+        """
         aside = self.folder.parent / "superseded"
         for path in self.paths():
             if step_of(path) > after:
@@ -58,7 +60,9 @@ class RecordStore:
         return sorted(found, key=lambda record: (record.probe, record.step))
 
     def last_before(self, probe: str, step: int, among: Callable[[int], bool] = lambda _: True) -> ProbeRecord | None:
-        """Return the last record of a probe before ``step``, of the steps that are ``among`` some; it is the only one that is read."""
+        """Return the last record of a probe before ``step``, of the steps that are ``among`` some; it is the only one
+        that is read.
+        """
         for path in reversed(self.paths(probe)):
             if step_of(path) < step and among(step_of(path)) and (record := read_or_skip(path)):
                 return record

@@ -29,15 +29,16 @@ SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 class LatentCodec(nn.Module):
     """A frozen autoencoder with the scale and shift of its latents: z = (encoder(x) − shift) · scale.
 
-    One that is given by name, or as a LazyModule that is not loaded, is read when it is first used, or by ``load``: where latents come
-    from a cache, not before something is decoded or saved.
+    One that is given by name, or as a LazyModule that is not loaded, is read when it is first used, or by ``load``:
+    where latents come from a cache, not before something is decoded or saved.
 
     Args:
-        autoencoder: folder or hub id of a diffusers AutoencoderKL, VQModel or AutoencoderTiny; "builtin:digits" for the one
-            shipped here; such a module itself; a LazyModule of one; or None for the identity (diffusion in pixel space).
-        scale: "config" takes ``scaling_factor`` and ``shift_factor``, or ``latents_mean`` and ``latents_std`` by channel, from the
-            autoencoder's config, and measures where it has none; "measure" sets one scale and shift from training images so that latents
-            have mean 0 and variance 1; a number is taken as it is.
+        autoencoder: folder or hub id of a diffusers AutoencoderKL, VQModel or AutoencoderTiny; "builtin:digits" for the
+            one shipped here; such a module itself; a LazyModule of one; or None for the identity (diffusion in pixel
+            space).
+        scale: "config" takes ``scaling_factor`` and ``shift_factor``, or ``latents_mean`` and ``latents_std`` by
+            channel, from the autoencoder's config, and measures where it has none; "measure" sets one scale and shift
+            from training images so that latents have mean 0 and variance 1; a number is taken as it is.
         subfolder: of the pipeline folder, such as "vae".
         sample_posterior: draw from the posterior of an AutoencoderKL (from the global generator) instead of taking its
             mode. Probes always take the mode.
@@ -47,7 +48,8 @@ class LatentCodec(nn.Module):
         scale, shift: one number each, or one by channel, (c, 1, 1).
 
     Raises:
-        ConfigurationError: nothing loadable there, a module of another class, or settings of it that contradict each other.
+        ConfigurationError: nothing loadable there, a module of another class, or settings of it that contradict each
+            other.
     """
 
     scale: Tensor
@@ -77,8 +79,8 @@ class LatentCodec(nn.Module):
         config = dict(config_of(outline))
         if config.get("lookup_from_codebook"):
             raise ConfigurationError(
-                f"{type(outline).__name__} has `lookup_from_codebook`: its latents are numbers of codes, which have no scale and take no "
-                "noise; use an autoencoder with latents that vary continuously."
+                f"{type(outline).__name__} has `lookup_from_codebook`: its latents are numbers of codes, which have no "
+                "scale and take no noise; use an autoencoder with latents that vary continuously."
             )
         known = outline is None or any(config.get(name) is not None for name in ("scaling_factor", "latents_mean"))
         measure = scale == "measure" or (scale == "config" and not known)
@@ -98,7 +100,9 @@ class LatentCodec(nn.Module):
         return super().train(False)
 
     def _apply(self, fn: Move, recurse: bool = True) -> LatentCodec:
-        """Moves with the module it is part of, but its scale stays in float32, whatever precision that is trained in."""
+        """Moves with the module it is part of, but its scale stays in float32, whatever precision that is trained
+        in.
+        """
         super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), recurse)
         return self
 
@@ -109,7 +113,9 @@ class LatentCodec(nn.Module):
 
     @property
     def meta_module(self) -> Component:
-        """The autoencoder, without weights where it is read from files: for its configuration and shapes. None for the identity."""
+        """The autoencoder, without weights where it is read from files: for its configuration and shapes. None for the
+        identity.
+        """
         return None if self._frozen is None else self._frozen.meta_module
 
     @property
@@ -170,8 +176,9 @@ class LatentCodec(nn.Module):
 
     @torch.no_grad()
     def unscaled(self, images: Tensor) -> Tensor:
-        """Of images (N, C, H, W), what can be kept for ``latents``, in float32, before scale and shift: ``latent`` (N, c, h, w); or, where the
-        posterior is sampled, its ``moments`` (N, 2c, h, w): mean and log-variance."""
+        """Of images (N, C, H, W), what can be kept for ``latents``, in float32, before scale and shift: ``latent`` (N,
+        c, h, w); or, where the posterior is sampled, its ``moments`` (N, 2c, h, w): mean and log-variance.
+        """
         if self.unscaled_kind == "moments":
             return self.autoencoder.encode(as_floats(images)).latent_dist.parameters
         return self._encode_unscaled(as_floats(images), sample_posterior=False)
@@ -197,8 +204,8 @@ class LatentCodec(nn.Module):
 
     @torch.no_grad()
     def measure_scale(self, batches: Iterable[Tensor | PlainValues]) -> None:
-        """Set scale and shift so that the latents of these images (or batches, as ``latents`` takes them) have mean 0 and variance 1
-        over all entries.
+        """Set scale and shift so that the latents of these images (or batches, as ``latents`` takes them) have mean 0
+        and variance 1 over all entries.
 
         Every rank must be given the same images. Does nothing if the scale is already known.
         """
@@ -220,8 +227,8 @@ class LatentCodec(nn.Module):
         variance = total_squared / count - mean**2
         if not variance > 0:
             raise ConfigurationError(
-                "The latents of the training images do not vary (or are not finite), so no scale can be measured; check the "
-                "autoencoder and the images."
+                "The latents of the training images do not vary (or are not finite), so no scale can be measured; "
+                "check the autoencoder and the images."
             )
         self.shift.fill_(mean)
         self.scale.fill_(variance**-0.5)
@@ -238,8 +245,8 @@ class LatentCodec(nn.Module):
             return tuple(image_shape)
         if image_shape[0] != channels:
             raise ConfigurationError(
-                f"The images have {image_shape[0]} channel(s) but {type(autoencoder).__name__} encodes {channels}; set the "
-                f"data's `channels: {channels}`."
+                f"The images have {image_shape[0]} channel(s) but {type(autoencoder).__name__} encodes {channels}; set "
+                f"the data's `channels: {channels}`."
             )
         image = torch.zeros(1, *image_shape, device=autoencoder.device)
         try:
@@ -248,14 +255,16 @@ class LatentCodec(nn.Module):
             decoded = autoencoder.decode(latent).sample.shape[1:]
         except RuntimeError as error:
             raise ConfigurationError(
-                f"Images of {image_shape[1]}×{image_shape[2]} cannot be encoded ({error}); set the data's `image_size` larger."
+                f"Images of {image_shape[1]}×{image_shape[2]} cannot be encoded ({error}); set the data's `image_size` "
+                "larger."
             ) from error
         if tuple(decoded[1:]) != tuple(image_shape[1:]):
             factor = max(1, decoded[-1] // latent.shape[-1])
             fitting = max(factor, image_shape[-1] // factor * factor)
             raise ConfigurationError(
-                f"Images of {image_shape[1]}×{image_shape[2]} cannot be divided by the autoencoder's factor {factor} (they come "
-                f"back as {decoded[1]}×{decoded[2]}); set the data's `image_size` to a multiple of {factor}, such as {fitting}."
+                f"Images of {image_shape[1]}×{image_shape[2]} cannot be divided by the autoencoder's factor {factor} "
+                f"(they come back as {decoded[1]}×{decoded[2]}); set the data's `image_size` to a multiple of "
+                f"{factor}, such as {fitting}."
             )
         return tuple(latent.shape[1:])
 
@@ -272,8 +281,8 @@ class LatentCodec(nn.Module):
             image = autoencoder.decode(torch.zeros(1, *latent_shape, device=autoencoder.device)).sample
         except RuntimeError as error:
             raise ConfigurationError(
-                f"{type(autoencoder).__name__} cannot decode latents of shape {tuple(latent_shape)}: {error}. Take network and autoencoder from "
-                "one pipeline."
+                f"{type(autoencoder).__name__} cannot decode latents of shape {tuple(latent_shape)}: {error}. Take "
+                "network and autoencoder from one pipeline."
             ) from error
         return tuple(image.shape[1:])
 
@@ -286,7 +295,8 @@ def in_digits(values: Tensor, digits: str) -> str:
 def _scale_and_shift(config: PlainValues) -> tuple[Tensor, Tensor]:
     """Return scale and shift by these settings of an autoencoder, in float32.
 
-    As diffusers' pipelines do: one factor and shift, or (Stable Diffusion XL) mean and standard deviation by channel and one factor.
+    As diffusers' pipelines do: one factor and shift, or (Stable Diffusion XL) mean and standard deviation by channel
+    and one factor.
     """
     factor, shift = _number(config, "scaling_factor", 1.0), _number(config, "shift_factor", 0.0)
     if factor == 0:
@@ -299,12 +309,13 @@ def _scale_and_shift(config: PlainValues) -> tuple[Tensor, Tensor]:
         return torch.tensor(factor, dtype=torch.float32), torch.tensor(shift, dtype=torch.float32)
     if shift != 0:
         raise ConfigurationError(
-            f"The autoencoder's config has both a shift_factor, {shift}, and latents_mean; expected one of them, the other null."
+            f"The autoencoder's config has both a shift_factor, {shift}, and latents_mean; expected one of them, the "
+            "other null."
         )
     if len(means) != len(deviations) or min(deviations) <= 0:
         raise ConfigurationError(
-            f"The autoencoder's latents_mean is {means}, its latents_std {deviations}; expected a number for each channel, in latents_std "
-            "above 0."
+            f"The autoencoder's latents_mean is {means}, its latents_std {deviations}; expected a number for each "
+            "channel, in latents_std above 0."
         )
     return factor / torch.tensor(deviations, dtype=torch.float32).view(-1, 1, 1), torch.tensor(
         means, dtype=torch.float32

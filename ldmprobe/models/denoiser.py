@@ -13,9 +13,11 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.types import Component, PlainValues
 
 Condition = dict[str, Tensor]
-"""What a network is told of each sample, by name, each of shape (N, …): ``{}``, ``{"class_labels": …}``, ``{"encoder_hidden_states": …}``.
+"""What a network is told of each sample, by name, each of shape (N, …): ``{}``, ``{"class_labels": …}``,
+``{"encoder_hidden_states": …}``.
 
-``"concat"`` (N, C', H, W) is a picture beside z_t: it is joined to the latents along channels, after them, before any network.
+``"concat"`` (N, C', H, W) is a picture beside z_t: it is joined to the latents along channels, after them, before any
+network.
 """
 CONCAT = "concat"
 
@@ -41,14 +43,15 @@ def config_of(network: object) -> PlainValues:
 
 class Denoiser(Protocol):
     """What a network must do to be trained and probed: answer z_t (N, C, H, W) at timesteps t (N,) with a prediction of
-    the same shape. A ``torch.nn.Module`` whose ``forward`` has this signature will do."""
+    the same shape. A ``torch.nn.Module`` whose ``forward`` has this signature will do.
+    """
 
     def __call__(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor: ...
 
 
 def as_denoiser(network: nn.Module) -> Denoiser:
-    """Return ``network`` as a Denoiser that takes ``"concat"``: diffusers' U-Nets and transformers are adapted, anything else must follow
-    the protocol itself.
+    """Return ``network`` as a Denoiser that takes ``"concat"``: diffusers' U-Nets and transformers are adapted,
+    anything else must follow the protocol itself.
 
     Raises:
         ConfigurationError: it is told its guidance scale, as one distilled for few steps is.
@@ -74,8 +77,9 @@ def _adapted(network: Component) -> Denoiser:
     config, classes = network.config, _class_names(network)
     if config.get("time_cond_proj_dim") is not None:
         raise ConfigurationError(
-            f"{type(network).__name__} has time_cond_proj_dim {config['time_cond_proj_dim']}: it was distilled to be told its guidance scale, "
-            "and is no denoiser of one noise level. Give the network that it was distilled from."
+            f"{type(network).__name__} has time_cond_proj_dim {config['time_cond_proj_dim']}: it was distilled to be "
+            "told its guidance scale, and is no denoiser of one noise level. Give the network that it was distilled "
+            "from."
         )
 
     bundled = next((_BUNDLED[name] for name in classes if name in _BUNDLED), ())
@@ -104,7 +108,8 @@ def check_denoiser(
         image_shape: (C, H, W) of the images behind the latents, where known, to say what sizes would fit.
 
     Raises:
-        ConfigurationError: the network does not take latents of this shape, or text of this width, or does not answer with the same shape.
+        ConfigurationError: the network does not take latents of this shape, or text of this width, or does not answer
+            with the same shape.
     """
     check_condition(network, latent_shape, condition)
     was_training = {module: module.training for module in network.modules()}
@@ -123,15 +128,17 @@ def check_denoiser(
             module.training = training
     if tuple(shape) != tuple(z.shape):
         raise ConfigurationError(
-            f"{type(network).__name__} answers latents of shape {tuple(latent_shape)} with {tuple(shape[1:])}; expected the "
-            f"same shape. {_what_fits(network, latent_shape, condition, image_shape)}"
+            f"{type(network).__name__} answers latents of shape {tuple(latent_shape)} with {tuple(shape[1:])}; "
+            f"expected the same shape. {_what_fits(network, latent_shape, condition, image_shape)}"
         )
 
 
 def _what_fits(
     network: nn.Module, latent_shape: tuple[int, ...], condition: Condition, image_shape: tuple[int, ...] | None
 ) -> str:
-    """Return what to write for latents that a network does not take: another size of images, where that is all that is wrong."""
+    """Return what to write for latents that a network does not take: another size of images, where that is all that is
+    wrong.
+    """
     config = config_of(network)
     channels, size = latent_shape[0], latent_shape[-1]
     inputs = channels + concat_channels(condition)
@@ -159,21 +166,22 @@ def check_condition(network: nn.Module, latent_shape: tuple[int, ...], condition
     """Compare the picture and the text in a condition, where there are any, with what a network of diffusers takes.
 
     Raises:
-        ConfigurationError: the picture has another size than the latents, or the network other channels; or it takes no text, or text of
-            another width.
+        ConfigurationError: the picture has another size than the latents, or the network other channels; or it takes no
+            text, or text of another width.
     """
     config = config_of(network)
     if CONCAT in condition:
         beside, channels = tuple(condition[CONCAT].shape[1:]), latent_shape[0]
         if beside[1:] != tuple(latent_shape[1:]):
             raise ConfigurationError(
-                f"The conditioning's concat has shape {beside}, the latents {tuple(latent_shape)}; expected the same height and width."
+                f"The conditioning's concat has shape {beside}, the latents {tuple(latent_shape)}; expected the same "
+                "height and width."
             )
         inputs = config.get("in_channels", channels + beside[0])
         if inputs != channels + beside[0]:
             raise ConfigurationError(
-                f"{type(network).__name__} has in_channels {inputs}; expected {channels + beside[0]}: {channels} of the latents and {beside[0]} "
-                "of the conditioning's concat."
+                f"{type(network).__name__} has in_channels {inputs}; expected {channels + beside[0]}: {channels} of "
+                f"the latents and {beside[0]} of the conditioning's concat."
             )
     check_text(network, condition)
 
@@ -195,7 +203,8 @@ def check_text(network: nn.Module, condition: Condition) -> None:
     (name, expected), width = next(iter(widths.items())), condition["encoder_hidden_states"].shape[-1]
     if isinstance(expected, int) and expected != width:
         raise ConfigurationError(
-            f"The text encoder's embeddings are {width} wide and {type(network).__name__} has {name} {expected}; make them equal."
+            f"The text encoder's embeddings are {width} wide and {type(network).__name__} has {name} {expected}; make "
+            "them equal."
         )
 
 
@@ -221,6 +230,7 @@ def from_network_config(config: PlainValues) -> Component:
     known = inspect.isclass(cls) and issubclass(cls, (diffusers.ModelMixin, diffusers.SchedulerMixin))
     if not known:
         raise ConfigurationError(
-            f"The checkpoint needs a model or scheduler diffusers.{class_name}, which diffusers {diffusers.__version__} lacks."
+            f"The checkpoint needs a model or scheduler diffusers.{class_name}, which diffusers "
+            f"{diffusers.__version__} lacks."
         )
     return cls.from_config(config)

@@ -1,4 +1,5 @@
-"""DiffusionModel: the pieces a probe needs, taken from a LightningModule in training, a checkpoint, or a pretrained pipeline.
+"""DiffusionModel: the pieces a probe needs, taken from a LightningModule in training, a checkpoint, or a pretrained
+pipeline.
 
 A user's own LightningModule is probed by returning one of these from a method called ``diffusion_model``.
 """
@@ -75,14 +76,16 @@ class DiffusionModel:
         answer = self._denoise(z_t.to(own), t, _in(own, condition))
         if answer.shape != z_t.shape:
             raise ConfigurationError(
-                f"{type(self.network).__name__} answers latents of shape {tuple(z_t.shape)} with {tuple(answer.shape)}; expected the same "
-                "shape. One that also predicts a variance has to leave it out."
+                f"{type(self.network).__name__} answers latents of shape {tuple(z_t.shape)} with "
+                f"{tuple(answer.shape)}; expected the same shape. One that also predicts a variance has to leave it "
+                "out."
             )
         return answer.to(dtype)
 
     def predictor(self, condition: Condition, batch_size: int, guidance: Guidance | None = None) -> Predict:
-        """Return (z_t, what the network is told) → its answer, for the samples of ``condition``; at most ``batch_size`` of them at
-        once, fewer where memory runs out."""
+        """Return (z_t, what the network is told) → its answer, for the samples of ``condition``; at most ``batch_size``
+        of them at once, fewer where memory runs out.
+        """
         answer = self.predict if guidance is None else guidance.guide(self.predict, self.conditioning, self.device)
 
         def predict(z_t: Tensor, timestep: float) -> Tensor:
@@ -93,14 +96,17 @@ class DiffusionModel:
     def x0_and_epsilon(
         self, z_t: Tensor, timestep: float, alpha: float, sigma: float, condition: Condition
     ) -> tuple[Tensor, Tensor]:
-        """Return (x̂_0, ε̂) at z_t = α x_0 + σ ε (N, C, H, W), all at one ``timestep`` as the network is told it, without guidance;
-        in chunks where memory runs out."""
+        """Return (x̂_0, ε̂) at z_t = α x_0 + σ ε (N, C, H, W), all at one ``timestep`` as the network is told it,
+        without guidance; in chunks where memory runs out.
+        """
         answer = self._in_chunks(self.predict, z_t, timestep, condition, batch_size=len(z_t))
         return self.schedule.prediction.x0_and_epsilon(answer, z_t, alpha, sigma)
 
     def _in_chunks(self, answer: Answer, z_t: Tensor, timestep: float, condition: Condition, batch_size: int) -> Tensor:
-        """Return ``answer`` for at most ``batch_size`` samples at once. A chunk for which memory runs out is halved, and so are
-        those after it: samples do not depend on their neighbors, so that the result is the same to rounding."""
+        """Return ``answer`` for at most ``batch_size`` samples at once. A chunk for which memory runs out is halved,
+        and so are those after it: samples do not depend on their neighbors, so that the result is the same to
+        rounding.
+        """
         predictions: list[Tensor] = []
         start, refused = 0, None
         while start < len(z_t):
@@ -115,19 +121,22 @@ class DiffusionModel:
                 start += size
         if refused is not None:
             warnings.warn(
-                f"Memory ran out in a probe with {refused} samples at once; it went on with {self.fitting_batch_size}. To spare it the "
-                f"attempt set its `batch_size: {self.fitting_batch_size}`.",
+                f"Memory ran out in a probe with {refused} samples at once; it went on with {self.fitting_batch_size}. "
+                f"To spare it the attempt set its `batch_size: {self.fitting_batch_size}`.",
                 stacklevel=2,
             )
         return torch.cat(predictions) if predictions else torch.empty_like(z_t)
 
     def _if_it_fits(self, answer: Answer, z_t: Tensor, timestep: float, condition: Condition) -> Tensor | None:
-        """Return None where memory ran out. With a single sample there is nothing left to halve, and the error is raised."""
+        """Return None where memory ran out. With a single sample there is nothing left to halve, and the error is
+        raised.
+        """
         told = torch.full((len(z_t),), timestep, device=z_t.device, dtype=self.schedule.model_time.dtype)
         try:
             return answer(z_t, told, condition)
         except (RuntimeError, MemoryError) as error:
-            # Each pass through a sharded network is a collective: one rank that makes more of them would hang the others.
+            # Each pass through a sharded network is a collective: one rank that makes more of them would hang the
+            # others.
             if len(z_t) == 1 or isinstance(self.network, FSDPModule) or not is_out_of_memory(error):
                 raise
         free_cached_memory()  # only here have the traceback and the tensors it holds been let go
@@ -154,7 +163,7 @@ def diffusion_model_of(module: object) -> DiffusionModel:
     """
     if not isinstance(module, Probed):
         raise ConfigurationError(
-            f"{type(module).__name__} cannot be probed: give it a method `diffusion_model(self) -> ldmprobe.DiffusionModel` that "
-            "returns its network, noise schedule and latent shape."
+            f"{type(module).__name__} cannot be probed: give it a method `diffusion_model(self) -> "
+            "ldmprobe.DiffusionModel` that returns its network, noise schedule and latent shape."
         )
     return module.diffusion_model()

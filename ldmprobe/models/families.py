@@ -19,12 +19,16 @@ def no_size(network_config: Component, height: int, width: int) -> Condition:
 
 
 def sdxl_time_ids(network_config: Component, height: int, width: int) -> Condition:
-    """Original size, crop and target size in pixels (Podell et al., 2023, arXiv:2307.01952, section 2.2): an image that was not cropped."""
+    """Original size, crop and target size in pixels (Podell et al., 2023, arXiv:2307.01952, section 2.2): an image that
+    was not cropped.
+    """
     return {"time_ids": torch.tensor([[height, width, 0.0, 0.0, height, width]])}
 
 
 def pixart_size(network_config: Component, height: int, width: int) -> Condition:
-    """Resolution and aspect ratio, which only PixArt-α of 1,024 pixels is told (``use_additional_conditions`` in diffusers)."""
+    """Resolution and aspect ratio, which only PixArt-α of 1,024 pixels is told (``use_additional_conditions`` in
+    diffusers).
+    """
     told = network_config.get("use_additional_conditions")
     if not (network_config.get("sample_size") == 128 if told is None else told):
         return {}
@@ -52,13 +56,16 @@ class Family:
 
     Attributes:
         network, autoencoder: names of the components; no autoencoder for pixel space.
-        text: names by which the network takes what the pipeline's ``encode_prompt`` returns; "" for what it does not take.
+        text: names by which the network takes what the pipeline's ``encode_prompt`` returns; "" for what it does not
+            take.
         further_prompts: arguments of ``encode_prompt`` that have no default, for further encoders.
-        null_alternates: whether ``encode_prompt`` returns text, null, text, null, … or first all of the text's, then all of the null's.
+        null_alternates: whether ``encode_prompt`` returns text, null, text, null, … or first all of the text's, then
+            all of the null's.
         settings: of the pipeline that its ``encode_prompt`` goes by.
         scaling: the settings of the autoencoder that the pipeline undoes before it decodes.
         size: (config of the network, height, width in pixels) → what else it is told, of shape (1, …).
-        num_classes: pipeline → the number of classes that its network embeds; None for none. Only asked where there is no text.
+        num_classes: pipeline → the number of classes that its network embeds; None for none. Only asked where there is
+            no text.
         square: whether the pipeline samples square latents only.
         sets: settings that the pipeline gives any scheduler in ``__init__``.
         as_trained: further arguments of a call that samples in the size that is asked for.
@@ -109,7 +116,8 @@ FAMILIES: dict[str, Family] = {
 }
 
 REFUSED = {
-    "FluxPipeline": "its latents are packed into tokens, its guidance is distilled into the network and its time shift depends on the image",
+    "FluxPipeline": "its latents are packed into tokens, its guidance is distilled into the network and its time shift "
+    "depends on the image",
     "StableDiffusionInpaintPipeline": "its network takes a mask and a masked image beside the latents",
     "StableDiffusionUpscalePipeline": "its network takes a low-resolution image beside the latents",
     "StableCascadeDecoderPipeline": "it is three models in a row",
@@ -120,7 +128,9 @@ REFUSED = {
 
 
 def has_lora_format(pipeline: Component, component: str) -> bool:
-    """Return whether a pipeline (or pipeline class) of diffusers can load updates of this component by ``load_lora_weights``."""
+    """Return whether a pipeline (or pipeline class) of diffusers can load updates of this component by
+    ``load_lora_weights``.
+    """
     save = getattr(pipeline, "save_lora_weights", None)
     return save is not None and f"{component}_lora_layers" in inspect.signature(save).parameters
 
@@ -129,7 +139,8 @@ def family_of(class_name: str, where: str) -> Family:
     """Return the family of a pipeline class.
 
     Raises:
-        ConfigurationError: the class is of none of these families; the message says why where it is known, and which are supported.
+        ConfigurationError: the class is of none of these families; the message says why where it is known, and which
+            are supported.
     """
     if class_name in FAMILIES:
         return FAMILIES[class_name]

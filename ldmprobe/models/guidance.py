@@ -1,4 +1,6 @@
-"""Guidance: how a network's answers to a condition and to none become one answer. It wraps a denoiser, and knows no sampler."""
+"""Guidance: how a network's answers to a condition and to none become one answer. It wraps a denoiser, and knows no
+sampler.
+"""
 
 from __future__ import annotations
 
@@ -83,13 +85,15 @@ class ClassifierFreeGuidance(Guidance):
             return
         if not conditioning.for_samples(torch.zeros(1, dtype=torch.long, device=device)):
             raise ConfigurationError(
-                f"The guidance scale is {self.scale:g}, but the model has no condition to guide by; set it to 1, no guidance."
+                f"The guidance scale is {self.scale:g}, but the model has no condition to guide by; set it to 1, no "
+                "guidance."
             )
         prompts = conditioning.description.get("prompts", [])
         if prompts and all(_is_null(conditioning, i, device) for i in range(len(prompts))):
             raise ConfigurationError(
-                f"The guidance scale is {self.scale:g}, but there is no prompt to guide by: to this model {prompts[0]!r} is the null condition "
-                "itself. Give --prompt, in a configuration the model's `prompts`; or set it to 1, no guidance."
+                f"The guidance scale is {self.scale:g}, but there is no prompt to guide by: to this model "
+                f"{prompts[0]!r} is the null condition itself. Give --prompt, in a configuration the model's "
+                "`prompts`; or set it to 1, no guidance."
             )
 
 

@@ -22,7 +22,8 @@ class LazyModule(nn.Module):
         dtype: the dtype to load it in.
 
     Attributes:
-        meta_module: the network, on the meta device if it is read from files; it has the class, configuration and shapes.
+        meta_module: the network, on the meta device if it is read from files; it has the class, configuration and
+            shapes.
         saved: whether state dicts hold its weights, for which it is then loaded.
 
     Raises:

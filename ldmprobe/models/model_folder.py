@@ -55,7 +55,8 @@ class ModelFolder:
         """Return the network on the meta device, after checking that the files hold weights of its shapes.
 
         Raises:
-            ConfigurationError: files are missing, damaged or of other shapes, or do not describe a network of this class.
+            ConfigurationError: files are missing, damaged or of other shapes, or do not describe a network of this
+                class.
         """
         if not (self.folder / "config.json").is_file():
             raise self._not_loadable(f"its config.json is missing. {_AGAIN}")
@@ -97,8 +98,8 @@ class ModelFolder:
         for name, parameter in own.items():
             if not parameter.isfinite().all():
                 raise self._not_loadable(
-                    f"its {name} has values that are not finite (in {str(dtype).removeprefix('torch.')}); take weights from before "
-                    "they were spoilt."
+                    f"its {name} has values that are not finite (in {str(dtype).removeprefix('torch.')}); take weights "
+                    "from before they were spoilt."
                 )
         return network
 
@@ -140,7 +141,8 @@ class ModelFolder:
         found = named[first]
         if found is not None and found != expected[first]:
             raise self._not_loadable(
-                f"by its config.json {first} is of shape {expected[first]}, in its files of {found}; they do not belong together. {_AGAIN}"
+                f"by its config.json {first} is of shape {expected[first]}, in its files of {found}; they do not "
+                f"belong together. {_AGAIN}"
             )
         raise self._lacks([first] * lacking.total(), len(expected))
 
@@ -159,8 +161,8 @@ class ModelFolder:
 
     def _lacks(self, missing: Sequence[str], of: int) -> ConfigurationError:
         return self._not_loadable(
-            f"{len(missing):,} of its {of:,} tensors {'is' if len(missing) == 1 else 'are'} missing from its files, the first is "
-            f"{missing[0]}. {_AGAIN}"
+            f"{len(missing):,} of its {of:,} tensors {'is' if len(missing) == 1 else 'are'} missing from its files, "
+            f"the first is {missing[0]}. {_AGAIN}"
         )
 
     def _not_loadable(self, reason: object) -> ConfigurationError:

@@ -1,4 +1,6 @@
-"""Pixels of batches as floats in [−1, 1]: the one place that converts images of whole numbers and refuses values that are no pixels."""
+"""Pixels of batches as floats in [−1, 1]: the one place that converts images of whole numbers and refuses values that
+are no pixels.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +13,13 @@ from ldmprobe.diffusion.full_precision import at_least_float32
 from ldmprobe.errors import ConfigurationError
 
 _RANGES = {torch.bool: 1, torch.uint8: 255, torch.uint16: 65535}
-_HIGHEST = 16.0  # of floats that are all positive: more are no pixels in [−1, 1], and no latents that noise of variance 1 belongs to
+# of floats that are all positive: more are no pixels in [−1, 1], and no latents that noise of variance 1 belongs to
+_HIGHEST = 16.0
 
 
 def as_floats(images: Tensor) -> Tensor:
-    """Convert images (N, C, H, W) to float32: of whole numbers, what is white in their type becomes 1, and 0 becomes −1; floats stay.
+    """Convert images (N, C, H, W) to float32: of whole numbers, what is white in their type becomes 1, and 0 becomes
+    −1; floats stay.
 
     Raises:
         ConfigurationError: whole numbers of a type that does not say which is white.
@@ -29,8 +33,8 @@ def as_floats(images: Tensor) -> Tensor:
         )
     white = _RANGES[images.dtype]
     warnings.warn(
-        f"Images of {kind} are taken to go from 0 to {white}, and are converted to floats in [−1, 1] (x / {white / 2:g} − 1), for training "
-        "and probes alike.",
+        f"Images of {kind} are taken to go from 0 to {white}, and are converted to floats in [−1, 1] (x / "
+        f"{white / 2:g} − 1), for training and probes alike.",
         stacklevel=2,
     )
     return images.float() / (white / 2) - 1
@@ -53,12 +57,13 @@ def checked_floats(images: Tensor) -> Tensor:
     if not bool(finite.all()):
         wrong = (~finite).nonzero().flatten().tolist()
         raise ConfigurationError(
-            f"{len(wrong)} of {len(floats)} images of a batch have NaN or infinite values, the first at place {wrong[0]} of the batch; "
-            "remove or repair them."
+            f"{len(wrong)} of {len(floats)} images of a batch have NaN or infinite values, the first at place "
+            f"{wrong[0]} of the batch; remove or repair them."
         )
     low, high = float(floats.min()), float(floats.max())
     if low >= 0 and high > _HIGHEST:
         raise ConfigurationError(
-            f"The images of a batch are floats from {low:g} to {high:g}; expected [−1, 1]: for pixels from 0 to 255, x / 127.5 − 1."
+            f"The images of a batch are floats from {low:g} to {high:g}; expected [−1, 1]: for pixels from 0 to 255, x "
+            "/ 127.5 − 1."
         )
     return floats

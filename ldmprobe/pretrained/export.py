@@ -22,11 +22,12 @@ _XL_CHANNELS = (
     4  # fixed in StableDiffusionXLPipeline.__call__, where it reads the mean and standard deviation of its latents
 )
 _EXPORTABLE = (
-    "Those it has: UNet2DModel without classes in pixel space (DDIMPipeline; DDPMPipeline for flow matching) or on the latents of an "
-    "autoencoder (LDMPipeline), DiTTransformer2DModel with classes (DiTPipeline), and with text the network that the text encoder's "
-    "own pipeline has, such as UNet2DConditionModel for SmallCLIP (StableDiffusionPipeline). The parts of any other can be "
-    "saved one by one from Python: `ldmprobe.load_model(CHECKPOINT)` has `network`, `codec.autoencoder` and "
-    "`schedule.scheduler`, each with diffusers' `save_pretrained`; its latents are (encoder(x) − codec.shift) · codec.scale."
+    "Those it has: UNet2DModel without classes in pixel space (DDIMPipeline; DDPMPipeline for flow matching) or on the "
+    "latents of an autoencoder (LDMPipeline), DiTTransformer2DModel with classes (DiTPipeline), and with text the "
+    "network that the text encoder's own pipeline has, such as UNet2DConditionModel for SmallCLIP "
+    "(StableDiffusionPipeline). The parts of any other can be saved one by one from Python: "
+    "`ldmprobe.load_model(CHECKPOINT)` has `network`, `codec.autoencoder` and `schedule.scheduler`, each with "
+    "diffusers' `save_pretrained`; its latents are (encoder(x) − codec.shift) · codec.scale."
 )
 
 
@@ -34,20 +35,19 @@ _EXPORTABLE = (
 def as_pipeline(model: DiffusionModel) -> Component:
     """The diffusers pipeline that samples as ``model`` does; ``model`` stays as it is.
 
-    ==============================================  =============================  =========================================
-    model                                           pipeline                       its scheduler
-    ==============================================  =============================  =========================================
-    UNet2DModel, pixels                             DDIMPipeline                   DDIMScheduler with the model's schedule
-    UNet2DModel, pixels, flow matching              DDPMPipeline                   the model's own
-    UNet2DModel, latents of an autoencoder          LDMPipeline                    DDIMScheduler
-    DiTTransformer2DModel, classes                  DiTPipeline                    DDIMScheduler
-    text, the network of the encoder's pipeline     the text encoder's             DDIMScheduler; the model's own for flow matching
-    ==============================================  =============================  =========================================
+    | model | pipeline | its scheduler |
+    |---|---|---|
+    | UNet2DModel, pixels | DDIMPipeline | DDIMScheduler with the model's schedule |
+    | UNet2DModel, pixels, flow matching | DDPMPipeline | the model's own |
+    | UNet2DModel, latents of an autoencoder | LDMPipeline | DDIMScheduler |
+    | DiTTransformer2DModel, classes | DiTPipeline | DDIMScheduler |
+    | text, the network of the encoder's pipeline | the text encoder's | DDIMScheduler; for flow matching its own |
 
-    These pipelines know a latent scale, which goes into the autoencoder's ``scaling_factor``; Stable Diffusion 3's knows a shift, too, and
-    XL's both by channel, if there are four; for any other they go into the autoencoder's weights. In pixel space a pipeline that cannot do without an autoencoder has one that
-    does nothing. DiTPipeline takes class 1,000 for the null class: a DiT of fewer classes is padded with it up to there, and
-    ``id2label`` says how many there are.
+    These pipelines know a latent scale, which goes into the autoencoder's ``scaling_factor``; Stable Diffusion 3's
+    knows a shift, too, and XL's both by channel, if there are four; for any other they go into the autoencoder's
+    weights. In pixel space a pipeline that cannot do without an autoencoder has one that does nothing. DiTPipeline
+    takes class 1,000 for the null class: a DiT of fewer classes is padded with it up to there, and ``id2label`` says
+    how many there are.
 
     Raises:
         ConfigurationError: diffusers has no pipeline that would give the same images.
@@ -80,8 +80,8 @@ def _class_name(model: DiffusionModel) -> str:
     name = conditioning.pipeline_name(network, latents, flow)
     if name is None:
         raise ConfigurationError(
-            f"diffusers has no pipeline for a {network} with {conditioning.label} in {'latent' if latents else 'pixel'} space"
-            f"{' and flow matching' if flow else ''}. {_EXPORTABLE}"
+            f"diffusers has no pipeline for a {network} with {conditioning.label} in "
+            f"{'latent' if latents else 'pixel'} space{' and flow matching' if flow else ''}. {_EXPORTABLE}"
         )
     return name
 
@@ -91,8 +91,8 @@ def _check_shape(model: DiffusionModel, name: str) -> None:
     codec, (_, height, width) = model.codec, model.latent_shape
     if codec.autoencoder is None and (float(codec.scale), float(codec.shift)) != (1.0, 0.0):
         raise ConfigurationError(
-            f"The pixels are scaled by {float(codec.scale):.4g} and shifted by {float(codec.shift):.4g} (`scale` of the codec), which a "
-            f"{name} cannot undo; train with a LatentCodec of `scale: 1.0`, or none, to export."
+            f"The pixels are scaled by {float(codec.scale):.4g} and shifted by {float(codec.shift):.4g} (`scale` of "
+            f"the codec), which a {name} cannot undo; train with a LatentCodec of `scale: 1.0`, or none, to export."
         )
     if type(codec.autoencoder).__name__ == "VQModel" and FAMILIES[name].text:
         raise ConfigurationError(
@@ -132,15 +132,15 @@ def _set_as_pipeline(scheduler: Component, name: str) -> None:
     if differing:
         had = " and ".join(f"`{setting}: {value}`" for setting, value in differing.items())
         warnings.warn(
-            f"The scheduler has {had}; a {name} always has {settings}, so that its images differ from ldmprobe's. The model is the same: "
-            "training does not know these settings.",
+            f"The scheduler has {had}; a {name} always has {settings}, so that its images differ from ldmprobe's. The "
+            "model is the same: training does not know these settings.",
             stacklevel=4,
         )
 
 
 def _autoencoder(model: DiffusionModel, scaling: Sequence[str]) -> Component:
-    """Return a copy of the codec's autoencoder with its scale and shift in the settings that the pipeline reads, else in its weights; in
-    pixel space, one that does nothing.
+    """Return a copy of the codec's autoencoder with its scale and shift in the settings that the pipeline reads, else
+    in its weights; in pixel space, one that does nothing.
     """
     codec = model.codec
     if codec.autoencoder is None:
@@ -173,7 +173,9 @@ def _by_channel(values: Tensor) -> list[float]:
 
 
 def _fold_scale(autoencoder: Component, deviation: Tensor) -> None:
-    """Divide an AutoencoderKL's latents by a standard deviation for each channel (c, 1, 1), in the weights of its pointwise convolutions."""
+    """Divide an AutoencoderKL's latents by a standard deviation for each channel (c, 1, 1), in the weights of its
+    pointwise convolutions.
+    """
     channels, deviation = len(deviation), deviation.flatten()
     _check_foldable(autoencoder, "scaled by channel", classes=("AutoencoderKL",))
     _add_pointwise(autoencoder, "quant_conv", 2 * channels)
@@ -186,7 +188,9 @@ def _fold_scale(autoencoder: Component, deviation: Tensor) -> None:
 
 
 def _fold_shift(autoencoder: Component, shift: Tensor) -> None:
-    """Subtract ``shift`` (c, 1, 1) from an autoencoder's latents, in the weights of its pointwise convolutions, which no padding touches."""
+    """Subtract ``shift`` (c, 1, 1) from an autoencoder's latents, in the weights of its pointwise convolutions, which
+    no padding touches.
+    """
     channels, shift = len(shift), shift.flatten()
     _check_foldable(autoencoder, f"shifted by {in_digits(shift[:1], '.4g')}", classes=("AutoencoderKL", "VQModel"))
     if type(autoencoder).__name__ == "AutoencoderKL":
@@ -203,8 +207,8 @@ def _check_foldable(autoencoder: Component, how: str, classes: Sequence[str]) ->
     name = type(autoencoder).__name__
     if name not in classes or autoencoder.config.get("norm_type") == "spatial":
         raise ConfigurationError(
-            f"The latents of this {name} are {how}, which diffusers' pipelines do not undo and which its weights cannot "
-            "take; train with a number as the codec's `scale` to export."
+            f"The latents of this {name} are {how}, which diffusers' pipelines do not undo and which its weights "
+            "cannot take; train with a number as the codec's `scale` to export."
         )
 
 

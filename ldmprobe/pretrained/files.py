@@ -34,8 +34,8 @@ def find_pipeline(name: str, revision: str | None = None, local_files_only: bool
     owner = Path(name).parent
     if name.count("/") == 1 and owner.name and owner.is_dir() and revision is None:
         raise ConfigurationError(
-            f"{name!r} is no diffusers pipeline that can be read: there is a folder {owner.name!r} here, but no {folder.name!r} in it. If you "
-            "mean the hub's repository of this name, give its `revision`, such as main."
+            f"{name!r} is no diffusers pipeline that can be read: there is a folder {owner.name!r} here, but no "
+            f"{folder.name!r} in it. If you mean the hub's repository of this name, give its `revision`, such as main."
         )
     unreached: Exception | None = None
     try:
@@ -62,7 +62,8 @@ def refusal(name: str, revision: str | None, error: Exception | None = None) -> 
         return start + "there is no such folder here, and it is no hub id (`owner/name`)."
     if "GatedRepoError" in kinds:
         return start + (
-            f"access to it is gated. Accept its terms on https://huggingface.co/{name}, then log in by `hf auth login` or set HF_TOKEN."
+            f"access to it is gated. Accept its terms on https://huggingface.co/{name}, then log in by `hf auth login` "
+            "or set HF_TOKEN."
         )
     if "RevisionNotFoundError" in kinds:
         return (
@@ -71,8 +72,8 @@ def refusal(name: str, revision: str | None, error: Exception | None = None) -> 
         )
     if "RepositoryNotFoundError" in kinds:
         return start + (
-            "the hub has no repository of this name, or a private one: check the name; for a private one log in by `hf auth login` or set "
-            "HF_TOKEN."
+            "the hub has no repository of this name, or a private one: check the name; for a private one log in by `hf "
+            "auth login` or set HF_TOKEN."
         )
     if "EntryNotFoundError" in kinds and "LocalEntryNotFoundError" not in kinds:
         return start + "the hub repository has no model_index.json; only whole pipelines can be loaded."
@@ -84,8 +85,8 @@ def refusal(name: str, revision: str | None, error: Exception | None = None) -> 
     else:
         why = f"could not be reached ({type(error).__name__}: {' '.join(str(error).split())})"
     return start + (
-        f"there is no such folder here, it is not in the hub's cache (HF_HOME), and the hub {why}. Where there is a connection, run "
-        f"`hf download {name}{at}`, or with `--local-dir DIR`, and give DIR here."
+        f"there is no such folder here, it is not in the hub's cache (HF_HOME), and the hub {why}. Where there is a "
+        f"connection, run `hf download {name}{at}`, or with `--local-dir DIR`, and give DIR here."
     )
 
 
@@ -97,21 +98,22 @@ def _what_it_is(place: Path) -> str:
         return f"it is the folder of a run. Give one of its checkpoints, such as {place / 'checkpoints' / 'last.ckpt'}."
     if place.name == _LORA or (place / _LORA).is_file():
         return (
-            "it has a LoRA alone, without the model that it is for. Give the checkpoint that it was exported from, or what `ldmprobe export "
-            "CHECKPOINT DIR --merge` writes."
+            "it has a LoRA alone, without the model that it is for. Give the checkpoint that it was exported from, or "
+            "what `ldmprobe export CHECKPOINT DIR --merge` writes."
         )
     if place.is_file():
         return (
             "it is a single file. Give the folder of the whole pipeline, which DiffusionPipeline.save_pretrained wrote."
         )
     return (
-        "the folder has no readable model_index.json. Give the folder that DiffusionPipeline.save_pretrained wrote, not one of its "
-        "components, and no single file of weights."
+        "the folder has no readable model_index.json. Give the folder that DiffusionPipeline.save_pretrained wrote, "
+        "not one of its components, and no single file of weights."
     )
 
 
 def check_files(name: str, index: PlainValues, files: Sequence[str], variant: str | None) -> None:
-    """Refuse a pipeline of which a component is missing, or has no safetensors, or has them neither in this variant nor without one.
+    """Refuse a pipeline of which a component is missing, or has no safetensors, or has them neither in this variant nor
+    without one.
 
     Args:
         index: the components to be read, as model_index.json has them.
@@ -126,7 +128,8 @@ def check_files(name: str, index: PlainValues, files: Sequence[str], variant: st
             continue
         if component not in folders:
             raise ConfigurationError(
-                f"{name} lacks its {component}: model_index.json names a {entry[1]}, but there is no folder {component!r}. {_AGAIN}"
+                f"{name} lacks its {component}: model_index.json names a {entry[1]}, but there is no folder "
+                f"{component!r}. {_AGAIN}"
             )
         if not _WITHOUT_WEIGHTS.search(str(entry[1])):
             variants[component] = _variants(f"The {component} in {name}", folders[component])
@@ -147,9 +150,10 @@ def _variants(what: str, files: Sequence[str]) -> set[str | None]:
     pickles = [path for path in files if path.endswith(_PICKLES)]
     if not found and pickles:
         raise ConfigurationError(
-            f"{what} has its weights only as {pickles[0]}, a pickle, which can run code and is not read. If you trust it, write "
-            "safetensors once, `DiffusionPipeline.from_pretrained(NAME, use_safetensors=False).save_pretrained(DIR)`, and give DIR; "
-            "on the hub a revision such as 'refs/pr/1' may have them."
+            f"{what} has its weights only as {pickles[0]}, a pickle, which can run code and is not read. If you trust "
+            "it, write safetensors once, `DiffusionPipeline.from_pretrained(NAME, "
+            "use_safetensors=False).save_pretrained(DIR)`, and give DIR; on the hub a revision such as 'refs/pr/1' may "
+            "have them."
         )
     if not found:
         raise ConfigurationError(f"{what} has no weights (*.safetensors). {_AGAIN}")

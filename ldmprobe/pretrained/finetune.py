@@ -34,8 +34,9 @@ def prepare_for_finetuning_(
         prompts: prompts of probes and samples, for text-to-image; default: the base's.
         dropout: share of training samples whose caption or class becomes the null condition.
         lora: train these updates only.
-        train_text_encoder: train the text encoders, too. With ``lora``, the attention of those is updated that diffusers has a LoRA format for
-            (CLIP, not the T5 of Stable Diffusion 3, which stays frozen); where it has none, that of all (the T5 of PixArt and AuraFlow).
+        train_text_encoder: train the text encoders, too. With ``lora``, the attention of those is updated that
+            diffusers has a LoRA format for (CLIP, not the T5 of Stable Diffusion 3, which stays frozen); where it has
+            none, that of all (the T5 of PixArt and AuraFlow).
 
     Raises:
         ConfigurationError: the model takes no text and text settings are given, or ``lora`` does not fit the model.
@@ -54,7 +55,9 @@ def prepare_for_finetuning_(
 
 
 def frozen_keys(module: nn.Module) -> set[str]:
-    """Return the keys of a module's state dict that finetuning leaves as they are: all but those of trained parameters."""
+    """Return the keys of a module's state dict that finetuning leaves as they are: all but those of trained
+    parameters.
+    """
     trained = {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
     return module.state_dict().keys() - trained
 

@@ -1,4 +1,6 @@
-"""A diffusers pipeline, from a folder or the hub, taken apart into a DiffusionModel. Only safetensors are read, and no code that it brings."""
+"""A diffusers pipeline, from a folder or the hub, taken apart into a DiffusionModel. Only safetensors are read, and no
+code that it brings.
+"""
 
 from __future__ import annotations
 
@@ -32,15 +34,16 @@ _DISPENSABLE = ("text_encoder_3", "tokenizer_3")  # Stable Diffusion 3's T5, wit
 
 
 def load_pipeline(source: Source | str, prompts: Sequence[str] = ("",)) -> DiffusionModel:
-    """Load a diffusers pipeline, ready to be probed, sampled or finetuned; its autoencoder and text encoders are read when first needed.
+    """Load a diffusers pipeline, ready to be probed, sampled or finetuned; its autoencoder and text encoders are read
+    when first needed.
 
     Args:
         source: a pipeline of one of ``FAMILIES``, with safetensors weights.
         prompts: for text-to-image pipelines: sample i has ``prompts[i % len(prompts)]``.
 
     Raises:
-        ConfigurationError: no pipeline there, of another family, without a component that it names, without safetensors, or without this
-            variant; a hub repository that is neither cached nor within reach.
+        ConfigurationError: no pipeline there, of another family, without a component that it names, without
+            safetensors, or without this variant; a hub repository that is neither cached nor within reach.
     """
     source = Source.of(source)
     read = read_pipeline(source)
@@ -50,7 +53,8 @@ def load_pipeline(source: Source | str, prompts: Sequence[str] = ("",)) -> Diffu
         raise
     except Exception as error:
         raise ConfigurationError(
-            f"The {type(read.pipeline).__name__} in {source.name} cannot be taken apart: {error or type(error).__name__}"
+            f"The {type(read.pipeline).__name__} in {source.name} cannot be taken apart: "
+            f"{error or type(error).__name__}"
         ) from error
 
 
@@ -151,13 +155,16 @@ class PretrainedText(TextEncoder):
             raise ConfigurationError(f"{pipeline} is a {type(read.pipeline).__name__}, which has no text encoder.")
         if "text_encoder_3" in read.pipeline.components and read.pipeline.text_encoder_3 is None:
             raise ConfigurationError(
-                f"{pipeline} is without its text_encoder_3, for which only its own network has a substitute; give one with it."
+                f"{pipeline} is without its text_encoder_3, for which only its own network has a substitute; give one "
+                "with it."
             )
         super().__init__(read.pipeline, read.frozen)
 
 
 def _check_components(name: str, index: PlainValues) -> None:
-    """Refuse components that are not of diffusers or transformers, or that bring code of their own, and the lack of those that are needed."""
+    """Refuse components that are not of diffusers or transformers, or that bring code of their own, and the lack of
+    those that are needed.
+    """
     import diffusers
 
     for component, entry in index.items():
@@ -168,18 +175,20 @@ def _check_components(name: str, index: PlainValues) -> None:
         if listed == [None, None] and not network:
             if component not in (*_DISPENSABLE, *getattr(diffusers, index["_class_name"])._optional_components):
                 raise ConfigurationError(
-                    f"{name} is without its {component} (null in model_index.json), which a {index['_class_name']} needs; save it with one."
+                    f"{name} is without its {component} (null in model_index.json), which a {index['_class_name']} "
+                    "needs; save it with one."
                 )
             continue
         if len(listed) != 2 or listed[0] not in _LIBRARIES or re.match("Auto(?!encoder)", str(listed[1])):
             raise ConfigurationError(
-                f"{name} asks for {'.'.join(map(str, listed))} as its {component}; expected a class of {' or '.join(_LIBRARIES)}. "
-                "Code that a pipeline brings along is never run."
+                f"{name} asks for {'.'.join(map(str, listed))} as its {component}; expected a class of "
+                f"{' or '.join(_LIBRARIES)}. Code that a pipeline brings along is never run."
             )
         if not hasattr(import_module(listed[0]), str(listed[1])):
             raise ConfigurationError(
-                f"{name} asks for {'.'.join(map(str, listed))} as its {component}, which {listed[0]} {version(listed[0])}, installed here, lacks. If a "
-                "newer version has this class, install that; if it is code that the pipeline brings along, it is never run."
+                f"{name} asks for {'.'.join(map(str, listed))} as its {component}, which {listed[0]} "
+                f"{version(listed[0])}, installed here, lacks. If a newer version has this class, install that; if it "
+                "is code that the pipeline brings along, it is never run."
             )
 
 
@@ -196,8 +205,8 @@ def _taken_apart(read: ReadPipeline, prompts: Sequence[str]) -> DiffusionModel:
     encoded = config.get("vq_embed_dim") or config.get("latent_channels", channels)
     if encoded != channels:
         raise ConfigurationError(
-            f"The {family.network} takes latents of {channels} channels, those of the {family.autoencoder} have {encoded}; they do not belong "
-            "together: take both from one pipeline."
+            f"The {family.network} takes latents of {channels} channels, those of the {family.autoencoder} have "
+            f"{encoded}; they do not belong together: take both from one pipeline."
         )
     size = network.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
@@ -211,7 +220,9 @@ def _taken_apart(read: ReadPipeline, prompts: Sequence[str]) -> DiffusionModel:
 
 
 def _codec(pipeline: str, autoencoder: LazyModule | None) -> LatentCodec:
-    """Return the codec that scales latents as the pipeline does, and warn of settings of its autoencoder that it does not read."""
+    """Return the codec that scales latents as the pipeline does, and warn of settings of its autoencoder that it does
+    not read.
+    """
     scaling = FAMILIES[pipeline].scaling
     if autoencoder is None:
         return LatentCodec()
@@ -219,9 +230,9 @@ def _codec(pipeline: str, autoencoder: LazyModule | None) -> LatentCodec:
     unread = [name for name in SCALING if name not in scaling and config.get(name) not in (None, 0)]
     if unread:
         warnings.warn(
-            f"The autoencoder's config has {', '.join(f'{name} {config[name]}' for name in unread)}, which a {pipeline} does not read, so "
-            "that latents are not shifted or scaled by it here either. If the network was trained with it, give the network and "
-            "`LatentCodec` to LatentDiffusion yourself.",
+            f"The autoencoder's config has {', '.join(f'{name} {config[name]}' for name in unread)}, which a "
+            f"{pipeline} does not read, so that latents are not shifted or scaled by it here either. If the network "
+            "was trained with it, give the network and `LatentCodec` to LatentDiffusion yourself.",
             stacklevel=3,
         )
     return LatentCodec(autoencoder, scaling=scaling)

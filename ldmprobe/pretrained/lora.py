@@ -21,13 +21,14 @@ _ENCODERS = "conditioning.encoder.encoders."
 
 @dataclass(frozen=True)
 class LoRA:
-    """W = W_0 + (α/r) B A with trained A (r × inputs) and B (outputs × r), B = 0 at the start (Hu et al., 2021, arXiv:2106.09685,
-    section 4.1).
+    """W = W_0 + (α/r) B A with trained A (r × inputs) and B (outputs × r), B = 0 at the start (Hu et al., 2021,
+    arXiv:2106.09685, section 4.1).
 
     Args:
         rank: r.
         alpha: α; default: r.
-        targets: last parts of the names of the linear layers and convolutions that are updated; default: the projections of all attention.
+        targets: last parts of the names of the linear layers and convolutions that are updated; default: the
+            projections of all attention.
         dropout: on the input of A.
 
     Raises:
@@ -42,7 +43,8 @@ class LoRA:
     def __post_init__(self) -> None:
         if self.rank < 1 or not 0 <= self.dropout < 1 or not (self.alpha is None or self.alpha > 0):
             raise ConfigurationError(
-                f"LoRA got rank {self.rank}, alpha {self.alpha}, dropout {self.dropout}; expected rank >= 1, alpha > 0, dropout in [0, 1)."
+                f"LoRA got rank {self.rank}, alpha {self.alpha}, dropout {self.dropout}; expected rank >= 1, alpha > "
+                "0, dropout in [0, 1)."
             )
         if isinstance(self.targets, str) or not self.targets:
             raise ConfigurationError(f"LoRA got targets {self.targets!r}; expected a list of one or more names.")
@@ -51,8 +53,8 @@ class LoRA:
         """Freeze ``network`` and put trained updates beside its targets, in place.
 
         Raises:
-            ConfigurationError: peft is not installed; a target that is nowhere in the network, or is of a kind that has no LoRA; a rank above
-                that of each of the matrices.
+            ConfigurationError: peft is not installed; a target that is nowhere in the network, or is of a kind that has
+                no LoRA; a rank above that of each of the matrices.
         """
         layers = {
             name: module for name, module in network.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))
@@ -64,13 +66,13 @@ class LoRA:
             if not updated:
                 known = Counter(_last_part(name) for name in layers).most_common(12)
                 raise ConfigurationError(
-                    f"LoRA's target {target!r} is no linear layer or convolution of {type(network).__name__}; it has, for example, "
-                    f"{', '.join(name for name, _ in known)}."
+                    f"LoRA's target {target!r} is no linear layer or convolution of {type(network).__name__}; it has, "
+                    f"for example, {', '.join(name for name, _ in known)}."
                 )
         if self.rank > full_rank:
             raise ConfigurationError(
-                f"LoRA got rank {self.rank}; none of the matrices of {type(network).__name__} that it updates has a rank above {full_rank}: write "
-                "fewer, such as 8, or train the whole network (`lora: null`)."
+                f"LoRA got rank {self.rank}; none of the matrices of {type(network).__name__} that it updates has a "
+                f"rank above {full_rank}: write fewer, such as 8, or train the whole network (`lora: null`)."
             )
         self._inject(network, self.targets)
 
@@ -108,8 +110,9 @@ def has_lora(network: nn.Module) -> bool:
 
 @torch.no_grad()
 def merge_lora(network: nn.Module) -> None:
-    """Add the updates to the weights, in place: the network is then as it was before, of the same size, speed and names. Without updates,
-    nothing happens."""
+    """Add the updates to the weights, in place: the network is then as it was before, of the same size, speed and
+    names. Without updates, nothing happens.
+    """
     if not has_lora(network):
         return
     from peft.tuners.lora import LoraLayer
@@ -127,8 +130,10 @@ class LoRAWeights:
     """The updates in a checkpoint.
 
     Attributes:
-        pipeline_class: of the model that they update, where it is one of text to image; only these have a format for LoRA.
-        layers: by the pipeline's name of the component ("unet", "transformer", "text_encoder", …) the state dict, in peft's names.
+        pipeline_class: of the model that they update, where it is one of text to image; only these have a format for
+            LoRA.
+        layers: by the pipeline's name of the component ("unet", "transformer", "text_encoder", …) the state dict, in
+            peft's names.
         configs: by the same names, the settings of peft's LoraConfig.
     """
 
@@ -137,7 +142,8 @@ class LoRAWeights:
     configs: dict[str, PlainValues]
 
     def save(self, folder: Path) -> None:
-        """Write ``pytorch_lora_weights.safetensors``, which a plain pipeline takes with ``pipeline.load_lora_weights(folder)``.
+        """Write ``pytorch_lora_weights.safetensors``, which a plain pipeline takes with
+        ``pipeline.load_lora_weights(folder)``.
 
         Raises:
             ConfigurationError: diffusers has no such format for this pipeline, or for its text encoder.
@@ -148,8 +154,8 @@ class LoRAWeights:
         for name in self.layers:
             if not has_lora_format(pipeline, name):
                 raise ConfigurationError(
-                    f"diffusers has no LoRA format for the {name} of {self.pipeline_class or 'a model without text'}; export it with "
-                    "`--merge`, the LoRA added to its weights."
+                    f"diffusers has no LoRA format for the {name} of {self.pipeline_class or 'a model without text'}; "
+                    "export it with `--merge`, the LoRA added to its weights."
                 )
         settings: PlainValues = {f"{name}_lora_layers": layers for name, layers in self.layers.items()}
         settings |= {f"{name}_lora_adapter_metadata": config for name, config in self.configs.items()}

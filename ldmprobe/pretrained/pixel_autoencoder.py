@@ -1,4 +1,6 @@
-"""An identity in the shape of a diffusers autoencoder: with it the latent pipelines of diffusers sample in pixel space."""
+"""An identity in the shape of a diffusers autoencoder: with it the latent pipelines of diffusers sample in pixel
+space.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +16,8 @@ _SCALE = 1024.0  # latents are pixels over it: a power of two, so that nothing i
 def pixel_autoencoder(channels: int) -> Component:
     """The AutoencoderTiny (Bohan, 2023, github.com/madebyollin/taesd) that does nothing, times its ``scaling_factor``.
 
-    Without blocks its encoder is two convolutions, here x ↦ x/1024. Its decoder clamps latents by 3·tanh(z/3), which is z to 1e-7 of
-    it for values so small, and has one ReLU, past which it is x = relu(x) − relu(−x).
+    Without blocks its encoder is two convolutions, here x ↦ x/1024. Its decoder clamps latents by 3·tanh(z/3), which is
+    z to 1e-7 of it for values so small, and has one ReLU, past which it is x = relu(x) − relu(−x).
     """
     from diffusers import AutoencoderTiny
 
@@ -41,7 +43,7 @@ def pixel_autoencoder(channels: int) -> Component:
 
 
 def _set_pointwise(convolution: nn.Conv2d, matrix: Tensor, bias: float = 0.0) -> None:
-    """y = matrix · x + bias at every pixel, by the middle of a 3×3 kernel."""
+    """Apply y = matrix · x + bias at every pixel, by the middle of a 3×3 kernel."""
     nn.init.zeros_(convolution.weight)
     convolution.weight[:, :, 1, 1] = matrix
     nn.init.constant_(convolution.bias, bias)  # type: ignore[arg-type]

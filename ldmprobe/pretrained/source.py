@@ -18,8 +18,10 @@ class Source:
         revision: branch, tag or commit on the hub.
         variant: variant of a pipeline's weights, such as "fp16".
         local_files_only: never ask the hub, only its cache.
-        text_precision: precision of a pipeline's text encoders; half precision takes half the memory. All else is in float32.
-        base: folder, hub id or checkpoint in the place of the pretrained model that a finetune's checkpoint names, with the same weights.
+        text_precision: precision of a pipeline's text encoders; half precision takes half the memory. All else is in
+            float32.
+        base: folder, hub id or checkpoint in the place of the pretrained model that a finetune's checkpoint names, with
+            the same weights.
     """
 
     name: str

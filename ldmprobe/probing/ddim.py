@@ -42,16 +42,16 @@ def probe_ddim(
 ) -> ProbeRecord:
     """Sample latents, by DDIM if no other sampler is named, and feed each step to the analyses.
 
-    Sample i starts from the same noise and has the same condition at every probe of a run, whatever the batch size or number
-    of ranks.
+    Sample i starts from the same noise and has the same condition at every probe of a run, whatever the batch size or
+    number of ranks.
 
     Args:
         model: what to probe.
         reference: real latents; without it there is no ideal curve, and PCA is fitted on the final samples.
-        sampling: how to sample; at least 8 samples. Guidance shifts the marginals by design, so that curves are no longer
-            comparable with the ideal.
-        analyses: default: StepKL, PCAScatter, X0Drift, SampleImages, and with a reference MarginalGap, with held-out latents
-            OneStepError.
+        sampling: how to sample; at least 8 samples. Guidance shifts the marginals by design, so that curves are no
+            longer comparable with the ideal.
+        analyses: default: StepKL, PCAScatter, X0Drift, SampleImages, and with a reference MarginalGap, with held-out
+            latents OneStepError.
         held_out: held-out latents, for analyses that look at single steps.
         step: optimizer steps taken so far.
         ranks: how the samples are shared out; default: one process.
@@ -71,8 +71,8 @@ def probe_ddim(
         )
     if reference is not None and tuple(reference.basis.shape) != tuple(model.latent_shape):
         raise ConfigurationError(
-            f"The reference was fitted on latents of shape {tuple(reference.basis.shape)}, the model's are {tuple(model.latent_shape)}; "
-            "use the data and codec of this model."
+            f"The reference was fitted on latents of shape {tuple(reference.basis.shape)}, the model's are "
+            f"{tuple(model.latent_shape)}; use the data and codec of this model."
         )
     grid = sampling.levels(model)
     ranks = ranks or Ranks()

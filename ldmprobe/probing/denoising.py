@@ -1,13 +1,14 @@
-r"""The denoising probe: how well each noise level denoises held-out data, on a grid of log-SNR that no training choice moves.
+r"""The denoising probe: how well each noise level denoises held-out data, on a grid of log-SNR that no training choice
+moves.
 
 Three views of the same forward passes, and no sampling:
 
 .. math:: \text{skill}(\lambda) = 1 - \frac{\text{MSE}_\epsilon(\lambda)}{\text{MMSE}_\text{Gauss}(\lambda)}, \qquad
           \text{nats} = \tfrac12 D\,w(\lambda)\,(\text{MMSE}_\text{Gauss} - \text{MSE}_\epsilon), \qquad R(\lambda)
 
-Skill is 0 for the best *linear* denoiser and below 0 for anything worse. Nats weigh the levels by what they contribute to the
-likelihood bound, w being a level's width in log-SNR (``analysis/likelihood.py``). R is the calibration residual of
-``analysis/calibration.py``: the share of the level's loss that a linear correction would still remove.
+Skill is 0 for the best *linear* denoiser and below 0 for anything worse. Nats weigh the levels by what they contribute
+to the likelihood bound, w being a level's width in log-SNR (``analysis/likelihood.py``). R is the calibration residual
+of ``analysis/calibration.py``: the share of the level's loss that a linear correction would still remove.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ LOG_SNR_SPACING = 0.75
 
 
 def log_snr_grid(model: DiffusionModel) -> Tensor:
-    """The timesteps probed, noisiest first: those nearest to multiples of 0.75 in log-SNR, within the schedule's range."""
+    """The timesteps probed, noisiest first: those nearest to multiples of 0.75 in log-SNR, within the schedule's
+    range.
+    """
     log_snr = model.schedule.log_snr
     finite = log_snr[log_snr.isfinite()]
     first = int(np.ceil(float(finite.min()) / LOG_SNR_SPACING))
@@ -59,38 +62,23 @@ def probe_denoising(
 ) -> ProbeRecord:
     """Denoise held-out latents at each level, with noise fixed per draw.
 
-        denoising_mse            mean squared ε-error per dimension, raw
-        denoising_mmse           the best linear denoiser's, from the spectrum behind the reference
-        denoising_skill          1 − mse/mmse; its interval, as that of nats, holds the reference's uncertainty
-        denoising_nats           what the network gains over the linear one, nats per level
-        calibration_residual     R: the share of the squared error that a linear correction, cross-fitted, would remove
-        calibration_nats         the same in nats per level: what training can still recover there, at least
-        prediction_gain          E[ε·ε_θ]/E[ε_θ²], what predictions would have to be multiplied by; 1 is calibrated
-        prediction_offset        root mean square over channels of the error's mean, in units of the noise
-        prediction_offset_floor  what it reads of a calibrated denoiser, from the finite number of images alone
-        denoising_progress       what was gained since ``previous``, nats per level, paired
-        image_mse                with ``image_loss``: mean squared error of the decoded x̂_0, in pixels of [−1, 1]
-        =======================  ===================================================================================
+    Curves have 95 % intervals over images, the residual over folds of them. Per sample there are
+    ``denoising_errors`` (levels, draws), for paired comparisons. The provenance holds the ``summary``, one
+    sentence, and the ``remarks`` below it (``analysis/faults.py``), and the ``log_snr_range`` that the bound
+    covers.
 
-        Per sample ``denoising_errors`` (levels, draws), for paired comparisons. Scalars: ``denoising_bound_nats``, the part of the likelihood
-        bound between the first level and the last, ``log_snr_range`` in the provenance (lower is better); ``imbalance_gini`` and
-        ``imbalance_share/…``, how the recoverable excess is spread over bands of log-SNR. The provenance holds the
-        ``summary``, one sentence, and the ``remarks`` below it (``analysis/faults.py``).
-    =======
-        Curves have 95 % intervals over images, the residual over folds of them. Per sample there are ``denoising_errors`` (levels, draws), for
-        paired comparisons. The provenance holds the ``summary``, one sentence, and the ``remarks`` below it (``analysis/faults.py``),
-        and the ``log_snr_range`` that the bound covers.
+    Args:
+        num_draws: noised latents per level: each image is drawn as often as it takes, with noise of its own each
+            time.
+        image_loss: also decode each x̂_0 and compare it with the decoded latent (costs two decodings per draw and
+            level).
+        previous: the record of the same probe before this one, for progress.
 
-        Args:
-            num_draws: noised latents per level: each image is drawn as often as it takes, with noise of its own each time.
-            image_loss: also decode each x̂_0 and compare it with the decoded latent (costs two decodings per draw and level).
-            previous: the record of the same probe before this one, for progress.
+    Returns:
+        A record called "denoising", the same on every rank.
 
-        Returns:
-            A record called "denoising", the same on every rank.
-
-        Raises:
-            ConfigurationError: fewer draws than 32, or a reference of other latents.
+    Raises:
+        ConfigurationError: fewer draws than 32, or a reference of other latents.
     """
     if num_draws < 4 * NUM_FOLDS:
         raise ConfigurationError(
@@ -98,8 +86,8 @@ def probe_denoising(
         )
     if len(held_out.latents) < 2:
         raise ConfigurationError(
-            f"There is {len(held_out.latents)} held-out image; expected at least 2, better {NUM_FOLDS} or more, for intervals. "
-            "Set the data's `held_out_fraction` larger, or name a split of theirs."
+            f"There is {len(held_out.latents)} held-out image; expected at least 2, better {NUM_FOLDS} or more, for "
+            "intervals. Set the data's `held_out_fraction` larger, or name a split of theirs."
         )
     if tuple(reference.basis.shape) != tuple(held_out.latents.shape[1:]):
         raise ConfigurationError(
@@ -169,7 +157,9 @@ def probe_denoising(
         return Curve(timesteps.numpy(), log_snr.numpy(), value.numpy(), *limits)
 
     def between(value: Tensor, width: Tensor, least: Tensor, largest: Tensor) -> Curve:
-        """The draws' half-width, and how far the value moves as the linear optimum does, are independent of each other."""
+        """The draws' half-width, and how far the value moves as the linear optimum does, are independent of each
+        other.
+        """
         lower, upper = value - torch.hypot(width, value - least), value + torch.hypot(width, largest - value)
         return Curve(timesteps.numpy(), log_snr.numpy(), value.numpy(), lower.numpy(), upper.numpy())
 

@@ -1,12 +1,14 @@
 r"""The forgetting probe: what each noise level loses on the base model's own kind of data, and gains on the new.
 
-Both models denoise the same held-out latents with the same noise, so that what differs between draws cancels in the differences of their
-squared ε-errors. In nats of the likelihood bound (the I-MMSE relation, as in ``probing/denoising.py``), per level λ,
+Both models denoise the same held-out latents with the same noise, so that what differs between draws cancels in the
+differences of their squared ε-errors. In nats of the likelihood bound (the I-MMSE relation, as in
+``probing/denoising.py``), per level λ,
 
-.. math:: \text{change}(\lambda) = \tfrac12 D\,w(\lambda)\,(\text{MSE}_\text{base model}(\lambda) - \text{MSE}_\text{finetuned}(\lambda)),
+.. math:: \text{change}(\lambda) = \tfrac12 D\,w(\lambda)
+    \,(\text{MSE}_\text{base model}(\lambda) - \text{MSE}_\text{finetuned}(\lambda)),
 
-w being the level's width in log-SNR (``analysis/likelihood.py``); it is below 0 where something was lost. Divided by the best
-linear denoiser's error instead, it is the change of skill.
+w being the level's width in log-SNR (``analysis/likelihood.py``); it is below 0 where something was lost. Divided by
+the best linear denoiser's error instead, it is the change of skill.
 
 The base model need not be there any more: its record holds all that it is compared by::
 
@@ -95,11 +97,13 @@ def probe_forgetting(
 ) -> ProbeRecord:
     """Run the denoising probe on both kinds of data, and compare with what it found before finetuning.
 
-    Curves are of both kinds, ``…/base`` and ``…/new``, with 95 % intervals over images, over folds of them for R. Per sample there are
-    ``forgetting_errors/base`` and ``…/new`` (levels, draws). The provenance holds the ``summary``, one sentence.
+    Curves are of both kinds, ``…/base`` and ``…/new``, with 95 % intervals over images, over folds of them for R. Per
+    sample there are ``forgetting_errors/base`` and ``…/new`` (levels, draws). The provenance holds the ``summary``, one
+    sentence.
 
     Args:
-        base_data: of the kind that the base model was trained on, encoded by the codec of ``model``, with conditions of its conditioning.
+        base_data: of the kind that the base model was trained on, encoded by the codec of ``model``, with conditions of
+            its conditioning.
         new_data: of the kind that it is finetuned on.
         before: the base model's record; without it this is that record, in which nothing has changed.
         num_draws: noised latents per level and kind of data.
@@ -175,7 +179,8 @@ def probe_forgetting(
             "dimension": known["dimension"],
             "summary": _sentence(bands["base"], bands["new"]),
             "notes": {
-                "forgetting_nats/*": f"Both models denoise the same held-out draws, of {base} images of the base model's data and {new} of the new."
+                "forgetting_nats/*": f"Both models denoise the same held-out draws, of {base} images of the base "
+                f"model's data and {new} of the new."
             },
         },
         fingerprints=fingerprints,
@@ -195,13 +200,15 @@ def _refuse_other(before: ProbeRecord | None, fingerprints: dict[str, str]) -> N
         if before.fingerprints.get(part) != fingerprints.get(part)
     ]
     raise ConfigurationError(
-        f"The base model was measured otherwise than this one, so that draws cannot be paired; what differs is {', '.join(differing)}. Give "
-        "both the same data in a fixed order, noise schedule, codec, num_draws and seed."
+        "The base model was measured otherwise than this one, so that draws cannot be paired; what differs is "
+        f"{', '.join(differing)}. Give both the same data in a fixed order, noise schedule, codec, num_draws and seed."
     )
 
 
 def _sentence(base: Sequence[BandGain], new: Sequence[BandGain]) -> str:
-    """Return in words what was lost on the base model's data and gained on the new, and where most of it. The last band is all levels."""
+    """Return in words what was lost on the base model's data and gained on the new, and where most of it. The last band
+    is all levels.
+    """
     if not np.isfinite([band.gain for band in (*base, *new)]).all():
         return "Predictions have NaN or Inf in them: nothing can be said of what was forgotten."
     lost = min((band for band in base[:-1] if band.significant and band.gain < 0), key=_gain, default=None)
@@ -217,12 +224,14 @@ def _sentence(base: Sequence[BandGain], new: Sequence[BandGain]) -> str:
         ),
         ("Gains", gained, "the new data", new[-1], "None has measurably gained on"),
     ):
-        total = f"all levels together: {abs(everywhere.gain):,.1f} ± {everywhere.half_width:,.1f} nats {lost_or_gained(everywhere.gain)}"
+        nats = f"{abs(everywhere.gain):,.1f} ± {everywhere.half_width:,.1f} nats"
+        total = f"all levels together: {nats} {lost_or_gained(everywhere.gain)}"
         if band is None:
             parts.append(f"{nothing} {data} ({total}).")
         else:
             parts.append(
-                f"{verb} most at log-SNR {band.name}: {abs(band.gain):,.1f} ± {band.half_width:,.1f} nats on {data} ({total})."
+                f"{verb} most at log-SNR {band.name}: {abs(band.gain):,.1f} ± {band.half_width:,.1f} nats on {data} "
+                f"({total})."
             )
     return " ".join(parts)
 

@@ -15,15 +15,18 @@ from ldmprobe.types import Batch
 
 
 class Fault(NamedTuple):
-    """The place of a NaN or Inf: ``kind`` is "images", "latents", "parameter", "loss" or "gradient"; ``place`` names it."""
+    """The place of a NaN or Inf: ``kind`` is "images", "latents", "parameter", "loss" or "gradient"; ``place`` names
+    it.
+    """
 
     kind: str
     place: str
 
 
 def not_finite(tensors: Sequence[Tensor]) -> Tensor:
-    """Return whether some entry of some tensor is NaN or Inf, as a boolean on their device, which nobody waits for. The largest
-    magnitude of each tells, and cannot overflow. Of a sharded tensor only this rank's part is looked at."""
+    """Return whether some entry of some tensor is NaN or Inf, as a boolean on their device, which nobody waits for. The
+    largest magnitude of each tells, and cannot overflow. Of a sharded tensor only this rank's part is looked at.
+    """
     parts = [part for part in map(_local, tensors) if part.numel()]
     if not parts:
         return torch.tensor(False)
@@ -47,7 +50,8 @@ def find_fault(model: DiffusionModel | None, module: nn.Module, outputs: object,
     Args:
         model: its codec encodes the images once more; None where there is none to look at.
         module: whose parameters are looked through.
-        outputs: of ``training_step``: the loss, or a dict with ``loss`` and, for the band, ``epsilon_mse`` and ``log_snr`` (N,).
+        outputs: of ``training_step``: the loss, or a dict with ``loss`` and, for the band, ``epsilon_mse`` and
+            ``log_snr`` (N,).
         batch: what it was given: a dict with ``image`` (N, C, H, W) and, for the rows, ``index``.
     """
     samples = describe_samples(outputs)
@@ -74,7 +78,9 @@ def loss_of(outputs: object) -> list[Tensor]:
 
 
 def describe_samples(outputs: object) -> str:
-    """How many samples have no finite error, and their bands of log-SNR; empty where none has, or there are no such outputs."""
+    """How many samples have no finite error, and their bands of log-SNR; empty where none has, or there are no such
+    outputs.
+    """
     if not (isinstance(outputs, dict) and "epsilon_mse" in outputs and "log_snr" in outputs):
         return ""
     lost = ~outputs["epsilon_mse"].detach().isfinite().cpu()

@@ -1,7 +1,8 @@
 r"""The objective as the optimizer sees it: weight w(λ), density p(λ) and their product, over bins of log-SNR λ.
 
-The loss is :math:`\int p(\lambda)\,w(\lambda)\;\mathrm{E}\|\hat\epsilon - \epsilon\|^2\,\mathrm{d}\lambda`, so that p w alone, up to a factor, says
-what is trained, whatever is drawn, weighted or predicted. An even p w is the variational bound (Kingma & Gao, 2023, arXiv:2303.00848).
+The loss is :math:`\int p(\lambda)\,w(\lambda)\;\mathrm{E}\|\hat\epsilon - \epsilon\|^2\,\mathrm{d}\lambda`,
+so that p w alone, up to a factor, says what is trained, whatever is drawn, weighted or predicted. An even p w is the
+variational bound (Kingma & Gao, 2023, arXiv:2303.00848).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from ldmprobe.probing.probe import evaluating
 
 BIN_WIDTH = 0.5
 LOG_SNR_LIMIT = 12.0
-"""Levels beyond are left out: a zero, or nearly zero, terminal SNR has an infinite, or huge, weight on ε and nothing to be seen of the data."""
+"""Levels beyond are left out: a zero, or nearly zero, terminal SNR has an infinite, or huge, weight on ε and nothing to
+be seen of the data."""
 
 FloatArray = NDArray[np.float64]
 
@@ -48,11 +50,12 @@ METRICS = (
 def objective_record(objective: TimestepObjective, step: int = 0) -> ProbeRecord:
     """Density, weight and their product in bins of equal width, nearly .5, between the schedule's ends (at most ±12).
 
-    Each timestep's share is spread evenly over the log-SNR that is nearer to it than to its neighbors; the first and the last have one
-    neighbor, so that evenly drawn timesteps look up to twice as dense there.
+    Each timestep's share is spread evenly over the log-SNR that is nearer to it than to its neighbors; the first and
+    the last have one neighbor, so that evenly drawn timesteps look up to twice as dense there.
 
     Returns:
-        A record called "objective", a function of ``objective`` alone; its curves' ``log_snr`` are the bins' middles, noisiest first.
+        A record called "objective", a function of ``objective`` alone; its curves' ``log_snr`` are the bins' middles,
+        noisiest first.
     """
     schedule, sampler, weighting = objective.schedule, objective.sampler, objective.weighting
     with evaluating([sampler, weighting]):
@@ -91,8 +94,10 @@ def objective_record(objective: TimestepObjective, step: int = 0) -> ProbeRecord
 
 
 def epsilon_weights(objective: TimestepObjective) -> Tensor:
-    """Return what the loss multiplies the squared ε-error of each timestep by, shape (T,), float64 on the CPU; infinite where ε cannot be read off
-    the prediction. It is the loss's derivative, so that a learned weighting counts as it stands."""
+    """Return what the loss multiplies the squared ε-error of each timestep by, shape (T,), float64 on the CPU; infinite
+    where ε cannot be read off the prediction. It is the loss's derivative, so that a learned weighting counts as it
+    stands.
+    """
     schedule = objective.schedule
     device = next((parameter.device for parameter in objective.weighting.parameters()), None)
     errors = torch.ones(schedule.num_timesteps, dtype=torch.float64, device=device, requires_grad=True)

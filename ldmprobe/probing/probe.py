@@ -36,8 +36,9 @@ def progress_bar(name: str, shown: bool = True) -> Iterator[Progress]:
 
 @contextmanager
 def plain_stderr() -> Iterator[None]:
-    """Write to the standard error that rich has redirected, where its live display has: a bar that ends in no line break, as tqdm's do,
-    is written again each time that a notebook shows something, without end (rich #3183)."""
+    """Write to the standard error that rich has redirected, where its live display has: a bar that ends in no line
+    break, as tqdm's do, is written again each time that a notebook shows something, without end (rich #3183).
+    """
     stream = sys.stderr
     try:
         from rich.file_proxy import FileProxy
@@ -52,8 +53,10 @@ def plain_stderr() -> Iterator[None]:
 
 @contextmanager
 def evaluating(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Eval mode, no gradients, no autocast; then everything as it was, also after an exception: the training flag of each
-    module, and the random state of Python, NumPy, torch and CUDA. (Buffers are not copied: eval mode leaves them alone.)"""
+    """Eval mode, no gradients, no autocast; then everything as it was, also after an exception: the training flag of
+    each module, and the random state of Python, NumPy, torch and CUDA. (Buffers are not copied: eval mode leaves them
+    alone.)
+    """
     flags = [(module, module.training) for root in modules for module in root.modules()]
     python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
     cuda_states = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
@@ -79,10 +82,11 @@ def _alone(tensor: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Ranks:
-    """The way that work is shared: rank r of W takes samples r, r + W, …; results are summed over all. One process by default.
+    """The way that work is shared: rank r of W takes samples r, r + W, …; results are summed over all. One process by
+    default.
 
-    Where the network is sharded, each pass through it is a collective, and a rank that makes one more than another waits for ever.
-    So latents go through it by ``even_share``, which is equally long on every rank.
+    Where the network is sharded, each pass through it is a collective, and a rank that makes one more than another
+    waits for ever. So latents go through it by ``even_share``, which is equally long on every rank.
     """
 
     rank: int = 0
@@ -94,13 +98,17 @@ class Ranks:
         return torch.arange(self.rank, num_samples, self.world_size)
 
     def even_share(self, num_samples: int) -> Tensor:
-        """``share``, made up to the length of the longest rank's by sample 0, whose results here are to be thrown away."""
+        """``share``, made up to the length of the longest rank's by sample 0, whose results here are to be thrown
+        away.
+        """
         longest = -(-num_samples // self.world_size)
         mine = self.share(num_samples)
         return torch.cat([mine, mine.new_zeros(longest - len(mine))])
 
     def gather_rows(self, rows: Tensor, sample_ids: Tensor, num_samples: int) -> Tensor:
-        """All samples' rows (num_samples, …), float64 on the CPU, from each rank's own (n, …); further rows are thrown away."""
+        """All samples' rows (num_samples, …), float64 on the CPU, from each rank's own (n, …); further rows are thrown
+        away.
+        """
         everything = torch.zeros(num_samples, *rows.shape[1:], dtype=torch.float64, device=rows.device)
         everything[sample_ids.to(rows.device)] = rows[: len(sample_ids)].double()
         return self.all_reduce_sum(everything).cpu()

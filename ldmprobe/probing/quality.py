@@ -1,7 +1,8 @@
 """The quality probe: Fréchet and kernel distance of decoded samples from real images, in the features of a network.
 
-FID = |μ_r − μ_g|² + tr(Σ_r + Σ_g − 2 (Σ_r Σ_g)^½) of features of real and generated images (Heusel et al., 2017, arXiv:1706.08500, eq. 6).
-KID = MMD² with the kernel (x·y/F + 1)³ (Bińkowski et al., 2018, arXiv:1801.01401, eq. 2). Both by torchmetrics, in float64.
+FID = |μ_r − μ_g|² + tr(Σ_r + Σ_g − 2 (Σ_r Σ_g)^½) of features of real and generated images (Heusel et al., 2017,
+arXiv:1706.08500, eq. 6). KID = MMD² with the kernel (x·y/F + 1)³ (Bińkowski et al., 2018, arXiv:1801.01401, eq. 2).
+Both by torchmetrics, in float64.
 
 FID falls with the number of samples, all else equal (about as 1/N): compare it at equal N only. KID is unbiased.
 """
@@ -52,10 +53,12 @@ def probe_quality(
     ranks: Ranks | None = None,
     progress: Progress = no_progress,
 ) -> ProbeRecord:
-    """Sample latents, by DDIM if no other sampler is named, decode them, and compare their features with those of real images.
+    """Sample latents, by DDIM if no other sampler is named, decode them, and compare their features with those of real
+    images.
 
-    Sample i has the noise and condition of the DDIM probe's sample i, whatever the batch size or number of ranks. Of images
-    a batch at a time is in memory; features of all of them are kept, 8 (N + M) F bytes, since KID is of subsets of them.
+    Sample i has the noise and condition of the DDIM probe's sample i, whatever the batch size or number of ranks. Of
+    images a batch at a time is in memory; features of all of them are kept, 8 (N + M) F bytes, since KID is of subsets
+    of them.
 
     Args:
         model: what to probe.
@@ -68,18 +71,20 @@ def probe_quality(
         progress: called after each sampling step of each batch.
 
     Returns:
-        A record called "quality", the same on every rank: scalars ``fid``, ``kid``, and ``kid_std``, the standard deviation over
+        A record called "quality", the same on every rank: scalars ``fid``, ``kid``, and ``kid_std``, the standard
+            deviation over
         KID's subsets; NaN where samples are not finite.
 
     Raises:
-        ConfigurationError: N, S, batch or subset size out of range, nothing to guide by, or features of another network; before anything is
-            sampled.
+        ConfigurationError: N, S, batch or subset size out of range, nothing to guide by, or features of another
+            network; before anything is sampled.
     """
     sampling = sampling or Sampling(2048)
     refuse_too_few(sampling.num_samples, kid_subset_size)
     if kid_subset_size > len(real.features):
         raise ConfigurationError(
-            f"kid_subset_size is {kid_subset_size}, but there are {len(real.features)} real images; expected at most as many."
+            f"kid_subset_size is {kid_subset_size}, but there are {len(real.features)} real images; expected at most "
+            "as many."
         )
     network = network_fingerprint(feature_network)
     if real.network != network:
@@ -105,7 +110,8 @@ def probe_quality(
         "kid_subset_size": kid_subset_size,
         **({} if grid.clip_range is None else {"clip_range": grid.clip_range}),
         "notes": {
-            "fid": f"{num_samples:,} samples, {len(real.features):,} real images, features of {describe_network(feature_network)}."
+            "fid": f"{num_samples:,} samples, {len(real.features):,} real images, features of "
+            f"{describe_network(feature_network)}."
         },
     }
     fingerprints = {
@@ -149,7 +155,8 @@ def sample_features(
 
 
 def fid_and_kid(real: Tensor, generated: Tensor, kid_subset_size: int, seed: int = 0) -> tuple[float, float, float]:
-    """FID, KID and KID's standard deviation over 100 subsets, of features (M, F) and (N, F); NaN where these are not finite.
+    """FID, KID and KID's standard deviation over 100 subsets, of features (M, F) and (N, F); NaN where these are not
+    finite.
 
     Draws from torch's global generator, after seeding it: to be called within ``evaluating``.
     """

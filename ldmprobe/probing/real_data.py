@@ -29,7 +29,9 @@ class DataSource(Protocol):
     """
 
     def reference_batches(self, num_images: int, held_out: bool = False) -> Iterator[Batch]:
-        """Yield batches of ``num_images`` in all, with what the codec and the conditioning read: images, or latents from a cache."""
+        """Yield batches of ``num_images`` in all, with what the codec and the conditioning read: images, or latents
+        from a cache.
+        """
         ...
 
     def reference_images(self, num_images: int, held_out: bool = False) -> Iterator[Batch]:
@@ -40,7 +42,8 @@ class DataSource(Protocol):
 def reference_at(
     path: Path, model: DiffusionModel, latents: Callable[[], Tensor], rows: KnownRows | None = None
 ) -> Reference:
-    """The reference kept at ``path``; where there is none, one fitted on ``latents()`` (N, C, H, W), for the caller to save.
+    """The reference kept at ``path``; where there is none, one fitted on ``latents()`` (N, C, H, W), for the caller to
+    save.
 
     Args:
         rows: the data that latents are of, where they are known. That they have changed a little is told, and the
@@ -59,19 +62,20 @@ def reference_at(
             warnings.warn(f"{path} is of the data as they were, and is kept: {'; '.join(changes)}.", stacklevel=2)
     if reference.codec != codec:
         raise ConfigurationError(
-            f"{path} was fitted on latents of another codec than this model's (or of another latent scale); choose another run "
-            "directory."
+            f"{path} was fitted on latents of another codec than this model's (or of another latent scale); choose "
+            "another run directory."
         )
     if tuple(reference.basis.shape) != tuple(model.latent_shape):
         raise ConfigurationError(
-            f"{path} is of latents of shape {tuple(reference.basis.shape)}, this model's are {tuple(model.latent_shape)}; choose "
-            "another run directory."
+            f"{path} is of latents of shape {tuple(reference.basis.shape)}, this model's are "
+            f"{tuple(model.latent_shape)}; choose another run directory."
         )
     return reference
 
 
 def read_beside(loaders: Iterable[Any], num_images: int) -> Iterator[Batch]:
-    """Read the first ``num_images`` of the loaders' batches, as dicts with ``image``, leaving training's own reading of them alone.
+    """Read the first ``num_images`` of the loaders' batches, as dicts with ``image``, leaving training's own reading of
+    them alone.
 
     Loaders whose batches have no images are left out, as long as there is one with images.
 
@@ -113,8 +117,8 @@ def loaders_in(data: Any) -> list[Any]:
 
 
 def same_reading(loader: DataLoader[Any], **order: Any) -> DataLoader[Any]:
-    """Return a loader of the same data that reads them in the same way, with as many workers, which begin in the same way, but in another
-    order. The workers end with it, and draw random numbers of their own.
+    """Return a loader of the same data that reads them in the same way, with as many workers, which begin in the same
+    way, but in another order. The workers end with it, and draw random numbers of their own.
     """
     if loader.num_workers:
         order |= {"prefetch_factor": loader.prefetch_factor, "multiprocessing_context": loader.multiprocessing_context}
@@ -130,8 +134,9 @@ def same_reading(loader: DataLoader[Any], **order: Any) -> DataLoader[Any]:
 
 
 def _beside(loader: Any) -> Iterator[Any]:
-    """To iterate over the loader itself would restart the persistent workers that training reads from, and move the generators of its
-    order on."""
+    """To iterate over the loader itself would restart the persistent workers that training reads from, and move the
+    generators of its order on.
+    """
     if not isinstance(loader, DataLoader):
         yield from loader
         return
@@ -175,5 +180,6 @@ def _as_dict(batch: object) -> PlainValues:
             named["caption" if texts else "label"] = batch[1]
         return named
     raise _NoImages(
-        f"A probe cannot read batches of {type(batch).__name__}; expected a dict with 'image', a tensor, or (image, label)."
+        f"A probe cannot read batches of {type(batch).__name__}; expected a dict with 'image', a tensor, or (image, "
+        "label)."
     )

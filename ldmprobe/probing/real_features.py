@@ -1,4 +1,6 @@
-"""RealFeatures: what a feature network sees in real images. Computed once per run, kept on disk; samples are compared with it."""
+"""RealFeatures: what a feature network sees in real images. Computed once per run, kept on disk; samples are compared
+with it.
+"""
 
 from __future__ import annotations
 
@@ -77,8 +79,8 @@ class RealFeatures:
                 return cls(file.get_tensor("features"), header["images"], header["network"], header["source"])
         except Exception as error:  # safetensors, json and torch raise many kinds, all meaning the same
             raise ConfigurationError(
-                f"{path} is not readable as features of real images ({type(error).__name__}: {error}); move it away, and they are computed "
-                "again."
+                f"{path} is not readable as features of real images ({type(error).__name__}: {error}); move it away, "
+                "and they are computed again."
             ) from error
 
 
@@ -93,7 +95,8 @@ def network_fingerprint(network: nn.Module) -> str:
 
 
 def check_feature_network(network: nn.Module, model: DiffusionModel) -> int:
-    """F, once it is seen that ``network`` maps images of ``model`` (N, C, H, W) in [−1, 1] to features (N, F), F its ``num_features``.
+    """F, once it is seen that ``network`` maps images of ``model`` (N, C, H, W) in [−1, 1] to features (N, F), F its
+    ``num_features``.
 
     Raises:
         ConfigurationError: it does not.
@@ -105,11 +108,13 @@ def check_feature_network(network: nn.Module, model: DiffusionModel) -> int:
             features = network(images)
         except RuntimeError as error:
             raise ConfigurationError(
-                f"The feature network {name} cannot take the model's images of shape {shape} ({error}); choose one for such images."
+                f"The feature network {name} cannot take the model's images of shape {shape} ({error}); choose one for "
+                "such images."
             ) from error
     num_features = getattr(network, "num_features", None)
     if tuple(features.shape) != (2, num_features):
         raise ConfigurationError(
-            f"The feature network {name} makes {tuple(features.shape)} of 2 images; expected (2, num_features), and its num_features is {num_features}."
+            f"The feature network {name} makes {tuple(features.shape)} of 2 images; expected (2, num_features), and "
+            f"its num_features is {num_features}."
         )
     return int(features.shape[1])

@@ -30,12 +30,14 @@ class Reference:
     """Two bases fitted on the same real latents, and how these lie in them.
 
     Attributes:
-        basis: decorrelating directions, real latents' moments along them and the spectrum behind these; for KL and closed forms.
+        basis: decorrelating directions, real latents' moments along them and the spectrum behind these; for KL and
+            closed forms.
         pca: the two leading principal components; for scatters.
         cloud: shape (M, 2), up to 512 real latents projected on ``pca``.
         num_latents: how many it was fitted on.
         codec: fingerprint of the codec that made them, if known.
-        magnitudes: evenly spaced quantiles of their entries' magnitudes; empty in a reference that was kept before there were any.
+        magnitudes: evenly spaced quantiles of their entries' magnitudes; empty in a reference that was kept before
+            there were any.
         data: summary of the rows whose latents these are, where they are known (``KnownRows.summary``).
         ideals: curves of perfect denoisers of these latents, kept from probe to probe; not on disk.
     """
@@ -58,14 +60,16 @@ class Reference:
         """
         if len(latents) < 8:
             raise ConfigurationError(
-                f"The reference has {len(latents)} real latents; expected at least 8. Give more images; or, from 8 on, set the data's "
-                "`held_out_split: train`, so that all are trained on (what is called held-out is then of training images); or leave out the probes."
+                f"The reference has {len(latents)} real latents; expected at least 8. Give more images; or, from 8 on, "
+                "set the data's `held_out_split: train`, so that all are trained on (what is called held-out is then "
+                "of training images); or leave out the probes."
             )
         if not bool(torch.isfinite(latents).all()):
             raise ConfigurationError("The codec gives latents that are not finite; encode in float32 or bfloat16.")
         if bool((latents == latents[:1]).all()):
             raise ConfigurationError(
-                f"The {len(latents)} real latents are all the same, those of one image again and again or of one color; give data that vary."
+                f"The {len(latents)} real latents are all the same, those of one image again and again or of one "
+                "color; give data that vary."
             )
         latents = latents.detach().cpu().float()
         pca = PCABasis.fit(latents.flatten(1))
@@ -133,13 +137,14 @@ class Reference:
             return cls(basis, pca, tensors["cloud"], header["num_latents"], header["codec"], magnitudes, known)
         except Exception as error:  # safetensors, json and torch raise many kinds, all meaning the same
             raise ConfigurationError(
-                f"{path} is not a readable reference ({type(error).__name__}: {error}); move it away, and it is fitted again."
+                f"{path} is not a readable reference ({type(error).__name__}: {error}); move it away, and it is fitted "
+                "again."
             ) from error
 
 
 def magnitude_quantiles(latents: Tensor) -> Tensor:
-    """Return evenly spaced quantiles (Q,) of the magnitudes of latents' entries, from the smallest to the largest; of at most some four
-    million entries, evenly spaced, too.
+    """Return evenly spaced quantiles (Q,) of the magnitudes of latents' entries, from the smallest to the largest; of
+    at most some four million entries, evenly spaced, too.
     """
     magnitudes = latents.detach().flatten().abs()
     largest = magnitudes.max()

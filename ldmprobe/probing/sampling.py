@@ -64,7 +64,9 @@ class Sampling:
         batch_size: int,
         seed: int,
     ) -> Sampling:
-        """Return what a configuration says: no sampler is DDIM, no grid the schedule's own, and a number the scale of a guidance."""
+        """Return what a configuration says: no sampler is DDIM, no grid the schedule's own, and a number the scale of a
+        guidance.
+        """
         return cls(
             num_samples, num_steps, sampler or DDIM(), grid or ScheduleGrid(), as_guidance(guidance), batch_size, seed
         )
@@ -102,7 +104,9 @@ class Sampling:
         }
 
     def fingerprints(self, model: DiffusionModel, grid: SamplingGrid) -> dict[str, str]:
-        """Return what must be equal for two records' samples to be comparable, but for the weights: levels, codec, samples."""
+        """Return what must be equal for two records' samples to be comparable, but for the weights: levels, codec,
+        samples.
+        """
         described = model.conditioning.description
         parts = [
             self.sampler.name,
@@ -121,7 +125,9 @@ class Sampling:
 def sample_trajectory(
     model: DiffusionModel, sampling: Sampling, grid: SamplingGrid, sample_ids: Tensor
 ) -> Iterator[SamplingStep]:
-    """Yield the sampling steps of the samples numbered ``sample_ids`` (n,), each from its own noise and with its own condition."""
+    """Yield the sampling steps of the samples numbered ``sample_ids`` (n,), each from its own noise and with its own
+    condition.
+    """
     ids = sample_ids.tolist()
     condition = model.conditioning.for_samples(sample_ids.to(model.device))
     predict = model.predictor(condition, sampling.batch_size, sampling.guidance)
@@ -131,7 +137,9 @@ def sample_trajectory(
 
 
 def step_noise(model: DiffusionModel, sample_ids: list[int], seed: int) -> StepNoise:
-    """Return the noise of a sampler's draws for the samples numbered ``sample_ids``: each draw of each sample has its own."""
+    """Return the noise of a sampler's draws for the samples numbered ``sample_ids``: each draw of each sample has its
+    own.
+    """
 
     def noise(draw: int) -> Tensor:
         return sample_noise(sample_ids, model.latent_shape, seed, stream=_STEP_NOISE + draw).to(model.device)

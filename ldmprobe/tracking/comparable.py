@@ -62,7 +62,8 @@ def read_runs(directories: Sequence[Path], labels: Sequence[str] | None = None) 
     """The runs in ``directories``, with the probes that all of them have.
 
     Raises:
-        ConfigurationError: fewer than two, one twice, one without records, labels that do not fit, or probes that are not comparable.
+        ConfigurationError: fewer than two, one twice, one without records, labels that do not fit, or probes that are
+            not comparable.
     """
     if len(directories) < 2:
         raise ConfigurationError(f"Got {len(directories)} run; expected two or more run directories to compare.")
@@ -91,8 +92,9 @@ def read_runs(directories: Sequence[Path], labels: Sequence[str] | None = None) 
 
 
 def moments(runs: Sequence[Run], probe: str) -> list[Moment]:
-    """When to compare: at the last step that all runs were probed at, if they were trained for more, and at each run's last. The
-    first is the fairer; untrained networks (step 0) are not compared."""
+    """When to compare: at the last step that all runs were probed at, if they were trained for more, and at each run's
+    last. The first is the fairer; untrained networks (step 0) are not compared.
+    """
     last = Moment("last", {run.label: run.records[probe][-1] for run in runs})
     if len({record.step for record in last.records.values()}) == 1:
         return [last]
@@ -110,7 +112,9 @@ def comparable(records: Sequence[ProbeRecord]) -> list[ProbeRecord]:
 
 
 def _records(directory: Path) -> dict[str, RecordSeries]:
-    """Return the records of the probes that are measured alike in two runs: a record without fingerprints is of one run alone."""
+    """Return the records of the probes that are measured alike in two runs: a record without fingerprints is of one run
+    alone.
+    """
     store = RecordStore(directory)
     if not (found := comparable_series(store)):
         raise store.no_records
@@ -121,8 +125,8 @@ def _refuse_incomplete(run: Run) -> None:
     for record in run.records.get(PROBE, []):
         if not is_whole(record):
             raise ConfigurationError(
-                f"The {PROBE} record of step {record.step} in {run.directory} lacks the errors of its draws, which paired differences are made "
-                "of; it is damaged. Probe that run again."
+                f"The {PROBE} record of step {record.step} in {run.directory} lacks the errors of its draws, which "
+                "paired differences are made of; it is damaged. Probe that run again."
             )
 
 
@@ -132,8 +136,8 @@ def _refuse_different(probe: str, first: Run, other: Run) -> None:
     if differing:
         parts = "; ".join(f"{part} ({_PARTS[part]})" if part in _PARTS else part for part in differing)
         raise ConfigurationError(
-            f"The {probe} probes of {first.directory} and {other.directory} are not comparable; what differs is {parts}. "
-            "Give both runs the same, or compare only runs that have."
+            f"The {probe} probes of {first.directory} and {other.directory} are not comparable; what differs is "
+            f"{parts}. Give both runs the same, or compare only runs that have."
         )
 
 
@@ -144,7 +148,9 @@ def _measured_by(record: ProbeRecord) -> dict[str, object]:
 
 
 def _labels(directories: Sequence[Path], labels: Sequence[str] | None) -> list[str]:
-    """Return the labels as given; by default the directories' names, with as many parents as it takes to tell them apart."""
+    """Return the labels as given; by default the directories' names, with as many parents as it takes to tell them
+    apart.
+    """
     if labels is not None:
         if len(labels) != len(directories):
             raise ConfigurationError(

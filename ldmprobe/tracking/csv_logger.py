@@ -16,8 +16,10 @@ from ldmprobe.types import Batch
 
 
 class ResumableCSVLogger(CSVLogger):
-    """Lightning's CSVLogger, except that a resumed run appends to the file of the run it resumes, where Lightning's begins
-    another (``version_1``) or deletes it. A row that is logged again, with the same step and columns, replaces the old one."""
+    """Lightning's CSVLogger, except that a resumed run appends to the file of the run it resumes, where Lightning's
+    begins another (``version_1``) or deletes it. A row that is logged again, with the same step and columns, replaces
+    the old one.
+    """
 
     def __init__(
         self,
@@ -38,8 +40,9 @@ class ResumableCSVLogger(CSVLogger):
 
 
 class _GoingOn(ExperimentWriter):
-    """Appends to what is there; rewrites it, whole or not at all, only for a new column, a row that comes again, or a last line
-    that was cut off."""
+    """Appends to what is there; rewrites it, whole or not at all, only for a new column, a row that comes again, or a
+    last line that was cut off.
+    """
 
     def __init__(self, log_dir: str) -> None:
         super().__init__(log_dir)

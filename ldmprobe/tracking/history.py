@@ -1,4 +1,6 @@
-"""A probe's records over training in bounded memory: some of them, evenly spaced, without what there is of each sample."""
+"""A probe's records over training in bounded memory: some of them, evenly spaced, without what there is of each
+sample.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,11 @@ T = TypeVar("T")
 
 
 def thinned(items: Sequence[T], at_most: int) -> list[T]:
-    """Return every item, or every second, fourth or 2ᵏ-th, and the last, as it takes for there to be at most ``at_most``.
+    """Return every item, or every second, fourth or 2ᵏ-th, and the last, as it takes for there to be at most
+    ``at_most``.
 
-    What has once been left out stays out as items are added, so that a history which is thinned at each probe reads no file twice.
+    What has once been left out stays out as items are added, so that a history which is thinned at each probe reads no
+    file twice.
     """
     stride = 1
     while len(chosen := {*range(0, len(items), stride), *range(len(items))[-1:]}) > max(at_most, 2):
@@ -27,8 +31,9 @@ def thinned(items: Sequence[T], at_most: int) -> list[T]:
 class RunningHistory:
     """The scalars and curves of one probe while training goes on: of some earlier records, and of the latest.
 
-    Which ones depends on nothing but the files there are, so that a resumed run goes on as if it had never stopped. Of earlier records
-    only the names of their files are looked at; those that are chosen stay in memory, a few kilobytes each.
+    Which ones depends on nothing but the files there are, so that a resumed run goes on as if it had never stopped. Of
+    earlier records only the names of their files are looked at; those that are chosen stay in memory, a few kilobytes
+    each.
     """
 
     def __init__(self, store: RecordStore, at_most: int = 64) -> None:
@@ -91,8 +96,9 @@ def steps_of(records: Sequence[ProbeRecord]) -> list[int]:
 
 
 def comparable_series(store: RecordStore, until: int | None = None) -> dict[str, RecordSeries]:
-    """Return by probe the records that were measured as its last one was, up to training step ``until``. Of each file only the header is read,
-    and one whose header cannot be read is skipped with a warning."""
+    """Return by probe the records that were measured as its last one was, up to training step ``until``. Of each file
+    only the header is read, and one whose header cannot be read is skipped with a warning.
+    """
     found: dict[str, list[tuple[int, Path, dict[str, str]]]] = {}
     for path in store.paths():
         header = read_or_skip(path, Part.HEADER)

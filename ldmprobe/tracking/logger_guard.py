@@ -1,5 +1,6 @@
-"""A logger that fails does not end a run: it is told once, counted, and gone on without. Records are on disk before any logger
-sees them, so nothing of a probe is lost."""
+"""A logger that fails does not end a run: it is told once, counted, and gone on without. Records are on disk before any
+logger sees them, so nothing of a probe is lost.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +20,9 @@ _failures: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 
 @contextmanager
 def going_on(logger: Logger) -> Iterator[None]:
-    """Whatever ``logger`` raises in here goes no further. The first time it is logged with its traceback, then only counted."""
+    """Whatever ``logger`` raises in here goes no further. The first time it is logged with its traceback, then only
+    counted.
+    """
     try:
         yield
     except Exception as error:  # noqa: BLE001 (whatever a logger raises)
@@ -40,8 +43,9 @@ def failures(logger: Logger) -> int:
 
 
 def guard(logger: Logger) -> None:
-    """Let nothing out of the methods of ``logger`` that Lightning calls. Its class stays what it is, since Lightning and others ask
-    for it. Starting the logger is not guarded: one that cannot start should say so before training."""
+    """Let nothing out of the methods of ``logger`` that Lightning calls. Its class stays what it is, since Lightning
+    and others ask for it. Starting the logger is not guarded: one that cannot start should say so before training.
+    """
     for name in _METHODS:
         if callable(getattr(logger, name, None)):
             setattr(logger, name, partial(_call, logger, name))

@@ -42,7 +42,8 @@ def write_model_card(
     Args:
         name: what the pipeline is called.
         pipeline: as ``as_pipeline`` has made it of ``model``.
-        records: of the run that ``model`` is from, in order of training step; those of later steps than its own are left out.
+        records: of the run that ``model`` is from, in order of training step; those of later steps than its own are
+            left out.
         base: what it was finetuned from, if it was.
         lora: what the folder holds besides a scheduler, if no whole pipeline, to be loaded into that of ``base``.
     """

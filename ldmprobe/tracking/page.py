@@ -1,7 +1,8 @@
 """The frame of every HTML page: sections, charts, pictures, and a policy that keeps strangers' records harmless.
 
-Records and configuration may be a stranger's. All their text is escaped; their images are shown only if they are PNGs; a section that cannot be
-drawn from them says so; and the page's own policy forbids the browser to load anything or to run a script that is not of this file.
+Records and configuration may be a stranger's. All their text is escaped; their images are shown only if they are PNGs;
+a section that cannot be drawn from them says so; and the page's own policy forbids the browser to load anything or to
+run a script that is not of this file.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ if TYPE_CHECKING:
 
 _NONCE = secrets.token_urlsafe(16)  # on every script of ours: unknown to whoever wrote the records
 # Plotly gives a chart that is folded away no width; it asks again when the window is resized.
-_UNFOLDED = "document.querySelectorAll('details').forEach(each => each.addEventListener('toggle', () => dispatchEvent(new Event('resize'))));"
+_UNFOLDED = (
+    "document.querySelectorAll('details').forEach("
+    "each => each.addEventListener('toggle', () => dispatchEvent(new Event('resize'))));"
+)
 _CHART_CONFIG = {"displayModeBar": False, "responsive": True}
 
 
@@ -30,13 +34,17 @@ def page(title: str, header: str, sections: str, more_css: str = "") -> str:
     from plotly.offline import get_plotlyjs
 
     css = (files("ldmprobe.tracking") / "report.css").read_text(encoding="utf-8") + more_css
-    policy = f"default-src 'none'; script-src 'nonce-{_NONCE}'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
+    policy = (
+        f"default-src 'none'; script-src 'nonce-{_NONCE}'; style-src 'unsafe-inline'; img-src data:; "
+        "base-uri 'none'; form-action 'none'"
+    )
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{escape(title)} · ldmprobe</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{css}</style>'
         f"{script(get_plotlyjs())}</head><body><header>{header}</header>"
-        f"<main>{sections}{script(_UNFOLDED)}<footer>Written by ldmprobe {escape(__version__)}.</footer></main></body></html>"
+        f"<main>{sections}{script(_UNFOLDED)}<footer>Written by ldmprobe "
+        f"{escape(__version__)}.</footer></main></body></html>"
     )
 
 

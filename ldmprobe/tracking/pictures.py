@@ -26,7 +26,8 @@ _CURVES, _COLUMNS, _WIDTH = 8, 10, 1280  # curves of a chart; images side by sid
 
 
 class Pictures:
-    """Pictures (H, W, 3) of a record, 8 bits: its headline curves, these as heatmaps over training, its scatters, and its images.
+    """Pictures (H, W, 3) of a record, 8 bits: its headline curves, these as heatmaps over training, its scatters, and
+    its images.
 
     Attributes:
         record: the latest of its probe.
@@ -52,7 +53,9 @@ class Pictures:
 
     @cached_property
     def history(self) -> list[ProbeRecord]:
-        """Scalars and curves of some earlier records and of this one; read from disk, where need be, when they are first drawn."""
+        """Scalars and curves of some earlier records and of this one; read from disk, where need be, when they are
+        first drawn.
+        """
         return self._history.upto(self.record)
 
     @property
@@ -113,6 +116,8 @@ def _side_by_side(charts: Sequence[Chart], names: Sequence[str], record: ProbeRe
 
 
 def _title(title: str, record: ProbeRecord) -> str:
-    """Return a title that says when a record was made, unless the model was not trained here, and what moves its samples off the data."""
+    """Return a title that says when a record was made, unless the model was not trained here, and what moves its
+    samples off the data.
+    """
     when = f", training step {record.step:,}" if record.step else ""
     return "\n".join([title + when, *map(str, record.provenance.get("caveats", []))])

@@ -1,7 +1,7 @@
 """The report: one self-contained HTML page from a run directory.
 
-It is a loop over the probes of the run and over their metrics, which the records themselves declare: headlines as charts, details folded away below
-them. Records and configuration may be a stranger's (see ``tracking.page``).
+It is a loop over the probes of the run and over their metrics, which the records themselves declare: headlines as
+charts, details folded away below them. Records and configuration may be a stranger's (see ``tracking.page``).
 """
 
 from __future__ import annotations
@@ -62,7 +62,8 @@ def report_html(
     """Return the page as text, of a size that does not grow with the number of records.
 
     Args:
-        pictured: by probe, records with samples and scatters, where ``records`` come without; gone through one at a time.
+        pictured: by probe, records with samples and scatters, where ``records`` come without; gone through one at a
+            time.
         counts: how many records there are of each probe, where ``records`` are some of them.
     """
     probes = _by_probe(records)
@@ -82,7 +83,9 @@ def report_html(
 
 
 def _by_probe(records: Sequence[ProbeRecord]) -> dict[str, list[ProbeRecord]]:
-    """Return the comparable records of each probe: first those that come to a verdict in words, then those with most to show."""
+    """Return the comparable records of each probe: first those that come to a verdict in words, then those with most to
+    show.
+    """
     names = dict.fromkeys(record.probe for record in records)
     found = [comparable([record for record in records if record.probe == probe]) for probe in names]
     found.sort(key=lambda each: ("summary" not in each[-1].provenance, -len(each[-1].curves)))
@@ -186,8 +189,8 @@ def _metric_section(records: Sequence[ProbeRecord], name: str, latest: Beside) -
 def _heatmap_section(records: Sequence[ProbeRecord], names: Sequence[str]) -> str:
     charts = {records[-1].metric(name).title: heatmap_chart(records, name) for name in names}
     text = (
-        "How each noise level develops. White is where it should be, or where a linear denoiser is; a horizontal band that keeps its color while "
-        "the rest fades is a level that training leaves behind."
+        "How each noise level develops. White is where it should be, or where a linear denoiser is; a horizontal band "
+        "that keeps its color while the rest fades is a level that training leaves behind."
     )
     return section(_MAP, text, chart(figure_of_choices(charts)))
 
@@ -216,11 +219,14 @@ def _provenance_section(records: Sequence[ProbeRecord], config_text: str | None,
 
 
 def _meaning(record: ProbeRecord, name: str) -> str:
-    """Return what a metric means, what this record adds to it, and what moves its samples off the data whatever the model."""
+    """Return what a metric means, what this record adds to it, and what moves its samples off the data whatever the
+    model.
+    """
     note = record.provenance.get("notes", {}).get(name)
     text = escape(record.metric(name).meaning) + (f" <b>{escape(str(note))}</b>" if note else "")
     for caveat in record.provenance.get("caveats", []):
-        text += f" <b>{escape(_sentence(caveat))[:400]}</b>: what parts them from the ideal and from real data is its doing, too."
+        text += f" <b>{escape(_sentence(caveat))[:400]}</b>: what parts them from the ideal and from real data is its "
+        text += "doing, too."
     return text
 
 
@@ -242,9 +248,10 @@ def _left_out(counts: Mapping[str, int]) -> str:
         return ""
     most = max(counts, key=lambda probe: counts[probe])
     return (
-        f" Of the many records ({counts[most]:,} of {most}) the page draws some, evenly spaced, the first and the last among them: at most {COLUMNS} "
-        f"in heatmaps and over training, {CURVES} as curves, {FRAMES} with scatters (of at most {POINTS} samples a level) and samples "
-        "(large ones reduced). The records themselves, in probes/, are whole."
+        f" Of the many records ({counts[most]:,} of {most}) the page draws some, evenly spaced, the first and the last "
+        f"among them: at most {COLUMNS} in heatmaps and over training, {CURVES} as curves, {FRAMES} with scatters (of "
+        f"at most {POINTS} samples a level) and samples (large ones reduced). The records themselves, in probes/, are "
+        "whole."
     )
 
 

@@ -1,8 +1,8 @@
 """The numbers of a probe record that loggers are sent, and their names there.
 
-Each probe has a section of its own, such as ``probe_denoising/``. By default a logger is sent headlines: scalars, and curves as one number for each
-band of log-SNR, such as ``probe_denoising/skill/logsnr-03``, which begins there. ``detail: levels`` sends every scalar and every level
-of every curve besides, such as ``probe_denoising/mse/t0981``.
+Each probe has a section of its own, such as ``probe_denoising/``. By default a logger is sent headlines: scalars, and
+curves as one number for each band of log-SNR, such as ``probe_denoising/skill/logsnr-03``, which begins there.
+``detail: levels`` sends every scalar and every level of every curve besides, such as ``probe_denoising/mse/t0981``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Records' images on a page, as data URIs of a bounded size. They may be a stranger's: only PNGs are shown, and none that is huge."""
+"""Records' images on a page, as data URIs of a bounded size. They may be a stranger's: only PNGs are shown, and none
+that is huge.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,11 @@ _QUALITY = 80
 
 
 def sample_uris(records: Sequence[ProbeRecord], name: str) -> list[list[str]]:
-    """Return the images called ``name`` of each record as data URIs; one that is no PNG, or is too large, is left empty.
+    """Return the images called ``name`` of each record as data URIs; one that is no PNG, or is too large, is left
+    empty.
 
-    All together have at most ``TOTAL_BYTES``: large ones are reduced to 256 pixels along the longer side or, where there are many,
-    to as many as will do. Small ones stay as they are.
+    All together have at most ``TOTAL_BYTES``: large ones are reduced to 256 pixels along the longer side or, where
+    there are many, to as many as will do. Small ones stay as they are.
     """
     for edge in _EDGES:
         found: list[list[str]] = []

@@ -1,7 +1,7 @@
 """Probe records in Weights & Biases. The only file that imports wandb.
 
-Scalars go through Lightning's logger with ``step=trainer.global_step`` and so share its ``trainer/global_step`` axis; media carry the same
-column. Never ``experiment.log(step=…)``: wandb drops smaller steps silently.
+Scalars go through Lightning's logger with ``step=trainer.global_step`` and so share its ``trainer/global_step`` axis;
+media carry the same column. Never ``experiment.log(step=…)``: wandb drops smaller steps silently.
 """
 
 from __future__ import annotations
@@ -39,13 +39,15 @@ def log_media(logger: WandbLogger, pictures: Pictures) -> None:
 
 
 def start_error(error: BaseException) -> ConfigurationError | None:
-    """Return what to tell the user if ``error`` is wandb's own: a run that could not start, for want of a network, a server or a key."""
+    """Return what to tell the user if ``error`` is wandb's own: a run that could not start, for want of a network, a
+    server or a key.
+    """
     if not type(error).__module__.startswith("wandb."):
         return None
     reason = " ".join(str(error).split()).rstrip(".")
     return ConfigurationError(
-        f"Weights & Biases could not start a run: {reason}. Set the logger's `offline: true` (and send the run later with "
-        "`wandb sync`), or check the network, WANDB_BASE_URL and WANDB_API_KEY."
+        f"Weights & Biases could not start a run: {reason}. Set the logger's `offline: true` (and send the run later "
+        "with `wandb sync`), or check the network, WANDB_BASE_URL and WANDB_API_KEY."
     )
 
 

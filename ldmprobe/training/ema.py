@@ -17,13 +17,15 @@ _UPDATED_AT_ONCE = 64  # parameters: for the update those in half precision are 
 class EMA(nn.Module):
     r"""θ̄ ← d_n θ̄ + (1 − d_n) θ after the n-th optimizer step, with d_n = min(decay, (1 + n)/(10 + n)).
 
-    The warm-up (of TensorFlow's ExponentialMovingAverage) lets the average forget its random start. The average is a second
-    network, ``self.network``: nothing is ever swapped into the live one, so a probe, a validation or a crash cannot leave the
-    wrong weights behind. Parameters that are not trained, and buffers, are shared with the live network or copied, not averaged.
+    The warm-up (of TensorFlow's ExponentialMovingAverage) lets the average forget its random start. The average is a
+    second network, ``self.network``: nothing is ever swapped into the live one, so a probe, a validation or a crash
+    cannot leave the wrong weights behind. Parameters that are not trained, and buffers, are shared with the live
+    network or copied, not averaged.
 
-    The average stays in float32 at least, whatever precision the live network is trained in: a step of (1 − d)(θ − θ̄) is often too small
-    to change a number of eight significant bits. Probes and samples of the average therefore run in float32. The exception is the frozen
-    base of a LoRA, which stays shared with the live network in its precision; peft casts between it and the averaged updates.
+    The average stays in float32 at least, whatever precision the live network is trained in: a step of (1 − d)(θ − θ̄)
+    is often too small to change a number of eight significant bits. Probes and samples of the average therefore run in
+    float32. The exception is the frozen base of a LoRA, which stays shared with the live network in its precision; peft
+    casts between it and the averaged updates.
 
     Args:
         network: the live network.

@@ -1,4 +1,6 @@
-"""``ldmprobe export``: a checkpoint as a diffusers pipeline folder, or its LoRA, with a model card; written whole or not at all."""
+"""``ldmprobe export``: a checkpoint as a diffusers pipeline folder, or its LoRA, with a model card; written whole or
+not at all.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,12 @@ from ldmprobe.training.checkpoint.load import Checkpoint
 
 
 def export(checkpoint: Path, folder: Path, merge: bool = False, base: str | None = None) -> Path:
-    """Write the model of a checkpoint (with its EMA weights if there are any) to ``folder``: safetensors, configurations and
-    ``README.md``, the model card. If the checkpoint lies in a run directory, or in its ``checkpoints``, the card has the records'
-    numbers and figures.
+    """Write the model of a checkpoint (with its EMA weights if there are any) to ``folder``: safetensors,
+    configurations and ``README.md``, the model card. If the checkpoint lies in a run directory, or in its
+    ``checkpoints``, the card has the records' numbers and figures.
 
-    A LoRA becomes ``pytorch_lora_weights.safetensors`` and a scheduler, for the pipeline it was finetuned from; anything else, and a LoRA
-    with ``merge``, a pipeline, for ``DiffusionPipeline.from_pretrained``.
+    A LoRA becomes ``pytorch_lora_weights.safetensors`` and a scheduler, for the pipeline it was finetuned from;
+    anything else, and a LoRA with ``merge``, a pipeline, for ``DiffusionPipeline.from_pretrained``.
 
     Args:
         base: as ``Checkpoint.read``'s.
@@ -32,8 +34,8 @@ def export(checkpoint: Path, folder: Path, merge: bool = False, base: str | None
         ``folder``.
 
     Raises:
-        ConfigurationError: with nothing written: ``folder`` has something in it, the checkpoint is not readable, or diffusers has
-            no pipeline for its model, or no format for its LoRA; or ``folder`` cannot be written.
+        ConfigurationError: with nothing written: ``folder`` has something in it, the checkpoint is not readable, or
+            diffusers has no pipeline for its model, or no format for its LoRA; or ``folder`` cannot be written.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ConfigurationError(f"{folder} exists already; choose a new folder to export to.")
@@ -56,7 +58,9 @@ def export(checkpoint: Path, folder: Path, merge: bool = False, base: str | None
 
 
 def _records(checkpoint: Path, model: DiffusionModel) -> list[ProbeRecord]:
-    """Some records of the run directory that the checkpoint lies in, up to its step, the last of each probe whole; none elsewhere."""
+    """Some records of the run directory that the checkpoint lies in, up to its step, the last of each probe whole; none
+    elsewhere.
+    """
     for run_dir in checkpoint.absolute().parents[:2]:
         if (run_dir / "probes").is_dir():
             series = comparable_series(RecordStore(run_dir), until=model.trained_steps).values()

@@ -1,4 +1,6 @@
-"""FinetunedDiffusion: the LightningModule that goes on training a pretrained latent diffusion model, whole or by LoRA."""
+"""FinetunedDiffusion: the LightningModule that goes on training a pretrained latent diffusion model, whole or by
+LoRA.
+"""
 
 from __future__ import annotations
 
@@ -22,27 +24,32 @@ from ldmprobe.types import PlainValues, StateDict
 class FinetunedDiffusion(LatentDiffusion):
     """Finetunes a diffusers pipeline or a checkpoint: network, codec, noise schedule and conditioning are its own.
 
-    A checkpoint leaves out what is not trained (autoencoder, frozen text encoders; with LoRA all but its updates) and says where that is:
-    going on, probing, sampling and exporting take it from there, and refuse other weights than it was trained on.
+    A checkpoint leaves out what is not trained (autoencoder, frozen text encoders; with LoRA all but its updates) and
+    says where that is: going on, probing, sampling and exporting take it from there, and refuse other weights than it
+    was trained on.
 
     Args:
         pretrained: folder or hub id of a diffusers pipeline of any family in ``FAMILIES``, or a
-            checkpoint of ldmprobe (``….ckpt``), of which it takes the averaged weights. A run goes on with the same weights elsewhere, too.
+            checkpoint of ldmprobe (``….ckpt``), of which it takes the averaged weights. A run goes on with the same
+            weights elsewhere, too.
         revision: branch, tag or commit on the hub.
         variant: of the weights, such as "fp16".
         local_files_only: never ask the hub, only its cache.
-        text_precision: of frozen text encoders of a pipeline; half of it is half their memory. (A checkpoint in ``pretrained`` has its own.)
+        text_precision: of frozen text encoders of a pipeline; half of it is half their memory. (A checkpoint in
+            ``pretrained`` has its own.)
         prompts: of probes and samples of a text-to-image model; default: the checkpoint's, and none ("") of a pipeline.
-        dropout: share of training samples whose caption or class becomes the null condition, for classifier-free guidance.
+        dropout: share of training samples whose caption or class becomes the null condition, for classifier-free
+            guidance.
         lora: train low-rank updates only; default: train the whole network.
-        train_text_encoder: train the text encoders, too; with ``lora``, by updates of the attention of those that diffusers has a
-            format for (CLIP, not the T5 of Stable Diffusion 3), or where there are none of all.
-        scheduler: settings of the noise schedule in the place of the pipeline's, by their names in diffusers; the others, such as its
-            betas, stay. ``{rescale_betas_zero_snr: true, prediction_type: v_prediction, timestep_spacing: trailing}`` trains with
-            zero terminal SNR (``NoiseSchedule.with_settings``).
+        train_text_encoder: train the text encoders, too; with ``lora``, by updates of the attention of those that
+            diffusers has a format for (CLIP, not the T5 of Stable Diffusion 3), or where there are none of all.
+        scheduler: settings of the noise schedule in the place of the pipeline's, by their names in diffusers; the
+            others, such as its betas, stay. ``{rescale_betas_zero_snr: true, prediction_type: v_prediction,
+            timestep_spacing: trailing}`` trains with zero terminal SNR (``NoiseSchedule.with_settings``).
 
     Raises:
-        ConfigurationError: before training: nothing loadable there, a LoRA target that is not in the network, data that does not fit.
+        ConfigurationError: before training: nothing loadable there, a LoRA target that is not in the network, data that
+            does not fit.
     """
 
     def __init__(
@@ -75,8 +82,8 @@ class FinetunedDiffusion(LatentDiffusion):
     def setup(self, stage: str) -> None:
         if self.lora is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
             raise ConfigurationError(
-                "LoRA does not go with ModelParallelStrategy, which would shard the frozen weights twice, for network and average; use "
-                "`strategy: ddp`: what is frozen needs no gradients and no optimizer."
+                "LoRA does not go with ModelParallelStrategy, which would shard the frozen weights twice, for network "
+                "and average; use `strategy: ddp`: what is frozen needs no gradients and no optimizer."
             )
         classes = getattr(datamodule_of(self.trainer), "num_classes", None)
         self.conditioning.check_finetune(classes, self.base.name)
@@ -98,7 +105,9 @@ class FinetunedDiffusion(LatentDiffusion):
             checkpoint["state_dict"] = {name: own[name] for name in left_out} | checkpoint["state_dict"]
 
     def _of_the_base(self) -> set[str]:
-        """What of the state dict stays as it is in the base, and can be left out; not of one that is sharded, which is loaded otherwise."""
+        """What of the state dict stays as it is in the base, and can be left out; not of one that is sharded, which is
+        loaded otherwise.
+        """
         if is_sharded(self.network):
             return set()
         network = {f"network.{name}" for name in frozen_keys(self.network)}

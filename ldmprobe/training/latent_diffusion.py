@@ -40,35 +40,37 @@ def adamw(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
 
 
 class LatentDiffusion(L.LightningModule):
-    """Trains a denoiser on the latents of images: batches are dicts with ``image`` (N, C, H, W) in [−1, 1], ``index`` and,
-    if conditioned, ``label``.
+    """Trains a denoiser on the latents of images: batches are dicts with ``image`` (N, C, H, W) in [−1, 1], ``index``
+    and, if conditioned, ``label``.
 
-    Logs ``train/loss`` (weighted, what is minimized), ``val/loss`` and ``val/loss/tNNNN``: unweighted ε-errors on held-out data at
-    fixed timesteps with noise fixed per image, by the EMA weights if there are any.
+    Logs ``train/loss`` (weighted, what is minimized), ``val/loss`` and ``val/loss/tNNNN``: unweighted ε-errors on
+    held-out data at fixed timesteps with noise fixed per image, by the EMA weights if there are any.
 
     Args:
-        network: the denoiser; a diffusers UNet2DModel, UNet2DConditionModel or DiTTransformer2DModel, or any module that
-            follows the Denoiser protocol.
+        network: the denoiser; a diffusers UNet2DModel, UNet2DConditionModel or DiTTransformer2DModel, or any module
+            that follows the Denoiser protocol.
         codec: pixels ↔ latents; default: identity, diffusion in pixel space.
-        scheduler: a diffusers scheduler, whose noise schedule and prediction type are taken, or a NoiseSchedule of one's own; default:
-            Stable Diffusion's.
+        scheduler: a diffusers scheduler, whose noise schedule and prediction type are taken, or a NoiseSchedule of
+            one's own; default: Stable Diffusion's.
         conditioning: default: none.
         weighting: of noise levels in the loss; default: 1 on whatever the network predicts.
         timesteps: which timesteps are drawn; default: uniform.
-        normalize_weighting: to mean 1 under the timesteps' density, so that a weighting is not a change of learning rate, too.
+        normalize_weighting: to mean 1 under the timesteps' density, so that a weighting is not a change of learning
+            rate, too.
         optimizer, lr_scheduler: any of torch's, stepped every optimizer step.
         ema_decay: of the moving average of the trained parameters; None for none.
         ema_warmup: start with a short memory.
         compile: ``torch.compile`` the network.
-        gradient_checkpointing: keep less for the backward pass and compute it anew, in the network and a trained text encoder: less
-            memory, more time (Chen et al., 2016, arXiv:1604.06174).
-        offset_noise: s in ε + s·n, n ~ N(0, 1) one number for each sample and channel: noise that moves the image's mean, too
-            (Guttenberg, CrossLabs, 2023, "Diffusion with offset noise").
-        input_perturbation: γ in z_t = α_t z_0 + σ_t (ε + γ ξ), ξ ~ N(0, I), while the target stays that of ε: inputs as wrong as those
-            that sampling makes (Ning et al., 2023, arXiv:2301.11706; they take 0.1).
+        gradient_checkpointing: keep less for the backward pass and compute it anew, in the network and a trained text
+            encoder: less memory, more time (Chen et al., 2016, arXiv:1604.06174).
+        offset_noise: s in ε + s·n, n ~ N(0, 1) one number for each sample and channel: noise that moves the image's
+            mean, too (Guttenberg, CrossLabs, 2023, "Diffusion with offset noise").
+        input_perturbation: γ in z_t = α_t z_0 + σ_t (ε + γ ξ), ξ ~ N(0, I), while the target stays that of ε: inputs as
+            wrong as those that sampling makes (Ning et al., 2023, arXiv:2301.11706; they take 0.1).
         validation_timesteps: how many fixed timesteps held-out images are denoised at.
         latent_shape: (c, h, w); only needed with data other than ImageData and a network that is not of diffusers.
-        seed: of noise, timesteps and dropout: batch k draws from (seed, k, rank), so that a resumed run goes on identically.
+        seed: of noise, timesteps and dropout: batch k draws from (seed, k, rank), so that a resumed run goes on
+            identically.
 
     Raises:
         ConfigurationError: before training: data, codec, conditioning and network do not fit each other.
@@ -169,8 +171,9 @@ class LatentDiffusion(L.LightningModule):
         torch.manual_seed(int(np.random.SeedSequence((self.seed, k, self.global_rank)).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        """The weighted loss, and for each sample (N,) what noise-level statistics need: ``epsilon_mse`` (raw), ``log_snr``,
-        ``sampling_probability`` (of its timestep)."""
+        """The weighted loss, and for each sample (N,) what noise-level statistics need: ``epsilon_mse`` (raw),
+        ``log_snr``, ``sampling_probability`` (of its timestep).
+        """
         z0 = self.codec.latents(batch)
         condition = self.conditioning.for_training(batch)
         t = self.timesteps(len(z0), self.schedule)
@@ -224,8 +227,9 @@ class LatentDiffusion(L.LightningModule):
         condition: Condition,
         perturbed: Tensor | None = None,
     ) -> Tensor:
-        """Return the mean squared error of each prediction, (N,), in its own units; the network sees ``perturbed``, if given, in place of
-        ε."""
+        """Return the mean squared error of each prediction, (N,), in its own units; the network sees ``perturbed``, if
+        given, in place of ε.
+        """
         alpha, sigma = self.schedule.levels(t, z0)
         z_t = alpha * z0 + sigma * (epsilon if perturbed is None else perturbed)
         answer = model.predict(z_t, self.schedule.model_time_at(t), condition)
@@ -278,7 +282,9 @@ class LatentDiffusion(L.LightningModule):
 
 
 def stable_diffusion_scheduler() -> SchedulerMixin:
-    """DDIM on Stable Diffusion's schedule: 1,000 steps, scaled-linear β from 0.00085 to 0.012, no clipping (Rombach et al., 2022)."""
+    """DDIM on Stable Diffusion's schedule: 1,000 steps, scaled-linear β from 0.00085 to 0.012, no clipping (Rombach et
+    al., 2022).
+    """
     from diffusers import DDIMScheduler
 
     return DDIMScheduler(
@@ -307,7 +313,8 @@ def _latent_shape_of(network: nn.Module) -> tuple[int, ...]:
     size, channels = config.get("sample_size"), [config.get("in_channels"), config.get("out_channels")]
     if size is None or channels[0] is None:
         raise ConfigurationError(
-            f"The latent shape of {type(network).__name__} is not known; give LatentDiffusion its `latent_shape: [c, h, w]`."
+            f"The latent shape of {type(network).__name__} is not known; give LatentDiffusion its `latent_shape: [c, "
+            "h, w]`."
         )
     height, width = (size, size) if isinstance(size, int) else size
     # A conditioning's concat adds channels on one side, a predicted variance on the other.

@@ -1,4 +1,6 @@
-"""Optimizers and learning-rate schedules built as configured, and the numbers that they then train with, checked before training."""
+"""Optimizers and learning-rate schedules built as configured, and the numbers that they then train with, checked before
+training.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,8 @@ def built(argument: str, make: Callable[[], T]) -> T:
 
 
 def check_rates(argument: str, optimizer: torch.optim.Optimizer) -> None:
-    """Raise ConfigurationError if the optimizer would train with a number that is NaN or infinite, or with a negative learning rate. Not
-    all of torch's look themselves, and no schedule does.
+    """Raise ConfigurationError if the optimizer would train with a number that is NaN or infinite, or with a negative
+    learning rate. Not all of torch's look themselves, and no schedule does.
 
     Args:
         argument: the model's that has set them, for the message.

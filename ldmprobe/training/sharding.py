@@ -23,19 +23,21 @@ def check_strategy(strategy: Strategy) -> None:
     """
     if isinstance(strategy, FSDPStrategy):
         raise ConfigurationError(
-            "FSDPStrategy shards the module as a whole, so that the networks in it cannot be probed; use FSDP2: `strategy: {class_path: "
-            "lightning.pytorch.strategies.ModelParallelStrategy, init_args: {data_parallel_size: N, tensor_parallel_size: 1}}`, N the "
-            "number of processes."
+            "FSDPStrategy shards the module as a whole, so that the networks in it cannot be probed; use FSDP2: "
+            "`strategy: {class_path: lightning.pytorch.strategies.ModelParallelStrategy, init_args: "
+            "{data_parallel_size: N, tensor_parallel_size: 1}}`, N the number of processes."
         )
     if isinstance(strategy, ModelParallelStrategy) and (size := strategy.device_mesh["tensor_parallel"].size()) > 1:
         raise ConfigurationError(
-            f"ModelParallelStrategy has tensor_parallel_size {size} (its default is the number of devices); LatentDiffusion shards over "
-            f"data only: give it `data_parallel_size: {strategy.world_size}` and `tensor_parallel_size: 1`."
+            f"ModelParallelStrategy has tensor_parallel_size {size} (its default is the number of devices); "
+            f"LatentDiffusion shards over data only: give it `data_parallel_size: {strategy.world_size}` and "
+            "`tensor_parallel_size: 1`."
         )
 
 
 def check_trained(module: nn.Module, network: nn.Module) -> None:
-    """Whether ``network``, which is sharded, is all that is trained in ``module``: gradients of the rest no one would average.
+    """Whether ``network``, which is sharded, is all that is trained in ``module``: gradients of the rest no one would
+    average.
 
     Raises:
         ConfigurationError: it is not.
@@ -44,14 +46,15 @@ def check_trained(module: nn.Module, network: nn.Module) -> None:
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and id(parameter) not in within:
             raise ConfigurationError(
-                f"Under ModelParallelStrategy only the network can be trained, and {name} is trained, too; leave that out (such as "
-                "`train_text_encoder`), or use `strategy: ddp`."
+                f"Under ModelParallelStrategy only the network can be trained, and {name} is trained, too; leave that "
+                "out (such as `train_text_encoder`), or use `strategy: ddp`."
             )
 
 
 def shard(network: nn.Module, mesh: DeviceMesh) -> None:
-    """Shard ``network`` in place over the data-parallel ranks: each block of its lists of blocks (a U-Net's levels, a transformer's
-    layers) is gathered by itself, the rest together."""
+    """Shard ``network`` in place over the data-parallel ranks: each block of its lists of blocks (a U-Net's levels, a
+    transformer's layers) is gathered by itself, the rest together.
+    """
     name = type(network).__name__
     blocks = [block for child in network.children() if isinstance(child, nn.ModuleList) for block in child]
     for module in (*blocks, network):

@@ -1,4 +1,5 @@
-"""Paired differences against scipy, and against simulated truth: p-values uniform under the null, intervals that cover, planted gains found."""
+"""Paired differences against scipy, and against simulated truth: p-values uniform under the null, intervals that cover,
+planted gains found."""
 
 import numpy as np
 import pytest
@@ -88,7 +89,8 @@ def test_holm_by_hand():
 
 
 def errors(rng, trials, others):
-    """Squared errors (trials, 1 + others, L, N) of networks that are equally good; levels, images and networks have effects."""
+    """Squared errors (trials, 1 + others, L, N) of networks that are equally good; levels, images and networks have
+    effects."""
     level = rng.gamma(4.0, size=(trials, 1, len(LOG_SNR), IMAGES))
     network = 0.5 * rng.standard_normal((trials, 1 + others, len(LOG_SNR), IMAGES))
     noise = rng.standard_normal((trials, 1 + others, len(LOG_SNR), DRAWS))

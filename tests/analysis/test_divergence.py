@@ -40,8 +40,8 @@ def true_kl(truth: tuple[float, float, float], reverse: bool = False) -> float:
 
 
 def assert_unbiased(estimates: Tensor, uncorrected: Tensor, truth: float) -> None:
-    """Within 4 standard errors of the truth, plus 5 % of the bias that was to be removed (the correction is of first order
-    in 1/N: the correlation and the variance of the gap are themselves estimated)."""
+    """Within 4 standard errors of the truth, plus 5 % of the bias that was to be removed (the correction is of first
+    order in 1/N: the correlation and the variance of the gap are themselves estimated)."""
     standard_error = float(estimates.std()) / len(estimates) ** 0.5
     removed = float(uncorrected.mean()) - truth
     assert abs(float(estimates.mean()) - truth) < 4 * standard_error + 0.05 * abs(removed)

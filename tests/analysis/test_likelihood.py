@@ -1,4 +1,5 @@
-"""Nats are an integral over log-SNR: held against adaptive quadrature of the exact denoiser's error, on grids as schedules have them."""
+"""Nats are an integral over log-SNR: held against adaptive quadrature of the exact denoiser's error, on grids as
+schedules have them."""
 
 import numpy as np
 import pytest

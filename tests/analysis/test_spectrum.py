@@ -42,7 +42,8 @@ def optima(kind: str, d: int, n: int, seeds: int, contrast: bool = False) -> tup
 @pytest.mark.parametrize("kind", ["white", "power law", "half"])
 @pytest.mark.parametrize("per_dimension", [2, 8])
 def test_optimum_is_that_of_the_true_covariance(kind: str, per_dimension: int):
-    """Eigenvalues of the sample itself put it up to 16 % too low at 2 latents per dimension, out-of-sample ones 7 % too high."""
+    """Eigenvalues of the sample itself put it up to 16 % too low at 2 latents per dimension, out-of-sample ones 7 % too
+    high."""
     error, held = optima(kind, 128, per_dimension * 128, seeds=12)
     assert np.abs(error.mean(0)).max() < 0.01 + 3 * error.std(0).max() / 12**0.5
     assert np.abs(error[:, LEVELS.numpy() >= 0].mean(0)).max() < 0.01

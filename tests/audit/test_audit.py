@@ -17,7 +17,8 @@ PLANTED = {
     "draws_from_numpy": "the random state of NumPy",
     "draws_from_python": "the random state of Python",
     "leaves_eval_mode_on": "the training flag of network.layers and 5 more",
-    "steps_batch_norm": "buffer network.layers.1.running_mean and 3 more",  # and variance, count, torch's state by dropout
+    # and variance, count, torch's state by dropout
+    "steps_batch_norm": "buffer network.layers.1.running_mean and 3 more",
     "touches_a_weight": "parameter network.layers.0.weight",
     "touches_the_average": "the moving average's ema.network.layers.0.bias",
     "leaves_a_gradient": "the gradient of network.layers.4.bias",

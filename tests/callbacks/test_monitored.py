@@ -49,7 +49,8 @@ def test_a_run_ends_early_by_what_a_probe_finds(tmp_path):
 
 
 def test_a_resumed_run_goes_by_the_same_metrics_as_an_unbroken_one(tmp_path):
-    """Stopped and saved at step 5, where a probe is taken that an unbroken run does not have; validated at 6, before the next probe."""
+    """Stopped and saved at step 5, where a probe is taken that an unbroken run does not have; validated at 6, before
+    the next probe."""
 
     def fit(folder: Path, max_steps: int, **more: Any) -> dict[int, dict[str, float]]:
         spy, saving = Spy(), ModelCheckpoint(folder, "five", every_n_train_steps=5)

@@ -19,8 +19,8 @@ from tests.training.test_latent_diffusion import digits, module, trainer
 
 
 class Plant(L.Callback):
-    """A fault in one training batch: ``into`` is called with the module; what it returns is undone after the batch. Keeps the weights
-    and the optimizer's state from before and after that batch."""
+    """A fault in one training batch: ``into`` is called with the module; what it returns is undone after the batch.
+    Keeps the weights and the optimizer's state from before and after that batch."""
 
     def __init__(self, batch_idx, into):
         self.batch_idx, self.into, self.handle = batch_idx, into, None

@@ -301,7 +301,8 @@ def test_report_is_written_at_the_end(run):
 
 
 def test_a_probes_bar_is_no_endless_recursion_under_richs_bar_in_a_notebook(tmp_path, monkeypatch):
-    """IPython's display flushes the standard error, into which rich writes what a bar has left in it, by IPython's display (rich #3183)."""
+    """IPython's display flushes the standard error, into which rich writes what a bar has left in it, by IPython's
+    display (rich #3183)."""
     notebook = types.ModuleType("IPython.display")
     notebook.display = lambda *_: sys.stderr.flush()
     monkeypatch.setitem(sys.modules, "IPython", types.ModuleType("IPython"))

@@ -1,4 +1,5 @@
-"""Runs laid side by side: real short runs, the table against their records, the page by its parts, and what is refused."""
+"""Runs laid side by side: real short runs, the table against their records, the page by its parts, and what is
+refused."""
 
 import dataclasses
 import json
@@ -473,7 +474,8 @@ trainer:
 
 
 def seeded(runs_dir, folder, **runs):
-    """Copies of "plain", "other_seed" and "starved", in this order, with configurations as told: (seed, learning rate)."""
+    """Copies of "plain", "other_seed" and "starved", in this order, with configurations as told: (seed, learning
+    rate)."""
     for source, (name, (seed, lr)) in zip(("plain", "other_seed", "starved"), runs.items(), strict=False):
         shutil.copytree(runs_dir / source / "probes", folder / name / "probes")
         (folder / name / "config.yaml").write_text(SEEDED.format(run_dir=folder / name, seed=seed, lr=lr))

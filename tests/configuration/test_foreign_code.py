@@ -1,4 +1,5 @@
-"""What a configuration may have run: known classes, a user's own once they are named, and nothing else, in whatever spelling."""
+"""What a configuration may have run: known classes, a user's own once they are named, and nothing else, in whatever
+spelling."""
 
 import copy
 import inspect
@@ -75,8 +76,8 @@ def lab(tmp_path, monkeypatch) -> str:
     name = f"lab{next(numbers)}"
     Path(f"{name}.py").write_text(
         "import sys, torch\nprint('IMPORTED', file=sys.stderr)\n"
-        "class Net(torch.nn.Identity):\n    def __init__(self, inner=None, dtype: torch.dtype = torch.float32): super().__init__()\n"
-        "def optimizer(params) -> torch.optim.Optimizer: return torch.optim.SGD(params)\n"
+        "class Net(torch.nn.Identity):\n    def __init__(self, inner=None, dtype: torch.dtype = torch.float32): "
+        "super().__init__()\ndef optimizer(params) -> torch.optim.Optimizer: return torch.optim.SGD(params)\n"
         "def anything(params): open('went_off', 'w')\n"
     )
     monkeypatch.syspath_prepend(Path.cwd())
@@ -171,7 +172,8 @@ def test_it_is_named_once_per_machine(lab, capsys, monkeypatch):
 
 
 def test_functions(lab):
-    """One that says that it returns what is wanted may be named, and is called by its caller; none is called with a configuration's arguments."""
+    """One that says that it returns what is wanted may be named, and is called by its caller; none is called with a
+    configuration's arguments."""
     read(with_value("model.init_args.optimizer", f"{lab}.optimizer"))
     for value in (f"{lab}.anything", {"class_path": f"{lab}.optimizer", "init_args": {"params": []}}):
         with refused(r"function that returns Optimizer|expected the path of a class"):

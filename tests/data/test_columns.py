@@ -1,4 +1,5 @@
-"""Columns of masks, boxes and further images follow the image through reading, cropping, mirroring, hashing and caching."""
+"""Columns of masks, boxes and further images follow the image through reading, cropping, mirroring, hashing and
+caching."""
 
 from dataclasses import dataclass
 from itertools import islice
@@ -22,7 +23,8 @@ WIDTH, HEIGHT, SIZE, RED = 48, 32, 16, (255, 0, 0)
 
 
 def scene(number: int) -> dict[str, Any]:
-    """A white image with a red rectangle that is too wide to be seen whole, its mask and box, a gray copy, and two captions."""
+    """A white image with a red rectangle that is too wide to be seen whole, its mask and box, a gray copy, and two
+    captions."""
     rng = np.random.default_rng(number)
     x0, y0 = int(rng.integers(2, 24)), int(rng.integers(2, 14))
     x1, y1 = x0 + int(rng.integers(8, 22)), y0 + int(rng.integers(6, 16))

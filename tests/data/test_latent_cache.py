@@ -99,7 +99,8 @@ def test_latents_can_be_kept_in_half_precision(tmp_path, dtype):
         assert torch.equal(LatentCodec().latents(latent), image["image"].to(latent["latent"].dtype).float())
 
 
-# --- what is refused, before training ------------------------------------------------------------------------------------
+# --- what is refused, before training
+# ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -172,7 +172,8 @@ def test_a_broken_parquet_file_is_refused(tmp_path):
         load_splits(str(tmp_path / "broken.parquet"))
 
 
-# --- folders and tables as they come -------------------------------------------------------------------------------------
+# --- folders and tables as they come
+# -------------------------------------------------------------------------------------
 
 
 def _lora_folder(folder: Path, n: int, captions: dict[int, str], ending: str = ".txt", under: str = "") -> str:

@@ -92,7 +92,8 @@ def test_augmentation_is_a_function_of_seed_and_position():
     assert sum(torch.equal(by_row[0][i], by_row[1][i]) for i in range(10)) < 8  # drawn anew in each pass
 
 
-# --- streaming datasets --------------------------------------------------------------------------------------------------
+# --- streaming datasets
+# --------------------------------------------------------------------------------------------------
 
 
 def _hub(table, seed=0, batch_size=2, buffer_size=8, rank=0, world_size=1, shards=4) -> HubStream:

@@ -99,7 +99,8 @@ def test_what_is_trained_does_not_depend_on_where_an_importance_sampler_looks(na
 
 
 def test_a_samplers_weights_survive_a_learned_uncertainty():
-    """At the optimum of u each level's loss has slope 1: what is left of the noise levels is density times SpeeD's factor."""
+    """At the optimum of u each level's loss has slope 1: what is left of the noise levels is density times SpeeD's
+    factor."""
     schedule = schedules()["stable diffusion, ε"]
     objective = TimestepObjective(schedule, LearnedUncertainty(SNRPower()), SpeeD())
     errors = torch.ones(1000, dtype=torch.float64, requires_grad=True)

@@ -1,4 +1,5 @@
-"""Loss weights: the papers' formulas in the papers' units, one loss whatever is predicted, finite at every noise level."""
+"""Loss weights: the papers' formulas in the papers' units, one loss whatever is predicted, finite at every noise
+level."""
 
 import math
 
@@ -114,12 +115,13 @@ def test_raw_mean_on_stable_diffusions_schedule(weighting: LossWeighting, mean: 
     assert float(weighting.epsilon_weight(log_snr).mean()) == pytest.approx(mean, rel=1e-3)
 
 
-# --- one loss, whatever is predicted -----------------------------------------------------------------------------------
+# --- one loss, whatever is predicted
+# -----------------------------------------------------------------------------------
 
 
 def stated_losses(weighting: LossWeighting, log_snr: Tensor) -> list[tuple[Tensor, Tensor, Tensor | None]]:
-    """The loss of each sample, its gradient with respect to a parameter of one model function and to the weighting's own, for that
-    function stated as every prediction type."""
+    """The loss of each sample, its gradient with respect to a parameter of one model function and to the weighting's
+    own, for that function stated as every prediction type."""
     generator = torch.Generator().manual_seed(0)
     x0, epsilon = torch.randn(2, len(log_snr), 5, generator=generator, dtype=torch.float64)
     alpha, sigma = log_snr.sigmoid().sqrt()[:, None], (-log_snr).sigmoid().sqrt()[:, None]
@@ -197,7 +199,8 @@ def test_weight_has_its_limit_where_there_is_no_signal_and_where_there_is_no_noi
                 assert found == pytest.approx(limit, rel=1e-5, abs=1e-5), (log_snr, prediction_type)
 
 
-# --- learned uncertainty ------------------------------------------------------------------------------------------------
+# --- learned uncertainty
+# ------------------------------------------------------------------------------------------------
 
 
 def test_learned_uncertainty_converges_to_the_log_of_the_weighted_error():
@@ -269,7 +272,8 @@ def test_learned_uncertainty_keeps_its_precision_in_a_module_that_is_cast():
     torch.testing.assert_close(weighting.uncertainty(LOG_SNR), expected, **FLOAT32)
 
 
-# --- bad arguments ------------------------------------------------------------------------------------------------------
+# --- bad arguments
+# ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
-"""A property tried on a few cases by `make test`, always the same ones, and on many new ones by `make test-reliability`."""
+"""A property tried on a few cases by `make test`, always the same ones, and on many new ones by
+`make test-reliability`."""
 
 from collections.abc import Callable
 from pathlib import Path

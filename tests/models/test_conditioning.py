@@ -62,7 +62,8 @@ def test_unconditional_is_nothing():
     assert [*conditions, conditioning.null(3, CPU), conditioning.for_training({})] == [{}] * 4
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------------
+# --- what is refused
+# -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -103,7 +104,8 @@ def test_a_dit_with_fewer_classes_is_refused():
         ClassConditioning(10).prepare(network, data(10), LatentCodec())
 
 
-# --- nobody asks which conditioning it is ----------------------------------------------------------------------------------
+# --- nobody asks which conditioning it is
+# ----------------------------------------------------------------------------------
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [path for folder in ("ldmprobe", "callbacks", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]

@@ -30,7 +30,8 @@ GUIDED = [name for name in TINY if name not in ("DDPMPipeline", "DDIMPipeline", 
 
 
 def called(pipeline: Any, guidance_scale: float) -> tuple[list[Tensor], np.ndarray]:
-    """The pipeline's own ``__call__``: what its network was given at each step, (N, C, H, W), and its images, (N, H, W, C) in [0, 1]."""
+    """The pipeline's own ``__call__``: what its network was given at each step, (N, C, H, W), and its images, (N, H, W,
+    C) in [0, 1]."""
     family = FAMILIES[type(pipeline).__name__]
     arguments: dict[str, Any] = {"batch_size": 2}
     if family.text:

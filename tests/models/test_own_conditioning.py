@@ -1,4 +1,5 @@
-"""A picture beside z_t: a conditioning written outside the package, on Gaussian images, whose conditional mean is known."""
+"""A picture beside z_t: a conditioning written outside the package, on Gaussian images, whose conditional mean is
+known."""
 
 import lightning as L
 import numpy as np
@@ -66,7 +67,8 @@ def covariance() -> Tensor:
 
 
 def posterior() -> tuple[Tensor, Tensor, Tensor]:
-    """Which pixels are known, and mean K y and covariance of the others, for an image x ~ N(0, Σ) whose left half is y."""
+    """Which pixels are known, and mean K y and covariance of the others, for an image x ~ N(0, Σ) whose left half is
+    y."""
     known = KNOWN.expand(SIZE, SIZE).flatten()
     sigma = covariance()
     gain = sigma[~known][:, known] @ torch.linalg.inv(sigma[known][:, known])

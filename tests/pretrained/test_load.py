@@ -426,7 +426,8 @@ def test_weights_in_parts_are_found_with_their_variants():
             check_files("sd3", index, [f"text_encoder_3/{file}"], "fp8")
 
 
-# --- text encoders for a network of one's own ----------------------------------------------------------------------------
+# --- text encoders for a network of one's own
+# ----------------------------------------------------------------------------
 
 
 def test_frozen_text_encoders_are_read_from_yaml(tmp_path):

@@ -60,8 +60,8 @@ def without_reference(model: DiffusionModel) -> ProbeRecord:
 
 
 def test_step_kl_of_a_perfect_model_is_the_ideal_one_within_its_interval(record: ProbeRecord):
-    """The 95 % interval, from 32 groups, covers .90 to 1.00 (MEASUREMENT.md, section 2). Steps share their samples, so they
-    miss together: of 50, at least 80 % must cover, and none may miss by more than another half-width."""
+    """The 95 % interval, from 32 groups, covers .90 to 1.00 (MEASUREMENT.md, section 2). Steps share their samples, so
+    they miss together: of 50, at least 80 % must cover, and none may miss by more than another half-width."""
     curve, ideal = record.curves["step_kl"], record.curves["step_kl_ideal"].value
     half_width = (curve.upper - curve.lower) / 2
     moving = ideal > 1e-12  # the last step of Stable Diffusion's grid may stand still

@@ -1,4 +1,5 @@
-"""A scheduler that clips x̂_0 is right for pixels in [−1, 1], and is told to be wrong for latents that reach further."""
+"""A scheduler that clips x̂_0 is right for pixels in [−1, 1], and is told to be wrong for latents that reach
+further."""
 
 import warnings
 from pathlib import Path

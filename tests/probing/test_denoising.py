@@ -93,8 +93,8 @@ def test_grid_leaves_out_a_level_without_signal():
 
 
 def test_skill_of_a_perfect_model_is_zero_at_every_level(perfect: ProbeRecord):
-    """Within the 95 % interval (1.96 standard errors) nearly everywhere; 3 standard errors at every one of some 16 levels,
-    which share latents and noise."""
+    """Within the 95 % interval (1.96 standard errors) nearly everywhere; 3 standard errors at every one of some 16
+    levels, which share latents and noise."""
     skill = perfect.curves["denoising_skill"]
     half_width = (skill.upper - skill.lower) / 2
     distance = np.abs(skill.value) / half_width

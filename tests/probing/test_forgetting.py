@@ -1,4 +1,5 @@
-"""Forgetting on Gaussian data, where both kinds' optimal denoisers are known: a base model perfect for one, a finetuned one for the other."""
+"""Forgetting on Gaussian data, where both kinds' optimal denoisers are known: a base model perfect for one, a finetuned
+one for the other."""
 
 import numpy as np
 import pytest
@@ -40,8 +41,9 @@ def after(before):
 
 
 def test_change_is_the_closed_form_at_every_level(after):
-    """Perfect for means δ apart, the two predict σαδ/v apart, v = α²λ + σ², whatever the draw, so that each loses on the other's data the mean of
-    its square: 3 standard errors (the paired interval is 1.96) at each of some 16 levels."""
+    """Perfect for means δ apart, the two predict σαδ/v apart, v = α²λ + σ², whatever the draw, so that each loses on
+    the other's data the mean of its square: 3 standard errors (the paired interval is 1.96) at each of some 16
+    levels."""
     for kind, sign in (("base", -1), ("new", 1)):
         curve = after.curves[f"forgetting_nats/{kind}"]
         alpha2 = BASE.schedule.alpha[curve.timestep].numpy()[:, None] ** 2

@@ -1,4 +1,5 @@
-"""Guidance that cannot guide is refused: of pipelines whose null condition is the empty prompt, zeros, a class, or none."""
+"""Guidance that cannot guide is refused: of pipelines whose null condition is the empty prompt, zeros, a class, or
+none."""
 
 import math
 

@@ -1,4 +1,5 @@
-"""An analysis from outside ldmprobe, with its Metric table: probed, logged, monitored, reported and compared, with no file of ldmprobe edited."""
+"""An analysis from outside ldmprobe, with its Metric table: probed, logged, monitored, reported and compared, with no
+file of ldmprobe edited."""
 
 import re
 

@@ -1,4 +1,5 @@
-"""A perfect denoiser beside a reference of finitely many latents is not accused (scripts/bench_soundness.py perfect)."""
+"""A perfect denoiser beside a reference of finitely many latents is not accused (scripts/bench_soundness.py
+perfect)."""
 
 import importlib.util
 from pathlib import Path

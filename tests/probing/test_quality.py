@@ -1,4 +1,5 @@
-"""FID and KID: against scipy, scikit-learn, closed forms, and torchmetrics given the images; whatever the batch size or ranks."""
+"""FID and KID: against scipy, scikit-learn, closed forms, and torchmetrics given the images; whatever the batch size or
+ranks."""
 
 import math
 from dataclasses import replace

@@ -1,4 +1,5 @@
-"""Under sharding each pass through the network is a collective: every rank makes as many, and no number depends on it."""
+"""Under sharding each pass through the network is a collective: every rank makes as many, and no number depends on
+it."""
 
 import pytest
 import torch

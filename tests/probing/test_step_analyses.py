@@ -177,7 +177,8 @@ def test_x0_drift_is_0_where_the_denoiser_does_not_change_its_mind():
 
 def test_step_kl_ratio_of_a_perfect_model_is_1_in_every_band(perfect: ProbeRecord):
     """A deterministic linear step has the same KL in every sample of one direction but for the mean and variance of
-    z_T, which 1024 samples know to √(2/1024) = 4 %; no more than 3 of that for a band of 8 directions (here 1.6 % each)."""
+    z_T, which 1024 samples know to √(2/1024) = 4 %; no more than 3 of that for a band of 8 directions (here 1.6 %
+    each)."""
     for k in range(4):
         ratio = perfect.curves[f"step_kl_ratio/band{k}"].value
         assert np.abs(np.median(ratio) - 1) < 0.1

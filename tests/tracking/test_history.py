@@ -1,4 +1,5 @@
-"""Histories cost the same however long they are: which records are chosen, what of them is read, and that a resume chooses alike."""
+"""Histories cost the same however long they are: which records are chosen, what of them is read, and that a resume
+chooses alike."""
 
 import numpy as np
 import pyarrow.parquet as pq

@@ -1,4 +1,5 @@
-"""Runs that are stopped, at a moment of the test's choosing: real processes, real signals; and what is left of them, compared."""
+"""Runs that are stopped, at a moment of the test's choosing: real processes, real signals; and what is left of them,
+compared."""
 
 import csv
 import math
@@ -21,7 +22,8 @@ from tests.run_config import component, stateful_run, written
 
 
 def write_config(folder: Path, max_steps: int = 12, logger: str = "csv", num_workers: int = 0) -> Path:
-    """Everything that could go wrong: a stateful run, with probes, validation and checkpoints that fall on different steps."""
+    """Everything that could go wrong: a stateful run, with probes, validation and checkpoints that fall on different
+    steps."""
     loggers = {
         "csv": component("lightning.pytorch.loggers.CSVLogger", save_dir="."),
         "wandb": component("lightning.pytorch.loggers.WandbLogger", project="test", offline=True),
@@ -109,8 +111,8 @@ def signal_after(seconds: float, signum: int = signal.SIGKILL) -> None:
 
 
 def differences(one: Path, other: Path) -> list[str]:
-    """What differs between two run directories: in the last checkpoint (weights, moving average, optimizer, schedule, callbacks),
-    in the probes' records, in the rows of metrics.csv and how often each is there."""
+    """What differs between two run directories: in the last checkpoint (weights, moving average, optimizer, schedule,
+    callbacks), in the probes' records, in the rows of metrics.csv and how often each is there."""
     states = []
     for run_dir in (one, other):
         checkpoint = torch.load(run_dir / "checkpoints/last.ckpt", weights_only=True)

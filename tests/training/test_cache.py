@@ -140,7 +140,8 @@ def test_each_caption_is_encoded_once_a_file_and_training_gets_what_the_encoder_
         cached.use_latents(LatentCodec(), trained)
 
 
-# --- the command -----------------------------------------------------------------------------------------------------------
+# --- the command
+# -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -193,7 +194,8 @@ def test_a_killed_run_is_gone_on_with_and_ranks_share_the_work(tmp_path):
     assert not (tmp_path / "runs").exists()  # as a run of training would have made
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------------
+# --- what is refused
+# -------------------------------------------------------------------------------------------------------
 
 
 def float_images(folder: Path, row: int, value: float) -> ImageData:

@@ -1,4 +1,5 @@
-"""Several processes (gloo, CPU): the records of one, written once; resumed bit for bit. DDP, FSDP2, two nodes, finetunes."""
+"""Several processes (gloo, CPU): the records of one, written once; resumed bit for bit. DDP, FSDP2, two nodes,
+finetunes."""
 
 import os
 import subprocess
@@ -34,7 +35,8 @@ def fsdp(ranks: int, sharded: bool):
 
 
 SHARDED, WHOLE = fsdp(2, True), fsdp(2, False)
-# Neither 19 nor 67 is divisible by 2 or 4, and with these batches the first of 2 ranks has one chunk more than the second.
+# Neither 19 nor 67 is divisible by 2 or 4, and with these batches the first of 2 ranks has one chunk more than the
+# second.
 DDIM = {"num_samples": 19, "num_steps": 4, "batch_size": 3}
 DENOISING = {"num_draws": 67, "batch_size": 11}
 BALANCER = {"num_draws": 35, "batch_size": 11, "num_images": 16, "hysteresis": 0.0}
@@ -105,8 +107,8 @@ def checkpoint(run: Path, step: int) -> Path:
 
 
 def largest_deviation(run: Path, data: ImageData, denoising: bool = True) -> float:
-    """Of the records of ``run`` from those that this one process makes of its checkpoints and the same data: relative to the largest number
-    of each curve. Raises where more than rounding differs."""
+    """Of the records of ``run`` from those that this one process makes of its checkpoints and the same data: relative
+    to the largest number of each curve. Raises where more than rounding differs."""
     data.setup()
     reference = Reference.load(run / "reference.safetensors")
     store, largest = RecordStore(run), 0.0
@@ -175,7 +177,8 @@ def assert_resumed_identically(run: Path, again: Path) -> None:
         pytest.param(2, "ddp", id="ddp-2"),
         pytest.param(2, SHARDED, id="fsdp-2-sharded-checkpoint"),
         pytest.param(2, WHOLE, id="fsdp-2-whole-checkpoint", marks=pytest.mark.reliability),
-        # Plain DDP orders its buckets anew after the first step of a process, and with them its sums of more than two ranks.
+        # Plain DDP orders its buckets anew after the first step of a process, and with them its sums of more than two
+        # ranks.
         pytest.param(4, "ddp_find_unused_parameters_true", id="ddp-4", marks=pytest.mark.reliability),
         pytest.param(4, fsdp(4, True), id="fsdp-4-sharded-checkpoint", marks=pytest.mark.reliability),
     ],

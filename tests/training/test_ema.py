@@ -84,7 +84,8 @@ def test_state_goes_through_a_state_dict():
 
 @pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
 def test_an_average_of_half_precision_weights_moves_as_it_would_in_double(precision):
-    """θ walks from 1 to 2 in 300 steps that half precision has; at decay .999 a step is often less than half of its last digit."""
+    """θ walks from 1 to 2 in 300 steps that half precision has; at decay .999 a step is often less than half of its
+    last digit."""
     walk = torch.linspace(1.0, 2.0, 301).to(precision)
     live = _scalar(1.0).to(precision)
     ema = EMA(live, decay=0.999, warmup=False)

@@ -1,4 +1,5 @@
-"""``ldmprobe export``: what diffusers makes of the folder, from the same noise, is what ldmprobe makes of the checkpoint."""
+"""``ldmprobe export``: what diffusers makes of the folder, from the same noise, is what ldmprobe makes of the
+checkpoint."""
 
 import re
 from pathlib import Path
@@ -59,7 +60,8 @@ def latents(encoder, scale="measure", network=None, **settings):
 
 
 def text(**settings):
-    """Captions with a CLIP of one's own, trained with the network; 16×16 shapes in pixel space, unless there is a codec."""
+    """Captions with a CLIP of one's own, trained with the network; 16×16 shapes in pixel space, unless there is a
+    codec."""
     torch.manual_seed(0)
     encoder = SmallCLIP("a small large red circle on the left", width=16, num_heads=2, max_tokens=48)
     conditioning = TextConditioning(encoder, prompts=["a red circle", "a small"], trained=True)
@@ -244,7 +246,8 @@ def test_of_a_run_it_has_numbers_and_figures(tmp_path):
     assert DiffusionPipeline.from_pretrained("new/pipeline").unet.config.sample_size == 8
 
 
-# --- what is refused -----------------------------------------------------------------------------------------------------
+# --- what is refused
+# -----------------------------------------------------------------------------------------------------
 
 SMALL = {"latent_shape": (2, 4, 4)}
 REFUSED = {

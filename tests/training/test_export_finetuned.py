@@ -1,4 +1,5 @@
-"""``ldmprobe export`` of a finetune: whole, as LoRA for a plain pipeline, and with the LoRA merged, always the same images."""
+"""``ldmprobe export`` of a finetune: whole, as LoRA for a plain pipeline, and with the LoRA merged, always the same
+images."""
 
 from pathlib import Path
 

@@ -221,8 +221,8 @@ def test_weights_that_are_saved_again_are_the_same_base(tmp_path):
 
 @pytest.fixture(scope="module")
 def moved(tmp_path_factory):
-    """A LoRA, and a LoRA of that, whose base is elsewhere afterwards: the folder of ``lora.ckpt``, ``lora2.ckpt`` and ``new``, and what each
-    predicted."""
+    """A LoRA, and a LoRA of that, whose base is elsewhere afterwards: the folder of ``lora.ckpt``, ``lora2.ckpt`` and
+    ``new``, and what each predicted."""
     folder = tmp_path_factory.mktemp("moved")
     shutil.copytree(saved(SD), folder / "old")
     paths, before = [folder / "old"], {}
@@ -283,7 +283,10 @@ def test_from_the_command_line_as_the_configuration_says(tmp_path):
         '--data.init_args.dataset_kwargs={"num_images": 40, "size": 16}',
         "--data.init_args={image_size: 16, caption_column: caption, num_workers: 0}",
         "--model.init_args.lora={rank: 2, targets: [to_k, to_v]}",
-        "--trainer={accelerator: cpu, max_steps: 2, limit_val_batches: 1, num_sanity_val_steps: 0, enable_progress_bar: false}",
+        (
+            "--trainer={accelerator: cpu, max_steps: 2, limit_val_batches: 1, num_sanity_val_steps: 0, "
+            "enable_progress_bar: false}"
+        ),
         "--trainer.enable_model_summary=false",
         "--trainer.callbacks=[]",
         "--trainer.callbacks+=DDIMProbe",

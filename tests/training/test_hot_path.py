@@ -1,5 +1,5 @@
-"""A training step fetches nothing from the device. It runs here on torch's "meta" device, from which nothing can be fetched: `.item()`, `.cpu()`,
-`bool(tensor)` and indexing a host tensor by a device tensor all raise there."""
+"""A training step fetches nothing from the device. It runs here on torch's "meta" device, from which nothing can be
+fetched: `.item()`, `.cpu()`, `bool(tensor)` and indexing a host tensor by a device tensor all raise there."""
 
 from contextlib import suppress
 
@@ -44,7 +44,8 @@ class _Batches(IterableDataset):
 
 
 class _Watch(L.Callback):
-    """Counts batches that have passed every hook, and hands them to TrainingLoss, whose probes are no part of a step."""
+    """Counts batches that have passed every hook, and hands them to TrainingLoss, whose probes are no part of a
+    step."""
 
     def __init__(self):
         self.batches, self.training_loss = 0, TrainingLoss(every_n_steps=10**6)

@@ -1,7 +1,8 @@
 """What a sampler is: a program of two operations on named latents, the registers.
 
 The same program runs on a network (``diffusion/trajectory.py``) and on the moments of Gaussian data
-(``analysis/ideal.py``), where it is the exact path of a perfect network: whoever writes a sampler gets its ideal with it.
+(``analysis/ideal.py``), where it is the exact path of a perfect network: whoever writes a sampler gets its ideal with
+it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from ldmprobe.diffusion.schedule import SamplingGrid
 
 @dataclass(frozen=True)
 class Denoise:
-    """Ask the network about register ``source`` at the level (α, σ); put its answer into the registers ``x0`` and ``epsilon``.
+    """Ask the network about register ``source`` at the level (α, σ); put its answer into the registers ``x0`` and
+    ``epsilon``.
 
     Attributes:
         model_time: what the network is told.
@@ -33,7 +35,9 @@ class Denoise:
 
 @dataclass(frozen=True)
 class Combine:
-    """Set register ``target`` to Σ c_r · r over ``coefficients``, plus ``noise`` · ξ, ξ ~ N(0, I) of this step and sample alone."""
+    """Set register ``target`` to Σ c_r · r over ``coefficients``, plus ``noise`` · ξ, ξ ~ N(0, I) of this step and
+    sample alone.
+    """
 
     target: str
     coefficients: Mapping[str, float]

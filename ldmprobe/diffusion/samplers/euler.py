@@ -7,11 +7,13 @@ from ldmprobe.diffusion.schedule import SamplingGrid
 
 
 class Euler(Sampler):
-    r"""Euler's method for dz/dt = α'(t) x̂_0 + σ'(t) ε̂ (Karras et al., 2022, arXiv:2206.00364, eq. 4), on the grid's own levels:
+    r"""Euler's method for dz/dt = α'(t) x̂_0 + σ'(t) ε̂ (Karras et al., 2022, arXiv:2206.00364, eq. 4), on the grid's
+    own levels:
 
     .. math:: z_s = z_t + (\alpha_s - \alpha_t)\,\hat x_0 + (\sigma_s - \sigma_t)\,\hat\epsilon
 
-    Since z_t = α_t x̂_0 + σ_t ε̂ it is DDIM to rounding, as long as x̂_0 is not clipped; written down as its authors do.
+    Since z_t = α_t x̂_0 + σ_t ε̂ it is DDIM to rounding, as long as x̂_0 is not clipped; written down as its authors
+    do.
     """
 
     name = "euler"

@@ -82,11 +82,12 @@ class CardPart:
 class Conditioning(nn.Module, ABC):
     """Turns batches and sample numbers into a `Condition`.
 
-    The first three methods must be written; the others have defaults that fit a conditioning without weights of its own. One that is
-    to be rebuilt from a checkpoint says its constructor's arguments in `spec`.
+    The first three methods must be written; the others have defaults that fit a conditioning without weights of its
+    own. One that is to be rebuilt from a checkpoint says its constructor's arguments in `spec`.
 
     Args:
-        dropout: share of training samples whose condition becomes the null condition (Ho & Salimans, 2022, arXiv:2207.12598).
+        dropout: share of training samples whose condition becomes the null condition (Ho & Salimans, 2022,
+            arXiv:2207.12598).
 
     Attributes:
         columns: the names in batches that it reads.
@@ -114,7 +115,9 @@ class Conditioning(nn.Module, ABC):
 
     @abstractmethod
     def for_samples(self, sample_ids: Tensor) -> Condition:
-        """Return a fixed condition for each of a probe's samples, a function of its number (N,) alone; `HeldOutRows` has rows by number."""
+        """Return a fixed condition for each of a probe's samples, a function of its number (N,) alone; `HeldOutRows`
+        has rows by number.
+        """
 
     @abstractmethod
     def null(self, num_samples: int, device: torch.device) -> Condition:
@@ -177,7 +180,9 @@ class Conditioning(nn.Module, ABC):
         raise ConfigurationError("The model takes no text, so that --prompt is of no use to it; leave it out.")
 
     def assumed(self, data: ConditioningData) -> PlainValues:
-        """Return what each row of `data` is taken to have of the columns that it lacks, for a probe; by default, nothing."""
+        """Return what each row of `data` is taken to have of the columns that it lacks, for a probe; by default,
+        nothing.
+        """
         return {}
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
@@ -224,7 +229,9 @@ class Conditioning(nn.Module, ABC):
         return self
 
     def check_finetune(self, num_classes: int | None, name: str) -> None:
-        """Raise ConfigurationError if data of so many classes would be taken for others that the model called `name` knows."""
+        """Raise ConfigurationError if data of so many classes would be taken for others that the model called `name`
+        knows.
+        """
 
     @property
     def trained_networks(self) -> list[nn.Module]:
@@ -295,6 +302,7 @@ def conditioning_of(description: PlainValues, network: nn.Module) -> Conditionin
     found = next((kind for kind in kinds if kind.__name__ == name), None)
     if found is None:
         raise ConfigurationError(
-            f"The checkpoint has the conditioning {name}, a class of your own; read it from Python, where that class has been imported."
+            f"The checkpoint has the conditioning {name}, a class of your own; read it from Python, where that class "
+            "has been imported."
         )
     return found.from_spec({key: value for key, value in description.items() if key != "class_name"}, network)

@@ -14,8 +14,8 @@ from ldmprobe.models.conditioning.base import ConditioningData
 
 
 class HeldOutRows(nn.Module):
-    """Columns of K distinct held-out rows; the sample numbered i has row i mod K, for the whole run: they are buffers, so that every
-    checkpoint has them.
+    """Columns of K distinct held-out rows; the sample numbered i has row i mod K, for the whole run: they are buffers,
+    so that every checkpoint has them.
 
     Args:
         columns: the names in batches that are kept; tensors of one shape.

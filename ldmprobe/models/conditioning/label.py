@@ -47,21 +47,22 @@ class ClassConditioning(Conditioning):
         super().prepare(network, data, codec)
         if data.num_classes is not None and data.num_classes > self.num_classes:
             raise ConfigurationError(
-                f"A class label is out of range: the data has {data.num_classes} classes (labels 0 to {data.num_classes - 1}) but "
-                f"ClassConditioning has num_classes {self.num_classes}; set it to {data.num_classes}."
+                f"A class label is out of range: the data has {data.num_classes} classes (labels 0 to "
+                f"{data.num_classes - 1}) but ClassConditioning has num_classes {self.num_classes}; set it to "
+                f"{data.num_classes}."
             )
         config = config_of(network)
         classes = config.get("num_embeds_ada_norm")
         if classes is not None and classes != self.num_classes:
             raise ConfigurationError(
-                f"{type(network).__name__} has num_embeds_ada_norm {classes}; expected {self.num_classes}, ClassConditioning's "
-                "num_classes."
+                f"{type(network).__name__} has num_embeds_ada_norm {classes}; expected {self.num_classes}, "
+                "ClassConditioning's num_classes."
             )
         embeds = config.get("num_class_embeds", self.num_classes + 1)
         if embeds is None or embeds < self.num_classes + 1:
             raise ConfigurationError(
-                f"{type(network).__name__} has num_class_embeds {embeds}; expected {self.num_classes + 1}: one for each of the "
-                f"{self.num_classes} classes and one for the null class."
+                f"{type(network).__name__} has num_class_embeds {embeds}; expected {self.num_classes + 1}: one for "
+                f"each of the {self.num_classes} classes and one for the null class."
             )
 
     @property
@@ -71,9 +72,9 @@ class ClassConditioning(Conditioning):
     def check_finetune(self, num_classes: int | None, name: str) -> None:
         if num_classes not in (None, self.num_classes):
             raise ConfigurationError(
-                f"{name} knows {self.num_classes} classes and the data has {num_classes}, which would be taken for its first {num_classes}; "
-                "finetune it on data with its own classes. If the labels are its own, set the data's "
-                f"`num_classes: {self.num_classes}`."
+                f"{name} knows {self.num_classes} classes and the data has {num_classes}, which would be taken for its "
+                f"first {num_classes}; finetune it on data with its own classes. If the labels are its own, set the "
+                f"data's `num_classes: {self.num_classes}`."
             )
 
     # --- DiTPipeline -----------------------------------------------------------------------------------------------
@@ -85,13 +86,13 @@ class ClassConditioning(Conditioning):
         config: Component = network.config
         if config.sample_size != latent_shape[1]:
             raise ConfigurationError(
-                f"The DiTTransformer2DModel has sample_size {config.sample_size} and was trained on latents of {latent_shape[1]}×"
-                f"{latent_shape[2]}; a DiTPipeline samples in the former."
+                f"The DiTTransformer2DModel has sample_size {config.sample_size} and was trained on latents of "
+                f"{latent_shape[1]}×{latent_shape[2]}; a DiTPipeline samples in the former."
             )
         if self.num_classes > _DIT_NULL_CLASS:
             raise ConfigurationError(
-                f"The model has {self.num_classes:,} classes; a DiTPipeline takes class {_DIT_NULL_CLASS} for the null class, so that at "
-                f"most {_DIT_NULL_CLASS:,} export."
+                f"The model has {self.num_classes:,} classes; a DiTPipeline takes class {_DIT_NULL_CLASS} for the null "
+                f"class, so that at most {_DIT_NULL_CLASS:,} export."
             )
 
     def assemble(self, name: str, parts: PlainValues) -> Component:
@@ -107,16 +108,18 @@ class ClassConditioning(Conditioning):
 
 
 def conditioning_of_pipeline(network: Component, num_classes: int) -> ClassConditioning:
-    """Return the conditioning of a pipeline's network that knows so many classes, and drop those that `ClassConditioning.assemble`
-    has padded it with."""
+    """Return the conditioning of a pipeline's network that knows so many classes, and drop those that
+    `ClassConditioning.assemble` has padded it with.
+    """
     if network.config.get("num_embeds_ada_norm", num_classes) > num_classes:
         set_num_classes(network, num_classes)
     return ClassConditioning(num_classes)
 
 
 def set_num_classes(transformer: Component, num_classes: int) -> None:
-    """Give a DiT another number of classes, in place: those beyond are dropped, those that it lacks become the null class, the last
-    row of each table of embeddings."""
+    """Give a DiT another number of classes, in place: those beyond are dropped, those that it lacks become the null
+    class, the last row of each table of embeddings.
+    """
     from diffusers.models.embeddings import LabelEmbedding
 
     for module in transformer.modules():

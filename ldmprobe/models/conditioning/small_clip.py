@@ -12,8 +12,8 @@ _START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"  # CLIP's
 
 
 class SmallCLIP(TextEncoder):
-    """A small CLIP text model with random weights (Radford et al., 2021, arXiv:2103.00020), to be trained with the denoiser; and a tokenizer
-    that knows `words` as one token each, other words by their letters.
+    """A small CLIP text model with random weights (Radford et al., 2021, arXiv:2103.00020), to be trained with the
+    denoiser; and a tokenizer that knows `words` as one token each, other words by their letters.
 
     Args:
         words: words of the letters a to z, separated by spaces; in lower case, as the tokenizer makes captions.
@@ -49,7 +49,8 @@ class SmallCLIP(TextEncoder):
 
 
 def word_tokenizer(words: str, max_tokens: int) -> Component:
-    """Return a CLIP tokenizer, the same for the same words, that knows each of them as one token and others by their letters and digits.
+    """Return a CLIP tokenizer, the same for the same words, that knows each of them as one token and others by their
+    letters and digits.
 
     (`train_new_from_iterator` breaks ties by chance: a run that is built again would know its words by other numbers.)
     """

@@ -29,7 +29,8 @@ class TextConditioning(Conditioning):
         trained: train the text encoder, too. Its weights are not averaged (`ema_decay` is the network's).
 
     Attributes:
-        kept: the conditions that a frozen encoder has made of prompts, and of None, which stands for no caption; each of shape (1, …).
+        kept: the conditions that a frozen encoder has made of prompts, and of None, which stands for no caption; each
+            of shape (1, …).
 
     Raises:
         ConfigurationError: dropout outside [0, 1), or no prompts.
@@ -72,8 +73,9 @@ class TextConditioning(Conditioning):
         return self.encode(batch["caption"])
 
     def encode(self, captions: Sequence[str] | None) -> Condition:
-        """Return the condition of each caption; of None, the null condition, of shape (1, …). A frozen encoder knows no gradients and no
-        autocast, so that it makes what it would make for a cache."""
+        """Return the condition of each caption; of None, the null condition, of shape (1, …). A frozen encoder knows no
+        gradients and no autocast, so that it makes what it would make for a cache.
+        """
         if self.trained:
             return self.encoder.null() if captions is None else self.encoder(captions)
         with torch.no_grad(), torch.autocast(self.encoder.device.type, enabled=False):
@@ -91,7 +93,9 @@ class TextConditioning(Conditioning):
         return {name: value.to(device).expand(num_samples, *value.shape[1:]) for name, value in null.items()}
 
     def _encode_once(self, captions: Sequence[str | None]) -> Condition:
-        """Return the condition of each caption, None for no caption, each of which a frozen encoder encodes but once."""
+        """Return the condition of each caption, None for no caption, each of which a frozen encoder encodes but
+        once.
+        """
         for caption in captions:
             if caption not in self.kept:
                 self.kept[caption] = self.encode(None if caption is None else [caption])
@@ -113,8 +117,9 @@ class TextConditioning(Conditioning):
         for (longest, cut), tokenizers in self.encoder.truncated(data.checked_captions).items():
             if cut:
                 warnings.warn(
-                    f"{cut} of the {len(data.checked_captions)} captions that were checked are cut at {longest} tokens ({', '.join(tokenizers)}): "
-                    "what comes after, the text encoder does not see. Put what matters first.",
+                    f"{cut} of the {len(data.checked_captions)} captions that were checked are cut at {longest} tokens "
+                    f"({', '.join(tokenizers)}): what comes after, the text encoder does not see. Put what matters "
+                    "first.",
                     stacklevel=2,
                 )
 
@@ -124,8 +129,8 @@ class TextConditioning(Conditioning):
         prompt, *others = self.prompts
         if others:
             raise ConfigurationError(
-                f"The data has captions in no column that was named, and there are {1 + len(others)} prompts; set the data's "
-                "`caption_column`, or give one --prompt, which all its images then have."
+                f"The data has captions in no column that was named, and there are {1 + len(others)} prompts; set the "
+                "data's `caption_column`, or give one --prompt, which all its images then have."
             )
         return {"caption": prompt}
 
@@ -173,8 +178,9 @@ class TextConditioning(Conditioning):
         return self.encoder.trained_networks
 
     def add_updates(self, updates: Updates) -> None:
-        """Train low-rank updates of the attention of the encoders that diffusers has a format for (CLIP, not the T5 of Stable Diffusion 3,
-        which stays frozen), or of all where there are none (PixArt's and AuraFlow's T5)."""
+        """Train low-rank updates of the attention of the encoders that diffusers has a format for (CLIP, not the T5 of
+        Stable Diffusion 3, which stays frozen), or of all where there are none (PixArt's and AuraFlow's T5).
+        """
         encoder = self.encoder
         encoder.unfreeze([name for name in encoder.encoders if has_lora_format(encoder.pipeline, name)])
         for network in self.trained_networks:

@@ -29,17 +29,18 @@ _USED = 0.9  # at least, of an encoder's embeddings by its tokenizer; of T5's 32
 
 
 class TextEncoder(nn.Module):
-    """Turns captions into conditions with the text encoders and tokenizers of a diffusers pipeline and its own `encode_prompt`: one CLIP
-    (Stable Diffusion), two (XL), T5 (PixArt, AuraFlow) or all three (SD 3).
+    """Turns captions into conditions with the text encoders and tokenizers of a diffusers pipeline and its own
+    `encode_prompt`: one CLIP (Stable Diffusion), two (XL), T5 (PixArt, AuraFlow) or all three (SD 3).
 
     Args:
         pipeline: a pipeline of one of the families with text; its network and autoencoder may be None.
-        frozen: its text encoders by name, where they are not to be trained; they are read when a caption is to be encoded.
+        frozen: its text encoders by name, where they are not to be trained; they are read when a caption is to be
+            encoded.
 
     Attributes:
         encoders: the text encoders by the names that the pipeline has for them; the frozen ones are each a LazyModule.
-        size: what the pipeline's network is told of the image's size besides the text, of shape (1, …): the size that it was trained on,
-            until `set_image_size` says another.
+        size: what the pipeline's network is told of the image's size besides the text, of shape (1, …): the size that
+            it was trained on, until `set_image_size` says another.
 
     Raises:
         ConfigurationError: a tokenizer that does not belong to its text encoder.
@@ -73,16 +74,17 @@ class TextEncoder(nn.Module):
         """
         if self.precision != "float32":
             raise ConfigurationError(
-                f"text_precision is {self.precision}, which is too coarse for text encoders in training; leave it out (of a checkpoint in "
-                "`pretrained`: where that was trained), or do not train them."
+                f"text_precision is {self.precision}, which is too coarse for text encoders in training; leave it out "
+                "(of a checkpoint in `pretrained`: where that was trained), or do not train them."
             )
         for name, encoder in self._loaded.items():
             if name in (names or self.encoders):
                 self.encoders[name] = encoder.requires_grad_(True)
 
     def freeze_unused_parameters(self) -> None:
-        """Freeze the parameters in training on which no condition depends, such as the last layer of Stable Diffusion XL's first encoder:
-        DistributedDataParallel would wait for their gradients."""
+        """Freeze the parameters in training on which no condition depends, such as the last layer of Stable Diffusion
+        XL's first encoder: DistributedDataParallel would wait for their gradients.
+        """
         parameters = [parameter for parameter in self.parameters() if parameter.requires_grad]
         with torch.enable_grad():
             outputs = [value.sum() for value in self([""]).values() if value.requires_grad]
@@ -134,8 +136,9 @@ class TextEncoder(nn.Module):
 
     @cached_property
     def description(self) -> PlainValues:
-        """Plain values that tell these encoders from others, wherever they are and whatever version wrote them; `from_description`
-        needs no more, but for the weights."""
+        """Plain values that tell these encoders from others, wherever they are and whatever version wrote them;
+        `from_description` needs no more, but for the weights.
+        """
         return {
             "family": type(self.pipeline).__name__,
             "settings": {name: self.pipeline.config[name] for name in self.family.settings},
@@ -192,7 +195,9 @@ class TextEncoder(nn.Module):
             )
 
     def truncated(self, captions: list[str]) -> dict[tuple[int, int], list[str]]:
-        """Return by (longest number of tokens, number of captions that are longer) the tokenizers that cut them there."""
+        """Return by (longest number of tokens, number of captions that are longer) the tokenizers that cut them
+        there.
+        """
         of_t5 = inspect.signature(self.pipeline.encode_prompt).parameters.get("max_sequence_length")
         found: dict[tuple[int, int], list[str]] = {}
         for name, tokenizer in self.tokenizers.items():
@@ -253,12 +258,13 @@ def _check_belonging(name: str, encoder: Component, tokenizer: Component) -> Non
     tokens, embeddings = len(tokenizer), encoder.get_input_embeddings().num_embeddings
     if not _USED * embeddings <= tokens <= embeddings:
         raise ConfigurationError(
-            f"The {_tokenizer_of(name)} has {tokens:,} tokens, the {name} embeds {embeddings:,}; they do not belong together: take both "
-            "from one pipeline."
+            f"The {_tokenizer_of(name)} has {tokens:,} tokens, the {name} embeds {embeddings:,}; they do not belong "
+            "together: take both from one pipeline."
         )
     longest, positions = tokenizer.model_max_length, getattr(encoder.config, "max_position_embeddings", None)
     if positions is not None and longest > positions:
         raise ConfigurationError(
-            f"The {_tokenizer_of(name)} makes captions of up to {longest:,} tokens, the {name} takes {positions:,}; write "
+            f"The {_tokenizer_of(name)} makes captions of up to {longest:,} tokens, the {name} takes {positions:,}; "
+            "write "
             f'`"model_max_length": {positions}` in {_tokenizer_of(name)}/tokenizer_config.json.'
         )

@@ -51,8 +51,8 @@ class Trajectory:
         return Rotation.cosine(self.model.latent_shape) if self.reference is None else self.reference.basis.rotation
 
     def ideal(self, name: str, curves_of: Callable[[IdealPath], Tensor]) -> tuple[Tensor, Tensor]:
-        """Return curves of a perfect denoiser of Gaussian data by the same sampler, and their half-widths: computed once for all probes
-        with the same reference, sampler and grid.
+        """Return curves of a perfect denoiser of Gaussian data by the same sampler, and their half-widths: computed
+        once for all probes with the same reference, sampler and grid.
 
         Args:
             name: of the curves.
@@ -100,7 +100,8 @@ class Findings:
 
 
 class Analysis(ABC):
-    """Begins with a trajectory, is shown each step in order, and finishes with findings. Reusable: ``begin`` starts afresh.
+    """Begins with a trajectory, is shown each step in order, and finishes with findings. Reusable: ``begin`` starts
+    afresh.
 
     Under several ranks every method is called on each of them, so that it may sum over them.
 
@@ -121,8 +122,9 @@ class Analysis(ABC):
 
 
 def gap_to_real(moments: PairedMoments, basis: LatentBasis, alpha: float, sigma: float) -> tuple[float, float, float]:
-    """KL of sampled latents from real ones noised to a level, whose moments are α μ and α² λ + σ², mean over the directions along which
-    real latents vary: nats per dimension, corrected for both finite numbers, with the 95 % interval by jackknives over both.
+    """KL of sampled latents from real ones noised to a level, whose moments are α μ and α² λ + σ², mean over the
+    directions along which real latents vary: nats per dimension, corrected for both finite numbers, with the 95 %
+    interval by jackknives over both.
 
     Args:
         moments: of the sampled latents in the basis, by jackknife group.

@@ -15,10 +15,11 @@ from ldmprobe.probing.sampling import step_noise
 
 
 class InheritedError(Analysis):
-    """Sample chains that start not from noise but from *real* latents noised to several levels, and compare where they end.
+    """Sample chains that start not from noise but from *real* latents noised to several levels, and compare where they
+    end.
 
-    Costs about ``num_levels``/2 sampling runs of ``num_latents``; not among the default analyses. Needs real latents; the fewer
-    there are, the wider the interval.
+    Costs about ``num_levels``/2 sampling runs of ``num_latents``; not among the default analyses. Needs real latents;
+    the fewer there are, the wider the interval.
 
     Args:
         num_levels: how many, evenly spaced in sampling steps.

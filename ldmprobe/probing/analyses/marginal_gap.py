@@ -15,9 +15,9 @@ from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory, gap_t
 
 
 class MarginalGap(Analysis):
-    """KL(p_s ‖ q_s) of the sampled latents after each step from the forward process at the same level, whose moments α_s μ and
-    α_s² Σ + σ_s² I follow from real latents. Its 95 % jackknife interval is over trajectories and real latents, and it is corrected for
-    their numbers. Guidance shifts the marginals by design. Needs real latents.
+    """KL(p_s ‖ q_s) of the sampled latents after each step from the forward process at the same level, whose moments
+    α_s μ and α_s² Σ + σ_s² I follow from real latents. Its 95 % jackknife interval is over trajectories and real
+    latents, and it is corrected for their numbers. Guidance shifts the marginals by design. Needs real latents.
     """
 
     metrics = (

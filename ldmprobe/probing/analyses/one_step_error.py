@@ -1,4 +1,6 @@
-"""OneStepError: what each step gets wrong by itself, on the sampler's own levels, and what the chain has inherited by then."""
+"""OneStepError: what each step gets wrong by itself, on the sampler's own levels, and what the chain has inherited by
+then.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +19,8 @@ from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
 
 
 class OneStepError(Analysis):
-    """The error of one DDIM step from *true* noised latents, ‖ẑ_s − (α_s z_0 + σ_s ε)‖² per dimension, less that of the best linear denoiser on
-    the same (z_0, ε), with a 95 % interval over latents.
+    """The error of one DDIM step from *true* noised latents, ‖ẑ_s − (α_s z_0 + σ_s ε)‖² per dimension, less that of the
+    best linear denoiser on the same (z_0, ε), with a 95 % interval over latents.
 
     Costs one more pass per step over ``num_latents`` held-out latents. Needs them, and a reference.
 
@@ -73,8 +75,9 @@ class OneStepError(Analysis):
         self.rows.append((float(every.mean()) + lacks, (width**2 + lacks_width**2) ** 0.5))
 
     def _lacks(self, of_signal: Tensor, of_noise: Tensor, levels: list[float]) -> tuple[float, float]:
-        """Mean squared error of a filter that lets through so much of the signal's and the noise's variance, (D,), beyond the best linear
-        denoiser's, per dimension, and its half-width."""
+        """Mean squared error of a filter that lets through so much of the signal's and the noise's variance, (D,),
+        beyond the best linear denoiser's, per dimension, and its half-width.
+        """
         alpha_t, sigma_t, alpha_s, sigma_s = levels
         alpha = max(alpha_t, 1e-6 * sigma_t)  # at no signal: its limit
         error, lower, upper = self.basis.optimum.at(torch.tensor(2 * math.log(alpha / sigma_t)))

@@ -17,9 +17,9 @@ from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
 class PCAScatter(Analysis):
     """Project the latents at a few noise levels on two principal components that are fitted once, on real latents.
 
-    The scatter ``pca`` holds the samples, ``pca_real`` real latents noised to the same level, where samples should be. Coordinates are
-    about α_t · mean. Without a reference the components are those of this probe's own final samples, and there is no ``pca_real``;
-    where the samples are not finite, there is nothing.
+    The scatter ``pca`` holds the samples, ``pca_real`` real latents noised to the same level, where samples should be.
+    Coordinates are about α_t · mean. Without a reference the components are those of this probe's own final samples,
+    and there is no ``pca_real``; where the samples are not finite, there is nothing.
 
     Args:
         num_levels: how many, evenly spaced in sampling steps, from pure noise to the final latents.

@@ -24,13 +24,15 @@ _per_pass = partial(Metric, unit="nats per dimension", log=True, sampling=True)
 
 
 class StepKL(Analysis):
-    """KL divergence of the latents before and after each pass through the denoiser (Roh et al.), over the timestep going in.
+    """KL divergence of the latents before and after each pass through the denoiser (Roh et al.), over the timestep
+    going in.
 
-    It is of the latents' moment-matched Gaussians in the reference's basis, corrected for the pairing of samples, with a 95 % jackknife
-    interval over trajectories; the closed forms' intervals are those of the finite number of real latents. Eigen-bands split the basis's
-    directions into equal parts by real latents' variance, band 0 the largest. Without a reference the closed forms and bands are left
-    out, and the basis is a 2-D cosine transform. Directions along which real latents do not vary are left out of everything, since a
-    perfect model's KL along them has no bound; the provenance counts them, and those along which samples alone have ceased to vary.
+    It is of the latents' moment-matched Gaussians in the reference's basis, corrected for the pairing of samples, with
+    a 95 % jackknife interval over trajectories; the closed forms' intervals are those of the finite number of real
+    latents. Eigen-bands split the basis's directions into equal parts by real latents' variance, band 0 the largest.
+    Without a reference the closed forms and bands are left out, and the basis is a 2-D cosine transform. Directions
+    along which real latents do not vary are left out of everything, since a perfect model's KL along them has no bound;
+    the provenance counts them, and those along which samples alone have ceased to vary.
 
     Args:
         num_bands: eigen-bands.
@@ -173,8 +175,8 @@ class StepKL(Analysis):
         notes = []
         if without:
             notes.append(
-                f"Left out are {without:,} of {len(self.kept):,} directions along which real latents do not vary (less than 1e-8 of the largest "
-                "variance), where KL has no bound."
+                f"Left out are {without:,} of {len(self.kept):,} directions along which real latents do not vary (less "
+                "than 1e-8 of the largest variance), where KL has no bound."
             )
         if self.collapsed:
             notes.append(f"Along {self.collapsed:,} directions the samples no longer vary, though real latents do.")
@@ -209,7 +211,9 @@ class StepKL(Analysis):
         return found
 
     def _variance_ratio(self, basis: LatentBasis, k: int, band: Tensor) -> tuple[np.ndarray, np.ndarray]:
-        """Variance of the samples ÷ that of real latents after each step, mean over the band, and its half-width; both (S,)."""
+        """Variance of the samples ÷ that of real latents after each step, mean over the band, and its half-width; both
+        (S,).
+        """
         grid = self.trajectory.grid
         alpha, sigma = grid.alpha_s[:, None], grid.sigma_s[:, None]
         variance = torch.stack([row["variance"] for row in self.rows])[:, band]

@@ -1,4 +1,6 @@
-"""A metric of records as a panel: its curves over noise levels by training step, the members of a family, or a scalar over training."""
+"""A metric of records as a panel: its curves over noise levels by training step, the members of a family, or a scalar
+over training.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ Beside = Mapping[str, ProbeRecord]  # the latest record that holds a curve, by t
 
 
 def curves_chart(records: Sequence[ProbeRecord], name: str, beside: Beside | None = None) -> Chart:
-    """Draw a curve of each record, colored by training step, with the interval of the last and the ideal beside them."""
+    """Draw a curve of each record, colored by training step, with the interval of the last and the ideal beside
+    them.
+    """
     records = [record for record in records if name in record.curves]
     steps = (records[0].step, records[-1].step)
     records, last = thinned(records, CURVES), records[-1]
@@ -87,8 +91,9 @@ def scalar_chart(records: Sequence[ProbeRecord], name: str) -> Chart:
 
 
 def panel(metric: Metric, marks: Sequence[Line], *framed: Curve) -> Panel:
-    """Return the axes of a metric, which reach as far as the curves that are to be ``framed``: those of an untrained network, off by far
-    more, would press what matters flat."""
+    """Return the axes of a metric, which reach as far as the curves that are to be ``framed``: those of an untrained
+    network, off by far more, would press what matters flat.
+    """
     level = float(metric.ideal) if isinstance(metric.ideal, int | float) else None
     x = TIMESTEP if metric.sampling else LOG_SNR
     limits = None if metric.log else _limits(level, framed)

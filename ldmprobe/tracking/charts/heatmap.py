@@ -14,7 +14,9 @@ COLUMNS = 256  # records, at most
 
 
 def heatmap_chart(records: Sequence[ProbeRecord], name: str) -> Chart:
-    """Draw a curve's values over training step (across) and noise level (up, noisy to clean): white where it should be."""
+    """Draw a curve's values over training step (across) and noise level (up, noisy to clean): white where it should
+    be.
+    """
     records = thinned([record for record in records if name in record.curves], COLUMNS)
     metric, curves = records[-1].metric(name), [record.curves[name] for record in records]
     # Bands of the training loss that nothing was drawn in are missing in some records.

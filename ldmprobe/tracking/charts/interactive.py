@@ -65,7 +65,8 @@ def figure_of_choices(charts: Mapping[str, Chart]) -> go.Figure:
         for chosen, label in enumerate(charts)
     ]
     buttons = {
-        "type": "buttons", "direction": "right", "buttons": choices, "x": 0, "xanchor": "left", "y": 1.04, "yanchor": "bottom",
+        "type": "buttons", "direction": "right", "buttons": choices, 
+        "x": 0, "xanchor": "left", "y": 1.04, "yanchor": "bottom",
         "bgcolor": "#f4f5f7", "bordercolor": "#dfe3e8", "font": {"size": 12},
     }  # fmt: skip
     first.update_layout(updatemenus=[buttons], margin={"t": 60})
@@ -75,7 +76,9 @@ def figure_of_choices(charts: Mapping[str, Chart]) -> go.Figure:
 
 
 def figure_over_training(charts: Mapping[int, Chart]) -> go.Figure:
-    """Draw the last of several charts, by training step, with a slider that moves its points to where they are in the others."""
+    """Draw the last of several charts, by training step, with a slider that moves its points to where they are in the
+    others.
+    """
     drawn = figure(charts[max(charts)])
     moving = [k for k, trace in enumerate(drawn.data) if trace.meta == "moves"]
     drawn.frames = [
@@ -201,7 +204,8 @@ def _step_colors(low: int, high: int) -> go.Scatter:
     bar = {"title": {"text": "training<br>step", "font": {"size": 12}}, "thickness": 10, "len": 0.8, "outlinewidth": 0}
     marker = {"color": [low], "cmin": low, "cmax": max(high, low + 1), "colorscale": _scale(STEP_COLORS)}
     return go.Scatter(
-        x=[None], y=[None], mode="markers", showlegend=False, hoverinfo="skip", marker={**marker, "showscale": True, "colorbar": bar}
+        x=[None], y=[None], mode="markers", showlegend=False, hoverinfo="skip",
+        marker={**marker, "showscale": True, "colorbar": bar},
     )  # fmt: skip
 
 

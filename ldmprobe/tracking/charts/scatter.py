@@ -14,7 +14,9 @@ FRAMES, POINTS = 16, 512  # records of a slider over training, and samples of a 
 
 
 def scatter_chart(record: ProbeRecord, name: str) -> Chart:
-    """Draw a scatter, a panel for each noise level, colored by class, with that called ``{name}_real`` in gray behind it."""
+    """Draw a scatter, a panel for each noise level, colored by class, with that called ``{name}_real`` in gray behind
+    it.
+    """
     scatters, real = record.scatters[name], record.scatters.get(f"{name}_real")
     labels, unit = (record.provenance.get("sample_labels") or [])[:POINTS], record.metric(name).unit
     color = [class_color(int(label)) for label in labels] or ACCENT

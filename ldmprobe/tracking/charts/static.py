@@ -19,8 +19,8 @@ _INCHES = (4.6, 3.4)  # of a panel
 
 def figure(chart: Chart, title: str = "") -> Figure:
     """Draw a chart with its title."""
-    # Figure, not pyplot: no global state and no backend, so that it works in any thread of any program. Laid out by hand: an engine takes longer
-    # than all the rest of a picture that every probe draws.
+    # Figure, not pyplot: no global state and no backend, so that it works in any thread of any program. Laid out by
+    # hand: an engine takes longer than all the rest of a picture that every probe draws.
     from matplotlib.figure import Figure
 
     columns, rows = chart.columns, -(-len(chart.panels) // chart.columns)

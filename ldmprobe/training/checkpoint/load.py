@@ -1,4 +1,6 @@
-"""Loading a model: a checkpoint of ldmprobe, rebuilt by its own spec without configuration and without pickle, or a diffusers pipeline."""
+"""Loading a model: a checkpoint of ldmprobe, rebuilt by its own spec without configuration and without pickle, or a
+diffusers pipeline.
+"""
 
 from __future__ import annotations
 
@@ -32,27 +34,31 @@ from ldmprobe.types import PlainValues, StateDict
 def load_model(
     source: Source | str | Path, device: str | None = None, prompts: Sequence[str] | None = None
 ) -> DiffusionModel:
-    """Load a checkpoint of ldmprobe, with its EMA weights if it has any, or a diffusers pipeline, ready to be probed, sampled or finetuned.
+    """Load a checkpoint of ldmprobe, with its EMA weights if it has any, or a diffusers pipeline, ready to be probed,
+    sampled or finetuned.
 
     Args:
         source: checkpoint, pipeline folder or hub id; a ``Source`` where more than its name is to be given.
         device: such as "cuda"; default: a GPU if there is one.
-        prompts: prompts of a text-to-image model's samples, in turn; default: the checkpoint's own, or the empty prompt for a pipeline.
+        prompts: prompts of a text-to-image model's samples, in turn; default: the checkpoint's own, or the empty prompt
+            for a pipeline.
 
     Raises:
-        ConfigurationError: nothing loadable there, settings or prompts that such a source does not take, or no such device.
+        ConfigurationError: nothing loadable there, settings or prompts that such a source does not take, or no such
+            device.
     """
     source = Source.of(source)
     if source.is_checkpoint:
         if given := source.pipeline_settings:
             raise ConfigurationError(
-                f"{source.name} is a checkpoint, and {', '.join(given)} can only be set for pipelines; leave it out (HF_HUB_OFFLINE=1 in the "
-                "environment keeps the hub from being asked)."
+                f"{source.name} is a checkpoint, and {', '.join(given)} can only be set for pipelines; leave it out "
+                "(HF_HUB_OFFLINE=1 in the environment keeps the hub from being asked)."
             )
         model = Checkpoint.read(Path(source.name), source.base).model()
     elif source.base is not None:
         raise ConfigurationError(
-            f"{source.name} is a pipeline, which is whole; leave out `--base` ({source.base}), which only a finetune's checkpoint takes."
+            f"{source.name} is a pipeline, which is whole; leave out `--base` ({source.base}), which only a finetune's "
+            "checkpoint takes."
         )
     else:
         model = load_pipeline(source)
@@ -81,12 +87,14 @@ class Checkpoint:
         """Read a checkpoint, unpickling nothing but tensors and plain values.
 
         Args:
-            base: folder, hub id or checkpoint in the place of the pretrained model that the checkpoint names, with the same weights; a
-                pipeline's revision and variant stay. It replaces the model that this checkpoint was itself trained on top of: if that is a
-                finetune whose own base has moved, export it with that ``base`` (``--merge``), and give the folder here.
+            base: folder, hub id or checkpoint in the place of the pretrained model that the checkpoint names, with the
+                same weights; a pipeline's revision and variant stay. It replaces the model that this checkpoint was
+                itself trained on top of: if that is a finetune whose own base has moved, export it with that ``base``
+                (``--merge``), and give the folder here.
 
         Raises:
-            ConfigurationError: it cannot be read, was not written by LatentDiffusion, or was trained from scratch and ``base`` is given.
+            ConfigurationError: it cannot be read, was not written by LatentDiffusion, or was trained from scratch and
+                ``base`` is given.
         """
         try:
             if is_sharded_checkpoint(path):
@@ -101,7 +109,8 @@ class Checkpoint:
             raise ConfigurationError(f"{path} was trained from scratch and needs no base ({base}); leave out `--base`.")
         if (newer := newer_last(path)) is not None:
             warnings.warn(
-                f"{path} is not the run's newest checkpoint: {newer.path.name} beside it is of step {newer.global_step}.",
+                f"{path} is not the run's newest checkpoint: {newer.path.name} beside it is of step "
+                f"{newer.global_step}.",
                 stacklevel=2,
             )
         return cls(path, content, base)
@@ -127,7 +136,8 @@ class Checkpoint:
         """Return the whole model, with EMA weights if there are any and LoRA merged.
 
         Raises:
-            ConfigurationError: the network is not of diffusers, the weights are not those of the spec, or the base cannot be loaded.
+            ConfigurationError: the network is not of diffusers, the weights are not those of the spec, or the base
+                cannot be loaded.
         """
         try:
             return self._rebuilt()
@@ -162,8 +172,9 @@ class Checkpoint:
         spec, network_spec = self.spec, dict(self.spec["network"])
         if len(network_spec) == 1:
             raise ConfigurationError(
-                f"{self.path} holds a {network_spec['class_name']}, which is not of diffusers; probe it from Python: build your "
-                "LatentDiffusion, load its state_dict and pass module.diffusion_model() to ldmprobe.probe_ddim."
+                f"{self.path} holds a {network_spec['class_name']}, which is not of diffusers; probe it from Python: "
+                "build your LatentDiffusion, load its state_dict and pass module.diffusion_model() to "
+                "ldmprobe.probe_ddim."
             )
         network = from_network_config(network_spec)
         codec = LatentCodec(from_network_config(spec["autoencoder"]) if spec["autoencoder"] else None, scale=1.0)
@@ -181,16 +192,16 @@ class Checkpoint:
             advice = (
                 f"Exported with `--merge` and that `--base`, it will do as the `--base` of {self.path}."
                 if Path(base.name).is_file()
-                else f"If it has moved, name its new place: `--base` where {self.path} is probed, sampled or exported, `pretrained` where "
-                "`ldmprobe fit` goes on from it."
+                else f"If it has moved, name its new place: `--base` where {self.path} is probed, sampled or exported, "
+                "`pretrained` where `ldmprobe fit` goes on from it."
             )
             raise ConfigurationError(
                 f"{self.path} holds what was trained on top of {base.name}, which cannot be loaded: {error} {advice}"
             ) from error
         if base_fingerprint(model) != spec["base_weights"]:
             raise ConfigurationError(
-                f"The base weights in {base.name} are not those that {self.path} was finetuned from, then in {spec['pretrained']['name']}. "
-                "Restore the originals, or give their location with `--base`."
+                f"The base weights in {base.name} are not those that {self.path} was finetuned from, then in "
+                f"{spec['pretrained']['name']}. Restore the originals, or give their location with `--base`."
             )
         lora = LoRA(**spec["lora"]) if spec["lora"] else None
         prepare_for_finetuning_(model, lora=lora, train_text_encoder=spec["train_text_encoder"])
@@ -206,7 +217,7 @@ def _schedule(description: PlainValues) -> NoiseSchedule:
     prediction = prediction_named(description["prediction"])
     if prediction is None:
         raise ConfigurationError(
-            f"The checkpoint's network predicts {description['prediction']!r}, a kind of your own; read it from Python, where its class has "
-            "been imported."
+            f"The checkpoint's network predicts {description['prediction']!r}, a kind of your own; read it from "
+            "Python, where its class has been imported."
         )
     return NoiseSchedule(alpha, sigma, prediction, torch.tensor(description["model_time"]), description["prior_std"])

@@ -40,7 +40,8 @@ def damage(path: Path) -> str | None:
 
 
 def newest_intact(folders: Iterable[Path]) -> tuple[Saved | None, dict[Path, str]]:
-    """Return the intact checkpoint below ``folders`` that is furthest in training, and the damage of those that were further.
+    """Return the intact checkpoint below ``folders`` that is furthest in training, and the damage of those that were
+    further.
 
     Of two that are equally far ``last.ckpt`` is taken, because it knows of the other.
     """
@@ -62,7 +63,8 @@ def newest_intact(folders: Iterable[Path]) -> tuple[Saved | None, dict[Path, str
 
 
 def newer_last(path: Path) -> Saved | None:
-    """Return the checkpoint that is further in training than ``path``, a ``last.ckpt``, among those beside it called ``last-v1.ckpt`` and so on.
+    """Return the checkpoint that is further in training than ``path``, a ``last.ckpt``, among those beside it called
+    ``last-v1.ckpt`` and so on.
 
     Lightning writes such a file after the folder has been renamed.
     """
@@ -77,8 +79,9 @@ def newer_last(path: Path) -> Saved | None:
 
 
 def set_aside_later(folders: Iterable[Path], after: int) -> list[Path]:
-    """Rename checkpoints of later steps than ``after`` to ``….superseded``, and return them: a run that goes on from there has left them,
-    and they would be taken for its last."""
+    """Rename checkpoints of later steps than ``after`` to ``….superseded``, and return them: a run that goes on from
+    there has left them, and they would be taken for its last.
+    """
     later = []
     for path in _checkpoints(folders):
         with suppress(Exception):  # damaged ones are told of where the last is looked for
@@ -102,7 +105,9 @@ def _checkpoints(folders: Iterable[Path]) -> list[Path]:
 
 
 def _read_progress(path: Path) -> tuple[int, int]:
-    """Return the optimizer steps and batches of a checkpoint, without reading its tensors; a sharded one has them in its ``meta.pt``."""
+    """Return the optimizer steps and batches of a checkpoint, without reading its tensors; a sharded one has them in
+    its ``meta.pt``.
+    """
     if path.is_dir():
         if not (path / ".metadata").is_file():
             raise FileNotFoundError(f"{path} lacks its .metadata")

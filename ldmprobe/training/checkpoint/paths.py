@@ -1,7 +1,8 @@
-"""What a ModelCheckpoint remembers of its files follows them: a run directory may have been renamed or copied between two starts.
+"""What a ModelCheckpoint remembers of its files follows them: a run directory may have been renamed or copied between
+two starts.
 
-Lightning keeps absolute paths in its checkpoints. In another folder it forgets them, takes ``last.ckpt`` for somebody else's and saves to
-``last-v1.ckpt`` beside it: the old weights then have the name that everybody reads.
+Lightning keeps absolute paths in its checkpoints. In another folder it forgets them, takes ``last.ckpt`` for somebody
+else's and saves to ``last-v1.ckpt`` beside it: the old weights then have the name that everybody reads.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from ldmprobe.types import PlainValues, StateDict
 
 
 def paths_here(callback: ModelCheckpoint, state: StateDict | None, alone: bool) -> PlainValues:
-    """What is to be changed in ``state``, a ModelCheckpoint's of a checkpoint that is gone on with, so that it is about the files in the
-    folder that the callback saves to now. Files that are not there stay as they are.
+    """What is to be changed in ``state``, a ModelCheckpoint's of a checkpoint that is gone on with, so that it is about
+    the files in the folder that the callback saves to now. Files that are not there stay as they are.
 
     Args:
         state: None where the checkpoint has none of this callback, as after a change of its settings.
@@ -32,7 +33,9 @@ def paths_here(callback: ModelCheckpoint, state: StateDict | None, alone: bool) 
 
 
 def _moved(state: StateDict, folder: Path, mode: str) -> PlainValues:
-    """Nothing where no file of those that the state names is in ``folder``: another run goes on from this one's checkpoint."""
+    """Nothing where no file of those that the state names is in ``folder``: another run goes on from this one's
+    checkpoint.
+    """
     names = [name for name in ("last_model_path", "best_model_path") if _is_in(state[name], folder)]
     scores = {_here(path, folder): score for path, score in state["best_k_models"].items() if _is_in(path, folder)}
     if not names and not scores:

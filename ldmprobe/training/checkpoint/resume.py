@@ -20,8 +20,8 @@ from ldmprobe.training.checkpoint.newest import newest_intact
 
 
 def last_checkpoint(trainer: L.Trainer, run_dir: str, may_start: bool) -> str | None:
-    """The run's newest intact checkpoint; None where it has none yet and ``may_start``, so that one command line serves to start
-    a run and to go on with it. Torn ones that stand in the way are told of and renamed to ``….torn``.
+    """The run's newest intact checkpoint; None where it has none yet and ``may_start``, so that one command line serves
+    to start a run and to go on with it. Torn ones that stand in the way are told of and renamed to ``….torn``.
 
     Raises:
         ConfigurationError: no checkpoint is intact, or all are gone.
@@ -34,12 +34,13 @@ def last_checkpoint(trainer: L.Trainer, run_dir: str, may_start: bool) -> str | 
     faults = ", ".join(f"{path} ({fault})" for path, fault in torn.items())
     if saved is None and torn:
         raise ConfigurationError(
-            f"No checkpoint of the run in {run_dir} is intact: {faults}. Restore one from elsewhere, or start anew in another "
-            "`--run_dir`."
+            f"No checkpoint of the run in {run_dir} is intact: {faults}. Restore one from elsewhere, or start anew in "
+            "another `--run_dir`."
         )
     if saved is None and (not may_start or (Path(run_dir) / "report.html").exists()):
         raise ConfigurationError(
-            f"There is no checkpoint in {run_dir}. Put one back, or start anew in another `--run_dir` without `--ckpt_path`."
+            f"There is no checkpoint in {run_dir}. Put one back, or start anew in another `--run_dir` without "
+            "`--ckpt_path`."
         )
     if trainer.is_global_zero:
         for folder in folders[1:]:
@@ -54,8 +55,9 @@ def last_checkpoint(trainer: L.Trainer, run_dir: str, may_start: bool) -> str | 
 
 
 def continue_curves(logger: Namespace | bool | None) -> None:
-    """Make a logger's configuration one that a resumed run goes on with, where Lightning's begins anew: a CSVLogger that keeps
-    its file, a TensorBoardLogger that keeps its folder."""
+    """Make a logger's configuration one that a resumed run goes on with, where Lightning's begins anew: a CSVLogger
+    that keeps its file, a TensorBoardLogger that keeps its folder.
+    """
     if not isinstance(logger, Namespace):
         return
     kind = str(logger.get("class_path", ""))
@@ -66,7 +68,9 @@ def continue_curves(logger: Namespace | bool | None) -> None:
 
 
 def keep_wandb_id(trainer: L.Trainer, run_dir: str, resuming: bool) -> None:
-    """Have W&B take a resumed run for the run it resumes: by its id, kept in ``run_dir/wandb_id``, unless the user gives one."""
+    """Have W&B take a resumed run for the run it resumes: by its id, kept in ``run_dir/wandb_id``, unless the user
+    gives one.
+    """
     if not any(isinstance(logger, WandbLogger) and logger.version is None for logger in trainer.loggers):
         return
     path = Path(run_dir) / "wandb_id"

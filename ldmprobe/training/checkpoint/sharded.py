@@ -1,4 +1,6 @@
-"""Reading a sharded checkpoint, a folder with a part from each rank, in one process and without running what is in it."""
+"""Reading a sharded checkpoint, a folder with a part from each rank, in one process and without running what is in
+it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ _PLAIN = {
 
 
 def is_sharded_checkpoint(path: Path) -> bool:
-    """Whether ``path`` is a folder that Lightning's ModelParallelStrategy saved with ``save_distributed_checkpoint``."""
+    """Whether ``path`` is a folder that Lightning's ModelParallelStrategy saved with
+    ``save_distributed_checkpoint``.
+    """
     return (path / ".metadata").is_file() and (path / "meta.pt").is_file()
 
 
@@ -56,8 +60,8 @@ def load_sharded_checkpoint(path: Path) -> StateDict:
 
 
 def check_sharded_checkpoint(path: Path) -> None:
-    """Read the index and every part of it that is no tensor, plain values alone: Lightning, which unpickles both when a run is resumed, is
-    not given any other.
+    """Read the index and every part of it that is no tensor, plain values alone: Lightning, which unpickles both when a
+    run is resumed, is not given any other.
 
     Raises:
         pickle.UnpicklingError: there is something else in them.

@@ -1,4 +1,6 @@
-"""The model spec: what a checkpoint says of its model, in plain values, and whether that is the model of a configuration."""
+"""The model spec: what a checkpoint says of its model, in plain values, and whether that is the model of a
+configuration.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,8 @@ from ldmprobe.types import PlainValues, StateDict
 
 _MAY_DIFFER = ("latent_shape", "run", "pretrained")  # from run to run of one model
 _ADVICE = {
-    "base_weights": "It goes on only with the pretrained weights that it was finetuned from, wherever they are now. To finetune the checkpoint "
-    "itself, give it as `pretrained`, without `--ckpt_path`."
+    "base_weights": "It goes on only with the pretrained weights that it was finetuned from, wherever they are now. To "
+    "finetune the checkpoint itself, give it as `pretrained`, without `--ckpt_path`."
 }
 
 
@@ -64,7 +66,9 @@ def finetune_spec(
 
 
 def check_same_model(checkpoint: StateDict, ours: PlainValues) -> None:
-    """Raise ConfigurationError, naming the first difference, if a checkpoint is of another model than ``ours``, a ``model_spec``."""
+    """Raise ConfigurationError, naming the first difference, if a checkpoint is of another model than ``ours``, a
+    ``model_spec``.
+    """
     theirs = checkpoint.get("ldmprobe")
     if theirs is None:
         raise ConfigurationError("The checkpoint was not written by ldmprobe.LatentDiffusion.")
@@ -77,9 +81,11 @@ def check_same_model(checkpoint: StateDict, ours: PlainValues) -> None:
 
 
 def check_same_state(checkpoint: StateDict, module: nn.Module, codec: LatentCodec) -> None:
-    """Raise ConfigurationError if loading the checkpoint would fail, or silently replace what the configuration asks for.
+    """Raise ConfigurationError if loading the checkpoint would fail, or silently replace what the configuration asks
+    for.
 
-    That is a frozen network with other weights, another scale of latents, and a timestep sampler or weighting with another kind of state.
+    That is a frozen network with other weights, another scale of latents, and a timestep sampler or weighting with
+    another kind of state.
 
     Args:
         module: the module to be loaded, with ``codec`` in it.
@@ -92,7 +98,8 @@ def check_same_state(checkpoint: StateDict, module: nn.Module, codec: LatentCode
     for part in sorted(kept):
         if part_of(theirs, f"{part}.").keys() != part_of(own, f"{part}.").keys():
             raise ConfigurationError(
-                f"The checkpoint is of another model: its {part} keep another state. Give the configuration it was trained with."
+                f"The checkpoint is of another model: its {part} keep another state. Give the configuration it was "
+                "trained with."
             )
     for place, part in module.named_modules():
         if isinstance(part, LazyModule) and part.saved:

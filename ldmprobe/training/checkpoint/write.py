@@ -17,13 +17,14 @@ from ldmprobe.types import StateDict
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Save Lightning's checkpoints atomically, streamed to the disk rather than copied in memory, and load them with ``weights_only``.
+    """Save Lightning's checkpoints atomically, streamed to the disk rather than copied in memory, and load them with
+    ``weights_only``.
 
     ``weights_only`` can be set to False. Addresses of other file systems (``s3://…``) are left to Lightning.
 
     Raises:
-        ConfigurationError: the disk is full or cannot be written (what was there before is kept), or a checkpoint to be loaded holds more
-            than tensors and plain values.
+        ConfigurationError: the disk is full or cannot be written (what was there before is kept), or a checkpoint to be
+            loaded holds more than tensors and plain values.
     """
 
     def save_checkpoint(self, checkpoint: StateDict, path: str | Path, storage_options: object = None) -> None:
@@ -41,8 +42,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except (OSError, RuntimeError) as error:
             if (cause := failed or error) is not None and isinstance(cause, OSError):
                 raise ConfigurationError(
-                    f"{path} could not be written: {cause.strerror}. The checkpoints before it are kept; make room, then go on with "
-                    "`--ckpt_path last`."
+                    f"{path} could not be written: {cause.strerror}. The checkpoints before it are kept; make room, "
+                    "then go on with `--ckpt_path last`."
                 ) from error
             raise
 
@@ -57,8 +58,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except pickle.UnpicklingError as error:
             named = re.search(r"GLOBAL (\S+)", str(error))
             raise ConfigurationError(
-                f"{path} holds more than tensors and plain values{f' ({named[1]})' if named else ''}: loading it may run code that it "
-                "brings along. If you trust where it comes from, add `--weights_only false`."
+                f"{path} holds more than tensors and plain values{f' ({named[1]})' if named else ''}: loading it may "
+                "run code that it brings along. If you trust where it comes from, add `--weights_only false`."
             ) from error
 
 

@@ -7,7 +7,8 @@ from ldmprobe.training.checkpoint.paths import paths_here
 
 
 def _saved(folder, *names):
-    """A ModelCheckpoint of the folder that has kept these, each worse than the one before, and what a checkpoint has of it."""
+    """A ModelCheckpoint of the folder that has kept these, each worse than the one before, and what a checkpoint has of
+    it."""
     folder.mkdir()
     for name in (*names, "last.ckpt"):
         (folder / name).touch()

@@ -35,7 +35,8 @@ def whole(config):
 
 
 def _stopped(config, folder, *points, signum=signal.SIGKILL):
-    """Exit codes of a run that is stopped at each of the points, (function, number of its call), and gone on with, to its end."""
+    """Exit codes of a run that is stopped at each of the points, (function, number of its call), and gone on with, to
+    its end."""
     output = folder.parent / "output.txt"
     codes = [run(arguments(config, folder), output, signal_at_call, *point, signum) for point in points]
     return [*codes, run(arguments(config, folder), output)], output.read_text()
