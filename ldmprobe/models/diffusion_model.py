@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -52,6 +51,7 @@ class DiffusionModel:
     trained_steps: int = 0
     trained_on: PlainValues = field(default_factory=dict)
     fitting_batch_size: int | None = field(default=None, init=False)
+    _adapted: tuple[nn.Module, Denoiser] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         self.schedule = as_schedule(self.schedule)
@@ -65,9 +65,12 @@ class DiffusionModel:
         """Everything whose train/eval mode a probe sets and restores."""
         return [self.network, self.codec, self.conditioning]
 
-    @cached_property
+    @property
     def _denoise(self) -> Denoiser:
-        return as_denoiser(self.network)
+        """The network's adapter, made once for each network."""
+        if self._adapted is None or self._adapted[0] is not self.network:
+            self._adapted = self.network, as_denoiser(self.network)
+        return self._adapted[1]
 
     def predict(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the network's answer at z_t (N, C, H, W), told t (N,), in the dtype of ``z_t``; in training, too."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from functools import cached_property
 from typing import Any
 
 import lightning as L
@@ -122,6 +121,7 @@ class LatentDiffusion(L.LightningModule):
         self.validation_timesteps = np.linspace(last / 20, last, validation_timesteps).round().astype(int).tolist()
         self.latent_shape = tuple(latent_shape) if latent_shape is not None else None
         self.seed = seed
+        self._asked: DiffusionModel | None = None
 
     # --- before training -------------------------------------------------------------------------------------------
 
@@ -255,10 +255,12 @@ class LatentDiffusion(L.LightningModule):
 
     # --- for probes, checkpoints -----------------------------------------------------------------------------------
 
-    @cached_property
+    @property
     def _trained_model(self) -> DiffusionModel:
-        """What a step asks, made once."""
-        return self.diffusion_model(self.network)
+        """The model that a step asks, made once for each network."""
+        if self._asked is None or self._asked.network is not self.network:
+            self._asked = self.diffusion_model(self.network)
+        return self._asked
 
     def diffusion_model(self, network: nn.Module | None = None) -> DiffusionModel:
         """What probes look at: the EMA network if there is one, else the live one."""

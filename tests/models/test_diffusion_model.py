@@ -165,3 +165,11 @@ def test_a_variance_beside_the_prediction_is_no_second_channel_of_it():
     network = tiny_unet(1, out_channels=2).eval()
     with refused(r"\(4, 1, 8, 8\) with \(4, 2, 8, 8\)"):
         DiffusionModel(network, as_schedule(sd_scheduler()), (1, 8, 8)).predict(Z[:, :1], T, {})
+
+
+@torch.no_grad()
+def test_another_network_put_in_its_place_is_the_one_that_answers(model):
+    other = DiffusionModel(model.network, model.schedule, model.latent_shape, conditioning=model.conditioning)
+    assert torch.equal(other.predict(Z, T, LABELS), model.predict(Z, T, LABELS))
+    other.network = tiny_unet(num_class_embeds=4).eval()
+    assert torch.equal(other.predict(Z, T, LABELS), as_denoiser(other.network)(Z, T, LABELS))
