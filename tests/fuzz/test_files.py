@@ -63,7 +63,8 @@ def _checkpoint() -> dict[str, Any]:
         "network": json.loads(json.dumps(network_config(network))),
         "scheduler": json.loads(json.dumps(network_config(sd_scheduler()))),
         "autoencoder": None,
-        "num_classes": None,
+        "conditioning": {"class_name": "Unconditional"},
+        "run": {},
         "latent_shape": [2, 8, 8],
         "ema": False,
     }
