@@ -118,8 +118,8 @@ class ExactResume(L.Callback):
             folders = [Path(each.dirpath) for each in saving if each.dirpath and "://" not in str(each.dirpath)]
             if later := set_aside_later(folders, after=trainer.global_step):
                 say(
-                    f"going on from step {trainer.global_step}: {', '.join(map(str, later))} set aside, which are of "
-                    "later steps."
+                    f"going on from step {trainer.global_step}; checkpoints of later steps are set aside, as "
+                    f"{', '.join(map(str, later))}."
                 )
         parameters = dict(pl_module.named_parameters())
         for name, gradient in extra.get("gradients", {}).items():

@@ -103,7 +103,7 @@ def in_words(levels: Levels, bands: Sequence[Band]) -> tuple[str, str]:
     least = NEGLIGIBLE * levels.bound
     recoverable = [band for band in bands if band.lower > LEAST_RESIDUAL]
     total = sum(band.excess_nats for band in recoverable)
-    weighty = [band for band in recoverable if band.excess_nats >= 0.2 * total >= 0.2 * least]
+    weighty = [b for b in recoverable if b.excess_nats >= least or b.excess_nats >= 0.2 * total >= 0.2 * least]
     found = [
         *_recoverable(weighty),
         *worse_than_linear(levels),

@@ -130,8 +130,12 @@ def _is_held_in_state(class_path: str) -> bool:
 
 
 def _with_state(asked: PlainValues, theirs: PlainValues) -> PlainValues:
-    """The settings asked for, those of optimizers and schedulers as they are in the checkpoint."""
+    """Return the settings asked for, but those of optimizers, schedulers and the random state as they are in the
+    checkpoint.
+    """
     settings = deepcopy(asked)
+    if "seed_everything" in settings and "seed_everything" in theirs:
+        settings["seed_everything"] = theirs["seed_everything"]
     for path in _in_state(settings):
         here, there = _at(settings, path), _at(theirs, path)
         if isinstance(there, dict) and there.get("class_path") == here["class_path"]:
@@ -158,6 +162,6 @@ def _told(asked: PlainValues, in_effect: PlainValues, theirs: PlainValues) -> It
         yield f"  … and {len(found) - _MOST_TOLD} more"
     if any(key not in effective for key, _, _ in found):
         yield (
-            "  Optimizer and learning-rate schedule go on as they are in the checkpoint, and config.yaml says so. For "
-            "others start a new run (FinetunedDiffusion takes the checkpoint's weights as `pretrained`)."
+            "  Optimizer, learning-rate schedule and random state go on as they are in the checkpoint, and config.yaml says "
+            "so. For others start a new run (FinetunedDiffusion takes the checkpoint's weights as `pretrained`)."
         )

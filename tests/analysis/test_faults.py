@@ -92,6 +92,15 @@ def test_the_heaviest_is_the_headline_and_what_weighs_nothing_comes_last_without
     assert "hidden elsewhere" in remarks
 
 
+def test_a_band_that_weighs_much_is_named_however_much_heavier_another_is():
+    residual = np.where(at(2, 8), 0.6, np.where(at(-1, 1.6), 0.3, -0.005))
+    medium = 0.3 * float((NATS * MSE)[at(-1, 1.6)].sum())
+    headline, remarks = said(residual=residual)
+    assert 0.05 * BOUND < medium < 0.2 * 0.6 * float((NATS * MSE)[at(2, 8)].sum())
+    assert "of the loss at log-SNR 0…+3" in headline
+    assert "next to nothing" not in headline + remarks
+
+
 @pytest.mark.parametrize(("lost", "where"), [([3, 4], "log-SNR −2.9…−2.2"), (range(L), "every noise level")])
 def test_what_is_not_finite_is_named(lost, where):
     gone = replace(PERFECT, mse=np.where(np.isin(np.arange(L), list(lost)), np.nan, MSE))

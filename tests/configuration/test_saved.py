@@ -68,16 +68,18 @@ def test_what_is_changed_on_resume_is_told_with_its_effect_and_the_file_tells_th
     changed = config()
     changed["model"]["init_args"]["optimizer"] = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.1}}
     changed["data"]["init_args"]["batch_size"] = 2
-    assert _fit(changed, "--ckpt_path=last", "--trainer.max_steps=4") == 0
+    assert _fit(changed, "--ckpt_path=last", "--trainer.max_steps=4", "--seed_everything=5") == 0
     told = [line.strip() for line in capsys.readouterr().err.splitlines() if " → " in line]
     assert sorted(told) == [
         "data.init_args.batch_size: 4 → 2, from here on",
         "model.init_args.optimizer.init_args.lr: 0.001 → 0.1, without effect",
+        "seed_everything: 0 → 5, without effect",
         "trainer.max_steps: 2 → 4, from here on",
     ]
     assert {group["lr"] for group in last()["optimizer_states"][0]["param_groups"]} == {1e-3}
     assert saved("one")["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 1e-3
     assert saved("one")["data"]["init_args"]["batch_size"] == 2
+    assert saved("one")["seed_everything"] == 0
     assert saved("one", "config.1.yaml") == first
     assert _fit(changed, "--ckpt_path=last", "--trainer.max_steps=4") == 0  # as it is in the file, but for lr
     told = [line for line in capsys.readouterr().err.splitlines() if " → " in line]
