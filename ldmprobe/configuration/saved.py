@@ -162,6 +162,6 @@ def _told(asked: PlainValues, in_effect: PlainValues, theirs: PlainValues) -> It
         yield f"  … and {len(found) - _MOST_TOLD} more"
     if any(key not in effective for key, _, _ in found):
         yield (
-            "  Optimizer, learning-rate schedule and random state go on as they are in the checkpoint, and config.yaml says "
-            "so. For others start a new run (FinetunedDiffusion takes the checkpoint's weights as `pretrained`)."
+            "  Optimizer, learning-rate schedule and random state go on as they are in the checkpoint, and config.yaml "
+            "says so. For others start a new run (FinetunedDiffusion takes the checkpoint's weights as `pretrained`)."
         )
