@@ -19,7 +19,7 @@ from ldmprobe.data.images import ImageData
 from ldmprobe.io.store import RecordStore
 from ldmprobe.training.checkpoint.newest import set_aside_later
 from ldmprobe.training.checkpoint.paths import paths_here
-from ldmprobe.training.checkpoint.resume import say
+from ldmprobe.training.checkpoint.resume import checkpoint_folders, say
 from ldmprobe.types import Batch, PlainValues, StateDict
 
 LAST_WORDS = "terminated.ckpt"
@@ -114,9 +114,7 @@ class ExactResume(L.Callback):
         extra, self._extra, self._trained = self._extra, {}, False
         if trainer.is_global_zero:
             RecordStore(run_directory(trainer)).set_aside(after=trainer.global_step)
-            saving = [each for each in trainer.checkpoint_callbacks if isinstance(each, ModelCheckpoint)]
-            folders = [Path(each.dirpath) for each in saving if each.dirpath and "://" not in str(each.dirpath)]
-            if later := set_aside_later(folders, after=trainer.global_step):
+            if later := set_aside_later(checkpoint_folders(trainer), after=trainer.global_step):
                 say(
                     f"going on from step {trainer.global_step}; checkpoints of later steps are set aside, as "
                     f"{', '.join(map(str, later))}."

@@ -51,9 +51,8 @@ def reference_in(
             reference = reference_at(path, model, lambda: latents_of(model.codec, batches()), rows)
         if not path.exists():
             reference.save(path)
-            reference = Reference.load(
-                path
-            )  # as a resumed run will: fitted tensors have other strides, and so other last bits
+            # As a resumed run will: fitted tensors have other strides, and so other last bits.
+            reference = Reference.load(path)
         return reference
 
     return from_rank_zero(trainer, make)

@@ -19,6 +19,12 @@ from ldmprobe.lightning_private import set_wandb_id
 from ldmprobe.training.checkpoint.newest import newest_intact
 
 
+def checkpoint_folders(trainer: L.Trainer) -> list[Path]:
+    """Return the folders on this machine that a Trainer's ModelCheckpoints write to."""
+    saving = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint))
+    return [Path(callback.dirpath) for callback in saving if callback.dirpath and "://" not in str(callback.dirpath)]
+
+
 def last_checkpoint(trainer: L.Trainer, run_dir: str, may_start: bool) -> str | None:
     """The run's newest intact checkpoint; None where it has none yet and ``may_start``, so that one command line serves
     to start a run and to go on with it. Torn ones that stand in the way are told of and renamed to ``….torn``.
@@ -26,10 +32,7 @@ def last_checkpoint(trainer: L.Trainer, run_dir: str, may_start: bool) -> str | 
     Raises:
         ConfigurationError: no checkpoint is intact, or all are gone.
     """
-    folders = [Path(run_dir)]
-    for callback in trainer.checkpoint_callbacks:
-        if isinstance(callback, ModelCheckpoint) and callback.dirpath and "://" not in str(callback.dirpath):
-            folders.append(Path(callback.dirpath))
+    folders = [Path(run_dir), *checkpoint_folders(trainer)]
     saved, torn = newest_intact(folders)
     faults = ", ".join(f"{path} ({fault})" for path, fault in torn.items())
     if saved is None and torn:
