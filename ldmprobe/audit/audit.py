@@ -127,9 +127,8 @@ def audited(config: PlainValues, run_dir: Path, steps: int, probed: bool) -> Pla
 
     def is_left_out(callback: PlainValues) -> bool:
         kind = _class_of(callback)
-        by_a_probe = str((callback.get("init_args") or {}).get("monitor")).startswith(
-            SECTION
-        )  # training is meant to depend on it
+        monitored = str((callback.get("init_args") or {}).get("monitor"))
+        by_a_probe = monitored.startswith(SECTION)  # training is meant to depend on it
         return issubclass(kind, (Checkpoint, ProgressBar)) or by_a_probe or (not probed and is_probe(kind))
 
     # Validation once within the run, and short: what it does besides the probes is part of training.

@@ -290,9 +290,8 @@ def run(argv: list[str]) -> None:
         SystemExit: 143 (128 + SIGTERM) where the process was told to end, so that a scheduler knows it has not
             finished.
     """
-    warnings.filterwarnings(
-        "ignore", message=r"Found \d+ module\(s\) in eval mode"
-    )  # codec and moving average stay there
+    # Codec and moving average stay in eval mode.
+    warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     try:
         build_cli(argv)
     except SIGTERMException:

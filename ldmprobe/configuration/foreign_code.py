@@ -95,9 +95,8 @@ class _Policy:
             if top in _NEVER:
                 self.refused.append(path)
                 raise
-            imported = _imported(
-                path
-            )  # under the name that it was given, if this is the one it has where it is defined
+            # Under the name that it was given, if this is the one it has where it is defined.
+            imported = _imported(path)
             if imported is None or not any(imported is _imported(other) for other in self.named):
                 self.named.append(path)
                 _say(f"the configuration names code from outside ldmprobe and its libraries: {path}")

@@ -28,11 +28,8 @@ _BUNDLED = {
 }
 _PREDICTS_VARIANCE = ("DiTTransformer2DModel", "PixArtTransformer2DModel")  # appended to the prediction
 _TIME_TO_ONE = ("AuraFlowTransformer2DModel",)  # is told t/1000
-_TEXT_WIDTHS = (
-    "caption_channels",
-    "joint_attention_dim",
-    "cross_attention_dim",
-)  # what they call the width of text embeddings
+# What they call the width of text embeddings:
+_TEXT_WIDTHS = ("caption_channels", "joint_attention_dim", "cross_attention_dim")
 
 
 def config_of(network: object) -> PlainValues:

@@ -75,8 +75,8 @@ METRICS = (
     ),
     Metric(
         "prediction_gain", "Are predictions of the right size?",
-        "What they would have to be multiplied by to fit held-out noise best. Above 1 they are too small, below 1 too"
-        " large; a few per cent in a band show here long before they show in a loss.",
+        "What they would have to be multiplied by to fit held-out noise best. Above 1 they are too small, below 1 "
+        "too large; a few per cent in a band show here long before they show in a loss.",
         "gain: E[ε·ε̂] ÷ E[ε̂²]", ideal=1.0,
     ),
     Metric(

@@ -79,7 +79,6 @@ def _scatter_table(record: ProbeRecord, name: str) -> Table:
         for i, (x, y) in enumerate(scatter.xy.tolist())
     ]
     table = wandb.Table(columns=["step", "timestep", "sample", "label", "x", "y"], data=rows[:1])
-    table.data.extend(
-        rows[1:]
-    )  # of the first row's types; Table would infer them anew for each, which takes longer than all the rest
+    # Of the first row's types; Table would infer them anew for each, which takes longer than all the rest.
+    table.data.extend(rows[1:])
     return table

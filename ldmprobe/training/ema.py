@@ -68,9 +68,8 @@ class EMA(nn.Module):
         keep = {id(parameter) for parameter, is_averaged in averaged if is_averaged}
         dtype = fn(torch.empty(0, dtype=torch.float32)).dtype
         if not self._shares_half and not all(self._averaged) and dtype != at_least_float32(dtype):
-            self.network = copy.deepcopy(
-                self.network
-            )  # from here on the live network has what is frozen in half precision
+            # From here on the live network has what is frozen in half precision.
+            self.network = copy.deepcopy(self.network)
         widen = in_float32(fn)
         super()._apply(
             lambda tensor: fn(tensor) if self._shares_half and id(tensor) not in keep else widen(tensor), recurse

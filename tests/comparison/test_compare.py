@@ -267,9 +267,8 @@ def test_samples_stand_side_by_side(runs_dir, html):
 def test_page_says_where_the_configurations_differ(runs_dir, html):
     differing = configuration_differences([runs_dir / "plain", runs_dir / "starved"])
     assert differing == {"model.lr": ["0.1", NASTY], "probes[0].n": ["1", "not set"]}
-    assert re.search(
-        r"<th>model.lr</th><td>0.1</td><td>&lt;/script&gt;.*?</td><td>unknown</td>", html
-    )  # other_seed has none
+    row = r"<th>model.lr</th><td>0.1</td><td>&lt;/script&gt;.*?</td><td>unknown</td>"
+    assert re.search(row, html)  # other_seed has none
     assert "model.layers" not in html
 
 
