@@ -18,24 +18,18 @@ from ldmprobe.models.denoiser import as_denoiser, check_denoiser
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.sampling import sample_trajectory
 from tests.helpers import FLOAT32, refused, sd_scheduler, tiny_unet
+from tests.training.test_latent_diffusion import trainer as quiet_trainer
 
 SIZE = 8
 KNOWN = torch.arange(SIZE) < SIZE // 2  # columns
 
 
-class LeftHalf(Conditioning):
-    """The left half of the image, and a channel that says where there is one."""
+class Picture(Conditioning):
+    """Two planes beside z_t; those of a probe's samples are of held-out rows."""
 
-    columns = ("image",)
-
-    def __init__(self, num_rows: int = 64, dropout: float = 0.0) -> None:
+    def __init__(self, num_rows: int, dropout: float) -> None:
         super().__init__(dropout)
         self.rows = HeldOutRows(self.columns, num_rows)
-
-    def from_batch(self, batch):
-        self.check_columns(batch)
-        known = KNOWN.to(batch["image"]).expand_as(batch["image"][:, :1])
-        return {"concat": torch.cat([batch["image"] * known, known], dim=1)}
 
     def for_samples(self, sample_ids):
         return self.from_batch(self.rows.batch(sample_ids))
@@ -46,6 +40,20 @@ class LeftHalf(Conditioning):
     def prepare(self, network, data, codec):
         super().prepare(network, data, codec)
         self.rows.choose(data)
+
+
+class LeftHalf(Picture):
+    """The left half of the image, and a channel that says where there is one."""
+
+    columns = ("image",)
+
+    def __init__(self, num_rows: int = 64, dropout: float = 0.0) -> None:
+        super().__init__(num_rows, dropout)
+
+    def from_batch(self, batch):
+        self.check_columns(batch)
+        known = KNOWN.to(batch["image"]).expand_as(batch["image"][:, :1])
+        return {"concat": torch.cat([batch["image"] * known, known], dim=1)}
 
     @property
     def spec(self):
@@ -144,19 +152,7 @@ def fit(folder, max_steps: int, data=None, ckpt_path=None, probes: bool = False,
             DDIMProbe(every_n_steps=max_steps, num_samples=32, num_steps=4, guidance=2.0),
             DenoisingProbe(every_n_steps=max_steps, num_images=32, num_draws=64),
         ]
-    trainer = L.Trainer(
-        default_root_dir=folder,
-        max_steps=max_steps,
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-        callbacks=callbacks,
-    )
+    trainer = quiet_trainer(folder, max_steps, limit_val_batches=0, callbacks=callbacks)
     trainer.fit(module, data or images(), ckpt_path=ckpt_path)
     return trainer, module, losses.seen
 
@@ -237,29 +233,18 @@ def test_a_checkpoint_of_a_class_that_was_not_imported_says_so():
 # --- a column of its own, from a cache --------------------------------------------------------------------------------
 
 
-class ShapeMap(Conditioning):
+class ShapeMap(Picture):
     """Where the shape is and where it is not, from the column of masks."""
 
     columns = ("mask",)
 
     def __init__(self) -> None:
-        super().__init__(dropout=0.2)
-        self.rows = HeldOutRows(self.columns, num_rows=8)
+        super().__init__(num_rows=8, dropout=0.2)
 
     def from_batch(self, batch):
         self.check_columns(batch)
         shape = (batch["mask"] > 0)[:, None].float()
         return {"concat": torch.cat([shape, 1 - shape], dim=1)}
-
-    def for_samples(self, sample_ids):
-        return self.from_batch(self.rows.batch(sample_ids))
-
-    def null(self, num_samples, device):
-        return {"concat": torch.zeros(num_samples, 2, SIZE, SIZE, device=device)}
-
-    def prepare(self, network, data, codec):
-        super().prepare(network, data, codec)
-        self.rows.choose(data)
 
 
 def shapes(columns: bool = True, **options) -> ldmprobe.ImageData:
