@@ -13,6 +13,7 @@ from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.pixels import as_bytes
 from ldmprobe.probing.analyses import Analysis, Findings, Trajectory
 from ldmprobe.probing.clipping import clipping, count_clipped
 from ldmprobe.probing.held_out import HeldOut
@@ -67,7 +68,7 @@ def _check_finite(step: SamplingStep) -> None:
 
 def image_grid(images: Tensor, columns: int, gap: int = 2) -> Any:
     """Images (N, C, H, W) in [−1, 1] side by side: uint8 array (rows, columns[, 3])."""
-    pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().byte()
+    pixels = as_bytes(images)
     pixels = pixels[:, :3] if pixels.shape[1] >= 3 else pixels[:, :1]
     n, channels, height, width = pixels.shape
     columns = max(1, min(columns, n))

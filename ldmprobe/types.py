@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sized
-from typing import Any
+from collections.abc import Iterator, Sized
+from typing import Any, TypeVar
+
+Kind = TypeVar("Kind")
 
 PlainValues = dict[str, Any]
 """Nested plain values by name, such as JSON and YAML hold: descriptions, settings, provenance."""
@@ -20,6 +22,13 @@ Rows = Any
 Component = Any
 """A pipeline of diffusers, one of its parts or their configuration: which attributes it has, its class decides, which
 is known when it runs."""
+
+
+def kinds_of(base: type[Kind]) -> Iterator[type[Kind]]:
+    """Yield the subclasses of a class that have been imported, the user's own included, however far below it."""
+    for kind in base.__subclasses__():
+        yield kind
+        yield from kinds_of(kind)
 
 
 def is_table(rows: Rows) -> bool:

@@ -1,6 +1,7 @@
 """No network, no more threads than cores, nothing written outside the test's own folder."""
 
 import os
+import sys
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -26,3 +27,11 @@ def _own_folder(tmp_path, monkeypatch):
     """Relative paths, such as ``runs/``, land in the test's folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf_cache"))
+
+
+@pytest.fixture(autouse=True)
+def _own_wandb_run():
+    """A WandbLogger would go on in the run that an earlier test of this process left open."""
+    yield
+    if (wandb := sys.modules.get("wandb")) and wandb.run:
+        wandb.finish()

@@ -101,7 +101,6 @@ def load(args: Namespace) -> tuple[DiffusionModel, Sampling]:
 
     from ldmprobe.diffusion.grids import ScheduleGrid
     from ldmprobe.models.denoiser import check_denoiser
-    from ldmprobe.models.guidance import ClassifierFreeGuidance
     from ldmprobe.pretrained.source import Source
     from ldmprobe.probing.probe import evaluating
     from ldmprobe.probing.sampling import Sampling
@@ -113,9 +112,9 @@ def load(args: Namespace) -> tuple[DiffusionModel, Sampling]:
         condition = model.conditioning.for_samples(torch.zeros(1, dtype=torch.long, device=model.device))
         image_shape = model.codec.image_shape(model.latent_shape)
         check_denoiser(model.network, model.latent_shape, condition, model.device, image_shape)
-    grid, guidance = ScheduleGrid(args.timestep_spacing), ClassifierFreeGuidance(args.guidance_scale)
-    sampling = Sampling(
-        args.num_samples, args.num_steps, grid=grid, guidance=guidance, batch_size=args.batch_size, seed=args.seed
+    grid = ScheduleGrid(args.timestep_spacing)
+    sampling = Sampling.of(
+        args.num_samples, args.num_steps, None, grid, args.guidance_scale, args.batch_size, args.seed
     )
     sampling.levels(model)
     return model, sampling

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from ldmprobe.types import kinds_of
+
 Level = Tensor | float
 """α or σ of a noise level: a number, or a tensor that broadcasts to the latents (N, …)."""
 
@@ -119,5 +121,6 @@ def prediction_named(name: str) -> Prediction | None:
     """Return the kind of that name, one of the above or one of the user's own that has been imported; None if there is
     none.
     """
-    own = {kind.name: kind for kind in Prediction.__subclasses__() if kind.name not in KINDS}
-    return KINDS.get(name) or (own[name]() if name in own else None)
+    kinds = kinds_of(Prediction)  # type: ignore[type-abstract]
+    own = (kind() for kind in kinds if kind.name == name)
+    return KINDS.get(name) or next(own, None)

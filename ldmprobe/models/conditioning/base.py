@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.denoiser import Condition
-from ldmprobe.types import Batch, Component, PlainValues
+from ldmprobe.types import Batch, Component, PlainValues, kinds_of
 
 
 class ConditioningData(Protocol):
@@ -296,9 +296,8 @@ def conditioning_of(description: PlainValues, network: nn.Module) -> Conditionin
     Raises:
         ConfigurationError: its class is one of the user's own that has not been imported.
     """
-    name, kinds = description["class_name"], Conditioning.__subclasses__()
-    for kind in kinds:
-        kinds += kind.__subclasses__()
+    name = description["class_name"]
+    kinds = kinds_of(Conditioning)  # type: ignore[type-abstract]
     found = next((kind for kind in kinds if kind.__name__ == name), None)
     if found is None:
         raise ConfigurationError(

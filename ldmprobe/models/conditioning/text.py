@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 import torch
 from torch import Tensor, nn
 
+from ldmprobe.diffusion.full_precision import without_autocast
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.codec import LatentCodec
@@ -78,7 +79,7 @@ class TextConditioning(Conditioning):
         """
         if self.trained:
             return self.encoder.null() if captions is None else self.encoder(captions)
-        with torch.no_grad(), torch.autocast(self.encoder.device.type, enabled=False):
+        with torch.no_grad(), without_autocast(self.encoder.device):
             return self.encoder.null() if captions is None else self.encoder(captions)
 
     def for_samples(self, sample_ids: Tensor) -> Condition:

@@ -65,7 +65,7 @@ def figure_of_choices(charts: Mapping[str, Chart]) -> go.Figure:
         for chosen, label in enumerate(charts)
     ]
     buttons = {
-        "type": "buttons", "direction": "right", "buttons": choices, 
+        "type": "buttons", "direction": "right", "buttons": choices,
         "x": 0, "xanchor": "left", "y": 1.04, "yanchor": "bottom",
         "bgcolor": "#f4f5f7", "bordercolor": "#dfe3e8", "font": {"size": 12},
     }  # fmt: skip
