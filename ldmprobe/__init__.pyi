@@ -20,7 +20,10 @@ from ldmprobe.diffusion.adaptive_timesteps import VarianceAware as VarianceAware
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps as BalancedTimesteps
 from ldmprobe.diffusion.diffusers_schedules import DiffusersSchedule as DiffusersSchedule
 from ldmprobe.diffusion.grids import Grid as Grid
+from ldmprobe.diffusion.grids import KarrasGrid as KarrasGrid
+from ldmprobe.diffusion.grids import LogSNRGrid as LogSNRGrid
 from ldmprobe.diffusion.grids import ScheduleGrid as ScheduleGrid
+from ldmprobe.diffusion.grids import ShiftGrid as ShiftGrid
 from ldmprobe.diffusion.objective import TimestepObjective as TimestepObjective
 from ldmprobe.diffusion.prediction import EpsilonPrediction as EpsilonPrediction
 from ldmprobe.diffusion.prediction import Prediction as Prediction

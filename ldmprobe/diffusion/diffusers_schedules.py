@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from ldmprobe.diffusion.prediction import KINDS, EpsilonPrediction, Prediction, VelocityPrediction
 from ldmprobe.diffusion.schedule import NoiseSchedule, SamplingGrid
@@ -128,6 +129,12 @@ class VariancePreservingSchedule(DiffusersSchedule):
                 "v_prediction`."
             )
         super().__init__(scheduler, alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt(), prediction)
+        if scheduler.config.get("clip_sample", False):
+            self.clip_range = float(scheduler.config.get("clip_sample_range", 1.0))
+
+    def log_alpha_at(self, log_snr: Tensor) -> Tensor:
+        """α² = sigmoid(λ)."""
+        return logsigmoid(log_snr) / 2
 
     def sampling_scheduler(self, **settings: object) -> SchedulerMixin:
         """Return the scheduler as a ``diffusers.DDIMScheduler``."""
@@ -172,8 +179,8 @@ class VariancePreservingSchedule(DiffusersSchedule):
         # Of its own table, which a DDIMScheduler of the same settings need not have (CogVideoX's is shifted).
         final = torch.ones(()).double() if ddim.config.set_alpha_to_one else self.alpha[0] ** 2
         a_s = torch.where(s >= 0, self.alpha[s.clamp(min=0)] ** 2, final)
-        clip_range = float(ddim.config.clip_sample_range) if ddim.config.clip_sample else None
-        return SamplingGrid(t, a_t.sqrt(), (1 - a_t).sqrt(), a_s.sqrt(), (1 - a_s).clamp(min=0).sqrt(), clip_range)
+        sigma_t, sigma_s = (1 - a_t).sqrt(), (1 - a_s).clamp(min=0).sqrt()
+        return SamplingGrid(t, a_t.sqrt(), sigma_t, a_s.sqrt(), sigma_s, self, self.clip_range)
 
 
 class FlowMatchSchedule(DiffusersSchedule):
@@ -195,6 +202,14 @@ class FlowMatchSchedule(DiffusersSchedule):
         sigma = scheduler.shift * uniform / (1 + (scheduler.shift - 1) * uniform)
         super().__init__(scheduler, 1 - sigma, sigma, VelocityPrediction(), (steps * sigma).float())
 
+    def log_alpha_at(self, log_snr: Tensor) -> Tensor:
+        """α = 1 − σ = sigmoid(λ/2)."""
+        return logsigmoid(log_snr / 2)
+
+    def told_between(self, log_snr: Tensor) -> Tensor:
+        """T·σ."""
+        return self.num_timesteps * torch.sigmoid(-log_snr / 2)
+
     def sampling_scheduler(self, **settings: object) -> SchedulerMixin:
         """Return a scheduler of the same class."""
         scheduler = type(self.scheduler).from_config(self.scheduler.config, **settings)
@@ -212,4 +227,4 @@ class FlowMatchSchedule(DiffusersSchedule):
         euler = self.sampling_scheduler()
         euler.set_timesteps(num_steps)
         sigmas = euler.sigmas.double().cpu()
-        return SamplingGrid(euler.timesteps.cpu(), 1 - sigmas[:-1], sigmas[:-1], 1 - sigmas[1:], sigmas[1:])
+        return SamplingGrid(euler.timesteps.cpu(), 1 - sigmas[:-1], sigmas[:-1], 1 - sigmas[1:], sigmas[1:], self)

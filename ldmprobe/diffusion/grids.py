@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+import math
+from abc import abstractmethod
+from typing import ClassVar
 
+import torch
+from torch import Tensor
+
+from ldmprobe.diffusion.named import Named
 from ldmprobe.diffusion.schedule import NoiseSchedule, SamplingGrid
+from ldmprobe.errors import ConfigurationError
 from ldmprobe.types import PlainValues
 
+NOISIEST = -10.0
+"""Log-SNR where grids over the log-SNR start, if the schedule goes on to noisier levels. There is nothing of the data
+beyond, and a cosine schedule would spend most of its steps there: its last σ/α is above 10⁴.
+"""
 
-class Grid(ABC):
-    """A rule that lays S sampling steps on a noise schedule."""
+
+class Grid(Named):
+    """A rule that lays S sampling steps on a noise schedule. Name and settings are kept as a ``Sampler``'s."""
 
     @abstractmethod
     def levels(self, schedule: NoiseSchedule, num_steps: int) -> SamplingGrid:
@@ -19,9 +31,9 @@ class Grid(ABC):
             ConfigurationError: the schedule has no such levels.
         """
 
-    @abstractmethod
     def provenance(self, schedule: NoiseSchedule) -> PlainValues:
         """Return what a record says of the rule, as plain values."""
+        return {"grid": self.in_words}
 
 
 class ScheduleGrid(Grid):
@@ -31,6 +43,8 @@ class ScheduleGrid(Grid):
         timestep_spacing: "leading", "trailing" or "linspace"; default: the scheduler's own.
     """
 
+    name = "schedule"
+
     def __init__(self, timestep_spacing: str | None = None) -> None:
         self.timestep_spacing = timestep_spacing
 
@@ -39,3 +53,113 @@ class ScheduleGrid(Grid):
 
     def provenance(self, schedule: NoiseSchedule) -> PlainValues:
         return {"timestep_spacing": self.timestep_spacing or schedule.timestep_spacing}
+
+
+class LogSNRGrid(Grid):
+    """Levels evenly spaced in log-SNR, from the noisiest to the cleanest of the schedule, and then the data
+    (DPM-Solver, Lu et al., 2022, arXiv:2206.00927, section 3.3; diffusers' ``use_lu_lambdas``).
+
+    The network is told fractions of timesteps.
+
+    Args:
+        min_log_snr: where a schedule that goes on to noisier levels is entered.
+    """
+
+    name = "log-snr"
+
+    def __init__(self, min_log_snr: float = NOISIEST) -> None:
+        self.min_log_snr = min_log_snr
+
+    def levels(self, schedule: NoiseSchedule, num_steps: int) -> SamplingGrid:
+        schedule.check_num_steps(num_steps)
+        return through(schedule, torch.linspace(*_range(schedule, self.min_log_snr), num_steps, dtype=torch.float64))
+
+
+class KarrasGrid(Grid):
+    r"""Levels evenly spaced in (σ/α)^{1/ρ}, from σ_max to σ_min, and then the data (Karras et al., 2022,
+    arXiv:2206.00364, eq. 5; diffusers' ``use_karras_sigmas``, which rounds what the network is told and this does not).
+
+    .. math:: \sigma_i = \Bigl(\sigma_{max}^{1/\rho} + \frac{i}{S-1}
+              \bigl(\sigma_{min}^{1/\rho} - \sigma_{max}^{1/\rho}\bigr)\Bigr)^{\rho}
+
+    Args:
+        rho: ρ; the larger, the more of the steps are at low noise.
+        sigma_min, sigma_max: σ/α of the cleanest and noisiest level; default: those of the schedule.
+        min_log_snr: where, without ``sigma_max``, a schedule that goes on to noisier levels is entered.
+
+    Raises:
+        ConfigurationError: ρ is not above 0, or not 0 < σ_min < σ_max.
+    """
+
+    name = "karras"
+    variants: ClassVar = {"karras": {}, "edm": {"sigma_min": 0.002, "sigma_max": 80.0}}
+
+    def __init__(
+        self,
+        rho: float = 7.0,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        min_log_snr: float = NOISIEST,
+    ) -> None:
+        if not rho > 0 or not 0 < (sigma_min or 1e-300) < (sigma_max or math.inf):
+            raise ConfigurationError(
+                f"KarrasGrid got rho {rho}, sigma_min {sigma_min}, sigma_max {sigma_max}; expected rho above 0, and 0 < "
+                "sigma_min < sigma_max."
+            )
+        self.rho, self.sigma_min, self.sigma_max, self.min_log_snr = rho, sigma_min, sigma_max, min_log_snr
+
+    def levels(self, schedule: NoiseSchedule, num_steps: int) -> SamplingGrid:
+        schedule.check_num_steps(num_steps)
+        noisiest, cleanest = _range(schedule, self.min_log_snr)
+        noisiest = noisiest if self.sigma_max is None else -2 * math.log(self.sigma_max)
+        cleanest = cleanest if self.sigma_min is None else -2 * math.log(self.sigma_min)
+        start, end = (math.exp(-log_snr / 2 / self.rho) for log_snr in (noisiest, cleanest))
+        log_snr = -2 * self.rho * torch.linspace(start, end, num_steps, dtype=torch.float64).log()
+        log_snr[0] = noisiest  # which no rounding takes off the schedule
+        log_snr[1:][-1:] = cleanest
+        return through(schedule, log_snr)
+
+
+class ShiftGrid(Grid):
+    r"""Levels evenly spaced in τ = σ/(α + σ), the time of rectified flow, and shifted towards noise, for latents of
+    many pixels (Esser et al., 2024, arXiv:2403.03206, eq. 23):
+
+    .. math:: \tau \mapsto \frac{s\,\tau}{1 + (s - 1)\,\tau}, \qquad \lambda \mapsto \lambda - 2\ln s
+
+    Args:
+        shift: s, 1 for none, in addition to what the schedule itself is shifted by.
+
+    Raises:
+        ConfigurationError: the shift is not above 0.
+    """
+
+    name = "shift"
+
+    def __init__(self, shift: float = 3.0) -> None:
+        if not shift > 0:
+            raise ConfigurationError(f"ShiftGrid got shift {shift}; expected a number above 0, 1 for none.")
+        self.shift = shift
+
+    def levels(self, schedule: NoiseSchedule, num_steps: int) -> SamplingGrid:
+        schedule.check_num_steps(num_steps)
+        last = schedule.sigma[-1] / (schedule.alpha[-1] + schedule.sigma[-1])
+        even = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)[:-1]
+        tau = last * self.shift * even / (1 + (self.shift - 1) * even)
+        return through(schedule, (2 * torch.special.logit(1 - tau)).clamp(max=float(schedule.log_snr[0])))
+
+
+def through(schedule: NoiseSchedule, log_snr: Tensor) -> SamplingGrid:
+    """Return the steps through the levels of these log-SNRs (S,), falling noise, and from the last of them to the data.
+
+    Raises:
+        ConfigurationError: a level lies outside the schedule.
+    """
+    alpha, sigma, told = schedule.level_at(log_snr)
+    alpha, sigma = torch.cat([alpha, torch.ones(1)]), torch.cat([sigma, torch.zeros(1)])
+    return SamplingGrid(told, alpha[:-1], sigma[:-1], alpha[1:], sigma[1:], schedule, schedule.clip_range)
+
+
+def _range(schedule: NoiseSchedule, min_log_snr: float) -> tuple[float, float]:
+    """Return the log-SNR of the noisiest and the cleanest level of a grid over the log-SNR."""
+    finite = schedule.log_snr[schedule.log_snr.isfinite()]
+    return max(float(finite.min()), min_log_snr), float(finite.max())

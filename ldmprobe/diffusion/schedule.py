@@ -8,10 +8,12 @@ told. Tables are kept in float64 and cast where they meet the model.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,6 +24,8 @@ from ldmprobe.types import PlainValues
 if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
+_SAME = 1e-9  # levels whose log-SNR is this close are the same one
+
 
 @dataclass(frozen=True)
 class SamplingGrid:
@@ -31,6 +35,7 @@ class SamplingGrid:
         timesteps: shape (S,), what the network is told at the start of each step.
         alpha_t, sigma_t: shape (S,), float64, the level each step starts from.
         alpha_s, sigma_s: shape (S,), float64, the level it arrives at.
+        schedule: the noise schedule that it is laid on, for samplers that ask the network at further levels.
         clip_range: where x̂_0 is clipped, or None. A clipped step is not affine.
     """
 
@@ -39,6 +44,7 @@ class SamplingGrid:
     sigma_t: Tensor
     alpha_s: Tensor
     sigma_s: Tensor
+    schedule: NoiseSchedule
     clip_range: float | None = None
 
     @property
@@ -49,6 +55,25 @@ class SamplingGrid:
     def log_snr(self) -> Tensor:
         """log-SNR at the start of each step, shape (S,)."""
         return 2 * (self.alpha_t.log() - self.sigma_t.log())
+
+    @property
+    def prior_std(self) -> float:
+        """Standard deviation of the noise z_T that sampling starts from. It is the schedule's; of a grid that starts
+        below the schedule's noisiest level, that times what data of unit variance have less there.
+        """
+        first = math.hypot(float(self.alpha_t[0]), float(self.sigma_t[0]))
+        ratio = first / math.hypot(float(self.schedule.alpha[-1]), float(self.schedule.sigma[-1]))
+        return self.schedule.prior_std * (1.0 if abs(ratio - 1) < _SAME else ratio)
+
+    def joined(self) -> SamplingGrid:
+        """Return the same grid with every step arriving where the next one starts: diffusers' DDIM steps by T // S,
+        which is not everywhere the distance of its timesteps.
+        """
+        alpha, sigma = (
+            torch.cat([self.alpha_t[1:], self.alpha_s[-1:]]),
+            torch.cat([self.sigma_t[1:], self.sigma_s[-1:]]),
+        )
+        return replace(self, alpha_s=alpha, sigma_s=sigma)
 
     def after(self, start: int) -> SamplingGrid:
         """Return the same grid without its first ``start`` steps."""
@@ -70,6 +95,7 @@ class NoiseSchedule:
         prior_std: standard deviation of the noise z_T that sampling starts from.
         timestep_spacing: that of ``native_grid``, where none is named.
         flow: whether diffusers' pipelines for flow matching sample it.
+        clip_range: where its samplers clip x̂_0, or None.
 
     Args:
         alpha, sigma: shape (T,), noisiest last.
@@ -123,6 +149,7 @@ class NoiseSchedule:
     name = "noise schedule of your own"
     timestep_spacing = "trailing"
     flow = False
+    clip_range: float | None = None
 
     @property
     def num_timesteps(self) -> int:
@@ -177,6 +204,42 @@ class NoiseSchedule:
         """Return the timesteps whose log-SNR is nearest to each of ``log_snr`` (K,): shape (K,), int64."""
         return (self.log_snr[None, :] - log_snr.to(torch.float64)[:, None]).abs().argmin(dim=1)
 
+    def level_at(self, log_snr: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return α, σ and what the network is told at levels of any log-SNR λ (K,), each of shape (K,), float64.
+
+        A level of the table is its own entry, to the last bit. Between two of them σ = α e^(−λ/2), and what the network
+        is told is interpolated in λ: a fraction of a timestep.
+
+        Raises:
+            ConfigurationError: a level lies outside the table's finite range, or is NaN.
+        """
+        wanted, last = log_snr.to("cpu", torch.float64), self.num_timesteps - 1
+        finite = self.log_snr.isfinite().nonzero().flatten().flip(0)
+        ascending = self.log_snr[finite]
+        nearest = _interpolated(wanted.nan_to_num(), ascending, finite.double()).round().long()
+        nearest = torch.where(wanted == self.log_snr[last], last, nearest)
+        listed = (wanted == self.log_snr[nearest]) | ((wanted - self.log_snr[nearest]).abs() < _SAME)
+        inside = listed | ((wanted >= ascending[0]) & (wanted <= ascending[-1]))
+        if not bool(inside.all()):
+            raise ConfigurationError(
+                f"The {self.name} reaches from log-SNR {float(ascending[0]):.4g} to {float(ascending[-1]):.4g}, and a "
+                f"level at {float(wanted[~inside][0]):.4g} is asked for; choose a grid or sampler within."
+            )
+        between = self.log_alpha_at(wanted)
+        alpha = torch.where(listed, self.alpha[nearest], between.exp())
+        sigma = torch.where(listed, self.sigma[nearest], (between - wanted / 2).exp())
+        return alpha, sigma, torch.where(listed, self.model_time.double()[nearest], self.told_between(wanted))
+
+    def log_alpha_at(self, log_snr: Tensor) -> Tensor:
+        """Return ln α at log-SNR λ (K,) by the process's relation of α and σ; of a table, interpolated in λ."""
+        finite = self.log_snr.isfinite().nonzero().flatten().flip(0)
+        return _interpolated(log_snr, self.log_snr[finite], self.alpha[finite].log())
+
+    def told_between(self, log_snr: Tensor) -> Tensor:
+        """Return what the network is told at log-SNR λ (K,) between two timesteps: interpolated in λ."""
+        finite = self.log_snr.isfinite().nonzero().flatten().flip(0)
+        return _interpolated(log_snr, self.log_snr[finite], self.model_time[finite].double())
+
     def native_grid(self, num_steps: int, timestep_spacing: str | None = None) -> SamplingGrid:
         """Return the levels of ``num_steps`` sampling steps that are customary for this schedule: for a table,
         timesteps evenly spaced from the last one ("trailing"), and x̂_0 itself at the end.
@@ -193,7 +256,7 @@ class NoiseSchedule:
         t = torch.linspace(self.num_timesteps, 0, num_steps + 1, dtype=torch.float64)[:-1].round().long() - 1
         end = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         alpha, sigma = (torch.cat([level[t], last]) for level, last in zip((self.alpha, self.sigma), end, strict=True))
-        return SamplingGrid(self.model_time[t], alpha[:-1], sigma[:-1], alpha[1:], sigma[1:])
+        return SamplingGrid(self.model_time[t], alpha[:-1], sigma[:-1], alpha[1:], sigma[1:], self)
 
     def check_num_steps(self, num_steps: int) -> None:
         """Raise ConfigurationError unless 1 ≤ ``num_steps`` ≤ T."""
@@ -224,3 +287,7 @@ class NoiseSchedule:
             "The noise schedule is a table of its own, which no scheduler of diffusers has; train with one of "
             "diffusers' to export."
         )
+
+
+def _interpolated(wanted: Tensor, ascending: Tensor, values: Tensor) -> Tensor:
+    return torch.from_numpy(np.interp(wanted.numpy(), ascending.numpy(), values.numpy()))

@@ -7,6 +7,7 @@ A user's own LightningModule is probed by returning one of these from a method c
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -105,6 +106,33 @@ class DiffusionModel:
         answer = self._in_chunks(self.predict, z_t, timestep, condition, batch_size=len(z_t))
         return self.schedule.prediction.x0_and_epsilon(answer, z_t, alpha, sigma)
 
+    def _told_as(self, timestep: float) -> torch.dtype:
+        """Return the dtype of what the network is told: the schedule's, but for a fraction of an integer timestep."""
+        own = self.schedule.model_time.dtype
+        return own if own.is_floating_point or float(timestep).is_integer() else torch.float32
+
+    def check_told(self, timesteps: Iterable[float]) -> None:
+        """Try the network once where it is to be told fractions of its timesteps, before any sampling.
+
+        Args:
+            timesteps: all that it will be told.
+
+        Raises:
+            ConfigurationError: it takes whole timesteps only, since it looks them up in a table.
+        """
+        fraction = next((t for t in timesteps if self._told_as(t) != self.schedule.model_time.dtype), None)
+        if fraction is None:
+            return
+        condition = self.conditioning.for_samples(torch.zeros(1, dtype=torch.long, device=self.device))
+        try:
+            self.predictor(condition, 1)(torch.zeros(1, *self.latent_shape, device=self.device), fraction)
+        except (RuntimeError, IndexError, TypeError, ValueError) as error:
+            raise ConfigurationError(
+                f"The grid or sampler asks {type(self.network).__name__} at timestep {fraction:.6g}, and it takes whole "
+                f"timesteps only ({str(error).splitlines()[0]}); use the schedule's own (`ScheduleGrid`), and a sampler "
+                "that asks at no others, such as `DDIM`."
+            ) from error
+
     def _in_chunks(self, answer: Answer, z_t: Tensor, timestep: float, condition: Condition, batch_size: int) -> Tensor:
         """Return ``answer`` for at most ``batch_size`` samples at once. A chunk for which memory runs out is halved,
         and so are those after it: samples do not depend on their neighbors, so that the result is the same to
@@ -134,7 +162,7 @@ class DiffusionModel:
         """Return None where memory ran out. With a single sample there is nothing left to halve, and the error is
         raised.
         """
-        told = torch.full((len(z_t),), timestep, device=z_t.device, dtype=self.schedule.model_time.dtype)
+        told = torch.full((len(z_t),), timestep, device=z_t.device, dtype=self._told_as(timestep))
         try:
             return answer(z_t, told, condition)
         except (RuntimeError, MemoryError) as error:

@@ -75,11 +75,14 @@ class Sampling:
         """Return the noise levels of the steps, having checked that ``model`` can be sampled so.
 
         Raises:
-            ConfigurationError: the schedule has no such levels, or there is nothing to guide by.
+            ConfigurationError: the schedule has no such levels, the network cannot be asked there, or there is nothing
+                to guide by.
         """
-        grid = self.grid.levels(model.schedule, self.num_steps)
+        grid = self.sampler.levels_on(self.grid.levels(model.schedule, self.num_steps))
+        told = [operation.model_time for step in self.sampler.program(grid) for operation in step.questions]
         with evaluating(model.modules):
             self.guidance.check(model.conditioning, model.device)
+            model.check_told(told)
         return grid
 
     @property
@@ -92,7 +95,8 @@ class Sampling:
         return {
             "num_samples": self.num_samples,
             "num_steps": self.num_steps,
-            "sampler": self.sampler.name,
+            "sampler": self.sampler.in_words,
+            **({"sampler_settings": self.sampler.settings} if self.sampler.settings else {}),
             **self.grid.provenance(model.schedule),
             **self.guidance.provenance,
             "guidance": self.guidance_in_words,
@@ -109,7 +113,7 @@ class Sampling:
         """
         described = model.conditioning.description
         parts = [
-            self.sampler.name,
+            self.sampler.in_words,
             self.num_samples,
             *self.guidance.provenance.values(),
             self.seed,
@@ -131,7 +135,7 @@ def sample_trajectory(
     ids = sample_ids.tolist()
     condition = model.conditioning.for_samples(sample_ids.to(model.device))
     predict = model.predictor(condition, sampling.batch_size, sampling.guidance)
-    z_T = model.schedule.prior_std * sample_noise(ids, model.latent_shape, sampling.seed).to(model.device)
+    z_T = grid.prior_std * sample_noise(ids, model.latent_shape, sampling.seed).to(model.device)
     noise = step_noise(model, ids, sampling.seed)
     return sampling_steps(predict, z_T, sampling.sampler.program(grid), model.schedule.prediction, noise)
 
@@ -150,7 +154,9 @@ def step_noise(model: DiffusionModel, sample_ids: list[int], seed: int) -> StepN
 def grid_fingerprint(grid: SamplingGrid) -> str:
     """Return what tells one path through the noise levels from another, clipping included."""
     clips = [] if grid.clip_range is None else [grid.clip_range]
-    return fingerprint(grid.timesteps, grid.alpha_t.float(), grid.alpha_s.float(), *clips)
+    # Where α says nothing of the level, σ does.
+    sigmas = [grid.sigma_t.float(), grid.sigma_s.float()] if bool((grid.alpha_t == grid.alpha_s).any()) else []
+    return fingerprint(grid.timesteps, grid.alpha_t.float(), grid.alpha_s.float(), *sigmas, *clips)
 
 
 def prompts_of(model: DiffusionModel) -> PlainValues:

@@ -7,10 +7,11 @@ it.
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ldmprobe.diffusion.named import Named
 from ldmprobe.diffusion.schedule import SamplingGrid
 
 
@@ -51,23 +52,34 @@ class SamplerStep:
     operations: tuple[Denoise | Combine, ...]
 
     @property
+    def questions(self) -> tuple[Denoise, ...]:
+        """The step's questions to the network."""
+        return tuple(operation for operation in self.operations if isinstance(operation, Denoise))
+
+    @property
     def passes(self) -> int:
         """How often the network is asked."""
-        return sum(isinstance(operation, Denoise) for operation in self.operations)
+        return len(self.questions)
 
 
-class Sampler(ABC):
+class Sampler(Named):
     """How latents go from noise to data along a grid. Registers other than ``z`` are kept from step to step.
 
-    Attributes:
-        name: what records call it.
+    A subclass sets its ``name``, and keeps each of its settings, plain values, as the attribute of its name: records and
+    fingerprints read them there.
     """
-
-    name: str
 
     @abstractmethod
     def program(self, grid: SamplingGrid) -> list[SamplerStep]:
-        """Return the S steps along ``grid``. The first may read ``z`` alone."""
+        """Return the S steps along ``grid``. The first may read ``z`` alone.
+
+        Raises:
+            ConfigurationError: the sampler cannot take a step of this grid.
+        """
+
+    def levels_on(self, grid: SamplingGrid) -> SamplingGrid:
+        """Return the levels that it visits on ``grid``: every step starts where the one before arrived."""
+        return grid.joined()
 
 
 def denoise_at(grid: SamplingGrid, k: int) -> Denoise:

@@ -20,3 +20,7 @@ class DDIM(Sampler):
             SamplerStep((denoise_at(grid, k), Combine("z", {"x0": alpha_s, "epsilon": sigma_s})))
             for k, (alpha_s, sigma_s) in enumerate(levels)
         ]
+
+    def levels_on(self, grid: SamplingGrid) -> SamplingGrid:
+        """Return ``grid`` itself, so that paths agree with diffusers' DDIM wherever its steps arrive."""
+        return grid

@@ -60,10 +60,10 @@ class Trajectory:
         """
         assert self.reference is not None
         sampler, grid, ideals = self.sampling.sampler, self.grid, self.reference.ideals
-        key = f"{name}, {sampler.name}, {grid_fingerprint(grid)}"
+        key = f"{name}, {sampler.in_words}, {grid_fingerprint(grid)}"
         if key not in ideals:
-            prior_std = self.model.schedule.prior_std
-            ideals[key] = ideal_curves(self.reference.basis, sampler.program(grid), grid, prior_std, curves_of)
+            program = sampler.program(grid)
+            ideals[key] = ideal_curves(self.reference.basis, program, grid, grid.prior_std, curves_of)
         return ideals[key]
 
     @property

@@ -1,0 +1,46 @@
+"""Sampling: what is checked before the first step, and what tells one way of sampling from another."""
+
+import pytest
+import torch
+
+from ldmprobe.diffusion.grids import KarrasGrid, LogSNRGrid
+from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.sampling import Sampling, sample_trajectory
+from tests.helpers import gaussian_model, refused, sd_scheduler, tiny_unet
+
+
+@pytest.mark.parametrize("grid", [LogSNRGrid(), KarrasGrid()])
+def test_a_network_that_looks_its_timesteps_up_is_refused_between_them(grid):
+    model = DiffusionModel(
+        tiny_unet(time_embedding_type="learned", num_train_timesteps=1000), sd_scheduler(), (2, 8, 8)
+    )
+    sampling = Sampling(num_samples=2, num_steps=3, grid=grid)
+    with refused(r"asks UNet2DModel at timestep \d+\.\d+, and it takes whole timesteps only.*`ScheduleGrid`"):
+        sampling.levels(model)
+    Sampling(num_samples=2, num_steps=3).levels(model)
+
+
+def test_a_network_is_told_fractions_of_its_timesteps_as_they_are():
+    unet, told = tiny_unet(), []
+    model = DiffusionModel(unet, sd_scheduler(), (2, 8, 8))
+    handle = unet.register_forward_pre_hook(lambda _, args, given: told.append(given["timestep"]), with_kwargs=True)
+    sampling = Sampling(num_samples=2, num_steps=4, grid=LogSNRGrid())
+    grid = sampling.levels(model)
+    told.clear()
+    with torch.no_grad():
+        list(sample_trajectory(model, sampling, grid, torch.arange(2)))
+    handle.remove()
+    torch.testing.assert_close(torch.stack([t[0].double() for t in told]), grid.timesteps, rtol=1e-6, atol=0)
+    assert float(grid.timesteps[1]) % 1 != 0
+
+
+def test_two_grids_are_two_ways_of_sampling_and_the_default_says_nothing_new():
+    model = gaussian_model()
+    default, karras = Sampling(), Sampling(grid=KarrasGrid(rho=5.0))
+    assert karras.provenance(model)["grid"] == "karras, rho 5.0"
+    assert {"sampler": "ddim", "timestep_spacing": "leading"}.items() <= default.provenance(model).items()
+    assert default.provenance(model).keys().isdisjoint({"grid", "sampler_settings"})
+    grids = [each.grid.levels(model.schedule, 50) for each in (default, karras)]
+    fingerprints = [each.fingerprints(model, grid) for each, grid in zip((default, karras), grids, strict=True)]
+    assert fingerprints[0]["grid"] != fingerprints[1]["grid"]
+    assert fingerprints[0]["sampler"] == fingerprints[1]["sampler"]
