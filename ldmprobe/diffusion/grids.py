@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -20,7 +20,7 @@ beyond, and a cosine schedule would spend most of its steps there: its last Ïƒ/Î
 """
 
 
-class Grid(Named):
+class Grid(Named, ABC):
     """A rule that lays S sampling steps on a noise schedule. Name and settings are kept as a ``Sampler``'s."""
 
     @abstractmethod
@@ -103,8 +103,8 @@ class KarrasGrid(Grid):
     ) -> None:
         if not rho > 0 or not 0 < (sigma_min or 1e-300) < (sigma_max or math.inf):
             raise ConfigurationError(
-                f"KarrasGrid got rho {rho}, sigma_min {sigma_min}, sigma_max {sigma_max}; expected rho above 0, and 0 < "
-                "sigma_min < sigma_max."
+                f"KarrasGrid got rho {rho}, sigma_min {sigma_min}, sigma_max {sigma_max}; expected rho above 0, and 0 "
+                "< sigma_min < sigma_max."
             )
         self.rho, self.sigma_min, self.sigma_max, self.min_log_snr = rho, sigma_min, sigma_max, min_log_snr
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC
 from collections.abc import Callable, Mapping
 from functools import partial
 from inspect import signature
@@ -11,7 +10,7 @@ from typing import ClassVar, TypeVar
 from ldmprobe.types import PlainValues, kinds_of
 
 
-class Named(ABC):
+class Named:
     """A part with a name and with settings: plain values, each kept as the attribute of its name.
 
     Attributes:

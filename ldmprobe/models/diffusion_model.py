@@ -128,9 +128,9 @@ class DiffusionModel:
             self.predictor(condition, 1)(torch.zeros(1, *self.latent_shape, device=self.device), fraction)
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
             raise ConfigurationError(
-                f"The grid or sampler asks {type(self.network).__name__} at timestep {fraction:.6g}, and it takes whole "
-                f"timesteps only ({str(error).splitlines()[0]}); use the schedule's own (`ScheduleGrid`), and a sampler "
-                "that asks at no others, such as `DDIM`."
+                f"The grid or sampler asks {type(self.network).__name__} at timestep {fraction:.6g}, and it takes "
+                f"whole timesteps only ({str(error).splitlines()[0]}); use the schedule's own (`ScheduleGrid`), and a "
+                "sampler that asks at no others, such as `DDIM`."
             ) from error
 
     def _in_chunks(self, answer: Answer, z_t: Tensor, timestep: float, condition: Condition, batch_size: int) -> Tensor:

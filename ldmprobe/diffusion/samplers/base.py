@@ -7,7 +7,7 @@ it.
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -62,11 +62,11 @@ class SamplerStep:
         return len(self.questions)
 
 
-class Sampler(Named):
+class Sampler(Named, ABC):
     """How latents go from noise to data along a grid. Registers other than ``z`` are kept from step to step.
 
-    A subclass sets its ``name``, and keeps each of its settings, plain values, as the attribute of its name: records and
-    fingerprints read them there.
+    A subclass sets its ``name``, and keeps each of its settings, plain values, as the attribute of its name: records
+    and fingerprints read them there.
     """
 
     @abstractmethod
