@@ -60,7 +60,7 @@ class OneStepError(Analysis):
         levels = [float(level[k]) for level in (grid.alpha_t, grid.sigma_t, grid.alpha_s, grid.sigma_s)]
         alpha_t, sigma_t, alpha_s, sigma_s = levels
         z_t = alpha_t * self.z0 + sigma_t * self.noise
-        x0, epsilon = model.x0_and_epsilon(z_t, step.timestep, alpha_t, sigma_t, self.condition)
+        x0, epsilon = model.x0_and_epsilon(z_t, float(grid.timesteps[k]), alpha_t, sigma_t, self.condition)
         truth = self.basis.rotate(alpha_s * self.z0 + sigma_s * self.noise).double()
         error = (self.basis.rotate(alpha_s * x0 + sigma_s * epsilon).double() - truth).pow(2).mean(1)
         mean, variance = self.basis.mean.to(z_t.device), self.basis.variance.to(z_t.device)
