@@ -18,7 +18,6 @@ from ldmprobe.diffusion.adaptive_timesteps import AdaptiveTimesteps as AdaptiveT
 from ldmprobe.diffusion.adaptive_timesteps import LossSecondMoment as LossSecondMoment
 from ldmprobe.diffusion.adaptive_timesteps import VarianceAware as VarianceAware
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps as BalancedTimesteps
-from ldmprobe.diffusion.diffusers_schedules import DiffusersSchedule as DiffusersSchedule
 from ldmprobe.diffusion.grids import Grid as Grid
 from ldmprobe.diffusion.grids import KarrasGrid as KarrasGrid
 from ldmprobe.diffusion.grids import LogSNRGrid as LogSNRGrid
@@ -30,6 +29,11 @@ from ldmprobe.diffusion.prediction import Prediction as Prediction
 from ldmprobe.diffusion.prediction import SamplePrediction as SamplePrediction
 from ldmprobe.diffusion.prediction import VelocityPrediction as VelocityPrediction
 from ldmprobe.diffusion.prediction import VPrediction as VPrediction
+from ldmprobe.diffusion.processes import VESDE as VESDE
+from ldmprobe.diffusion.processes import VPSDE as VPSDE
+from ldmprobe.diffusion.processes import EDMProcess as EDMProcess
+from ldmprobe.diffusion.processes import NoiseProcess as NoiseProcess
+from ldmprobe.diffusion.processes import SubVPSDE as SubVPSDE
 from ldmprobe.diffusion.samplers import DDIM as DDIM
 from ldmprobe.diffusion.samplers import DDPM as DDPM
 from ldmprobe.diffusion.samplers import AnnealedLangevin as AnnealedLangevin
@@ -45,6 +49,7 @@ from ldmprobe.diffusion.samplers import Sampler as Sampler
 from ldmprobe.diffusion.samplers import SamplerStep as SamplerStep
 from ldmprobe.diffusion.samplers import UniPC as UniPC
 from ldmprobe.diffusion.schedule import NoiseSchedule as NoiseSchedule
+from ldmprobe.diffusion.schedulers import DiffusersSchedule as DiffusersSchedule
 from ldmprobe.diffusion.timesteps import BetaTimesteps as BetaTimesteps
 from ldmprobe.diffusion.timesteps import CosMap as CosMap
 from ldmprobe.diffusion.timesteps import Laplace as Laplace
@@ -92,6 +97,10 @@ from ldmprobe.models.conditioning import Unconditional as Unconditional
 from ldmprobe.models.diffusion_model import DiffusionModel as DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance as ClassifierFreeGuidance
 from ldmprobe.models.guidance import Guidance as Guidance
+from ldmprobe.models.preconditioned import EpsilonNetwork as EpsilonNetwork
+from ldmprobe.models.preconditioned import Preconditioned as Preconditioned
+from ldmprobe.models.preconditioned import ScoreNetwork as ScoreNetwork
+from ldmprobe.models.wrapper import NetworkWrapper as NetworkWrapper
 from ldmprobe.pretrained.load import PretrainedText as PretrainedText
 from ldmprobe.pretrained.lora import LoRA as LoRA
 from ldmprobe.pretrained.source import Source as Source
