@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
@@ -77,7 +78,8 @@ def tiny_unet(channels: int = 2, size: int = 8, **more: Any) -> UNet2DModel:
 
 
 class GaussianDenoiser(nn.Module):
-    """The exact ε-denoiser of data N(mean, variance) with independent entries: ε* = σ (z − α mean)/(α² variance + σ²).
+    """The exact ε-denoiser of data N(mean, variance) with independent entries: ε* = σ (z − α mean)/(α² variance + σ²),
+    at fractions of a timestep, too.
 
     Args:
         mean, variance: shape (C, H, W).
@@ -90,8 +92,15 @@ class GaussianDenoiser(nn.Module):
         self.schedule = schedule
 
     def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        alpha, sigma = self.schedule.levels(t, z_t)
+        alpha, sigma = self.schedule.levels(t, z_t) if not t.is_floating_point() else self._between(t, z_t)
         return sigma * (z_t - alpha * self.mean) / (alpha**2 * self.variance + sigma**2)
+
+    def _between(self, t: Tensor, z_t: Tensor) -> tuple[Tensor, Tensor]:
+        known = self.schedule.model_time.double().numpy(), self.schedule.log_snr.numpy()
+        log_snr = torch.from_numpy(np.interp(t.double().cpu().numpy(), *known))
+        log_alpha = self.schedule.log_alpha_at(log_snr)
+        levels = log_alpha.exp(), (log_alpha - log_snr / 2).exp()
+        return tuple(level.to(z_t).view(-1, 1, 1, 1) for level in levels)
 
 
 def gaussian_model(

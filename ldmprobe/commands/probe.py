@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldmprobe.commands.options import Parser, add_model, add_sampling, integer, load, option, settings_as_options
+from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.plain_text import plain
 
 if TYPE_CHECKING:
@@ -42,7 +43,15 @@ def run(argv: list[str]) -> int:
     )
     option(group, "--image-size PIXELS", "resize images to this (default: leave as they are)", integer(1))
     option(group, "--num-reference N", "number of real images", integer(2), 4096)
+    option(
+        group,
+        "--likelihood N",
+        "also the bits per dimension of N held-out images by the probability flow, some 200 passes (default: none)",
+        integer(2),
+    )
     args = parser.parse_args(argv[1:])
+    if args.likelihood and args.data is None:
+        raise ConfigurationError("--likelihood is of held-out images; give --data.")
     from ldmprobe.io.run_directory import locked
 
     with settings_as_options(args):
@@ -55,9 +64,10 @@ def run(argv: list[str]) -> int:
 def _probe_into(out: Path, model: DiffusionModel, sampling: Sampling, args: Namespace) -> str:
     from ldmprobe.inference import OnlyFinite, real_latents
     from ldmprobe.io.store import RecordStore
-    from ldmprobe.probing.ddim import default_analyses, probe_ddim
     from ldmprobe.probing.denoising import probe_denoising
+    from ldmprobe.probing.likelihood import probe_likelihood
     from ldmprobe.probing.probe import progress_bar
+    from ldmprobe.probing.sampling_probe import default_analyses, probe_sampling
     from ldmprobe.tracking.charts.static import png
     from ldmprobe.tracking.pictures import curves_figure, scatter_figure
     from ldmprobe.tracking.report import write_report
@@ -74,15 +84,20 @@ def _probe_into(out: Path, model: DiffusionModel, sampling: Sampling, args: Name
             caption_column=args.caption_column,
         )
     store, step = RecordStore(out), model.trained_steps
-    with progress_bar("DDIM probe") as progress:
+    with progress_bar("sampling probe") as progress:
         analyses = [OnlyFinite(), *default_analyses(reference, held_out)]
-        record = probe_ddim(
+        record = probe_sampling(
             model, reference, sampling, analyses=analyses, held_out=held_out, step=step, progress=progress
         )
     store.append(record)
     if reference is not None and held_out is not None:
         reference.save(out / "reference.safetensors")
-        store.append(probe_denoising(model, held_out, reference, batch_size=args.batch_size, seed=args.seed, step=step))
+        how = {"batch_size": args.batch_size, "seed": args.seed, "step": step}
+        store.append(probe_denoising(model, held_out, reference, **how))
+        if args.likelihood:
+            with progress_bar("likelihood probe") as progress:
+                few = held_out.first(args.likelihood)
+                store.append(probe_likelihood(model, few, reference, progress=progress, **how))
     (out / "pca.png").write_bytes(png(scatter_figure(record, "pca")))
     (out / "step_kl.png").write_bytes(png(curves_figure([record], ["step_kl"])))
     return f"report: {write_report(out)}\nfigures: {out / 'pca.png'}, {out / 'step_kl.png'}"

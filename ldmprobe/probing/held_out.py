@@ -23,6 +23,10 @@ class HeldOut:
     latents: Tensor
     condition: Condition
 
+    def first(self, number: int) -> HeldOut:
+        """Return the first ``number`` of them, or as many as there are."""
+        return HeldOut(self.latents[:number], {name: value[:number] for name, value in self.condition.items()})
+
     @classmethod
     def encode(cls, codec: LatentCodec, conditioning: Conditioning, batches: Iterable[Batch]) -> HeldOut:
         """From batches of held-out images."""
