@@ -3,15 +3,16 @@
 Importable as ``ldmprobe.callbacks``; the files stand at the top of the repository, in ``callbacks/``.
 """
 
-from ldmprobe.callbacks.ddim_probe import DDIMProbe
 from ldmprobe.callbacks.denoising_probe import DenoisingProbe
 from ldmprobe.callbacks.exact_resume import ExactResume
 from ldmprobe.callbacks.forgetting import Forgetting
+from ldmprobe.callbacks.likelihood_probe import LikelihoodProbe
 from ldmprobe.callbacks.logger_guard import LoggerGuard
 from ldmprobe.callbacks.non_finite import NonFinite
 from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.callbacks.report_writer import ReportWriter
 from ldmprobe.callbacks.sample_quality import SampleQuality
+from ldmprobe.callbacks.sampling_probe import DDIMProbe, SamplingProbe
 from ldmprobe.callbacks.timestep_balancer import TimestepBalancer
 from ldmprobe.callbacks.training_clock import TrainingClock
 from ldmprobe.callbacks.training_loss import TrainingLoss
@@ -22,11 +23,13 @@ __all__ = [
     "DenoisingProbe",
     "ExactResume",
     "Forgetting",
+    "LikelihoodProbe",
     "LoggerGuard",
     "NonFinite",
     "ProbeCallback",
     "ReportWriter",
     "SampleQuality",
+    "SamplingProbe",
     "TimestepBalancer",
     "TrainingClock",
     "TrainingLoss",

@@ -89,6 +89,11 @@ class ProbeCallback(L.Callback, ABC):
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord | None:
         """One record, the same on every rank; called on all of them."""
 
+    @property
+    def records(self) -> str:
+        """What tells the records from those of other probes; no two callbacks of a Trainer may share it."""
+        return type(self).__name__
+
     def check(self, model: DiffusionModel) -> None:
         """Raise ConfigurationError if ``model`` cannot be probed as configured; called before training."""
 
@@ -96,20 +101,20 @@ class ProbeCallback(L.Callback, ABC):
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: StateDict) -> None:
         self._resuming = True
-        self._metrics = checkpoint.get(_METRICS, {}).get(type(self).__name__, {})
+        self._metrics = checkpoint.get(_METRICS, {}).get(self.records, {})
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: StateDict) -> None:
-        checkpoint.setdefault(_METRICS, {})[type(self).__name__] = dict(self._metrics)
+        checkpoint.setdefault(_METRICS, {})[self.records] = dict(self._metrics)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._holds_lock = from_rank_zero(trainer, lambda: lock(run_directory(trainer), self._resuming))
         self._history = RunningHistory(RecordStore(run_directory(trainer)))
-        callbacks = callbacks_of(trainer)
-        if sum(type(callback) is type(self) for callback in callbacks) > 1:
+        probes = [callback for callback in callbacks_of(trainer) if isinstance(callback, ProbeCallback)]
+        if sum(callback.records == self.records for callback in probes) > 1:
             raise ConfigurationError(
-                f"There are several {type(self).__name__} callbacks, whose records would be mixed up; keep one. (A "
-                "configuration after another adds to its callbacks with `callbacks+:` and replaces them with "
-                "`callbacks:`.)"
+                f"There are several {type(self).__name__} callbacks, whose records ({self.records}) would be mixed up; "
+                "keep one, or give a sampling probe another `name`. (A configuration after another adds to its "
+                "callbacks with `callbacks+:` and replaces them with `callbacks:`.)"
             )
         for name, (at_least, at_most) in _RANGES.items():
             check_numbers(type(self).__name__, at_least, at_most, **{name: vars(self).get(name)})

@@ -22,12 +22,12 @@ from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.probing.analyses import MarginalGap
-from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.reference import Reference
 from ldmprobe.probing.sampling import Sampling
+from ldmprobe.probing.sampling_probe import probe_sampling
 from ldmprobe.types import PlainValues, StateDict
 
 _DRY = "A dry run: nothing was changed, and the dotted line is what the controller wanted."
@@ -243,7 +243,7 @@ class TimestepBalancer(ProbeCallback):
 
     def _gap(self, model: DiffusionModel, found: ProbeRecord, ranks: Ranks) -> np.ndarray:
         """The sampling gap at the levels of the denoising probe, from a short sampling."""
-        record = probe_ddim(
+        record = probe_sampling(
             model,
             self._reference,
             Sampling(self.num_draws, num_steps=20, batch_size=self.batch_size, seed=self.seed),

@@ -14,13 +14,13 @@ from ldmprobe.io.run_directory import locked
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.real_data import loaders_in, read_beside, reference_at
 from ldmprobe.probing.reference import encode_images
 from ldmprobe.probing.sampling import Sampling
+from ldmprobe.probing.sampling_probe import probe_sampling
 from ldmprobe.types import Batch
 
 
@@ -107,7 +107,7 @@ def _probe_into(
             batches = _latent_batches(model, held_out, num_draws, batch_size)
             unseen = HeldOut.encode(LatentCodec(), model.conditioning, batches)
         records = [
-            probe_ddim(
+            probe_sampling(
                 model,
                 reference,
                 sampling,

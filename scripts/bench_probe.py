@@ -32,10 +32,10 @@ from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import PCAScatter, StepKL
-from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.reference import Reference
 from ldmprobe.probing.sampling import Sampling
+from ldmprobe.probing.sampling_probe import probe_sampling
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
 
 
@@ -117,7 +117,7 @@ def overhead(
         def whole(model: DiffusionModel = model, reference: Reference = reference, held: HeldOut = held_out) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 RecordStore(folder).append(
-                    probe_ddim(model, reference, Sampling(n, steps, batch_size=batch), held_out=held)
+                    probe_sampling(model, reference, Sampling(n, steps, batch_size=batch), held_out=held)
                 )
 
         ratios.append(timed(whole) / passes.seconds)
@@ -134,7 +134,7 @@ def against_libraries(n: int, steps: int) -> None:
     shape = (4, 64, 64)
     model, reference, _ = setting(Free(), shape)
     kept = [StepKL(), PCAScatter()]
-    ours = timed(lambda: probe_ddim(model, reference, Sampling(n, steps, batch_size=n), analyses=kept))
+    ours = timed(lambda: probe_sampling(model, reference, Sampling(n, steps, batch_size=n), analyses=kept))
     stored = [torch.randn(n, int(np.prod(shape))).numpy() for _ in range(steps + 1)]
 
     def kl(before: np.ndarray, after: np.ndarray) -> None:
@@ -168,7 +168,7 @@ def exponents(quick: bool) -> None:
 
     def cost(n: int, steps: int) -> float:
         return min(
-            timed(lambda: probe_ddim(model, reference, Sampling(n, steps, batch_size=n), analyses=kept))
+            timed(lambda: probe_sampling(model, reference, Sampling(n, steps, batch_size=n), analyses=kept))
             for _ in range(3)
         )
 
@@ -193,7 +193,7 @@ def memory() -> None:
 
 def peak(steps: int) -> None:
     model, reference, _ = setting(Free(), (4, 64, 64))
-    probe_ddim(model, reference, Sampling(256, steps), analyses=[StepKL(), PCAScatter()])
+    probe_sampling(model, reference, Sampling(256, steps), analyses=[StepKL(), PCAScatter()])
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 

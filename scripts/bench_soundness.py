@@ -53,11 +53,11 @@ from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import MarginalGap, StepKL
-from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.reference import Reference, encode_images
 from ldmprobe.probing.sampling import Sampling
+from ldmprobe.probing.sampling_probe import probe_sampling
 from ldmprobe.training.ema import EMA
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
 
@@ -281,7 +281,7 @@ def perfect_probes(
     schedule = as_schedule(FlowMatchEulerDiscreteScheduler() if flow else stable_diffusion_scheduler())
     model = DiffusionModel(PerfectDenoiser(directions, variance, schedule), schedule, shape)
     denoising = probe_denoising(model, HeldOut(latents(num_draws), {}), reference, num_draws, seed=seed)
-    sampled = probe_ddim(model, reference, Sampling(256, 25, seed=seed), analyses=[StepKL(), MarginalGap()])
+    sampled = probe_sampling(model, reference, Sampling(256, 25, seed=seed), analyses=[StepKL(), MarginalGap()])
     return denoising, sampled
 
 
@@ -428,7 +428,7 @@ def train_and_probe(job: tuple[argparse.Namespace, str, int]) -> str:
     for name, probed in probes.items():
         model = DiffusionModel(probed, schedule, shape)
         record = probe_denoising(model, held_out, reference, num_draws=1024, batch_size=512)
-        sampled = probe_ddim(model, reference, Sampling(256, 25), analyses=[StepKL()])
+        sampled = probe_sampling(model, reference, Sampling(256, 25), analyses=[StepKL()])
         found = {"training_loss": float(np.mean(losses[-50:]))}
         for metric in MEASURED:
             curve = (sampled if metric == "step_kl" else record).curves[metric]

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.inference import real_latents
-from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.reference import Reference
 from ldmprobe.probing.sampling import Sampling
+from ldmprobe.probing.sampling_probe import probe_sampling
 from ldmprobe.tracking.charts.static import png
 from ldmprobe.tracking.pictures import curves_figure, scatter_figure
 from ldmprobe.training.checkpoint.load import load_model
@@ -30,7 +30,7 @@ def make_figures(args: argparse.Namespace) -> list[Path]:
     reference: Reference | None = None
     if args.data is not None:
         reference, _ = real_latents(model, args.data, args.image_column, args.label_column, args.image_size)
-    record = probe_ddim(
+    record = probe_sampling(
         model,
         reference,
         Sampling(args.num_samples, args.num_steps, batch_size=args.batch_size),

@@ -154,6 +154,11 @@ class LatentBasis:
         """
         return self.variance > VARIANCE_FLOOR * self.variance.max()
 
+    def bands(self, number: int) -> list[Tensor]:
+        """Return the directions along which real latents vary in ``number`` equal parts, by falling variance."""
+        falling = self.order[self.varies[self.order]]
+        return [band for band in falling.tensor_split(number) if len(band)]
+
     def rotate(self, z: Tensor) -> Tensor:
         """Coordinates of latents ``z`` (N, C, H, W): (N, D), same dtype."""
         return self.rotation(z)

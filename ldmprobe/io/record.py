@@ -60,7 +60,7 @@ SCHEMA = pa.schema(
 )
 
 
-_PROBE_NAME = re.compile(r"[a-z0-9_]{1,64}")  # part of a file's name
+PROBE_NAME = re.compile(r"[a-z0-9_]{1,64}")  # part of a file's name
 _MAX_ROWS = 20_000_000
 _MAX_BYTES = 2_000_000_000  # uncompressed; a few kilobytes of Parquet can stand for as many
 _COLUMNS = ("index", "timestep", "log_snr", "sample", "value", "lower", "upper")
@@ -134,7 +134,7 @@ class ProbeRecord:
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 
     def __post_init__(self) -> None:
-        if not isinstance(self.probe, str) or not _PROBE_NAME.fullmatch(self.probe):
+        if not isinstance(self.probe, str) or not PROBE_NAME.fullmatch(self.probe):
             raise ValueError(f"the probe is called {self.probe!r}; expected lower-case letters, digits and underscores")
         if not isinstance(self.step, int) or isinstance(self.step, bool) or not 0 <= self.step < 2**63:
             raise ValueError(f"the step is {self.step!r}; expected a number from 0")

@@ -16,9 +16,9 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import atomic_write
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
-from ldmprobe.tracking.charts.curves import CURVES, Beside, curves_chart, family_chart, scalar_chart
+from ldmprobe.tracking.charts.curves import CURVES, Beside, axes_of, curves_chart, family_chart, scalar_chart
 from ldmprobe.tracking.charts.heatmap import COLUMNS, heatmap_chart
-from ldmprobe.tracking.charts.interactive import figure, figure_of_choices, figure_over_training
+from ldmprobe.tracking.charts.interactive import figure, figure_across, figure_of_choices, figure_over_training
 from ldmprobe.tracking.charts.scatter import FRAMES, POINTS, scatter_chart
 from ldmprobe.tracking.comparable import comparable
 from ldmprobe.tracking.history import comparable_series, steps_of, thinned
@@ -178,12 +178,12 @@ def _metric_sections(records: Sequence[ProbeRecord], latest: Beside) -> str:
 def _metric_section(records: Sequence[ProbeRecord], name: str, latest: Beside) -> str:
     last = records[-1]
     if name in last.scalars:
-        drawn = scalar_chart(records, name)
+        drawn = figure(scalar_chart(records, name))
     elif name in last.curves:
-        drawn = curves_chart(records, name, latest)
+        drawn = figure_across({axis.name: curves_chart(records, name, latest, axis) for axis in axes_of(last, name)})
     else:
-        drawn = family_chart(last, name)
-    return section(last.metric(name).title, _meaning(last, name), chart(figure(drawn)))
+        drawn = figure_across({axis.name: family_chart(last, name, axis) for axis in axes_of(last, name)})
+    return section(last.metric(name).title, _meaning(last, name), chart(drawn))
 
 
 def _heatmap_section(records: Sequence[ProbeRecord], names: Sequence[str]) -> str:

@@ -20,9 +20,11 @@ from ldmprobe.callbacks import (
     DDIMProbe,
     DenoisingProbe,
     Forgetting,
+    LikelihoodProbe,
     ProbeCallback,
     ReportWriter,
     SampleQuality,
+    SamplingProbe,
     TimestepBalancer,
     TrainingClock,
     TrainingLoss,
@@ -32,6 +34,7 @@ from ldmprobe.data.images import ImageData
 from ldmprobe.diffusion.adaptive_timesteps import AdaptiveLoss
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from ldmprobe.diffusion.samplers import Euler
 from ldmprobe.diffusion.weighting import LearnedUncertainty
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.codec import LatentCodec
@@ -56,7 +59,9 @@ def probes(every_n_steps=2):
     return [
         TrainingClock(every_n_steps),
         ddim(every_n_steps),
+        SamplingProbe(every_n_steps, num_samples=8, num_steps=4, sampler=Euler(), num_reference=256, name="few_steps"),
         denoising(every_n_steps),
+        LikelihoodProbe(every_n_steps, num_images=4, log_snr_step=2.0, num_reference=256),
         TrainingLoss(every_n_steps),
         TrainingObjective(every_n_steps),
         SampleQuality("builtin:digits", every_n_steps, num_samples=16, num_steps=2, num_real=64, kid_subset_size=8),
@@ -314,9 +319,19 @@ def test_a_probes_bar_is_no_endless_recursion_under_richs_bar_in_a_notebook(tmp_
     assert "DDIMProbe" in written.getvalue()
 
 
-def test_two_probes_of_one_kind_are_refused(tmp_path):
-    with refused(r"several DDIMProbe callbacks, whose records would be mixed up"):
-        trainer(tmp_path, callbacks=[DDIMProbe(2), DDIMProbe(3)]).fit(module(), digits())
+@pytest.mark.parametrize("second", [DDIMProbe(3), SamplingProbe(2, sampler=Euler(), name="ddim")])
+def test_two_probes_whose_records_would_be_mixed_up_are_refused(tmp_path, second):
+    with refused(r"\(ddim\) would be mixed up"):
+        trainer(tmp_path, callbacks=[second, DDIMProbe(2)]).fit(module(), digits())
+
+
+def test_two_samplers_probes_keep_records_and_metrics_of_their_own(run):
+    few, ddim = (RecordStore(run).read(name) for name in ("few_steps", "ddim"))
+    assert [record.step for record in few] == [record.step for record in ddim] == [0, 2, 4]
+    assert few[-1].provenance["sampler"] == "euler"
+    assert few[-1].scalars["sampler_gap"] > 0
+    keys = {key for row in read_history(run) for key in row}
+    assert {"probe_few_steps/network_gap", "probe_ddim/network_gap"} <= keys
 
 
 def test_a_module_that_cannot_be_probed_is_told_what_it_lacks(tmp_path):

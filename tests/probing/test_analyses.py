@@ -16,8 +16,8 @@ from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import Analysis, Findings, PCAScatter, SampleImages, StepKL, Trajectory, X0Drift
 from ldmprobe.probing.analyses.samples import png_bytes
-from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.sampling import Sampling
+from ldmprobe.probing.sampling_probe import probe_sampling
 from tests.helpers import FLOAT32, gaussian_model, refused
 from tests.probing.gaussian import assert_same_record, exact_reference
 
@@ -51,12 +51,12 @@ def kept() -> KeepSteps:
 @pytest.fixture(scope="module")
 def record(model: DiffusionModel, kept: KeepSteps) -> ProbeRecord:
     analyses = [StepKL(), PCAScatter(), SampleImages(12), kept]
-    return probe_ddim(model, exact_reference(model), Sampling(NUM_SAMPLES, NUM_STEPS), analyses=analyses)
+    return probe_sampling(model, exact_reference(model), Sampling(NUM_SAMPLES, NUM_STEPS), analyses=analyses)
 
 
 @pytest.fixture(scope="module")
 def without_reference(model: DiffusionModel) -> ProbeRecord:
-    return probe_ddim(model, None, Sampling(64, 10))
+    return probe_sampling(model, None, Sampling(64, 10))
 
 
 def test_step_kl_of_a_perfect_model_is_the_ideal_one_within_its_interval(record: ProbeRecord):
@@ -149,7 +149,7 @@ def test_scatters_show_six_levels_from_noise_to_the_final_latents(record: ProbeR
 @pytest.mark.parametrize(("num_levels", "num_steps", "expected"), [(2, 50, 2), (6, 3, 4), (51, 50, 51), (6, 1, 2)])
 def test_there_are_never_more_levels_than_latents(model, num_levels: int, num_steps: int, expected: int):
     analysis = PCAScatter(num_levels)
-    found = probe_ddim(model, exact_reference(model), Sampling(8, num_steps), analyses=[analysis])
+    found = probe_sampling(model, exact_reference(model), Sampling(8, num_steps), analyses=[analysis])
     assert len(found.scatters["pca"]) == len(found.scatters["pca_real"]) == expected
 
 
@@ -195,7 +195,7 @@ def test_without_reference_the_components_are_those_of_the_final_samples(
 def test_samples_that_are_not_finite_have_no_components_of_their_own(model: DiffusionModel):
     broken = DiffusionModel(copy.deepcopy(model.network), model.schedule, model.latent_shape)
     torch.nn.init.constant_(broken.network.mean, torch.nan)
-    assert not probe_ddim(broken, None, Sampling(8, 2), analyses=[PCAScatter()]).scatters
+    assert not probe_sampling(broken, None, Sampling(8, 2), analyses=[PCAScatter()]).scatters
 
 
 def test_sample_images_are_the_first_samples_as_png(record: ProbeRecord, kept: KeepSteps):
@@ -209,7 +209,7 @@ def test_sample_images_are_the_first_samples_as_png(record: ProbeRecord, kept: K
 
 
 def test_there_are_no_more_images_than_samples(model: DiffusionModel):
-    assert len(probe_ddim(model, None, Sampling(8, 2), analyses=[SampleImages(20)]).images["samples"]) == 8
+    assert len(probe_sampling(model, None, Sampling(8, 2), analyses=[SampleImages(20)]).images["samples"]) == 8
 
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "L"), (2, "L"), (3, "RGB"), (4, "RGBA"), (5, "L")])
@@ -229,8 +229,8 @@ def test_png_clips_and_survives_values_that_are_not_finite():
 
 def test_an_analysis_can_be_used_again(model: DiffusionModel, without_reference: ProbeRecord):
     analyses = [StepKL(), PCAScatter(), X0Drift(), SampleImages()]
-    probe_ddim(model, exact_reference(model), Sampling(8, 3), analyses=analyses)
-    assert_same_record(probe_ddim(model, None, Sampling(64, 10), analyses=analyses), without_reference)
+    probe_sampling(model, exact_reference(model), Sampling(8, 3), analyses=analyses)
+    assert_same_record(probe_sampling(model, None, Sampling(64, 10), analyses=analyses), without_reference)
 
 
 def test_first_latents_are_the_samples_own_noise(kept: KeepSteps, record: ProbeRecord):

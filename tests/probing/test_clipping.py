@@ -13,10 +13,10 @@ from ldmprobe.inference import sample_images
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.reference import Reference, magnitude_quantiles
 from ldmprobe.probing.sampling import Sampling
+from ldmprobe.probing.sampling_probe import probe_sampling
 from ldmprobe.tracking.report import write_report
 from tests.helpers import gaussian_model, tiny_unet
 from tests.probing.gaussian import draw
@@ -32,7 +32,7 @@ def test_real_latents_beyond_the_range_are_counted_told_and_put_into_the_record(
     reference.save(tmp_path / "reference.safetensors")
     kept = Reference.load(tmp_path / "reference.safetensors")
     with pytest.warns(UserWarning, match=r"clips to ±0.5, and \d+\.\d% of the entries of real latents \(up to \d"):
-        clipped = probe_ddim(model, kept, Sampling(64, 10))
+        clipped = probe_sampling(model, kept, Sampling(64, 10))
     assert clipped.provenance["clip_range"] == 0.5
     assert clipped.provenance["clipped_real"] == pytest.approx(exact, abs=0.01)  # standard error .002
     assert clipped.provenance["clipped_samples"] == pytest.approx(exact, abs=0.1)
@@ -40,9 +40,9 @@ def test_real_latents_beyond_the_range_are_counted_told_and_put_into_the_record(
     RecordStore(tmp_path).append(clipped)
     assert "<b>The DDIMScheduler clips to ±0.5, and " in Path(write_report(tmp_path)).read_text(encoding="utf-8")
     with pytest.warns(UserWarning, match="real latents"):
-        without_reference = probe_ddim(model, None, Sampling(64, 10), held_out=HeldOut(latents.float(), {}))
+        without_reference = probe_sampling(model, None, Sampling(64, 10), held_out=HeldOut(latents.float(), {}))
     assert without_reference.provenance["clipped_real"] == pytest.approx(exact, abs=0.01)
-    plain = probe_ddim(gaussian_model(), kept, Sampling(64, 10))
+    plain = probe_sampling(gaussian_model(), kept, Sampling(64, 10))
     assert "clip_range" not in plain.provenance
     assert plain.fingerprints["grid"] != clipped.fingerprints["grid"]
 
@@ -54,7 +54,7 @@ def test_pixels_within_the_range_are_no_fault():
     pixels[0] = 1.0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        record = probe_ddim(model, Reference.fit(pixels), Sampling(8, 3))
+        record = probe_sampling(model, Reference.fit(pixels), Sampling(8, 3))
         sample_images(model, Sampling(2, 2))
     assert record.provenance["clipped_real"] == 0
     assert record.provenance["caveats"] == []

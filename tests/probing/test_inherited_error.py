@@ -2,7 +2,7 @@
 
 import pytest
 
-from ldmprobe import Curve, DiffusionModel, HeldOut, InheritedError, Sampling, probe_ddim
+from ldmprobe import Curve, DiffusionModel, HeldOut, InheritedError, Sampling, probe_sampling
 from tests.helpers import gaussian_model, refused
 from tests.probing.gaussian import ScaledBand, draw, exact_reference
 
@@ -11,9 +11,9 @@ def gap(model: DiffusionModel) -> Curve:
     perfect = gaussian_model()
     held_out = HeldOut(draw(perfect, 512, seed=5), {})
     analyses = [InheritedError(num_levels=4)]
-    return probe_ddim(model, exact_reference(perfect), Sampling(8, 40), analyses=analyses, held_out=held_out).curves[
-        "gap_from_level"
-    ]
+    return probe_sampling(
+        model, exact_reference(perfect), Sampling(8, 40), analyses=analyses, held_out=held_out
+    ).curves["gap_from_level"]
 
 
 def test_a_fault_is_in_the_chains_that_start_above_it_and_in_no_other():
@@ -28,4 +28,4 @@ def test_a_fault_is_in_the_chains_that_start_above_it_and_in_no_other():
 
 def test_without_real_latents_it_is_an_error():
     with refused("InheritedError needs real latents"):
-        probe_ddim(gaussian_model(), None, Sampling(8, 2), analyses=[InheritedError()])
+        probe_sampling(gaussian_model(), None, Sampling(8, 2), analyses=[InheritedError()])

@@ -9,10 +9,10 @@ import torch
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import MarginalGap, OneStepError, StepKL
-from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.denoising import LOG_SNR_SPACING, log_snr_grid, probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.sampling import Sampling
+from ldmprobe.probing.sampling_probe import probe_sampling
 from tests.helpers import gaussian_model
 from tests.probing.gaussian import draw, exact_reference, flow_model, v_model
 
@@ -33,7 +33,7 @@ def model(request: pytest.FixtureRequest) -> DiffusionModel:
 def ddim(model: DiffusionModel) -> ProbeRecord:
     held_out = HeldOut(draw(gaussian_model(), 512, seed=5), {})
     analyses = [StepKL(), MarginalGap(), OneStepError(512)]
-    return probe_ddim(model, exact_reference(model), Sampling(512, 50), analyses=analyses, held_out=held_out)
+    return probe_sampling(model, exact_reference(model), Sampling(512, 50), analyses=analyses, held_out=held_out)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_one_step_error_of_a_perfect_model_is_nothing(ddim: ProbeRecord):
 def test_curves_of_a_flow_lie_over_whole_timesteps():
     model = flow_model(3.0)
     grid = model.schedule.native_grid(10)
-    record = probe_ddim(model, exact_reference(model), Sampling(8, 10))
+    record = probe_sampling(model, exact_reference(model), Sampling(8, 10))
     np.testing.assert_allclose(record.curves["step_kl"].timestep, 1000 * grid.sigma_t.numpy(), atol=0.501)
     assert record.provenance["prediction_type"] == "flow"
 

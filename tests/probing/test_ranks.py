@@ -4,9 +4,9 @@ it."""
 import pytest
 import torch
 
-from ldmprobe import HeldOut, InheritedError, Sampling, probe_ddim, probe_denoising
-from ldmprobe.probing.ddim import default_analyses
+from ldmprobe import HeldOut, InheritedError, Sampling, probe_denoising, probe_sampling
 from ldmprobe.probing.probe import Ranks
+from ldmprobe.probing.sampling_probe import default_analyses
 from tests.helpers import gaussian_model
 from tests.probing.gaussian import assert_same_record, draw, exact_reference, on_ranks
 
@@ -20,7 +20,7 @@ def probes(ranks=None, batch_size=3):
     reference, held_out = exact_reference(model), HeldOut(draw(model, 37), {})
     analyses = [*default_analyses(reference, held_out), InheritedError(num_levels=2, num_latents=33)]
     records = (
-        probe_ddim(
+        probe_sampling(
             model, reference, Sampling(10, 3, batch_size=batch_size), analyses=analyses, held_out=held_out, ranks=ranks
         ),
         probe_denoising(model, held_out, reference, num_draws=33, batch_size=batch_size, ranks=ranks, image_loss=True),

@@ -15,10 +15,10 @@ from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import Analysis, Findings, MarginalGap, OneStepError, StepKL, Trajectory, X0Drift
-from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.sampling import Sampling
+from ldmprobe.probing.sampling_probe import probe_sampling
 from tests.helpers import FLOAT64, gaussian_model, refused
 from tests.probing.gaussian import ScaledBand, draw, exact_reference
 
@@ -28,7 +28,7 @@ NUM_SAMPLES, NUM_STEPS = 1024, 50
 def probed(model: DiffusionModel, analyses: Sequence[Analysis], num_latents: int = 512) -> ProbeRecord:
     perfect = gaussian_model()
     held_out = HeldOut(draw(perfect, num_latents, seed=5), {})
-    return probe_ddim(
+    return probe_sampling(
         model, exact_reference(perfect), Sampling(NUM_SAMPLES, NUM_STEPS, seed=1), analyses=analyses, held_out=held_out
     )
 
@@ -89,7 +89,7 @@ def test_ideal_marginal_gap_is_the_under_dispersion_of_long_steps(perfect: Probe
         forward = Normal(a_s * mean, (a_s**2 * variance + b_s**2).sqrt())
         expected.append(float(kl_divergence(Normal(path_mean, path_std), forward).mean()))
     np.testing.assert_allclose(perfect.curves["marginal_gap_ideal"].value, expected, rtol=1e-6)
-    few = probe_ddim(model, exact_reference(model), Sampling(8, 5), analyses=[MarginalGap()]).curves[
+    few = probe_sampling(model, exact_reference(model), Sampling(8, 5), analyses=[MarginalGap()]).curves[
         "marginal_gap_ideal"
     ]
     assert few.value[-1] > 2 * expected[-1]
@@ -109,7 +109,7 @@ def test_marginal_gap_rises_from_a_corrupted_band_on_and_not_before(perfect: Pro
 
 def test_marginal_gap_without_reference_is_an_error():
     with refused("MarginalGap needs real latents"):
-        probe_ddim(gaussian_model(), None, Sampling(8, 2), analyses=[MarginalGap()])
+        probe_sampling(gaussian_model(), None, Sampling(8, 2), analyses=[MarginalGap()])
 
 
 def test_one_step_error_of_a_perfect_model_of_gaussian_data_is_nothing(perfect: ProbeRecord):
@@ -149,7 +149,7 @@ def test_one_step_error_takes_as_many_latents_as_there_are():
 def test_one_step_error_needs_held_out_latents_reference_and_a_few_of_them():
     model = gaussian_model()
     with refused("OneStepError needs held-out latents"):
-        probe_ddim(model, exact_reference(model), Sampling(8, 2), analyses=[OneStepError()])
+        probe_sampling(model, exact_reference(model), Sampling(8, 2), analyses=[OneStepError()])
     with refused("num_latents 7; expected at least 8"):
         OneStepError(7)
 
@@ -157,7 +157,7 @@ def test_one_step_error_needs_held_out_latents_reference_and_a_few_of_them():
 def test_one_step_error_without_reference_is_an_error():
     model = gaussian_model()
     with refused("OneStepError needs"):
-        probe_ddim(model, None, Sampling(8, 2), analyses=[OneStepError()], held_out=HeldOut(draw(model, 16), {}))
+        probe_sampling(model, None, Sampling(8, 2), analyses=[OneStepError()], held_out=HeldOut(draw(model, 16), {}))
 
 
 def test_x0_drift_is_the_mean_squared_change_between_steps():
@@ -222,7 +222,7 @@ def test_variance_ratio_shows_samples_that_spread_too_little(perfect: ProbeRecor
 
 def test_number_of_bands_is_as_asked_for():
     model = gaussian_model()
-    curves = probe_ddim(model, exact_reference(model), Sampling(64, 3), analyses=[StepKL(num_bands=2)]).curves
+    curves = probe_sampling(model, exact_reference(model), Sampling(64, 3), analyses=[StepKL(num_bands=2)]).curves
     assert {name for name in curves if "/band" in name} == {
         f"{name}/band{k}" for name in ("step_kl_ratio", "variance_ratio", "variance_ratio_ideal") for k in (0, 1)
     }
@@ -291,3 +291,27 @@ def test_step_kl_js_is_bounded_and_small_for_small_steps(perfect: ProbeRecord):
     small = (kl > 1e-5) & (kl < 1e-3)
     assert small.sum() > 10
     np.testing.assert_allclose(js[small], (kl + perfect.curves["step_kl_floor"].value)[small] / 4, rtol=0.1)
+
+
+def test_what_the_sampler_costs_is_told_apart_from_the_networks_fault(perfect: ProbeRecord, corrupted: ProbeRecord):
+    """The sampler's part is the ideal's end, whatever the network; by bands they make up the whole."""
+    found = perfect.curves["marginal_gap"]
+    end, width = perfect.curves["marginal_gap_ideal"].value[-1], (found.upper - found.lower)[-1] / 2
+    assert perfect.scalars["sampler_gap"] == corrupted.scalars["sampler_gap"] == end
+    assert abs(perfect.scalars["network_gap"]) < 2 * width
+    assert corrupted.scalars["network_gap"] > 10 * width
+    for name in ("marginal_gap", "marginal_gap_ideal"):
+        bands = [corrupted.curves[f"{name}/band{k}"].value for k in range(4)]
+        np.testing.assert_allclose(np.mean(bands, axis=0), corrupted.curves[name].value, rtol=1e-6)
+    few = probe_sampling(gaussian_model(), exact_reference(gaussian_model()), Sampling(8, 5), [MarginalGap()])
+    assert few.scalars["sampler_gap"] > 10 * end
+
+
+def test_terminal_mismatch_is_the_kl_of_the_noisiest_level_from_the_prior(perfect: ProbeRecord):
+    model = gaussian_model()
+    grid = model.schedule.native_grid(NUM_STEPS)
+    alpha, sigma = grid.alpha_t[0], grid.sigma_t[0]
+    mean, variance = model.network.mean.detach().flatten(), model.network.variance.detach().flatten()
+    noisiest = Normal(alpha * mean, (alpha**2 * variance + sigma**2).sqrt())
+    expected = kl_divergence(noisiest, Normal(torch.zeros(32).double(), torch.ones(32).double())).mean()
+    assert perfect.scalars["terminal_mismatch"] == pytest.approx(float(expected), rel=1e-6)

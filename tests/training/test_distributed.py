@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from ldmprobe import HeldOut, ImageData, RecordStore, Reference, Sampling, load_model, probe_ddim, probe_denoising
+from ldmprobe import HeldOut, ImageData, RecordStore, Reference, Sampling, load_model, probe_denoising, probe_sampling
 from ldmprobe.cli import main
 from ldmprobe.probing.reference import encode_images
 from ldmprobe.training.checkpoint.sharded import is_sharded_checkpoint, load_sharded_checkpoint
@@ -120,7 +120,7 @@ def largest_deviation(run: Path, data: ImageData, denoising: bool = True) -> flo
             HeldOut.encode(model.codec, model.conditioning, data.reference_batches(number, held_out=True))
             for number in (512, 128)
         )
-        expected = [probe_ddim(model, reference, Sampling(**DDIM), held_out=short, step=step)]
+        expected = [probe_sampling(model, reference, Sampling(**DDIM), held_out=short, step=step)]
         if denoising:
             previous = next((record for record in store.read("denoising") if record.step == step - 2), None)
             expected += [probe_denoising(model, held_out, reference, step=step, previous=previous, **DENOISING)]

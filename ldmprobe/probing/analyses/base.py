@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -70,10 +72,14 @@ class Trajectory:
     def num_samples(self) -> int:
         return self.sampling.num_samples
 
+    @cached_property
+    def timesteps(self) -> np.ndarray:
+        """The training timestep that is nearest to the start of each step, (S,), whatever the network is told there."""
+        return self.model.schedule.timesteps_at(self.grid.log_snr).numpy()
+
     def curve(self, value: Any, lower: Any = None, upper: Any = None) -> Curve:
         """A number per step as a curve over the grid."""
-        timesteps = self.grid.timesteps.round().long().numpy()
-        return Curve(timesteps, self.grid.log_snr.numpy(), value, lower, upper)
+        return Curve(self.timesteps, self.grid.log_snr.numpy(), value, lower, upper)
 
 
 @dataclass
@@ -121,19 +127,25 @@ class Analysis(ABC):
     def finish(self) -> Findings: ...
 
 
-def gap_to_real(moments: PairedMoments, basis: LatentBasis, alpha: float, sigma: float) -> tuple[float, float, float]:
+def gap_to_real(
+    moments: PairedMoments, basis: LatentBasis, alpha: float, sigma: float, parts: Sequence[Tensor] = ()
+) -> np.ndarray:
     """KL of sampled latents from real ones noised to a level, whose moments are α μ and α² λ + σ², mean over the
-    directions along which real latents vary: nats per dimension, corrected for both finite numbers, with the 95 %
-    interval by jackknives over both.
+    directions along which real latents vary, and over each of ``parts`` of the directions: nats per dimension,
+    corrected for both finite numbers, with the 95 % interval by jackknives over both.
 
     Args:
         moments: of the sampled latents in the basis, by jackknife group.
+        parts: numbers of directions, or a mask (D,).
+
+    Returns:
+        value, lower and upper end, (3, 1 + P).
     """
-    kept = basis.varies
 
     def gap(sampled: PairedMoments, mean: Tensor, variance: Tensor) -> Tensor:
         known = ((alpha * mean).to(sampled.n.device), (alpha**2 * variance + sigma**2).to(sampled.n.device))
-        return gaussian_kl_to_known(sampled.n, sampled.mean_x, sampled.var_x, *known)[..., kept].nanmean(-1)
+        kl = gaussian_kl_to_known(sampled.n, sampled.mean_x, sampled.var_x, *known)
+        return torch.stack([kl[..., part].nanmean(-1) for part in (basis.varies, *parts)], dim=-1)
 
     total = moments.total()
     value = gap(total, basis.mean, basis.variance)
@@ -141,5 +153,5 @@ def gap_to_real(moments: PairedMoments, basis: LatentBasis, alpha: float, sigma:
     moments_without = zip(basis.mean_without, basis.variance_without, strict=True)
     without = [gap(total, mean, variance) for mean, variance in moments_without]
     corrected, of_reference = jackknife(value, torch.stack(without) if without else value[None])
-    half_width = NORMAL * float((of_samples**2 + of_reference**2).sqrt())
-    return float(corrected), float(corrected) - half_width, float(corrected) + half_width
+    half_width = NORMAL * (of_samples**2 + of_reference**2).sqrt()
+    return torch.stack([corrected, corrected - half_width, corrected + half_width]).cpu().numpy()

@@ -74,7 +74,7 @@ class InheritedError(Analysis):
                 z = step.z_s
             end = basis.rotate(z[: len(mine)])
             moments = PairedMoments.from_samples(end, end, mine).summed(ranks.all_reduce_sum)
-            rows.append(gap_to_real(moments, basis, alpha, sigma))
+            rows.append(gap_to_real(moments, basis, alpha, sigma)[:, 0])
         value, lower, upper = np.array(rows).T
-        timesteps = grid.timesteps[starts].round().long().numpy()
-        return Findings(curves={"gap_from_level": Curve(timesteps, grid.log_snr[starts].numpy(), value, lower, upper)})
+        levels = trajectory.timesteps[starts], grid.log_snr[starts].numpy()
+        return Findings(curves={"gap_from_level": Curve(*levels, value, lower, upper)})

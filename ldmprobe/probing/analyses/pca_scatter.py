@@ -62,7 +62,7 @@ class PCAScatter(Analysis):
         """(timestep, α, σ) of the latents after ``level`` steps."""
         grid = self.trajectory.grid
         if level < grid.num_steps:
-            return round(float(grid.timesteps[level])), float(grid.alpha_t[level]), float(grid.sigma_t[level])
+            return int(self.trajectory.timesteps[level]), float(grid.alpha_t[level]), float(grid.sigma_t[level])
         return 0, float(grid.alpha_s[-1]), float(grid.sigma_s[-1])
 
     def finish(self) -> Findings:

@@ -101,9 +101,7 @@ class StepKL(Analysis):
         dimension = int(np.prod(self.rotation.shape))
         self.kept, self.bands = torch.ones(dimension, dtype=torch.bool), []
         if self.reference is not None:
-            self.kept = self.reference.basis.varies
-            falling = self.reference.basis.order
-            self.bands = [band for band in falling[self.kept[falling]].tensor_split(self.num_bands) if len(band)]
+            self.kept, self.bands = self.reference.basis.varies, self.reference.basis.bands(self.num_bands)
         self.rows: list[Batch] = []
         self.before: Tensor | None = None
         self.collapsed = 0

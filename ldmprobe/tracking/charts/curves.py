@@ -1,10 +1,11 @@
 """A metric of records as a panel: its curves over noise levels by training step, the members of a family, or a scalar
-over training.
+over training. Noise levels may be laid out along several axes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,24 +16,61 @@ from ldmprobe.tracking.history import thinned
 from ldmprobe.tracking.style import ACCENT, CLASS_COLORS, FORWARD, IDEAL, step_color
 
 CURVES = 24  # of one metric in a chart, at most
-LOG_SNR, TIMESTEP = "log-SNR (noisy to clean)", "timestep (sampling runs left to right)"
 Beside = Mapping[str, ProbeRecord]  # the latest record that holds a curve, by the curve's name
 
 
-def curves_chart(records: Sequence[ProbeRecord], name: str, beside: Beside | None = None) -> Chart:
+@dataclass(frozen=True)
+class Axis:
+    """What the levels of a curve are laid out along.
+
+    Attributes:
+        name: in a choice of axes.
+        title: below the axis.
+        of: (record, one of its curves) → the place of each level, (L,).
+        falling: whether it falls from left to right.
+    """
+
+    name: str
+    title: str
+    of: Callable[[ProbeRecord, Curve], np.ndarray]
+    falling: bool = False
+
+
+def _passes(record: ProbeRecord, curve: Curve) -> np.ndarray:
+    """Return the network passes that were taken by the end of each level's step."""
+    known = record.curves["passes"]
+    places = dict(zip(known.log_snr.tolist(), known.value.tolist(), strict=True))
+    return np.array([places.get(level, np.nan) for level in curve.log_snr.tolist()])
+
+
+LOG_SNR = Axis("log-SNR", "log-SNR (noisy to clean)", lambda _, curve: curve.log_snr)
+TIMESTEP = Axis("timestep", "timestep (sampling runs left to right)", lambda _, curve: curve.timestep, falling=True)
+PASSES = Axis("network passes", "network passes", _passes)
+
+
+def axes_of(record: ProbeRecord, name: str) -> list[Axis]:
+    """Return the axes that a metric's levels may be laid out along, the usual one first."""
+    if not record.metric(name).sampling:
+        return [LOG_SNR]
+    return [TIMESTEP, LOG_SNR, *([PASSES] if "passes" in record.curves else [])]
+
+
+def curves_chart(
+    records: Sequence[ProbeRecord], name: str, beside: Beside | None = None, axis: Axis | None = None
+) -> Chart:
     """Draw a curve of each record, colored by training step, with the interval of the last and the ideal beside
-    them.
+    them; ``axis`` defaults to the usual one.
     """
     records = [record for record in records if name in record.curves]
     steps = (records[0].step, records[-1].step)
     records, last = thinned(records, CURVES), records[-1]
-    metric = last.metric(name)
+    metric, axis = last.metric(name), axis or axes_of(last, name)[0]
     marks = []
     for i, record in enumerate(records):
         curve, latest = record.curves[name], record is records[-1]
         marks.append(
             Line(
-                across(metric, curve),
+                axis.of(record, curve),
                 curve.value,
                 step_color(i / (len(records) - 1)) if len(records) > 1 else ACCENT,
                 width=2.4 if latest else 1.5,
@@ -41,25 +79,25 @@ def curves_chart(records: Sequence[ProbeRecord], name: str, beside: Beside | Non
                 hover=f"training step {record.step:,}",
             )
         )
-    marks += _references(metric, name, last, beside or {})
-    return Chart([panel(metric, marks, last.curves[name])], steps=steps if len(records) > 1 else None)
+    marks += _references(metric, name, last, beside or {}, axis)
+    return Chart([panel(metric, axis, marks, last.curves[name])], steps=steps if len(records) > 1 else None)
 
 
-def family_chart(record: ProbeRecord, family: str) -> Chart:
+def family_chart(record: ProbeRecord, family: str, axis: Axis | None = None) -> Chart:
     """Draw each curve of a family, such as those of eigen-bands, in a color of its own, with its ideal dashed."""
     names = sorted(name for name in record.curves if f"{name.rpartition('/')[0]}/*" == family)
-    metric, marks = record.metric(names[0]), []
+    metric, marks, axis = record.metric(names[0]), [], axis or axes_of(record, names[0])[0]
     for k, name in enumerate(names):
         curve, color = record.curves[name], CLASS_COLORS[k % len(CLASS_COLORS)]
         member = name.rpartition("/")[2]
         marks.append(
-            Line(across(metric, curve), curve.value, color, member, width=2.2, lower=curve.lower, upper=curve.upper)
+            Line(axis.of(record, curve), curve.value, color, member, width=2.2, lower=curve.lower, upper=curve.upper)
         )
         ideal = record.curves.get(str(metric.ideal_of(name)))
         if ideal is not None:
             label = record.metric(str(metric.ideal_of(name))).title
-            marks.append(Line(across(metric, ideal), ideal.value, color, label if k == 0 else "", dash="dash"))
-    return Chart([panel(metric, marks, *(record.curves[name] for name in names))])
+            marks.append(Line(axis.of(record, ideal), ideal.value, color, label if k == 0 else "", dash="dash"))
+    return Chart([panel(metric, axis, marks, *(record.curves[name] for name in names))])
 
 
 def scalar_chart(records: Sequence[ProbeRecord], name: str) -> Chart:
@@ -90,19 +128,13 @@ def scalar_chart(records: Sequence[ProbeRecord], name: str) -> Chart:
     return Chart([Panel(marks, "training step", metric.unit, level=level, log=log)])
 
 
-def panel(metric: Metric, marks: Sequence[Line], *framed: Curve) -> Panel:
-    """Return the axes of a metric, which reach as far as the curves that are to be ``framed``: those of an untrained
-    network, off by far more, would press what matters flat.
+def panel(metric: Metric, axis: Axis, marks: Sequence[Line], *framed: Curve) -> Panel:
+    """Return the panel of a metric, whose axes reach as far as the curves that are to be ``framed``: those of an
+    untrained network, off by far more, would press what matters flat.
     """
     level = float(metric.ideal) if isinstance(metric.ideal, int | float) else None
-    x = TIMESTEP if metric.sampling else LOG_SNR
     limits = None if metric.log else _limits(level, framed)
-    return Panel(marks, x, metric.unit, level=level, log=metric.log, falling=metric.sampling, y_range=limits)
-
-
-def across(metric: Metric, curve: Curve) -> np.ndarray:
-    """Return the x of a curve."""
-    return curve.timestep if metric.sampling else curve.log_snr
+    return Panel(marks, axis.title, metric.unit, level=level, log=metric.log, falling=axis.falling, y_range=limits)
 
 
 def _limits(level: float | None, curves: Sequence[Curve]) -> tuple[float, float] | None:
@@ -118,7 +150,7 @@ def _limits(level: float | None, curves: Sequence[Curve]) -> tuple[float, float]
     return float(low - margin), float(high + margin)
 
 
-def _references(metric: Metric, name: str, last: ProbeRecord, beside: Beside) -> list[Line]:
+def _references(metric: Metric, name: str, last: ProbeRecord, beside: Beside, axis: Axis) -> list[Line]:
     """Return the ideal's line, where it is a curve, and those of what is drawn beside it."""
     found = []
     ideal = metric.ideal_of(name)
@@ -128,6 +160,6 @@ def _references(metric: Metric, name: str, last: ProbeRecord, beside: Beside) ->
             curve, label = holder.curves[str(each)], holder.metric(str(each)).title
             own = len(curve.value) == len(last.curves[name].value)
             found.append(
-                Line(across(metric, curve), curve.value, color, label, dash, 2.2, markers=not own, hover=label)
+                Line(axis.of(holder, curve), curve.value, color, label, dash, 2.2, markers=not own, hover=label)
             )
     return found

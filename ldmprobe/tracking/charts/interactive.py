@@ -49,6 +49,20 @@ def figure(chart: Chart) -> go.Figure:
     ).update_annotations(font={"size": 12.5, "color": "#4a4f57"})
 
 
+def figure_across(charts: Mapping[str, Chart]) -> go.Figure:
+    """Draw one chart, the axis across chosen by a row of buttons from those of ``charts``, which are else the same."""
+    first, *others = (figure(chart) for chart in charts.values())
+    if not others:
+        return first
+    choices = []
+    for label, drawn, chart in zip(charts, (first, *others), charts.values(), strict=True):
+        across = chart.panels[0]
+        axis = {"xaxis.title.text": _text(across.x), "xaxis.autorange": "reversed" if across.falling else True}
+        choices.append({"label": label, "method": "update", "args": [{"x": [t.x for t in drawn.data]}, axis]})
+    buttons = _buttons(choices) | {"x": 1, "xanchor": "right", "y": -0.14, "yanchor": "top"}
+    return first.update_layout(updatemenus=[buttons], margin={"b": 84}, height=first.layout.height + 32)
+
+
 def figure_of_choices(charts: Mapping[str, Chart]) -> go.Figure:
     """Draw one of several charts of the same axes at a time, chosen by a row of buttons."""
     first, *others = (figure(chart) for chart in charts.values())
@@ -64,15 +78,19 @@ def figure_of_choices(charts: Mapping[str, Chart]) -> go.Figure:
         {"label": _text(label), "method": "update", "args": [{"visible": [k == chosen for k in shown]}]}
         for chosen, label in enumerate(charts)
     ]
-    buttons = {
+    first.update_layout(updatemenus=[_buttons(choices)], margin={"t": 60})
+    if first.layout.showlegend:
+        first.update_layout(legend={"y": -0.2, "yanchor": "top"}, height=460)
+    return first
+
+
+def _buttons(choices: Sequence[Mapping[str, object]]) -> dict[str, object]:
+    """Return a row of buttons above the chart."""
+    return {
         "type": "buttons", "direction": "right", "buttons": choices,
         "x": 0, "xanchor": "left", "y": 1.04, "yanchor": "bottom",
         "bgcolor": "#f4f5f7", "bordercolor": "#dfe3e8", "font": {"size": 12},
     }  # fmt: skip
-    first.update_layout(updatemenus=[buttons], margin={"t": 60})
-    if first.layout.showlegend:
-        first.update_layout(legend={"y": -0.2, "yanchor": "top"}, height=460)
-    return first
 
 
 def figure_over_training(charts: Mapping[int, Chart]) -> go.Figure:

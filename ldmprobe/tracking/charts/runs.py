@@ -9,14 +9,14 @@ import numpy as np
 from ldmprobe.analysis.intervals import ClusteredMean
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.tracking.charts.chart import Chart, Line, Panel
-from ldmprobe.tracking.charts.curves import LOG_SNR, across, panel
+from ldmprobe.tracking.charts.curves import LOG_SNR, panel
 from ldmprobe.tracking.style import CLASS_COLORS, IDEAL, class_color
 
 Records = Mapping[str, ProbeRecord]  # by run
 
 
 def runs_charts(moments: Mapping[str, Records], name: str) -> dict[str, Chart]:
-    """Draw a curve of each run and the ideal beside them, in a chart for each moment.
+    """Draw a curve of each run over log-SNR and the ideal beside them, in a chart for each moment.
 
     Args:
         moments: when, in words, and the records then.
@@ -28,12 +28,12 @@ def runs_charts(moments: Mapping[str, Records], name: str) -> dict[str, Chart]:
         marks = []
         for i, (label, record) in enumerate(records.items()):
             curve = record.curves[name]
-            marks.append(_run(i, label, across(metric, curve), curve.value, curve.lower, curve.upper))
+            marks.append(_run(i, label, curve.log_snr, curve.value, curve.lower, curve.upper))
         first = next(iter(records.values()))
         if (ideal := str(metric.ideal_of(name))) in first.curves:
             curve = first.curves[ideal]
-            marks.append(Line(across(metric, curve), curve.value, IDEAL, first.metric(ideal).title, "dash", 2.2))
-        charts[when] = Chart([panel(metric, marks, *(record.curves[name] for record in every))])
+            marks.append(Line(curve.log_snr, curve.value, IDEAL, first.metric(ideal).title, "dash", 2.2))
+        charts[when] = Chart([panel(metric, LOG_SNR, marks, *(record.curves[name] for record in every))])
     return charts
 
 
@@ -42,7 +42,7 @@ def gains_charts(log_snr: np.ndarray, moments: Mapping[str, Mapping[str, Cluster
     charts = {}
     for when, gains in moments.items():
         marks = [_mean(i, label, log_snr, gain) for i, (label, gain) in enumerate(gains.items(), start=1)]
-        charts[when] = Chart([Panel(marks, LOG_SNR, "nats per level; above 0 is better", level=0.0)])
+        charts[when] = Chart([Panel(marks, LOG_SNR.title, "nats per level; above 0 is better", level=0.0)])
     return charts
 
 

@@ -14,7 +14,6 @@ import torch
 from ldmprobe.data.images import ImageData
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.prediction import prediction_named
-from ldmprobe.diffusion.processes import process_of
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
@@ -175,7 +174,7 @@ class Checkpoint:
             raise ConfigurationError(
                 f"{self.path} holds a {network_spec['class_name']}, which is not of diffusers; probe it from Python: "
                 "build your LatentDiffusion, load its state_dict and pass module.diffusion_model() to "
-                "ldmprobe.probe_ddim."
+                "ldmprobe.probe_sampling."
             )
         network = from_network_config(network_spec)
         codec = LatentCodec(from_network_config(spec["autoencoder"]) if spec["autoencoder"] else None, scale=1.0)
@@ -211,9 +210,7 @@ class Checkpoint:
 
 
 def _schedule(description: PlainValues) -> NoiseSchedule:
-    """Rebuild a noise schedule from its description: from a scheduler of diffusers, a process, or from tables."""
-    if "process" in description:
-        return process_of(description)
+    """Rebuild a noise schedule from its description: from a scheduler of diffusers, or from tables."""
     if "class_name" in description:
         return as_schedule(from_network_config(description))
     alpha, sigma = (torch.tensor(description[name], dtype=torch.float64) for name in ("alpha", "sigma"))

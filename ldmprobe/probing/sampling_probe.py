@@ -1,15 +1,19 @@
-"""The sampling probe: one set of trajectories from fixed noise, many analyses fed step by step."""
+"""The sampling probe: one set of trajectories from fixed noise, by any sampler, many analyses fed step by step."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from ldmprobe.diffusion.samplers import Sampler
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import (
@@ -29,8 +33,16 @@ from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
 from ldmprobe.probing.reference import Reference, magnitude_quantiles
 from ldmprobe.probing.sampling import Sampling, prompts_of, sample_trajectory
 
+METRICS = (
+    Metric(
+        "passes", "Network passes",
+        "How often the sampler has asked the network by the end of each step.", "passes", sampling=True,
+        shown="record",
+    ),
+)  # fmt: skip
 
-def probe_ddim(
+
+def probe_sampling(
     model: DiffusionModel,
     reference: Reference | None = None,
     sampling: Sampling | None = None,
@@ -39,6 +51,7 @@ def probe_ddim(
     step: int = 0,
     ranks: Ranks | None = None,
     progress: Progress = no_progress,
+    name: str | None = None,
 ) -> ProbeRecord:
     """Sample latents, by DDIM if no other sampler is named, and feed each step to the analyses.
 
@@ -56,9 +69,10 @@ def probe_ddim(
         step: optimizer steps taken so far.
         ranks: how the samples are shared out; default: one process.
         progress: called after each sampling step.
+        name: of the record; default: the sampler's, such as "ddim".
 
     Returns:
-        A record called "ddim", the same on every rank.
+        A record, the same on every rank.
 
     Raises:
         ConfigurationError: N or S out of range, or nothing to guide by, before anything is sampled.
@@ -78,6 +92,7 @@ def probe_ddim(
     ranks = ranks or Ranks()
     analyses = default_analyses(reference, held_out) if analyses is None else list(analyses)
     sample_ids = ranks.share(num_samples)
+    program = sampling.sampler.program(grid)
     found = Findings()
     clipped = torch.zeros(2, dtype=torch.float64, device=model.device)
     with evaluating(model.modules):
@@ -93,6 +108,7 @@ def probe_ddim(
             progress(sampling_step.index + 1, grid.num_steps)
         for analysis in analyses:
             found.update(analysis.finish())
+    found.curves["passes"] = trajectory.curve(np.cumsum([float(step.passes) for step in program]))
     clips = clipping(model, grid.clip_range, clipped, _magnitudes(reference, held_out))
     guided = f"{sampling.guidance_in_words} shifts the marginals by design" if sampling.guidance.shifts else ""
     provenance = {
@@ -106,19 +122,24 @@ def probe_ddim(
     if labels is not None:
         provenance["sample_labels"] = labels
     return ProbeRecord(
-        "ddim",
+        name or record_name(sampling.sampler),
         step,
         found.scalars,
         found.curves,
         found.scatters,
         images=found.images,
-        metrics=tuple(metric for analysis in analyses for metric in analysis.metrics),
+        metrics=(*(metric for analysis in analyses for metric in analysis.metrics), *METRICS),
         provenance=provenance,
         fingerprints={
             **sampling.fingerprints(model, grid),
             "reference": reference.fingerprint if reference else "none",
         },
     )
+
+
+def record_name(sampler: Sampler) -> str:
+    """Return what a record of samples by ``sampler`` is called: "ddim", or "dpmpp_2m"."""
+    return re.sub(r"[^a-z0-9_]+", "_", sampler.name.lower())[:64]
 
 
 def default_analyses(reference: Reference | None, held_out: HeldOut | None) -> list[Analysis]:

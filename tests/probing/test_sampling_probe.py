@@ -9,9 +9,9 @@ from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.probing.analyses import StepKL
-from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.reference import Reference
 from ldmprobe.probing.sampling import Sampling, sample_trajectory
+from ldmprobe.probing.sampling_probe import probe_sampling
 from tests.helpers import gaussian_model, refused, sd_scheduler, tiny_unet
 from tests.probing.gaussian import assert_same_record, draw, exact_reference, on_ranks
 
@@ -34,7 +34,7 @@ def reference(model: DiffusionModel) -> Reference:
 
 
 def test_record_says_what_it_was_measured_with(model: DiffusionModel, reference: Reference):
-    record = probe_ddim(model, reference, Sampling(16, 5, grid=ScheduleGrid("trailing"), seed=3), step=70)
+    record = probe_sampling(model, reference, Sampling(16, 5, grid=ScheduleGrid("trailing"), seed=3), step=70)
     assert (record.probe, record.step) == ("ddim", 70)
     expected = {
         "num_samples": 16,
@@ -52,12 +52,12 @@ def test_record_says_what_it_was_measured_with(model: DiffusionModel, reference:
 
 
 def test_the_same_probe_twice_is_identical(model: DiffusionModel, reference: Reference):
-    first, second = (probe_ddim(model, reference, Sampling(64, 10)) for _ in range(2))
+    first, second = (probe_sampling(model, reference, Sampling(64, 10)) for _ in range(2))
     assert_same_record(first, second)
 
 
 def test_another_seed_is_another_probe(model: DiffusionModel, reference: Reference):
-    first, second = (probe_ddim(model, reference, Sampling(64, 10, seed=seed)) for seed in (0, 1))
+    first, second = (probe_sampling(model, reference, Sampling(64, 10, seed=seed)) for seed in (0, 1))
     assert first.curves["step_kl"].value.tolist() != second.curves["step_kl"].value.tolist()
     assert first.fingerprints["sampler"] != second.fingerprints["sampler"]
 
@@ -65,7 +65,7 @@ def test_another_seed_is_another_probe(model: DiffusionModel, reference: Referen
 @pytest.mark.parametrize("with_reference", [True, False])
 def test_batch_size_does_not_matter(model: DiffusionModel, reference: Reference, with_reference: bool):
     used = reference if with_reference else None
-    small, large = (probe_ddim(model, used, Sampling(64, 10, batch_size=size)) for size in (7, 256))
+    small, large = (probe_sampling(model, used, Sampling(64, 10, batch_size=size)) for size in (7, 256))
     assert_same_record(small, large, **SAME)
 
 
@@ -73,7 +73,7 @@ def test_batch_size_does_not_matter(model: DiffusionModel, reference: Reference,
 def test_two_ranks_agree_with_one_process_and_with_each_other(with_reference: bool):
     def work(ranks=None):
         model = gaussian_model()
-        return probe_ddim(model, exact_reference(model) if with_reference else None, Sampling(65, 10), ranks=ranks)
+        return probe_sampling(model, exact_reference(model) if with_reference else None, Sampling(65, 10), ranks=ranks)
 
     alone = work()
     for record in on_ranks(2, work):
@@ -83,7 +83,7 @@ def test_two_ranks_agree_with_one_process_and_with_each_other(with_reference: bo
 def test_a_rank_without_samples_still_takes_part():
     def work(ranks=None):
         model = gaussian_model()
-        return probe_ddim(model, exact_reference(model), Sampling(8, 3), ranks=ranks)
+        return probe_sampling(model, exact_reference(model), Sampling(8, 3), ranks=ranks)
 
     alone = work()
     for record in on_ranks(9, work):
@@ -101,7 +101,7 @@ def test_samples_have_the_same_noise_and_condition_whatever_company_they_are_in(
         *_, chunked = sample_trajectory(model, Sampling(8, batch_size=3), grid, torch.arange(8))
     torch.testing.assert_close(alone.z_s[0], together.z_s[5], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(chunked.z_s, together.z_s, rtol=1e-4, atol=1e-5)
-    record = probe_ddim(model, None, Sampling(8, 2), analyses=[StepKL()])
+    record = probe_sampling(model, None, Sampling(8, 2), analyses=[StepKL()])
     assert record.provenance["sample_labels"] == [0, 1, 2, 0, 1, 2, 0, 1]
 
 
@@ -125,7 +125,7 @@ def test_probing_leaves_a_model_in_training_as_it_was():
     model.network.train()
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
     rng = torch.get_rng_state()
-    first, second = (probe_ddim(model, None, Sampling(8, 3)) for _ in range(2))
+    first, second = (probe_sampling(model, None, Sampling(8, 3)) for _ in range(2))
     assert_same_record(first, second)  # no dropout while probing
     assert torch.equal(torch.get_rng_state(), rng)
     assert all(module.training for module in model.network.modules())
@@ -135,7 +135,7 @@ def test_probing_leaves_a_model_in_training_as_it_was():
 
 def test_progress_counts_the_steps_and_may_stop_the_probe(model: DiffusionModel):
     seen = []
-    probe_ddim(model, None, Sampling(8, 4), progress=lambda done, total: seen.append((done, total)))
+    probe_sampling(model, None, Sampling(8, 4), progress=lambda done, total: seen.append((done, total)))
     assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
     def stop(done: int, total: int) -> None:
@@ -143,32 +143,32 @@ def test_progress_counts_the_steps_and_may_stop_the_probe(model: DiffusionModel)
 
     model.network.train()
     with pytest.raises(KeyboardInterrupt):
-        probe_ddim(model, None, Sampling(8, 4), progress=stop)
+        probe_sampling(model, None, Sampling(8, 4), progress=stop)
     assert model.network.training
 
 
 def test_too_few_samples_are_an_error(model: DiffusionModel):
     with refused("num_samples is 7; expected at least 8"):
-        probe_ddim(model, sampling=Sampling(7))
+        probe_sampling(model, sampling=Sampling(7))
 
 
 def test_no_batch_is_an_error(model: DiffusionModel):
     with refused("batch_size 0; expected at least 1"):
-        probe_ddim(model, sampling=Sampling(batch_size=0))
+        probe_sampling(model, sampling=Sampling(batch_size=0))
 
 
 @pytest.mark.parametrize("num_steps", [0, 1001])
 def test_steps_out_of_range_are_an_error(model: DiffusionModel, num_steps: int):
     with refused(f"num_steps is {num_steps}; expected 1 to 1000"):
-        probe_ddim(model, sampling=Sampling(num_steps=num_steps))
+        probe_sampling(model, sampling=Sampling(num_steps=num_steps))
 
 
 def test_unknown_spacing_is_an_error(model: DiffusionModel):
     with refused("sideways"):
-        probe_ddim(model, sampling=Sampling(grid=ScheduleGrid("sideways")))
+        probe_sampling(model, sampling=Sampling(grid=ScheduleGrid("sideways")))
 
 
 def test_reference_of_other_latents_is_an_error(model: DiffusionModel):
     other = Reference.fit(draw(gaussian_model((1, 4, 4)), 20))
     with refused(r"shape \(1, 4, 4\), the model's are \(2, 4, 4\)"):
-        probe_ddim(model, other)
+        probe_sampling(model, other)

@@ -1,4 +1,4 @@
-"""DDIMProbe: what sampling does to the latents, tracked over training."""
+"""SamplingProbe: what sampling does to the latents, tracked over training, by any sampler."""
 
 from __future__ import annotations
 
@@ -9,36 +9,38 @@ from ldmprobe.callbacks.probe_data import has_held_out, held_out_of, reference_o
 from ldmprobe.diffusion.grids import Grid
 from ldmprobe.diffusion.samplers import Sampler
 from ldmprobe.errors import ConfigurationError, check_numbers
-from ldmprobe.io.record import ProbeRecord
+from ldmprobe.io.record import PROBE_NAME, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.models.guidance import Guidance
 from ldmprobe.probing.analyses import Analysis
-from ldmprobe.probing.ddim import probe_ddim
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.reference import Reference
 from ldmprobe.probing.sampling import Sampling
+from ldmprobe.probing.sampling_probe import probe_sampling, record_name
 from ldmprobe.tracking.scalars import Detail
 
 
-class DDIMProbe(ProbeCallback):
-    """Sample latents from fixed noise, by DDIM if no other sampler is named, with the EMA weights if there are any, and
-    analyze every step.
+class SamplingProbe(ProbeCallback):
+    """Sample latents from fixed noise, with the EMA weights if there are any, and analyze every step.
 
-    What it finds is declared by the analyses, each in its ``metrics`` (docs/METRICS.md).
+    A run may have several, with different samplers or grids. What each finds is declared by the analyses, each in its
+    ``metrics`` (docs/METRICS.md).
 
     Args:
         every_n_steps: optimizer steps between probes.
         num_samples: N, at least 8.
-        num_steps: S, DDIM steps.
+        num_steps: S, sampling steps; the record says how many passes of the network they took.
         sampler: default: DDIM.
         grid: which noise levels are visited; default: the schedule's own.
         guidance: scale of classifier-free guidance, 1 for none; or another Guidance.
         batch_size: latents through the network at once.
         num_reference: real latents, of training images, that bases and ideal curves are fitted on.
-        seed: of the starting noise, the same at every probe.
+        seed: of the starting noise and of that of the steps, the same at every probe.
         analyses: default: all of them: StepKL, PCAScatter, X0Drift, SampleImages, MarginalGap, OneStepError.
         detail: what loggers are sent: "bands" of log-SNR, or also all "levels".
+        name: of the records, and so of a section in the loggers; default: the sampler's. Two probes by one sampler, on
+            different grids, need different ones.
     """
 
     def __init__(
@@ -54,15 +56,26 @@ class DDIMProbe(ProbeCallback):
         seed: int = 0,
         analyses: list[Analysis] | None = None,
         detail: Detail = "bands",
+        name: str | None = None,
     ) -> None:
         super().__init__(every_n_steps, detail)
         if num_samples < 8:
-            raise ConfigurationError(f"DDIMProbe got num_samples {num_samples}; expected at least 8.")
-        check_numbers("DDIMProbe", 1, num_steps=num_steps, num_reference=num_reference)
+            raise ConfigurationError(f"{type(self).__name__} got num_samples {num_samples}; expected at least 8.")
+        check_numbers(type(self).__name__, 1, num_steps=num_steps, num_reference=num_reference)
         self.sampling = Sampling.of(num_samples, num_steps, sampler, grid, guidance, batch_size, seed)
         self.num_reference, self.analyses = num_reference, analyses
+        if name is not None and not PROBE_NAME.fullmatch(name):
+            raise ConfigurationError(
+                f"{type(self).__name__} got name {name!r}; expected up to 64 lower-case letters, digits and "
+                "underscores."
+            )
+        self._name = name or record_name(self.sampling.sampler)
         self._reference: Reference | None = None
         self._held_out: HeldOut | None = None
+
+    @property
+    def records(self) -> str:
+        return self._name
 
     def check(self, model: DiffusionModel) -> None:
         self.sampling.levels(model)
@@ -74,7 +87,7 @@ class DDIMProbe(ProbeCallback):
         if has_held_out(trainer) and (self._held_out is None or model.conditioning.trained):
             self._held_out = held_out_of(trainer, model, num_images=128)
         with self.progress(trainer) as progress:
-            return probe_ddim(
+            return probe_sampling(
                 model,
                 self._reference,
                 self.sampling,
@@ -83,4 +96,9 @@ class DDIMProbe(ProbeCallback):
                 step=trainer.global_step,
                 ranks=ranks,
                 progress=progress,
+                name=self._name,
             )
+
+
+class DDIMProbe(SamplingProbe):
+    """SamplingProbe in the form of Roh et al., who look at every step of a deterministic DDIM."""
