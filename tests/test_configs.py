@@ -11,10 +11,12 @@ import ldmprobe.callbacks
 from ldmprobe.callbacks import DDIMProbe, DenoisingProbe, ReportWriter, TimestepBalancer, TrainingLoss
 from ldmprobe.configuration.cli import LDMProbeCLI, build_cli
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
+from ldmprobe.models.wrapper import innermost
 from tests.pipelines import saved
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-PATHS = sorted(CONFIGS.glob("*.yaml"))
+FAMILIES = CONFIGS / "families"
+PATHS = sorted([*CONFIGS.glob("*.yaml"), *FAMILIES.glob("*.yaml")])
 
 
 def build(tmp_path, *configs, overrides=()) -> LDMProbeCLI:
@@ -34,6 +36,8 @@ def test_configuration_is_built_from_bare_names_and_saved_with_flat_ones(tmp_pat
     bare.write_text(re.sub(r"ldmprobe\.(?:callbacks\.)?", "", given))
     assert "ldmprobe." not in bare.read_text()
     under = CONFIGS / ("shapes_finetune.yaml" if "lora" in path.stem else "gaussian.yaml")
+    if path.parent == FAMILIES:
+        under = FAMILIES / "base.yaml"
     arguments = [f"--config={under}", "--trainer.callbacks=[{class_path: ModelCheckpoint}]"]
     arguments = [*([] if "data" in yaml.safe_load(given) else arguments), f"--config={bare}"]
     if "finetune" in path.stem or "lora" in path.stem:
@@ -80,3 +84,27 @@ def test_fragment_of_lora_trains_updates_alone(tmp_path):
     trained = [name for name, parameter in cli.model.network.named_parameters() if parameter.requires_grad]
     assert trained
     assert all(".lora_" in name for name in trained)
+
+
+def test_families_differ_in_their_process_alone(tmp_path):
+    """Same data, same U-Net but for what it is told, same steps."""
+    seen, processes = set(), {}
+    for path in sorted(FAMILIES.glob("*.yaml")):
+        if path.stem == "base":
+            continue
+        cli = build(tmp_path / path.stem, FAMILIES / "base.yaml", path)
+        network = innermost(cli.model.network)
+        shapes = {name: value.shape for name, value in network.named_parameters() if value.requires_grad}
+        seen.add((str(shapes), cli.trainer.max_steps, cli.datamodule.batch_size))
+        processes[path.stem] = (cli.model.schedule.name, type(cli.model.network).__name__)
+        assert cli.model.timesteps.coverage(cli.model.schedule) > 0.999
+        assert yaml.safe_load(path.read_text())["run_dir"] == f"runs/families/{path.stem}"
+    assert len(seen) == 1
+    assert processes == {
+        "ddpm": ("DDIMScheduler", "UNet2DModel"),
+        "subvp": ("SubVPSDE", "UNet2DModel"),
+        "ve": ("VESDE", "EpsilonNetwork"),
+        "edm": ("EDMProcess", "Preconditioned"),
+        "ncsn": ("VESDE", "EpsilonNetwork"),
+        "flow": ("FlowMatchEulerDiscreteScheduler", "UNet2DModel"),
+    }

@@ -96,6 +96,7 @@ class NoiseSchedule:
         timestep_spacing: that of ``native_grid``, where none is named.
         flow: whether diffusers' pipelines for flow matching sample it.
         clip_range: where its samplers clip x̂_0, or None.
+        network_wrapper: class and settings of the wrapper that its networks have to be in; None where any will do.
 
     Args:
         alpha, sigma: shape (T,), noisiest last.
@@ -150,6 +151,7 @@ class NoiseSchedule:
     timestep_spacing = "trailing"
     flow = False
     clip_range: float | None = None
+    network_wrapper: PlainValues | None = None
 
     @property
     def num_timesteps(self) -> int:

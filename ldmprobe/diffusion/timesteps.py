@@ -35,6 +35,10 @@ class TimestepSampler(nn.Module, ABC):
     def probabilities(self, schedule: NoiseSchedule) -> Tensor:
         """p(t), shape (T,), float64, sums to 1."""
 
+    def coverage(self, schedule: NoiseSchedule) -> float:
+        """Return the share of the density as it is meant that lies within the schedule's levels."""
+        return 1.0
+
     def loss_factor(self, schedule: NoiseSchedule) -> Tensor:
         """A factor on the loss that belongs to the sampler, shape (T,), float64: 1 for one that means to change what is
         trained, 1/(T p) for one that only means to change its variance.
@@ -144,9 +148,13 @@ class LogSNRDensity(TimestepSampler):
     def cumulative(self, log_snr: FloatArray) -> FloatArray:
         """P(λ' ≤ λ), shape (K,)."""
 
+    def coverage(self, schedule: NoiseSchedule) -> float:
+        first, last = self.cumulative(_finite(schedule)[[0, -1]])
+        return float(first - last)
+
     def probabilities(self, schedule: NoiseSchedule) -> Tensor:
         finite = schedule.log_snr.isfinite()
-        log_snr = schedule.log_snr[finite].numpy()
+        log_snr = _finite(schedule)
         borders = np.concatenate([log_snr[:1], (log_snr[1:] + log_snr[:-1]) / 2, log_snr[-1:]])
         p = torch.zeros_like(schedule.log_snr)
         p[finite] = torch.from_numpy(np.abs(np.diff(self.cumulative(borders))))
@@ -165,6 +173,9 @@ class UniformLogSNR(LogSNRDensity):
 
     def cumulative(self, log_snr: FloatArray) -> FloatArray:
         return log_snr  # up to the range, which is normalized away
+
+    def coverage(self, schedule: NoiseSchedule) -> float:
+        return 1.0
 
 
 class LogNormalSigma(LogSNRDensity):
@@ -249,6 +260,9 @@ class Stratified(TimestepSampler):
     def probabilities(self, schedule: NoiseSchedule) -> Tensor:
         return self.sampler.probabilities(schedule)
 
+    def coverage(self, schedule: NoiseSchedule) -> float:
+        return self.sampler.coverage(schedule)
+
     def loss_factor(self, schedule: NoiseSchedule) -> Tensor:
         return self.sampler.loss_factor(schedule)
 
@@ -260,6 +274,11 @@ class Stratified(TimestepSampler):
         place = (torch.arange(num_samples) + torch.rand(num_samples, dtype=torch.float64)) / num_samples
         drawn = torch.searchsorted(cumulative, place * cumulative[-1], right=True).clamp(max=len(cumulative) - 1)
         return drawn[torch.randperm(num_samples)]
+
+
+def _finite(schedule: NoiseSchedule) -> FloatArray:
+    """Return the schedule's log-SNR but for levels without signal or without noise."""
+    return schedule.log_snr[schedule.log_snr.isfinite()].numpy()
 
 
 def _positive(sampler: TimestepSampler, name: str, value: float) -> float:

@@ -24,7 +24,7 @@ class SamplingStep:
 
     Attributes:
         index: k = 0 … S − 1, in sampling order (0 is the noisiest).
-        timestep: what the network was told at the start of the step.
+        timestep: what the network was told in the step's first pass.
         z_t, z_s: latents before and after, shape (N, C, H, W).
         x0, epsilon: the network's x̂_0 and ε̂ of the step's last pass, same shape.
     """
@@ -54,10 +54,9 @@ def sampling_steps(
     """
     registers, draws = {"z": z_T}, 0
     for k, step in enumerate(program):
-        z_t, last = registers["z"], None
+        z_t, first, last = registers["z"], step.questions[0], step.questions[-1]
         for operation in step.operations:
             if isinstance(operation, Denoise):
-                last = operation
                 registers.update(_denoised(predict, registers[operation.source], operation, prediction))
                 continue
             value = _combined(operation, registers)
@@ -66,8 +65,7 @@ def sampling_steps(
                 value = value + operation.noise * noise(draws)
                 draws += 1
             registers[operation.target] = value
-        assert last is not None
-        yield SamplingStep(k, last.model_time, z_t, registers["z"], registers[last.x0], registers[last.epsilon])
+        yield SamplingStep(k, first.model_time, z_t, registers["z"], registers[last.x0], registers[last.epsilon])
 
 
 def _denoised(predict: Predict, z: Tensor, operation: Denoise, prediction: Prediction) -> dict[str, Tensor]:

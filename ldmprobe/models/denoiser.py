@@ -10,15 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.wrapper import Condition, wrapped, wrapper_of
 from ldmprobe.types import Component, PlainValues
 
-Condition = dict[str, Tensor]
-"""What a network is told of each sample, by name, each of shape (N, …): ``{}``, ``{"class_labels": …}``,
-``{"encoder_hidden_states": …}``.
-
-``"concat"`` (N, C', H, W) is a picture beside z_t: it is joined to the latents along channels, after them, before any
-network.
-"""
 CONCAT = "concat"
 
 # diffusers' networks take what they are told of a sample as keyword arguments, these of it bundled in one dictionary:
@@ -46,32 +40,51 @@ class Denoiser(Protocol):
     def __call__(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor: ...
 
 
-def as_denoiser(network: nn.Module) -> Denoiser:
-    """Return ``network`` as a Denoiser that takes ``"concat"``: diffusers' U-Nets and transformers are adapted,
-    anything else must follow the protocol itself.
+def as_denoiser(network: nn.Module, scores: bool = False) -> Denoiser:
+    """Return ``network`` as a Denoiser that takes ``"concat"`` and latents of any precision: diffusers' U-Nets and
+    transformers are adapted, anything else must follow the protocol itself.
+
+    Args:
+        scores: whether it is asked for a score, told σ.
 
     Raises:
-        ConfigurationError: it is told its guidance scale, as one distilled for few steps is.
+        ConfigurationError: it is told its guidance scale, as one distilled for few steps is; or it answers a score and
+            is asked for something else.
     """
-    own: Denoiser = _adapted(network) if hasattr(network, "config") else network
+    if (wrapper := wrapper_of(network)) is not None:
+        return wrapper
+    own: Denoiser = _adapted(network, scores) if hasattr(network, "config") else network
 
     def denoise(z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-        if CONCAT not in condition:
-            return own(z_t, t, condition)
-        others = {name: value for name, value in condition.items() if name != CONCAT}
-        return own(torch.cat([z_t, condition[CONCAT].to(z_t)], dim=1), t, others)
+        first = next(network.parameters(), None)
+        dtype = z_t.dtype if first is None else first.dtype
+        z_t, others = z_t.to(dtype), {name: _in(dtype, value) for name, value in condition.items() if name != CONCAT}
+        if CONCAT in condition:
+            z_t = torch.cat([z_t, condition[CONCAT].to(z_t)], dim=1)
+        return own(z_t, t, others)
 
     if not any(name in _PREDICTS_VARIANCE for name in _class_names(network)):
         return denoise
     return lambda z_t, t, condition: denoise(z_t, t, condition)[:, : z_t.shape[1]]
 
 
+def _in(dtype: torch.dtype, value: Tensor) -> Tensor:
+    """Floating point numbers in this dtype; labels and masks stay."""
+    return value.to(dtype) if value.is_floating_point() else value
+
+
 def _class_names(network: nn.Module) -> list[str]:
     return [cls.__name__ for cls in type(network).__mro__]  # FSDP puts a class of its own before diffusers'
 
 
-def _adapted(network: Component) -> Denoiser:
+def _adapted(network: Component, scores: bool) -> Denoiser:
     config, classes = network.config, _class_names(network)
+    if config.get("time_embedding_type") == "fourier" and not scores:
+        raise ConfigurationError(
+            f"{type(network).__name__} has time_embedding_type 'fourier': it is told σ and divides its answer by it, "
+            "which makes it a score. Write `network: {class_path: ScoreNetwork, init_args: {network: …}}` with a "
+            "VESDE, or time_embedding_type 'positional'."
+        )
     if config.get("time_cond_proj_dim") is not None:
         raise ConfigurationError(
             f"{type(network).__name__} has time_cond_proj_dim {config['time_cond_proj_dim']}: it was distilled to be "
@@ -114,7 +127,7 @@ def check_denoiser(
     z = torch.zeros(1, *latent_shape, device=device)
     try:
         with torch.no_grad():
-            shape = as_denoiser(network)(z, torch.zeros(1, dtype=torch.long, device=device), condition).shape
+            shape = as_denoiser(network)(z, torch.ones(1, dtype=torch.long, device=device), condition).shape
     except (RuntimeError, ValueError, IndexError, TypeError) as error:
         raise ConfigurationError(
             f"{type(network).__name__} cannot take latents of shape {tuple(latent_shape)}: {str(error).rstrip('.')}. "
@@ -206,7 +219,12 @@ def check_text(network: nn.Module, condition: Condition) -> None:
 
 
 def network_config(network: Component) -> PlainValues | None:
-    """Class and constructor arguments of a diffusers module as plain values, or None for any other module."""
+    """Class and constructor arguments of a diffusers module as plain values, in its wrapper, if it is in one; None for
+    any other module.
+    """
+    if (wrapper := wrapper_of(network)) is not None:
+        inner = network_config(wrapper.network)
+        return inner and {**wrapper.description, "network": inner}
     if not hasattr(network, "config"):
         return None
     config = {key: value for key, value in dict(network.config).items() if not key.startswith("_")}
@@ -223,6 +241,8 @@ def from_network_config(config: PlainValues) -> Component:
 
     config = dict(config)
     class_name = str(config.pop("class_name", None))
+    if "network" in config:
+        return wrapped(from_network_config(config.pop("network")), {"class_name": class_name, **config})
     cls: Component = getattr(diffusers, class_name, None)
     known = inspect.isclass(cls) and issubclass(cls, (diffusers.ModelMixin, diffusers.SchedulerMixin))
     if not known:

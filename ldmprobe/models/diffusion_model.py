@@ -24,6 +24,7 @@ from ldmprobe.models.conditioning import Conditioning, Unconditional
 from ldmprobe.models.denoiser import Condition, Denoiser, as_denoiser
 from ldmprobe.models.guidance import Answer, Guidance
 from ldmprobe.models.out_of_memory import free_cached_memory, is_out_of_memory
+from ldmprobe.models.wrapper import check_schedule
 from ldmprobe.types import PlainValues
 
 
@@ -56,6 +57,7 @@ class DiffusionModel:
 
     def __post_init__(self) -> None:
         self.schedule = as_schedule(self.schedule)
+        check_schedule(self.network, self.schedule)
 
     @property
     def device(self) -> torch.device:
@@ -75,16 +77,15 @@ class DiffusionModel:
 
     def predict(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         """Return the network's answer at z_t (N, C, H, W), told t (N,), in the dtype of ``z_t``; in training, too."""
-        dtype, own = z_t.dtype, next(self.network.parameters()).dtype
         # A half-precision network samples in float32 all the same.
-        answer = self._denoise(z_t.to(own), t, _in(own, condition))
+        answer = self._denoise(z_t, t, condition)
         if answer.shape != z_t.shape:
             raise ConfigurationError(
                 f"{type(self.network).__name__} answers latents of shape {tuple(z_t.shape)} with "
                 f"{tuple(answer.shape)}; expected the same shape. One that also predicts a variance has to leave it "
                 "out."
             )
-        return answer.to(dtype)
+        return answer.to(z_t.dtype)
 
     def predictor(self, condition: Condition, batch_size: int, guidance: Guidance | None = None) -> Predict:
         """Return (z_t, what the network is told) → its answer, for the samples of ``condition``; at most ``batch_size``
@@ -172,11 +173,6 @@ class DiffusionModel:
                 raise
         free_cached_memory()  # only here have the traceback and the tensors it holds been let go
         return None
-
-
-def _in(dtype: torch.dtype, condition: Condition) -> Condition:
-    """The condition with its floating point numbers of this dtype; labels and masks stay."""
-    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in condition.items()}
 
 
 @runtime_checkable

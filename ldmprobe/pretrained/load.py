@@ -23,6 +23,7 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.families import FAMILIES, family_of
 from ldmprobe.models.lazy import LazyModule
 from ldmprobe.models.model_folder import ModelFolder
+from ldmprobe.models.wrapper import wrapped
 from ldmprobe.pretrained.files import check_files, find_pipeline, refusal
 from ldmprobe.pretrained.source import Precision, Source
 from ldmprobe.types import Component, PlainValues
@@ -210,9 +211,10 @@ def _taken_apart(read: ReadPipeline, prompts: Sequence[str]) -> DiffusionModel:
         )
     size = network.config.sample_size
     height, width = (size, size) if isinstance(size, int) else size
+    schedule = as_schedule(pipeline.scheduler)
     return DiffusionModel(
-        network.eval(),
-        as_schedule(pipeline.scheduler),
+        wrapped(network.eval(), schedule.network_wrapper),
+        schedule,
         (channels, height, width),
         _codec(type(pipeline).__name__, autoencoder),
         conditioning,

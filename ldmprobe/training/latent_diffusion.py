@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -24,6 +25,7 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, Unconditional
 from ldmprobe.models.denoiser import Condition, check_denoiser, config_of
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.wrapper import check_schedule, innermost
 from ldmprobe.training.checkpoint.spec import check_same_model, check_same_state, model_spec
 from ldmprobe.training.ema import EMA
 from ldmprobe.training.rates import built, check_rates
@@ -31,6 +33,7 @@ from ldmprobe.training.sharding import check_strategy, check_trained, is_sharded
 from ldmprobe.types import Batch, PlainValues, StateDict
 
 _MEASURED_IMAGES = 1024  # for the codec's scale
+_WHOLE = 0.999  # share of a density over noise levels that a schedule has to cover, so as not to warn
 
 
 def adamw(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -116,9 +119,11 @@ class LatentDiffusion(L.LightningModule):
         self.offset_noise, self.input_perturbation = offset_noise, input_perturbation
         if gradient_checkpointing:
             for module in (network, *self.conditioning.trained_networks):
-                _checkpoint_gradients(module)
+                _checkpoint_gradients(innermost(module))
         last = self.schedule.num_timesteps - 1
         self.validation_timesteps = np.linspace(last / 20, last, validation_timesteps).round().astype(int).tolist()
+        check_schedule(network, self.schedule)
+        _warn_of_what_is_not_drawn(self.timesteps, self.schedule)
         self.latent_shape = tuple(latent_shape) if latent_shape is not None else None
         self.seed = seed
         self._asked: DiffusionModel | None = None
@@ -297,6 +302,18 @@ def stable_diffusion_scheduler() -> SchedulerMixin:
         set_alpha_to_one=False,
         steps_offset=1,
     )
+
+
+def _warn_of_what_is_not_drawn(timesteps: TimestepSampler, schedule: NoiseSchedule) -> None:
+    """Warn of a density over noise levels that reaches beyond those of the schedule."""
+    share = timesteps.coverage(schedule)
+    if share < _WHOLE:
+        warnings.warn(
+            f"{type(timesteps).__name__} has {1 - share:.1%} of its density beyond the schedule's log-SNR "
+            f"{float(schedule.log_snr.min()):.1f} … {float(schedule.log_snr.max()):.1f}, where nothing is drawn; move "
+            "or narrow it, or widen the schedule.",
+            stacklevel=3,
+        )
 
 
 def _checkpoint_gradients(module: nn.Module) -> None:

@@ -10,6 +10,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.wrapper import innermost
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -56,7 +57,7 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     transformer's layers) is gathered by itself, the rest together.
     """
     name = type(network).__name__
-    blocks = [block for child in network.children() if isinstance(child, nn.ModuleList) for block in child]
+    blocks = [block for child in innermost(network).children() if isinstance(child, nn.ModuleList) for block in child]
     for module in (*blocks, network):
         # Resharded after each pass, the outermost too: probes make passes that no backward pass follows.
         fully_shard(module, mesh=mesh["data_parallel"], reshard_after_forward=True)

@@ -5,10 +5,23 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
 from ldmprobe.analysis.ideal import ideal_path
-from ldmprobe.diffusion import samplers
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from ldmprobe.diffusion.grids import LogSNRGrid, ScheduleGrid
+from ldmprobe.diffusion.named import by_name
 from ldmprobe.diffusion.prediction import EpsilonPrediction
-from ldmprobe.diffusion.samplers import DDIM, Combine, Euler, Sampler, SamplerStep, denoise_at
+from ldmprobe.diffusion.samplers import (
+    DDIM,
+    Combine,
+    DPMSolver,
+    Euler,
+    EulerAncestral,
+    Heun,
+    PredictorCorrector,
+    Sampler,
+    SamplerStep,
+    UniPC,
+    denoise_at,
+)
 from ldmprobe.diffusion.schedule import NoiseSchedule, SamplingGrid
 from ldmprobe.diffusion.trajectory import sampling_steps
 from tests.helpers import sd_scheduler
@@ -38,22 +51,33 @@ class TwoStepAncestral(Sampler):
         return steps
 
 
-SAMPLERS = [getattr(samplers, name) for name in samplers.__all__]
-SAMPLERS = [kind for kind in SAMPLERS if isinstance(kind, type) and issubclass(kind, Sampler) and kind is not Sampler]
+SAMPLERS = {name: make() for name, make in by_name(Sampler).items() if make.func.__module__.startswith("ldmprobe.")}
+SAMPLERS |= {
+    sampler.in_words: sampler
+    for sampler in (
+        TwoStepAncestral(),
+        DDIM(eta=0.6),
+        EulerAncestral(eta=0.6),
+        Heun(s_churn=3.0, s_noise=1.01),
+        UniPC(order=3),
+        DPMSolver(lower_order_final=False),
+        PredictorCorrector(step=0.3, num_corrections=2, predictor=DDIM(eta=1.0)),
+    )
+}
+EXPLODING = torch.logspace(-2, 1.5, 400, dtype=torch.float64)
 SCHEDULES = {
     "stable diffusion": sd_scheduler(),
     "zero terminal": sd_scheduler(
         timestep_spacing="trailing", rescale_betas_zero_snr=True, prediction_type="v_prediction", set_alpha_to_one=True
     ),
     "flow": FlowMatchEulerDiscreteScheduler(shift=3.0),
+    "exploding": NoiseSchedule(torch.ones(400), EXPLODING, EpsilonPrediction(), prior_std=float(EXPLODING[-1])),
 }
 
 
-def exact(schedule: NoiseSchedule, grid: SamplingGrid):
+def exact(schedule: NoiseSchedule, program: list[SamplerStep]):
     """Return the exact denoiser of N(MEAN, VARIANCE), as the network of this schedule answers."""
-    levels = {
-        float(t): (float(a), float(s)) for t, a, s in zip(grid.timesteps, grid.alpha_t, grid.sigma_t, strict=True)
-    }
+    levels = {each.model_time: (each.alpha, each.sigma) for step in program for each in step.questions}
 
     def predict(z, timestep):
         alpha, sigma = levels[timestep]
@@ -65,19 +89,21 @@ def exact(schedule: NoiseSchedule, grid: SamplingGrid):
     return predict
 
 
-def path(schedule, grid, program, z_T, noises=None):
+def path(schedule, program, z_T, noises=None):
     """Return the latents after each step, (S, ...)."""
     draw = None if noises is None else lambda k: noises[k]
-    return torch.stack([s.z_s for s in sampling_steps(exact(schedule, grid), z_T, program, schedule.prediction, draw)])
+    network = exact(schedule, program)
+    return torch.stack([s.z_s for s in sampling_steps(network, z_T, program, schedule.prediction, draw)])
 
 
+@pytest.mark.parametrize("spacing", [ScheduleGrid(), LogSNRGrid()], ids=lambda grid: grid.name)
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("sampler", [*SAMPLERS, TwoStepAncestral], ids=lambda kind: kind.__name__)
-def test_superposition_any_sampler_is_affine_and_its_ideal_is_the_sum_of_its_responses(sampler, name):
+@pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+def test_superposition_any_sampler_is_affine_and_its_ideal_is_the_sum_of_its_responses(sampler, name, spacing):
     """Samples started at 0, at 1, and with one noise at a time give mean and variance without the recursion."""
     schedule = as_schedule(SCHEDULES[name])
-    grid = schedule.native_grid(7)
-    program = sampler().program(grid)
+    grid = sampler.levels_on(spacing.levels(schedule, 7))
+    program = sampler.program(grid)
     draws = sum(isinstance(o, Combine) and o.noise != 0 for step in program for o in step.operations)
     # Row 0 starts at 0, row 1 at 1; row 2 + j has noise j alone.
     start = torch.zeros(2 + draws, 9, dtype=torch.float64)
@@ -85,7 +111,7 @@ def test_superposition_any_sampler_is_affine_and_its_ideal_is_the_sum_of_its_res
     noises = torch.zeros(draws, 2 + draws, 9, dtype=torch.float64)
     for j in range(draws):
         noises[j, 2 + j] = 1
-    responses = path(schedule, grid, program, start, noises)
+    responses = path(schedule, program, start, noises)
     mean, response = responses[:, 0], responses[:, 1:] - responses[:, :1]
     tolerance = {"rtol": 1e-8, "atol": 1e-10}  # Euler cancels where α_T is 0
     ideal = ideal_path(MEAN, VARIANCE, program, grid)
@@ -98,7 +124,7 @@ def test_superposition_any_sampler_is_affine_and_its_ideal_is_the_sum_of_its_res
     expected = mean + response[:, 0] * z_T
     for j in range(draws):
         expected = expected + response[:, 1 + j] * xi[j]
-    torch.testing.assert_close(path(schedule, grid, program, z_T, xi)[:, 0], expected, **tolerance)
+    torch.testing.assert_close(path(schedule, program, z_T, xi)[:, 0], expected, **tolerance)
 
 
 @pytest.mark.parametrize("name", ["stable diffusion", "flow"])
@@ -106,7 +132,7 @@ def test_eulers_method_is_ddim(name):
     schedule = as_schedule(SCHEDULES[name])
     grid = schedule.native_grid(20)
     z_T = torch.randn(4, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    ddim, euler = (path(schedule, grid, sampler.program(grid), z_T) for sampler in (DDIM(), Euler()))
+    ddim, euler = (path(schedule, sampler.program(grid), z_T) for sampler in (DDIM(), Euler()))
     torch.testing.assert_close(euler, ddim, rtol=1e-10, atol=1e-12)
 
 

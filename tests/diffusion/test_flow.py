@@ -101,7 +101,7 @@ def test_a_shift_set_later_holds_for_tables_and_grid():
 @pytest.mark.parametrize(
     "setting",
     [
-        *("use_dynamic_shifting", "shift_terminal", "invert_sigmas", "stochastic_sampling"),
+        *("shift_terminal", "invert_sigmas", "stochastic_sampling"),
         *("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas"),
     ],
 )

@@ -7,9 +7,12 @@ it.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+
+from torch import Tensor
 
 from ldmprobe.diffusion.named import Named
 from ldmprobe.diffusion.schedule import SamplingGrid
@@ -62,6 +65,36 @@ class SamplerStep:
         return len(self.questions)
 
 
+@dataclass(frozen=True)
+class Move:
+    """From one level to a cleaner one, in the terms that samplers are written in.
+
+    Attributes:
+        alpha_t, sigma_t: where a step starts.
+        alpha_s, sigma_s: where it arrives.
+    """
+
+    alpha_t: float
+    sigma_t: float
+    alpha_s: float
+    sigma_s: float
+
+    @property
+    def decay(self) -> float:
+        """e^(−h), where h is by how much ln(α/σ) rises: 0 where it starts without signal or arrives without noise."""
+        return self.alpha_t * self.sigma_s / (self.alpha_s * self.sigma_t)
+
+    @property
+    def h(self) -> float:
+        """By how much ln(α/σ) rises, half the log-SNR: infinite where ``decay`` is 0."""
+        return -math.log(self.decay) if self.decay else math.inf
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether anything of the data is left where it starts."""
+        return self.alpha_t > 0
+
+
 class Sampler(Named, ABC):
     """How latents go from noise to data along a grid. Registers other than ``z`` are kept from step to step.
 
@@ -77,12 +110,41 @@ class Sampler(Named, ABC):
             ConfigurationError: the sampler cannot take a step of this grid.
         """
 
+    def fitted(self, loss: Callable[[Sampler], float]) -> Sampler:
+        """Return the sampler with each setting that is left to be found, "auto", at the value whose ``loss`` is least:
+        itself, where there is none.
+
+        Args:
+            loss: how far a sampler's ideal ends from real latents.
+        """
+        return self
+
     def levels_on(self, grid: SamplingGrid) -> SamplingGrid:
         """Return the levels that it visits on ``grid``: every step starts where the one before arrived."""
         return grid.joined()
 
 
-def denoise_at(grid: SamplingGrid, k: int) -> Denoise:
-    """Return the question to the network about ``z`` at the level that step ``k`` of ``grid`` starts from."""
+def moves(grid: SamplingGrid) -> list[Move]:
+    """Return the S moves of ``grid``."""
+    levels = (grid.alpha_t, grid.sigma_t, grid.alpha_s, grid.sigma_s)
+    return [Move(*each) for each in zip(*(level.tolist() for level in levels), strict=True)]
+
+
+def denoise_at(grid: SamplingGrid, k: int, x0: str = "x0") -> Denoise:
+    """Return the question to the network about ``z`` at the level that step ``k`` of ``grid`` starts from, its x̂_0 to
+    be kept in register ``x0``.
+    """
     alpha, sigma, model_time = (float(level[k]) for level in (grid.alpha_t, grid.sigma_t, grid.timesteps))
-    return Denoise(alpha, sigma, model_time, clip_range=grid.clip_range)
+    return Denoise(alpha, sigma, model_time, x0=x0, clip_range=grid.clip_range)
+
+
+def denoise_between(grid: SamplingGrid, log_snr: Tensor, source: str = "z", suffix: str = "") -> list[Denoise]:
+    """Return questions to the network about register ``source`` at further levels, (K,), answered in the registers
+    ``x0`` and ``epsilon`` with ``suffix``.
+
+    Raises:
+        ConfigurationError: a level lies outside the schedule.
+    """
+    levels = zip(*(each.tolist() for each in grid.schedule.level_at(log_snr)), strict=True)
+    x0, epsilon = "x0" + suffix, "epsilon" + suffix
+    return [Denoise(alpha, sigma, told, source, x0, epsilon, grid.clip_range) for alpha, sigma, told in levels]

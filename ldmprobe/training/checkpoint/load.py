@@ -14,6 +14,7 @@ import torch
 from ldmprobe.data.images import ImageData
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.prediction import prediction_named
+from ldmprobe.diffusion.processes import process_of
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
@@ -210,7 +211,9 @@ class Checkpoint:
 
 
 def _schedule(description: PlainValues) -> NoiseSchedule:
-    """Rebuild a noise schedule from its description: from a scheduler of diffusers, or from tables."""
+    """Rebuild a noise schedule from its description: from a scheduler of diffusers, a process, or from tables."""
+    if "process" in description:
+        return process_of(description)
     if "class_name" in description:
         return as_schedule(from_network_config(description))
     alpha, sigma = (torch.tensor(description[name], dtype=torch.float64) for name in ("alpha", "sigma"))

@@ -1,0 +1,117 @@
+"""NetworkWrapper: what stands between a network and a process that the network is not told in the usual way."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from ldmprobe.diffusion.prediction import KINDS
+from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.types import Component, PlainValues, kinds_of
+
+Condition = dict[str, Tensor]
+"""What a network is told of each sample, by name, each of shape (N, …): ``{}``, ``{"class_labels": …}``,
+``{"encoder_hidden_states": …}``.
+
+``"concat"`` (N, C', H, W) is a picture beside z_t: it is joined to the latents along channels, after them, before any
+network.
+"""
+
+
+class NetworkWrapper(nn.Module, ABC):
+    """A module around a network, of diffusers or of one's own, that is told σ by a process with α = 1. Its own
+    arithmetic is in float32 at least, whatever the network's precision.
+
+    Attributes:
+        answers: the kind of its answers, a name in ``ldmprobe.diffusion.prediction``.
+        network: the network in it.
+        settings: its other arguments, as plain values.
+    """
+
+    answers: ClassVar[str]
+
+    def __init__(self, network: nn.Module, **settings: float) -> None:
+        super().__init__()
+        self.network, self.settings = network, settings
+
+    @property
+    def config(self) -> PlainValues:
+        """The configuration of the network in it, for those who ask which latents and conditions it takes."""
+        config: PlainValues = getattr(self.network, "config", {})
+        return config
+
+    @property
+    def description(self) -> PlainValues:
+        """Class and settings as plain values, without the network."""
+        return {"class_name": type(self).__name__, **self.settings}
+
+    @abstractmethod
+    def forward(self, z_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """Return the answer at z_t (N, C, H, W), told σ (N,)."""
+
+
+def wrapper_of(network: nn.Module) -> NetworkWrapper | None:
+    """Return a network that is a wrapper; None for any other."""
+    return network if isinstance(network, NetworkWrapper) else None
+
+
+def innermost(network: nn.Module) -> nn.Module:
+    """Return the network itself, out of any wrapper."""
+    return innermost(network.network) if isinstance(network, NetworkWrapper) else network
+
+
+def wrapped(network: nn.Module, wrapper: PlainValues | None) -> nn.Module:
+    """Return ``network`` in the wrapper of this class and settings; None is none.
+
+    Raises:
+        ConfigurationError: there is no such wrapper.
+    """
+    if wrapper is None:
+        return network
+    settings = dict(wrapper)
+    name = settings.pop("class_name")
+    kinds = kinds_of(NetworkWrapper)  # type: ignore[type-abstract]
+    kind: Component = next((kind for kind in kinds if kind.__name__ == name), None)
+    if kind is None:
+        raise ConfigurationError(
+            f"The checkpoint's network is in a wrapper {name} of your own; read it from Python, where its class has "
+            "been imported."
+        )
+    return kind(network, **settings)
+
+
+def check_schedule(network: nn.Module, schedule: NoiseSchedule) -> None:
+    """Compare what a network is told and answers with what its noise schedule says.
+
+    Raises:
+        ConfigurationError: a wrapper that is told σ with a schedule that tells something else, or of another kind of
+            answers; or a scheduler of diffusers whose networks have to be in a wrapper, without it.
+    """
+    wrapper, needed = wrapper_of(network), schedule.network_wrapper
+    if wrapper is not None:
+        name, answers = type(network).__name__, schedule.prediction.name
+        tells_sigma = torch.equal(schedule.model_time.double(), schedule.sigma.float().double())
+        if not (tells_sigma and bool((schedule.alpha == 1).all())):
+            raise ConfigurationError(
+                f"{name} is told σ of a process with α = 1, and the {schedule.name} tells something else; use VESDE "
+                "or EDMProcess."
+            )
+        if answers != wrapper.answers:
+            raise ConfigurationError(
+                f"{name} answers {wrapper.answers}, and the {schedule.name} has prediction {answers}; give it "
+                f"`prediction: {{class_path: {_kind(wrapper.answers)}}}`."
+            )
+    if needed is not None and needed != (wrapper and wrapper.description):
+        settings = ", ".join(f"{name}: {value}" for name, value in needed.items() if name != "class_name")
+        raise ConfigurationError(
+            f"{schedule.name} has its network in ldmprobe's {needed['class_name']}; write `network: {{class_path: "
+            f"{needed['class_name']}, init_args: {{network: …{', ' if settings else ''}{settings}}}}}`."
+        )
+
+
+def _kind(prediction: str) -> str:
+    return type(KINDS[prediction]).__name__
