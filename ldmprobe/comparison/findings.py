@@ -11,6 +11,7 @@ from ldmprobe.analysis.comparison import BandGain, StepsToReach, gains_by_band, 
 from ldmprobe.analysis.intervals import ClusteredMean, clustered_mean
 from ldmprobe.comparison.configuration import only_seeds_differ
 from ldmprobe.probing.denoising_record import (
+    LOG_SNR_SPACING,
     PROBE,
     bound_per_draw,
     errors_of,
@@ -18,7 +19,7 @@ from ldmprobe.probing.denoising_record import (
     log_snr_of,
     nats_of,
 )
-from ldmprobe.tracking.comparable import Moment, Run, moments
+from ldmprobe.tracking.comparable import Moment, Run, moments, same_levels
 from ldmprobe.tracking.history import steps_of
 
 
@@ -57,6 +58,22 @@ class Comparison:
         return self.runs[0]
 
     @property
+    def skills(self) -> Mapping[str, np.ndarray]:
+        """Skill of each run over ``common_levels``, where the denoising probes' own levels differ; by label."""
+        levels, found = self.common_levels, {}
+        for label, record in self.moments[PROBE][0].records.items():
+            curve = record.curves["denoising_skill"]
+            found[label] = np.interp(levels, curve.log_snr, curve.value)
+        return found
+
+    @property
+    def common_levels(self) -> np.ndarray:
+        """Log-SNR at multiples of 0.75 within what the denoising probes of all runs have measured."""
+        curves = [record.curves["denoising_skill"].log_snr for record in self.moments[PROBE][0].records.values()]
+        low, high = max(each.min() for each in curves), min(each.max() for each in curves)
+        return LOG_SNR_SPACING * np.arange(np.ceil(low / LOG_SNR_SPACING), np.floor(high / LOG_SNR_SPACING) + 1)
+
+    @property
     def of_chance(self) -> bool:
         """Whether seeds are all that tells the runs apart, so that none of them can be the better one."""
         return len(self.other_seeds) == len(self.runs) - 1
@@ -66,7 +83,7 @@ def compare(runs: list[Run]) -> Comparison:
     """Compute all of it, from runs that are comparable."""
     when = {probe: moments(runs, probe) for probe in runs[0].records}
     seeds = frozenset(run.label for run in runs[1:] if only_seeds_differ(runs[0].directory, run.directory))
-    if PROBE not in when:
+    if PROBE not in when or not same_levels(runs, PROBE):
         return Comparison(runs, when, [], {}, {}, seeds)
     last = runs[0].records[PROBE][-1]
     cluster, target = image_of_draw(last), bound_per_draw(last)

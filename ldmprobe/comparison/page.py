@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
 
+import numpy as np
+
 from ldmprobe.comparison.configuration import configuration_differences
 from ldmprobe.comparison.findings import Comparison
 from ldmprobe.comparison.paired import FEW, first_of, gains_section, named, training_section
@@ -59,10 +61,7 @@ def _header(comparison: Comparison) -> str:
 
 def _summary(comparison: Comparison) -> str:
     if not comparison.gains:
-        return (
-            "Not every run has a denoising probe, so there are no paired differences; the samplers' curves lie over "
-            "each other."
-        )
+        return _unpaired(comparison)
     totals = {label: bands[-1] for label, bands in comparison.gains[0].bands.items()}
     seeds = comparison.other_seeds
     words = [verdict(label, total, label in seeds) for label, total in totals.items()]
@@ -79,6 +78,30 @@ def _summary(comparison: Comparison) -> str:
         f"At {escape(when)}, against {escape(comparison.first.label)}: <b>{'; '.join(words)}.</b> "
         "Below are the held-out bounds (lower is better) at each run's last probe."
     )
+
+
+def _unpaired(comparison: Comparison) -> str:
+    """Return what is said where there are no paired differences."""
+    if PROBE not in comparison.moments:
+        return (
+            "Not every run has a denoising probe, so there are no paired differences; the samplers' curves lie over "
+            "each other."
+        )
+    levels, (first, *others) = comparison.common_levels, comparison.skills.items()
+    words = []
+    for label, skill in others:
+        difference = skill - first[1]
+        worst = int(np.abs(difference).argmax())
+        words.append(
+            f"{escape(label)} {difference.mean():+.3f} on average, at most {difference[worst]:+.3f} (at "
+            f"{levels[worst]:+.1f})"
+        )
+    return (
+        "The runs' noise levels differ, as those of different processes do, so there are no paired differences: curves "
+        f"lie over each other by log-SNR. Skill less that of {escape(first[0])} between log-SNR {levels[0]:+.1f} and "
+        f"{levels[-1]:+.1f}, at {escape(comparison.moments[PROBE][0].description)}: <b>{'; '.join(words)}.</b> Bounds "
+        "in nats are of each run's own range, and do not compare."
+    ).replace("-", "−")
 
 
 def _images_sections(comparison: Comparison) -> str:
@@ -165,19 +188,21 @@ def _provenance_section(comparison: Comparison) -> str:
     for probe in comparison.moments:
         last = [run.records[probe][-1] for run in runs]
         facts[f"{probe}: last record"] = [f"step {record.step:,}, {record.created}" for record in last]
-        for key in ("weights", "num_images", "num_draws", "num_samples", "num_steps", "prediction_type"):
+        for key in ("weights", "num_images", "num_draws", "num_samples", "sampler", "num_steps", "prediction_type"):
             if any(key in record.provenance for record in last):
                 facts[f"{probe}: {key}"] = [str(record.provenance.get(key, "")) for record in last]
     differing = configuration_differences([run.directory for run in runs])
+    last_of = {probe: [run.records[probe][-1].fingerprints for run in runs] for probe in comparison.moments}
     shared = "; ".join(
         f"{probe} {part} {value}"
-        for probe in comparison.moments
-        for part, value in runs[0].records[probe][-1].fingerprints.items()
+        for probe, prints in last_of.items()
+        for part, value in prints[0].items()
+        if all(each.get(part) == value for each in prints)
     )
     return section(
         "What was compared",
-        "Runs are compared only where the fingerprints of their probes (grid, reference, held-out data, codec, "
-        "sampler) agree.",
+        "Runs are compared only where their probes measured the same real and held-out data with the same codec; in "
+        "pairs only where the noise levels are the same, too.",
         _facts("How their configurations differ", head, differing, "Nowhere, in what their `config.yaml` says.")
         + _facts("Provenance", head, facts, "")
         + folded("Fingerprints that all of them share", f"<p>{escape(shared)}</p>"),

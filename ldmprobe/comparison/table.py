@@ -82,7 +82,8 @@ def _probe_rows(comparison: Comparison) -> Iterator[Batch]:
 
 
 def _gain_rows(comparison: Comparison) -> Iterator[Batch]:
-    for moment, gains in zip(comparison.moments.get(PROBE, []), comparison.gains, strict=True):
+    # There are no gains where noise levels differ.
+    for moment, gains in zip(comparison.moments.get(PROBE, []), comparison.gains, strict=False):
         for label, each in gains.levels.items():
             record = moment.records[label]
             here = {"run": label, "at": moment.name, "step": record.step}

@@ -27,12 +27,10 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.io.record import Curve, PerSample, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.denoising_record import ERRORS, METRICS, PROBE
+from ldmprobe.probing.denoising_record import ERRORS, LOG_SNR_SPACING, METRICS, PROBE
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
 from ldmprobe.probing.reference import Reference
-
-LOG_SNR_SPACING = 0.75
 
 
 def log_snr_grid(model: DiffusionModel) -> Tensor:

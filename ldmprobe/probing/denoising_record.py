@@ -10,6 +10,7 @@ from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import ProbeRecord
 
 PROBE, ERRORS = "denoising", "denoising_errors"
+LOG_SNR_SPACING = 0.75  # of the levels that are probed
 METRICS = (
     Metric(
         "denoising_bound_nats", "Held-out bound",

@@ -1,4 +1,6 @@
-"""Runs that may be compared: their probes measured the same noise levels on the same data, with the same noise."""
+"""Runs that may be compared: their probes measured the same data with the same noise, and for paired differences the
+same noise levels, too.
+"""
 
 from __future__ import annotations
 
@@ -13,11 +15,10 @@ from ldmprobe.probing.denoising_record import PROBE, is_whole
 from ldmprobe.tracking.history import RecordSeries, comparable_series, steps_of
 
 _PARTS = {
-    "grid": "noise levels: schedule, number of DDIM steps, their spacing",
+    "samples": "num_samples, guidance, prompts, seed, latent shape",
     "reference": "real latents: training data, num_reference",
     "held_out": "held-out images, num_images, num_draws, seed",
     "codec": "autoencoder and its scale",
-    "sampler": "num_samples, guidance, prompts, seed, latent shape",
     "features": "feature network and its weights",
     "real_images": "the real images that samples are compared with",
 }
@@ -59,7 +60,7 @@ class Moment:
 
 
 def read_runs(directories: Sequence[Path], labels: Sequence[str] | None = None) -> list[Run]:
-    """The runs in ``directories``, with the probes that all of them have.
+    """The runs in ``directories``, with the probes that all of them have. Noise levels and samplers may differ.
 
     Raises:
         ConfigurationError: fewer than two, one twice, one without records, labels that do not fit, or probes that are
@@ -141,10 +142,24 @@ def _refuse_different(probe: str, first: Run, other: Run) -> None:
         )
 
 
+def same_levels(runs: Sequence[Run], probe: str) -> bool:
+    """Return whether a probe measured the same noise levels in all runs."""
+    return len({run.records[probe][-1].fingerprints.get("grid") for run in runs}) == 1
+
+
 def _measured_by(record: ProbeRecord) -> dict[str, object]:
-    # How many images the draws go round is no part of the fingerprint, but pairs and clusters hang on it.
-    number = record.provenance.get("num_images")
-    return {part: (value, number) if part == "held_out" else value for part, value in record.fingerprints.items()}
+    """Return what has to be equal: not the noise levels, nor the way samples were drawn along them, which families of
+    processes do not share.
+    """
+    known, parts = record.provenance, dict(record.fingerprints)
+    parts.pop("grid", None)
+    found: dict[str, object] = {**parts}
+    if found.pop("sampler", None) is not None:
+        found["samples"] = [known.get(key) for key in ("num_samples", "guidance", "prompts", "seed", "latent_shape")]
+    if "held_out" in found:
+        # How many images the draws go round is no part of the fingerprint, but pairs and clusters hang on it.
+        found["held_out"] = (found["held_out"], known.get("num_images"))
+    return found
 
 
 def _labels(directories: Sequence[Path], labels: Sequence[str] | None) -> list[str]:

@@ -9,6 +9,7 @@ import shutil
 import numpy as np
 import pandas as pd
 import pytest
+from diffusers import DDIMScheduler
 
 from ldmprobe import LatentCodec, RecordStore, StarvedBand, write_comparison
 from ldmprobe.analysis.comparison import BandGain
@@ -348,12 +349,30 @@ def test_many_runs_are_counted_not_named():
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 DIFFERENT = {
-    "grid": {"ddim": {"num_steps": 5}},
-    "sampler": {"ddim": {"seed": 1}},
+    "samples": {"ddim": {"seed": 1}},
     "reference": {"ddim": {"num_reference": 200}},
     "held_out": {"denoising": {"num_draws": 80}},
     "codec": {"codec": LatentCodec(scale=2.0)},
 }
+
+
+def test_families_lie_over_each_other_by_log_snr_without_pairs(runs_dir, tmp_path):
+    """Another schedule, and a sampler's other steps: nothing is paired, and skill is compared where both have it."""
+    other = fit(tmp_path / "cosine", max_steps=4, scheduler=DDIMScheduler(beta_schedule="squaredcos_cap_v2"))
+    page = write_comparison([runs_dir / "starved", other], tmp_path / "out").read_text()
+    assert "could not be drawn" not in page.lower()
+    comparison = compare(read_runs([runs_dir / "starved", other]))
+    assert comparison.gains == []
+    levels, skills = comparison.common_levels, comparison.skills
+    curves = [record.curves["denoising_skill"] for record in comparison.moments["denoising"][0].records.values()]
+    assert levels[0] >= max(curve.log_snr.min() for curve in curves)
+    assert levels[-1] <= min(curve.log_snr.max() for curve in curves)
+    difference = np.abs(skills["cosine"] - skills["starved"])
+    assert f"{difference.max():.3f}" in page
+    assert "do not compare" in page
+    table = pd.read_parquet(tmp_path / "out" / TABLE)
+    assert not table.metric.str.startswith("gain_nats").any()
+    assert {"denoising_skill", "step_kl"} <= set(table.metric)
 
 
 @pytest.mark.parametrize("part", DIFFERENT)
