@@ -163,16 +163,23 @@ def fid_and_kid(real: Tensor, generated: Tensor, kid_subset_size: int, seed: int
     if not bool(torch.isfinite(real).all() and torch.isfinite(generated).all()):
         return (math.nan,) * 3
     given = _GivenFeatures(real.shape[1])
-    fid = FrechetInceptionDistance(given, sync_on_compute=False)  # one rank computes, with the features of all
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Metric `Kernel Inception Distance` will save all extracted features")
         kid = KernelInceptionDistance(given, subset_size=kid_subset_size, sync_on_compute=False)
-    for metric in (fid, kid):
-        metric.update(real.double(), real=True)
-        metric.update(generated.double(), real=False)
+    kid.update(real.double(), real=True)
+    kid.update(generated.double(), real=False)
     torch.default_generator.manual_seed(seed)
     mean, deviation = kid.compute()
-    return float(fid.compute()), float(mean), float(deviation)
+    return frechet_distance(real, generated), float(mean), float(deviation)
+
+
+def frechet_distance(real: Tensor, generated: Tensor) -> float:
+    """FID of features (M, F) and (N, F), without drawing anything."""
+    # One rank computes, with the features of all.
+    fid = FrechetInceptionDistance(_GivenFeatures(real.shape[1]), sync_on_compute=False)
+    fid.update(real.double(), real=True)
+    fid.update(generated.double(), real=False)
+    return float(fid.compute())
 
 
 class _GivenFeatures(nn.Identity):

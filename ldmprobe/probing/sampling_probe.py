@@ -139,7 +139,7 @@ def probe_sampling(
 
 def record_name(sampler: Sampler) -> str:
     """Return what a record of samples by ``sampler`` is called: "ddim", or "dpmpp_2m"."""
-    return re.sub(r"[^a-z0-9_]+", "_", sampler.name.lower())[:64]
+    return re.sub(r"[^a-z0-9_]+", "_", sampler.in_words.lower()).strip("_")[:64]
 
 
 def default_analyses(reference: Reference | None, held_out: HeldOut | None) -> list[Analysis]:

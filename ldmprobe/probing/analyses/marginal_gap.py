@@ -123,5 +123,5 @@ class MarginalGap(Analysis):
         grid, kept = self.trajectory.grid, self.basis.varies
         alpha, sigma = float(grid.alpha_t[0]), float(grid.sigma_t[0])
         mean, variance = alpha * self.basis.mean[kept], alpha**2 * self.basis.variance[kept] + sigma**2
-        prior = torch.tensor(self.trajectory.model.schedule.prior_std**2, dtype=torch.float64)
+        prior = torch.tensor(grid.prior_std**2, dtype=torch.float64)
         return float(gaussian_kl(mean, variance, torch.zeros_like(mean), prior.expand_as(mean)).mean())
