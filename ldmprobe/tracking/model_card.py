@@ -48,12 +48,17 @@ def write_model_card(
         lora: what the folder holds besides a scheduler, if no whole pipeline, to be loaded into that of ``base``.
     """
     shown = [record for record in records if model.trained_steps is None or record.step <= model.trained_steps]
-    by_probe = {probe: comparable([r for r in shown if r.probe == probe]) for probe in ("ddim", "denoising", "quality")}
-    figures = _figures(by_probe["ddim"], by_probe["denoising"])
+    by_probe = {
+        probe: comparable([r for r in shown if r.probe == probe]) for probe in dict.fromkeys(r.probe for r in shown)
+    }
+    # Of several sampling probes the paper's, by DDIM, or else the first.
+    sampled = sorted((probe for probe in by_probe if "step_kl" in by_probe[probe][-1].curves), key="ddim".__ne__)
+    denoising, quality = (by_probe.get(probe, []) for probe in ("denoising", "quality"))
+    figures = _figures(by_probe[sampled[0]] if sampled else [], denoising)
     for file, (_, content) in figures.items():
         (folder / "figures").mkdir(exist_ok=True)
         (folder / "figures" / file).write_bytes(content)
-    found = _found(by_probe["denoising"], by_probe["quality"]) + [
+    found = _found(denoising, quality) + [
         f"![{caption}](figures/{file})\n\n*{caption}*\n" for file, (caption, _) in figures.items()
     ]
     measured = ["## What its probes found\n", *found] if found else []
