@@ -78,7 +78,7 @@ class SamplingProbe(ProbeCallback):
         return self._name
 
     def check(self, model: DiffusionModel) -> None:
-        self.sampling.levels(model)
+        self.sampling.levels(model, real=True)
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
         model = diffusion_model_of(pl_module)

@@ -14,6 +14,10 @@ from PIL import Image
 
 from ldmprobe import ClassifierFreeGuidance, RecordStore, Sampling, load_model, sample_images
 from ldmprobe.cli import main
+from ldmprobe.commands.options import GRIDS, SAMPLERS
+from ldmprobe.diffusion.grids import Grid
+from ldmprobe.diffusion.named import by_name
+from ldmprobe.diffusion.samplers import Sampler
 from ldmprobe.inference import image_grid, real_latents
 from ldmprobe.pretrained.load import load_pipeline
 from ldmprobe.tracking.pictures import curves_figure, scatter_figure
@@ -54,6 +58,20 @@ def test_probe_writes_a_record_two_figures_and_a_report(pipelines, tmp_path, cap
     assert "</html>" in page
     assert "shifts the marginals" not in page
     assert f"report: {tmp_path / 'out' / 'report.html'}" in capsys.readouterr().out
+
+
+def test_the_command_line_knows_all_samplers_and_grids_by_their_names():
+    for base, names in ((Sampler, SAMPLERS), (Grid, GRIDS)):
+        own = {name for name, make in by_name(base).items() if make.func.__module__.startswith("ldmprobe.")}
+        assert set(names) == own
+
+
+def test_a_probe_by_another_sampler_and_grid_says_so(pipelines, tmp_path):
+    out = tmp_path / "probed"
+    options = ["--sampler", "dpmpp-2m", "--grid", "log-snr", "--num-steps", "5", "--num-samples", "8"]
+    assert main(["probe", str(pipelines["DDPMPipeline"]), "--out", str(out), *options]) == 0
+    (record,) = RecordStore(out).read("dpmpp_2m")
+    assert {"sampler": "dpmpp-2m", "grid": "log-snr", "num_steps": 5}.items() <= record.provenance.items()
 
 
 def test_sample_makes_the_folder_of_its_grid(pipelines, tmp_path):
@@ -254,10 +272,14 @@ def test_what_a_model_has_no_use_for_is_refused(pipelines, capsys):
         (["--num-steps", "0"], "num_steps is 0; expected 1 to 1000"),
         (["--num-steps", "1001"], "num_steps is 1001; expected 1 to 1000"),
         (["--batch-size", "0"], "--batch-size: got 0, expected at least 1"),
+        (["--sampler", "lcm"], "lcm is for networks that were distilled for consistency"),
+        (["--sampler", "magic"], "--sampler: invalid choice: 'magic' (choose from 'ddim', 'ddpm'"),
+        (["--grid", "edm"], "reaches from log-SNR"),
+        (["--grid", "karras", "--timestep-spacing", "leading"], "--timestep-spacing is leading and --grid karras"),
     ],
 )
 @pytest.mark.parametrize("command", ["probe", "sample"])
-def test_numbers_out_of_range_are_refused(command, option, text, pipelines, capsys):
+def test_numbers_and_names_out_of_range_are_refused(command, option, text, pipelines, capsys):
     out = "out" if command == "probe" else "out.png"
     _refused([command, pipelines["DDPMPipeline"], "--out", out, *TINY, *option], capsys, text)
 

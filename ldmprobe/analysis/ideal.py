@@ -149,7 +149,12 @@ def ideal_path(
         grid: the noise levels of the steps.
         eigenvalues, weights: how each direction's variance is made up of the covariance's eigenvalues, (A,) and (D, A),
             as in ``LatentBasis``; default: each direction is an eigenvector.
+
+    Raises:
+        ValueError: a step clips x̂_0: it is not affine, and has no ideal.
     """
+    if not all(step.is_affine for step in program):
+        raise ValueError("a sampler that clips the prediction of x_0 is not affine, and has no ideal path")
     mu, ell = mean.double(), variance.double().clamp(min=0)
     weight = torch.ones(len(ell), 1, dtype=torch.float64) if weights is None else weights.double()
     atoms = torch.ones(1, dtype=torch.float64) if eigenvalues is None else eigenvalues.double()

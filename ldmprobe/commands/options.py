@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("float32", "bfloat16", "float16")
 
+# The names of the classes, written down since help imports none of them; a test holds that they are all.
+SAMPLERS = (
+    *("ddim", "ddpm", "ddpm-large", "euler", "euler-ancestral", "euler-maruyama", "heun"),
+    *("dpmpp-2m", "dpmpp-3m", "dpmpp-2m-sde", "unipc", "predictor-corrector", "annealed-langevin"),
+)
+GRIDS = ("schedule", "log-snr", "karras", "edm", "shift")
+
 
 class Parser(ArgumentParser):
     """A command's parser. Mistakes are ConfigurationErrors, told in one line like all others."""
@@ -87,34 +94,54 @@ def add_sampling(parser: ArgumentParser, num_samples: int) -> None:
     group = parser.add_argument_group("sampling")
     spacings = ("leading", "trailing", "linspace")
     option(group, "--num-samples N", "number of samples", integer(1, 10_000_000), num_samples)
-    option(group, "--num-steps N", "number of DDIM steps", int, 50)
-    option(group, "--timestep-spacing", "which timesteps are visited (default: the scheduler's)", choices=spacings)
+    option(group, "--num-steps N", "number of sampling steps", int, 50)
+    option(group, "--sampler", "how a step is taken", _sampler, "ddim", choices=SAMPLERS)
+    option(group, "--grid", "which noise levels are visited", default="schedule", choices=GRIDS)
+    option(group, "--timestep-spacing", "of --grid schedule (default: the scheduler's)", choices=spacings)
     option(group, "--prompt TEXT", "prompts, cycled over the samples (text-to-image only)", nargs="+")
     option(group, "--guidance-scale W", "scale of classifier-free guidance; 1 is none", float, 1.0)
     option(group, "--batch-size N", "latents through the network at once", integer(1), 64)
     option(group, "--seed N", "seed of the starting noise", integer(0), 0)
 
 
+def _sampler(name: str) -> str:
+    if name == "lcm":
+        raise argparse.ArgumentTypeError(
+            "lcm is for networks that were distilled for consistency, and ends far from the data with any other; take "
+            "dpmpp-2m or unipc with --grid log-snr"
+        )
+    return name
+
+
 def load(args: Namespace) -> tuple[DiffusionModel, Sampling]:
     """Return the model and the sampling that ``add_model`` and ``add_sampling`` asked for, both checked."""
     import torch
 
-    from ldmprobe.diffusion.grids import ScheduleGrid
+    from ldmprobe.diffusion.grids import Grid, ScheduleGrid
+    from ldmprobe.diffusion.named import by_name
+    from ldmprobe.diffusion.samplers import Sampler
     from ldmprobe.models.denoiser import check_denoiser
     from ldmprobe.pretrained.source import Source
     from ldmprobe.probing.probe import evaluating
     from ldmprobe.probing.sampling import Sampling
     from ldmprobe.training.checkpoint.load import load_model
 
+    if args.timestep_spacing and args.grid != "schedule":
+        raise ConfigurationError(
+            f"--timestep-spacing is {args.timestep_spacing} and --grid {args.grid}; a spacing of timesteps is that of "
+            "--grid schedule alone. Leave one of the two out."
+        )
     source = Source(args.model, args.revision, args.variant, args.local_files_only, args.text_precision, args.base)
     model = load_model(source, args.device, args.prompt)
     with evaluating(model.modules):
         condition = model.conditioning.for_samples(torch.zeros(1, dtype=torch.long, device=model.device))
         image_shape = model.codec.image_shape(model.latent_shape)
         check_denoiser(model.network, model.latent_shape, condition, model.device, image_shape)
-    grid = ScheduleGrid(args.timestep_spacing)
+    samplers, grids = by_name(Sampler), by_name(Grid)  # type: ignore[type-abstract]
+    sampler = samplers[args.sampler]()
+    grid = grids[args.grid]() if args.grid != "schedule" else ScheduleGrid(args.timestep_spacing)
     sampling = Sampling.of(
-        args.num_samples, args.num_steps, None, grid, args.guidance_scale, args.batch_size, args.seed
+        args.num_samples, args.num_steps, sampler, grid, args.guidance_scale, args.batch_size, args.seed
     )
     sampling.levels(model)
     return model, sampling

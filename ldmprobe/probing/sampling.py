@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
+from ldmprobe.analysis.basis import LatentBasis
+from ldmprobe.analysis.divergence import gaussian_kl
+from ldmprobe.analysis.ideal import ideal_path
 from ldmprobe.diffusion.grids import Grid, ScheduleGrid
 from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.samplers import DDIM, Sampler
@@ -71,19 +74,36 @@ class Sampling:
             num_samples, num_steps, sampler or DDIM(), grid or ScheduleGrid(), as_guidance(guidance), batch_size, seed
         )
 
-    def levels(self, model: DiffusionModel) -> SamplingGrid:
+    def levels(self, model: DiffusionModel, real: bool = False) -> SamplingGrid:
         """Return the noise levels of the steps, having checked that ``model`` can be sampled so.
+
+        Args:
+            real: whether there will be real latents, for a sampler with settings that are found from them.
 
         Raises:
             ConfigurationError: the schedule has no such levels, the network cannot be asked there, or there is nothing
                 to guide by.
         """
         grid = self.sampler.levels_on(self.grid.levels(model.schedule, self.num_steps))
-        told = [operation.model_time for step in self.sampler.program(grid) for operation in step.questions]
+        sampler = self.sampler.fitted(lambda sampler: 0.0) if real else self.sampler
+        told = [question.model_time for step in sampler.program(grid) for question in step.questions]
         with evaluating(model.modules):
             self.guidance.check(model.conditioning, model.device)
             model.check_told(told)
         return grid
+
+    def fitted(self, grid: SamplingGrid, basis: LatentBasis) -> Sampling:
+        """Return the same sampling with what the sampler leaves to be found: what brings its ideal on ``grid`` closest
+        to real latents, by the mean KL of its end.
+        """
+
+        def loss(sampler: Sampler) -> float:
+            moments = (basis.mean, basis.variance)
+            path = ideal_path(*moments, sampler.program(grid), grid, grid.prior_std, basis.eigenvalues, basis.weights)
+            end = (path.mean_s[-1], path.var_s[-1], path.forward_mean_s[-1], path.forward_var_s[-1])
+            return float(gaussian_kl(*end)[basis.varies].mean())
+
+        return replace(self, sampler=self.sampler.fitted(loss))
 
     @property
     def guidance_in_words(self) -> str:

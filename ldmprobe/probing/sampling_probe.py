@@ -88,7 +88,9 @@ def probe_sampling(
             f"The reference was fitted on latents of shape {tuple(reference.basis.shape)}, the model's are "
             f"{tuple(model.latent_shape)}; use the data and codec of this model."
         )
-    grid = sampling.levels(model)
+    grid = sampling.levels(model, real=reference is not None)
+    if reference is not None:
+        sampling = sampling.fitted(grid, reference.basis)
     ranks = ranks or Ranks()
     analyses = default_analyses(reference, held_out) if analyses is None else list(analyses)
     sample_ids = ranks.share(num_samples)
@@ -111,12 +113,17 @@ def probe_sampling(
     found.curves["passes"] = trajectory.curve(np.cumsum([float(step.passes) for step in program]))
     clips = clipping(model, grid.clip_range, clipped, _magnitudes(reference, held_out))
     guided = f"{sampling.guidance_in_words} shifts the marginals by design" if sampling.guidance.shifts else ""
+    bent = (
+        f"there are no ideal curves, since a sampler that clips x̂_0, here to ±{grid.clip_range:g}, has no closed form"
+        if reference is not None and grid.clip_range is not None
+        else ""
+    )
     provenance = {
         **sampling.provenance(model),
         "reference_latents": reference.num_latents if reference else 0,
         **clips,
         **found.provenance,
-        "caveats": [caveat for caveat in (guided, clips.get("clipping")) if caveat],
+        "caveats": [caveat for caveat in (guided, clips.get("clipping"), bent) if caveat],
     }
     labels = _sample_labels(model, num_samples)
     if labels is not None:

@@ -4,6 +4,7 @@ further."""
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler
@@ -36,7 +37,11 @@ def test_real_latents_beyond_the_range_are_counted_told_and_put_into_the_record(
     assert clipped.provenance["clip_range"] == 0.5
     assert clipped.provenance["clipped_real"] == pytest.approx(exact, abs=0.01)  # standard error .002
     assert clipped.provenance["clipped_samples"] == pytest.approx(exact, abs=0.1)
-    assert clipped.provenance["caveats"] == [clipped.provenance["clipping"]]
+    told, no_ideal = clipped.provenance["caveats"]
+    assert told == clipped.provenance["clipping"]
+    assert "no ideal curves, since a sampler that clips x̂_0, here to ±0.5" in no_ideal
+    assert np.isnan(clipped.curves["step_kl_ideal"].value).all()
+    assert np.isfinite(clipped.curves["step_kl"].value).all()
     RecordStore(tmp_path).append(clipped)
     assert "<b>The DDIMScheduler clips to ±0.5, and " in Path(write_report(tmp_path)).read_text(encoding="utf-8")
     with pytest.warns(UserWarning, match="real latents"):
@@ -57,7 +62,7 @@ def test_pixels_within_the_range_are_no_fault():
         record = probe_sampling(model, Reference.fit(pixels), Sampling(8, 3))
         sample_images(model, Sampling(2, 2))
     assert record.provenance["clipped_real"] == 0
-    assert record.provenance["caveats"] == []
+    assert ["no ideal curves" in caveat for caveat in record.provenance["caveats"]] == [True]
 
 
 def test_samples_of_latents_are_told_by_their_own_numbers():

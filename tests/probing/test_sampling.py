@@ -4,9 +4,12 @@ import pytest
 import torch
 
 from ldmprobe.diffusion.grids import KarrasGrid, LogSNRGrid
+from ldmprobe.diffusion.samplers import DDIM, AnnealedLangevin
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.sampling import Sampling, sample_trajectory
+from ldmprobe.probing.sampling_probe import probe_sampling
 from tests.helpers import gaussian_model, refused, sd_scheduler, tiny_unet
+from tests.probing.gaussian import exact_reference
 
 
 @pytest.mark.parametrize("grid", [LogSNRGrid(), KarrasGrid()])
@@ -44,3 +47,23 @@ def test_two_grids_are_two_ways_of_sampling_and_the_default_says_nothing_new():
     fingerprints = [each.fingerprints(model, grid) for each, grid in zip((default, karras), grids, strict=True)]
     assert fingerprints[0]["grid"] != fingerprints[1]["grid"]
     assert fingerprints[0]["sampler"] == fingerprints[1]["sampler"]
+
+
+def test_two_etas_are_two_samplers_in_the_record():
+    model = gaussian_model()
+    sampling = [Sampling(sampler=DDIM(eta=eta)) for eta in (0.0, 0.5, 1.0)]
+    assert len({each.fingerprints(model, each.levels(model))["sampler"] for each in sampling}) == 3
+    assert sampling[1].provenance(model)["sampler"] == "ddim, eta 0.5"
+    assert sampling[1].provenance(model)["sampler_settings"] == {"eta": 0.5}
+
+
+def test_a_step_left_to_be_found_is_found_from_the_probes_real_latents_and_told():
+    model = gaussian_model()
+    sampling = Sampling(8, 12, AnnealedLangevin(step="auto", num_steps_per_level=2), LogSNRGrid())
+    with refused(r"step of AnnealedLangevin is 'auto', which is found from real latents, and there are none"):
+        sampling.levels(model)
+    record = probe_sampling(model, exact_reference(model), sampling)
+    found = record.provenance["sampler_settings"]["step"]
+    assert 0 < found <= 1
+    assert record.provenance["sampler"] == f"annealed-langevin, step {found}, num_steps_per_level 2"
+    assert sampling.sampler.step == "auto"

@@ -60,6 +60,11 @@ class SamplerStep:
         return tuple(operation for operation in self.operations if isinstance(operation, Denoise))
 
     @property
+    def is_affine(self) -> bool:
+        """Whether it is affine in the registers and its noise where the network is: whether nothing is clipped."""
+        return all(question.clip_range is None for question in self.questions)
+
+    @property
     def passes(self) -> int:
         """How often the network is asked."""
         return len(self.questions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -54,7 +54,8 @@ class Trajectory:
 
     def ideal(self, name: str, curves_of: Callable[[IdealPath], Tensor]) -> tuple[Tensor, Tensor]:
         """Return curves of a perfect denoiser of Gaussian data by the same sampler, and their half-widths: computed
-        once for all probes with the same reference, sampler and grid.
+        once for all probes with the same reference, sampler and grid. All NaN where the sampler clips x̂_0, and so has
+        no ideal.
 
         Args:
             name: of the curves.
@@ -64,8 +65,10 @@ class Trajectory:
         sampler, grid, ideals = self.sampling.sampler, self.grid, self.reference.ideals
         key = f"{name}, {sampler.in_words}, {grid_fingerprint(grid)}"
         if key not in ideals:
-            program = sampler.program(grid)
-            ideals[key] = ideal_curves(self.reference.basis, program, grid, grid.prior_std, curves_of)
+            program = sampler.program(replace(grid, clip_range=None))
+            curves = ideal_curves(self.reference.basis, program, grid, grid.prior_std, curves_of)
+            affine = grid.clip_range is None
+            ideals[key] = curves if affine else (curves[0] * torch.nan, curves[1] * torch.nan)
         return ideals[key]
 
     @property
