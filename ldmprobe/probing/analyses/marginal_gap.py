@@ -19,7 +19,7 @@ from ldmprobe.io.metric import Metric
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory, gap_to_real
 
 _gap = partial(Metric, unit="nats per dimension", good="lower", log=True, sampling=True)
-_at_the_end = partial(Metric, unit="nats per dimension", good="lower", shown="headline")
+_at_the_end = partial(Metric, unit="nats per dimension", good="lower")
 
 
 class MarginalGap(Analysis):
@@ -56,18 +56,19 @@ class MarginalGap(Analysis):
         ),
         _gap("marginal_gap_ideal/*", "the sampler alone", "", good="ideal", shown="record"),
         _at_the_end(
-            "sampler_gap", "What the sampler costs",
-            "KL from real latents in which a perfect denoiser of Gaussian data would end by the same sampler, grid and "
-            "steps. More steps, a finer grid or a better sampler lower it; training does not.",
+            "network_gap", "What the network costs",
+            "By how much the samples end further from real latents than a perfect denoiser of Gaussian data would take "
+            "them by the same sampler, grid and steps. Beside it what these alone cost: a finer grid or a better "
+            "sampler lowers that, training does not.",
+            beside=("sampler_gap",), shown="headline",
         ),
         _at_the_end(
-            "network_gap", "What the network costs",
-            "By how much the samples end further from real latents than a perfect denoiser's would.",
+            "sampler_gap", "What the sampler costs",
+            "KL from real latents in which a perfect denoiser of Gaussian data would end.",
         ),
-        Metric(
+        _at_the_end(
             "terminal_mismatch", "Terminal mismatch",
-            "KL of real latents at the noisiest level from the noise that sampling starts from.", "nats per dimension",
-            good="lower",
+            "KL of real latents at the noisiest level from the noise that sampling starts from.",
         ),
     )  # fmt: skip
 

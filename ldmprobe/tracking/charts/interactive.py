@@ -59,8 +59,8 @@ def figure_across(charts: Mapping[str, Chart]) -> go.Figure:
         across = chart.panels[0]
         axis = {"xaxis.title.text": _text(across.x), "xaxis.autorange": "reversed" if across.falling else True}
         choices.append({"label": label, "method": "update", "args": [{"x": [t.x for t in drawn.data]}, axis]})
-    buttons = _buttons(choices) | {"x": 1, "xanchor": "right", "y": -0.14, "yanchor": "top"}
-    return first.update_layout(updatemenus=[buttons], margin={"b": 84}, height=first.layout.height + 32)
+    buttons = _buttons(choices) | {"x": 1, "xanchor": "right", "y": -0.19, "yanchor": "top"}
+    return first.update_layout(updatemenus=[buttons], margin={"b": 100}, height=first.layout.height + 48)
 
 
 def figure_of_choices(charts: Mapping[str, Chart]) -> go.Figure:
