@@ -3,6 +3,7 @@ starts with itself; or it is refused by name with the reason."""
 
 import inspect
 import math
+from pathlib import Path
 
 import diffusers
 import numpy as np
@@ -52,6 +53,11 @@ def test_refusals_and_readings_name_classes_that_there_are():
     optional = {"CosineDPMSolverMultistepScheduler"}  # a placeholder where torchsde is not installed
     assert (REFUSED.keys() | READ.keys()) - optional <= CLASSES.keys()
     assert not REFUSED.keys() & READ.keys()
+
+
+def test_the_document_names_every_scheduler_that_is_refused():
+    text = (Path(__file__).resolve().parents[2] / "docs" / "PROCESSES.md").read_text()
+    assert [name for name in REFUSED if f"`{name}`" not in text] == []
 
 
 @pytest.mark.parametrize("name", CLASSES)
