@@ -13,7 +13,7 @@ from ldmprobe.cli import main
 from tests.helpers import tiny_unet_settings
 from tests.run_config import component
 
-UNET = tiny_unet_settings(channels=3, block_out_channels=[8, 8])
+UNET = tiny_unet_settings(channels=3)
 
 
 def _config() -> dict:
@@ -228,7 +228,7 @@ def test_a_directory_that_holds_another_run(capsys):
 def test_a_checkpoint_of_another_model(capsys):
     assert _fit(_config()) == 0
     capsys.readouterr()
-    config = _network(block_out_channels=[8, 16])
+    config = _network(block_out_channels=[16])
     text = "The checkpoint is of another model: its network.block_out_channels is"
     arguments = ("--ckpt_path", "runs/one/checkpoints/last.ckpt")
     _refused(capsys, config, text, arguments=arguments)
@@ -263,6 +263,9 @@ def test_a_file_in_place_of_the_directory_above(capsys):
         (_finetune(prompts="a cat"), "model.prompts cannot be read: Expected a collections.abc.Sequence (Given value: a cat)."),
         (_finetune(scheduler="diffusers.DDIMScheduler"), "model.scheduler cannot be read: Expected a dict (Given value: diffu"),
         (_model(weighting="ldmprobe.LogSNR"), "model.weighting cannot be read: Problem with given class_path 'ldmprobe.LogSNR'"),
+        (_model(optimizer=component("torch.optim.AdamW", lr="nan")), "model.optimizer.lr is 'nan'; expected a finite number, such as lr: 1.0e-3."),
+        (_model(scheduler=component("torch.optim.lr_scheduler.OneCycleLR", max_lr=1e-3)), "model.scheduler is the noise schedule"),
+        (_model(scheduler=component("OneCycleLR")), "a schedule of the learning rate; write it as the model's `lr_scheduler`."),
         (_model(scheduler="diffusers.UNet2DModel"), "model.scheduler cannot be read: Import path does not correspond to a subclass of Sch"),
     ],
 )  # fmt: skip

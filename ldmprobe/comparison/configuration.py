@@ -11,8 +11,32 @@ import yaml
 from ldmprobe.io.difference import flat
 
 _SEEDS = ("seed", "seed_everything")
-# Settings that change nothing of what is learned: where it is told, and how it was started.
-_OF_NO_EFFECT = ("trainer.logger", "ckpt_path", "config")
+# Settings that change nothing of what is learned: how a run was started, how fast its data come, what is shown of it.
+_OF_NO_EFFECT = (
+    "ckpt_path",
+    "config",
+    "data.init_args.num_workers",
+    "trainer.default_root_dir",
+    "trainer.enable_",  # checkpointing, model summary, progress bar
+    "trainer.log_every_n_steps",
+    "trainer.logger",
+    "trainer.num_sanity_val_steps",
+    "trainer.profiler",
+)
+_PROBES = (
+    "DDIMProbe DenoisingProbe Forgetting LikelihoodProbe SampleQuality SamplingProbe TrainingClock TrainingLoss "
+    "TrainingObjective"
+)
+_OF_LIGHTNING = "DeviceStatsMonitor LearningRateMonitor ModelCheckpoint ModelSummary RichModelSummary"
+ONLOOKERS = {
+    *_PROBES.split(),
+    *_OF_LIGHTNING.split(),
+    "LoggerGuard",
+    "ReportWriter",
+    "RichProgressBar",
+    "TQDMProgressBar",
+}
+"""Callbacks that only look on; all others may take part in training."""
 _MOST = 10_000  # settings; a stranger's file may hold references that unfold without end
 
 
@@ -27,20 +51,39 @@ def configuration_differences(directories: Sequence[Path]) -> dict[str, list[str
 
 
 def only_seeds_differ(one: Path, other: Path) -> bool:
-    """Return whether two runs are of one configuration and at most their seeds differ; False where that is not
-    known.
+    """Return whether two runs are of one configuration, and differ at most in their seeds and in settings that have no
+    effect on what is learned; False where that is not known.
     """
-    if not _settings(one) or not _settings(other):
+    mine, theirs = (_settings(directory, onlookers=False) for directory in (one, other))
+    if not mine or not theirs:
         return False
-    differing = [key for key in configuration_differences([one, other]) if not key.startswith(_OF_NO_EFFECT)]
-    return all(key.rpartition(".")[2] in _SEEDS for key in differing)
+    differing = [key for key in mine | theirs if mine.get(key) != theirs.get(key)]
+    return all(
+        key == "run_dir" or key.startswith(_OF_NO_EFFECT) or key.rpartition(".")[2] in _SEEDS for key in differing
+    )
 
 
-def _settings(directory: Path) -> dict[str, str]:
+def _settings(directory: Path, onlookers: bool = True) -> dict[str, str]:
     try:
-        text = (directory / "config.yaml").read_text(encoding="utf-8")[:1_000_000]
-        found = dict(islice(flat(yaml.safe_load(text)), _MOST))
+        content = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8")[:1_000_000])
+        found = dict(islice(flat(content if onlookers else _without_onlookers(content)), _MOST))
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
     run_dir = found.get("run_dir") or "run_dir"
     return {key: value if key == "run_dir" else value.replace(run_dir, "run_dir") for key, value in found.items()}
+
+
+def _without_onlookers(content: object) -> object:
+    """Return a configuration, its Trainer's callbacks without those that look on."""
+    trainer = content.get("trainer") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not isinstance(trainer, dict):
+        return content
+    callbacks = trainer.get("callbacks") or []
+    listed = callbacks if isinstance(callbacks, list) else [callbacks]
+    kept = [each for each in listed if not (isinstance(each, dict) and _class_name(each) in ONLOOKERS)]
+    others = {name: value for name, value in trainer.items() if name != "callbacks"}
+    return {**content, "trainer": {**others, "callbacks": kept} if kept else others}
+
+
+def _class_name(component: dict[str, object]) -> str:
+    return str(component.get("class_path")).rpartition(".")[2]

@@ -15,6 +15,7 @@ from ldmprobe.comparison.paired import FEW, first_of, gains_section, named, trai
 from ldmprobe.comparison.words import listed, one_decimal, sorted_out, verdict
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.denoising_record import PROBE
+from ldmprobe.tracking.charts.chart import cut_off
 from ldmprobe.tracking.charts.interactive import figure_of_choices
 from ldmprobe.tracking.charts.runs import runs_charts
 from ldmprobe.tracking.comparable import Moment
@@ -176,8 +177,9 @@ def _curves_sections(comparison: Comparison) -> str:
             if metric.shown == "headline" and all(name in each.curves for each in every):
                 shown = {when.description: when.records for when in whens}
                 heading = metric.title + (f": {name.rpartition('/')[2]}" if metric.name.endswith("/*") else "")
-                text = f"{_when(whens)} {escape(metric.meaning)}"
-                parts.append(section(heading, text, chart(figure_of_choices(runs_charts(shown, name)))))
+                charts = runs_charts(shown, name)
+                text = f"{_when(whens)} {escape(metric.meaning)} {cut_off(next(iter(charts.values())))}"
+                parts.append(section(heading, text, chart(figure_of_choices(charts))))
     return pairs(parts)
 
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 
+from torch.optim import lr_scheduler
+
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.tracking.wandb import start_error
 
@@ -65,6 +67,8 @@ def _told(error: Exception, doing: str) -> ConfigurationError:
             f"{option or 'The configuration'} needs the Python module {module!r}, which is not installed: {advice}."
         )
     if isinstance(error, ArgumentError):
+        if (told := _mistaken(option, reason)) is not None:
+            return ConfigurationError(told)
         return ConfigurationError(
             f"{option or 'The configuration'} cannot be {doing}: {reason}. Compare with configs/digits.yaml and "
             "`ldmprobe fit --help`."
@@ -74,6 +78,18 @@ def _told(error: Exception, doing: str) -> ConfigurationError:
         f"{_class_being_built(error) or 'The configuration'} cannot be {doing} as configured ({reason}). Compare with "
         "configs/digits.yaml and `ldmprobe fit --help`; LDMPROBE_TRACEBACK=1 shows where it comes from."
     )
+
+
+def _mistaken(option: str | None, reason: str) -> str | None:
+    """What to write instead, of mistakes that jsonargparse has many words for."""
+    if option == "model.scheduler" and {*re.findall(r"\w+", reason)} & {*lr_scheduler.__all__}:
+        return (
+            "model.scheduler is the noise schedule, and what it names is a schedule of the learning rate; write it as "
+            "the model's `lr_scheduler`."
+        )
+    if (number := re.search(r'Parser key "(\w+)": Expected a float .*\(Given value: (\S+)\. Got', reason)) is not None:
+        return f"{option}.{number[1]} is {number[2]!r}; expected a finite number, such as {number[1]}: 1.0e-3."
+    return None
 
 
 def _option(message: str) -> tuple[str | None, str]:

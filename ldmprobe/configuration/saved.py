@@ -43,7 +43,7 @@ class SaveConfig(SaveConfigCallback):
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, asked: Namespace, **kwargs: Any) -> None:
         super().__init__(parser, config, **{**kwargs, "save_to_log_dir": False})
-        self.settings: PlainValues = yaml.safe_load(parser.dump(asked))
+        self.settings: PlainValues = yaml.safe_load(parser.dump(asked, skip_unset=False))
         self.settings.pop("ckpt_path", None)
         self._begun = self._told = ""  # a comment: where the run goes on from; what is told of that
 

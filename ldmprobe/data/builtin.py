@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ COLORS = {
 }
 
 
+@cache
 def digits() -> Rows:
     """1,797 real handwritten digits, 8×8 gray (Alpaydin & Kaynak, UCI, 1998; through scikit-learn): `image`,
     `label`.

@@ -25,6 +25,7 @@ class CheckedRows:
     """What was seen in the first rows of a split.
 
     Attributes:
+        kind: what they are for, "training" or "held-out"; both may be of one split.
         first_row, num_rows: the number of the first, and how many there are.
         shape: of the images, of which all have the same; None where there is no row.
         captions: those of the rows, stripped.
@@ -34,6 +35,7 @@ class CheckedRows:
     """
 
     reader: RowReader
+    kind: str
     first_row: int = 0
     num_rows: int = 0
     shape: tuple[int, ...] | None = None
@@ -44,13 +46,13 @@ class CheckedRows:
     different: bool = False
 
     @classmethod
-    def read(cls, rows: Iterable[Batch], reader: RowReader) -> CheckedRows:
+    def read(cls, rows: Iterable[Batch], reader: RowReader, kind: str) -> CheckedRows:
         """Read all of `rows`.
 
         Raises:
             ConfigurationError: one cannot be read, or its image has another shape than the first; the row is named.
         """
-        checked, first = cls(reader), None
+        checked, first = cls(reader, kind), None
         for i, row in enumerate(rows):
             notes: list[str] = []
             sample = reader.read(row, i, notes=notes)
@@ -97,8 +99,9 @@ class CheckedRows:
         if not self.different and self.num_rows > 1:
             value = f", of the value {self.low:g} everywhere" if self.low == self.high else ""
             warnings.warn(
-                f"The {self.num_rows} images of split {split!r} that were checked are all the same{value}: there is "
-                f"nothing to learn but this one. Look at column {reader.image.column!r} from row {self.first_row} on.",
+                f"The {self.num_rows} {self.kind} images of split {split!r} that were checked are all the same{value}: "
+                f"there is nothing to learn but this one. Look at column {reader.image.column!r} from row "
+                f"{self.first_row} on.",
                 stacklevel=2,
             )
         elif check_range and self.num_rows > 1:
@@ -108,7 +111,8 @@ class CheckedRows:
         told = [note.replace("the background", reader.image.background) if FLATTENED in note else note for note in told]
         if told:
             rank_zero_info(
-                f"ldmprobe: of {self.num_rows} images of split {split!r} that were checked: {'; '.join(told)}."
+                f"ldmprobe: of {self.num_rows} {self.kind} images of split {split!r} that were checked: "
+                f"{'; '.join(told)}."
             )
         return self.shape
 

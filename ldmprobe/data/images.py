@@ -210,8 +210,9 @@ class ImageData(L.LightningDataModule):
             self._cache.check_complete()
             self.image_shape = self._cache.image_shape
             return
-        for rows, reader in ((self._train, self.reader), (self._held_out, self.held_out_reader)):
-            checked = CheckedRows.read(islice(rows, self.check_rows), reader)
+        read = ((self._train, self.reader, "training"), (self._held_out, self.held_out_reader, "held-out"))
+        for rows, reader, kind in read:
+            checked = CheckedRows.read(islice(rows, self.check_rows), reader, kind)
             if self.check_rows > 0:
                 of_training = rows is self._train
                 self.image_shape = checked.check(self.image_shape, of_training and not self._value_range_is_given)

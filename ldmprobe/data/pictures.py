@@ -29,6 +29,7 @@ FLATTENED = "with transparency, laid on the background"
 FRAMED = "of several frames, of which the first is taken"
 REDUCED = "of 16 bits, scaled down to 8"
 SCALED = "of numbers, scaled from their value range"
+BOOLEANS = "of booleans, of which False is black and True is white"
 AS_IS = "of floats, taken as they are"
 
 Range = tuple[float, float]
@@ -36,6 +37,7 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _CHANNELS = {"P": 3, "PA": 3, "CMYK": 3, "LA": 1, "La": 1, "RGBa": 4}  # of modes whose bands are not their channels
 _EIGHT_BITS: Range = (0, 255)
 _DTYPE_RANGES: dict[str, Range] = {"bool": (0, 1), "uint16": (0, 65535)}
+_OF_DTYPE = {"bool": BOOLEANS, "uint16": REDUCED}  # what is told of arrays that have the range of their type
 _TIFF_BITS, _TIFF_PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0
 
 
@@ -170,7 +172,7 @@ def of_array(array: np.ndarray, value_range: Range | None, notes: list[str]) -> 
     chosen = value_range or _DTYPE_RANGES.get(array.dtype.name, _EIGHT_BITS)
     fraction = _fraction(array.astype(np.float64), chosen)
     if floats or chosen != _EIGHT_BITS:
-        notes.append(REDUCED if value_range is None and array.dtype.name == "uint16" else SCALED)
+        notes.append(_OF_DTYPE.get(array.dtype.name, SCALED) if value_range is None else SCALED)
     if floats or _channels_first(array).shape[0] not in _MODES:
         return _channels_first(fraction * 2 - 1)
     return Image.fromarray(_channels_last((fraction * 255).round().astype(np.uint8)))

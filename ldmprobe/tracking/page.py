@@ -25,6 +25,8 @@ _NONCE = secrets.token_urlsafe(16)  # on every script of ours: unknown to whoeve
 _UNFOLDED = (
     "document.querySelectorAll('details').forEach("
     "each => each.addEventListener('toggle', () => dispatchEvent(new Event('resize'))));"
+    # Nor does a chart that is drawn while the page is read know whether its card will share a row.
+    "addEventListener('load', () => dispatchEvent(new Event('resize')));"
 )
 _CHART_CONFIG = {"displayModeBar": False, "responsive": True}
 
@@ -58,9 +60,9 @@ def guarded(heading: str, draw: Callable[..., str], *args: object) -> str:
         return section(heading, f"Could not be drawn from these records ({escape(reason)}).", "")
 
 
-def section(heading: str, text: str, body: str) -> str:
-    """Return a section; ``heading`` is text, the rest is HTML."""
-    return f"<section><h2>{escape(heading)}</h2><p>{text}</p>{body}</section>"
+def section(heading: str, text: str, body: str, wide: bool = False) -> str:
+    """Return a section; ``heading`` is text, the rest is HTML. A ``wide`` one of ``pairs`` has a row of its own."""
+    return f"<section{' class=wide' * wide}><h2>{escape(heading)}</h2><p>{text}</p>{body}</section>"
 
 
 def pairs(sections: Sequence[str]) -> str:

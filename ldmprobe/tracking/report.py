@@ -16,15 +16,17 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import atomic_write
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
+from ldmprobe.tracking.charts.chart import cut_off
 from ldmprobe.tracking.charts.curves import CURVES, Beside, axes_of, curves_chart, family_chart, scalar_chart
 from ldmprobe.tracking.charts.heatmap import COLUMNS, heatmap_chart
-from ldmprobe.tracking.charts.interactive import figure, figure_across, figure_of_choices, figure_over_training
+from ldmprobe.tracking.charts.interactive import figure_across, figure_of_choices, figure_over_training
 from ldmprobe.tracking.charts.scatter import FRAMES, POINTS, scatter_chart
 from ldmprobe.tracking.comparable import comparable
 from ldmprobe.tracking.history import comparable_series, steps_of, thinned
 from ldmprobe.tracking.page import chart, folded, guarded, page, pairs, samples_with_slider, section
 from ldmprobe.tracking.thumbnails import sample_uris
 
+_TOLD_ELSEWHERE = {"summary", "remarks", "notes", "caveats", "sample_labels"}  # of a record's provenance
 _PROMPTS_SHOWN, _MAP = 20, "Noise level × training step"
 
 
@@ -178,12 +180,13 @@ def _metric_sections(records: Sequence[ProbeRecord], latest: Beside) -> str:
 def _metric_section(records: Sequence[ProbeRecord], name: str, latest: Beside) -> str:
     last = records[-1]
     if name in last.scalars:
-        drawn = figure(scalar_chart(records, name))
+        charts = {"": scalar_chart(records, name)}
     elif name in last.curves:
-        drawn = figure_across({axis.name: curves_chart(records, name, latest, axis) for axis in axes_of(last, name)})
+        charts = {axis.name: curves_chart(records, name, latest, axis) for axis in axes_of(last, name)}
     else:
-        drawn = figure_across({axis.name: family_chart(last, name, axis) for axis in axes_of(last, name)})
-    return section(last.metric(name).title, _meaning(last, name), chart(drawn))
+        charts = {axis.name: family_chart(last, name, axis) for axis in axes_of(last, name)}
+    text = f"{_meaning(last, name)} {cut_off(next(iter(charts.values())))}"
+    return section(last.metric(name).title, text, chart(figure_across(charts)))
 
 
 def _heatmap_section(records: Sequence[ProbeRecord], names: Sequence[str]) -> str:
@@ -192,7 +195,7 @@ def _heatmap_section(records: Sequence[ProbeRecord], names: Sequence[str]) -> st
         "How each noise level develops. White is where it should be, or where a linear denoiser is; a horizontal band "
         "that keeps its color while the rest fades is a level that training leaves behind."
     )
-    return section(_MAP, text, chart(figure_of_choices(charts)))
+    return section(_MAP, text, chart(figure_of_choices(charts)), wide=True)
 
 
 def _provenance_section(records: Sequence[ProbeRecord], config_text: str | None, counts: Mapping[str, int]) -> str:
@@ -201,9 +204,9 @@ def _provenance_section(records: Sequence[ProbeRecord], config_text: str | None,
         last = [record for record in records if record.probe == probe][-1]
         facts = {"last record": f"step {last.step:,}, {last.created}", **last.provenance, **last.fingerprints}
         listed = "; ".join(
-            f"{escape(str(key)[:200])}: {escape(str(value)[:4000])}"
+            f"{escape(str(key)[:200])}: {escape(_fact(value)[:4000])}"
             for key, value in facts.items()
-            if key not in ("sample_labels", "notes")
+            if key not in _TOLD_ELSEWHERE
         )
         rows.append(f"<tr><th>{escape(probe)}</th><td>{listed}</td></tr>")
     config = "" if config_text is None else folded("Configuration", f"<pre>{escape(config_text)}</pre>")
@@ -228,6 +231,15 @@ def _meaning(record: ProbeRecord, name: str) -> str:
         text += f" <b>{escape(_sentence(caveat))[:400]}</b>: what parts them from the ideal and from real data is its "
         text += "doing, too."
     return text
+
+
+def _fact(value: object) -> str:
+    """Return a value of a record in as many digits as one reads; the record itself has them all."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_fact(each)}" for key, each in value.items())
+    return ", ".join(map(_fact, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _sentence(text: object) -> str:

@@ -11,12 +11,14 @@ import pandas as pd
 import pytest
 from diffusers import DDIMScheduler
 
+import ldmprobe.callbacks
 from ldmprobe import LatentCodec, RecordStore, StarvedBand, write_comparison
 from ldmprobe.analysis.comparison import BandGain
+from ldmprobe.audit.observation import is_probe
 from ldmprobe.callbacks import DDIMProbe, DenoisingProbe
 from ldmprobe.cli import main
 from ldmprobe.comparison.compare import PAGE, TABLE
-from ldmprobe.comparison.configuration import configuration_differences, only_seeds_differ
+from ldmprobe.comparison.configuration import ONLOOKERS, configuration_differences, only_seeds_differ
 from ldmprobe.comparison.findings import compare
 from ldmprobe.comparison.page import comparison_html
 from ldmprobe.comparison.words import listed, mark, verdict
@@ -511,6 +513,29 @@ def test_where_only_seeds_differ_no_winner_is_declared(runs_dir, tmp_path):
     assert "What another seed changes, and at which noise levels" in html
     assert 'class="better"' not in html
     assert 'class="worse"' not in html
+
+
+QUIET = """
+  log_every_n_steps: 5
+  enable_progress_bar: false
+  callbacks:
+  - {class_path: ldmprobe.callbacks.TrainingLoss, init_args: {every_n_steps: 10}}
+  - {init_args: {dirpath: B/checkpoints}}
+data: {init_args: {num_workers: 4}}
+"""
+
+
+def test_a_seed_is_one_whatever_is_shown_of_it_and_a_callback_that_may_train_is_not(runs_dir, tmp_path):
+    first, other = seeded(runs_dir, tmp_path, a=(0, 0.1), b=(1, 0.1))
+    config = other / "config.yaml"
+    start = config.read_text().partition("\n  callbacks")[0]
+    config.write_text(start + QUIET.replace("B/", f"{other}/"))
+    assert "there is no winner" in comparison_html(compare(read_runs([first, other])))
+    config.write_text(config.read_text().replace("TrainingLoss", "TimestepBalancer"))
+    assert "there is no winner" not in comparison_html(compare(read_runs([first, other])))
+    known = {name for name in ldmprobe.callbacks.__all__ if is_probe(getattr(ldmprobe.callbacks, name))}
+    assert known - {"ProbeCallback"} <= ONLOOKERS
+    assert "TimestepBalancer" not in ONLOOKERS
 
 
 def test_another_configuration_may_win_and_its_sibling_seed_may_not(runs_dir, tmp_path):

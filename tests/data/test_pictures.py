@@ -12,7 +12,7 @@ from PIL import Image, features
 from ldmprobe import ImageData, LatentCodec, Unconditional
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.latent_writer import write_cache
-from ldmprobe.data.pictures import AS_IS, FLATTENED, FRAMED, REDUCED, SCALED, TURNED
+from ldmprobe.data.pictures import AS_IS, BOOLEANS, FLATTENED, FRAMED, REDUCED, SCALED, TURNED
 from tests.helpers import refused, row_reader, tiny_unet
 
 UPRIGHT = np.zeros((24, 16, 3), dtype=np.uint8)
@@ -168,7 +168,7 @@ def test_a_16_bit_tiff_whose_zero_is_white():
 @pytest.mark.parametrize(
     ("array", "value_range", "note"),
     [
-        (np.eye(4, dtype=bool), None, SCALED),
+        (np.eye(4, dtype=bool), None, BOOLEANS),
         (np.eye(4, dtype=np.uint16) * 65535, None, REDUCED),
         (np.eye(4, dtype=np.int64) * 255, None, None),
         (np.eye(4, dtype=np.int64), (0, 1), SCALED),

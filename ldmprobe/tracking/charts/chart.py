@@ -110,3 +110,21 @@ class Chart:
 def positive(values: np.ndarray) -> np.ndarray:
     """Return values for a logarithmic axis: what is not positive becomes a gap."""
     return np.where(np.isfinite(values) & (values > 0), values, np.nan)
+
+
+def cut_off(chart: Chart) -> str:
+    """Return how many values of lines lie outside their frame, and how far they reach, as a sentence; "" if none do."""
+    outside = [
+        value
+        for panel in chart.panels
+        if panel.y_range is not None
+        for mark in panel.marks
+        if isinstance(mark, Line)
+        for value in mark.y[np.isfinite(mark.y)]
+        if not panel.y_range[0] <= value <= panel.y_range[1]
+    ]
+    if not outside:
+        return ""
+    low, high = f"{min(outside):,.3g}".replace("-", "−"), f"{max(outside):,.3g}".replace("-", "−")
+    reach = f"1 value, {low}, lies" if len(outside) == 1 else f"{len(outside)} values, from {low} to {high}, lie"
+    return f"{reach} outside the frame."
