@@ -8,18 +8,19 @@ os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
-# Libraries' log handlers keep the standard error that they find when they are imported: here one that outlives each
-# test.
-import datasets  # noqa: F401
-import diffusers  # noqa: F401
-import lightning  # noqa: F401
 import pytest
-import torch
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _threads() -> None:
-    torch.set_num_threads(1)  # tests run in parallel, a process per core
+def _process() -> None:
+    """One thread, as tests run in a process per core. And libraries' log handlers keep the standard error that they
+    find when they are imported: here one that outlives each test."""
+    import datasets  # noqa: F401
+    import diffusers  # noqa: F401
+    import lightning  # noqa: F401
+    import torch
+
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -27,6 +28,14 @@ def _own_folder(tmp_path, monkeypatch):
     """Relative paths, such as ``runs/``, land in the test's folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "hf_cache"))
+
+
+@pytest.fixture
+def forked_audit(monkeypatch):
+    """The fresh processes of ``ldmprobe audit``, which here need not import everything anew."""
+    from tests.processes import SERVER
+
+    monkeypatch.setattr("ldmprobe.audit.audit.multiprocessing.get_context", lambda method: SERVER)
 
 
 @pytest.fixture(autouse=True)

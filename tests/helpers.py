@@ -63,9 +63,10 @@ def tiny_unet_settings(channels: int = 2, size: int = 8, **more: Any) -> dict[st
         "in_channels": channels,
         "out_channels": channels,
         "layers_per_block": 1,
-        "block_out_channels": [8, 16],
-        "down_block_types": ["DownBlock2D", "DownBlock2D"],
-        "up_block_types": ["UpBlock2D", "UpBlock2D"],
+        "block_out_channels": [8],
+        "down_block_types": ["DownBlock2D"],
+        "mid_block_type": None,
+        "up_block_types": ["UpBlock2D"],
         "norm_num_groups": 4,
     }
     return {**settings, **more}
@@ -75,6 +76,11 @@ def tiny_unet(channels: int = 2, size: int = 8, **more: Any) -> UNet2DModel:
     """That U-Net, its settings as diffusers has them itself."""
     settings = tiny_unet_settings(channels, size, **more)
     return UNet2DModel(**{name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()})
+
+
+def tiny_unet_with_attention(channels: int = 2) -> UNet2DModel:
+    """That U-Net with a block in the middle."""
+    return tiny_unet(channels, mid_block_type="UNetMidBlock2D")
 
 
 class GaussianDenoiser(nn.Module):

@@ -50,7 +50,7 @@ from transformers import (
 )
 
 from ldmprobe.models.conditioning.small_clip import word_tokenizer
-from tests.helpers import sd_scheduler, tiny_unet
+from tests.helpers import sd_scheduler, tiny_unet_with_attention
 
 Network = TypeVar("Network", bound=nn.Module)
 WORDS = "a photo of red blue cat dog small large green yellow purple circle square triangle star on the left right"
@@ -114,9 +114,10 @@ def conditional_unet(**options: Any) -> UNet2DConditionModel:
         "in_channels": 2,
         "out_channels": 2,
         "layers_per_block": 1,
-        "block_out_channels": (8, 16),
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "block_out_channels": (8,),
+        "down_block_types": ("CrossAttnDownBlock2D",),
+        "mid_block_type": None,
+        "up_block_types": ("CrossAttnUpBlock2D",),
         "cross_attention_dim": 16,
         "attention_head_dim": 4,
         "norm_num_groups": 4,
@@ -125,15 +126,17 @@ def conditional_unet(**options: Any) -> UNet2DConditionModel:
 
 
 def _ddpm() -> Any:
-    return DDPMPipeline(tiny_unet(channels=3), DDPMScheduler())
+    return DDPMPipeline(tiny_unet_with_attention(channels=3), DDPMScheduler())
 
 
 def _ddim() -> Any:
-    return DDIMPipeline(tiny_unet(channels=3), DDIMScheduler())
+    return DDIMPipeline(tiny_unet_with_attention(channels=3), DDIMScheduler())
 
 
 def _ldm() -> Any:
-    return LDMPipeline(autoencoder(VQModel, num_vq_embeddings=16, scaling_factor=0.5), tiny_unet(), sd_scheduler())
+    return LDMPipeline(
+        autoencoder(VQModel, num_vq_embeddings=16, scaling_factor=0.5), tiny_unet_with_attention(), sd_scheduler()
+    )
 
 
 def _dit() -> Any:

@@ -19,7 +19,7 @@ from tests.helpers import tiny_unet_settings
 from tests.own_parts import AdamsBashforth, TwiceTheNoise, ramp
 from tests.tracking.wandb_file import read_history
 
-OWN = "tests.own_parts."
+OWN, SAMPLED = "tests.own_parts.", "adams_bashforth"
 
 
 def part(class_path, /, **arguments):
@@ -70,7 +70,7 @@ def run(folder):
 
 def test_it_is_probed_beside_its_own_ideal(run):
     assert [record.step for record in RecordStore(run).read("denoising")] == [0, 2, 4]
-    first, *_, last = RecordStore(run).read("ddim")
+    first, *_, last = RecordStore(run).read(SAMPLED)
     assert last.provenance["sampler"] == AdamsBashforth.name
     assert last.provenance["guidance"]
     assert np.isfinite(last.curves["step_kl_ideal"].value).any()
@@ -79,7 +79,7 @@ def test_it_is_probed_beside_its_own_ideal(run):
 
 def test_every_logger_has_it(run):
     (rows,) = run.rglob("metrics.csv")
-    bands = {column for column in pd.read_csv(rows).columns if column.startswith("probe_ddim/reach/logsnr")}
+    bands = {column for column in pd.read_csv(rows).columns if column.startswith(f"probe_{SAMPLED}/reach/logsnr")}
     assert len(bands) > 2
     (events,) = {path.parent for path in run.rglob("events.out.tfevents*")}
     accumulator = EventAccumulator(str(events))
@@ -104,7 +104,7 @@ def test_it_is_stopped_and_resumed(run, resumed):
     one, other = (torch.load(each / "checkpoints" / "last.ckpt", weights_only=False) for each in (run, resumed))
     assert one["state_dict"].keys() == other["state_dict"].keys()
     assert all(torch.equal(value, other["state_dict"][name]) for name, value in one["state_dict"].items())
-    assert [record.step for record in RecordStore(resumed).read("ddim")] == [0, 2, 4]
+    assert [record.step for record in RecordStore(resumed).read(SAMPLED)] == [0, 2, 4]
 
 
 def test_it_is_reported_and_compared(folder, run, resumed):
@@ -119,7 +119,7 @@ def test_it_is_cached(folder, run):
     assert main(["cache", "--config", str(folder / "config.yaml"), "--out", str(cache)]) == 0
     shorter = ("--trainer.max_steps", "2", "--trainer.logger", "false")
     cached = fit(folder, "cached", "--data.init_args.latents", str(cache), *shorter)
-    one, other = RecordStore(run).read("ddim")[1], RecordStore(cached).read("ddim")[-1]
+    one, other = RecordStore(run).read(SAMPLED)[1], RecordStore(cached).read(SAMPLED)[-1]
     np.testing.assert_array_equal(one.curves["reach"].value, other.curves["reach"].value)
 
 
@@ -128,6 +128,7 @@ def test_another_data_source_takes_its_place(folder):
     assert np.isfinite(RecordStore(other).read("denoising")[-1].curves["denoising_skill"].value).all()
 
 
+@pytest.mark.usefixtures("forked_audit")
 def test_it_is_audited(folder, capsys):
     assert main(["audit", "--config", str(folder / "config.yaml"), "--steps", "2"]) == 0
     assert "Undisturbed" in capsys.readouterr().out

@@ -7,7 +7,6 @@ import resource
 import signal
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import datasets
@@ -24,7 +23,7 @@ from ldmprobe.callbacks import DDIMProbe, LoggerGuard, ReportWriter
 from ldmprobe.tracking.logger_guard import failures
 from ldmprobe.tracking.wandb import start_error
 from tests.helpers import refused, tiny_unet
-from tests.processes import finish, start
+from tests.processes import finish, start, start_ranks
 from tests.training.test_latent_diffusion import assert_same_state, digits, module, trainer
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -112,25 +111,32 @@ def test_what_a_user_can_put_right_and_the_end_of_the_process_pass_through(tmp_p
         trainer(tmp_path, callbacks=[Failing(error, at=(2,))]).fit(module(), digits())
 
 
-RANKS = """
-    import os, sys
-    from tests.test_faults import Failing, _divide
-    from tests.training.test_latent_diffusion import digits, module, trainer
-
-    at = (2,) if os.environ.get("LOCAL_RANK") == "1" else ()
-    trainer(sys.argv[1], max_steps=3, devices=2, strategy="ddp", callbacks=[Failing(_divide, at)]).fit(module(), digits())
-"""
+def _failing_on_one_rank(run):
+    at = (2,) if os.environ["LOCAL_RANK"] == "1" else ()
+    trainer(run, max_steps=3, devices=2, strategy="ddp", callbacks=[Failing(_divide, at)]).fit(module(), digits())
 
 
-def test_an_error_on_one_of_several_processes_ends_the_run_rather_than_leave_the_others_waiting(tmp_path):
-    (tmp_path / "two.py").write_text(textwrap.dedent(RANKS))
-    done = subprocess.run(
-        [sys.executable, str(tmp_path / "two.py"), str(tmp_path / "run")],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True, text=True, timeout=200, check=False,
-    )  # fmt: skip
-    assert done.returncode != 0
-    assert "ZeroDivisionError: division by zero" in done.stderr
+def _failing_on_one_rank_of_lightnings_launcher(run):
+    program = (
+        f"from tests.test_faults import *; os.environ.setdefault('LOCAL_RANK', '0'); _failing_on_one_rank({str(run)!r})"
+    )
+    Path("two.py").write_text(program)
+    return subprocess.call([sys.executable, "two.py"], env={**os.environ, "PYTHONPATH": str(ROOT)})
+
+
+LAUNCHERS = {
+    "ranks": lambda run, output: start_ranks(2, _failing_on_one_rank, run, output=output),
+    "Lightning's": lambda run, output: [start(_failing_on_one_rank_of_lightnings_launcher, run, output=output)],
+}
+
+
+@pytest.mark.parametrize("launcher", ["ranks", pytest.param("Lightning's", marks=pytest.mark.reliability)])
+def test_an_error_on_one_of_several_processes_ends_the_run_rather_than_leave_the_others_waiting(tmp_path, launcher):
+    output = tmp_path / "output.txt"
+    codes = finish(*LAUNCHERS[launcher](tmp_path / "run", output), timeout=200)
+    assert None not in codes
+    assert 0 not in codes
+    assert "ZeroDivisionError: division by zero" in output.read_text()
 
 
 # --- SIGINT ----------------------------------------------------------------------------------------------------------
@@ -297,7 +303,7 @@ def test_wandb_killed_in_the_middle_of_a_run_costs_only_its_curves(tmp_path):
 
 
 def _wandb_that_cannot_start(folder):
-    short = {"init_timeout": 5, "x_graphql_retry_max": 0, "x_graphql_timeout_seconds": 2}
+    short = {"init_timeout": 2, "x_graphql_retry_max": 0, "x_graphql_timeout_seconds": 2}
     for key in ("", 40 * "a"):  # without a key nobody is called; with one, nobody answers
         os.environ["WANDB_API_KEY"] = key
         try:

@@ -15,7 +15,7 @@ QUALITY = component(
     "SampleQuality", feature_network=own("Convolutions"), num_samples=24, num_steps=2, num_real=30, kid_subset_size=10
 )
 CELLS = {
-    "as most train": {},
+    "as most train": {"callbacks": [*ALL_PROBES, component("ReportWriter")]},
     "no accumulation": {"accumulate_grad_batches": 1},
     "no moving average": {"model": {"ema_decay": None}},
     "bf16 autocast": {"precision": "bf16-mixed"},
@@ -41,7 +41,10 @@ CELLS = {
         "model": {"network": own("NormedDenoiser"), "ema_decay": None},
     },
 }
-LONG = ("compiled", "bf16 weights", "TensorBoard", "no accumulation", "no moving average")
+LONG = (
+    *("compiled", "bf16 weights", "TensorBoard", "no accumulation", "no moving average", "loaders of one's own"),
+    "batch norm, no moving average",  # as in the middle of everything
+)
 
 
 def _marked(cell):

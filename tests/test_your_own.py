@@ -46,10 +46,10 @@ def _holds_a_run(name: str, steps: list[int]) -> None:
 def test_a_module_of_ones_own_in_under_thirty_lines():
     assert len(PROGRAMS["module"].splitlines()) < 30
     _run("module")
-    _holds_a_run("module", [0, 20, 40])
+    _holds_a_run("module", [0, 40])
 
 
-@pytest.mark.parametrize(("name", "steps"), [("loop", [0, 20, 40]), ("script", [0, 10, 20])])
+@pytest.mark.parametrize(("name", "steps"), [("loop", [0, 40]), ("script", [0, 20])])
 def test_a_loop_of_ones_own_trains_as_without_the_probe(name, steps, monkeypatch):
     probed, random_state = _run(name)
     _holds_a_run(name, steps)

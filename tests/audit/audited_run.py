@@ -17,7 +17,7 @@ from tests.run_config import component, stateful_run, written
 ALL_PROBES = [
     component("DDIMProbe", num_samples=8, num_steps=3),
     component("DenoisingProbe", num_images=16, num_draws=32),
-    *({"class_path": name} for name in ("TrainingLoss", "TrainingObjective", "ReportWriter")),
+    *({"class_path": name} for name in ("TrainingLoss", "TrainingObjective")),
 ]
 
 

@@ -8,9 +8,9 @@ from ldmprobe.audit.audit import _unsteady_metrics, audit, compare, observe, rea
 from ldmprobe.audit.ledger import differences
 from ldmprobe.cli import main
 from ldmprobe.io.digest import digest
-from tests.audit.audited_run import own, write_config
+from tests.audit.audited_run import ALL_PROBES, own, write_config
 from tests.helpers import refused
-from tests.processes import SERVER
+from tests.run_config import component
 
 PLANTED = {
     "draws_from_torch": "the random state of torch",
@@ -141,15 +141,9 @@ def test_an_argument_that_fit_does_not_know_is_refused(tmp_path, capsys):
     assert "no_such_thing" in capsys.readouterr().err
 
 
-@pytest.fixture
-def _forked(monkeypatch):
-    """Fresh processes that need not import everything anew, as those of the command do."""
-    monkeypatch.setattr("ldmprobe.audit.audit.multiprocessing.get_context", lambda method: SERVER)
-
-
-@pytest.mark.usefixtures("_forked")
+@pytest.mark.usefixtures("forked_audit")
 def test_the_command_says_undisturbed_and_writes_nothing(tmp_path, capsys):
-    path = write_config(tmp_path / "run.yaml")
+    path = write_config(tmp_path / "run.yaml", callbacks=[*ALL_PROBES, component("ReportWriter")])
     before = sorted(tmp_path.rglob("*"))
     assert main(["audit", "--config", str(path), "--steps", "2", "--trainer.gradient_clip_val=0.5"]) == 0
     text = " ".join(capsys.readouterr().out.split())
@@ -158,7 +152,7 @@ def test_the_command_says_undisturbed_and_writes_nothing(tmp_path, capsys):
     assert [path for path in sorted(tmp_path.rglob("*")) if "hf_cache" not in path.parts] == before
 
 
-@pytest.mark.usefixtures("_forked")
+@pytest.mark.usefixtures("forked_audit")
 def test_the_command_names_the_culprit(tmp_path, capsys):
     path = write_config(tmp_path / "run.yaml", callbacks=[own("Disturbing", how="draws_from_numpy")])
     assert main(["audit", "--config", str(path), "--steps", "2"]) == 1
@@ -168,7 +162,9 @@ def test_the_command_names_the_culprit(tmp_path, capsys):
     assert "differs from training without, first at step 1, after batch 2: the random state of NumPy." in text
 
 
-def test_an_error_in_training_is_told_as_fit_tells_it(tmp_path, capsys):
+@pytest.mark.parametrize("start", ["forked_audit", pytest.param("tmp_path", marks=pytest.mark.reliability)])
+def test_an_error_in_training_is_told_as_fit_tells_it(start, request, tmp_path, capsys):
+    request.getfixturevalue(start)
     path = write_config(tmp_path / "run.yaml", data={"dataset": "no/such/folder"})
     assert main(["audit", "--config", str(path), "--steps", "2"]) == 2
     assert "no/such/folder" in capsys.readouterr().err

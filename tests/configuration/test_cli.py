@@ -1,6 +1,7 @@
 """Training from YAML: what is where afterwards, and going on with it."""
 
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -13,25 +14,34 @@ from ldmprobe.cli import main
 from ldmprobe.configuration.cli import build_cli
 from ldmprobe.training.checkpoint.write import AtomicCheckpointIO
 from tests.helpers import tiny_unet_settings
+from tests.run_config import unet, written
 
-CONFIG = Path(__file__).resolve().parent.parent.parent / "configs" / "gaussian.yaml"
-SMALL = [
-    "--data.init_args.dataset_kwargs={num_images: 200, channels: 2, size: 4}",
-    "--data.init_args.batch_size=8",
-    "--model.init_args.network.init_args.sample_size=4",
-    "--model.init_args.network.init_args.in_channels=2",
-    "--model.init_args.network.init_args.out_channels=2",
-    "--model.init_args.network.init_args.block_out_channels=[8, 16]",
-    "--model.init_args.network.init_args.norm_num_groups=4",
-    "--trainer.val_check_interval=4",
-    "--trainer.accelerator=cpu",
-]
+GAUSSIAN = Path(__file__).resolve().parent.parent.parent / "configs" / "gaussian.yaml"
+SMALL = {
+    "DDIMProbe": {"num_samples": 8, "num_steps": 4, "num_reference": 64},
+    "DenoisingProbe": {"num_images": 16, "num_draws": 32, "num_reference": 64},
+}
+_FOLDER = TemporaryDirectory()
+
+
+def small() -> Path:
+    """gaussian.yaml made tiny."""
+    config = yaml.safe_load(GAUSSIAN.read_text())
+    images = {"num_images": 200, "channels": 2, "size": 4}
+    config["data"]["init_args"] |= {"dataset_kwargs": images, "batch_size": 8}
+    config["model"]["init_args"]["network"] = unet(size=4)
+    config["trainer"] |= {"val_check_interval": 4, "accelerator": "cpu"}
+    for callback in config["trainer"]["callbacks"]:
+        name = callback["class_path"].rpartition(".")[2]
+        callback["init_args"] = callback.get("init_args", {}) | SMALL.get(name, {})
+    return written(config, Path(_FOLDER.name) / "gaussian.yaml")
+
+
+CONFIG = small()
 
 
 def fit(run_dir, max_steps, *more):
-    return main(
-        ["fit", "--config", str(CONFIG), f"--run_dir={run_dir}", f"--trainer.max_steps={max_steps}", *SMALL, *more]
-    )
+    return main(["fit", "--config", str(CONFIG), f"--run_dir={run_dir}", f"--trainer.max_steps={max_steps}", *more])
 
 
 def test_everything_of_a_run_is_in_its_directory(tmp_path):
@@ -80,7 +90,7 @@ def test_module_and_data_work_in_a_lightning_cli_of_ones_own(tmp_path):
 
 
 def test_checkpoints_are_whole_unless_the_user_has_a_plugin_of_their_own(tmp_path):
-    arguments = ["--config", str(CONFIG), f"--run_dir={tmp_path / 'run'}", *SMALL]
+    arguments = ["--config", str(CONFIG), f"--run_dir={tmp_path / 'run'}"]
     assert type(build_cli(arguments, run=False).trainer.strategy.checkpoint_io) is AtomicCheckpointIO
     own = "--trainer.plugins=[lightning.pytorch.plugins.io.AsyncCheckpointIO]"
     assert type(build_cli([*arguments, own], run=False).trainer.strategy.checkpoint_io) is AsyncCheckpointIO
@@ -88,7 +98,7 @@ def test_checkpoints_are_whole_unless_the_user_has_a_plugin_of_their_own(tmp_pat
 
 def built(tmp_path, *more):
     folder = [] if any("run_dir" in each or "root_dir" in each for each in more) else [f"--run_dir={tmp_path / 'run'}"]
-    return build_cli(["--config", str(CONFIG), *SMALL, *folder, *more], run=False)
+    return build_cli(["--config", str(CONFIG), *folder, *more], run=False)
 
 
 @pytest.mark.parametrize("name", ["TensorBoardLogger", "lightning.pytorch.loggers.CSVLogger"])
@@ -114,5 +124,5 @@ def test_a_default_root_dir_is_where_the_run_goes(tmp_path, capsys):
 
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_a_network_with_random_weights_is_not_measured(tmp_path, capsys, command):
-    assert main([command, "--config", str(CONFIG), f"--run_dir={tmp_path / 'run'}", *SMALL]) == 2
+    assert main([command, "--config", str(CONFIG), f"--run_dir={tmp_path / 'run'}"]) == 2
     assert f"`ldmprobe {command}` without a checkpoint would measure a network with random" in capsys.readouterr().err

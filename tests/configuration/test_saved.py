@@ -1,5 +1,6 @@
 """A saved config.yaml starts another run elsewhere; changed on resume, it is told or refused, and stays true."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,23 @@ def config(lr_scheduler: dict | None = None, **model) -> dict:
     return settings
 
 
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory):
+    """A run of this configuration in runs/one, trained once for all tests that go on with it."""
+    trained: dict[str, Path] = {}
+
+    def copied(settings: dict) -> None:
+        key = yaml.safe_dump(settings)
+        if key not in trained:
+            trained[key] = tmp_path_factory.mktemp("begun") / "one"
+            assert _fit(settings) == 0
+            shutil.copytree("runs/one", trained[key])
+        else:
+            shutil.copytree(trained[key], "runs/one")
+
+    return copied
+
+
 def saved(run: str, name: str = "config.yaml") -> dict:
     return yaml.safe_load((Path("runs") / run / name).read_text())
 
@@ -29,8 +47,8 @@ def last(run: str = "one") -> dict:
     return torch.load(f"runs/{run}/checkpoints/last.ckpt", weights_only=True)
 
 
-def test_a_saved_configuration_starts_another_run_that_writes_nothing_into_the_first():
-    assert _fit(config()) == 0
+def test_a_saved_configuration_starts_another_run_that_writes_nothing_into_the_first(begun):
+    begun(config())
     before = _files()
     assert main(["fit", "--config", "runs/one/config.yaml", "--run_dir", "runs/two"]) == 0
     assert {path: content for path, content in _files().items() if path in before} == before
@@ -44,8 +62,8 @@ def test_a_saved_configuration_starts_another_run_that_writes_nothing_into_the_f
     assert saved("two") == saved("one") | {"run_dir": "runs/two"}
 
 
-def test_a_run_that_went_on_is_not_gone_on_with_by_its_configuration(capsys):
-    assert _fit(config()) == 0
+def test_a_run_that_went_on_is_not_gone_on_with_by_its_configuration(begun, capsys):
+    begun(config())
     assert _fit(config(), "--ckpt_path=last", "--trainer.max_steps=3") == 0
     assert main(["fit", "--config", "runs/one/config.yaml", "--run_dir", "runs/two"]) == 0
     assert capsys.readouterr().err.count("Restor") <= 2
@@ -54,15 +72,15 @@ def test_a_run_that_went_on_is_not_gone_on_with_by_its_configuration(capsys):
     assert "ckpt_path" not in saved("one")
 
 
-def test_places_within_another_run_are_refused_as_older_configurations_have_them(capsys):
-    assert _fit(config()) == 0
+def test_places_within_another_run_are_refused_as_older_configurations_have_them(begun, capsys):
+    begun(config())
     Path("runs/one/report.html").touch()
     for key, folder in (("callbacks.dirpath", "runs/one/checkpoints"), ("logger.save_dir", "runs/one")):
         _refused(capsys, config(), folder, "runs/two", arguments=("--run_dir=runs/two", f"--trainer.{key}={folder}"))
 
 
-def test_what_is_changed_on_resume_is_told_with_its_effect_and_the_file_tells_the_truth(capsys):
-    assert _fit(config()) == 0
+def test_what_is_changed_on_resume_is_told_with_its_effect_and_the_file_tells_the_truth(begun, capsys):
+    begun(config())
     first = saved("one")
     capsys.readouterr()
     changed = config()
@@ -122,8 +140,8 @@ def test_what_is_changed_on_resume_is_told_with_its_effect_and_the_file_tells_th
         "sampler",
     ],
 )
-def test_what_cannot_be_changed_is_refused_and_nothing_is_overwritten(before, after, texts, capsys):
-    assert _fit(before) == 0
+def test_what_cannot_be_changed_is_refused_and_nothing_is_overwritten(before, after, texts, begun, capsys):
+    begun(before)
     capsys.readouterr()
     _refused(capsys, after, *texts, arguments=("--ckpt_path=last", "--trainer.max_steps=3"))
 

@@ -285,7 +285,7 @@ def test_a_network_that_lacks_weights_is_refused(changed):
     weights = load_file(path)
     del weights["conv_in.bias"]
     save_file(weights, path, {"format": "pt"})
-    with refused(r"1 of its 208 tensors is missing .*, the first is conv_in.bias\."):
+    with refused(r"1 of its \d+ tensors is missing .*, the first is conv_in.bias\."):
         load_pipeline(str(changed[0]))
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.pretrained.lora import LoRA, LoRAWeights, merge_lora
 from ldmprobe.training.ema import EMA
-from tests.helpers import FLOAT64, refused, tiny_unet
+from tests.helpers import FLOAT64, refused, tiny_unet_with_attention
 from tests.pipelines import conditional_unet
 
 
@@ -65,14 +65,14 @@ def test_the_average_shares_the_base_and_averages_the_updates():
 
 
 def test_convolutions_can_be_targets_too():
-    network = tiny_unet()
+    network = tiny_unet_with_attention()
     LoRA(rank=2, targets=["conv1", "to_q"]).add_to(network)
     trained = {name.split(".lora_")[0] for name, parameter in network.named_parameters() if parameter.requires_grad}
     assert {name.rsplit(".", 1)[-1] for name in trained} == {"conv1", "to_q"}
 
 
 def test_merging_does_nothing_where_there_is_no_lora():
-    network = tiny_unet()
+    network = tiny_unet_with_attention()
     before = {name: value.clone() for name, value in network.state_dict().items()}
     merge_lora(network)
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -84,7 +84,7 @@ def test_a_target_that_matches_nothing_is_refused_with_those_that_would(target):
         rf"target '{target}' is no linear layer or convolution of UNet2DModel; it has, for example, .*conv1.*to_out\.0"
     )
     with refused(expected):
-        LoRA(targets=["to_q", target]).add_to(tiny_unet())
+        LoRA(targets=["to_q", target]).add_to(tiny_unet_with_attention())
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_rank_above_that_of_all_matrices_is_refused():
 def test_without_peft_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with refused(r"pip install 'ldmprobe\[lora\]'"):
-        LoRA().add_to(tiny_unet())
+        LoRA().add_to(tiny_unet_with_attention())
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import yaml
 import ldmprobe
 from ldmprobe.cli import main
 from scripts.metric_tables import OUT, metric_tables
+from tests.run_config import unet
 from tests.tracking.wandb_file import read_history
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,11 +21,12 @@ SMALL = {
 
 def test_the_demos_wandb_run_has_few_scalars_in_sections(tmp_path):
     config = yaml.safe_load((ROOT / "configs" / "digits.yaml").read_text())
-    config["trainer"] |= {"max_steps": 4, "val_check_interval": 2, "log_every_n_steps": 1}
+    config["model"]["init_args"]["network"] = unet(num_class_embeds=11)
+    config["trainer"] |= {"max_steps": 4, "val_check_interval": 4, "limit_val_batches": 1, "log_every_n_steps": 1}
     for callback in config["trainer"]["callbacks"]:
         name = callback["class_path"].split(".")[-1]
         if name in SMALL:
-            callback.setdefault("init_args", {}).update({"every_n_steps": 2, **SMALL[name]})
+            callback.setdefault("init_args", {}).update({"every_n_steps": 4, **SMALL[name]})
     (tmp_path / "demo.yaml").write_text(yaml.safe_dump(config))
     run = tmp_path / "run"
     assert main(["fit", "--config", str(tmp_path / "demo.yaml"), "--run_dir", str(run)]) == 0

@@ -21,7 +21,7 @@ from ldmprobe.training.checkpoint.sharded import is_sharded_checkpoint, load_sha
 from tests.pipelines import saved
 from tests.probing.gaussian import assert_same_record, numbers_of
 from tests.processes import finish, start, start_ranks
-from tests.run_config import component, written
+from tests.run_config import component, unet, written
 from tests.training.killing import command
 from tests.training.test_finetuning import SD
 
@@ -55,9 +55,7 @@ def configuration(folder: Path, strategy, steps: int = 4) -> Path:
     """gaussian.yaml made tiny."""
     config = yaml.safe_load((CONFIGS / "gaussian.yaml").read_text())
     config["data"]["init_args"] |= DATA
-    network = config["model"]["init_args"]["network"]["init_args"]
-    network |= {"sample_size": 4, "in_channels": 2, "out_channels": 2, "block_out_channels": [8, 16]}
-    network |= {"norm_num_groups": 4, "dropout": 0.1}
+    config["model"]["init_args"]["network"] = unet(size=4, dropout=0.1)
     config["trainer"] |= {"max_steps": steps, "val_check_interval": 2, "limit_val_batches": 1, "accelerator": "cpu"}
     config["trainer"] |= {"strategy": strategy, "enable_progress_bar": False, "log_every_n_steps": 1}
     config["trainer"]["logger"] = component("lightning.pytorch.loggers.CSVLogger", save_dir=".")
@@ -91,7 +89,7 @@ def ended(output: Path, processes: list[BaseProcess]) -> None:
 
 
 def fit(folder: Path, devices: int, strategy="ddp", configured=configuration, **options) -> Path:
-    """A run in ``folder / "run"``, whose processes Lightning launches where they are four."""
+    """A run in ``folder / "run"``, whose processes Lightning launches where they are four, of one node."""
     folder.mkdir()
     options |= {"config": configured(folder, strategy), "run_dir": folder / "run", "trainer.devices": devices}
     argv, output = ["fit", *(f"--{name}={value}" for name, value in options.items())], folder / "output.txt"
@@ -174,7 +172,7 @@ def assert_resumed_identically(run: Path, again: Path) -> None:
 @pytest.mark.parametrize(
     ("devices", "strategy"),
     [
-        pytest.param(2, "ddp", id="ddp-2"),
+        pytest.param(2, "ddp", id="ddp-2", marks=pytest.mark.reliability),  # in short, on two nodes below
         pytest.param(2, SHARDED, id="fsdp-2-sharded-checkpoint"),
         pytest.param(2, WHOLE, id="fsdp-2-whole-checkpoint", marks=pytest.mark.reliability),
         # Plain DDP orders its buckets anew after the first step of a process, and with them its sums of more than two
@@ -208,11 +206,15 @@ TORCHRUN = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "
 
 
 @pytest.mark.parametrize("torchrun", [[], pytest.param(TORCHRUN, marks=pytest.mark.reliability)])
-def test_two_nodes_that_share_no_disk_make_the_records_of_one_process(tmp_path, torchrun):
+def test_two_nodes_that_share_no_disk_make_the_records_of_one_process_and_resume_identically_on_one(tmp_path, torchrun):
     config, output = configuration(tmp_path, "ddp"), tmp_path / "output.txt"
     ended(output, start_ranks(2, on_a_node, config, tmp_path, torchrun, output=output, per_node=1))
-    assert_written_once(tmp_path / "node0")
-    assert largest_deviation(tmp_path / "node0", ImageData(**DATA)) < TOLERANCE
+    run = tmp_path / "node0"
+    assert_written_once(run)
+    assert not is_sharded_checkpoint(checkpoint(run, 2))
+    assert any("timesteps" in name for name in weights(checkpoint(run, 4)))
+    assert largest_deviation(run, ImageData(**DATA)) < TOLERANCE
+    assert_resumed_identically(run, fit(tmp_path / "again", 2, ckpt_path=checkpoint(run, 2)))
     assert [path for path in (tmp_path / "node1").rglob("*") if path.is_file()] == []
 
 
