@@ -66,13 +66,13 @@ class SamplingGrid:
         return self.schedule.prior_std * (1.0 if abs(ratio - 1) < _SAME else ratio)
 
     def joined(self) -> SamplingGrid:
-        """Return the same grid with every step arriving where the next one starts: diffusers' DDIM steps by T // S,
-        which is not everywhere the distance of its timesteps.
+        """Return the same grid with every step arriving where the next one starts, and the last at the end: diffusers'
+        DDIM steps by T // S, which is not everywhere the distance of its timesteps.
         """
-        alpha, sigma = (
-            torch.cat([self.alpha_t[1:], self.alpha_s[-1:]]),
-            torch.cat([self.sigma_t[1:], self.sigma_s[-1:]]),
-        )
+        alpha, sigma = self.alpha_s.clone(), self.sigma_s.clone()
+        alpha[:-1], sigma[:-1] = self.alpha_t[1:], self.sigma_t[1:]
+        if self.schedule.ends_at_data:
+            alpha[-1], sigma[-1] = 1, 0
         return replace(self, alpha_s=alpha, sigma_s=sigma)
 
     def after(self, start: int) -> SamplingGrid:
@@ -96,6 +96,7 @@ class NoiseSchedule:
         timestep_spacing: that of ``native_grid``, where none is named.
         flow: whether diffusers' pipelines for flow matching sample it.
         clip_range: where its samplers clip x̂_0, or None.
+        ends_at_data: whether sampling ends with x̂_0, and not at the cleanest timestep.
         network_wrapper: class and settings of the wrapper that its networks have to be in; None where any will do.
 
     Args:
@@ -151,6 +152,7 @@ class NoiseSchedule:
     timestep_spacing = "trailing"
     flow = False
     clip_range: float | None = None
+    ends_at_data = True
     network_wrapper: PlainValues | None = None
 
     @property

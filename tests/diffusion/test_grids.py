@@ -130,3 +130,14 @@ def test_a_grid_that_enters_an_exploding_process_below_its_end_starts_from_less_
 def test_levels_that_no_schedule_has_are_refused(grid, num_steps: int, text: str):
     with refused(text):
         grid().levels(as_schedule(sd_scheduler()), num_steps)
+
+
+@pytest.mark.parametrize(
+    ("set_alpha_to_one", "end"), [(True, 0.0), (False, float(as_schedule(sd_scheduler()).sigma[0]))]
+)
+def test_joined_steps_go_all_the_way_where_the_steps_of_ddim_do_not(set_alpha_to_one: bool, end: float):
+    """T // 15 is 66, and 15 trailing timesteps are 66.7 apart: diffusers' DDIM ends at timestep 0 of 1,000."""
+    grid = as_schedule(sd_scheduler(set_alpha_to_one=set_alpha_to_one)).native_grid(15, "trailing")
+    assert float(grid.alpha_s[0]) != float(grid.alpha_t[1])
+    assert float(grid.joined().sigma_s[-1]) == pytest.approx(end, abs=1e-12)
+    assert torch.equal(grid.joined().sigma_s[:-1], grid.sigma_t[1:])

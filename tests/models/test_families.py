@@ -12,13 +12,14 @@ from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    EDMEulerScheduler,
     EulerDiscreteScheduler,
     PixArtTransformer2DModel,
     PNDMScheduler,
 )
 from torch import Tensor
 
-from ldmprobe import DDIM, ClassifierFreeGuidance, TextConditioning
+from ldmprobe import DDIM, ClassifierFreeGuidance, Preconditioned, TextConditioning
 from ldmprobe.diffusion.trajectory import sampling_steps
 from ldmprobe.models.families import FAMILIES
 from ldmprobe.pretrained.load import load_pipeline
@@ -160,6 +161,27 @@ def test_with_another_scheduler_the_path_is_ddims_on_its_schedule(shipped, name,
     pipeline.save_pretrained(tmp_path)
     pipeline.scheduler = DDIMScheduler(**ddim, clip_sample=False)
     assert_same_path(tmp_path, pipeline, 4.0)
+
+
+@torch.no_grad()
+def test_a_network_of_edm_is_preconditioned_as_its_scheduler_does(tmp_path):
+    pipeline = tiny("StableDiffusionXLPipeline")
+    pipeline.register_modules(scheduler=EDMEulerScheduler(sigma_data=0.5))
+    pipeline.save_pretrained(tmp_path)
+    given, images = called(pipeline, 4.0)
+    model = load_pipeline(str(tmp_path), prompts=PROMPTS)
+    assert isinstance(model.network, Preconditioned)
+    model.conditioning.encoder.set_image_size(model.network, SIZE, SIZE)
+    grid = model.schedule.native_grid(STEPS)
+    scales = 1 / (grid.sigma_t**2 + 0.25).sqrt()
+    denoise = model.predictor(model.conditioning.for_samples(torch.arange(2)), 2, ClassifierFreeGuidance(4.0))
+    z_T = given[0] / float(scales[0])
+    assert float(z_T.std()) == pytest.approx(grid.prior_std, rel=0.2)
+    steps = list(sampling_steps(denoise, z_T, DDIM().program(grid), model.schedule.prediction))
+    for theirs, ours, scale in zip(given, steps, scales, strict=True):
+        torch.testing.assert_close(ours.z_t * float(scale), theirs, **WHOLE_PATH)
+    decoded = (model.codec.decode(steps[-1].z_s) / 2 + 0.5).clamp(0, 1)
+    np.testing.assert_allclose(decoded.permute(0, 2, 3, 1).numpy(), images, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])

@@ -49,6 +49,8 @@ class VariancePreservingSchedule(DiffusersSchedule):
         super().__init__(scheduler, alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt(), prediction)
         if scheduler.config.get("clip_sample", False):
             self.clip_range = float(scheduler.config.get("clip_sample_range", 1.0))
+        config = scheduler.config
+        self.ends_at_data = bool(config.get("set_alpha_to_one", config.get("final_sigmas_type") != "sigma_min"))
 
     def log_alpha_at(self, log_snr: Tensor) -> Tensor:
         """α² = sigmoid(λ)."""
@@ -66,7 +68,7 @@ class VariancePreservingSchedule(DiffusersSchedule):
         own = {
             "timestep_spacing": config.get("timestep_spacing", "leading"),
             "clip_sample": config.get("clip_sample", False),
-            "set_alpha_to_one": config.get("set_alpha_to_one", config.get("final_sigmas_type") != "sigma_min"),
+            "set_alpha_to_one": self.ends_at_data,
         }
         return DDIMScheduler.from_config(config, **{**own, **settings})
 
