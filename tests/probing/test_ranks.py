@@ -5,6 +5,8 @@ import pytest
 import torch
 
 from ldmprobe import HeldOut, InheritedError, Sampling, probe_denoising, probe_sampling
+from ldmprobe.diffusion.samplers import DDIM, DPMSolver, PredictorCorrector
+from ldmprobe.probing.analyses import StepKL
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.sampling_probe import default_analyses
 from tests.helpers import gaussian_model
@@ -37,6 +39,21 @@ def test_every_rank_makes_as_many_passes_of_as_many_latents(world_size, batch_si
     for records, _ in results:
         for found, record in zip(records, expected, strict=True):
             assert_same_record(found, record, **TOLERANCE)
+
+
+@pytest.mark.parametrize("sampler", [DPMSolver(sde=True), PredictorCorrector(predictor=DDIM(eta=1.0))])
+def test_a_stochastic_sampler_makes_the_same_record_on_two_ranks(sampler):
+    model = gaussian_model()
+    reference = exact_reference(model)
+
+    def probe(ranks=None, batch_size=64):
+        return probe_sampling(
+            model, reference, Sampling(10, 4, sampler, batch_size=batch_size), [StepKL()], ranks=ranks
+        )
+
+    expected = probe()
+    for record in on_ranks(2, lambda ranks: probe(ranks, batch_size=3)):
+        assert_same_record(record, expected, **TOLERANCE)
 
 
 @pytest.mark.parametrize(("num_samples", "world_size"), [(10, 1), (10, 2), (11, 4), (2, 3)])
