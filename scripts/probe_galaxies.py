@@ -190,7 +190,7 @@ if __name__ == "__main__":
         "--network", default="hsc_ScoreNet32", help="hsc or ZTF, 32 or 64 pixels, as its file is called"
     )
     parser.add_argument("--num-samples", type=int, default=128)
-    parser.add_argument("--num-steps", type=int, default=40)
+    parser.add_argument("--num-steps", type=int, default=30)
     parser.add_argument("--num-reference", type=int, default=256)
     parser.add_argument("--num-held-out", type=int, default=128)
     try:

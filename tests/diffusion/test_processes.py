@@ -8,9 +8,13 @@ import torch
 from scipy.integrate import solve_ivp
 
 from ldmprobe import DDIM, VESDE, VPSDE, EDMProcess, LogNormalSigma, NoiseSchedule, Stratified, SubVPSDE
+from ldmprobe.analysis.divergence import gaussian_kl
+from ldmprobe.analysis.ideal import ideal_path
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from ldmprobe.diffusion.grids import LogSNRGrid
 from ldmprobe.diffusion.prediction import KINDS, EpsilonPrediction, VPrediction
 from ldmprobe.diffusion.processes import process_of
+from ldmprobe.diffusion.samplers import DPMSolver
 from ldmprobe.diffusion.trajectory import sampling_steps
 from tests.helpers import FLOAT32, FLOAT64, refused, sd_scheduler
 
@@ -133,6 +137,20 @@ def test_a_vp_network_sampled_as_ve_takes_the_path_of_ddim():
     theirs = sampling_steps(network, z_T, DDIM().program(grid), KINDS["epsilon"])
     for ve_step, vp_step, alpha_s in zip(ours, theirs, grid.alpha_s[:-1], strict=False):
         torch.testing.assert_close(ve_step.z_s * alpha_s, vp_step.z_s, **FLOAT32)
+
+
+@pytest.mark.parametrize("process", PROCESSES.values(), ids=PROCESSES)
+def test_samples_of_a_perfect_network_are_the_data_from_the_process_s_own_prior_alone(process):
+    mean, variance = torch.tensor([0.5, -0.5, 0, 0]).double(), torch.tensor([2, 1, 0.3, 0.05]).double()
+    grid = LogSNRGrid().levels(process, min(20, process.num_timesteps))
+
+    def distance(prior_std: float) -> float:
+        path = ideal_path(mean, variance, DPMSolver().program(grid), grid, prior_std=prior_std)
+        return float(gaussian_kl(path.mean_s[-1], path.var_s[-1], mean, variance).mean())
+
+    assert distance(grid.prior_std) < (2e-2 if process.num_timesteps < 20 else 5e-3)
+    if process.prior_std > 1:
+        assert distance(1.0) > 1
 
 
 def test_log_normal_sigma_covers_edm_s_table_and_says_what_it_does_not_of_another():
