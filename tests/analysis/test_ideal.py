@@ -113,7 +113,8 @@ def test_superposition_any_sampler_is_affine_and_its_ideal_is_the_sum_of_its_res
         noises[j, 2 + j] = 1
     responses = path(schedule, program, start, noises)
     mean, response = responses[:, 0], responses[:, 1:] - responses[:, :1]
-    tolerance = {"rtol": 1e-8, "atol": 1e-10}  # Euler cancels where α_T is 0
+    # Where α_T is 0 some samplers divide by next to nothing, and cancel.
+    tolerance = {"rtol": 1e-8, "atol": 1e-10} if name == "zero terminal" else {"rtol": 1e-12, "atol": 1e-12}
     ideal = ideal_path(MEAN, VARIANCE, program, grid)
     torch.testing.assert_close(ideal.mean_s, mean, **tolerance)
     torch.testing.assert_close(ideal.var_s, response.pow(2).sum(1), **tolerance)
