@@ -101,7 +101,8 @@ class KarrasGrid(Grid):
         sigma_max: float | None = None,
         min_log_snr: float = NOISIEST,
     ) -> None:
-        if not rho > 0 or not 0 < (sigma_min or 1e-300) < (sigma_max or math.inf):
+        low, high = (0.0 if sigma_min is None else sigma_min), (math.inf if sigma_max is None else sigma_max)
+        if not rho > 0 or not 0 <= low < high or sigma_min == 0:
             raise ConfigurationError(
                 f"KarrasGrid got rho {rho}, sigma_min {sigma_min}, sigma_max {sigma_max}; expected rho above 0, and 0 "
                 "< sigma_min < sigma_max."
@@ -126,6 +127,9 @@ class ShiftGrid(Grid):
 
     .. math:: \tau \mapsto \frac{s\,\tau}{1 + (s - 1)\,\tau}, \qquad \lambda \mapsto \lambda - 2\ln s
 
+    The steps are evenly spaced down to the data, or, where there are so many that some would pass it, down to the
+    schedule's cleanest level.
+
     Args:
         shift: s, 1 for none, in addition to what the schedule itself is shifted by.
 
@@ -142,18 +146,27 @@ class ShiftGrid(Grid):
 
     def levels(self, schedule: NoiseSchedule, num_steps: int) -> SamplingGrid:
         schedule.check_num_steps(num_steps)
-        last = schedule.sigma[-1] / (schedule.alpha[-1] + schedule.sigma[-1])
-        even = torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)[:-1]
-        tau = last * self.shift * even / (1 + (self.shift - 1) * even)
-        return through(schedule, (2 * torch.special.logit(1 - tau)).clamp(max=float(schedule.log_snr[0])))
+        noise = schedule.sigma / (schedule.alpha + schedule.sigma)
+        noisiest, cleanest = float(noise[-1]), float(noise[0] / noise[-1])
+        last = max(1 / num_steps, cleanest / (self.shift - (self.shift - 1) * cleanest))
+        even = torch.linspace(1, last, num_steps, dtype=torch.float64)
+        tau = noisiest * self.shift * even / (1 + (self.shift - 1) * even)
+        log_snr = (2 * torch.special.logit(1 - tau)).clamp(max=float(schedule.log_snr[0]))
+        log_snr[0] = schedule.log_snr[-1]  # which no rounding takes off the schedule
+        return through(schedule, log_snr)
 
 
 def through(schedule: NoiseSchedule, log_snr: Tensor) -> SamplingGrid:
     """Return the steps through the levels of these log-SNRs (S,), falling noise, and from the last of them to the data.
 
     Raises:
-        ConfigurationError: a level lies outside the schedule.
+        ConfigurationError: a level lies outside the schedule, or is no cleaner than the one before.
     """
+    if not bool((log_snr.diff() > 0).all()):
+        raise ConfigurationError(
+            f"The grid goes from log-SNR {float(log_snr[0]):.4g} to {float(log_snr[-1]):.4g} in steps that do not all "
+            "lead to less noise; choose limits between which the noise falls."
+        )
     alpha, sigma, told = schedule.level_at(log_snr)
     alpha, sigma = torch.cat([alpha, torch.ones(1)]), torch.cat([sigma, torch.zeros(1)])
     return SamplingGrid(told, alpha[:-1], sigma[:-1], alpha[1:], sigma[1:], schedule, schedule.clip_range)

@@ -79,10 +79,7 @@ class NoiseProcess(NoiseSchedule):
             ConfigurationError: S is out of range, or another spacing is named.
         """
         self.check_num_steps(num_steps)
-        if timestep_spacing not in (None, self.timestep_spacing):
-            raise ConfigurationError(
-                f"timestep_spacing is {timestep_spacing!r}; {self.name} has {self.timestep_spacing!r} only."
-            )
+        self.check_only_spacing(timestep_spacing)
         return through(self, self.log_snr_at_time(_evenly(1, self._first, num_steps)))
 
 

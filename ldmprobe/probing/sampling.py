@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
+import torch
 from torch import Tensor
 
 from ldmprobe.analysis.basis import LatentBasis
@@ -15,7 +16,7 @@ from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.samplers import DDIM, Sampler
 from ldmprobe.diffusion.schedule import SamplingGrid
 from ldmprobe.diffusion.trajectory import SamplingStep, StepNoise, sampling_steps
-from ldmprobe.errors import check_numbers
+from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance, Guidance, as_guidance
@@ -81,11 +82,17 @@ class Sampling:
             real: whether there will be real latents, for a sampler with settings that are found from them.
 
         Raises:
-            ConfigurationError: the schedule has no such levels, the network cannot be asked there, or there is nothing
-                to guide by.
+            ConfigurationError: the schedule has no such levels, the network cannot be asked there, there is nothing
+                to guide by, or a setting is to be found of a sampler that clips.
         """
         grid = self.sampler.levels_on(self.grid.levels(model.schedule, self.num_steps))
         sampler = self.sampler.fitted(lambda sampler: 0.0) if real else self.sampler
+        if sampler is not self.sampler and grid.clip_range is not None:
+            raise ConfigurationError(
+                f"The sampler is {self.sampler.in_words}, and what is 'auto' is found by its ideal, which a sampler "
+                f"that clips x̂_0, here to ±{grid.clip_range:g}, does not have; give a number, or set `clip_sample: "
+                "false`."
+            )
         told = [question.model_time for step in sampler.program(grid) for question in step.questions]
         with evaluating(model.modules):
             self.guidance.check(model.conditioning, model.device)
@@ -174,8 +181,10 @@ def step_noise(model: DiffusionModel, sample_ids: list[int], seed: int) -> StepN
 def grid_fingerprint(grid: SamplingGrid) -> str:
     """Return what tells one path through the noise levels from another, clipping included."""
     clips = [] if grid.clip_range is None else [grid.clip_range]
-    # Where α says nothing of the level, σ does.
-    sigmas = [grid.sigma_t.float(), grid.sigma_s.float()] if bool((grid.alpha_t == grid.alpha_s).any()) else []
+    # Where α does not say what σ is, as it does of a variance-preserving process and of rectified flow:
+    alpha, sigma = grid.schedule.alpha, grid.schedule.sigma
+    told_by_alpha = any(torch.allclose(alpha**p + sigma**p, torch.ones_like(alpha)) for p in (1, 2))
+    sigmas = [] if told_by_alpha else [grid.sigma_t.float(), grid.sigma_s.float()]
     return fingerprint(grid.timesteps, grid.alpha_t.float(), grid.alpha_s.float(), *sigmas, *clips)
 
 

@@ -61,8 +61,8 @@ def probe_sampling(
     Args:
         model: what to probe.
         reference: real latents; without it there is no ideal curve, and PCA is fitted on the final samples.
-        sampling: how to sample; at least 8 samples. Guidance shifts the marginals by design, so that curves are no
-            longer comparable with the ideal.
+        sampling: how to sample; at least 8 samples. Guidance shifts the marginals by design, so that there is no
+            ideal.
         analyses: default: StepKL, PCAScatter, X0Drift, SampleImages, and with a reference MarginalGap, with held-out
             latents OneStepError.
         held_out: held-out latents, for analyses that look at single steps.
@@ -112,7 +112,11 @@ def probe_sampling(
             found.update(analysis.finish())
     found.curves["passes"] = trajectory.curve(np.cumsum([float(step.passes) for step in program]))
     clips = clipping(model, grid.clip_range, clipped, _magnitudes(reference, held_out))
-    guided = f"{sampling.guidance_in_words} shifts the marginals by design" if sampling.guidance.shifts else ""
+    guided = (
+        f"{sampling.guidance_in_words} shifts the marginals by design, so that there are no ideal curves"
+        if sampling.guidance.shifts
+        else ""
+    )
     bent = (
         f"there are no ideal curves, since a sampler that clips x̂_0, here to ±{grid.clip_range:g}, has no closed form"
         if reference is not None and grid.clip_range is not None

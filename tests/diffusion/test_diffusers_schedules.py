@@ -21,6 +21,7 @@ from diffusers import (
 
 from ldmprobe import DDIM
 from ldmprobe.diffusion.diffusers_schedules import READ, REFUSED, as_schedule
+from ldmprobe.diffusion.grids import ScheduleGrid
 from ldmprobe.diffusion.prediction import KINDS
 from ldmprobe.diffusion.trajectory import sampling_steps
 from tests.helpers import FLOAT32, FLOAT64, WHOLE_PATH, refused
@@ -132,6 +133,18 @@ def test_the_score_sde_has_geometric_levels_and_starts_from_the_largest():
     assert schedule.prior_std == scheduler.init_noise_sigma == 50
     assert schedule.network_wrapper == {"class_name": "ScoreNetwork"}
     assert torch.equal(schedule.model_time, schedule.sigma.float())
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [diffusers.EDMEulerScheduler, diffusers.ScoreSdeVeScheduler, diffusers.FlowMatchEulerDiscreteScheduler],
+)
+def test_a_schedule_with_one_spacing_tells_it_and_takes_no_other(kind):
+    schedule = as_schedule(kind())
+    assert ScheduleGrid().provenance(schedule) == {"timestep_spacing": "linspace"}
+    ScheduleGrid("linspace").levels(schedule, 5)
+    with refused(f"timestep_spacing is 'leading'; {kind.__name__} has 'linspace' only"):
+        ScheduleGrid("leading").levels(schedule, 5)
 
 
 def test_flow_matching_by_heun_or_by_a_solver_is_that_of_euler():

@@ -81,11 +81,11 @@ def test_a_shift_of_3_is_that_of_flow_matching():
 
 
 @pytest.mark.parametrize("source", [sd_scheduler(), COSINE, ZERO_TERMINAL, FLOW, exploding()])
-@pytest.mark.parametrize("num_steps", [1, 2, 9])
+@pytest.mark.parametrize("num_steps", [1, 2, 9, 250])
 def test_every_grid_falls_in_noise_joins_its_steps_and_ends_at_the_data(source, num_steps: int):
     schedule = as_schedule(source)
-    for name, make in by_name(Grid).items():
-        grid = make() if name != "edm" else KarrasGrid(sigma_min=0.1, sigma_max=10.0)
+    grids = {name: make() for name, make in by_name(Grid).items()}
+    for name, grid in {**grids, "edm": KarrasGrid(sigma_min=0.1, sigma_max=10.0), "shift less": ShiftGrid(0.3)}.items():
         levels = grid.levels(schedule, num_steps).joined()
         assert levels.num_steps == num_steps
         assert (levels.log_snr.diff() > 0).all(), name
@@ -124,6 +124,9 @@ def test_a_grid_that_enters_an_exploding_process_below_its_end_starts_from_less_
         (ScheduleGrid, -1, r"num_steps is -1; expected 1 to 1000"),
         (lambda: KarrasGrid(rho=0.0), 10, r"rho 0\.0, .*expected rho above 0"),
         (lambda: KarrasGrid(sigma_min=2.0, sigma_max=1.0), 10, r"sigma_min 2\.0, sigma_max 1\.0"),
+        (lambda: KarrasGrid(sigma_min=0.0), 10, r"sigma_min 0\.0, sigma_max None"),
+        (lambda: KarrasGrid(sigma_max=0.0), 10, r"sigma_min None, sigma_max 0\.0"),
+        (lambda: KarrasGrid(sigma_min=200.0), 10, r"from log-SNR -5\.364 to -10\.6 in steps that do not all lead to"),
         (lambda: ShiftGrid(0.0), 10, r"shift 0\.0; expected a number above 0"),
     ],
 )

@@ -41,6 +41,7 @@ def test_real_latents_beyond_the_range_are_counted_told_and_put_into_the_record(
     assert told == clipped.provenance["clipping"]
     assert "no ideal curves, since a sampler that clips x̂_0, here to ±0.5" in no_ideal
     assert np.isnan(clipped.curves["step_kl_ideal"].value).all()
+    assert clipped.scalars.keys().isdisjoint({"sampler_gap", "network_gap"})
     assert np.isfinite(clipped.curves["step_kl"].value).all()
     RecordStore(tmp_path).append(clipped)
     assert "<b>The DDIMScheduler clips to ±0.5, and " in Path(write_report(tmp_path)).read_text(encoding="utf-8")

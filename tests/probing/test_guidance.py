@@ -3,12 +3,16 @@ none."""
 
 import math
 
+import numpy as np
 import pytest
 
-from ldmprobe import ClassifierFreeGuidance
+from ldmprobe import ClassConditioning, ClassifierFreeGuidance
 from ldmprobe.pretrained.load import load_pipeline
+from ldmprobe.probing.sampling import Sampling
+from ldmprobe.probing.sampling_probe import probe_sampling
 from tests.helpers import gaussian_model, refused
 from tests.pipelines import saved
+from tests.probing.gaussian import exact_reference
 
 
 def check(model, scale):
@@ -46,3 +50,18 @@ def test_classes_guide_and_nothing_does_not():
 def test_a_scale_that_is_not_finite_is_refused(scale):
     with refused(r"guidance scale is -?(nan|inf); expected a finite number"):
         ClassifierFreeGuidance(scale)
+
+
+def test_guided_samples_have_no_ideal_and_those_without_guidance_keep_theirs():
+    model, reference = gaussian_model(), exact_reference(gaussian_model())
+    model.conditioning = ClassConditioning(3)
+    guided, plain = (
+        probe_sampling(model, reference, Sampling(8, 3, guidance=ClassifierFreeGuidance(scale))) for scale in (3.0, 1.0)
+    )
+    for name in ("step_kl_ideal", "marginal_gap_ideal"):
+        assert np.isnan(guided.curves[name].value).all()
+        assert np.isfinite(plain.curves[name].value).all()
+    gaps = {"sampler_gap", "network_gap"}
+    assert guided.scalars.keys().isdisjoint(gaps)
+    assert gaps <= plain.scalars.keys()
+    assert "by design, so that there are no ideal curves" in guided.provenance["caveats"][0]

@@ -4,9 +4,10 @@ import pytest
 import torch
 
 from ldmprobe.diffusion.grids import KarrasGrid, LogSNRGrid
+from ldmprobe.diffusion.processes import VPSDE, SubVPSDE
 from ldmprobe.diffusion.samplers import DDIM, AnnealedLangevin
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.sampling import Sampling, sample_trajectory
+from ldmprobe.probing.sampling import Sampling, grid_fingerprint, sample_trajectory
 from ldmprobe.probing.sampling_probe import probe_sampling
 from tests.helpers import gaussian_model, refused, sd_scheduler, tiny_unet
 from tests.probing.gaussian import exact_reference
@@ -55,6 +56,19 @@ def test_two_etas_are_two_samplers_in_the_record():
     assert len({each.fingerprints(model, each.levels(model))["sampler"] for each in sampling}) == 3
     assert sampling[1].provenance(model)["sampler"] == "ddim, eta 0.5"
     assert sampling[1].provenance(model)["sampler_settings"] == {"eta": 0.5}
+
+
+def test_two_processes_of_one_alpha_are_two_grids():
+    """VP and sub-VP share α and what the network is told, but not σ."""
+    vp, sub_vp = (process().native_grid(10) for process in (VPSDE, SubVPSDE))
+    assert torch.equal(vp.alpha_t.float(), sub_vp.alpha_t.float())
+    assert grid_fingerprint(vp) != grid_fingerprint(sub_vp)
+
+
+def test_what_is_to_be_found_by_the_ideal_is_refused_of_a_sampler_that_clips():
+    model = gaussian_model(clip_sample=True)
+    with refused(r"sampler is annealed-langevin, step auto.* clips x̂_0, here to ±1.* `clip_sample: false`"):
+        Sampling(8, 12, AnnealedLangevin(step="auto")).levels(model, real=True)
 
 
 def test_a_step_left_to_be_found_is_found_from_the_probes_real_latents_and_told():

@@ -45,7 +45,6 @@ class DiffusersSchedule(NoiseSchedule):
         for setting, what in _NO_TABLE.items():
             if scheduler.config.get(setting, False):
                 raise ConfigurationError(f"{self.name} has `{setting}`: {what}; set `{setting}: false`.")
-        self.timestep_spacing: str = scheduler.config.get("timestep_spacing", "leading")
         super().__init__(alpha, sigma, prediction, model_time, prior_std)
 
     @property

@@ -41,11 +41,6 @@ class _ExplodingSchedule(DiffusersSchedule):
         one = torch.ones(len(sigma) - 1, dtype=torch.float64)
         return SamplingGrid(sigma[:-1], one, sigma[:-1], one, sigma[1:], self)
 
-    def _check(self, num_steps: int, timestep_spacing: str | None) -> None:
-        self.check_num_steps(num_steps)
-        if timestep_spacing not in (None, "linspace"):
-            raise ConfigurationError(f"timestep_spacing is {timestep_spacing!r}; {self.name} has 'linspace' only.")
-
 
 class EDMSchedule(_ExplodingSchedule):
     """EDM's σ from σ_min to σ_max, spaced by ρ or geometrically (Karras et al., 2022, arXiv:2206.00364, table 1). Its
@@ -79,7 +74,8 @@ class EDMSchedule(_ExplodingSchedule):
         Raises:
             ConfigurationError: S is out of range, or another spacing is named.
         """
-        self._check(num_steps, timestep_spacing)
+        self.check_num_steps(num_steps)
+        self.check_only_spacing(timestep_spacing)
         euler = self.sampling_scheduler()
         euler.set_timesteps(num_steps)
         return self._grid(euler.sigmas.double().cpu())
@@ -104,5 +100,6 @@ class ScoreSDESchedule(_ExplodingSchedule):
         Raises:
             ConfigurationError: S is out of range, or another spacing is named.
         """
-        self._check(num_steps, timestep_spacing)
+        self.check_num_steps(num_steps)
+        self.check_only_spacing(timestep_spacing)
         return through(self, self.process.native_grid(num_steps).log_snr)

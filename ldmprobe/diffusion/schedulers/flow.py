@@ -30,6 +30,7 @@ class FlowMatchSchedule(DiffusersSchedule):
     """
 
     flow = True
+    timestep_spacing = "linspace"
 
     def __init__(self, scheduler: SchedulerMixin) -> None:
         name = type(scheduler).__name__
@@ -75,9 +76,10 @@ class FlowMatchSchedule(DiffusersSchedule):
         """Return the levels of ``num_steps`` Euler steps as ``diffusers.FlowMatchEulerDiscreteScheduler`` takes them.
 
         Raises:
-            ConfigurationError: S is out of range.
+            ConfigurationError: S is out of range, or another spacing is named.
         """
         self.check_num_steps(num_steps)
+        self.check_only_spacing(timestep_spacing)
         euler = self.sampling_scheduler()
         euler.set_timesteps(num_steps)
         sigmas = euler.sigmas.double().cpu()

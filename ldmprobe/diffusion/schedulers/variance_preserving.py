@@ -50,6 +50,7 @@ class VariancePreservingSchedule(DiffusersSchedule):
         if scheduler.config.get("clip_sample", False):
             self.clip_range = float(scheduler.config.get("clip_sample_range", 1.0))
         config = scheduler.config
+        self.timestep_spacing: str = config.get("timestep_spacing", "leading")
         self.ends_at_data = bool(config.get("set_alpha_to_one", config.get("final_sigmas_type") != "sigma_min"))
 
     def log_alpha_at(self, log_snr: Tensor) -> Tensor:

@@ -52,10 +52,16 @@ class Trajectory:
         """The directions of the reference's basis, or a 2-D cosine transform where there is none."""
         return Rotation.cosine(self.model.latent_shape) if self.reference is None else self.reference.basis.rotation
 
+    @property
+    def has_ideal(self) -> bool:
+        """Whether a perfect denoiser's samples would be real latents: not where x̂_0 is clipped, since such a sampler has
+        no closed form, nor under guidance, which moves them by design.
+        """
+        return self.grid.clip_range is None and not self.sampling.guidance.shifts
+
     def ideal(self, name: str, curves_of: Callable[[IdealPath], Tensor]) -> tuple[Tensor, Tensor]:
         """Return curves of a perfect denoiser of Gaussian data by the same sampler, and their half-widths: computed
-        once for all probes with the same reference, sampler and grid. All NaN where the sampler clips x̂_0, and so has
-        no ideal.
+        once for all probes with the same reference, sampler and grid. All NaN where there is no ideal.
 
         Args:
             name: of the curves.
@@ -66,10 +72,9 @@ class Trajectory:
         key = f"{name}, {sampler.in_words}, {grid_fingerprint(grid)}"
         if key not in ideals:
             program = sampler.program(replace(grid, clip_range=None))
-            curves = ideal_curves(self.reference.basis, program, grid, grid.prior_std, curves_of)
-            affine = grid.clip_range is None
-            ideals[key] = curves if affine else (curves[0] * torch.nan, curves[1] * torch.nan)
-        return ideals[key]
+            ideals[key] = ideal_curves(self.reference.basis, program, grid, grid.prior_std, curves_of)
+        value, half_width = ideals[key]
+        return (value, half_width) if self.has_ideal else (value * torch.nan, half_width * torch.nan)
 
     @property
     def num_samples(self) -> int:

@@ -25,7 +25,8 @@ _at_the_end = partial(Metric, unit="nats per dimension", good="lower")
 class MarginalGap(Analysis):
     r"""KL(p_s ‖ q_s) of the sampled latents after each step from the forward process at the same level, whose moments
     α_s μ and α_s² Σ + σ_s² I follow from real latents. Its 95 % jackknife interval is over trajectories and real
-    latents, and it is corrected for their numbers. Guidance shifts the marginals by design. Needs real latents.
+    latents, and it is corrected for their numbers. Guidance shifts the marginals by design: with it, and where x̂_0 is
+    clipped, there is no ideal to tell the sampler's part from the network's. Needs real latents.
 
     What a perfect denoiser of Gaussian data leaves by the same sampler, grid and steps is the sampler's own part; the
     rest at the end is the network's. Before the first step the samples are off by the terminal mismatch of q_T from the
@@ -111,16 +112,13 @@ class MarginalGap(Analysis):
             curves[f"marginal_gap_ideal{member}"] = self.trajectory.curve(ideal[k], *limits)
         # So small that the real latents cannot tell it from 0, the sampler's part is NaN.
         sampler = float(np.nan_to_num(ideal[0, -1]))
+        costs = {"sampler_gap": sampler, "network_gap": float(measured[0, 0, -1]) - sampler}
         mismatch = self._terminal_mismatch()
         told = (
             f"The noise that sampling starts from is {mismatch:.1e} nats per dimension from real latents noised as far."
         )
         return Findings(
-            scalars={
-                "sampler_gap": sampler,
-                "network_gap": float(measured[0, 0, -1]) - sampler,
-                "terminal_mismatch": mismatch,
-            },
+            scalars={**(costs if self.trajectory.has_ideal else {}), "terminal_mismatch": mismatch},
             curves=curves,
             provenance={"notes": {"marginal_gap": told}},
         )
