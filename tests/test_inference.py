@@ -99,7 +99,7 @@ def test_a_guided_probe_of_prompts_says_so_and_is_not_compared_with_others(pipel
     capsys.readouterr()
     assert main(["compare", "one", "same", "--out", "alike"]) == 0
     assert main(["compare", "one", "other", "--out", "unlike"]) == 2
-    assert "sampler (num_samples, guidance, prompts, seed, latent shape)" in capsys.readouterr().err
+    assert "samples (num_samples, guidance, prompts, seed, latent shape)" in capsys.readouterr().err
 
 
 @torch.no_grad()
