@@ -89,13 +89,15 @@ def check_schedule(network: nn.Module, schedule: NoiseSchedule) -> None:
 
     Raises:
         ConfigurationError: a wrapper that is told σ with a schedule that tells something else, or of another kind of
-            answers; or a scheduler of diffusers whose networks have to be in a wrapper, without it.
+            answers; or, without a wrapper, a network of diffusers that would be told σ, or a scheduler of diffusers
+            whose networks have to be in one.
     """
     wrapper, needed = wrapper_of(network), schedule.network_wrapper
+    name, answers = type(network).__name__, schedule.prediction.name
+    told_sigma = torch.equal(schedule.model_time.double(), schedule.sigma.float().double())
+    told_sigma = told_sigma and bool((schedule.alpha == 1).all())
     if wrapper is not None:
-        name, answers = type(network).__name__, schedule.prediction.name
-        tells_sigma = torch.equal(schedule.model_time.double(), schedule.sigma.float().double())
-        if not (tells_sigma and bool((schedule.alpha == 1).all())):
+        if not told_sigma:
             raise ConfigurationError(
                 f"{name} is told σ of a process with α = 1, and the {schedule.name} tells something else; use VESDE "
                 "or EDMProcess."
@@ -105,6 +107,12 @@ def check_schedule(network: nn.Module, schedule: NoiseSchedule) -> None:
                 f"{name} answers {wrapper.answers}, and the {schedule.name} has prediction {answers}; give it "
                 f"`prediction: {{class_path: {_kind(wrapper.answers)}}}`."
             )
+    elif told_sigma and needed is None and type(network).__module__.startswith("diffusers."):
+        raise ConfigurationError(
+            f"The {schedule.name} tells {name} σ in the place of a timestep, and shows it latents of scale up to "
+            f"{float(schedule.sigma[-1]):g}, neither of which it is made for; write `network: {{class_path: "
+            f"{'Preconditioned' if answers == 'sample' else 'EpsilonNetwork'}, init_args: {{network: …}}}}`."
+        )
     if needed is not None and needed != (wrapper and wrapper.description):
         settings = ", ".join(f"{name}: {value}" for name, value in needed.items() if name != "class_name")
         raise ConfigurationError(

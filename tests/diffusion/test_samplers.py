@@ -78,6 +78,7 @@ def test_settings_that_are_not_the_default_are_told(sampler: Sampler, words: str
         (lambda: DPMSolver(order=3, sde=True), r"order 3, sde True; expected order 1, 2 or 3, of the SDE 1 or 2"),
         (lambda: UniPC(order=0), r"UniPC got order 0; expected 1, 2 or 3"),
         (lambda: AnnealedLangevin(step=1.2), r"step 1\.2; expected a number above 0, at most 1, or 'auto'"),
+        (lambda: AnnealedLangevin(step="small"), r"step small; expected a number above 0, at most 1, or 'auto'"),
         (lambda: AnnealedLangevin(num_steps_per_level=0), r"num_steps_per_level 0; expected at least 1"),
         (lambda: PredictorCorrector(num_corrections=0), r"num_corrections 0; expected at least 1"),
     ],

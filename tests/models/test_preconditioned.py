@@ -118,6 +118,8 @@ def test_weights_in_half_precision_see_sigma_and_z_at_full_precision(kind):
             "EDMEulerScheduler has its network in ldmprobe's Preconditioned; .*sigma_data: 0.5",
         ),
         (Preconditioned(Told()), EDMEulerScheduler(), "Preconditioned, init_args: .*sigma_data: 0.5"),
+        (tiny_unet(), VESDE(), "VESDE tells UNet2DModel σ .* scale up to 50, .*EpsilonNetwork, init_args"),
+        (tiny_unet(), EDMProcess(), "EDMProcess tells UNet2DModel σ .* scale up to 80, .*Preconditioned, init_args"),
         (Told(), ScoreSdeVeScheduler(), "ScoreSdeVeScheduler has its network in ldmprobe's ScoreNetwork"),
     ],
 )

@@ -33,7 +33,7 @@ class Langevin(Sampler, ABC):
     """
 
     def __init__(self, step: float | Literal["auto"]) -> None:
-        if step != "auto" and not 0 < float(step) <= 1:
+        if step != "auto" and not (isinstance(step, float | int) and 0 < step <= 1):
             raise ConfigurationError(
                 f"{type(self).__name__} got step {step}; expected a number above 0, at most 1, or 'auto'. It is that "
                 "of Langevin's dynamics over σ², which diverge from 2 on."
