@@ -2,6 +2,8 @@
 training."""
 
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -239,3 +241,14 @@ def test_edm_weights_near_sigma_min_are_float32_whatever_the_network(tmp_path):
 def test_a_process_s_kind_of_prediction_can_be_another():
     model = DiffusionModel(ScoreNetwork(Told()), EDMProcess(prediction=EpsilonPrediction()), (2, 8, 8))
     assert model.schedule.prediction.name == "epsilon"
+
+
+def test_a_process_that_has_imported_no_wrapper_reads_a_network_in_one():
+    """As the commands do, which are given a checkpoint and nothing else."""
+    description = Preconditioned(nn.Identity()).description
+    code = (
+        "from torch import nn; from ldmprobe.models.wrapper import wrapped; "
+        f"print(type(wrapped(nn.Identity(), {description})).__name__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.returncode) == ("Preconditioned", 0), done.stderr
