@@ -70,8 +70,6 @@ def wrapped(network: nn.Module, wrapper: PlainValues | None) -> nn.Module:
     Raises:
         ConfigurationError: there is no such wrapper.
     """
-    import ldmprobe.models.preconditioned  # noqa: F401 (imported so that its wrappers are among the kinds)
-
     if wrapper is None:
         return network
     settings = dict(wrapper)

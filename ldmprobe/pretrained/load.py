@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+import ldmprobe.models.preconditioned  # noqa: F401 (so that its wrappers are known by name)
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import SCALING, LatentCodec

@@ -244,10 +244,10 @@ def test_a_process_s_kind_of_prediction_can_be_another():
 
 
 def test_a_process_that_has_imported_no_wrapper_reads_a_network_in_one():
-    """As the commands do, which are given a checkpoint and nothing else."""
+    """As the commands do, which are given a model and nothing else; reading a checkpoint imports this module, too."""
     description = Preconditioned(nn.Identity()).description
     code = (
-        "from torch import nn; from ldmprobe.models.wrapper import wrapped; "
+        "import ldmprobe.pretrained.load; from torch import nn; from ldmprobe.models.wrapper import wrapped; "
         f"print(type(wrapped(nn.Identity(), {description})).__name__)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+import ldmprobe.models.preconditioned  # noqa: F401 (so that its wrappers are known by name)
 from ldmprobe.data.images import ImageData
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.prediction import prediction_named
