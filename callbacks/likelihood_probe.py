@@ -8,10 +8,10 @@ from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.callbacks.probe_data import held_out_of, reference_of
 from ldmprobe.errors import check_numbers
 from ldmprobe.io.record import ProbeRecord
-from ldmprobe.models.diffusion_model import diffusion_model_of
+from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.likelihood import probe_likelihood
-from ldmprobe.probing.probe import Ranks
+from ldmprobe.probing.likelihood import Flow, probe_likelihood
+from ldmprobe.probing.probe import Ranks, evaluating
 from ldmprobe.probing.reference import Reference
 
 
@@ -45,6 +45,10 @@ class LikelihoodProbe(ProbeCallback):
         self.num_reference, self.seed = num_reference, seed
         self._reference: Reference | None = None
         self._held_out: HeldOut | None = None
+
+    def check(self, model: DiffusionModel) -> None:
+        with evaluating(model.modules):
+            Flow(model, self.log_snr_step)
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
         model = diffusion_model_of(pl_module)

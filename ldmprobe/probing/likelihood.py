@@ -104,7 +104,8 @@ def probe_likelihood(
             f"The reference was fitted on latents of shape {tuple(reference.basis.shape)}, the held-out ones are "
             f"{tuple(held_out.latents.shape[1:])}; use the same data and codec for both."
         )
-    flow = _Flow(model, log_snr_step)
+    with evaluating(model.modules):
+        flow = Flow(model, log_snr_step)
     ranks = ranks or Ranks()
     mine, even = ranks.share(num_images), ranks.even_share(num_images)
     shape, dimension = tuple(held_out.latents.shape[1:]), held_out.latents[0].numel()
@@ -158,7 +159,8 @@ def probe_likelihood(
         provenance={
             "num_images": num_images,
             "num_steps": flow.num_steps,
-            "network_passes": 4 * flow.num_steps,
+            "network_passes": 6 * flow.num_steps + 1,
+            "noise_schedule": model.schedule.name,
             "seed": seed,
             "weights": model.weights,
             "dimension": dimension,
@@ -175,8 +177,11 @@ def probe_likelihood(
     )
 
 
-class _Flow:
+class Flow:
     """The probability flow of a model from its cleanest level to its noisiest.
+
+    Raises:
+        ConfigurationError: the network looks its timesteps up in a table, which knows no levels in between.
 
     Attributes:
         num_steps: S.

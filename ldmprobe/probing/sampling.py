@@ -130,6 +130,7 @@ class Sampling:
             "seed": self.seed,
             "weights": model.weights,
             "latent_shape": list(model.latent_shape),
+            "noise_schedule": model.schedule.name,
             "prediction_type": model.schedule.prediction.name,
             **prompts_of(model),
         }

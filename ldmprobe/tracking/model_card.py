@@ -52,7 +52,8 @@ def write_model_card(
         probe: comparable([r for r in shown if r.probe == probe]) for probe in dict.fromkeys(r.probe for r in shown)
     }
     # Of several sampling probes the paper's, by DDIM, or else the first.
-    sampled = sorted((probe for probe in by_probe if "step_kl" in by_probe[probe][-1].curves), key="ddim".__ne__)
+    sampling = [name for name, of in by_probe.items() if "step_kl" in of[-1].curves or of[-1].images or of[-1].scatters]
+    sampled = sorted(sampling, key="ddim".__ne__)
     denoising, quality = (by_probe.get(probe, []) for probe in ("denoising", "quality"))
     figures = _figures(by_probe[sampled[0]] if sampled else [], denoising)
     for file, (_, content) in figures.items():

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from ldmprobe.analysis.probability_flow import flow_path, levels_of_path
+from ldmprobe.callbacks import LikelihoodProbe
 from ldmprobe.diffusion.prediction import EpsilonPrediction
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.likelihood import probe_likelihood
-from tests.helpers import GaussianDenoiser, gaussian_model, refused
+from tests.helpers import GaussianDenoiser, gaussian_model, refused, sd_scheduler, tiny_unet
 from tests.probing.gaussian import assert_same_record, draw, exact_reference, on_ranks
 
 SHAPE = (2, 4, 4)
@@ -110,3 +111,10 @@ def test_what_cannot_be_integrated_is_refused():
         probe_likelihood(model, few, exact_reference(data), log_snr_step=0.0)
     with refused("1 held-out latent"):
         probe_likelihood(model, few, exact_reference(data))
+
+
+def test_a_network_that_looks_its_timesteps_up_is_refused_before_training():
+    network = tiny_unet(time_embedding_type="learned", num_train_timesteps=1000)
+    model = DiffusionModel(network, sd_scheduler(), (2, 8, 8))
+    with refused("takes whole timesteps only"):
+        LikelihoodProbe().check(model)

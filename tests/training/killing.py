@@ -30,7 +30,7 @@ def write_config(folder: Path, max_steps: int = 12, logger: str = "csv", num_wor
     }
     callbacks = [
         component("DDIMProbe", every_n_steps=4, num_samples=8, num_steps=2, num_reference=64),
-        component("DenoisingProbe", every_n_steps=5, num_images=16, num_draws=32, num_reference=64),
+        component("DenoisingProbe", every_n_steps=3, num_images=16, num_draws=32, num_reference=64),
         component("TrainingLoss", every_n_steps=4),
         component("lightning.pytorch.callbacks.ModelCheckpoint", every_n_train_steps=3, save_last=True),
     ]
