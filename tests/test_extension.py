@@ -13,7 +13,7 @@ from datasets import Dataset
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ldmprobe import RecordStore, load_model
+from ldmprobe import DDIM, RecordStore, Reference, Sampling, StepKL, load_model, probe_sampling
 from ldmprobe.cli import main
 from tests.helpers import tiny_unet_settings
 from tests.own_parts import AdamsBashforth, TwiceTheNoise, ramp
@@ -68,13 +68,25 @@ def run(folder):
     return fit(folder, "run")
 
 
-def test_it_is_probed_beside_its_own_ideal(run):
+def test_it_is_probed_and_says_with_what(run):
     assert [record.step for record in RecordStore(run).read("denoising")] == [0, 2, 4]
     first, *_, last = RecordStore(run).read(SAMPLED)
     assert last.provenance["sampler"] == AdamsBashforth.name
-    assert last.provenance["guidance"]
-    assert np.isfinite(last.curves["step_kl_ideal"].value).any()
+    assert "noisy half" in last.provenance["guidance"]
+    assert np.isnan(last.curves["step_kl_ideal"].value).all()  # of unguided data alone
     assert not np.array_equal(first.curves["reach"].value, last.curves["reach"].value)
+
+
+def test_without_guidance_its_ideal_is_its_own(run):
+    model = load_model(str(run / "checkpoints" / "last.ckpt"), "cpu")
+    sampling = Sampling(8, 6, AdamsBashforth())
+    record = probe_sampling(model, Reference.load(run / "reference.safetensors"), sampling, analyses=[StepKL()])
+    ideal = record.curves["step_kl_ideal"].value
+    other = probe_sampling(
+        model, Reference.load(run / "reference.safetensors"), Sampling(8, 6, DDIM()), analyses=[StepKL()]
+    )
+    assert np.isfinite(ideal).any()
+    assert not np.allclose(ideal[2:], other.curves["step_kl_ideal"].value[2:], equal_nan=True)
 
 
 def test_every_logger_has_it(run):
