@@ -1,6 +1,6 @@
 """Whether a probe costs the same however many there were before it: a soak of real probes, records and loggers.
 
-    python scripts/bench_growth.py            (300 probes of the demo's network; half an hour on two cores)
+    python scripts/bench_growth.py            (300 probes of the demo's network; nearly three hours of one core)
     python scripts/bench_growth.py --quick    (60 probes of a smaller one; under three minutes)
 
 One run with DDIMProbe and DenoisingProbe at every step and large samples, logged to W&B (offline), TensorBoard and CSV.
