@@ -91,7 +91,7 @@ class ProbeCallback(L.Callback, ABC):
 
     @property
     def records(self) -> str:
-        """What tells the records from those of other probes; no two callbacks of a Trainer may share it."""
+        """A name that tells the records from those of other probes; no two callbacks of a Trainer may share it."""
         return type(self).__name__
 
     def check(self, model: DiffusionModel) -> None:

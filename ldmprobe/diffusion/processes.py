@@ -106,7 +106,12 @@ class _Preserving(NoiseProcess):
     """A process driven by dz = −½ β(u) z du + …, β linear: α² = e^{−B(u)}."""
 
     def __init__(
-        self, beta_0: float, beta_1: float, num_timesteps: int, prediction: Prediction | None, time_scale: float
+        self,
+        beta_0: float = 0.1,
+        beta_1: float = 20.0,
+        num_timesteps: int = 1000,
+        prediction: Prediction | None = None,
+        time_scale: float = 999.0,
     ) -> None:
         name = type(self).__name__
         check_numbers(name, 0, beta_0=beta_0)
@@ -142,16 +147,6 @@ class VPSDE(_Preserving):
         ConfigurationError: numbers out of range.
     """
 
-    def __init__(
-        self,
-        beta_0: float = 0.1,
-        beta_1: float = 20.0,
-        num_timesteps: int = 1000,
-        prediction: Prediction | None = None,
-        time_scale: float = 999.0,
-    ) -> None:
-        super().__init__(beta_0, beta_1, num_timesteps, prediction, time_scale)
-
     def log_snr_at_time(self, u: Tensor) -> Tensor:
         return -self.exponent(u).expm1().log()
 
@@ -169,16 +164,6 @@ class SubVPSDE(_Preserving):
     Raises:
         ConfigurationError: numbers out of range, or v-prediction.
     """
-
-    def __init__(
-        self,
-        beta_0: float = 0.1,
-        beta_1: float = 20.0,
-        num_timesteps: int = 1000,
-        prediction: Prediction | None = None,
-        time_scale: float = 999.0,
-    ) -> None:
-        super().__init__(beta_0, beta_1, num_timesteps, prediction, time_scale)
 
     def log_snr_at_time(self, u: Tensor) -> Tensor:
         exponent = self.exponent(u)

@@ -87,11 +87,7 @@ def probe_denoising(
             f"There is {len(held_out.latents)} held-out image; expected at least 2, better {NUM_FOLDS} or more, for "
             "intervals. Set the data's `held_out_fraction` larger, or name a split of theirs."
         )
-    if tuple(reference.basis.shape) != tuple(held_out.latents.shape[1:]):
-        raise ConfigurationError(
-            f"The reference was fitted on latents of shape {tuple(reference.basis.shape)}, the held-out ones are "
-            f"{tuple(held_out.latents.shape[1:])}; use the same data and codec for both."
-        )
+    held_out.check_reference(reference)
     timesteps = log_snr_grid(model)
     ranks = ranks or Ranks()
     num_images = len(held_out.latents)
@@ -184,9 +180,7 @@ def probe_denoising(
         "grid": fingerprint(timesteps, log_snr.float()),
         "reference": reference.fingerprint,
         "codec": fingerprint(model.codec.description),
-        "held_out": fingerprint(
-            num_draws, num_images, seed, [f"{x:.3e}" for x in held_out.latents.flatten(1).mean(1).tolist()[:64]]
-        ),
+        "held_out": fingerprint(num_draws, num_images, seed, held_out.means),
     }
     if previous is not None and previous.fingerprints == fingerprints and previous.step < step:
         before = torch.from_numpy(previous.per_sample[ERRORS].value.copy()).T

@@ -99,19 +99,14 @@ def probe_likelihood(
     num_images = len(held_out.latents)
     if num_images < 2:
         raise ConfigurationError(f"There is {num_images} held-out latent; expected at least 2, for an interval.")
-    if tuple(reference.basis.shape) != tuple(held_out.latents.shape[1:]):
-        raise ConfigurationError(
-            f"The reference was fitted on latents of shape {tuple(reference.basis.shape)}, the held-out ones are "
-            f"{tuple(held_out.latents.shape[1:])}; use the same data and codec for both."
-        )
-    with evaluating(model.modules):
-        flow = Flow(model, log_snr_step)
+    held_out.check_reference(reference)
     ranks = ranks or Ranks()
     mine, even = ranks.share(num_images), ranks.even_share(num_images)
     shape, dimension = tuple(held_out.latents.shape[1:]), held_out.latents[0].numel()
     nats, bound, divergence, errors = [], [], [], []
     batches = even.split(batch_size)
     with evaluating(model.modules):
+        flow = Flow(model, log_snr_step)
         for number, ids in enumerate(batches):
             x0 = held_out.latents[ids].to(model.device).double()
             condition = {name: value[ids].to(model.device) for name, value in held_out.condition.items()}
@@ -170,9 +165,7 @@ def probe_likelihood(
             "grid": fingerprint(flow.log_snr.float()),
             "reference": reference.fingerprint,
             "codec": fingerprint(model.codec.description),
-            "held_out": fingerprint(
-                num_images, seed, [f"{x:.3e}" for x in held_out.latents.flatten(1).mean(1).tolist()[:64]]
-            ),
+            "held_out": fingerprint(num_images, seed, held_out.means),
         },
     )
 
