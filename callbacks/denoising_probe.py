@@ -16,8 +16,8 @@ from ldmprobe.io.store import RecordStore
 from ldmprobe.models.diffusion_model import diffusion_model_of
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import Ranks
-from ldmprobe.probing.reference import Reference
 from ldmprobe.tracking.scalars import Detail
 
 
@@ -61,7 +61,7 @@ class DenoisingProbe(ProbeCallback):
         self.num_images, self.num_draws, self.batch_size = num_images, num_draws, batch_size
         self.num_reference, self.seed, self.held_out = num_reference, seed, held_out
         self.image_loss = image_loss
-        self._reference: Reference | None = None
+        self._reference: LatentStatistics | None = None
         self._held_out: HeldOut | None = None
         self._previous: ProbeRecord | None = None
 

@@ -19,8 +19,8 @@ from ldmprobe.io.store import RecordStore
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.probing.forgetting import KindOfData, probe_forgetting
 from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import Ranks, evaluating
-from ldmprobe.probing.reference import Reference
 from ldmprobe.tracking.scalars import Detail
 
 _log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class Forgetting(ProbeCallback):
         self.base_data = base_data
         self.num_images, self.num_draws, self.batch_size = num_images, num_draws, batch_size
         self.num_reference, self.seed = num_reference, seed
-        self._references: tuple[Reference, Reference] | None = None
+        self._references: tuple[LatentStatistics, LatentStatistics] | None = None
         self._held_out: tuple[HeldOut, HeldOut] | None = None
         self._before: ProbeRecord | None = None
 

@@ -10,9 +10,9 @@ from ldmprobe.errors import check_numbers
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.likelihood import Flow, probe_likelihood
 from ldmprobe.probing.probe import Ranks, evaluating
-from ldmprobe.probing.reference import Reference
 
 
 class LikelihoodProbe(ProbeCallback):
@@ -43,7 +43,7 @@ class LikelihoodProbe(ProbeCallback):
         check_numbers("LikelihoodProbe", 1e-3, 2.0, log_snr_step=log_snr_step)
         self.num_images, self.log_snr_step, self.batch_size = num_images, log_snr_step, batch_size
         self.num_reference, self.seed = num_reference, seed
-        self._reference: Reference | None = None
+        self._reference: LatentStatistics | None = None
         self._held_out: HeldOut | None = None
 
     def check(self, model: DiffusionModel) -> None:

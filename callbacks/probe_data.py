@@ -18,13 +18,13 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.lightning_private import datamodule_of
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.latent_statistics import LatentStatistics, latents_of
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.real_data import DataSource, each_loader, loaders_in, read_beside, reference_at, same_reading
-from ldmprobe.probing.reference import Reference, latents_of
 from ldmprobe.types import Batch
 
 
-def reference_of(trainer: L.Trainer, model: DiffusionModel, num_images: int) -> Reference:
+def reference_of(trainer: L.Trainer, model: DiffusionModel, num_images: int) -> LatentStatistics:
     """The run's reference, of training images."""
     source = data_source(trainer)
     rows = source.identity.train if isinstance(source, ImageData) else None
@@ -37,7 +37,7 @@ def reference_in(
     name: str,
     batches: Callable[[], Iterable[Batch]],
     rows: KnownRows | None = None,
-) -> Reference:
+) -> LatentStatistics:
     """The reference called ``name`` in the run's directory; where there is none, one fitted on ``batches()`` and put
     there; by rank zero, for all ranks.
 
@@ -46,13 +46,13 @@ def reference_in(
     """
     path = run_directory(trainer) / name
 
-    def make() -> Reference:
+    def make() -> LatentStatistics:
         with evaluating(model.modules):
             reference = reference_at(path, model, lambda: latents_of(model.codec, batches()), rows)
         if not path.exists():
             reference.save(path)
             # As a resumed run will: fitted tensors have other strides, and so other last bits.
-            reference = Reference.load(path)
+            reference = LatentStatistics.load(path)
         return reference
 
     return from_rank_zero(trainer, make)

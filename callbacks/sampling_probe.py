@@ -14,8 +14,8 @@ from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.models.guidance import Guidance
 from ldmprobe.probing.analyses import Analysis
 from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import Ranks
-from ldmprobe.probing.reference import Reference
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.probing.sampling_probe import probe_sampling, record_name
 from ldmprobe.tracking.scalars import Detail
@@ -70,7 +70,7 @@ class SamplingProbe(ProbeCallback):
                 "underscores."
             )
         self._name = name or record_name(self.sampling.sampler)
-        self._reference: Reference | None = None
+        self._reference: LatentStatistics | None = None
         self._held_out: HeldOut | None = None
 
     @property

@@ -24,8 +24,8 @@ from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
 from ldmprobe.probing.analyses import MarginalGap
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import Ranks
-from ldmprobe.probing.reference import Reference
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.probing.sampling_probe import probe_sampling
 from ldmprobe.types import PlainValues, StateDict
@@ -143,7 +143,7 @@ class TimestepBalancer(ProbeCallback):
         self.equalize, self.begin_at_skill = equalize, begin_at_skill
         self.num_reference, self.seed, self.held_out = num_reference, seed, held_out
         self.cost_seconds = 0.0
-        self._reference: Reference | None = None
+        self._reference: LatentStatistics | None = None
         self._held_out: HeldOut | None = None
         self._state: PlainValues = {}  # begun; step, mse, target, density and weight of the last decision
 

@@ -70,11 +70,11 @@ from ldmprobe.diffusion.weighting import LearnedUncertainty as LearnedUncertaint
 from ldmprobe.diffusion.weighting import LossWeighting as LossWeighting
 from ldmprobe.diffusion.weighting import MaxSNR as MaxSNR
 from ldmprobe.diffusion.weighting import MinSNR as MinSNR
-from ldmprobe.diffusion.weighting import PlainWeighting as PlainWeighting
 from ldmprobe.diffusion.weighting import Sigmoid as Sigmoid
 from ldmprobe.diffusion.weighting import SNRPlusOne as SNRPlusOne
 from ldmprobe.diffusion.weighting import SNRPower as SNRPower
 from ldmprobe.diffusion.weighting import SoftMinSNR as SoftMinSNR
+from ldmprobe.diffusion.weighting import UniformWeighting as UniformWeighting
 from ldmprobe.errors import ConfigurationError as ConfigurationError
 from ldmprobe.features.classifier import FeatureNetwork as FeatureNetwork
 from ldmprobe.features.inception import Inception as Inception
@@ -117,9 +117,9 @@ from ldmprobe.probing.analyses import X0Drift as X0Drift
 from ldmprobe.probing.denoising import probe_denoising as probe_denoising
 from ldmprobe.probing.forgetting import probe_forgetting as probe_forgetting
 from ldmprobe.probing.held_out import HeldOut as HeldOut
+from ldmprobe.probing.latent_statistics import LatentStatistics as LatentStatistics
 from ldmprobe.probing.likelihood import probe_likelihood as probe_likelihood
 from ldmprobe.probing.quality import probe_quality as probe_quality
-from ldmprobe.probing.reference import Reference as Reference
 from ldmprobe.probing.sampling import Sampling as Sampling
 from ldmprobe.probing.sampling_probe import probe_sampling as probe_sampling
 from ldmprobe.tracking.csv_logger import ResumableCSVLogger as ResumableCSVLogger

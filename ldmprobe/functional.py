@@ -16,9 +16,9 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.latent_statistics import encode_images
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.real_data import loaders_in, read_beside, reference_at
-from ldmprobe.probing.reference import encode_images
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.probing.sampling_probe import probe_sampling
 from ldmprobe.types import Batch

@@ -17,8 +17,8 @@ from ldmprobe.models.pixels import as_bytes
 from ldmprobe.probing.analyses import Analysis, Findings, Trajectory
 from ldmprobe.probing.clipping import clipping, count_clipped
 from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.latent_statistics import LatentStatistics, encode_images
 from ldmprobe.probing.probe import evaluating
-from ldmprobe.probing.reference import Reference, encode_images
 from ldmprobe.probing.sampling import Sampling, sample_trajectory
 from ldmprobe.types import Batch
 
@@ -89,7 +89,7 @@ def real_latents(
     num_reference: int = 4096,
     num_held_out: int = 512,
     caption_column: str | None = None,
-) -> tuple[Reference, HeldOut]:
+) -> tuple[LatentStatistics, HeldOut]:
     """A dataset's training images as reference, and its held-out images, both encoded by the model's codec.
 
     Args:
@@ -128,4 +128,4 @@ def real_latents(
     with evaluating(model.modules):
         latents = encode_images(model.codec, (batch["image"] for batch in data.reference_batches(num_reference)))
         held_out = HeldOut.encode(model.codec, model.conditioning, batches)
-    return Reference.fit(latents, fingerprint(model.codec.description)), held_out
+    return LatentStatistics.fit(latents, fingerprint(model.codec.description)), held_out

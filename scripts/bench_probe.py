@@ -33,7 +33,7 @@ from ldmprobe.io.store import RecordStore
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import PCAScatter, StepKL
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.reference import Reference
+from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.probing.sampling_probe import probe_sampling
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
@@ -77,12 +77,12 @@ def small_unet() -> UNet2DModel:
     )
 
 
-def setting(network: nn.Module, shape: tuple[int, int, int]) -> tuple[DiffusionModel, Reference, HeldOut]:
+def setting(network: nn.Module, shape: tuple[int, int, int]) -> tuple[DiffusionModel, LatentStatistics, HeldOut]:
     generator = torch.Generator().manual_seed(0)
     model = DiffusionModel(network.eval(), as_schedule(stable_diffusion_scheduler()), shape)
     dimension = int(np.prod(shape))
     latents = torch.randn(min(1024, 4 * dimension), *shape, generator=generator)
-    return model, Reference.fit(latents), HeldOut(latents[:128], {})
+    return model, LatentStatistics.fit(latents), HeldOut(latents[:128], {})
 
 
 def timed(work: Callable[[], object]) -> float:
@@ -114,7 +114,9 @@ def overhead(
         passes = Timed(network)
         model, reference, held_out = setting(passes, shape)
 
-        def whole(model: DiffusionModel = model, reference: Reference = reference, held: HeldOut = held_out) -> None:
+        def whole(
+            model: DiffusionModel = model, reference: LatentStatistics = reference, held: HeldOut = held_out
+        ) -> None:
             with tempfile.TemporaryDirectory() as folder:
                 RecordStore(folder).append(
                     probe_sampling(model, reference, Sampling(n, steps, batch_size=batch), held_out=held)

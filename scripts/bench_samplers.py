@@ -36,7 +36,7 @@ from ldmprobe.diffusion.samplers import (
 )
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.reference import Reference
+from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.sampling import Sampling, sample_trajectory
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
 
@@ -127,7 +127,7 @@ def costs() -> None:
     latents = variance.sqrt().view(1, 4, 64, 64) * torch.randn(
         256, 4, 64, 64, generator=torch.Generator().manual_seed(0)
     )
-    reference = Reference.fit(latents)
+    reference = LatentStatistics.fit(latents)
     levels = LogSNRGrid().levels(schedule, 50)
 
     def curves(path: IdealPath) -> Tensor:

@@ -55,7 +55,7 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import MarginalGap, StepKL
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.reference import Reference, encode_images
+from ldmprobe.probing.latent_statistics import LatentStatistics, encode_images
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.probing.sampling_probe import probe_sampling
 from ldmprobe.training.ema import EMA
@@ -277,7 +277,7 @@ def perfect_probes(
         z = torch.randn(n, d, generator=generator, dtype=torch.float64) * variance.sqrt()
         return (z @ directions.T).view(n, *shape)
 
-    reference = Reference.fit(latents(max(8, round(per_dimension * d))))
+    reference = LatentStatistics.fit(latents(max(8, round(per_dimension * d))))
     schedule = as_schedule(FlowMatchEulerDiscreteScheduler() if flow else stable_diffusion_scheduler())
     model = DiffusionModel(PerfectDenoiser(directions, variance, schedule), schedule, shape)
     denoising = probe_denoising(model, HeldOut(latents(num_draws), {}), reference, num_draws, seed=seed)
@@ -455,7 +455,7 @@ class Faulty(nn.Module):
         return healthy * 1.05 if self.fault.startswith("scaled") else healthy + 0.05
 
 
-def real_latents(args: argparse.Namespace) -> tuple[Tensor, HeldOut, Reference]:
+def real_latents(args: argparse.Namespace) -> tuple[Tensor, HeldOut, LatentStatistics]:
     """8×8 latents or pixels: digits through the shipped codec, any other data as pixels."""
     codec = LatentCodec("builtin:digits") if args.data == "digits" else LatentCodec()
     kwargs = {"size": 8, "num_images": 6000} if args.data == "shapes" else {}
@@ -466,7 +466,7 @@ def real_latents(args: argparse.Namespace) -> tuple[Tensor, HeldOut, Reference]:
     latents = encode_images(codec, images(data.reference_batches(20_000)))
     held = encode_images(codec, images(data.reference_batches(1024, held_out=True)))
     scale = latents.std()
-    return latents / scale, HeldOut(held / scale, {}), Reference.fit(latents[:4096] / scale)
+    return latents / scale, HeldOut(held / scale, {}), LatentStatistics.fit(latents[:4096] / scale)
 
 
 def images(batches: Iterator[dict[str, Any]]) -> Iterator[Tensor]:
@@ -586,7 +586,7 @@ def single_run(fault: str, seed: int) -> tuple[bool, bool, bool, bool]:
     generator = torch.Generator().manual_seed(seed)
     data = Clusters(10, generator)
     schedule = as_schedule(stable_diffusion_scheduler())
-    reference = Reference.fit(data.draw(4096, generator))
+    reference = LatentStatistics.fit(data.draw(4096, generator))
     model = DiffusionModel(FaultyClusters(data, schedule, fault), schedule, SINGLE_SHAPE)
     record = probe_denoising(
         model, HeldOut(data.draw(512, generator), {}), reference, num_draws=512, batch_size=512, seed=seed

@@ -34,10 +34,10 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.features.classifier import FeatureNetwork
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import MarginalGap
+from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.quality import frechet_distance
 from ldmprobe.probing.real_features import RealFeatures
-from ldmprobe.probing.reference import Reference
 from ldmprobe.probing.sampling import Sampling, sample_trajectory
 from ldmprobe.probing.sampling_probe import probe_sampling
 from ldmprobe.tracking.charts.chart import Chart, Line, Panel
@@ -97,7 +97,7 @@ def real_features(args: argparse.Namespace, network: nn.Module, device: torch.de
 
 def main(args: argparse.Namespace) -> None:
     model = load_model(args.model)
-    reference = Reference.load(args.model.parent.parent / "reference.safetensors")
+    reference = LatentStatistics.load(args.model.parent.parent / "reference.safetensors")
     network = FeatureNetwork(args.features) if args.features else None
     real = real_features(args, network, model.device) if network else None
     found: Numbers = {}

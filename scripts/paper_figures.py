@@ -17,7 +17,7 @@ from pathlib import Path
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.inference import real_latents
-from ldmprobe.probing.reference import Reference
+from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.probing.sampling_probe import probe_sampling
 from ldmprobe.tracking.charts.static import png
@@ -27,7 +27,7 @@ from ldmprobe.training.checkpoint.load import load_model
 
 def make_figures(args: argparse.Namespace) -> list[Path]:
     model = load_model(args.model)
-    reference: Reference | None = None
+    reference: LatentStatistics | None = None
     if args.data is not None:
         reference, _ = real_latents(model, args.data, args.image_column, args.label_column, args.image_size)
     record = probe_sampling(

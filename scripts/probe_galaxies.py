@@ -40,7 +40,7 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.reference import Reference
+from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.probing.sampling_probe import probe_sampling
 from ldmprobe.tracking.charts.static import png
@@ -159,7 +159,7 @@ def drawn(model: DiffusionModel, num_samples: int, seed: int) -> Tensor:
 def probes(model: DiffusionModel, args: argparse.Namespace) -> Iterator[ProbeRecord]:
     """Yield the records of the three samplers, and of the denoising probe."""
     samples = drawn(model, args.num_reference + args.num_held_out, seed=1)
-    reference = Reference.fit(samples[: args.num_reference], fingerprint(model.codec.description))
+    reference = LatentStatistics.fit(samples[: args.num_reference], fingerprint(model.codec.description))
     held_out = HeldOut(samples[args.num_reference :], {})
     samplers: list[Sampler] = [DDIM(), DPMSolver(), EulerMaruyama()]
     for sampler in samplers:

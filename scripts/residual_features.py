@@ -21,8 +21,8 @@ from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.inference import real_latents
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import evaluating
-from ldmprobe.probing.reference import Reference
 from ldmprobe.training.checkpoint.load import load_model
 
 FOLDS, DRAWS = 8, 1024
@@ -69,7 +69,7 @@ SETS: dict[str, Features] = {
 class LinearOptimum(nn.Module):
     """The exact denoiser of Gaussian data with the reference's moments."""
 
-    def __init__(self, reference: Reference, schedule: NoiseSchedule) -> None:
+    def __init__(self, reference: LatentStatistics, schedule: NoiseSchedule) -> None:
         super().__init__()
         self.basis, self.schedule = reference.basis, schedule
         self.scale = nn.Parameter(torch.ones(()))
@@ -81,13 +81,13 @@ class LinearOptimum(nn.Module):
         return (epsilon @ self.basis.rotation.matrix).view_as(z_t).to(z_t.dtype)
 
 
-def gaussian_latents(reference: Reference, count: int) -> Tensor:
+def gaussian_latents(reference: LatentStatistics, count: int) -> Tensor:
     basis = reference.basis
     z = torch.randn(count, len(basis.mean), generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     return ((basis.mean + z * basis.variance.sqrt()) @ basis.rotation.matrix).view(count, *basis.shape).float()
 
 
-def residuals(model: DiffusionModel, held_out: HeldOut, reference: Reference, timestep: int) -> list[float]:
+def residuals(model: DiffusionModel, held_out: HeldOut, reference: LatentStatistics, timestep: int) -> list[float]:
     image = torch.arange(DRAWS) % len(held_out.latents)
     z0 = held_out.latents[image]
     noise = sample_noise(range(DRAWS), tuple(z0.shape[1:]), seed=0, stream=1)

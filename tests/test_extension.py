@@ -13,7 +13,7 @@ from datasets import Dataset
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from ldmprobe import DDIM, RecordStore, Reference, Sampling, StepKL, load_model, probe_sampling
+from ldmprobe import DDIM, LatentStatistics, RecordStore, Sampling, StepKL, load_model, probe_sampling
 from ldmprobe.cli import main
 from tests.helpers import tiny_unet_settings
 from tests.own_parts import AdamsBashforth, TwiceTheNoise, ramp
@@ -80,10 +80,10 @@ def test_it_is_probed_and_says_with_what(run):
 def test_without_guidance_its_ideal_is_its_own(run):
     model = load_model(str(run / "checkpoints" / "last.ckpt"), "cpu")
     sampling = Sampling(8, 6, AdamsBashforth())
-    record = probe_sampling(model, Reference.load(run / "reference.safetensors"), sampling, analyses=[StepKL()])
+    record = probe_sampling(model, LatentStatistics.load(run / "reference.safetensors"), sampling, analyses=[StepKL()])
     ideal = record.curves["step_kl_ideal"].value
     other = probe_sampling(
-        model, Reference.load(run / "reference.safetensors"), Sampling(8, 6, DDIM()), analyses=[StepKL()]
+        model, LatentStatistics.load(run / "reference.safetensors"), Sampling(8, 6, DDIM()), analyses=[StepKL()]
     )
     assert np.isfinite(ideal).any()
     assert not np.allclose(ideal[2:], other.curves["step_kl_ideal"].value[2:], equal_nan=True)

@@ -48,13 +48,13 @@ class LossWeighting(nn.Module, ABC):
         return weights * errors
 
 
-class PlainWeighting(LossWeighting):
+class UniformWeighting(LossWeighting):
     """Weight 1 on whatever the denoiser predicts: for ε this is L_simple (Ho et al., 2020, eq. 14); for v it is
     (SNR+1)/SNR in ε-units, for x_0 1/SNR. The default.
     """
 
     def log_weight(self, log_snr: Tensor) -> Tensor:
-        raise NotImplementedError("PlainWeighting is defined on the prediction, not on ε; call prediction_weight.")
+        raise NotImplementedError("UniformWeighting is defined on the prediction, not on ε; call prediction_weight.")
 
     def prediction_weight(self, log_snr: Tensor, prediction: Prediction) -> Tensor:
         return torch.ones_like(log_snr)

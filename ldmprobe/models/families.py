@@ -51,7 +51,7 @@ def dit_classes(pipeline: Component) -> int | None:
 
 
 @dataclass(frozen=True)
-class Family:
+class PipelineSpec:
     """A pipeline class.
 
     Attributes:
@@ -88,31 +88,31 @@ class Family:
 _UNBINNED = ", use_resolution_binning=False"
 _MASKED = ("encoder_hidden_states", "encoder_attention_mask")
 
-FAMILIES: dict[str, Family] = {
-    "DDPMPipeline": Family(autoencoder=None),
-    "DDIMPipeline": Family(autoencoder=None),
-    "LDMPipeline": Family(autoencoder="vqvae", square=True),
-    "DiTPipeline": Family("transformer", num_classes=dit_classes, square=True),
-    "StableDiffusionPipeline": Family(
+FAMILIES: dict[str, PipelineSpec] = {
+    "DDPMPipeline": PipelineSpec(autoencoder=None),
+    "DDIMPipeline": PipelineSpec(autoencoder=None),
+    "LDMPipeline": PipelineSpec(autoencoder="vqvae", square=True),
+    "DiTPipeline": PipelineSpec("transformer", num_classes=dit_classes, square=True),
+    "StableDiffusionPipeline": PipelineSpec(
         text=("encoder_hidden_states",), sets=(("steps_offset", 1), ("clip_sample", False))
     ),
-    "StableDiffusionXLPipeline": Family(
+    "StableDiffusionXLPipeline": PipelineSpec(
         text=("encoder_hidden_states", "text_embeds"),
         settings=("force_zeros_for_empty_prompt",),
         scaling=("scaling_factor", "latents_mean", "latents_std"),
         size=sdxl_time_ids,
     ),
-    "PixArtAlphaPipeline": Family(
+    "PixArtAlphaPipeline": PipelineSpec(
         "transformer", text=_MASKED, null_alternates=False, size=pixart_size, as_trained=_UNBINNED
     ),
-    "PixArtSigmaPipeline": Family("transformer", text=_MASKED, null_alternates=False, as_trained=_UNBINNED),
-    "StableDiffusion3Pipeline": Family(
+    "PixArtSigmaPipeline": PipelineSpec("transformer", text=_MASKED, null_alternates=False, as_trained=_UNBINNED),
+    "StableDiffusion3Pipeline": PipelineSpec(
         "transformer",
         text=("encoder_hidden_states", "pooled_projections"),
         further_prompts=("prompt_2", "prompt_3"),
         scaling=("scaling_factor", "shift_factor"),
     ),
-    "AuraFlowPipeline": Family("transformer", text=("encoder_hidden_states", ""), null_alternates=False),
+    "AuraFlowPipeline": PipelineSpec("transformer", text=("encoder_hidden_states", ""), null_alternates=False),
 }
 
 REFUSED = {
@@ -135,7 +135,7 @@ def has_lora_format(pipeline: Component, component: str) -> bool:
     return save is not None and f"{component}_lora_layers" in inspect.signature(save).parameters
 
 
-def family_of(class_name: str, where: str) -> Family:
+def family_of(class_name: str, where: str) -> PipelineSpec:
     """Return the family of a pipeline class.
 
     Raises:

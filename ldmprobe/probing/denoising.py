@@ -29,8 +29,8 @@ from ldmprobe.io.record import Curve, PerSample, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising_record import ERRORS, LOG_SNR_SPACING, METRICS, PROBE
 from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
-from ldmprobe.probing.reference import Reference
 
 
 def log_snr_grid(model: DiffusionModel) -> Tensor:
@@ -48,7 +48,7 @@ def log_snr_grid(model: DiffusionModel) -> Tensor:
 def probe_denoising(
     model: DiffusionModel,
     held_out: HeldOut,
-    reference: Reference,
+    reference: LatentStatistics,
     num_draws: int = 512,
     batch_size: int = 256,
     seed: int = 0,

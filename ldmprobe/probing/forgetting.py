@@ -33,8 +33,8 @@ from ldmprobe.io.record import Curve, PerSample, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import Progress, Ranks, no_progress
-from ldmprobe.probing.reference import Reference
 
 DATA = ("base", "new")
 
@@ -80,7 +80,7 @@ class KindOfData:
     """One of the two kinds: latents that training has not seen, and the reference of those that it has."""
 
     held_out: HeldOut
-    reference: Reference
+    reference: LatentStatistics
 
 
 def probe_forgetting(

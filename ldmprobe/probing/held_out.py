@@ -12,7 +12,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.models.denoiser import Condition
-from ldmprobe.probing.reference import Reference, latents_of
+from ldmprobe.probing.latent_statistics import LatentStatistics, latents_of
 from ldmprobe.types import Batch
 
 
@@ -28,7 +28,7 @@ class HeldOut:
         """The mean of each of the first 64 latents, to four digits: what a fingerprint tells them from others by."""
         return [f"{mean:.3e}" for mean in self.latents.flatten(1).mean(1).tolist()[:64]]
 
-    def check_reference(self, reference: Reference) -> None:
+    def check_reference(self, reference: LatentStatistics) -> None:
         """Raise ConfigurationError if the reference was fitted on latents of another shape."""
         fitted, given = tuple(reference.basis.shape), tuple(self.latents.shape[1:])
         if fitted != given:

@@ -36,8 +36,8 @@ from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.models.denoiser import Condition
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
-from ldmprobe.probing.reference import Reference
 
 PROBE = "likelihood"
 _bits = partial(Metric, unit="bits per dimension", good="lower")
@@ -70,7 +70,7 @@ _FINEST, _SIGNS, _ERRORS = 8, 9, 1_000_000  # streams of noise
 def probe_likelihood(
     model: DiffusionModel,
     held_out: HeldOut,
-    reference: Reference,
+    reference: LatentStatistics,
     log_snr_step: float = 0.4,
     batch_size: int = 64,
     seed: int = 0,

@@ -17,7 +17,7 @@ from ldmprobe.data.identity import KnownRows
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.reference import Reference
+from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.types import Batch, PlainValues
 
 
@@ -41,7 +41,7 @@ class DataSource(Protocol):
 
 def reference_at(
     path: Path, model: DiffusionModel, latents: Callable[[], Tensor], rows: KnownRows | None = None
-) -> Reference:
+) -> LatentStatistics:
     """The reference kept at ``path``; where there is none, one fitted on ``latents()`` (N, C, H, W), for the caller to
     save.
 
@@ -54,8 +54,8 @@ def reference_at(
     """
     codec = fingerprint(model.codec.description)
     if not path.exists():
-        return replace(Reference.fit(latents(), codec), data={} if rows is None else rows.summary())
-    reference = Reference.load(path)
+        return replace(LatentStatistics.fit(latents(), codec), data={} if rows is None else rows.summary())
+    reference = LatentStatistics.load(path)
     if rows is not None and reference.data:
         changes = rows.changes(reference.data, "training", f"{path} is of other data; choose another run directory.")
         if changes:

@@ -29,8 +29,8 @@ from ldmprobe.probing.analyses import (
 )
 from ldmprobe.probing.clipping import clipping, count_clipped
 from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.latent_statistics import LatentStatistics, magnitude_quantiles
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
-from ldmprobe.probing.reference import Reference, magnitude_quantiles
 from ldmprobe.probing.sampling import Sampling, prompts_of, sample_trajectory
 
 METRICS = (
@@ -44,7 +44,7 @@ METRICS = (
 
 def probe_sampling(
     model: DiffusionModel,
-    reference: Reference | None = None,
+    reference: LatentStatistics | None = None,
     sampling: Sampling | None = None,
     analyses: Sequence[Analysis] | None = None,
     held_out: HeldOut | None = None,
@@ -153,7 +153,7 @@ def record_name(sampler: Sampler) -> str:
     return re.sub(r"[^a-z0-9_]+", "_", sampler.in_words.lower()).strip("_")[:64]
 
 
-def default_analyses(reference: Reference | None, held_out: HeldOut | None) -> list[Analysis]:
+def default_analyses(reference: LatentStatistics | None, held_out: HeldOut | None) -> list[Analysis]:
     """Return all analyses that can be made of what there is."""
     analyses: list[Analysis] = [StepKL(), PCAScatter(), X0Drift(), SampleImages()]
     if reference is not None:
@@ -163,7 +163,7 @@ def default_analyses(reference: Reference | None, held_out: HeldOut | None) -> l
     return analyses
 
 
-def _magnitudes(reference: Reference | None, held_out: HeldOut | None) -> Tensor | None:
+def _magnitudes(reference: LatentStatistics | None, held_out: HeldOut | None) -> Tensor | None:
     """Return the quantiles of real latents' magnitudes, where there are real latents."""
     if reference is not None and len(reference.magnitudes):
         return reference.magnitudes

@@ -18,7 +18,7 @@ from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.objective import TimestepObjective
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.timesteps import TimestepSampler, UniformTimesteps
-from ldmprobe.diffusion.weighting import LossWeighting, PlainWeighting
+from ldmprobe.diffusion.weighting import LossWeighting, UniformWeighting
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.lightning_private import batches_begun, datamodule_of, log_interval
 from ldmprobe.models.codec import LatentCodec
@@ -104,7 +104,7 @@ class LatentDiffusion(L.LightningModule):
         self.codec = codec or LatentCodec()
         self.schedule: NoiseSchedule = as_schedule(scheduler if scheduler is not None else stable_diffusion_scheduler())
         self.conditioning = conditioning or Unconditional()
-        self.weighting = weighting or PlainWeighting()
+        self.weighting = weighting or UniformWeighting()
         self.timesteps = timesteps or UniformTimesteps()
         self.objective = TimestepObjective(self.schedule, self.weighting, self.timesteps, normalize_weighting)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler

@@ -12,7 +12,7 @@ import yaml
 from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
 
-from ldmprobe import ImageData, Reference, load_model
+from ldmprobe import ImageData, LatentStatistics, load_model
 from ldmprobe.data.identity import held_out_mask, image_hash, image_hashes
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.inference import real_latents
@@ -180,7 +180,7 @@ def settings(folder: Path, probed: bool = False) -> dict:
 def test_a_folder_that_grows_is_gone_on_with_told_and_measured_by_the_same_reference(tmp_path):
     assert run(tmp_path / "pictures", FIRST, probed=True) == 0
     reference = Path("runs/one/reference.safetensors").read_bytes()
-    assert Reference.load(Path("runs/one/reference.safetensors")).data["rows"] == len(
+    assert LatentStatistics.load(Path("runs/one/reference.safetensors")).data["rows"] == len(
         sides(data("folder", tmp_path / "pictures", FIRST))[0]
     )
     with pytest.warns(UserWarning, match="rows have become") as told:

@@ -10,10 +10,10 @@ import pytest
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 
-from ldmprobe import ImageColumn, ImageData, LatentCodec, Reference
+from ldmprobe import ImageColumn, ImageData, LatentCodec, LatentStatistics
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.sources import choose_splits, load_splits
-from ldmprobe.probing.reference import latents_of
+from ldmprobe.probing.latent_statistics import latents_of
 from tests.helpers import refused
 
 TRAIN, TEST = range(12), range(12, 16)
@@ -223,9 +223,9 @@ def test_a_handful_of_images_are_probed_or_refused_with_the_setting_that_would_d
     real = [latents_of(LatentCodec(), data.reference_batches(99, held_out)) for held_out in (False, True)]
     if n < 8:
         with refused(r"expected at least 8.*`held_out_split: train`"):
-            Reference.fit(real[0])
+            LatentStatistics.fit(real[0])
     else:
-        assert Reference.fit(real[0]).num_latents >= 8
+        assert LatentStatistics.fit(real[0]).num_latents >= 8
         assert len(real[1]) >= 2
 
 

@@ -28,7 +28,7 @@ def _learned() -> ldmprobe.LearnedUncertainty:
 
 
 WEIGHTINGS: dict[str, Callable[[], ldmprobe.LossWeighting]] = {
-    "plain": ldmprobe.PlainWeighting,
+    "plain": ldmprobe.UniformWeighting,
     "simple": ldmprobe.SNRPower,
     "even x0": lambda: ldmprobe.SNRPower(-1),
     "inverse SNR": lambda: ldmprobe.SNRPower(-2),

@@ -9,7 +9,7 @@ from torch import Tensor
 from ldmprobe.diffusion.objective import TimestepObjective
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.timesteps import SpeeD, StarvedBand, Stratified, UniformTimesteps
-from ldmprobe.diffusion.weighting import EDM, LearnedUncertainty, MinSNR, PlainWeighting, SNRPower
+from ldmprobe.diffusion.weighting import EDM, LearnedUncertainty, MinSNR, SNRPower, UniformWeighting
 from tests.diffusion.catalog import ADAPTIVE_SAMPLERS, SAMPLERS, WEIGHTINGS, schedules
 from tests.helpers import FLOAT64
 
@@ -36,7 +36,7 @@ def test_every_pair_has_finite_weights_of_mean_1_under_its_density(weighting: st
 
 @each_schedule
 def test_plain_weighting_with_uniform_timesteps_changes_nothing(of: str):
-    objective = TimestepObjective(schedules()[of], PlainWeighting(), UniformTimesteps())
+    objective = TimestepObjective(schedules()[of], UniformWeighting(), UniformTimesteps())
     torch.testing.assert_close(objective.weights(), torch.ones(1000, dtype=torch.float64), **FLOAT64)
 
 
@@ -79,7 +79,7 @@ def test_loss_is_weight_times_error(weighting: str):
 
 def test_a_starved_band_stays_starved():
     schedule = schedules()["stable diffusion, ε"]
-    objective = TimestepObjective(schedule, PlainWeighting(), StarvedBand(300, 600, 0.01))
+    objective = TimestepObjective(schedule, UniformWeighting(), StarvedBand(300, 600, 0.01))
     seen = objective.probabilities() * objective.weights()
     assert float(seen[400] / seen[0]) == pytest.approx(0.01)
 

@@ -17,11 +17,11 @@ from ldmprobe.diffusion.weighting import (
     LossWeighting,
     MaxSNR,
     MinSNR,
-    PlainWeighting,
     Sigmoid,
     SNRPlusOne,
     SNRPower,
     SoftMinSNR,
+    UniformWeighting,
 )
 from tests.diffusion.catalog import WEIGHTINGS, concrete_classes, schedules
 from tests.helpers import FLOAT32, FLOAT64, refused
@@ -42,12 +42,12 @@ def test_every_weighting_is_in_the_catalog_of_the_tests():
 
 @each_prediction_type
 def test_plain_weight_is_one_on_whatever_is_predicted(prediction_type: str):
-    assert torch.equal(PlainWeighting().prediction_weight(LOG_SNR, KINDS[prediction_type]), torch.ones_like(LOG_SNR))
+    assert torch.equal(UniformWeighting().prediction_weight(LOG_SNR, KINDS[prediction_type]), torch.ones_like(LOG_SNR))
 
 
 def test_plain_weighting_has_no_weight_on_epsilon_and_says_what_to_call():
     with pytest.raises(NotImplementedError, match="call prediction_weight"):
-        PlainWeighting().epsilon_weight(LOG_SNR)
+        UniformWeighting().epsilon_weight(LOG_SNR)
 
 
 def sigma(snr: np.ndarray) -> np.ndarray:
@@ -147,7 +147,7 @@ def test_loss_and_gradient_do_not_depend_on_how_a_network_states_its_prediction(
 
 
 def test_with_the_plain_weight_they_do():
-    stated = stated_losses(PlainWeighting(), LOG_SNR)
+    stated = stated_losses(UniformWeighting(), LOG_SNR)
     gradients = torch.stack([gradient for _, gradient, _ in stated])
     assert float((gradients[1:] / gradients[0] - 1).abs().min()) > 0.1
 

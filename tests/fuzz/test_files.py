@@ -17,7 +17,7 @@ from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler
 from hypothesis import strategies as st
 from PIL import Image as PILImage
 
-from ldmprobe import ConfigurationError, ImageData, LatentCodec, Reference, load_model
+from ldmprobe import ConfigurationError, ImageData, LatentCodec, LatentStatistics, load_model
 from ldmprobe.models.denoiser import network_config
 from ldmprobe.pretrained.load import load_pipeline
 from tests.fuzz.cases import damaged, fuzz, json_values
@@ -106,7 +106,7 @@ def test_damaged_checkpoints(folder: Path, content: Any) -> None:
 
 @cache
 def _reference_bytes(folder: Path) -> bytes:
-    Reference.fit(torch.randn(16, 2, 4, 4)).save(folder / "good.safetensors")
+    LatentStatistics.fit(torch.randn(16, 2, 4, 4)).save(folder / "good.safetensors")
     return (folder / "good.safetensors").read_bytes()
 
 
@@ -115,7 +115,7 @@ def test_damaged_references(folder: Path, data: Any) -> None:
     path = folder / "reference.safetensors"
     path.write_bytes(data.draw(damaged(_reference_bytes(folder)) | st.binary(max_size=60)))
     with told():
-        Reference.load(path)
+        LatentStatistics.load(path)
 
 
 @fuzz(
@@ -130,7 +130,7 @@ def test_references_with_a_spoilt_header(folder: Path, header: Any) -> None:
     path = folder / "reference.safetensors"
     save_file(load_file(folder / "good.safetensors"), path, {"ldmprobe": json.dumps(header)})
     with told():
-        Reference.load(path)
+        LatentStatistics.load(path)
 
 
 # --- autoencoders and pipelines --------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 import ldmprobe
-from ldmprobe import FeatureNetwork, LatentCodec, Reference
+from ldmprobe import FeatureNetwork, LatentCodec, LatentStatistics
+from ldmprobe.probing.latent_statistics import encode_images
 from ldmprobe.probing.real_features import RealFeatures
-from ldmprobe.probing.reference import encode_images
 from tests.helpers import gaussian_model, refused
 
 PIXELS = torch.randint(0, 256, (40, 2, 4, 4), generator=torch.Generator().manual_seed(0))
@@ -64,4 +64,4 @@ def test_what_are_no_pixels_is_refused_before_anything_is_written(images, messag
 
 def test_one_image_again_and_again_is_no_reference():
     with refused("40 real latents are all the same"):
-        Reference.fit(FLOATS[:1].expand(40, -1, -1, -1))
+        LatentStatistics.fit(FLOATS[:1].expand(40, -1, -1, -1))

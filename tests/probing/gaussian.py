@@ -18,8 +18,8 @@ from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import Ranks
-from ldmprobe.probing.reference import Reference
 from tests.helpers import gaussian_model
 
 
@@ -79,14 +79,14 @@ def draw(model: DiffusionModel, n: int, seed: int = 1) -> Tensor:
     return mean + variance.sqrt() * noise
 
 
-def exact_reference(model: DiffusionModel) -> Reference:
+def exact_reference(model: DiffusionModel) -> LatentStatistics:
     """As if fitted on infinitely many latents: their directions are the axes, in falling order of variance."""
     mean, variance = model.network.mean.detach().flatten(), model.network.variance.detach().flatten()
     eye = torch.eye(len(mean), dtype=torch.float64)
     pca = PCABasis(mean.float(), eye[:2].float(), variance[:2], float(variance.sum()))
     cloud = pca.project(draw(model, 512).flatten(1).float())
     basis = LatentBasis.known(Rotation("pca", model.latent_shape, eye), mean, variance)
-    return Reference(basis, pca, cloud, 10**9)
+    return LatentStatistics(basis, pca, cloud, 10**9)
 
 
 def on_ranks(world_size: int, work: Callable[[Ranks], ProbeRecord]) -> list[ProbeRecord]:

@@ -15,7 +15,7 @@ from ldmprobe.io.store import RecordStore
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.reference import Reference, magnitude_quantiles
+from ldmprobe.probing.latent_statistics import LatentStatistics, magnitude_quantiles
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.probing.sampling_probe import probe_sampling
 from ldmprobe.tracking.report import write_report
@@ -29,9 +29,9 @@ def test_real_latents_beyond_the_range_are_counted_told_and_put_into_the_record(
     network = model.network
     normal = torch.distributions.Normal(network.mean.detach(), network.variance.detach().sqrt())
     exact = 1 - float((normal.cdf(torch.tensor(0.5)) - normal.cdf(torch.tensor(-0.5))).mean())
-    reference = Reference.fit(latents)
+    reference = LatentStatistics.fit(latents)
     reference.save(tmp_path / "reference.safetensors")
-    kept = Reference.load(tmp_path / "reference.safetensors")
+    kept = LatentStatistics.load(tmp_path / "reference.safetensors")
     with pytest.warns(UserWarning, match=r"clips to ±0.5, and \d+\.\d% of the entries of real latents \(up to \d"):
         clipped = probe_sampling(model, kept, Sampling(64, 10))
     assert clipped.provenance["clip_range"] == 0.5
@@ -60,7 +60,7 @@ def test_pixels_within_the_range_are_no_fault():
     pixels[0] = 1.0
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        record = probe_sampling(model, Reference.fit(pixels), Sampling(8, 3))
+        record = probe_sampling(model, LatentStatistics.fit(pixels), Sampling(8, 3))
         sample_images(model, Sampling(2, 2))
     assert record.provenance["clipped_real"] == 0
     assert ["no ideal curves" in caveat for caveat in record.provenance["caveats"]] == [True]

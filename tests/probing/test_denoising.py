@@ -18,7 +18,7 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, Unconditional
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import LOG_SNR_SPACING, HeldOut, log_snr_grid, probe_denoising
-from ldmprobe.probing.reference import Reference
+from ldmprobe.probing.latent_statistics import LatentStatistics
 from tests.helpers import gaussian_model, refused
 from tests.probing.gaussian import ScaledBand, assert_same_record, draw, exact_reference, on_ranks
 
@@ -404,7 +404,7 @@ def test_too_few_draws_are_an_error():
 
 def test_reference_of_other_latents_is_an_error():
     model = gaussian_model()
-    other = Reference.fit(draw(gaussian_model((1, 4, 4)), 20))
+    other = LatentStatistics.fit(draw(gaussian_model((1, 4, 4)), 20))
     with refused(r"shape \(1, 4, 4\), the held-out ones are \(2, 4, 4\)"):
         probe_denoising(model, HeldOut(draw(model, 32), {}), other)
 

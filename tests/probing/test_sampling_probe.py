@@ -9,7 +9,7 @@ from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.probing.analyses import StepKL
-from ldmprobe.probing.reference import Reference
+from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.sampling import Sampling, sample_trajectory
 from ldmprobe.probing.sampling_probe import probe_sampling
 from tests.helpers import gaussian_model, refused, sd_scheduler, tiny_unet
@@ -29,11 +29,11 @@ def model() -> DiffusionModel:
 
 
 @pytest.fixture(scope="module")
-def reference(model: DiffusionModel) -> Reference:
+def reference(model: DiffusionModel) -> LatentStatistics:
     return exact_reference(model)
 
 
-def test_record_says_what_it_was_measured_with(model: DiffusionModel, reference: Reference):
+def test_record_says_what_it_was_measured_with(model: DiffusionModel, reference: LatentStatistics):
     record = probe_sampling(model, reference, Sampling(16, 5, grid=ScheduleGrid("trailing"), seed=3), step=70)
     assert (record.probe, record.step) == ("ddim", 70)
     expected = {
@@ -51,19 +51,19 @@ def test_record_says_what_it_was_measured_with(model: DiffusionModel, reference:
     assert record.fingerprints["reference"] == reference.fingerprint
 
 
-def test_the_same_probe_twice_is_identical(model: DiffusionModel, reference: Reference):
+def test_the_same_probe_twice_is_identical(model: DiffusionModel, reference: LatentStatistics):
     first, second = (probe_sampling(model, reference, Sampling(64, 10)) for _ in range(2))
     assert_same_record(first, second)
 
 
-def test_another_seed_is_another_probe(model: DiffusionModel, reference: Reference):
+def test_another_seed_is_another_probe(model: DiffusionModel, reference: LatentStatistics):
     first, second = (probe_sampling(model, reference, Sampling(64, 10, seed=seed)) for seed in (0, 1))
     assert first.curves["step_kl"].value.tolist() != second.curves["step_kl"].value.tolist()
     assert first.fingerprints["sampler"] != second.fingerprints["sampler"]
 
 
 @pytest.mark.parametrize("with_reference", [True, False])
-def test_batch_size_does_not_matter(model: DiffusionModel, reference: Reference, with_reference: bool):
+def test_batch_size_does_not_matter(model: DiffusionModel, reference: LatentStatistics, with_reference: bool):
     used = reference if with_reference else None
     small, large = (probe_sampling(model, used, Sampling(64, 10, batch_size=size)) for size in (7, 256))
     assert_same_record(small, large, **SAME)
@@ -169,6 +169,6 @@ def test_unknown_spacing_is_an_error(model: DiffusionModel):
 
 
 def test_reference_of_other_latents_is_an_error(model: DiffusionModel):
-    other = Reference.fit(draw(gaussian_model((1, 4, 4)), 20))
+    other = LatentStatistics.fit(draw(gaussian_model((1, 4, 4)), 20))
     with refused(r"shape \(1, 4, 4\), the model's are \(2, 4, 4\)"):
         probe_sampling(model, other)

@@ -14,9 +14,18 @@ import pytest
 import torch
 import yaml
 
-from ldmprobe import HeldOut, ImageData, RecordStore, Reference, Sampling, load_model, probe_denoising, probe_sampling
+from ldmprobe import (
+    HeldOut,
+    ImageData,
+    LatentStatistics,
+    RecordStore,
+    Sampling,
+    load_model,
+    probe_denoising,
+    probe_sampling,
+)
 from ldmprobe.cli import main
-from ldmprobe.probing.reference import encode_images
+from ldmprobe.probing.latent_statistics import encode_images
 from ldmprobe.training.checkpoint.sharded import is_sharded_checkpoint, load_sharded_checkpoint
 from tests.pipelines import saved
 from tests.probing.gaussian import assert_same_record, numbers_of
@@ -108,12 +117,12 @@ def largest_deviation(run: Path, data: ImageData, denoising: bool = True) -> flo
     """Of the records of ``run`` from those that this one process makes of its checkpoints and the same data: relative
     to the largest number of each curve. Raises where more than rounding differs."""
     data.setup()
-    reference = Reference.load(run / "reference.safetensors")
+    reference = LatentStatistics.load(run / "reference.safetensors")
     store, largest = RecordStore(run), 0.0
     for step in (2, 4):
         model = load_model(str(checkpoint(run, step)), "cpu")
         latents = encode_images(model.codec, (batch["image"] for batch in data.reference_batches(4096)))
-        assert Reference.fit(latents, reference.codec).fingerprint == reference.fingerprint
+        assert LatentStatistics.fit(latents, reference.codec).fingerprint == reference.fingerprint
         held_out, short = (
             HeldOut.encode(model.codec, model.conditioning, data.reference_batches(number, held_out=True))
             for number in (512, 128)

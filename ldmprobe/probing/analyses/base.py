@@ -23,8 +23,8 @@ from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, Scatter
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import Ranks
-from ldmprobe.probing.reference import Reference
 from ldmprobe.probing.sampling import Sampling, grid_fingerprint
 from ldmprobe.types import PlainValues
 
@@ -43,7 +43,7 @@ class Trajectory:
     sampling: Sampling
     grid: SamplingGrid
     sample_ids: Tensor
-    reference: Reference | None
+    reference: LatentStatistics | None
     ranks: Ranks
     held_out: HeldOut | None = None
 

@@ -1,4 +1,4 @@
-"""Reference: what real latents look like. Fitted once per run, kept on disk, and the yardstick of every probe."""
+"""Statistics of real latents: fitted once per run, kept on disk, and the yardstick of every probe."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _QUANTILES, _SORTED_ENTRIES = 10_001, 4_000_000
 
 
 @dataclass(frozen=True)
-class Reference:
+class LatentStatistics:
     """Two bases fitted on the same real latents, and how these lie in them.
 
     Attributes:
@@ -52,7 +52,7 @@ class Reference:
     ideals: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
-    def fit(cls, latents: Tensor, codec: str = "") -> Reference:
+    def fit(cls, latents: Tensor, codec: str = "") -> LatentStatistics:
         """From real latents (N, C, H, W), and the fingerprint of the codec they come from.
 
         Raises:
@@ -111,7 +111,7 @@ class Reference:
             file.write(save(contiguous, {"ldmprobe": json.dumps(header)}))
 
     @classmethod
-    def load(cls, path: Path) -> Reference:
+    def load(cls, path: Path) -> LatentStatistics:
         """Read what ``save`` wrote.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Reference: fitted on real latents, the same again from disk."""
+"""Statistics of real latents: fitted, and the same again from disk."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ import pytest
 import torch
 from sklearn.decomposition import PCA
 
-from ldmprobe import LatentCodec, Reference
+from ldmprobe import LatentCodec, LatentStatistics
 from ldmprobe.analysis.basis import LatentBasis
-from ldmprobe.probing.reference import encode_images
+from ldmprobe.probing.latent_statistics import encode_images
 from tests.helpers import FLOAT32, gaussian_model, refused
 from tests.probing.gaussian import draw
 
@@ -20,10 +20,10 @@ def latents(n: int, seed: int = 1) -> torch.Tensor:
 
 @pytest.mark.parametrize(("n", "kind"), [(100, "pca"), (20, "dct")])
 def test_saved_and_loaded_it_is_the_same(n: int, kind: str, tmp_path: Path):
-    reference = Reference.fit(latents(n))
+    reference = LatentStatistics.fit(latents(n))
     path = tmp_path / "new folder" / "reference.safetensors"
     reference.save(path)
-    again = Reference.load(path)
+    again = LatentStatistics.load(path)
     assert again.basis.kind == reference.basis.kind == kind
     assert again.basis.shape == reference.basis.shape == (2, 4, 4)
     assert torch.equal(again.basis.rotation.matrix, reference.basis.rotation.matrix)
@@ -44,20 +44,20 @@ def test_saved_and_loaded_it_is_the_same(n: int, kind: str, tmp_path: Path):
 
 def test_saving_replaces_what_was_there(tmp_path: Path):
     path = tmp_path / "reference.safetensors"
-    Reference.fit(latents(20)).save(path)
-    Reference.fit(latents(30)).save(path)
-    assert Reference.load(path).num_latents == 30
+    LatentStatistics.fit(latents(20)).save(path)
+    LatentStatistics.fit(latents(30)).save(path)
+    assert LatentStatistics.load(path).num_latents == 30
 
 
 def test_fingerprint_follows_the_latents():
-    assert Reference.fit(latents(100)).fingerprint == Reference.fit(latents(100)).fingerprint
-    assert Reference.fit(latents(100)).fingerprint != Reference.fit(latents(100, seed=2)).fingerprint
-    assert Reference.fit(latents(100)).fingerprint != Reference.fit(1.01 * latents(100)).fingerprint
+    assert LatentStatistics.fit(latents(100)).fingerprint == LatentStatistics.fit(latents(100)).fingerprint
+    assert LatentStatistics.fit(latents(100)).fingerprint != LatentStatistics.fit(latents(100, seed=2)).fingerprint
+    assert LatentStatistics.fit(latents(100)).fingerprint != LatentStatistics.fit(1.01 * latents(100)).fingerprint
 
 
 def test_cloud_is_the_first_512_latents_on_their_two_principal_components():
     z = latents(600)
-    reference = Reference.fit(z)
+    reference = LatentStatistics.fit(z)
     assert reference.cloud.shape == (512, 2)
     expected = (
         PCA(2, svd_solver="full").fit(z.flatten(1).double().numpy()).transform(z[:512].flatten(1).double().numpy())
@@ -67,7 +67,7 @@ def test_cloud_is_the_first_512_latents_on_their_two_principal_components():
 
 def test_bases_are_those_of_the_latents():
     z = latents(100)
-    reference = Reference.fit(z)
+    reference = LatentStatistics.fit(z)
     torch.testing.assert_close(reference.basis.mean, LatentBasis.fit(z).mean)
     theirs = PCA(2, svd_solver="full").fit(z.flatten(1).double().numpy())
     np.testing.assert_allclose(reference.pca.variance.numpy(), theirs.explained_variance_, rtol=1e-5)
@@ -75,7 +75,7 @@ def test_bases_are_those_of_the_latents():
 
 def test_too_few_latents_are_an_error():
     with refused("has 7 real latents; expected at least 8"):
-        Reference.fit(latents(7))
+        LatentStatistics.fit(latents(7))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -83,7 +83,7 @@ def test_latents_that_are_not_finite_are_an_error(bad: float):
     z = latents(20)
     z[3, 0, 0, 0] = bad
     with refused("not finite; encode in float32 or bfloat16"):
-        Reference.fit(z)
+        LatentStatistics.fit(z)
 
 
 def test_encoding_joins_batches_through_the_codec():
