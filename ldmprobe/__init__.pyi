@@ -86,6 +86,7 @@ from ldmprobe.io.record import PerSample as PerSample
 from ldmprobe.io.record import ProbeRecord as ProbeRecord
 from ldmprobe.io.record import Scatter as Scatter
 from ldmprobe.io.store import RecordStore as RecordStore
+from ldmprobe.models.autoencoder_model import AutoencoderModel as AutoencoderModel
 from ldmprobe.models.codec import LatentCodec as LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning as ClassConditioning
 from ldmprobe.models.conditioning import Conditioning as Conditioning
@@ -100,6 +101,8 @@ from ldmprobe.models.guidance import Guidance as Guidance
 from ldmprobe.models.preconditioned import EpsilonNetwork as EpsilonNetwork
 from ldmprobe.models.preconditioned import Preconditioned as Preconditioned
 from ldmprobe.models.preconditioned import ScoreNetwork as ScoreNetwork
+from ldmprobe.models.quantization import Quantization as Quantization
+from ldmprobe.models.quantization import VectorQuantization as VectorQuantization
 from ldmprobe.models.wrapper import NetworkWrapper as NetworkWrapper
 from ldmprobe.pretrained.load import PretrainedText as PretrainedText
 from ldmprobe.pretrained.lora import LoRA as LoRA

@@ -13,6 +13,7 @@ import torch
 from diffusers import (
     AuraFlowPipeline,
     AuraFlowTransformer2DModel,
+    AutoencoderDC,
     AutoencoderKL,
     AutoencoderTiny,
     DDIMPipeline,
@@ -62,6 +63,11 @@ def autoencoder(cls: Any = AutoencoderKL, channels: int = 2, levels: int = 2, **
         sides = ("encoder_block_out_channels", "decoder_block_out_channels")
         blocks = dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), (1,) * levels)
         return cls(**dict.fromkeys(sides, (8,) * levels), **blocks, latent_channels=channels, **options)
+    if cls is AutoencoderDC:
+        options.pop("out_channels", None)  # those of its input
+        widths = {"block_out_channels": (8,), "layers_per_block": (1,), "qkv_multiscales": ((),)}
+        sides = {f"{side}_{name}": value * levels for side in ("encoder", "decoder") for name, value in widths.items()}
+        return cls(**sides, latent_channels=channels, attention_head_dim=8, **options)
     return cls(
         down_block_types=("DownEncoderBlock2D",) * levels,
         up_block_types=("UpDecoderBlock2D",) * levels,

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,15 +11,24 @@ from torch import Tensor, nn
 
 from ldmprobe.diffusion.full_precision import Move, without_autocast
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.autoencoder import (
+    as_posterior,
+    autoencoder_folder,
+    check_autoencoder,
+    has_posterior,
+    image_shape_of,
+    images_of,
+    latent_shape_of,
+    latents_of,
+    posterior_of,
+)
 from ldmprobe.models.denoiser import config_of
 from ldmprobe.models.lazy import LazyModule
-from ldmprobe.models.model_folder import ModelFolder
 from ldmprobe.models.pixels import as_floats
 from ldmprobe.types import Batch, Component, PlainValues
 
 IMAGES = ("latent", "moments", "image")
 """What a batch can have that latents are made of: kept latents or moments before images."""
-_CODEC_CLASSES = ("AutoencoderKL", "VQModel", "AutoencoderTiny")
 SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 """The settings of an autoencoder that say how its latents are scaled."""
 
@@ -33,9 +40,9 @@ class LatentCodec(nn.Module):
     where latents come from a cache, not before something is decoded or saved.
 
     Args:
-        autoencoder: folder or hub id of a diffusers AutoencoderKL, VQModel or AutoencoderTiny; "builtin:digits" for the
-            one shipped here; such a module itself; a LazyModule of one; or None for the identity (diffusion in pixel
-            space).
+        autoencoder: folder or hub id of a diffusers AutoencoderKL, VQModel, AutoencoderTiny or AutoencoderDC;
+            "builtin:digits" for the one shipped here; such a module itself; a LazyModule of one; or None for the
+            identity (diffusion in pixel space).
         scale: "config" takes ``scaling_factor`` and ``shift_factor``, or ``latents_mean`` and ``latents_std`` by
             channel, from the autoencoder's config, and measures where it has none; "measure" sets one scale and shift
             from training images so that latents have mean 0 and variance 1; a number is taken as it is.
@@ -66,22 +73,15 @@ class LatentCodec(nn.Module):
     ) -> None:
         super().__init__()
         if isinstance(autoencoder, str):
-            autoencoder = LazyModule(_files(autoencoder, subfolder))
+            autoencoder = LazyModule(autoencoder_folder(autoencoder, subfolder))
         elif autoencoder is not None and not isinstance(autoencoder, LazyModule):
             autoencoder = LazyModule(autoencoder)
         self._modules["autoencoder"] = autoencoder
         outline = self.meta_module
-        if outline is not None and type(outline).__name__ not in _CODEC_CLASSES:
-            raise ConfigurationError(
-                f"{type(outline).__name__} is not a supported autoencoder; expected one of {', '.join(_CODEC_CLASSES)}."
-            )
+        if outline is not None:
+            check_autoencoder(outline)
         self.sample_posterior = sample_posterior
         config = dict(config_of(outline))
-        if config.get("lookup_from_codebook"):
-            raise ConfigurationError(
-                f"{type(outline).__name__} has `lookup_from_codebook`: its latents are numbers of codes, which have no "
-                "scale and take no noise; use an autoencoder with latents that vary continuously."
-            )
         known = outline is None or any(config.get(name) is not None for name in ("scaling_factor", "latents_mean"))
         measure = scale == "measure" or (scale == "config" and not known)
         scale_value, shift_value = torch.ones((), dtype=torch.float32), torch.zeros((), dtype=torch.float32)
@@ -163,7 +163,8 @@ class LatentCodec(nn.Module):
             if "latent" in batch:
                 z = batch["latent"].float()
             elif "moments" in batch:
-                z = self._mode_or_draw(_posterior(batch["moments"].float()), sample_posterior)
+                posterior = as_posterior(batch["moments"].float())
+                z = posterior.sample() if self._samples(sample_posterior) else posterior.mode()
             else:
                 z = self._encode_unscaled(as_floats(batch["image"]), sample_posterior)
             # Noise is drawn in the order of memory, in which convolutions leave it as they like.
@@ -172,7 +173,7 @@ class LatentCodec(nn.Module):
     @property
     def unscaled_kind(self) -> Literal["latent", "moments"]:
         """What ``unscaled`` gives."""
-        return "moments" if self.sample_posterior and type(self.meta_module).__name__ == "AutoencoderKL" else "latent"
+        return "moments" if self.sample_posterior and has_posterior(self.meta_module) else "latent"
 
     @torch.no_grad()
     def unscaled(self, images: Tensor) -> Tensor:
@@ -180,7 +181,7 @@ class LatentCodec(nn.Module):
         c, h, w); or, where the posterior is sampled, its ``moments`` (N, 2c, h, w): mean and log-variance.
         """
         if self.unscaled_kind == "moments":
-            return self.autoencoder.encode(as_floats(images)).latent_dist.parameters
+            return posterior_of(self.autoencoder, as_floats(images)).parameters
         return self._encode_unscaled(as_floats(images), sample_posterior=False)
 
     @torch.no_grad()
@@ -188,50 +189,47 @@ class LatentCodec(nn.Module):
         """Latents (N, c, h, w) → images (N, C, H, W), about [−1, 1], always in float32."""
         with without_autocast(latents.device):
             z = latents.float() / self.scale + self.shift
-            return z if self.autoencoder is None else self.autoencoder.decode(z).sample
+            return z if self.autoencoder is None else images_of(self.autoencoder, z)
 
     def _encode_unscaled(self, images: Tensor, sample_posterior: bool | None = None) -> Tensor:
         if self.autoencoder is None:
             return images
-        encoded = self.autoencoder.encode(images)
-        if not hasattr(encoded, "latent_dist"):
-            return encoded.latents
-        return self._mode_or_draw(encoded.latent_dist, sample_posterior)
+        return latents_of(self.autoencoder, images, self._samples(sample_posterior))
 
-    def _mode_or_draw(self, posterior: Component, sample_posterior: bool | None) -> Tensor:
-        sample = self.sample_posterior if sample_posterior is None else sample_posterior
-        return posterior.sample() if sample else posterior.mode()
+    def _samples(self, asked: bool | None) -> bool:
+        return self.sample_posterior if asked is None else asked
 
     @torch.no_grad()
-    def measure_scale(self, batches: Iterable[Tensor | PlainValues]) -> None:
+    def measure_scale(self, batches: Iterable[Tensor | PlainValues], per_channel: bool = False) -> None:
         """Set scale and shift so that the latents of these images (or batches, as ``latents`` takes them) have mean 0
-        and variance 1 over all entries.
+        and variance 1 over all entries, or over those of each channel.
 
         Every rank must be given the same images. Does nothing if the scale is already known.
         """
         if bool(self.measured):
             return
-        count, total, total_squared = 0, 0.0, 0.0
+        count, total, total_squared = 0, torch.zeros(()).double(), torch.zeros(()).double()
         self.shift.zero_()
         self.scale.fill_(1.0)
         for batch in batches:
             named = batch if isinstance(batch, dict) else {"image": batch}
             tensors = {name: value.to(self.scale.device) for name, value in named.items() if isinstance(value, Tensor)}
             z = self.latents(tensors, sample_posterior=False).double()
-            count += z.numel()
-            total += float(z.sum())
-            total_squared += float((z**2).sum())
+            entries = z.transpose(0, 1).flatten(1) if per_channel else z.flatten()
+            count += entries.shape[-1]
+            total = total + entries.sum(-1).cpu()
+            total_squared = total_squared + (entries**2).sum(-1).cpu()
         if count == 0:
             raise ConfigurationError("There are no training images, so no scale can be measured.")
         mean = total / count
         variance = total_squared / count - mean**2
-        if not variance > 0:
+        if not bool((variance > 0).all()):
             raise ConfigurationError(
                 "The latents of the training images do not vary (or are not finite), so no scale can be measured; "
                 "check the autoencoder and the images."
             )
-        self.shift.fill_(mean)
-        self.scale.fill_(variance**-0.5)
+        for name, value in (("shift", mean), ("scale", variance**-0.5)):
+            self._buffers[name] = (value.view(-1, 1, 1) if per_channel else value).to(self.scale)
         self.measured.fill_(True)
 
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -240,33 +238,7 @@ class LatentCodec(nn.Module):
         Raises:
             ConfigurationError: wrong number of channels, or a size the autoencoder cannot divide.
         """
-        autoencoder, channels = self.meta_module, self.image_channels
-        if autoencoder is None:
-            return tuple(image_shape)
-        if image_shape[0] != channels:
-            raise ConfigurationError(
-                f"The images have {image_shape[0]} channel(s) but {type(autoencoder).__name__} encodes {channels}; set "
-                f"the data's `channels: {channels}`."
-            )
-        image = torch.zeros(1, *image_shape, device=autoencoder.device)
-        try:
-            encoded = autoencoder.encode(image)
-            latent = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
-            decoded = autoencoder.decode(latent).sample.shape[1:]
-        except RuntimeError as error:
-            raise ConfigurationError(
-                f"Images of {image_shape[1]}×{image_shape[2]} cannot be encoded ({error}); set the data's `image_size` "
-                "larger."
-            ) from error
-        if tuple(decoded[1:]) != tuple(image_shape[1:]):
-            factor = max(1, decoded[-1] // latent.shape[-1])
-            fitting = max(factor, image_shape[-1] // factor * factor)
-            raise ConfigurationError(
-                f"Images of {image_shape[1]}×{image_shape[2]} cannot be divided by the autoencoder's factor {factor} "
-                f"(they come back as {decoded[1]}×{decoded[2]}); set the data's `image_size` to a multiple of "
-                f"{factor}, such as {fitting}."
-            )
-        return tuple(latent.shape[1:])
+        return tuple(image_shape) if self.meta_module is None else latent_shape_of(self.meta_module, image_shape)
 
     def image_shape(self, latent_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape (C, H, W) of the images that latents (c, h, w) become, found by decoding one.
@@ -274,17 +246,7 @@ class LatentCodec(nn.Module):
         Raises:
             ConfigurationError: the autoencoder does not take them.
         """
-        autoencoder = self.meta_module
-        if autoencoder is None:
-            return tuple(latent_shape)
-        try:
-            image = autoencoder.decode(torch.zeros(1, *latent_shape, device=autoencoder.device)).sample
-        except RuntimeError as error:
-            raise ConfigurationError(
-                f"{type(autoencoder).__name__} cannot decode latents of shape {tuple(latent_shape)}: {error}. Take "
-                "network and autoencoder from one pipeline."
-            ) from error
-        return tuple(image.shape[1:])
+        return tuple(latent_shape) if self.meta_module is None else image_shape_of(self.meta_module, latent_shape)
 
 
 def in_digits(values: Tensor, digits: str) -> str:
@@ -340,40 +302,3 @@ def _numbers(config: PlainValues, name: str) -> list[float] | None:
             f"The autoencoder's {name} is {values!r}; expected a list of numbers, one for each channel."
         )
     return [float(value) for value in values]
-
-
-def _posterior(moments: Tensor) -> Component:
-    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-
-    return DiagonalGaussianDistribution(moments)
-
-
-def _files(name: str, subfolder: str | None) -> ModelFolder:
-    """Of a folder; or, of a hub id, downloaded.
-
-    Raises:
-        ConfigurationError: there is no autoencoder.
-    """
-    from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
-    from huggingface_hub import hf_hub_download
-
-    classes = {cls.__name__: cls for cls in (AutoencoderKL, VQModel, AutoencoderTiny)}
-    where = f"{name}/{subfolder}" if subfolder else name
-    folder = Path(_place(name), subfolder or "")
-    try:
-        if not folder.is_dir():
-            folder = Path(hf_hub_download(name, "config.json", subfolder=subfolder)).parent
-            hf_hub_download(name, "diffusion_pytorch_model.safetensors", subfolder=subfolder)
-        class_name = str(dict(AutoencoderKL.load_config(folder)).get("_class_name"))
-    except Exception as error:  # diffusers and the hub raise many kinds, all meaning "not loadable"
-        raise ConfigurationError(f"No autoencoder could be loaded from {where!r}: {error}") from error
-    if class_name not in classes:
-        raise ConfigurationError(
-            f"{where} holds a {class_name}; expected one of {', '.join(classes)}. For a pipeline folder give its "
-            "`subfolder`, such as 'vae'."
-        )
-    return ModelFolder(folder, classes[class_name])
-
-
-def _place(name: str) -> str:
-    return str(files("ldmprobe.models") / "digits_autoencoder") if name == "builtin:digits" else name

@@ -4,16 +4,16 @@ from importlib.resources import files
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, VQModel
+from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
 
 from ldmprobe import ImageData, LatentCodec
 from tests.helpers import FLOAT32, refused, tiny_unet
 from tests.pipelines import autoencoder
 
-CLASSES = {"AutoencoderKL": AutoencoderKL, "VQModel": VQModel, "AutoencoderTiny": AutoencoderTiny}
+CLASSES = {cls.__name__: cls for cls in (AutoencoderKL, VQModel, AutoencoderTiny, AutoencoderDC)}
 KINDS = list(CLASSES)
-SCALE = {"AutoencoderKL": 0.4, "VQModel": 0.3, "AutoencoderTiny": 0.5}
-SHIFT = {"AutoencoderKL": 0.25, "VQModel": 0.0, "AutoencoderTiny": 0.0}
+SCALE = {"AutoencoderKL": 0.4, "VQModel": 0.3, "AutoencoderTiny": 0.5, "AutoencoderDC": 2.0}
+SHIFT = {"AutoencoderKL": 0.25, "VQModel": 0.0, "AutoencoderTiny": 0.0, "AutoencoderDC": 0.0}
 
 
 def tiny_autoencoder(kind: str, channels: int = 3, levels: int = 3):
@@ -31,6 +31,8 @@ def _images(n: int = 4, channels: int = 3, size: int = 16, seed: int = 1) -> tor
 @torch.no_grad()
 def _raw_latents(autoencoder, images):
     encoded = autoencoder.encode(images)
+    if isinstance(autoencoder, AutoencoderDC):
+        return encoded.latent
     return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
 
 
@@ -81,6 +83,15 @@ def test_measured_latents_have_mean_0_and_variance_1(kind):
     latents = codec.encode(torch.cat([_images(5, seed=1), _images(3, seed=2)])).double()
     assert abs(latents.mean()) < 1e-5
     assert latents.var(correction=0) == pytest.approx(1, abs=1e-4)
+
+
+def test_measured_channels_have_mean_0_and_variance_1_each():
+    codec = LatentCodec(tiny_autoencoder("AutoencoderKL"), scale="measure")
+    codec.measure_scale([_images(5, seed=1), _images(3, seed=2)], per_channel=True)
+    latents = codec.encode(torch.cat([_images(5, seed=1), _images(3, seed=2)])).double()
+    assert codec.scale.shape == codec.shift.shape == (2, 1, 1)
+    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(2).double(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(latents.var((0, 2, 3), correction=0), torch.ones(2).double(), rtol=1e-4, atol=0)
 
 
 def test_a_scale_is_measured_once_and_travels_in_the_state_dict():
@@ -226,8 +237,8 @@ def test_the_digits_autoencoder_is_small():
     ("channels", "size", "message"),
     [
         (1, 16, r"3 channel\(s\) but {kind} encodes 1; set the data's `channels: 1`"),
-        (3, 18, r"factor 4 .*`image_size` to a multiple of 4, such as 16\."),
-        (3, 30, r"factor 4 .*`image_size` to a multiple of 4, such as 28\."),
+        (3, 18, r"factor 4.*`image_size` to a multiple of 4, such as 16\."),
+        (3, 30, r"factor 4.*`image_size` to a multiple of 4, such as 28\."),
         (3, 2, "image_size"),
     ],
 )

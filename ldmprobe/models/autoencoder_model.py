@@ -1,0 +1,109 @@
+"""AutoencoderModel: the first stage as a probe looks at it, from a LightningModule in training, a checkpoint or a
+folder.
+
+A user's own LightningModule is probed by returning one of these from a method called ``autoencoder_model``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from ldmprobe.diffusion.full_precision import without_autocast
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.autoencoder import check_autoencoder, images_of, latent_shape_of, latents_of, posterior_of
+from ldmprobe.models.denoiser import network_config
+from ldmprobe.types import Component, PlainValues
+
+
+@dataclass(frozen=True)
+class AutoencoderModel:
+    """An autoencoder of diffusers with what is known of its training.
+
+    Attributes:
+        network: an AutoencoderKL, VQModel, AutoencoderTiny or AutoencoderDC.
+        image_shape: (C, H, W) of the images that it is for; empty where that is not known.
+        weights: which weights these are, such as "ema" or "raw"; goes into the record.
+        trained_steps: optimizer steps behind these weights, where known.
+        trained_on: a summary of the data that they were trained on, where known (``DataIdentity.summary``).
+
+    Raises:
+        ConfigurationError: it is another network.
+    """
+
+    network: Component
+    image_shape: tuple[int, ...] = ()
+    weights: str = "raw"
+    trained_steps: int = 0
+    trained_on: PlainValues = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_autoencoder(self.network)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Everything whose train/eval mode a probe sets and restores."""
+        return [self.network]
+
+    @cached_property
+    def latent_shape(self) -> tuple[int, ...]:
+        """(c, h, w) of the latents of its images; empty where these are not known.
+
+        Raises:
+            ConfigurationError: it does not take images of this shape.
+        """
+        return latent_shape_of(self.network, self.image_shape) if self.image_shape else ()
+
+    @property
+    def description(self) -> PlainValues:
+        """Class and configuration as plain values."""
+        return network_config(self.network) or {}
+
+    @torch.no_grad()
+    def posterior(self, images: Tensor) -> Component:
+        """Return q(z|x) of images (N, C, H, W), in float32; of a network that ``has_posterior``."""
+        with without_autocast(images.device):
+            return posterior_of(self.network, images.float())
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images (N, C, H, W) in [−1, 1] → latents (N, c, h, w) without scale, before any quantization, in float32: the
+        posterior's mode where there is one.
+        """
+        with without_autocast(images.device):
+            return latents_of(self.network, images.float())
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (N, c, h, w) without scale → images (N, C, H, W), about [−1, 1], in float32."""
+        with without_autocast(latents.device):
+            return images_of(self.network, latents.float())
+
+
+@runtime_checkable
+class HasAutoencoder(Protocol):
+    """A LightningModule that says which autoencoder of it is to be probed."""
+
+    def autoencoder_model(self) -> AutoencoderModel: ...
+
+
+def autoencoder_model_of(module: object) -> AutoencoderModel:
+    """Return what a LightningModule's ``autoencoder_model()`` returns.
+
+    Raises:
+        ConfigurationError: it has no such method.
+    """
+    if not isinstance(module, HasAutoencoder):
+        raise ConfigurationError(
+            f"{type(module).__name__} trains no autoencoder that could be probed: use ldmprobe.Autoencoding, or give "
+            "it a method `autoencoder_model(self) -> ldmprobe.AutoencoderModel`."
+        )
+    return module.autoencoder_model()
