@@ -1,0 +1,180 @@
+r"""Vector quantization: codes that are learned, by gradient or by moving averages, from data on.
+
+Codes of diffusers and taming start within ±1/K, far inside the latents, where a few of them take everything and the
+others are never moved. Here they start as the centers of the first batch (k-means), and one that is hardly used is put
+where a latent is (Dhariwal et al., 2020, arXiv:2005.00341, section 3).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from ldmprobe.errors import check_numbers
+from ldmprobe.models.quantization.base import Gather, Quantization, Quantized, code_statistics, vectors_of
+from ldmprobe.types import Component
+
+_LLOYD_STEPS = 10
+_VECTORS_PER_CODE = 16  # of the first batch, in which centers are sought
+_UNUSED = 1e-6  # of a fair share: a code's average that says nothing anymore
+
+
+class CodebookQuantization(Quantization, ABC):
+    """Codes that start from data and are revived.
+
+    Attributes:
+        usage: (K,), moving average over steps of the share of vectors that each code was taken for, in fair shares 1/K.
+    """
+
+    usage: Tensor
+
+    def __init__(self, commitment: float, revive_below: float, usage_decay: float) -> None:
+        super().__init__()
+        name = type(self).__name__
+        check_numbers(name, 0, commitment=commitment)
+        check_numbers(name, 0, 1, revive_below=revive_below, usage_decay=usage_decay)
+        self.commitment, self.revive_below, self.usage_decay = commitment, revive_below, usage_decay
+        self._forget()
+
+    def prepare(self, network: Component) -> None:
+        # By default diffusers has β on the codebook's term instead.
+        network.quantize.legacy, network.quantize.beta = False, self.commitment
+        self.register_buffer("usage", torch.ones(network.quantize.n_e))
+
+    @torch.no_grad()
+    def begin(self, codebooks: list[nn.Parameter], latents: Tensor, gather: Gather, generator: torch.Generator) -> None:
+        vectors = gather(vectors_of(latents.detach()).contiguous())
+        for codes in codebooks:
+            codes.copy_(_centers(vectors, len(codes), generator) if codes is codebooks[0] else codebooks[0])
+        self.begun.fill_(True)
+
+    def forward(self, network: Component, latents: Tensor) -> Quantized:
+        quantized, loss, (_, _, codes) = network.quantize(latents)
+        if self.training:
+            self._see(vectors_of(latents.detach()), codes.flatten())
+        return Quantized(quantized, self._loss(latents, quantized, loss), code_statistics(codes, network.quantize.n_e))
+
+    @torch.no_grad()
+    def after_step(self, codebooks: list[nn.Parameter], gather: Gather, generator: torch.Generator) -> None:
+        if self._counts is None:
+            return
+        counts, sums = gather(self._counts[None]).sum(0), gather(self._sums[None]).sum(0)
+        fair = counts.sum() / len(counts)
+        self.usage.lerp_(counts / fair, 1 - self.usage_decay)
+        self._move(codebooks, sums / fair)
+        if bool((rare := self.usage < self.revive_below).any()):
+            self._revive(codebooks, rare, gather(self._draw(len(counts), generator)), generator)
+        self._forget()
+
+    @abstractmethod
+    def _loss(self, latents: Tensor, quantized: Tensor, both_terms: Tensor) -> Tensor:
+        """Return the term of the loss."""
+
+    def _move(self, codebooks: list[nn.Parameter], sums: Tensor) -> None:
+        """Move codes by the sums (K, c) of the vectors that each was taken for, divided by a fair share of vectors."""
+
+    def _revive(self, codebooks: list[nn.Parameter], rare: Tensor, pool: Tensor, generator: torch.Generator) -> None:
+        """Put the ``rare`` (K,) codes where vectors of the ``pool`` are, and count them as used."""
+        chosen = pool[torch.randperm(len(pool), generator=generator)[: int(rare.sum())].to(pool.device)]
+        for codes in codebooks:
+            codes[rare] = chosen.to(codes.dtype)
+        self.usage[rare] = 1.0
+
+    def _see(self, vectors: Tensor, codes: Tensor) -> None:
+        counts = torch.bincount(codes, minlength=len(self.usage)).to(vectors.dtype)
+        sums = vectors.new_zeros(len(counts), vectors.shape[1]).index_add_(0, codes, vectors)
+        known = self._counts is not None
+        self._counts, self._sums = (self._counts + counts, self._sums + sums) if known else (counts, sums)
+        self._vectors = vectors
+
+    def _draw(self, number: int, generator: torch.Generator) -> Tensor:
+        """Return as many vectors of the last pass on every rank, whatever the size of its batch."""
+        return self._vectors[torch.randint(len(self._vectors), (number,), generator=generator).to(self._vectors.device)]
+
+    def _forget(self) -> None:
+        self._counts: Tensor | None = None
+        self._sums: Tensor = torch.empty(0)
+        self._vectors: Tensor = torch.empty(0)
+
+
+class VectorQuantization(CodebookQuantization):
+    """Codes trained by gradient (van den Oord et al., 2017, arXiv:1711.00937, eq. 3; VQGAN: arXiv:2012.09841, eq. 4):
+    loss ‖sg[z] − e‖² + β ‖z − sg[e]‖², straight-through.
+
+    Args:
+        commitment: β.
+        revive_below: a code that is used less than this share of 1/K, on average, is put where a latent is; at K = 256
+            the default is one in 1,000 vectors. 0 revives none.
+        usage_decay: of that average, per step.
+    """
+
+    def __init__(self, commitment: float = 0.25, revive_below: float = 0.25, usage_decay: float = 0.99) -> None:
+        super().__init__(commitment, revive_below, usage_decay)
+
+    def _loss(self, latents: Tensor, quantized: Tensor, both_terms: Tensor) -> Tensor:
+        return both_terms
+
+
+class MovingAverageQuantization(CodebookQuantization):
+    """Codes that are moving averages of the vectors they are taken for (arXiv:1711.00937, appendix A.1, eq. 6–8):
+    e = m/n, m ← γ m + (1 − γ) Σ z, n ← γ n + (1 − γ) N; loss β ‖z − sg[e]‖², straight-through.
+
+    Args:
+        commitment: β.
+        revive_below: a code that is used less than this share of 1/K, on average, is put where a latent is; at K = 256
+            the default is one in 1,000 vectors. 0 revives none.
+        decay: γ per step.
+
+    Attributes:
+        sums: m (K, c), in fair shares of vectors as ``usage``, which is n.
+    """
+
+    sums: Tensor
+
+    def __init__(self, commitment: float = 0.25, revive_below: float = 0.25, decay: float = 0.99) -> None:
+        super().__init__(commitment, revive_below, decay)
+
+    def prepare(self, network: Component) -> None:
+        super().prepare(network)
+        network.quantize.embedding.weight.requires_grad_(False)
+        self.register_buffer("sums", network.quantize.embedding.weight.detach().clone())
+
+    @torch.no_grad()
+    def begin(self, codebooks: list[nn.Parameter], latents: Tensor, gather: Gather, generator: torch.Generator) -> None:
+        super().begin(codebooks, latents, gather, generator)
+        self.sums.copy_(codebooks[0])
+
+    def _loss(self, latents: Tensor, quantized: Tensor, both_terms: Tensor) -> Tensor:
+        return self.commitment * (latents - quantized.detach()).square().mean()
+
+    def _move(self, codebooks: list[nn.Parameter], sums: Tensor) -> None:
+        self.sums.lerp_(sums, 1 - self.usage_decay)
+        known = self.usage > _UNUSED
+        for codes in codebooks:
+            codes[known] = (self.sums[known] / self.usage[known, None]).to(codes.dtype)
+
+    def _revive(self, codebooks: list[nn.Parameter], rare: Tensor, pool: Tensor, generator: torch.Generator) -> None:
+        super()._revive(codebooks, rare, pool, generator)
+        self.sums[rare] = codebooks[0][rare].to(self.sums.dtype)
+
+
+def _centers(vectors: Tensor, number: int, generator: torch.Generator) -> Tensor:
+    """Return ``number`` centers of vectors (n, c) by Lloyd's algorithm, from vectors drawn; one that nothing is nearest
+    to is drawn again. Of fewer vectors some are taken several times, a little apart.
+    """
+    order = torch.randperm(len(vectors), generator=generator).to(vectors.device)
+    vectors = vectors[order[: _VECTORS_PER_CODE * number]].float()
+    if len(vectors) <= number:
+        repeated = vectors[torch.arange(number, device=vectors.device) % len(vectors)]
+        apart = 1e-2 * vectors.std() * torch.randn(repeated.shape, generator=generator).to(vectors)
+        return repeated + apart * (torch.arange(number, device=vectors.device) >= len(vectors))[:, None]
+    centers = vectors[:number]
+    for _ in range(_LLOYD_STEPS):
+        nearest = torch.cdist(vectors, centers).argmin(1)
+        counts = torch.bincount(nearest, minlength=number)
+        sums = torch.zeros_like(centers).index_add_(0, nearest, vectors)
+        drawn = vectors[torch.randint(len(vectors), (number,), generator=generator).to(vectors.device)]
+        centers = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1)[:, None], drawn)
+    return centers
