@@ -7,6 +7,10 @@ from ldmprobe.analysis.balancing import Measured as Measured
 from ldmprobe.analysis.balancing import Recoverable as Recoverable
 from ldmprobe.analysis.balancing import SamplingGap as SamplingGap
 from ldmprobe.analysis.balancing import SkillToReference as SkillToReference
+from ldmprobe.analysis.rate_distortion import LinearAutoencoder as LinearAutoencoder
+from ldmprobe.analysis.rate_distortion import WaterFilling as WaterFilling
+from ldmprobe.analysis.rate_distortion import reverse_water_filling as reverse_water_filling
+from ldmprobe.analysis.rate_distortion import water_level as water_level
 from ldmprobe.comparison.compare import write_comparison as write_comparison
 from ldmprobe.data.annotations import BoxesColumn as BoxesColumn
 from ldmprobe.data.annotations import MaskColumn as MaskColumn
@@ -101,7 +105,12 @@ from ldmprobe.models.guidance import Guidance as Guidance
 from ldmprobe.models.preconditioned import EpsilonNetwork as EpsilonNetwork
 from ldmprobe.models.preconditioned import Preconditioned as Preconditioned
 from ldmprobe.models.preconditioned import ScoreNetwork as ScoreNetwork
+from ldmprobe.models.quantization import BinarySphericalQuantization as BinarySphericalQuantization
+from ldmprobe.models.quantization import FiniteScalarQuantization as FiniteScalarQuantization
+from ldmprobe.models.quantization import LookupFreeQuantization as LookupFreeQuantization
+from ldmprobe.models.quantization import MovingAverageQuantization as MovingAverageQuantization
 from ldmprobe.models.quantization import Quantization as Quantization
+from ldmprobe.models.quantization import Quantized as Quantized
 from ldmprobe.models.quantization import VectorQuantization as VectorQuantization
 from ldmprobe.models.wrapper import NetworkWrapper as NetworkWrapper
 from ldmprobe.pretrained.load import PretrainedText as PretrainedText

@@ -111,7 +111,7 @@ def test_moving_averages_are_the_mean_of_what_a_code_was_taken_for_on_all_ranks(
     there = copy.deepcopy(parts)
     parts(other, encodings[:32])
     there(other, encodings[32:])
-    halves = iter([there._counts[None], there._sums[None]])
+    halves = iter([there._seen.counts[None], there._seen.sums[None]])
     parts.after_step([other.quantize.embedding.weight], lambda t: torch.cat([t, next(halves)]), drawn())
     torch.testing.assert_close(other.quantize.embedding.weight, model.quantize.embedding.weight, **FLOAT32)
 

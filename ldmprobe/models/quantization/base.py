@@ -1,7 +1,7 @@
 """Quantization: what moves the codes of a VQModel in training, and what draws its latents to them.
 
 Whatever is trained is a stock VQModel of diffusers at every moment: its ``quantize.embedding.weight`` (K, c) holds the
-codes, and its decoder takes the nearest one. A quantization decides what moves the codes and what draws latents to them:
+codes, and its decoder takes the nearest one. A quantization is asked four times:
 
 1. ``prepare(network)`` before training: settings of the VQModel, and codes that are known beforehand.
 2. ``begin(…)`` once, with the latents of the first batch: codes that start from data.

@@ -109,9 +109,7 @@ class BinarySphericalQuantization(BinaryQuantization):
         sharpness: τ.
     """
 
-    def __init__(
-        self, bits: int, entropy_weight: float = 0.1, diversity: float = 1.0, sharpness: float = 10.0
-    ) -> None:
+    def __init__(self, bits: int, entropy_weight: float = 0.1, diversity: float = 1.0, sharpness: float = 10.0) -> None:
         super().__init__(bits, entropy_weight, diversity, sharpness, commitment=0.0)
 
     @property

@@ -8,6 +8,7 @@ where a latent is (Dhariwal et al., 2020, arXiv:2005.00341, section 3).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,20 @@ from ldmprobe.types import Component
 _LLOYD_STEPS = 10
 _VECTORS_PER_CODE = 16  # of the first batch, in which centers are sought
 _UNUSED = 1e-6  # of a fair share: a code's average that says nothing anymore
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """How often each code was taken since the last step (K,), the sums of what it was taken for (K, c), and the vectors
+    of the last pass (n, c).
+    """
+
+    counts: Tensor
+    sums: Tensor
+    vectors: Tensor
+
+    def joined(self, counts: Tensor, sums: Tensor, vectors: Tensor) -> _Seen:
+        return _Seen(self.counts + counts, self.sums + sums, vectors)
 
 
 class CodebookQuantization(Quantization, ABC):
@@ -36,7 +51,7 @@ class CodebookQuantization(Quantization, ABC):
         check_numbers(name, 0, commitment=commitment)
         check_numbers(name, 0, 1, revive_below=revive_below, usage_decay=usage_decay)
         self.commitment, self.revive_below, self.usage_decay = commitment, revive_below, usage_decay
-        self._forget()
+        self._seen: _Seen | None = None
 
     def prepare(self, network: Component) -> None:
         # By default diffusers has β on the codebook's term instead.
@@ -58,15 +73,19 @@ class CodebookQuantization(Quantization, ABC):
 
     @torch.no_grad()
     def after_step(self, codebooks: list[nn.Parameter], gather: Gather, generator: torch.Generator) -> None:
-        if self._counts is None:
+        if (seen := self._seen) is None:
             return
-        counts, sums = gather(self._counts[None]).sum(0), gather(self._sums[None]).sum(0)
+        counts, sums = gather(seen.counts[None]).sum(0), gather(seen.sums[None]).sum(0)
         fair = counts.sum() / len(counts)
         self.usage.lerp_(counts / fair, 1 - self.usage_decay)
         self._move(codebooks, sums / fair)
         if bool((rare := self.usage < self.revive_below).any()):
-            self._revive(codebooks, rare, gather(self._draw(len(counts), generator)), generator)
-        self._forget()
+            # As many vectors on every rank, whatever the size of its batch.
+            drawn = torch.randint(len(seen.vectors), (len(counts),), generator=generator)
+            pool = gather(seen.vectors[drawn.to(counts.device)])
+            chosen = torch.randperm(len(pool), generator=generator)[: int(rare.sum())]
+            self._revive(codebooks, rare, pool[chosen.to(pool.device)])
+        self._seen = None
 
     @abstractmethod
     def _loss(self, latents: Tensor, quantized: Tensor, both_terms: Tensor) -> Tensor:
@@ -75,28 +94,17 @@ class CodebookQuantization(Quantization, ABC):
     def _move(self, codebooks: list[nn.Parameter], sums: Tensor) -> None:
         """Move codes by the sums (K, c) of the vectors that each was taken for, divided by a fair share of vectors."""
 
-    def _revive(self, codebooks: list[nn.Parameter], rare: Tensor, pool: Tensor, generator: torch.Generator) -> None:
-        """Put the ``rare`` (K,) codes where vectors of the ``pool`` are, and count them as used."""
-        chosen = pool[torch.randperm(len(pool), generator=generator)[: int(rare.sum())].to(pool.device)]
+    def _revive(self, codebooks: list[nn.Parameter], rare: Tensor, vectors: Tensor) -> None:
+        """Put the ``rare`` (K,) codes where ``vectors`` (sum of rare, c) are, and count them as used."""
         for codes in codebooks:
-            codes[rare] = chosen.to(codes.dtype)
+            codes[rare] = vectors.to(codes.dtype)
         self.usage[rare] = 1.0
 
     def _see(self, vectors: Tensor, codes: Tensor) -> None:
         counts = torch.bincount(codes, minlength=len(self.usage)).to(vectors.dtype)
         sums = vectors.new_zeros(len(counts), vectors.shape[1]).index_add_(0, codes, vectors)
-        known = self._counts is not None
-        self._counts, self._sums = (self._counts + counts, self._sums + sums) if known else (counts, sums)
-        self._vectors = vectors
-
-    def _draw(self, number: int, generator: torch.Generator) -> Tensor:
-        """Return as many vectors of the last pass on every rank, whatever the size of its batch."""
-        return self._vectors[torch.randint(len(self._vectors), (number,), generator=generator).to(self._vectors.device)]
-
-    def _forget(self) -> None:
-        self._counts: Tensor | None = None
-        self._sums: Tensor = torch.empty(0)
-        self._vectors: Tensor = torch.empty(0)
+        before = self._seen
+        self._seen = _Seen(counts, sums, vectors) if before is None else before.joined(counts, sums, vectors)
 
 
 class VectorQuantization(CodebookQuantization):
@@ -155,8 +163,8 @@ class MovingAverageQuantization(CodebookQuantization):
         for codes in codebooks:
             codes[known] = (self.sums[known] / self.usage[known, None]).to(codes.dtype)
 
-    def _revive(self, codebooks: list[nn.Parameter], rare: Tensor, pool: Tensor, generator: torch.Generator) -> None:
-        super()._revive(codebooks, rare, pool, generator)
+    def _revive(self, codebooks: list[nn.Parameter], rare: Tensor, vectors: Tensor) -> None:
+        super()._revive(codebooks, rare, vectors)
         self.sums[rare] = codebooks[0][rare].to(self.sums.dtype)
 
 
