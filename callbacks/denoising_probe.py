@@ -13,7 +13,7 @@ from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
-from ldmprobe.models.diffusion_model import diffusion_model_of
+from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics
@@ -21,7 +21,7 @@ from ldmprobe.probing.probe import Ranks
 from ldmprobe.tracking.scalars import Detail
 
 
-class DenoisingProbe(ProbeCallback):
+class DenoisingProbe(ProbeCallback[DiffusionModel]):
     """Denoises held-out latents, with noise fixed per image, on a fixed grid of log-SNR; no sampling.
 
     What it finds: ``probing.denoising.METRICS`` (docs/METRICS.md).
@@ -66,7 +66,7 @@ class DenoisingProbe(ProbeCallback):
         self._previous: ProbeRecord | None = None
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
-        model = diffusion_model_of(pl_module)
+        model = self.subject(pl_module)
         if self._reference is None:
             self._reference = reference_of(trainer, model, self.num_reference)
         if self._held_out is None or model.conditioning.trained:

@@ -16,7 +16,7 @@ from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
-from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
+from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.forgetting import KindOfData, probe_forgetting
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics
@@ -26,7 +26,7 @@ from ldmprobe.tracking.scalars import Detail
 _log = logging.getLogger(__name__)
 
 
-class Forgetting(ProbeCallback):
+class Forgetting(ProbeCallback[DiffusionModel]):
     """Runs the denoising probe on held-out data of the base model's kind and on the Trainer's, and compares both, draw
     by draw, with what it found before the first optimizer step. No copy of the base model is kept: the record of step 0
     has the errors of its every draw.
@@ -102,7 +102,7 @@ class Forgetting(ProbeCallback):
             raise ConfigurationError(f"Forgetting cannot use its base_data: {error}") from error
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
-        model = diffusion_model_of(pl_module)
+        model = self.subject(pl_module)
         base_data = self.base_data
         if self._references is None:
             self._references = (

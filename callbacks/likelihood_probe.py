@@ -8,14 +8,14 @@ from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.callbacks.probe_data import held_out_of, reference_of
 from ldmprobe.errors import check_numbers
 from ldmprobe.io.record import ProbeRecord
-from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
+from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.likelihood import Flow, probe_likelihood
 from ldmprobe.probing.probe import Ranks, evaluating
 
 
-class LikelihoodProbe(ProbeCallback):
+class LikelihoodProbe(ProbeCallback[DiffusionModel]):
     """Bits per dimension of held-out latents, by the model's probability flow, with the EMA weights if there are any.
 
     What it finds: ``probing.likelihood.METRICS`` (docs/METRICS.md).
@@ -51,7 +51,7 @@ class LikelihoodProbe(ProbeCallback):
             Flow(model, self.log_snr_step)
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
-        model = diffusion_model_of(pl_module)
+        model = self.subject(pl_module)
         if self._reference is None:
             self._reference = reference_of(trainer, model, self.num_reference)
         if self._held_out is None or model.conditioning.trained:

@@ -9,11 +9,12 @@ from contextlib import contextmanager
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import get_args
+from typing import Generic, Protocol, TypeVar, cast, get_args
 from weakref import WeakKeyDictionary
 
 import lightning as L
 from lightning.pytorch.utilities.exceptions import SIGTERMException
+from torch import nn
 
 from ldmprobe.callbacks.monitored import check_monitors, show_metrics
 from ldmprobe.callbacks.rank_zero import from_rank_zero
@@ -22,7 +23,7 @@ from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.run_directory import lock, unlock
 from ldmprobe.io.store import RecordStore
 from ldmprobe.lightning_private import callbacks_of
-from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
+from ldmprobe.models.diffusion_model import diffusion_model_of
 from ldmprobe.probing.non_finite import first_not_finite
 from ldmprobe.probing.probe import Progress, Ranks, plain_stderr, progress_bar
 from ldmprobe.tracking.history import RunningHistory
@@ -40,7 +41,17 @@ _RANGES = {  # of arguments that callbacks share; what an analysis needs at leas
 _thrown_away: WeakKeyDictionary[L.Trainer, TemporaryDirectory[str]] = WeakKeyDictionary()
 
 
-class ProbeCallback(L.Callback, ABC):
+class Subject(Protocol):
+    """What a probe looks at: its network, and more that the probe knows of."""
+
+    @property
+    def network(self) -> nn.Module: ...
+
+
+S = TypeVar("S", bound=Subject)
+
+
+class ProbeCallback(L.Callback, ABC, Generic[S]):
     """Runs ``probe`` before the first optimizer step, every ``every_n_steps`` of them, and at the end; puts the record
     on disk in ``trainer.default_root_dir/probes``, then hands it to the loggers.
 
@@ -89,13 +100,21 @@ class ProbeCallback(L.Callback, ABC):
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord | None:
         """One record, the same on every rank; called on all of them."""
 
+    def subject(self, pl_module: L.LightningModule) -> S:
+        """What of the module this probe looks at; its DiffusionModel, unless a kind of probe says otherwise.
+
+        Raises:
+            ConfigurationError: the module has none.
+        """
+        return cast("S", diffusion_model_of(pl_module))
+
     @property
     def records(self) -> str:
         """A name that tells the records from those of other probes; no two callbacks of a Trainer may share it."""
         return type(self).__name__
 
-    def check(self, model: DiffusionModel) -> None:
-        """Raise ConfigurationError if ``model`` cannot be probed as configured; called before training."""
+    def check(self, model: S) -> None:
+        """Raise ConfigurationError if ``model``, the subject, cannot be probed as configured; before training."""
 
     # --- when ------------------------------------------------------------------------------------------------------
 
@@ -118,7 +137,7 @@ class ProbeCallback(L.Callback, ABC):
             )
         for name, (at_least, at_most) in _RANGES.items():
             check_numbers(type(self).__name__, at_least, at_most, **{name: vars(self).get(name)})
-        self.check(diffusion_model_of(pl_module))
+        self.check(self.subject(pl_module))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         show_metrics(trainer, self._metrics)
@@ -191,7 +210,7 @@ class ProbeCallback(L.Callback, ABC):
 
     def _look_for_nan(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Say once that a model with NaN in its weights is probed; its record has gaps."""
-        name = None if self._nan_told else first_not_finite(diffusion_model_of(pl_module).network.named_parameters())
+        name = None if self._nan_told else first_not_finite(self.subject(pl_module).network.named_parameters())
         if name is not None:
             self._nan_told = True
             _log.warning(

@@ -17,7 +17,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.features.classifier import FeatureNetwork
 from ldmprobe.features.inception import Inception
 from ldmprobe.io.record import ProbeRecord
-from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
+from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import Guidance
 from ldmprobe.probing.probe import Ranks, evaluating
 from ldmprobe.probing.quality import probe_quality, refuse_too_few
@@ -27,7 +27,7 @@ from ldmprobe.probing.sampling import Sampling
 _log = logging.getLogger(__name__)
 
 
-class SampleQuality(ProbeCallback):
+class SampleQuality(ProbeCallback[DiffusionModel]):
     """Sample from fixed noise, by DDIM if no other sampler is named, with the EMA weights if there are any, decode, and
     compare with real images.
 
@@ -98,7 +98,7 @@ class SampleQuality(ProbeCallback):
             )
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
-        model = diffusion_model_of(pl_module)
+        model = self.subject(pl_module)
         assert self._network is not None
         if self._real_features is None:
             self._real_features = self._features_of_real_images(trainer, model, self._network)

@@ -10,7 +10,7 @@ from ldmprobe.diffusion.grids import Grid
 from ldmprobe.diffusion.samplers import Sampler
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.record import PROBE_NAME, ProbeRecord
-from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
+from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import Guidance
 from ldmprobe.probing.analyses import Analysis
 from ldmprobe.probing.held_out import HeldOut
@@ -21,7 +21,7 @@ from ldmprobe.probing.sampling_probe import probe_sampling, record_name
 from ldmprobe.tracking.scalars import Detail
 
 
-class SamplingProbe(ProbeCallback):
+class SamplingProbe(ProbeCallback[DiffusionModel]):
     """Sample latents from fixed noise, with the EMA weights if there are any, and analyze every step.
 
     A run may have several, with different samplers or grids. What each finds is declared by the analyses, each in its
@@ -81,7 +81,7 @@ class SamplingProbe(ProbeCallback):
         self.sampling.levels(model, real=True)
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
-        model = diffusion_model_of(pl_module)
+        model = self.subject(pl_module)
         if self._reference is None:
             self._reference = reference_of(trainer, model, self.num_reference)
         if has_held_out(trainer) and (self._held_out is None or model.conditioning.trained):

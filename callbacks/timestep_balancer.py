@@ -20,7 +20,7 @@ from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, ProbeRecord
-from ldmprobe.models.diffusion_model import DiffusionModel, diffusion_model_of
+from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import MarginalGap
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
@@ -61,7 +61,7 @@ METRICS = (
 )  # fmt: skip
 
 
-class TimestepBalancer(ProbeCallback):
+class TimestepBalancer(ProbeCallback[DiffusionModel]):
     """Probes held-out data a little and often, and steers a ``BalancedTimesteps``,
     which must be the model's ``timesteps``, towards the noise levels where more training pays
     (``analysis/balancing.py``).
@@ -162,7 +162,7 @@ class TimestepBalancer(ProbeCallback):
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
         began = seconds_spent(pl_module.device)
-        model = diffusion_model_of(pl_module)
+        model = self.subject(pl_module)
         if self._reference is None:
             self._reference = reference_of(trainer, model, self.num_reference)
         if self._held_out is None or model.conditioning.trained:

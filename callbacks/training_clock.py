@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import lightning as L
 import torch
+from torch import nn
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.errors import ConfigurationError
@@ -24,7 +26,14 @@ METRICS = (
 )  # fmt: skip
 
 
-class TrainingClock(ProbeCallback):
+@dataclass(frozen=True)
+class WholeModule:
+    """A module in training, whatever it trains."""
+
+    network: nn.Module
+
+
+class TrainingClock(ProbeCallback[WholeModule]):
     """Seconds of training, for comparing methods at equal cost: from the start to the end of every batch (network,
     optimizer, moving average, an adaptive sampler's own work), and the ``cost_seconds`` of callbacks that are part of
     training, such as TimestepBalancer. Probes, validation, checkpoints and the reading of batches are left out: they
@@ -47,6 +56,9 @@ class TrainingClock(ProbeCallback):
     def __init__(self, every_n_steps: int = 500) -> None:
         super().__init__(every_n_steps)
         self._seconds = self._began = 0.0
+
+    def subject(self, pl_module: L.LightningModule) -> WholeModule:
+        return WholeModule(pl_module)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)

@@ -10,6 +10,7 @@ from torch import Tensor
 from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, ProbeRecord
+from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.types import StateDict
 
@@ -24,7 +25,7 @@ BAND_EDGES = torch.arange(-12.0, 12.1, 1.5, dtype=torch.float64)
 _MOST_WAITING = 1000  # batches
 
 
-class TrainingLoss(ProbeCallback):
+class TrainingLoss(ProbeCallback[DiffusionModel]):
     """Mean unweighted squared ε-error of the training samples since the last record, per band of log-SNR (fixed edges,
     1.5 apart).
 

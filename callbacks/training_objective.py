@@ -13,11 +13,12 @@ from ldmprobe.diffusion.objective import TimestepObjective
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
+from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.objective import objective_record
 from ldmprobe.probing.probe import Ranks
 
 
-class TrainingObjective(ProbeCallback):
+class TrainingObjective(ProbeCallback[DiffusionModel]):
     """Loss weight w(λ), sampling density p(λ) and their product over log-SNR, from the module's ``objective``; no data,
     no passes.
 
