@@ -35,7 +35,7 @@ def forked_audit(monkeypatch):
     """The fresh processes of ``ldmprobe audit``, which here need not import everything anew."""
     from tests.processes import SERVER
 
-    monkeypatch.setattr("ldmprobe.audit.audit.multiprocessing.get_context", lambda method: SERVER)
+    monkeypatch.setattr("ldmprobe.audit.run.multiprocessing.get_context", lambda method: SERVER)
 
 
 @pytest.fixture(autouse=True)

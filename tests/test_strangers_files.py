@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler
 
 from ldmprobe import ProbeRecord, RecordStore
 from ldmprobe.cli import main
+from ldmprobe.io.record_table import to_table
 from tests.helpers import tiny_unet
 from tests.test_bad_input import _config, _fit
 from tests.training.killing import run
@@ -218,7 +219,7 @@ def test_a_pickle_in_an_archive_of_data(tmp_path, capsys):
 def test_a_record_cannot_choose_where_it_is_written(name, tmp_path):
     with pytest.raises(ValueError, match="expected lower-case letters, digits and underscores"):
         ProbeRecord(name, 0)
-    table = ProbeRecord("ddim", 0, scalars={"s": 1.0}).to_table()
+    table = to_table(ProbeRecord("ddim", 0, scalars={"s": 1.0}))
     header = json.loads(table.schema.metadata[b"ldmprobe"]) | {"probe": name}
     table = table.set_column(0, "probe", pa.array([name])).replace_schema_metadata({"ldmprobe": json.dumps(header)})
     (tmp_path / "probes").mkdir()

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import atomic_write
-from ldmprobe.io.record import Part, ProbeRecord
+from ldmprobe.io.record import ProbeRecord
+from ldmprobe.io.record_file import Part, read_record, write_record
 
 _NAME = re.compile(r"[^/]+-[0-9]{1,19}\.parquet")
 
@@ -31,7 +32,7 @@ class RecordStore:
         if path.exists():
             return path
         with atomic_write(path) as file:
-            record.write(file)
+            write_record(record, file)
         return path
 
     def path(self, record: ProbeRecord) -> Path:
@@ -94,7 +95,7 @@ def step_of(path: Path) -> int:
 def read_or_skip(path: Path, part: Part = Part.ALL) -> ProbeRecord | None:
     """The record in a file, or None and a warning where it cannot be read."""
     try:
-        return ProbeRecord.read(path, part)
+        return read_record(path, part)
     except (OSError, ValueError) as error:
         warnings.warn(f"{path} is not a readable probe record and was skipped: {error}", stacklevel=3)
         return None

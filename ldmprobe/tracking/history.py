@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TypeVar, overload
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.io.record import Part, ProbeRecord
+from ldmprobe.io.record import ProbeRecord
+from ldmprobe.io.record_file import Part, read_record
 from ldmprobe.io.store import RecordStore, read_or_skip, step_of
 
 T = TypeVar("T")
@@ -76,7 +77,7 @@ class RecordSeries(Sequence[ProbeRecord]):
         if isinstance(index, slice):
             return RecordSeries(self.paths[index], self.steps[index])
         try:
-            return ProbeRecord.read(self.paths[index])
+            return read_record(self.paths[index])
         except (OSError, ValueError) as error:
             raise ConfigurationError(f"{self.paths[index]} is damaged ({error}); move it away.") from error
 

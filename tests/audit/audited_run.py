@@ -9,7 +9,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from ldmprobe.audit.audit import LedgerDiff, Observation, compare, observe, read_configuration
+from ldmprobe.audit.comparison import LedgerDiff, compare
+from ldmprobe.audit.configuration import read_configuration
+from ldmprobe.audit.observation import Observation
+from ldmprobe.audit.run import observe
 from ldmprobe.callbacks import DDIMProbe, ProbeCallback
 from ldmprobe.probing.probe import Ranks
 from tests.run_config import component, stateful_run, written

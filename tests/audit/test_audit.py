@@ -4,8 +4,11 @@ import copy
 
 import pytest
 
-from ldmprobe.audit.audit import _unsteady_metrics, audit, compare, observe, read_configuration, verdict
+from ldmprobe.audit.audit import audit
+from ldmprobe.audit.comparison import compare, unsteady_metrics, verdict
+from ldmprobe.audit.configuration import read_configuration
 from ldmprobe.audit.ledger import differences
+from ldmprobe.audit.run import observe
 from ldmprobe.cli import main
 from ldmprobe.io.digest import digest
 from tests.audit.audited_run import ALL_PROBES, own, write_config
@@ -114,7 +117,7 @@ def test_logged_times_are_left_out(run):
     settings = own("Restless", in_earnest=False)
     plain, again = (run(settings, probed=False) for _ in range(2))
     assert compare(plain, again).first is not None
-    assert _unsteady_metrics(plain, again) == {"seconds"}
+    assert unsteady_metrics(plain, again) == {"seconds"}
     assert compare(plain, again, leave_out={"seconds"}).first is None
 
 

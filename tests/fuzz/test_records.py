@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 
 from ldmprobe.cli import main
-from ldmprobe.io.record import SCHEMA, Curve, PerSample, ProbeRecord, Scatter
+from ldmprobe.io.record import Curve, PerSample, ProbeRecord, Scatter
+from ldmprobe.io.record_file import read_record
+from ldmprobe.io.record_table import SCHEMA, from_table, to_table
 from ldmprobe.io.store import RecordStore
 from ldmprobe.tracking.report import report_html
 from tests.fuzz.cases import damaged, fuzz, json_values
@@ -22,8 +24,8 @@ from tests.probing.gaussian import assert_same_record
 
 PER_SAMPLE = {"error": PerSample(np.array([9, 1]), np.array([-1.0, 2.0]), np.arange(6.0).reshape(2, 3))}
 TABLE = pa.concat_tables(
-    [valid_record().to_table(), ProbeRecord("ddim", 1200, per_sample=PER_SAMPLE).to_table()]
-).replace_schema_metadata(valid_record().to_table().schema.metadata)
+    [to_table(valid_record()), to_table(ProbeRecord("ddim", 1200, per_sample=PER_SAMPLE))]
+).replace_schema_metadata(to_table(valid_record()).schema.metadata)
 HEADER = json.loads(TABLE.schema.metadata[b"ldmprobe"])
 
 
@@ -36,7 +38,7 @@ def parquet(table: pa.Table) -> bytes:
 def is_read_or_refused(path: Path) -> ProbeRecord | None:
     """The record; or None, if reading it is refused as it should be and the store skips it with a warning."""
     try:
-        record = ProbeRecord.read(path)
+        record = read_record(path)
     except (OSError, ValueError):
         record = None
     with warnings.catch_warnings(record=True) as caught:
@@ -127,7 +129,7 @@ def test_tables_of_another_shape(folder: Path, table: pa.Table) -> None:
     except pa.ArrowException:  # Parquet cannot say it
         return
     if (record := is_read_or_refused(_written(folder, content))) is not None:
-        assert_same_record(ProbeRecord.from_table(record.to_table()), record)
+        assert_same_record(from_table(to_table(record)), record)
 
 
 # --- records that are whole, and make no sense -----------------------------------------------------------------------
@@ -175,7 +177,7 @@ records = st.builds(
 
 @fuzz(12, 1_000, st.lists(records, min_size=1, max_size=3))
 def test_the_report_of_records_that_make_no_sense(folder: Path, strangers: list[ProbeRecord]) -> None:
-    kept = [ProbeRecord.from_table(record.to_table()) for record in strangers]
+    kept = [from_table(to_table(record)) for record in strangers]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         html = report_html(kept, "configuration", "run")
@@ -186,9 +188,7 @@ def test_the_report_of_records_that_make_no_sense(folder: Path, strangers: list[
 @fuzz(
     6,
     300,
-    st.lists(
-        damaged(parquet(TABLE)) | tables().map(parquet) | records.map(ProbeRecord.to_table).map(parquet), max_size=3
-    ),
+    st.lists(damaged(parquet(TABLE)) | tables().map(parquet) | records.map(to_table).map(parquet), max_size=3),
 )
 def test_the_report_command(folder: Path, contents: list[bytes]) -> None:
     run_dir = folder / "run"
@@ -208,7 +208,7 @@ def test_the_report_command(folder: Path, contents: list[bytes]) -> None:
 @fuzz(60, 5_000, records)
 def test_a_valid_record_survives_its_file(folder: Path, record: ProbeRecord) -> None:
     path = RecordStore(folder / "run").append(record)
-    found = ProbeRecord.read(path)
+    found = read_record(path)
     path.unlink()
     again = {name: [c.timestep, c.log_snr, c.value] for name, c in found.curves.items()}
     for name, curve in record.curves.items():

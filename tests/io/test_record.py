@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ldmprobe.io.record import SCHEMA, SCHEMA_VERSION, Curve, ProbeRecord, Scatter
+from ldmprobe.io.record import Curve, ProbeRecord, Scatter
+from ldmprobe.io.record_table import SCHEMA, SCHEMA_VERSION, from_table, to_table
 from tests.probing.gaussian import assert_same_record
 
 
@@ -36,30 +37,30 @@ def with_header(table: pa.Table, **changes) -> pa.Table:
 
 
 def test_record_survives_its_table():
-    again = ProbeRecord.from_table(record().to_table())
+    again = from_table(to_table(record()))
     assert_same_record(again, record())
 
 
 def test_time_of_creation_survives_the_table():
     then = replace(record(), created="2024-02-29T12:00:00+00:00")
-    assert ProbeRecord.from_table(then.to_table()).created == "2024-02-29T12:00:00+00:00"
+    assert from_table(to_table(then)).created == "2024-02-29T12:00:00+00:00"
 
 
 def test_record_survives_a_parquet_file():
     file = io.BytesIO()
-    pq.write_table(record().to_table(), file)
-    assert_same_record(ProbeRecord.from_table(pq.read_table(file)), record())
+    pq.write_table(to_table(record()), file)
+    assert_same_record(from_table(pq.read_table(file)), record())
 
 
 def test_interval_is_known_only_where_it_was_given():
-    curves = ProbeRecord.from_table(record().to_table()).curves
+    curves = from_table(to_table(record())).curves
     assert curves["plain"].lower is None
     assert curves["plain"].upper is None
     np.testing.assert_array_equal(curves["sure"].upper, record().curves["sure"].upper)
 
 
 def test_table_is_tidy():
-    table = record().to_table()
+    table = to_table(record())
     assert table.schema.equals(SCHEMA)
     assert set(table["probe"].to_pylist()) == {"ddim"}
     assert set(table["step"].to_pylist()) == {1200}
@@ -75,21 +76,21 @@ def test_table_is_tidy():
 
 def test_empty_record_survives_its_table():
     empty = ProbeRecord("training", 0)
-    assert_same_record(ProbeRecord.from_table(empty.to_table()), empty)
-    assert empty.to_table().schema.equals(SCHEMA)
+    assert_same_record(from_table(to_table(empty)), empty)
+    assert to_table(empty).schema.equals(SCHEMA)
 
 
 def test_foreign_table_is_an_error():
     with pytest.raises(ValueError, match="not a probe record: its metadata has no key 'ldmprobe'"):
-        ProbeRecord.from_table(pa.table({"metric": ["loss"], "value": [1.0]}))
+        from_table(pa.table({"metric": ["loss"], "value": [1.0]}))
 
 
 def test_newer_schema_is_an_error_that_names_both():
-    newer = with_header(record().to_table(), schema_version=SCHEMA_VERSION + 1)
+    newer = with_header(to_table(record()), schema_version=SCHEMA_VERSION + 1)
     with pytest.raises(
         ValueError, match=rf"newer ldmprobe \(schema {SCHEMA_VERSION + 1}, this one reads {SCHEMA_VERSION}\)"
     ):
-        ProbeRecord.from_table(newer)
+        from_table(newer)
 
 
 names = st.text(st.characters(codec="utf-8", exclude_characters="/\x00"), min_size=1, max_size=8)
@@ -134,4 +135,4 @@ def test_any_record_survives_its_table(data):
     given_record = ProbeRecord(
         data.draw(st.from_regex("[a-z0-9_]{1,64}", fullmatch=True)), data.draw(st.integers(0, 2**40)), **parts
     )
-    assert_same_record(ProbeRecord.from_table(given_record.to_table()), given_record)
+    assert_same_record(from_table(to_table(given_record)), given_record)

@@ -14,6 +14,7 @@ from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.prediction import KINDS
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.io.record import ProbeRecord
+from ldmprobe.io.record_table import from_table, to_table
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, Unconditional
 from ldmprobe.models.diffusion_model import DiffusionModel
@@ -333,7 +334,7 @@ def test_per_sample_errors_are_those_of_each_draw(perfect: ProbeRecord):
 
 
 def test_per_sample_errors_survive_the_table(perfect: ProbeRecord):
-    again = ProbeRecord.from_table(perfect.to_table())
+    again = from_table(to_table(perfect))
     assert_same_record(again, perfect)
     assert list(again.per_sample) == ["denoising_errors"]
     for name in ("value", "timestep", "log_snr"):
@@ -341,12 +342,12 @@ def test_per_sample_errors_survive_the_table(perfect: ProbeRecord):
         np.testing.assert_array_equal(found, expected)
 
 
-@pytest.mark.parametrize("from_table", [False, True])
-def test_progress_is_the_paired_difference_of_two_records_in_nats(perfect: ProbeRecord, from_table: bool):
+@pytest.mark.parametrize("reread", [False, True])
+def test_progress_is_the_paired_difference_of_two_records_in_nats(perfect: ProbeRecord, reread: bool):
     model = gaussian_model()
     model.network = ScaledBand(model.network, 300, 600, 1.2)
     worse = probe(model, step=100)
-    previous = ProbeRecord.from_table(worse.to_table()) if from_table else worse
+    previous = from_table(to_table(worse)) if reread else worse
     record = probe(gaussian_model(), step=200, previous=previous)
     found = record.curves["denoising_progress"]
     gain = worse.per_sample["denoising_errors"].value - record.per_sample["denoising_errors"].value

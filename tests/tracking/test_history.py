@@ -6,7 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 
-from ldmprobe.io.record import Curve, Part, PerSample, ProbeRecord, Scatter
+from ldmprobe.io.record import Curve, PerSample, ProbeRecord, Scatter
+from ldmprobe.io.record_file import Part, read_record
+from ldmprobe.io.record_table import to_table
 from ldmprobe.io.store import RecordStore
 from ldmprobe.tracking.history import RunningHistory, comparable_series, thinned
 from ldmprobe.tracking.loggers import log_record
@@ -30,10 +32,13 @@ def record(step, probe="ddim", grid="a"):
 def read(monkeypatch):
     """Paths and parts of the records that are read."""
     calls = []
-    real = ProbeRecord.read
-    monkeypatch.setattr(
-        ProbeRecord, "read", lambda path, part=Part.ALL: calls.append((int(path.stem[-8:]), part)) or real(path, part)
-    )
+
+    def reading(path, part=Part.ALL):
+        calls.append((int(path.stem[-8:]), part))
+        return read_record(path, part)
+
+    for module in ("ldmprobe.io.store", "ldmprobe.tracking.history"):
+        monkeypatch.setattr(f"{module}.read_record", reading)
     return calls
 
 
@@ -91,7 +96,7 @@ def test_numbers_and_headers_are_read_without_the_images(tmp_path, monkeypatch):
         "read_row_groups",
         lambda self, groups, columns: sizes.append((groups, columns)) or real(self, groups, columns),
     )
-    numbers, header = (ProbeRecord.read(path, part) for part in (Part.NUMBERS, Part.HEADER))
+    numbers, header = (read_record(path, part) for part in (Part.NUMBERS, Part.HEADER))
     assert numbers.scalars == whole.scalars
     assert numbers.curves["step_kl"].value.tolist() == whole.curves["step_kl"].value.tolist()
     assert not numbers.images
@@ -102,8 +107,8 @@ def test_numbers_and_headers_are_read_without_the_images(tmp_path, monkeypatch):
     assert (header.step, header.fingerprints, header.curves) == (3, whole.fingerprints, {})
     assert pq.ParquetFile(path).num_row_groups == 3
     # As written until now, all in one row group.
-    pq.write_table(whole.to_table(), path)
-    old = ProbeRecord.read(path, Part.NUMBERS)
+    pq.write_table(to_table(whole), path)
+    old = read_record(path, Part.NUMBERS)
     assert (old.scalars, [*old.curves], old.images) == (whole.scalars, ["step_kl"], {})
 
 

@@ -24,7 +24,7 @@ from ldmprobe.callbacks import (
     TrainingObjective,
 )
 from ldmprobe.cli import main
-from ldmprobe.io.record import Part
+from ldmprobe.io.record_file import Part, read_record
 from ldmprobe.tracking.charts import interactive, static
 from ldmprobe.tracking.charts.chart import Chart, Line, Panel, cut_off, positive
 from ldmprobe.tracking.charts.curves import curves_chart, family_chart
@@ -142,12 +142,13 @@ def test_a_page_of_many_probes_is_as_large_as_one_of_some_and_says_what_it_draws
             for record in many:
                 store.append(dataclasses.replace(record, step=100 * step))
         whole = []
-        real = ProbeRecord.read
-        monkeypatch.setattr(
-            ProbeRecord,
-            "read",
-            lambda path, part=Part.ALL, real=real, whole=whole: whole.append(part is Part.ALL) or real(path, part),
-        )
+
+        def reading(path, part=Part.ALL, whole=whole):
+            whole.append(part is Part.ALL)
+            return read_record(path, part)
+
+        for reader in ("ldmprobe.io.store", "ldmprobe.tracking.history"):
+            monkeypatch.setattr(f"{reader}.read_record", reading)
         html = write_report(store.folder.parent).read_text()
         monkeypatch.undo()
         assert sum(whole) <= 3 * FRAMES + 4  # records with their images and samples: the pictures, the scatters

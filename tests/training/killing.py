@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from ldmprobe.io.record_table import to_table
 from ldmprobe.io.store import RecordStore
 from tests import processes
 from tests.run_config import component, stateful_run, written
@@ -121,7 +122,7 @@ def differences(one: Path, other: Path) -> list[str]:
         states.append({**same, "callbacks": callbacks})
     found = [f"checkpoint {name}" for name in _unequal("", *states)]
     mine, theirs = (
-        {(record.probe, record.step): record.to_table().to_pandas() for record in RecordStore(run).read()}
+        {(record.probe, record.step): to_table(record).to_pandas() for record in RecordStore(run).read()}
         for run in (one, other)
     )
     found += [f"record {key} of one" for key in sorted(mine.keys() ^ theirs.keys())]

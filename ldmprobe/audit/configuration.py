@@ -1,0 +1,111 @@
+"""The configuration of an audited run: what ``ldmprobe fit`` reads, cut short and kept from the network."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import pydoc
+import warnings
+from pathlib import Path
+from typing import Any
+
+import yaml
+from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+
+from ldmprobe.audit.observation import is_probe
+from ldmprobe.configuration.cli import build_cli
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.tracking.scalars import SECTION
+from ldmprobe.types import Batch, PlainValues
+
+
+def read_configuration(fit_arguments: list[str]) -> PlainValues:
+    """Everything that ``ldmprobe fit`` would make of its arguments, as plain values.
+
+    Raises:
+        ConfigurationError: there is no probe in it.
+    """
+    text = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(text), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            build_cli([*fit_arguments, "--print_config"], run=False)
+    except SystemExit as end:
+        if end.code:  # an argument was refused, and the user told
+            raise
+    config = yaml.safe_load(text.getvalue())
+    if not any(is_probe(_class_of(callback)) for callback in _listed(config["trainer"]["callbacks"])):
+        raise ConfigurationError(
+            "The configuration names no probe, so there is nothing to audit; add some under `trainer.callbacks`, such "
+            "as `ldmprobe.callbacks.DDIMProbe`, or a second file: `--config configs/probes.yaml`."
+        )
+    return config
+
+
+def audited(config: PlainValues, run_dir: Path, steps: int, probed: bool) -> PlainValues:
+    """``config`` with or without its probes, for ``steps`` optimizer steps on one device, with everything that is
+    written going to ``run_dir``: no checkpoints, W&B offline, other services' loggers left out, and callbacks that end
+    training by what a probe finds.
+    """
+    config = copy.deepcopy(config)
+    trainer = config["trainer"]
+
+    def is_left_out(callback: PlainValues) -> bool:
+        kind = _class_of(callback)
+        monitored = str((callback.get("init_args") or {}).get("monitor"))
+        by_a_probe = monitored.startswith(SECTION)  # training is meant to depend on it
+        return issubclass(kind, (Checkpoint, ProgressBar)) or by_a_probe or (not probed and is_probe(kind))
+
+    # Validation once within the run, and short: what it does besides the probes is part of training.
+    every = steps // 2 * (trainer["accumulate_grad_batches"] or 1)
+    interval = trainer["val_check_interval"]
+    config["run_dir"] = str(run_dir)
+    config["trainer"] |= {
+        "callbacks": [callback for callback in _listed(trainer["callbacks"]) if not is_left_out(callback)],
+        "default_root_dir": None,
+        "logger": _loggers(trainer["logger"], run_dir),
+        "max_steps": steps,
+        "max_epochs": -1,
+        "val_check_interval": min(interval, every) if type(interval) is int else interval,
+        "limit_val_batches": 2 if trainer["limit_val_batches"] is None else trainer["limit_val_batches"],
+        "log_every_n_steps": 1,
+        "devices": 1,
+        "num_nodes": 1,
+        "strategy": "auto",
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "fast_dev_run": False,
+        "barebones": False,
+        "profiler": None,
+    }
+    return config
+
+
+def _loggers(loggers: Any, folder: Path) -> list[Batch]:
+    """A CSVLogger, and those of the configuration's loggers that can be kept from the network: logging media is part of
+    a probe.
+    """
+    kept = [
+        {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(folder), "name": "csv"}}
+    ]
+    for logger in _listed(loggers):
+        kind = logger["class_path"].rpartition(".")[2] if isinstance(logger, dict) else ""
+        if kind == "WandbLogger":
+            settings = {"project": "audit", "offline": True, "save_dir": str(folder)}
+        elif kind == "TensorBoardLogger":
+            settings = {"save_dir": str(folder), "name": "tensorboard"}
+        else:
+            continue
+        kept.append({"class_path": logger["class_path"], "init_args": settings})
+    return kept
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
+
+
+def _class_of(callback: PlainValues) -> type:
+    found = pydoc.locate(callback["class_path"])
+    return found if isinstance(found, type) else object
