@@ -13,12 +13,9 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
-from typing import TYPE_CHECKING
 
 from ldmprobe import __version__
-
-if TYPE_CHECKING:
-    import plotly.graph_objects as go
+from ldmprobe.types import PlainValues
 
 _NONCE = secrets.token_urlsafe(16)  # on every script of ours: unknown to whoever wrote the records
 # Plotly gives a chart that is folded away no width; it asks again when the window is resized.
@@ -100,10 +97,18 @@ def script(code: str) -> str:
     return f'<script nonce="{_NONCE}">{code}</script>'
 
 
-def chart(figure: go.Figure) -> str:
-    """Return a plotly figure as HTML."""
-    html = figure.to_html(
-        full_html=False, include_plotlyjs=False, config=_CHART_CONFIG, default_width="100%", auto_play=False
+def chart(figure: PlainValues) -> str:
+    """Return a figure of plotly.js as HTML."""
+    from plotly.io import to_html
+
+    html: str = to_html(
+        figure,
+        full_html=False,
+        include_plotlyjs=False,
+        config=_CHART_CONFIG,
+        default_width="100%",
+        auto_play=False,
+        validate=False,
     )
     # Every tag is plotly's own: it writes the "<" of data as \\u003c.
     return html.replace("<script", f'<script nonce="{_NONCE}"')

@@ -184,13 +184,13 @@ def test_kl_chart_draws_the_curves_of_the_records_beside_the_ideal(records):
 def test_both_renderers_draw_what_a_chart_describes(records):
     ddim = of(records, "ddim")
     chart = curves_chart(ddim, "step_kl")
-    page = [trace for trace in interactive.figure(chart).data if trace.mode == "lines" and trace.fill is None]
+    page = [trace for trace in interactive.figure(chart)["data"] if trace["mode"] == "lines" and "fill" not in trace]
     (axis,) = static.figure(chart).axes
     for line, trace, plotted in zip(lines(chart), page, axis.lines, strict=True):
         expected = positive(line.y)
-        np.testing.assert_array_equal([np.nan if y is None else y for y in trace.y], expected)
+        np.testing.assert_allclose([np.nan if y is None else y for y in trace["y"]], expected, rtol=1e-5)
         np.testing.assert_array_equal(plotted.get_ydata(), expected)
-        assert (trace.line.color, plotted.get_color()) == (line.color,) * 2
+        assert (trace["line"]["color"], plotted.get_color()) == (line.color,) * 2
 
 
 def test_a_logarithmic_axis_has_six_marks_at_most_and_says_what_is_left_out(records):
@@ -204,7 +204,7 @@ def test_a_logarithmic_axis_has_six_marks_at_most_and_says_what_is_left_out(reco
         curves={**last.curves, "step_kl": curve},
         provenance={**last.provenance, "notes": {"step_kl": note}},
     )
-    assert 38 / interactive.figure(curves_chart([wild], "step_kl")).layout.yaxis.dtick <= 6
+    assert 38 / interactive.figure(curves_chart([wild], "step_kl"))["layout"]["yaxis"]["dtick"] <= 6
     assert f"<b>{note}</b>" in report_html([wild], None, "wild")
 
 
@@ -245,8 +245,8 @@ def test_a_dry_run_of_the_balancer_is_told(records):
 def test_pca_chart_has_a_frame_per_probe_that_moves_only_the_samples(records):
     ddim = of(records, "ddim")
     figure = interactive.figure_over_training({record.step: scatter_chart(record, "pca") for record in ddim})
-    assert [frame.name for frame in figure.frames] == [str(record.step) for record in ddim]
-    moved = {figure.data[k].name for frame in figure.frames for k in frame.traces}
+    assert [frame["name"] for frame in figure["frames"]] == [str(record.step) for record in ddim]
+    moved = {figure["data"][k]["name"] for frame in figure["frames"] for k in frame["traces"]}
     assert moved == {"samples"}
 
 
