@@ -100,8 +100,8 @@ class Loaders:
         loader = self.trainer.val_dataloaders if held_out else self.trainer.train_dataloader
         if loader is None:
             raise ConfigurationError(
-                "DenoisingProbe found no validation data; give the Trainer a validation dataloader (and its module a "
-                "validation_step), or the probe its own: `DenoisingProbe(held_out=loader)`."
+                "There is no validation data for a probe's held-out images; give the Trainer a validation dataloader "
+                "(and its module a validation_step), or DenoisingProbe its own: `DenoisingProbe(held_out=loader)`."
             )
         yield from read_beside(map(_whole, each_loader(loader)), num_images)
 

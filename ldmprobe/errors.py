@@ -28,3 +28,14 @@ def check_numbers(owner: str, at_least: float, at_most: float = math.inf, **numb
             continue
         bound = f" and at most {at_most:,}" if math.isfinite(at_most) else ""
         raise ConfigurationError(f"{owner} got {name} {value}; expected at least {at_least}{bound}.")
+
+
+def check_positive(owner: str, **numbers: float) -> None:
+    """Raise ConfigurationError, naming the first number that is NaN, infinite or not above 0.
+
+    Args:
+        owner: whose arguments they are, for the message.
+    """
+    for name, value in numbers.items():
+        if not (value > 0 and math.isfinite(value)):
+            raise ConfigurationError(f"{owner} got {name} {value}; expected a finite number above 0.")

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ldmprobe.diffusion.named import Named
 from ldmprobe.diffusion.schedule import NoiseSchedule, SamplingGrid
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_numbers, check_positive
 from ldmprobe.types import PlainValues
 
 NOISIEST = -10.0
@@ -63,15 +63,19 @@ class LogSNRGrid(Grid):
 
     Args:
         min_log_snr: where a schedule that goes on to noisier levels is entered.
+
+    Raises:
+        ConfigurationError: the log-SNR is not finite.
     """
 
     name = "log-snr"
 
     def __init__(self, min_log_snr: float = NOISIEST) -> None:
+        check_numbers("LogSNRGrid", -math.inf, min_log_snr=min_log_snr)
         self.min_log_snr = min_log_snr
 
     def levels(self, schedule: NoiseSchedule, num_steps: int) -> SamplingGrid:
-        schedule.check_num_steps(num_steps)
+        check_numbers("Sampling", 1, num_steps=num_steps)
         return through(schedule, torch.linspace(*_range(schedule, self.min_log_snr), num_steps, dtype=torch.float64))
 
 
@@ -101,16 +105,17 @@ class KarrasGrid(Grid):
         sigma_max: float | None = None,
         min_log_snr: float = NOISIEST,
     ) -> None:
+        check_positive("KarrasGrid", rho=rho)
+        check_numbers("KarrasGrid", -math.inf, min_log_snr=min_log_snr)
         low, high = (0.0 if sigma_min is None else sigma_min), (math.inf if sigma_max is None else sigma_max)
-        if not rho > 0 or not 0 <= low < high or sigma_min == 0:
+        if not 0 <= low < high or sigma_min == 0 or sigma_max == math.inf:
             raise ConfigurationError(
-                f"KarrasGrid got rho {rho}, sigma_min {sigma_min}, sigma_max {sigma_max}; expected rho above 0, and 0 "
-                "< sigma_min < sigma_max."
+                f"KarrasGrid got sigma_min {sigma_min} and sigma_max {sigma_max}; expected 0 < sigma_min < sigma_max."
             )
         self.rho, self.sigma_min, self.sigma_max, self.min_log_snr = rho, sigma_min, sigma_max, min_log_snr
 
     def levels(self, schedule: NoiseSchedule, num_steps: int) -> SamplingGrid:
-        schedule.check_num_steps(num_steps)
+        check_numbers("Sampling", 1, num_steps=num_steps)
         noisiest, cleanest = _range(schedule, self.min_log_snr)
         noisiest = noisiest if self.sigma_max is None else -2 * math.log(self.sigma_max)
         cleanest = cleanest if self.sigma_min is None else -2 * math.log(self.sigma_min)
@@ -140,12 +145,11 @@ class ShiftGrid(Grid):
     name = "shift"
 
     def __init__(self, shift: float = 3.0) -> None:
-        if not shift > 0:
-            raise ConfigurationError(f"ShiftGrid got shift {shift}; expected a number above 0, 1 for none.")
+        check_positive("ShiftGrid", shift=shift)
         self.shift = shift
 
     def levels(self, schedule: NoiseSchedule, num_steps: int) -> SamplingGrid:
-        schedule.check_num_steps(num_steps)
+        check_numbers("Sampling", 1, num_steps=num_steps)
         noise = schedule.sigma / (schedule.alpha + schedule.sigma)
         noisiest, cleanest = float(noise[-1]), float(noise[0] / noise[-1])
         last = max(1 / num_steps, cleanest / (self.shift - (self.shift - 1) * cleanest))

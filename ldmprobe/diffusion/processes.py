@@ -25,7 +25,7 @@ from torch.nn.functional import logsigmoid
 from ldmprobe.diffusion.grids import through
 from ldmprobe.diffusion.prediction import EpsilonPrediction, Prediction, SamplePrediction, prediction_named
 from ldmprobe.diffusion.schedule import NoiseSchedule, SamplingGrid
-from ldmprobe.errors import ConfigurationError, check_numbers
+from ldmprobe.errors import ConfigurationError, check_numbers, check_positive
 from ldmprobe.types import PlainValues, kinds_of
 
 
@@ -115,10 +115,9 @@ class _Preserving(NoiseProcess):
     ) -> None:
         name = type(self).__name__
         check_numbers(name, 0, beta_0=beta_0)
-        if not (beta_1 >= beta_0 and beta_1 > 0):
+        if beta_1 < beta_0:
             raise ConfigurationError(f"{name} got beta_0 {beta_0} and beta_1 {beta_1}; expected beta_1 the larger.")
-        if not time_scale > 0:
-            raise ConfigurationError(f"{name} got time_scale {time_scale}; expected a number above 0.")
+        check_positive(name, beta_1=beta_1, time_scale=time_scale)
         self.beta_0, self.beta_1, self.time_scale = beta_0, beta_1, time_scale
         settings = {"beta_0": beta_0, "beta_1": beta_1, "time_scale": time_scale}
         super().__init__(num_timesteps, 1 / max(num_timesteps, 1), prediction or EpsilonPrediction(), 1.0, **settings)
@@ -186,10 +185,10 @@ class _Exploding(NoiseProcess):
         prediction: Prediction,
         **settings: float,
     ) -> None:
-        if not 0 < sigma_min < sigma_max:
+        if not 0 < sigma_min < sigma_max < math.inf:
             raise ConfigurationError(
                 f"{type(self).__name__} got sigma_min {sigma_min} and sigma_max {sigma_max}; expected 0 < sigma_min < "
-                "sigma_max."
+                "sigma_max, both finite."
             )
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         super().__init__(

@@ -10,7 +10,6 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from ldmprobe.diffusion.full_precision import at_least_float32
-from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.denoiser import Condition, as_denoiser
 from ldmprobe.models.wrapper import NetworkWrapper
 
@@ -31,13 +30,13 @@ class Preconditioned(NetworkWrapper):
             pixels in [−1, 1] as in the paper. Give ``EDM`` the same.
 
     Raises:
-        ConfigurationError: ``sigma_data`` is not above 0.
+        ConfigurationError: ``sigma_data`` is not above 0, or the network is in a wrapper already.
     """
 
     answers = "sample"
 
     def __init__(self, network: nn.Module, sigma_data: float = 1.0) -> None:
-        super().__init__(network, sigma_data=_positive("Preconditioned", sigma_data))
+        super().__init__(network, sigma_data=sigma_data)
         self.sigma_data = sigma_data
 
     def forward(self, z_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
@@ -57,13 +56,13 @@ class EpsilonNetwork(NetworkWrapper):
         network, sigma_data: as ``Preconditioned``'s.
 
     Raises:
-        ConfigurationError: ``sigma_data`` is not above 0.
+        ConfigurationError: ``sigma_data`` is not above 0, or the network is in a wrapper already.
     """
 
     answers = "epsilon"
 
     def __init__(self, network: nn.Module, sigma_data: float = 1.0) -> None:
-        super().__init__(network, sigma_data=_positive("EpsilonNetwork", sigma_data))
+        super().__init__(network, sigma_data=sigma_data)
         self.sigma_data = sigma_data
 
     def forward(self, z_t: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
@@ -95,9 +94,3 @@ def _full(z_t: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
     """Return z and σ, shaped to multiply it, in float32 at least."""
     z = z_t.to(at_least_float32(z_t.dtype))
     return z, sigma.to(z).view(-1, *(1,) * (z.ndim - 1))
-
-
-def _positive(wrapper: str, sigma_data: float) -> float:
-    if not sigma_data > 0:
-        raise ConfigurationError(f"{wrapper} got sigma_data {sigma_data}; expected a number above 0.")
-    return sigma_data

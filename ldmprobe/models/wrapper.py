@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldmprobe.diffusion.prediction import KINDS
 from ldmprobe.diffusion.schedule import NoiseSchedule
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_positive
 from ldmprobe.types import Component, PlainValues, kinds_of
 
 Condition = dict[str, Tensor]
@@ -29,13 +29,19 @@ class NetworkWrapper(nn.Module, ABC):
     Attributes:
         answers: the kind of its answers, a name in ``ldmprobe.diffusion.prediction``.
         network: the network in it.
-        settings: its other arguments, as plain values.
+        settings: its other arguments, plain values above 0.
     """
 
     answers: ClassVar[str]
 
     def __init__(self, network: nn.Module, **settings: float) -> None:
         super().__init__()
+        if isinstance(network, NetworkWrapper):
+            raise ConfigurationError(
+                f"{type(self).__name__} got a network that is in {type(network).__name__} already; give it the network "
+                "itself."
+            )
+        check_positive(type(self).__name__, **settings)
         self.network, self.settings = network, settings
 
     @property
@@ -61,7 +67,7 @@ def wrapper_of(network: nn.Module) -> NetworkWrapper | None:
 
 def innermost(network: nn.Module) -> nn.Module:
     """Return the network itself, out of any wrapper."""
-    return innermost(network.network) if isinstance(network, NetworkWrapper) else network
+    return network.network if isinstance(network, NetworkWrapper) else network
 
 
 def wrapped(network: nn.Module, wrapper: PlainValues | None) -> nn.Module:

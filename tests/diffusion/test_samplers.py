@@ -74,6 +74,7 @@ def test_settings_that_are_not_the_default_are_told(sampler: Sampler, words: str
         (lambda: EulerAncestral(eta=-1.0), r"EulerAncestral got eta -1\.0"),
         (lambda: DDPM(variance="learned"), r"variance 'learned'; expected 'small' or 'large'"),
         (lambda: Heun(s_churn=-1.0), r"Heun got s_churn -1\.0; expected at least 0"),
+        (lambda: Heun(s_tmin=2.0, s_tmax=1.0), r"Heun got s_tmin 2\.0 and s_tmax 1\.0; expected s_tmax the larger"),
         (lambda: DPMSolver(order=4), r"DPMSolver got order 4"),
         (lambda: DPMSolver(order=3, sde=True), r"order 3, sde True; expected order 1, 2 or 3, of the SDE 1 or 2"),
         (lambda: UniPC(order=0), r"UniPC got order 0; expected 1, 2 or 3"),
@@ -86,6 +87,16 @@ def test_settings_that_are_not_the_default_are_told(sampler: Sampler, words: str
 def test_settings_that_make_no_sampler_are_refused(make, text: str):
     with refused(text):
         make()
+
+
+@pytest.mark.parametrize(("predictor", "remembered"), [(DPMSolver(), "x0"), (UniPC(), "x0"), (Heun(), None)])
+def test_a_predictor_that_goes_on_from_earlier_answers_is_refused(predictor, remembered):
+    grid = LogSNRGrid().levels(as_schedule(sd_scheduler()), 5)
+    if remembered is None:
+        assert len(PredictorCorrector(predictor=predictor).program(grid)) == 5
+        return
+    with refused(rf"predictor {predictor.name}, a multistep method, .*{remembered}.*one-step method"):
+        PredictorCorrector(predictor=predictor).program(grid)
 
 
 @pytest.mark.parametrize("grid", [ScheduleGrid("trailing"), ScheduleGrid("leading"), LogSNRGrid()])

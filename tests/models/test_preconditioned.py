@@ -133,8 +133,13 @@ def test_a_schedule_that_tells_or_asks_something_else_is_refused_before_training
 
 def test_settings_that_are_no_standard_deviations_are_refused():
     for kind in (Preconditioned, EpsilonNetwork):
-        with refused(f"{kind.__name__} got sigma_data 0; expected a number above 0"):
+        with refused(f"{kind.__name__} got sigma_data 0; expected a finite number above 0"):
             kind(Told(), sigma_data=0)
+
+
+def test_a_network_is_in_one_wrapper():
+    with refused("EpsilonNetwork got a network that is in Preconditioned already"):
+        EpsilonNetwork(Preconditioned(Told()))
 
 
 @pytest.mark.parametrize("wrap", [lambda n: Preconditioned(n, 0.7), EpsilonNetwork, ScoreNetwork])

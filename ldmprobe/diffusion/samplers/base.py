@@ -65,6 +65,19 @@ class SamplerStep:
         return all(question.clip_range is None for question in self.questions)
 
     @property
+    def reads(self) -> set[str]:
+        """The registers that it reads before it has set them itself: other than ``z``, in a multistep method."""
+        read, written = set[str](), set[str]()
+        for operation in self.operations:
+            if isinstance(operation, Denoise):
+                sources, targets = {operation.source}, {operation.x0, operation.epsilon}
+            else:
+                sources, targets = set(operation.coefficients), {operation.target}
+            read |= sources - written
+            written |= targets
+        return read
+
+    @property
     def passes(self) -> int:
         """How often the network is asked."""
         return len(self.questions)

@@ -17,7 +17,7 @@ from ldmprobe.diffusion.samplers.base import (
     moves,
 )
 from ldmprobe.diffusion.schedule import SamplingGrid
-from ldmprobe.errors import check_numbers
+from ldmprobe.errors import ConfigurationError, check_numbers
 
 
 class Heun(Sampler):
@@ -39,7 +39,7 @@ class Heun(Sampler):
         s_noise: S_noise, above 1 to make up for detail lost.
 
     Raises:
-        ConfigurationError: a setting is below 0. σ̂ is at most the schedule's noisiest.
+        ConfigurationError: a setting is below 0, or S_tmin above S_tmax. σ̂ is at most the schedule's noisiest.
     """
 
     name = "heun"
@@ -49,6 +49,8 @@ class Heun(Sampler):
     ) -> None:
         check_numbers("Heun", 0, s_churn=s_churn, s_tmin=s_tmin, s_noise=s_noise)
         check_numbers("Heun", 0, s_tmax=None if s_tmax == math.inf else s_tmax)
+        if not s_tmin <= s_tmax:
+            raise ConfigurationError(f"Heun got s_tmin {s_tmin} and s_tmax {s_tmax}; expected s_tmax the larger.")
         self.s_churn, self.s_tmin, self.s_tmax, self.s_noise = s_churn, s_tmin, s_tmax, s_noise
 
     def program(self, grid: SamplingGrid) -> list[SamplerStep]:

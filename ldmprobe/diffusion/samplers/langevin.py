@@ -94,6 +94,12 @@ class PredictorCorrector(Langevin):
         predictor = self.predictor or EulerMaruyama()
         arrivals = 2 * (grid.alpha_s / grid.sigma_s).log()[:-1]
         *steps, last = predictor.program(grid)
+        if remembered := set().union(*(step.reads for step in (*steps, last))) - {"z"}:
+            raise ConfigurationError(
+                f"PredictorCorrector got the predictor {predictor.name}, a multistep method, which goes on from "
+                f"earlier answers ({', '.join(sorted(remembered))}) that its corrections make stale; take a one-step "
+                "method, such as EulerMaruyama, DDIM or Heun."
+            )
         questions = denoise_between(grid, arrivals, suffix="_c")
         corrected = [
             SamplerStep((*step.operations, *self._dynamics(question, self.num_corrections)))
