@@ -151,14 +151,14 @@ class ExactResume(L.Callback):
 
 
 def _folder(trainer: L.Trainer) -> Path | None:
-    """Where the first ModelCheckpoint saves, if it does so in a local folder."""
+    """Return where the first ModelCheckpoint saves, if it does so in a local folder."""
     return next(
         (Path(str(callback.dirpath)) for callback in trainer.checkpoint_callbacks if _saves_here(callback)), None
     )
 
 
 def _saves_here(callback: L.Callback) -> TypeGuard[ModelCheckpoint]:
-    """Whether it saves to a local folder."""
+    """Return whether it saves to a local folder."""
     return isinstance(callback, ModelCheckpoint) and bool(callback.dirpath) and "://" not in str(callback.dirpath)
 
 

@@ -42,7 +42,7 @@ _thrown_away: WeakKeyDictionary[L.Trainer, TemporaryDirectory[str]] = WeakKeyDic
 
 
 class Subject(Protocol):
-    """What a probe looks at: its network, and more that the probe knows of."""
+    """The part of a module that a probe looks at: its network, and more that the probe knows of."""
 
     @property
     def network(self) -> nn.Module: ...
@@ -101,7 +101,7 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
         """One record, the same on every rank; called on all of them."""
 
     def subject(self, pl_module: L.LightningModule) -> S:
-        """What of the module this probe looks at; its DiffusionModel, unless a kind of probe says otherwise.
+        """Return the part of the module that this probe looks at: its DiffusionModel, unless a probe says otherwise.
 
         Raises:
             ConfigurationError: the module has none.
@@ -257,8 +257,8 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
 
 
 def run_directory(trainer: L.Trainer) -> Path:
-    """Where everything of a run is written; of a ``fast_dev_run``, which is to leave nothing behind, a folder that goes
-    with the Trainer.
+    """Return where everything of a run is written; of a ``fast_dev_run``, which is to leave nothing behind, a folder
+    that goes with the Trainer.
     """
     if not trainer.fast_dev_run:  # type: ignore[attr-defined]
         return Path(trainer.default_root_dir)

@@ -76,7 +76,7 @@ def held_out_of(
 
 
 def held_out_from(trainer: L.Trainer, model: DiffusionModel, batches: Iterable[Batch]) -> HeldOut:
-    """The same of just these batches."""
+    """Return the held-out images of just these batches, as ``held_out_of`` does."""
 
     def make() -> HeldOut:
         with evaluating(model.modules):

@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 def from_rank_zero(trainer: L.Trainer, make: Callable[[], T]) -> T:
-    """What ``make`` returns on rank zero, where alone it is called, on every rank. All ranks must call this.
+    """Return what ``make`` returns on rank zero, where alone it is called, on every rank. All ranks must call this.
 
     Raises:
         ConfigurationError: whatever ``make`` raises, on every rank, so that none waits for one that has ended.

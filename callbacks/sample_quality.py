@@ -115,7 +115,9 @@ class SampleQuality(ProbeCallback[DiffusionModel]):
             )
 
     def _features_of_real_images(self, trainer: L.Trainer, model: DiffusionModel, network: nn.Module) -> RealFeatures:
-        """As the run's directory has them, if of the same network and choice of images; by rank zero, for all ranks."""
+        """Return the features that the run's directory keeps, if they are of this network and these images, or new
+        ones, computed by rank zero for all ranks.
+        """
         path = run_directory(trainer) / "real_features.safetensors"
         source = f"{self.real}, up to {self.num_real}"
 

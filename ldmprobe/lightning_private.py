@@ -128,7 +128,7 @@ class LoopState:
 
     @property
     def in_batch_end(self) -> bool:
-        """Whether the checkpoint falls within ``on_train_batch_end``."""
+        """Return whether the checkpoint falls within ``on_train_batch_end``."""
         return in_batch_end(self.batches)
 
     @property

@@ -568,8 +568,9 @@ SINGLE_FAULTS = (
 
 
 def single(runs: int, healthy: int) -> None:
-    """What the header says of one probe of one run: a perfect denoiser of clustered data, and the same with a fault in
-    a band of timesteps."""
+    """Return what the header says of one probe of one run: a perfect denoiser of clustered data, and the same with a
+    fault in a band of timesteps.
+    """
     print(
         "| fault in t = 200 … 500 | runs | told of | in the headline | all that is named is where it was planted | by "
         "R alone, as before |\n" + "|---" * 6 + "|"
@@ -581,8 +582,9 @@ def single(runs: int, healthy: int) -> None:
 
 
 def single_run(fault: str, seed: int) -> tuple[bool, bool, bool, bool]:
-    """Whether the header tells of a fault; in its headline; names none but planted levels; and whether R in bands, as
-    before, would have."""
+    """Return whether the header tells of a fault; in its headline; names none but planted levels; and whether R in
+    bands, as before, would have.
+    """
     generator = torch.Generator().manual_seed(seed)
     data = Clusters(10, generator)
     schedule = as_schedule(stable_diffusion_scheduler())

@@ -57,7 +57,7 @@ def judge(
 
 
 def ask(model: DiffusionModel, rows: Any) -> Tensor:
-    """What is asked of the model's samples, (N, 2): the captions of ``rows``, or each class in turn."""
+    """Return what is asked of the model's samples, (N, 2): the captions of ``rows``, or each class in turn."""
     conditioning, names = model.conditioning, rows.features["label"].names
     if "caption" in conditioning.columns:
         conditioning.set_prompts(rows["caption"])

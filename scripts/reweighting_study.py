@@ -178,7 +178,7 @@ def train(plan: Plan, jobs: list[Job], processes: int) -> dict[Job, str]:
 
 
 def fit_arguments(plan: Plan, job: Job) -> list[str]:
-    """What `ldmprobe` is called with."""
+    """Return what `ldmprobe` is called with."""
     configs = [f"--config={path}" for path in (*plan.base, job.folder.parent / "method.yaml")]
     seeds = [f"--{name}={job.seed}" for name in ("seed_everything", "model.init_args.seed", "data.init_args.seed")]
     return ["fit", *configs, *plan.arguments, *seeds, f"--run_dir={job.folder}", "--ckpt_path=last"]

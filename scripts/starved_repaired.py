@@ -31,7 +31,7 @@ BEFORE, AFTER = 800, 1600
 
 
 def starved(dry_run: bool) -> dict:
-    """What is added to the base configuration."""
+    """Return what is added to the base configuration."""
     band = {"start": BAND[0], "stop": BAND[1], "share": 0.01}
     base = {"class_path": "ldmprobe.StarvedBand", "init_args": band}
     sampler = {"class_path": "ldmprobe.BalancedTimesteps", "init_args": {"base": base}}

@@ -30,7 +30,7 @@ from ldmprobe.errors import ConfigurationError
 
 @dataclass(frozen=True)
 class Measured:
-    """What is known of the levels.
+    """The findings about the levels.
 
     Attributes:
         log_snr: λ.

@@ -94,7 +94,7 @@ class LatentBasis:
 
     @classmethod
     def known(cls, rotation: Rotation, mean: Tensor, variance: Tensor) -> LatentBasis:
-        """Of latents with a diagonal covariance in these directions, known exactly."""
+        """Return the basis of latents whose covariance is diagonal in these directions, known exactly."""
         none = torch.empty(0, len(mean), dtype=torch.float64)
         one = torch.ones(1, dtype=torch.float64)
         order = variance.argsort(descending=True)
@@ -149,8 +149,8 @@ class LatentBasis:
 
     @property
     def varies(self) -> Tensor:
-        """Whether real latents vary along each direction by more than rounding: 1e-8 of the largest variance, (D,). KL
-        is not defined along others: they are left out of it, and counted.
+        """Return whether real latents vary along each direction by more than rounding: 1e-8 of the largest variance,
+        (D,). KL is not defined along others: they are left out of it, and counted.
         """
         return self.variance > VARIANCE_FLOOR * self.variance.max()
 

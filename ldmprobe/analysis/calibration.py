@@ -79,8 +79,8 @@ class CalibrationSums:
 
 
 def cross_fit_cost(num_draws: int) -> float:
-    """How far below the true share R lies on average, at most, at a share of 0: three coefficients fitted to nothing on
-    7 of 8 folds.
+    """Return how far below the true share R lies on average, at most, at a share of 0: three coefficients fitted to
+    nothing on 7 of 8 folds.
 
     At a share R it is (1 − R) times as much.
     """

@@ -60,7 +60,7 @@ class BandGain:
 def gains_by_band(
     log_snr: np.ndarray, first: np.ndarray, others: Sequence[np.ndarray], cluster: np.ndarray, nats: np.ndarray
 ) -> list[list[BandGain]]:
-    """Of each other denoiser over the first: a band each, noisy to clean, and all noise levels together at the end.
+    """Return the gain of each other denoiser over the first, by band, noisy to clean, and over all levels at the end.
 
     The bands of all denoisers are corrected as one family (Holm), and so are their totals.
 

@@ -12,7 +12,7 @@ from ldmprobe.analysis.calibration import cross_fit_cost
 
 @dataclass(frozen=True)
 class Band:
-    """What R says of a band of log-SNR.
+    """The verdict of R on a band of log-SNR.
 
     Attributes:
         low, high: the band's edges.
@@ -38,7 +38,7 @@ class Band:
 
 @dataclass(frozen=True)
 class Imbalance:
-    """How the recoverable excess of one denoising probe is spread.
+    """The spread over noise levels of the recoverable excess that one denoising probe found.
 
     Attributes:
         bands: by log-SNR, noisy to clean.

@@ -71,7 +71,7 @@ class PairedMoments:
 
     @property
     def varies(self) -> Tensor:
-        """Whether both sides vary in each direction, beyond the rounding of their sums."""
+        """Return whether both sides vary in each direction, beyond the rounding of their sums."""
         floor = 1e-12 * self.sums[2:4] / self.n
         return (self.var_x > floor[0]) & (self.var_y > floor[1])
 

@@ -26,7 +26,7 @@ Slope = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class FlowPath:
-    """Where the flow takes latents, and what their log-density loses on the way.
+    """The end of the flow from latents, and the change of their log-density on the way.
 
     Attributes:
         end: y at the noisiest level, (N, …).

@@ -120,8 +120,9 @@ def _products(x: Tensor, vectors: Tensor) -> Tensor:
 def _standard_error(
     ridge: Tensor, kappa: Tensor, freedom: Tensor, leverage: Tensor, squares: Tensor, n: int, d: int
 ) -> Tensor:
-    """Of the degrees of freedom at a given κ, as a share of d, by the jackknife over latents. Without latent k they are
-    less by r x_kᵀ(Ŝ + r)⁻²x_k/(1 − h_k), at a κ that is larger since there is less to divide among.
+    """Return the standard error of the degrees of freedom at a given κ, as a share of d, by the jackknife over latents:
+    without latent k they are less by r x_kᵀ(Ŝ + r)⁻²x_k/(1 − h_k), at a κ that is larger since there is less to divide
+    among.
     """
     less = ridge * squares / (1 - leverage).clamp(min=_LEAST_LEFT_OUT)
     remaining = (n - freedom).clamp(min=1 - _LARGEST_SHARE)
@@ -162,14 +163,14 @@ class LinearOptimum:
 
     @classmethod
     def of_spectrum(cls, variance: Tensor) -> LinearOptimum:
-        """Of a known spectrum: mean_i aλ_i/(aλ_i + b)."""
+        """Return the degrees of freedom of a known spectrum: mean_i aλ_i/(aλ_i + b)."""
         log_snr = torch.from_numpy(_LOG_SNR)
         error = gaussian_mmse(variance, log_snr)
         return cls(log_snr, error, error, error, float("inf"))
 
     @classmethod
     def of_sample(cls, ridges: Ridges, rows: int, diagonal: Tensor) -> LinearOptimum:
-        """Of the covariance behind a sample of ``rows`` latents.
+        """Return the degrees of freedom of the covariance behind a sample of ``rows`` latents.
 
         Args:
             diagonal: variances along any orthonormal directions that do not depend on the sample, (D,). No linear

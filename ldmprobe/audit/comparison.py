@@ -15,7 +15,7 @@ _WIDTH = 100
 
 @dataclass
 class Row:
-    """How many items of a kind were compared, of how many bytes, and how many differed."""
+    """The number of items of one kind that were compared, their bytes, and how many differed."""
 
     names: dict[str, None] = field(default_factory=dict)
     checks: int = 0
@@ -78,7 +78,7 @@ def table(compared: LedgerDiff) -> str:
 
 
 def verdict(probed: Observation, compared: LedgerDiff, control: LedgerDiff | None) -> tuple[bool, str]:
-    """Whether the probes left training alone, and the sentences that say so."""
+    """Return whether the probes left training alone, and the sentences that say so."""
     said = []
     runs = sum(probed.probe_runs.values())
     for name, count in probed.probe_runs.items():

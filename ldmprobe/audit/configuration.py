@@ -21,7 +21,7 @@ from ldmprobe.types import Batch, PlainValues
 
 
 def read_configuration(fit_arguments: list[str]) -> PlainValues:
-    """Everything that ``ldmprobe fit`` would make of its arguments, as plain values.
+    """Return everything that ``ldmprobe fit`` would make of its arguments, as plain values.
 
     Raises:
         ConfigurationError: there is no probe in it.

@@ -19,7 +19,7 @@ from ldmprobe.tracking.scalars import SECTION
 
 
 def is_probe(kind: type) -> bool:
-    """Whether callbacks of this class look on without being part of training."""
+    """Return whether callbacks of this class look on without being part of training."""
     if issubclass(kind, ProbeCallback):
         return not kind.part_of_training
     return issubclass(kind, ReportWriter)
@@ -41,7 +41,7 @@ class Disturbance:
 
 @dataclass
 class Observation:
-    """What was seen of one run.
+    """The observations of one run.
 
     Attributes:
         ledgers: (where in training, the state there).

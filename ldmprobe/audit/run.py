@@ -80,7 +80,7 @@ def in_fresh_process(config: PlainValues, steps: int, folder: Path, probed: bool
 
 
 def _speak_to(output: Path) -> None:
-    """What the run says goes into a file."""
+    """Send all that the run says into a file."""
     os.environ["WANDB_MODE"] = "offline"
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for stream in (1, 2):

@@ -75,7 +75,7 @@ class Comparison:
 
     @property
     def of_chance(self) -> bool:
-        """Whether seeds are all that tells the runs apart, so that none of them can be the better one."""
+        """Return whether seeds are all that tells the runs apart, so that none of them can be the better one."""
         return len(self.other_seeds) == len(self.runs) - 1
 
 

@@ -147,7 +147,7 @@ def _denoising(record: ProbeRecord) -> dict[str, float]:
 
 
 def study(runs: Sequence[StudyRun], baseline: str) -> Study:
-    """Everything that is computed.
+    """Return everything that is computed.
 
     Raises:
         ConfigurationError: the baseline has no run.

@@ -77,7 +77,9 @@ class LDMProbeCLI(LightningCLI):
             _check_checkpoint(self.config[subcommand].get("ckpt_path"))
 
     def _parse_ckpt_path(self) -> None:
-        """Not as Lightning does: a checkpoint's hyperparameters may name a class, which would be imported unseen."""
+        """Do nothing, where Lightning reads a checkpoint's hyperparameters: they may name a class, which would be
+        imported unseen.
+        """
 
     @configuration_errors("read")
     def before_instantiate_classes(self) -> None:
@@ -188,7 +190,7 @@ def _check_not_random(model: L.LightningModule, subcommand: str | None, run_dir:
 
 
 def _is_first_process() -> bool:
-    """Whether this is global rank zero, as the launcher's environment says: there is no Trainer yet."""
+    """Return whether this is global rank zero, as the launcher's environment says: there is no Trainer yet."""
     rank: int = rank_zero_only.rank  # type: ignore[attr-defined]
     return rank == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
 

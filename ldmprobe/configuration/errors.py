@@ -81,7 +81,7 @@ def _told(error: Exception, doing: str) -> ConfigurationError:
 
 
 def _mistaken(option: str | None, reason: str) -> str | None:
-    """What to write instead, of mistakes that jsonargparse has many words for."""
+    """Return what to write instead, of mistakes that jsonargparse has many words for."""
     if option == "model.scheduler" and {*re.findall(r"\w+", reason)} & {*lr_scheduler.__all__}:
         return (
             "model.scheduler is the noise schedule, and what it names is a schedule of the learning rate; write it as "

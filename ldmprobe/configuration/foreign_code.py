@@ -55,7 +55,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
 """What a configuration may name without a word, by package: these parts of it; where there are none, all of it."""
 
 _CLASSES_OF = {"diffusers": {"models", "schedulers", "optimization"}, "transformers": {"models", "optimization"}}
-"""Of packages whose classes all stand at the top: the modules that the allowed ones are defined in."""
+"""The modules that the allowed classes are defined in, by package, where all of its classes stand at the top."""
 
 _NEVER = {*sys.stdlib_module_names, *LIBRARIES, "datasets", "jsonargparse", "pip", "pkg_resources", "setuptools"}
 """Packages of which nothing is allowed that is not in ``LIBRARIES``."""
@@ -66,7 +66,7 @@ _MAX_CHARACTERS = 4_000_000
 
 
 class _Policy:
-    """What was named and what was refused, of all that jsonargparse asked for in this process."""
+    """The names that jsonargparse asked for in this process, and those that were refused."""
 
     def __init__(self) -> None:
         self.named: list[str] = []
@@ -191,7 +191,7 @@ def _check_size(content: object) -> None:
 
 
 def _imported(path: str) -> object:
-    """What is at ``path``, if its module has been imported; None otherwise."""
+    """Return what is at ``path``, if its module has been imported; None otherwise."""
     module, _, name = path.rpartition(".")
     return vars(sys.modules[module]).get(name) if module in sys.modules else None
 

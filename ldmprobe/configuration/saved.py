@@ -84,7 +84,7 @@ class SaveConfig(SaveConfigCallback):
 
     @staticmethod
     def _loads_after(trainer: L.Trainer) -> bool:
-        """Whether a checkpoint will be loaded only after ``on_fit_start``, as under strategies that shard."""
+        """Return whether a checkpoint will be loaded only after ``on_fit_start``, as under strategies that shard."""
         return trainer.ckpt_path is not None and trainer.strategy.restore_checkpoint_after_setup
 
 
@@ -112,7 +112,7 @@ def _keep(path: Path) -> Path | None:
 
 
 def _in_state(settings: Any, path: _Path = ()) -> Iterator[_Path]:
-    """Where the settings have an optimizer or learning-rate scheduler, whose arguments are kept in its state."""
+    """Return where the settings have an optimizer or learning-rate scheduler, whose arguments are kept in its state."""
     if not isinstance(settings, dict):
         return
     if "class_path" in settings and _is_held_in_state(str(settings["class_path"])):
@@ -123,7 +123,7 @@ def _in_state(settings: Any, path: _Path = ()) -> Iterator[_Path]:
 
 
 def _is_held_in_state(class_path: str) -> bool:
-    """Whether it names an optimizer or scheduler, which was imported if it was built; nothing is imported here."""
+    """Return whether it names an optimizer or scheduler, if it is imported, as those are that were built."""
     module, _, name = class_path.rpartition(".")
     kind = vars(sys.modules[module]).get(name) if module in sys.modules else None
     return inspect.isclass(kind) and issubclass(kind, _HELD_IN_STATE)

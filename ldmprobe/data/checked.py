@@ -22,7 +22,7 @@ _DARK = {False: 1, True: 4352}
 
 @dataclass
 class CheckedRows:
-    """What was seen in the first rows of a split.
+    """The findings in the first rows of a split.
 
     Attributes:
         kind: what they are for, "training" or "held-out"; both may be of one split.

@@ -89,7 +89,7 @@ class Column(ABC):
 
     @property
     def classes(self) -> int | None:
-        """How many classes its values have, where they are labels."""
+        """Return how many classes its values have, where they are labels."""
         return None
 
     def collate(self, values: list[Any]) -> Rows:

@@ -59,7 +59,7 @@ def check_epochs(trainer: L.Trainer) -> None:
 
 
 def _is_number(limit: float) -> bool:
-    """Whether this many batches are meant, not a share of all; so Lightning tells them apart."""
+    """Return whether this many batches are meant, not a share of all; so Lightning tells them apart."""
     return isinstance(limit, int)
 
 
@@ -78,7 +78,7 @@ def _check_interval(trainer: L.Trainer, num_batches: int) -> None:
 
 
 def _validates(trainer: L.Trainer) -> bool:
-    """Whether a validation ever comes, in an epoch that does not end."""
+    """Return whether a validation ever comes, in an epoch that does not end."""
     if private.validates_by_time(trainer):
         return True
     return isinstance(trainer.val_check_interval, int) and trainer.check_val_every_n_epoch in (None, 1)

@@ -20,7 +20,7 @@ _NEWER_ENDINGS = {".avif", ".avifs", ".heic", ".heif", ".jxl", ".qoi"}  # of pic
 
 
 def is_image_folder(folder: Path) -> bool:
-    """Whether a folder is of image files and what lies beside them, with no table or archive of rows.
+    """Return whether a folder is of image files and what lies beside them, with no table or archive of rows.
 
     `datasets` takes a folder by its most frequent ending, and so for one of texts where each image has a caption beside
     it.

@@ -77,7 +77,7 @@ def text_hashes(values: Sequence[Any]) -> Hashes:
 
 
 def _stored(chunk: Any, offsets: Sequence[int]) -> Iterator[bytes | str]:
-    """What is hashed of these rows of an Arrow array, or the path of an image that is not within."""
+    """Return what is hashed of these rows of an Arrow array, or the path of an image that is not within."""
     import pyarrow as pa
 
     paths = None
@@ -148,7 +148,7 @@ def is_held_out(row: Batch, column: str, fraction: float, wanted: bool, files: I
 
 
 def held_out_mask(hashes: Hashes, fraction: float) -> np.ndarray:
-    """Which rows are held out, shape (N,): each with probability `fraction`, always the same for one image.
+    """Return which rows are held out, shape (N,): each with probability `fraction`, always the same for one image.
 
     At least the two of the smallest hashes are (one, of fewer than four rows), and not all. Rows that are added take
     none that was trained on to the held-out side, unless all had a hash below the share.
@@ -210,11 +210,11 @@ class KnownRows:
         }
 
     def has(self, sample: Hashes) -> np.ndarray:
-        """Which of these images are among the rows."""
+        """Return which of these images are among the rows."""
         return np.isin(sample, self.images)
 
     def changes(self, theirs: PlainValues, name: str, if_none: str | None = None) -> list[str]:
-        """How these rows differ from those of a summary, in words.
+        """Return how these rows differ from those of a summary, in words.
 
         Args:
             if_none: raised as a ConfigurationError where none of theirs is among these any more.
@@ -253,7 +253,7 @@ class DataIdentity:
         return {"train": self.train.summary(), "held_out": self.held_out.summary()}
 
     def changes(self, theirs: PlainValues) -> list[str]:
-        """How these data differ from those of a summary, in words.
+        """Return how these data differ from those of a summary, in words.
 
         Raises:
             ConfigurationError: rows that were trained on are held out now, or none of them is there any more.
@@ -272,7 +272,9 @@ class DataIdentity:
         return told
 
     def trained_on(self, theirs: PlainValues) -> str | None:
-        """How many rows that a checkpoint's summary has on the training side are on the held-out side now, in words."""
+        """Return how many rows that a checkpoint's summary has on the training side are on the held-out side now, in
+        words.
+        """
         sample = np.array(theirs["train"]["sample"], np.uint64)
         moved = int((self.held_out.has(sample) & ~self.train.has(sample)).sum())
         return (

@@ -226,12 +226,12 @@ class ImageData(L.LightningDataModule):
 
     @cached_property
     def identity(self) -> DataIdentity:
-        """What tells these rows from others, known after `setup`."""
+        """Return what tells these rows from others, known after `setup`."""
         reader = self.reader
         return DataIdentity(*(known_rows(self.rows[split], reader.columns, reader.files) for split in SPLITS))
 
     def state_dict(self) -> StateDict:
-        """What data a checkpoint is of."""
+        """Return what data a checkpoint is of."""
         return self.identity.summary() if self._train is not None else {}
 
     def load_state_dict(self, state_dict: StateDict) -> None:

@@ -27,7 +27,7 @@ class AdaptiveTimesteps(TimestepSampler):
 
     @abstractmethod
     def observe(self, t: Tensor, log_snr: Tensor, loss: Tensor) -> None:
-        """As of every sampler; losses that are not finite are left out."""
+        """Take in losses, as every sampler does; those that are not finite are left out."""
 
     def get_extra_state(self) -> dict[str, Tensor]:
         return {name: vars(self)[name].clone() for name in self.state_names}
@@ -179,7 +179,7 @@ class VarianceAware(AdaptiveTimesteps):
 
 
 def _bins(log_snr: Tensor, num_bins: int) -> Tensor:
-    """Which of ``num_bins`` bins over log-SNR −12 … 12 each level is in."""
+    """Return which of ``num_bins`` bins over log-SNR −12 … 12 each level is in."""
     place = (log_snr.double().cpu().nan_to_num() + 12) / 24 * num_bins
     return place.clamp(0, num_bins - 1).long()
 

@@ -73,7 +73,7 @@ class BalancedTimesteps(TimestepSampler):
 
     @property
     def is_steered(self) -> bool:
-        """Whether ``steer`` has been called, in this run or the one that it goes on with."""
+        """Return whether ``steer`` has been called, in this run or the one that it goes on with."""
         return bool(self.table[0, 0].isfinite())
 
     def get_extra_state(self) -> dict[str, Tensor]:

@@ -122,7 +122,7 @@ class ImageClassifier(nn.Module):
 
     @classmethod
     def load(cls, folder: Path) -> ImageClassifier:
-        """What ``save`` wrote, in float32."""
+        """Return what ``save`` wrote, in float32."""
         classifier = cls(**json.loads((folder / "config.json").read_text()))
         classifier.load_state_dict(load_file(folder / "model.safetensors"))
         return classifier

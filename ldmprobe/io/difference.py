@@ -1,4 +1,4 @@
-"""Where two descriptions in plain values, such as that of a checkpoint and that of a run, are not the same."""
+"""The first difference between two descriptions in plain values, such as those of a checkpoint and of a run."""
 
 from __future__ import annotations
 

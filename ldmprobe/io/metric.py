@@ -69,7 +69,7 @@ class Metric:
 
     @property
     def has_heatmap(self) -> bool:
-        """Whether its levels can be laid over training: they have one mark, or are put together by band."""
+        """Return whether its levels can be laid over training: they have one mark, or are put together by band."""
         return self.pool is not None or isinstance(self.ideal, int | float)
 
     def ideal_of(self, name: str) -> float | str | None:

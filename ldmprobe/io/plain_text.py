@@ -55,7 +55,7 @@ class _PlainRecord(logging.LogRecord):
 
     @property
     def exc_text(self) -> str | None:
-        """What a formatter takes in the place of formatting ``exc_info`` itself."""
+        """Return what a formatter takes in the place of formatting ``exc_info`` itself."""
         return plain("".join(traceback.format_exception(*self.exc_info)).rstrip()) if self.exc_info else None
 
     @exc_text.setter

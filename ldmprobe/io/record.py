@@ -49,7 +49,7 @@ class PerSample:
 
 @dataclass(frozen=True)
 class ProbeRecord:
-    """What one run of one probe found.
+    """The findings of one run of one probe.
 
     Attributes:
         probe: which probe.

@@ -24,7 +24,7 @@ _MAX_BYTES = 2_000_000_000  # uncompressed; a few kilobytes of Parquet can stand
 
 
 class Part(Enum):
-    """What of a record is read: its metadata, its scalars and curves too (some kilobytes), or everything."""
+    """The part of a record that is read: its metadata, its scalars and curves too (some kilobytes), or everything."""
 
     HEADER, NUMBERS, ALL = range(3)
 
@@ -82,6 +82,6 @@ def _opened(path: Path) -> Iterator[pq.ParquetFile]:
 
 
 def _may_hold_numbers(group: pq.RowGroupMetaData, names: list[str]) -> bool:
-    """Whether a row group has rows that are of no sample, as far as its statistics tell."""
+    """Return whether a row group has rows that are of no sample, as far as its statistics tell."""
     statistics = group.column(names.index("sample")).statistics if group.num_columns == len(names) else None
     return statistics is None or not statistics.has_min_max or bool(statistics.min < 0)

@@ -36,7 +36,7 @@ class RecordStore:
         return path
 
     def path(self, record: ProbeRecord) -> Path:
-        """Where a record belongs."""
+        """Return where a record belongs."""
         return self.folder / f"{record.probe}-{record.step:08d}.parquet"
 
     def set_aside(self, after: int) -> None:
@@ -81,7 +81,7 @@ class RecordStore:
 
     @property
     def no_records(self) -> ConfigurationError:
-        """What to tell a user whose directory holds none."""
+        """Return what to tell a user whose directory holds none."""
         return ConfigurationError(
             f"There are no probe records in {self.folder}; expected a run directory with `probes/`."
         )

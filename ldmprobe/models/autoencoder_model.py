@@ -50,7 +50,7 @@ class AutoencoderModel:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """Everything whose train/eval mode a probe sets and restores."""
+        """Return everything whose train/eval mode a probe sets and restores."""
         return [self.network]
 
     @cached_property

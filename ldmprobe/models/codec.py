@@ -137,7 +137,7 @@ class LatentCodec(nn.Module):
 
     @property
     def description(self) -> PlainValues:
-        """What tells this codec from another, as plain values: class and configuration, scale and shift."""
+        """Return what tells this codec from another, as plain values: class and configuration, scale and shift."""
         config = dict(config_of(self.meta_module))
         named = {key: value for key, value in config.items() if not key.startswith("_")}
         scale, shift = in_digits(self.scale, ".4e"), in_digits(self.shift, ".4e")
@@ -158,7 +158,7 @@ class LatentCodec(nn.Module):
 
     @torch.no_grad()
     def latents(self, batch: Batch, sample_posterior: bool | None = None) -> Tensor:
-        """The same of a batch: of its ``image``, or of what ``unscaled`` made of these earlier."""
+        """Return the latents of a batch: of its ``image``, or of what ``unscaled`` made of these earlier."""
         with without_autocast(self.scale.device):
             if "latent" in batch:
                 z = batch["latent"].float()
@@ -172,13 +172,14 @@ class LatentCodec(nn.Module):
 
     @property
     def unscaled_kind(self) -> Literal["latent", "moments"]:
-        """What ``unscaled`` gives."""
+        """Return what ``unscaled`` gives."""
         return "moments" if self.sample_posterior and has_posterior(self.meta_module) else "latent"
 
     @torch.no_grad()
     def unscaled(self, images: Tensor) -> Tensor:
-        """Of images (N, C, H, W), what can be kept for ``latents``, in float32, before scale and shift: ``latent`` (N,
-        c, h, w); or, where the posterior is sampled, its ``moments`` (N, 2c, h, w): mean and log-variance.
+        """Encode images (N, C, H, W) to the form that is kept for ``latents``, in float32, before scale and shift:
+        ``latent`` (N, c, h, w); or, where the posterior is sampled, its ``moments`` (N, 2c, h, w), mean and
+        log-variance.
         """
         if self.unscaled_kind == "moments":
             return posterior_of(self.autoencoder, as_floats(images)).parameters

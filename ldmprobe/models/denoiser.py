@@ -33,8 +33,8 @@ def config_of(network: object) -> PlainValues:
 
 
 class Denoiser(Protocol):
-    """What a network must do to be trained and probed: answer z_t (N, C, H, W) at timesteps t (N,) with a prediction of
-    the same shape. A ``torch.nn.Module`` whose ``forward`` has this signature will do.
+    """The protocol of a network that can be trained and probed: it answers z_t (N, C, H, W) at timesteps t (N,) with a
+    prediction of the same shape. A ``torch.nn.Module`` whose ``forward`` has this signature will do.
     """
 
     def __call__(self, z_t: Tensor, t: Tensor, condition: Condition) -> Tensor: ...

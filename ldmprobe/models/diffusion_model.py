@@ -65,7 +65,7 @@ class DiffusionModel:
 
     @property
     def modules(self) -> list[nn.Module]:
-        """Everything whose train/eval mode a probe sets and restores."""
+        """Return everything whose train/eval mode a probe sets and restores."""
         return [self.network, self.codec, self.conditioning]
 
     @property
@@ -183,7 +183,7 @@ class Probed(Protocol):
 
 
 def diffusion_model_of(module: object) -> DiffusionModel:
-    """What a LightningModule's ``diffusion_model()`` returns.
+    """Return what a LightningModule's ``diffusion_model()`` returns.
 
     Raises:
         ConfigurationError: it has no such method.

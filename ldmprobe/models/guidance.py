@@ -30,12 +30,12 @@ class Guidance(ABC):
     @property
     @abstractmethod
     def provenance(self) -> PlainValues:
-        """What a record says of it, as plain values; two guidances that say the same sample alike."""
+        """Return what a record says of it, as plain values; two guidances that say the same sample alike."""
 
     @property
     @abstractmethod
     def shifts(self) -> bool:
-        """Whether it moves the samples' distribution, so that curves are no longer comparable with the ideal."""
+        """Return whether it moves the samples' distribution, so that curves are no longer comparable with the ideal."""
 
     @abstractmethod
     def check(self, conditioning: Conditioning, device: torch.device) -> None:

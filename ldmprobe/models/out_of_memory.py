@@ -9,7 +9,7 @@ _MESSAGES = ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory",
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` is an allocation that failed: on a GPU, in torch's CPU allocator, or in Python."""
+    """Return whether ``error`` is an allocation that failed: on a GPU, in torch's CPU allocator, or in Python."""
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)

@@ -53,7 +53,7 @@ def find_pipeline(name: str, revision: str | None = None, local_files_only: bool
 
 
 def refusal(name: str, revision: str | None, error: Exception | None = None) -> str:
-    """What to tell the user of a pipeline that could not be found."""
+    """Return what to tell the user of a pipeline that could not be found."""
     start = f"{name!r} is no diffusers pipeline that can be read: "
     if Path(name).expanduser().exists():
         return start + _what_it_is(Path(name).expanduser())

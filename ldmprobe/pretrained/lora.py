@@ -77,11 +77,11 @@ class LoRA:
         self._inject(network, self.targets)
 
     def add_to_text(self, encoder: nn.Module) -> None:
-        """The same with the attention of a text encoder, CLIP's or T5's."""
+        """Return this LoRA for the attention of a text encoder, CLIP's or T5's."""
         self._inject(encoder, _TEXT_TARGETS)
 
     def config(self, targets: Sequence[str]) -> Component:
-        """As peft has it.
+        """Return the configuration as peft has it.
 
         Raises:
             ConfigurationError: peft is not installed.
@@ -163,7 +163,7 @@ class LoRAWeights:
 
 
 def lora_weights(checkpoint: StateDict) -> LoRAWeights | None:
-    """Of a checkpoint's content, by its own account, the averaged ones if there are any; None if it has no LoRA."""
+    """Return the LoRA weights in a checkpoint's content, averaged if it has averages; None if it has no LoRA."""
     card, state = checkpoint["ldmprobe"], checkpoint["state_dict"]
     if not card.get("lora"):
         return None
@@ -185,6 +185,6 @@ def lora_weights(checkpoint: StateDict) -> LoRAWeights | None:
 
 
 def _last_part(name: str) -> str:
-    """With the part before, where it is a number: to_q, to_out.0."""
+    """Return a layer's name, with the part before it where the name is a number: to_q, to_out.0."""
     *_, before, last = ["", *name.split(".")]
     return f"{before}.{last}" if last.isdigit() else last

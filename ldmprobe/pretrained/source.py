@@ -38,7 +38,7 @@ class Source:
 
     @property
     def is_checkpoint(self) -> bool:
-        """Whether this is a checkpoint of ldmprobe, and not a pipeline."""
+        """Return whether this is a checkpoint of ldmprobe, and not a pipeline."""
         path = Path(self.name)
         if path.suffix == ".ckpt" or (path / ".metadata").is_file():
             return True

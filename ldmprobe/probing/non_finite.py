@@ -78,8 +78,8 @@ def loss_of(outputs: object) -> list[Tensor]:
 
 
 def describe_samples(outputs: object) -> str:
-    """How many samples have no finite error, and their bands of log-SNR; empty where none has, or there are no such
-    outputs.
+    """Return how many samples have no finite error, and their bands of log-SNR; empty where none has, or there are no
+    such outputs.
     """
     if not (isinstance(outputs, dict) and "epsilon_mse" in outputs and "log_snr" in outputs):
         return ""

@@ -29,7 +29,7 @@ _STEP_NOISE = 16  # streams of noise from here on belong to the draws of a sampl
 
 @dataclass(frozen=True)
 class Sampling:
-    """Everything that says how samples are drawn, but for the model.
+    """The whole choice of how samples are drawn, but for the model.
 
     Attributes:
         num_samples: N.

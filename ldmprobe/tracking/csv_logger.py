@@ -53,7 +53,7 @@ class _GoingOn(ExperimentWriter):
         self._cut_off = self.path.exists() and not self.path.read_bytes().endswith(b"\n")
 
     def _check_log_dir_exists(self) -> None:
-        """It may hold the rows to go on from."""
+        """Accept a folder that is there: it may hold the rows to go on from."""
 
     def save(self) -> None:
         new, self.metrics = self.metrics, []

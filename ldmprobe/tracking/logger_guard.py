@@ -38,7 +38,7 @@ def going_on(logger: Logger) -> Iterator[None]:
 
 
 def failures(logger: Logger) -> int:
-    """How often ``logger`` has failed."""
+    """Return how often ``logger`` has failed."""
     return _failures.get(logger, 0)
 
 

@@ -157,13 +157,15 @@ images = pipeline({call}, num_inference_steps=50).images
 
 
 def _without(pipeline: Component) -> str:
-    """What diffusers has to be told that the pipeline does without, such as Stable Diffusion 3's T5."""
+    """Return what diffusers has to be told that the pipeline does without, such as Stable Diffusion 3's T5."""
     absent = [name for name, part in pipeline.components.items() if part is None]
     return "".join(f", {name}=None" for name in absent if name not in pipeline._optional_components)
 
 
 def _use_lora(name: str, base: Source, pipeline: Component, call: str) -> str:
-    """With the scheduler beside the LoRA: the base's own may be of another noise schedule, or take other steps."""
+    """Return code that takes the scheduler beside the LoRA, since the base's own may be of another noise schedule, or
+    take other steps.
+    """
     scheduler, first = type(pipeline.scheduler).__name__, ""
     settings = {key: value for key in ("revision", "variant") if (value := vars(base)[key])}
     name_here = base.name if _on_hub(base) else f"path/to/{Path(base.name).name}"

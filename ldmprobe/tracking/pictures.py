@@ -60,7 +60,7 @@ class Pictures:
 
     @property
     def curves(self) -> list[ProbeRecord]:
-        """As many records of the history as one chart tells apart."""
+        """Return as many records of the history as one chart tells apart."""
         return thinned(self.history, _CURVES)
 
     def _draw(self, name: str) -> np.ndarray:

@@ -105,8 +105,8 @@ class FinetunedDiffusion(LatentDiffusion):
             checkpoint["state_dict"] = {name: own[name] for name in left_out} | checkpoint["state_dict"]
 
     def _of_the_base(self) -> set[str]:
-        """What of the state dict stays as it is in the base, and can be left out; not of one that is sharded, which is
-        loaded otherwise.
+        """Return what of the state dict stays as it is in the base, and can be left out; not of one that is sharded,
+        which is loaded otherwise.
         """
         if is_sharded(self.network):
             return set()

@@ -268,7 +268,7 @@ class LatentDiffusion(L.LightningModule):
         return self._asked
 
     def diffusion_model(self, network: nn.Module | None = None) -> DiffusionModel:
-        """What probes look at: the EMA network if there is one, else the live one."""
+        """Return what probes look at: the EMA network if there is one, else the live one."""
         if self.latent_shape is None:
             self.latent_shape = _latent_shape_of(self.network)
         weights = "raw" if self.ema is None else "ema"

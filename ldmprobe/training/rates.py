@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 def built(argument: str, make: Callable[[], T]) -> T:
-    """What ``make`` returns.
+    """Return what ``make`` returns.
 
     Args:
         argument: the model's, for the message.

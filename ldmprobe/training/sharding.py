@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def check_strategy(strategy: Strategy) -> None:
-    """Whether probes can look at a network under this strategy of Lightning's.
+    """Return whether probes can look at a network under this strategy of Lightning's.
 
     Raises:
         ConfigurationError: FSDP of the first kind, or tensor parallelism; with what to write instead.
@@ -37,8 +37,8 @@ def check_strategy(strategy: Strategy) -> None:
 
 
 def check_trained(module: nn.Module, network: nn.Module) -> None:
-    """Whether ``network``, which is sharded, is all that is trained in ``module``: gradients of the rest no one would
-    average.
+    """Return whether ``network``, which is sharded, is all that is trained in ``module``: gradients of the rest no one
+    would average.
 
     Raises:
         ConfigurationError: it is not.
@@ -67,7 +67,7 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
 
 
 def is_sharded(network: nn.Module) -> bool:
-    """Whether each pass through ``network`` is a collective."""
+    """Return whether each pass through ``network`` is a collective."""
     return isinstance(network, FSDPModule)
 
 

@@ -61,7 +61,7 @@ class SamplerStep:
 
     @property
     def is_affine(self) -> bool:
-        """Whether it is affine in the registers and its noise where the network is: whether nothing is clipped."""
+        """Return whether it is affine in registers and noise where the network is: whether nothing is clipped."""
         return all(question.clip_range is None for question in self.questions)
 
     @property
@@ -79,7 +79,7 @@ class SamplerStep:
 
     @property
     def passes(self) -> int:
-        """How often the network is asked."""
+        """Return how often the network is asked."""
         return len(self.questions)
 
 
@@ -109,12 +109,12 @@ class Move:
 
     @property
     def has_signal(self) -> bool:
-        """Whether anything of the data is left where it starts."""
+        """Return whether anything of the data is left where it starts."""
         return self.alpha_t > 0
 
 
 class Sampler(Named, ABC):
-    """How latents go from noise to data along a grid. Registers other than ``z`` are kept from step to step.
+    """A way of latents from noise to data along a grid. Registers other than ``z`` are kept from step to step.
 
     A subclass sets its ``name``, and keeps each of its settings, plain values, as the attribute of its name: records
     and fingerprints read them there.

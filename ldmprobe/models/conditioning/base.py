@@ -17,7 +17,7 @@ from ldmprobe.types import Batch, Component, PlainValues, kinds_of
 
 
 class ConditioningData(Protocol):
-    """What a conditioning may ask of the data, before training.
+    """The questions that a conditioning may ask of the data, before training.
 
     Attributes:
         batch_names: the names in its batches.
@@ -68,7 +68,7 @@ class Updates(Protocol):
 
 @dataclass(frozen=True)
 class CardPart:
-    """What the model card of an exported pipeline says of the conditioning.
+    """The part of an exported pipeline's model card that is about the conditioning.
 
     Attributes:
         call: the arguments of an example call.
@@ -163,7 +163,7 @@ class Conditioning(nn.Module, ABC):
 
     @property
     def trained(self) -> bool:
-        """Whether it has parameters that are trained, so that its conditions change."""
+        """Return whether it has parameters that are trained, so that its conditions change."""
         return any(parameter.requires_grad for parameter in self.parameters())
 
     @property
@@ -189,17 +189,17 @@ class Conditioning(nn.Module, ABC):
 
     @property
     def spec(self) -> PlainValues:
-        """What a checkpoint says of it, as plain values: all that `from_spec` needs, but for its weights."""
+        """Return what a checkpoint says of it, as plain values: all that `from_spec` needs, but for its weights."""
         return {}
 
     @property
     def finetuned_spec(self) -> PlainValues:
-        """The same where the pretrained model, which the checkpoint names, has the rest."""
+        """Return its description where the pretrained model, which the checkpoint names, has the rest."""
         return self.spec
 
     @property
     def run_spec(self) -> PlainValues:
-        """What may differ from run to run of one model, as plain values."""
+        """Return what may differ from run to run of one model, as plain values."""
         return {}
 
     @classmethod
@@ -250,7 +250,7 @@ class Conditioning(nn.Module, ABC):
 
     @property
     def label(self) -> str:
-        """What messages call it."""
+        """Return what messages call it."""
         return type(self).__name__
 
     def pipeline_name(self, network: str, latents: bool, flow: bool) -> str | None:
@@ -280,7 +280,7 @@ class Conditioning(nn.Module, ABC):
 
     @property
     def frozen_encoder(self) -> FrozenEncoder | None:
-        """What of it a cache can encode beforehand."""
+        """Return what of it a cache can encode beforehand."""
         return None
 
 

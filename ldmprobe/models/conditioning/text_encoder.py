@@ -100,7 +100,7 @@ class TextEncoder(nn.Module):
 
     @property
     def reads_saved_weights(self) -> bool:
-        """Whether a state dict may bring other weights to a frozen encoder."""
+        """Return whether a state dict may bring other weights to a frozen encoder."""
         return any(encoder.saved for encoder in self.encoders.values() if isinstance(encoder, LazyModule))
 
     @property

@@ -1,4 +1,4 @@
-"""No condition at all."""
+"""The conditioning of an unconditional model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ldmprobe.types import Batch
 
 
 class Unconditional(Conditioning):
-    """No condition."""
+    """A conditioning that tells the network nothing."""
 
     def from_batch(self, batch: Batch) -> Condition:
         return {}

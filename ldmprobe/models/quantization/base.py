@@ -30,7 +30,7 @@ Gather = Callable[[Tensor], Tensor]
 
 
 class Quantized(NamedTuple):
-    """What a quantization makes of latents.
+    """The result of quantizing latents.
 
     Attributes:
         latents: (N, c, h, w), codes in the forward pass, and the latents' gradients in the backward pass.
@@ -44,7 +44,7 @@ class Quantized(NamedTuple):
 
 
 class Quantization(nn.Module, ABC):
-    """What moves the codes of a VQModel, and what draws its latents to them.
+    """The rule that moves the codes of a VQModel, and draws its latents to them.
 
     Attributes:
         begun: whether ``begin`` has been called; a buffer.

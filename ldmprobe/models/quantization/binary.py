@@ -42,7 +42,7 @@ class BinaryQuantization(Quantization, ABC):
     @property
     @abstractmethod
     def length(self) -> float:
-        """What each entry of a code is, up to its sign."""
+        """Return what each entry of a code is, up to its sign."""
 
     @abstractmethod
     def relaxed(self, latents: Tensor) -> Tensor:

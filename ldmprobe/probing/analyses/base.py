@@ -54,8 +54,8 @@ class Trajectory:
 
     @property
     def has_ideal(self) -> bool:
-        """Whether there is a closed form to compare with: not where x̂_0 is clipped, which is not affine, nor under
-        guidance, which moves the samples away from real latents by design.
+        """Return whether there is a closed form to compare with: not where x̂_0 is clipped, which is not affine, nor
+        under guidance, which moves the samples away from real latents by design.
         """
         return self.grid.clip_range is None and not self.sampling.guidance.shifts
 

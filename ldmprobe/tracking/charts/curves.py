@@ -21,7 +21,7 @@ Beside = Mapping[str, ProbeRecord]  # the latest record that holds a curve, by t
 
 @dataclass(frozen=True)
 class Axis:
-    """What the levels of a curve are laid out along.
+    """An axis that the levels of a curve are laid out along.
 
     Attributes:
         name: in a choice of axes.

@@ -15,8 +15,8 @@ from ldmprobe.types import PlainValues, StateDict
 
 
 def paths_here(callback: ModelCheckpoint, state: StateDict | None, alone: bool) -> PlainValues:
-    """What is to be changed in ``state``, a ModelCheckpoint's of a checkpoint that is gone on with, so that it is about
-    the files in the folder that the callback saves to now. Files that are not there stay as they are.
+    """Return what is to be changed in ``state``, a ModelCheckpoint's of a checkpoint that is gone on with, so that it
+    is about the files in the folder that the callback saves to now. Files that are not there stay as they are.
 
     Args:
         state: None where the checkpoint has none of this callback, as after a change of its settings.
@@ -54,5 +54,5 @@ def _here(path: str, folder: Path) -> str:
 
 
 def _is_in(path: str, folder: Path) -> bool:
-    """Whether there is a file of that name."""
+    """Return whether there is a file of that name."""
     return bool(path) and (folder / Path(path).name).exists()

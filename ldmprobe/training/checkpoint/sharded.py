@@ -31,7 +31,7 @@ _PLAIN = {
 
 
 def is_sharded_checkpoint(path: Path) -> bool:
-    """Whether ``path`` is a folder that Lightning's ModelParallelStrategy saved with
+    """Return whether ``path`` is a folder that Lightning's ModelParallelStrategy saved with
     ``save_distributed_checkpoint``.
     """
     return (path / ".metadata").is_file() and (path / "meta.pt").is_file()
