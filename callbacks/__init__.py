@@ -10,6 +10,7 @@ from ldmprobe.callbacks.likelihood_probe import LikelihoodProbe
 from ldmprobe.callbacks.logger_guard import LoggerGuard
 from ldmprobe.callbacks.non_finite import NonFinite
 from ldmprobe.callbacks.probe_callback import ProbeCallback
+from ldmprobe.callbacks.reconstruction_probe import ReconstructionProbe
 from ldmprobe.callbacks.report_writer import ReportWriter
 from ldmprobe.callbacks.sample_quality import SampleQuality
 from ldmprobe.callbacks.sampling_probe import DDIMProbe, SamplingProbe
@@ -27,6 +28,7 @@ __all__ = [
     "LoggerGuard",
     "NonFinite",
     "ProbeCallback",
+    "ReconstructionProbe",
     "ReportWriter",
     "SampleQuality",
     "SamplingProbe",

@@ -14,8 +14,7 @@ from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.diffusion.grids import Grid
 from ldmprobe.diffusion.samplers import Sampler
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.features.classifier import FeatureNetwork
-from ldmprobe.features.inception import Inception
+from ldmprobe.features.choose import chosen_network
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import Guidance
@@ -86,8 +85,10 @@ class SampleQuality(ProbeCallback[DiffusionModel]):
     def check(self, model: DiffusionModel) -> None:
         self.sampling.levels(model)
         with evaluating([]):  # a network is initialized before its weights are read
-            self._network = _network_of(self.feature_network)
-        num_features = check_feature_network(self._network, model)
+            self._network = chosen_network(self.feature_network)
+        with evaluating(model.modules):
+            image_shape = model.codec.image_shape(model.latent_shape)
+        num_features = check_feature_network(self._network, image_shape, model.device)
         if self.sampling.num_samples <= num_features:
             _log.warning(
                 "SampleQuality has %d samples for %d features: too few for FID's covariance, so that FID is large "
@@ -138,9 +139,3 @@ class SampleQuality(ProbeCallback[DiffusionModel]):
             return made
 
         return from_rank_zero(trainer, make)
-
-
-def _network_of(chosen: str | nn.Module) -> nn.Module:
-    if isinstance(chosen, nn.Module):
-        return chosen
-    return Inception() if chosen == "inception" else FeatureNetwork(chosen)

@@ -132,6 +132,8 @@ from ldmprobe.probing.held_out import HeldOut as HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics as LatentStatistics
 from ldmprobe.probing.likelihood import probe_likelihood as probe_likelihood
 from ldmprobe.probing.quality import probe_quality as probe_quality
+from ldmprobe.probing.reconstruction import Originals as Originals
+from ldmprobe.probing.reconstruction import probe_reconstruction as probe_reconstruction
 from ldmprobe.probing.sampling import Sampling as Sampling
 from ldmprobe.probing.sampling_probe import probe_sampling as probe_sampling
 from ldmprobe.tracking.csv_logger import ResumableCSVLogger as ResumableCSVLogger

@@ -8,7 +8,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from ldmprobe.callbacks import timestep_balancer, training_clock, training_loss
-from ldmprobe.probing import analyses, denoising_record, forgetting, likelihood, objective, quality, sampling_probe
+from ldmprobe.probing import (
+    analyses,
+    denoising_record,
+    forgetting,
+    likelihood,
+    objective,
+    quality,
+    reconstruction,
+    sampling_probe,
+)
 from ldmprobe.probing.analyses import Analysis
 
 OUT = Path(__file__).resolve().parent.parent / "docs" / "METRICS.md"
@@ -27,7 +36,7 @@ def metric_tables() -> str:
     kinds = [kind for kind in vars(analyses).values() if isinstance(kind, type) and issubclass(kind, Analysis)]
     tables = {
         "ddim, or another sampler": [*(metric for kind in kinds for metric in kind.metrics), *sampling_probe.METRICS],
-        **{module.__name__.split(".")[-1].removesuffix("_record"): module.METRICS for module in (denoising_record, likelihood, forgetting, quality, objective)},
+        **{module.__name__.split(".")[-1].removesuffix("_record"): module.METRICS for module in (denoising_record, likelihood, forgetting, quality, reconstruction, objective)},
         "training": training_loss.METRICS,
         "balance": timestep_balancer.METRICS,
         "clock": training_clock.METRICS,

@@ -7,6 +7,7 @@ run        its label; the first run is what the others are compared with
 at         "common": the last step that all runs were probed at; "last": each run's own; "each": every probe
 step       optimizer steps taken
 metric     a headline curve or scalar of the probes (docs/METRICS.md), or one of those below
+index      position of the level in its curve, −1 for scalars and bands
 timestep   of the noise level, −1 where there is none
 log_snr    of the noise level, NaN where there is none
 low, high  the band of log-SNR, NaN where there is none
@@ -51,6 +52,7 @@ SCHEMA = pa.schema(
         ("at", pa.string()),
         ("step", pa.int64()),
         ("metric", pa.string()),
+        ("index", pa.int32()),
         ("timestep", pa.int32()),
         *((name, pa.float64()) for name in _NUMBERS),
     ]
@@ -60,7 +62,7 @@ SCHEMA = pa.schema(
 def comparison_table(comparison: Comparison) -> pa.Table:
     """The tidy table described above."""
     rows = chain(_probe_rows(comparison), _gain_rows(comparison), _training_rows(comparison))
-    defaults = {"timestep": -1, **dict.fromkeys(_NUMBERS, float("nan"))}
+    defaults = {"index": -1, "timestep": -1, **dict.fromkeys(_NUMBERS, float("nan"))}
     return pa.Table.from_pylist([{**defaults, **row} for row in rows], schema=SCHEMA)
 
 
@@ -115,7 +117,7 @@ def _level_rows(here: PlainValues, curve: Curve, p_value: np.ndarray | None = No
     columns["p_value"] = p_value
     known = {name: column.tolist() for name, column in columns.items() if column is not None}
     for k in range(len(curve.value)):
-        yield here | {name: column[k] for name, column in known.items()}
+        yield here | {"index": k} | {name: column[k] for name, column in known.items()}
 
 
 def _interval(value: float, lower: float, upper: float) -> dict[str, float]:

@@ -18,7 +18,7 @@ Shown = Literal["headline", "detail", "record"]
 
 @dataclass(frozen=True)
 class Metric:
-    """A scalar of a record, or a curve over noise levels.
+    """A scalar of a record, or a curve, over noise levels if it does not say otherwise.
 
     Attributes:
         name: its name in the record. "variance_ratio/*" stands for a family: "variance_ratio/band0",
@@ -31,6 +31,8 @@ class Metric:
         beside: names of further curves to be drawn with it; they may be another probe's.
         log: whether its axis is logarithmic.
         sampling: whether it is drawn over timesteps, in sampling order, instead of over log-SNR.
+        along: what a curve is along where that is no noise level, such as "latent channel"; its places are 0, 1, 2, …
+        log_along: whether that axis is logarithmic, which leaves out place 0.
         pool: how the levels within a band of log-SNR make one number; None where they make none.
         spread: the name of the scalar that is its half-width or standard deviation.
         shown: a headline (everywhere), a detail (in the report, and in loggers that are sent all levels), or in the
@@ -49,18 +51,21 @@ class Metric:
     beside: tuple[str, ...] = ()
     log: bool = False
     sampling: bool = False
+    along: str = ""
+    log_along: bool = False
     pool: Pool | None = None
     spread: str | None = None
     shown: Shown = "detail"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "beside", tuple(self.beside))  # a list, from a file
-        texts = (self.name, self.title, self.meaning, self.unit, self.spread or "", *self.beside)
+        texts = (self.name, self.title, self.meaning, self.unit, self.along, self.spread or "", *self.beside)
         if (
             not all(isinstance(text, str) for text in texts)
             or not isinstance(self.ideal, str | float | int | None)
             or not isinstance(self.log, bool)
             or not isinstance(self.sampling, bool)
+            or not isinstance(self.log_along, bool)
             or self.good not in get_args(Good)
             or self.pool not in (None, *get_args(Pool))
             or self.shown not in get_args(Shown)
@@ -70,7 +75,7 @@ class Metric:
     @property
     def has_heatmap(self) -> bool:
         """Return whether its levels can be laid over training: they have one mark, or are put together by band."""
-        return self.pool is not None or isinstance(self.ideal, int | float)
+        return not self.along and (self.pool is not None or isinstance(self.ideal, int | float))
 
     def ideal_of(self, name: str) -> float | str | None:
         """Return the ideal of a member of the family, such as "variance_ratio_ideal/band0" of

@@ -18,13 +18,20 @@ PROBE_NAME = re.compile(r"[a-z0-9_]{1,64}")  # part of a file's name
 
 @dataclass(frozen=True)
 class Curve:
-    """A number per noise level, in sampling order (noisiest first). All arrays have shape (S,)."""
+    """A number per noise level, in sampling order (noisiest first), or per place along something else, as its metric
+    says. All arrays have shape (S,).
+    """
 
     timestep: np.ndarray
     log_snr: np.ndarray
     value: np.ndarray
     lower: np.ndarray | None = None
     upper: np.ndarray | None = None
+
+    @classmethod
+    def along(cls, value: np.ndarray) -> Curve:
+        """A number for each place 0, 1, 2, … along what is no noise level: such as latent channels."""
+        return cls(np.full(len(value), -1), np.full(len(value), np.nan), np.asarray(value, dtype=np.float64))
 
 
 @dataclass(frozen=True)

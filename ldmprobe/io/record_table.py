@@ -8,7 +8,7 @@ column    meaning
 probe     which probe, such as "ddim" or "denoising"
 step      optimizer steps taken when it ran
 metric    what was measured, such as "step_kl"; the file's metadata say what it means
-index     position in sampling order (curves), or running number (images); −1 for scalars
+index     position in sampling order or along another axis (curves), or running number (images); −1 for scalars
 timestep  of the noise level, −1 where there is none
 log_snr   of the noise level, NaN where there is none
 sample    number of the sample (scatters, images), −1 otherwise

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import atomic_write
 from ldmprobe.io.digest import fingerprint, weights_fingerprint
-from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.pixels import as_bytes, checked_floats
 from ldmprobe.probing.probe import evaluating
 
@@ -94,16 +93,16 @@ def network_fingerprint(network: nn.Module) -> str:
     return fingerprint(describe_network(network), weights_fingerprint(network.state_dict().values()))
 
 
-def check_feature_network(network: nn.Module, model: DiffusionModel) -> int:
-    """F, once it is seen that ``network`` maps images of ``model`` (N, C, H, W) in [−1, 1] to features (N, F), F its
+def check_feature_network(network: nn.Module, image_shape: tuple[int, ...], device: torch.device) -> int:
+    """F, once it is seen that ``network`` maps images of this shape (C, H, W) in [−1, 1] to features (N, F), F its
     ``num_features``.
 
     Raises:
         ConfigurationError: it does not.
     """
-    with evaluating([*model.modules, network.to(model.device)]):
-        images = model.codec.decode(torch.zeros(2, *model.latent_shape, device=model.device)).clamp(-1, 1)
-        name, shape = describe_network(network), tuple(images.shape[1:])
+    with evaluating([network.to(device)]):
+        images = torch.zeros(2, *image_shape, device=device)
+        name, shape = describe_network(network), tuple(image_shape)
         try:
             features = network(images)
         except RuntimeError as error:

@@ -97,8 +97,8 @@ def image_grid(pngs: Sequence[bytes]) -> np.ndarray:
     tiles = []
     for png in pngs:
         image = Image.open(io.BytesIO(png)).convert("RGB")
-        image.thumbnail((edge, edge))
-        factor = max(1, edge // max(image.size))  # pixels as squares
+        image.thumbnail((edge, 4 * edge))  # a column of pictures is as wide as one
+        factor = max(1, edge // image.width)  # pixels as squares
         tiles.append(image.resize((factor * image.width, factor * image.height), Image.Resampling.NEAREST))
     width, height = (max(tile.size[axis] for tile in tiles) for axis in (0, 1))
     rows = -(-len(tiles) // columns)

@@ -36,7 +36,7 @@ def all_metrics(record: ProbeRecord, detail: Detail = "bands") -> dict[str, floa
         if metric.shown == "headline" and metric.pool is not None:
             found |= {f"{key(record, name)}/{band}": value for band, value in _bands(curve, _POOL[metric.pool])}
         if detail == "levels" and metric.shown in shown:
-            found |= {f"{key(record, name)}/{level}": value for level, value in _levels(curve)}
+            found |= {f"{key(record, name)}/{level}": value for level, value in _levels(curve, metric.along)}
     return {name: float(value) for name, value in found.items()}
 
 
@@ -52,7 +52,12 @@ def _bands(curve: Curve, pool: Callable[[np.ndarray], np.floating[Any]]) -> Iter
         yield f"logsnr{band.low:+03.0f}", float(pool(curve.value[finite][band.inside]))
 
 
-def _levels(curve: Curve) -> Iterator[tuple[str, float]]:
-    """Yield the levels of a curve, by timestep, or by log-SNR where there are no timesteps, and the number of each."""
+def _levels(curve: Curve, along: str) -> Iterator[tuple[str, float]]:
+    """Yield the levels of a curve, by timestep, or by log-SNR where there are no timesteps, and the number of each; its
+    places where it is along something else.
+    """
+    if along:
+        yield from ((f"{index:03d}", float(value)) for index, value in enumerate(curve.value))
+        return
     for timestep, log_snr, value in zip(curve.timestep, curve.log_snr, curve.value, strict=True):
         yield f"t{timestep:04d}" if timestep >= 0 else f"logsnr{log_snr:+05.1f}", float(value)

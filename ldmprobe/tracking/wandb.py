@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.record import ProbeRecord
+from ldmprobe.tracking.charts.curves import axis_of
 from ldmprobe.tracking.pictures import Pictures
 from ldmprobe.tracking.scalars import key
 
@@ -58,12 +59,13 @@ def _line_series(pictures: Pictures, name: str) -> CustomChart:
     lines = [(f"step {record.step}", record.curves[name]) for record in pictures.curves if name in record.curves]
     if (ideal := str(metric.ideal_of(name))) in pictures.record.curves:
         lines.append(("ideal", pictures.record.curves[ideal]))
+    axis = axis_of(metric)
     return wandb.plot.line_series(
-        xs=[curve.log_snr.tolist() for _, curve in lines],
+        xs=[axis.of(pictures.record, curve).tolist() for _, curve in lines],
         ys=[curve.value.tolist() for _, curve in lines],
         keys=[label for label, _ in lines],
         title=f"{metric.title} [{metric.unit}]",
-        xname="log-SNR",
+        xname=axis.name,
         split_table=True,
     )
 

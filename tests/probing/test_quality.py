@@ -284,4 +284,4 @@ def test_no_real_images_are_an_error():
 )
 def test_a_network_that_does_not_fit_is_refused(network, message):
     with refused(message):
-        check_feature_network(network, gaussian_model())
+        check_feature_network(network, (2, 4, 4), CPU)

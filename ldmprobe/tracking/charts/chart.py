@@ -79,6 +79,7 @@ class Panel:
     Attributes:
         level: where a dashed horizontal line is drawn.
         y_range: as far as the axis reaches; default: as far as there is something to see.
+        log, log_x: whether the axis of y or x is logarithmic.
         falling: whether x falls from left to right.
     """
 
@@ -88,6 +89,7 @@ class Panel:
     title: str = ""
     level: float | None = None
     log: bool = False
+    log_x: bool = False
     falling: bool = False
     x_range: tuple[float, float] | None = None
     y_range: tuple[float, float] | None = None

@@ -28,12 +28,14 @@ class Axis:
         title: below the axis.
         of: (record, one of its curves) → the place of each level, (L,).
         falling: whether it falls from left to right.
+        log: whether it is logarithmic.
     """
 
     name: str
     title: str
     of: Callable[[ProbeRecord, Curve], np.ndarray]
     falling: bool = False
+    log: bool = False
 
 
 def _passes(record: ProbeRecord, curve: Curve) -> np.ndarray:
@@ -48,10 +50,17 @@ TIMESTEP = Axis("timestep", "timestep (sampling runs left to right)", lambda _, 
 PASSES = Axis("network passes", "network passes", _passes)
 
 
+def axis_of(metric: Metric) -> Axis:
+    """Return the axis that a metric's levels are laid out along in any record: log-SNR, or what it says itself."""
+    if not metric.along:
+        return LOG_SNR
+    return Axis(metric.along, metric.along, lambda _, curve: np.arange(len(curve.value)), log=metric.log_along)
+
+
 def axes_of(record: ProbeRecord, name: str) -> list[Axis]:
     """Return the axes that a metric's levels may be laid out along, the usual one first."""
     if not record.metric(name).sampling:
-        return [LOG_SNR]
+        return [axis_of(record.metric(name))]
     return [TIMESTEP, LOG_SNR, *([PASSES] if "passes" in record.curves else [])]
 
 
@@ -76,6 +85,7 @@ def curves_chart(
                 width=2.4 if latest else 1.5,
                 lower=curve.lower if latest else None,
                 upper=curve.upper if latest else None,
+                markers=metric.along != "" and not metric.log_along,
                 hover=f"training step {record.step:,}",
             )
         )
@@ -134,7 +144,16 @@ def panel(metric: Metric, axis: Axis, marks: Sequence[Line], *framed: Curve) -> 
     """
     level = float(metric.ideal) if isinstance(metric.ideal, int | float) else None
     limits = None if metric.log else _limits(level, framed)
-    return Panel(marks, axis.title, metric.unit, level=level, log=metric.log, falling=axis.falling, y_range=limits)
+    return Panel(
+        marks,
+        axis.title,
+        metric.unit,
+        level=level,
+        log=metric.log,
+        log_x=axis.log,
+        falling=axis.falling,
+        y_range=limits,
+    )
 
 
 def _limits(level: float | None, curves: Sequence[Curve]) -> tuple[float, float] | None:

@@ -174,7 +174,7 @@ def _traces(mark: Line | Points | Cells, panel: Panel) -> list[PlainValues]:
 
 def _line(mark: Line, panel: Panel) -> list[PlainValues]:
     traces: list[PlainValues] = []
-    x = _numbers(mark.x, digits=9)  # training steps are whole
+    x = _numbers(positive(mark.x) if panel.log_x else mark.x, digits=9)  # training steps are whole
     if mark.lower is not None and mark.upper is not None and np.isfinite(mark.y).all():
         lower = np.maximum(mark.lower, np.abs(mark.y) * 1e-2) if panel.log else mark.lower
         traces.append(
@@ -243,6 +243,11 @@ def _axes(panel: Panel, titles: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     if titles:
         x |= {"title": {"text": _text(panel.x), "font": {"size": 12.5}}}
         y |= {"title": {"text": _text(panel.y), "font": {"size": 12.5}}, "exponentformat": "power"}
+    places = np.concatenate([mark.x for mark in panel.marks if isinstance(mark, Line)] or [np.empty(0)])
+    if places.size and np.ptp(places) < 8 and np.array_equal(places, np.round(places)):
+        x |= {"dtick": 1}
+    if panel.log_x:
+        x |= {"type": "log", "dtick": "D2"}
     if panel.log:
         lines = [positive(mark.y) for mark in panel.marks if isinstance(mark, Line)]
         values = np.concatenate(lines)[np.isfinite(np.concatenate(lines))]

@@ -9,31 +9,31 @@ import numpy as np
 from ldmprobe.analysis.intervals import ClusteredMean
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.tracking.charts.chart import Chart, Line, Panel
-from ldmprobe.tracking.charts.curves import LOG_SNR, panel
+from ldmprobe.tracking.charts.curves import LOG_SNR, axis_of, panel
 from ldmprobe.tracking.style import CLASS_COLORS, IDEAL, class_color
 
 Records = Mapping[str, ProbeRecord]  # by run
 
 
 def runs_charts(moments: Mapping[str, Records], name: str) -> dict[str, Chart]:
-    """Draw a curve of each run over log-SNR and the ideal beside them, in a chart for each moment.
+    """Draw a curve of each run and the ideal beside them, in a chart for each moment.
 
     Args:
         moments: when, in words, and the records then.
     """
     every = [record for records in moments.values() for record in records.values()]
     metric = every[0].metric(name)
-    charts = {}
+    axis, charts = axis_of(metric), {}
     for when, records in moments.items():
         marks = []
         for i, (label, record) in enumerate(records.items()):
             curve = record.curves[name]
-            marks.append(_run(i, label, curve.log_snr, curve.value, curve.lower, curve.upper))
+            marks.append(_run(i, label, axis.of(record, curve), curve.value, curve.lower, curve.upper))
         first = next(iter(records.values()))
         if (ideal := str(metric.ideal_of(name))) in first.curves:
             curve = first.curves[ideal]
-            marks.append(Line(curve.log_snr, curve.value, IDEAL, first.metric(ideal).title, "dash", 2.2))
-        charts[when] = Chart([panel(metric, LOG_SNR, marks, *(record.curves[name] for record in every))])
+            marks.append(Line(axis.of(first, curve), curve.value, IDEAL, first.metric(ideal).title, "dash", 2.2))
+        charts[when] = Chart([panel(metric, axis, marks, *(record.curves[name] for record in every))])
     return charts
 
 

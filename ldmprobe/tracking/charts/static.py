@@ -79,6 +79,9 @@ def _draw(axis: Axes, panel: Panel, chart: Chart) -> None:
     if panel.log:
         axis.set_yscale("log")
         axis.minorticks_off()
+    if panel.log_x:
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
     if panel.x_range is not None:
         step = float(f"{0.7 * panel.x_range[1]:.1g}")
         axis.set(xlim=panel.x_range, aspect="equal", xticks=(-step, 0, step), yticks=(-step, 0, step))
@@ -99,7 +102,7 @@ def _line(axis: Axes, mark: Line, panel: Panel) -> None:
     style = {"solid": "-", "dash": "--", "dot": ":"}[mark.dash]
     marker = "o" if mark.markers else ""
     axis.plot(
-        mark.x,
+        positive(mark.x) if panel.log_x else mark.x,
         shown(mark.y),
         color=mark.color,
         ls=style,
