@@ -1,5 +1,5 @@
-"""Charts as figures of plotly.js, for pages: plain dictionaries of ``data``, ``layout`` and, where a slider moves
-something, ``frames``. Plotly's own figure objects check every entry, which takes ten times as long as drawing.
+"""Charts as figures of plotly.js, for pages: plain dictionaries of ``data``, ``layout`` and, with a slider, ``frames``.
+Plotly's own figure objects check every entry, which takes ten times as long as drawing.
 """
 
 from __future__ import annotations
