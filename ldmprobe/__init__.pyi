@@ -82,6 +82,8 @@ from ldmprobe.diffusion.weighting import UniformWeighting as UniformWeighting
 from ldmprobe.errors import ConfigurationError as ConfigurationError
 from ldmprobe.features.classifier import FeatureNetwork as FeatureNetwork
 from ldmprobe.features.inception import Inception as Inception
+from ldmprobe.features.perceptual import LPIPS as LPIPS
+from ldmprobe.features.perceptual import PerceptualLoss as PerceptualLoss
 from ldmprobe.functional import probe as probe
 from ldmprobe.inference import sample_images as sample_images
 from ldmprobe.io.metric import Metric as Metric
@@ -100,6 +102,7 @@ from ldmprobe.models.conditioning import TextConditioning as TextConditioning
 from ldmprobe.models.conditioning import TextEncoder as TextEncoder
 from ldmprobe.models.conditioning import Unconditional as Unconditional
 from ldmprobe.models.diffusion_model import DiffusionModel as DiffusionModel
+from ldmprobe.models.discriminator import PatchDiscriminator as PatchDiscriminator
 from ldmprobe.models.guidance import ClassifierFreeGuidance as ClassifierFreeGuidance
 from ldmprobe.models.guidance import Guidance as Guidance
 from ldmprobe.models.preconditioned import EpsilonNetwork as EpsilonNetwork
@@ -139,7 +142,11 @@ from ldmprobe.probing.sampling_probe import probe_sampling as probe_sampling
 from ldmprobe.tracking.csv_logger import ResumableCSVLogger as ResumableCSVLogger
 from ldmprobe.tracking.report import write_report as write_report
 from ldmprobe.tracking.scalars import scalar_metrics as scalar_metrics
+from ldmprobe.training.adversarial import Adversarial as Adversarial
+from ldmprobe.training.autoencoding import Autoencoding as Autoencoding
+from ldmprobe.training.checkpoint.load import load_autoencoder as load_autoencoder
 from ldmprobe.training.checkpoint.load import load_model as load_model
+from ldmprobe.training.equivariance import Equivariance as Equivariance
 from ldmprobe.training.finetuning import FinetunedDiffusion as FinetunedDiffusion
 from ldmprobe.training.latent_diffusion import LatentDiffusion as LatentDiffusion
 

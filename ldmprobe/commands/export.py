@@ -1,4 +1,4 @@
-"""``ldmprobe export``: a checkpoint as a diffusers pipeline folder with a model card."""
+"""``ldmprobe export``: a checkpoint as the folder of a diffusers pipeline or autoencoder, with a model card."""
 
 from __future__ import annotations
 
@@ -18,20 +18,24 @@ def run(argv: list[str]) -> int:
         "export",
         "CHECKPOINT DIR [options]",
         "Write a checkpoint as a folder with a model card: a diffusers pipeline, for "
-        "DiffusionPipeline.from_pretrained, or a LoRA, for load_lora_weights.",
+        "DiffusionPipeline.from_pretrained; a LoRA, for load_lora_weights; or an autoencoder with the measured scale "
+        "of its latents, for LatentCodec.",
         "runs/digits/checkpoints/last.ckpt exported/digits",
     )
     parser.add_argument(
         "checkpoint",
         type=Path,
         metavar="CHECKPOINT",
-        help="LatentDiffusion checkpoint (.ckpt file, or folder if sharded)",
+        help="checkpoint of LatentDiffusion or Autoencoding (.ckpt file, or folder if sharded)",
     )
     parser.add_argument("folder", type=Path, metavar="DIR", help="new folder to write to")
     parser.add_argument("--merge", action="store_true", help="add a LoRA to the weights, and export the whole pipeline")
+    parser.add_argument(
+        "--per-channel", action="store_true", help="a scale for each channel of an autoencoder's latents"
+    )
     add_base(parser)
     args = parser.parse_args(argv[1:])
     from ldmprobe.training.export import export
 
-    print(plain(export(args.checkpoint, args.folder, args.merge, args.base)))
+    print(plain(export(args.checkpoint, args.folder, args.merge, args.base, args.per_channel)))
     return 0

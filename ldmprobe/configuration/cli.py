@@ -23,12 +23,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 import ldmprobe.callbacks
 from ldmprobe.callbacks.exact_resume import ExactResume
 from ldmprobe.callbacks.logger_guard import LoggerGuard
+from ldmprobe.configuration.annotations import allow_tuples_of_any_length
 from ldmprobe.configuration.errors import configuration_errors
 from ldmprobe.configuration.foreign_code import check_classes, imports_in_the_open
 from ldmprobe.configuration.saved import SaveConfig
 from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.run_directory import check_own, check_own_checkpoint, lock, reserve, unlock
+from ldmprobe.training.autoencoding import Autoencoding
 from ldmprobe.training.checkpoint.newest import damage
 from ldmprobe.training.checkpoint.resume import continue_curves, keep_wandb_id, last_checkpoint, say
 from ldmprobe.training.checkpoint.write import AtomicCheckpointIO
@@ -41,9 +43,13 @@ attrgetter(*ldmprobe.__all__)(ldmprobe)  # imports them all: only a class that i
 
 
 class Parser(LightningArgumentParser):
-    """Loggers that have to be told a ``save_dir`` are told the run's, where a configuration does not name one."""
+    """Loggers that have to be told a ``save_dir`` are told the run's, where a configuration does not name one;
+    diffusers gets the tuples that its classes take.
+    """
 
     def add_class_arguments(self, theclass: Any, *args: Any, **kwargs: Any) -> list[str]:
+        if isinstance(theclass, type):
+            allow_tuples_of_any_length(theclass)
         added = super().add_class_arguments(theclass, *args, **kwargs)
         is_logger = isinstance(theclass, type) and issubclass(theclass, Logger)
         if is_logger and "save_dir" in added and self.get_default("save_dir") is None:
@@ -181,7 +187,7 @@ def _check_not_random(model: L.LightningModule, subcommand: str | None, run_dir:
     Raises:
         ConfigurationError: it is one that is trained from scratch, so that its weights are random.
     """
-    if isinstance(model, LatentDiffusion) and not isinstance(model, FinetunedDiffusion):
+    if isinstance(model, (LatentDiffusion, Autoencoding)) and not isinstance(model, FinetunedDiffusion):
         raise ConfigurationError(
             f"`ldmprobe {subcommand}` without a checkpoint would measure a network with random weights; name one by "
             f"`--ckpt_path FILE`, or the last in {run_dir} by `--ckpt_path last`."

@@ -105,6 +105,17 @@ class ImageClassifier(nn.Module):
         self.body = nn.Sequential(*layers)
         self.head = nn.Linear(self.num_features, num_classes)
 
+    def maps(self, images: Tensor) -> list[Tensor]:
+        """Images (N, C, H, W) in [−1, 1] → the last activations (N, width, h, w) of each stage, with gradients; of any
+        size.
+        """
+        maps = []
+        for layer in self.body:
+            if isinstance(layer, nn.MaxPool2d):
+                maps.append(images)
+            images = layer(images)
+        return [*maps, images]
+
     def features(self, images: Tensor) -> Tensor:
         """Images (N, C, H, W) in [−1, 1] → features (N, F), none below 0."""
         return self.body(images).mean((2, 3))

@@ -5,6 +5,7 @@ No other file knows their classes apart.
 
 from __future__ import annotations
 
+import json
 from importlib.resources import files
 from pathlib import Path
 
@@ -167,6 +168,17 @@ def autoencoder_folder(name: str, subfolder: str | None = None) -> ModelFolder:
             "`subfolder`, such as 'vae'."
         )
     return ModelFolder(folder, classes[class_name])
+
+
+def holds_autoencoder(name: str) -> bool:
+    """Return whether this is the folder of an autoencoder, or "builtin:digits", and not that of a pipeline."""
+    config = Path(_place(name)).expanduser() / "config.json"
+    if not config.is_file():
+        return False
+    try:
+        return json.loads(config.read_text()).get("_class_name") in AUTOENCODERS
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def _place(name: str) -> str:

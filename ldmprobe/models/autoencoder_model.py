@@ -6,6 +6,7 @@ A user's own LightningModule is probed by returning one of these from a method c
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -86,6 +87,22 @@ class AutoencoderModel:
         """Latents (N, c, h, w) without scale → images (N, C, H, W), about [−1, 1], in float32."""
         with without_autocast(latents.device):
             return images_of(self.network, latents.float())
+
+    @torch.no_grad()
+    def latent_moments(self, batches: Iterable[Tensor]) -> PlainValues:
+        """Return ``images`` (how many), ``mean`` and ``std`` of the latents of these images by channel, as plain
+        values.
+        """
+        images, entries, total, squares = 0, 0, torch.zeros(()), torch.zeros(())
+        for batch in batches:
+            latents = self.encode(batch).double().transpose(0, 1).flatten(1).cpu()
+            images, entries = images + len(batch), entries + latents.shape[1]
+            total, squares = total + latents.sum(1), squares + latents.square().sum(1)
+        if not images:
+            return {}
+        mean = total / entries
+        std = (squares / entries - mean.square()).clamp(min=0).sqrt()
+        return {"images": images, "mean": mean.tolist(), "std": std.tolist()}
 
 
 @runtime_checkable

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -23,14 +22,13 @@ from ldmprobe.models.autoencoder import (
     posterior_of,
 )
 from ldmprobe.models.denoiser import config_of
+from ldmprobe.models.latent_scale import SCALING, in_digits, scale_and_shift
 from ldmprobe.models.lazy import LazyModule
 from ldmprobe.models.pixels import as_floats
 from ldmprobe.types import Batch, Component, PlainValues
 
 IMAGES = ("latent", "moments", "image")
 """What a batch can have that latents are made of: kept latents or moments before images."""
-SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
-"""The settings of an autoencoder that say how its latents are scaled."""
 
 
 class LatentCodec(nn.Module):
@@ -86,7 +84,7 @@ class LatentCodec(nn.Module):
         measure = scale == "measure" or (scale == "config" and not known)
         scale_value, shift_value = torch.ones((), dtype=torch.float32), torch.zeros((), dtype=torch.float32)
         if scale == "config" and not measure:
-            scale_value, shift_value = _scale_and_shift({name: config.get(name) for name in scaling})
+            scale_value, shift_value = scale_and_shift({name: config.get(name) for name in scaling})
         elif not isinstance(scale, str):
             scale_value.fill_(scale)
         self.register_buffer("scale", scale_value)
@@ -248,58 +246,3 @@ class LatentCodec(nn.Module):
             ConfigurationError: the autoencoder does not take them.
         """
         return tuple(latent_shape) if self.meta_module is None else image_shape_of(self.meta_module, latent_shape)
-
-
-def in_digits(values: Tensor, digits: str) -> str:
-    """Return a scale or shift as text: one number, or one by channel with a comma between."""
-    return ", ".join(format(value, digits) for value in values.flatten().tolist())
-
-
-def _scale_and_shift(config: PlainValues) -> tuple[Tensor, Tensor]:
-    """Return scale and shift by these settings of an autoencoder, in float32.
-
-    As diffusers' pipelines do: one factor and shift, or (Stable Diffusion XL) mean and standard deviation by channel
-    and one factor.
-    """
-    factor, shift = _number(config, "scaling_factor", 1.0), _number(config, "shift_factor", 0.0)
-    if factor == 0:
-        raise ConfigurationError("The autoencoder's scaling_factor is 0; expected another number.")
-    means, deviations = _numbers(config, "latents_mean"), _numbers(config, "latents_std")
-    if (means is None) != (deviations is None):
-        there, absent = ("latents_mean", "latents_std") if deviations is None else ("latents_std", "latents_mean")
-        raise ConfigurationError(f"The autoencoder's config has {there} and no {absent}; give both, or neither (null).")
-    if means is None or deviations is None:
-        return torch.tensor(factor, dtype=torch.float32), torch.tensor(shift, dtype=torch.float32)
-    if shift != 0:
-        raise ConfigurationError(
-            f"The autoencoder's config has both a shift_factor, {shift}, and latents_mean; expected one of them, the "
-            "other null."
-        )
-    if len(means) != len(deviations) or min(deviations) <= 0:
-        raise ConfigurationError(
-            f"The autoencoder's latents_mean is {means}, its latents_std {deviations}; expected a number for each "
-            "channel, in latents_std above 0."
-        )
-    return factor / torch.tensor(deviations, dtype=torch.float32).view(-1, 1, 1), torch.tensor(
-        means, dtype=torch.float32
-    ).view(-1, 1, 1)
-
-
-def _number(config: PlainValues, name: str, default: float) -> float:
-    value = default if config.get(name) is None else config[name]
-    if isinstance(value, (int, float)) and math.isfinite(value):
-        return float(value)
-    raise ConfigurationError(f"The autoencoder's {name} is {value!r}; expected a number.")
-
-
-def _numbers(config: PlainValues, name: str) -> list[float] | None:
-    values = config.get(name)
-    if values is None:
-        return None
-    if not isinstance(values, (list, tuple)) or not all(
-        isinstance(v, (int, float)) and math.isfinite(v) for v in values
-    ):
-        raise ConfigurationError(
-            f"The autoencoder's {name} is {values!r}; expected a list of numbers, one for each channel."
-        )
-    return [float(value) for value in values]

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.codec import SCALING, in_digits
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.families import FAMILIES
+from ldmprobe.models.latent_scale import SCALING, in_digits
 from ldmprobe.pretrained.pixel_autoencoder import pixel_autoencoder
 from ldmprobe.types import Component, PlainValues
 

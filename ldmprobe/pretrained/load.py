@@ -17,11 +17,12 @@ import torch
 import ldmprobe.models.preconditioned  # noqa: F401 (so that its wrappers are known by name)
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.codec import SCALING, LatentCodec
+from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, TextConditioning, TextEncoder, Unconditional
 from ldmprobe.models.conditioning.label import conditioning_of_pipeline
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.families import FAMILIES, family_of
+from ldmprobe.models.latent_scale import SCALING
 from ldmprobe.models.lazy import LazyModule
 from ldmprobe.models.model_folder import ModelFolder
 from ldmprobe.models.wrapper import wrapped

@@ -14,9 +14,9 @@ from PIL import Image
 
 from ldmprobe import __version__
 from ldmprobe.io.record import ProbeRecord
-from ldmprobe.models.codec import in_digits
 from ldmprobe.models.conditioning import CardPart
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.latent_scale import in_digits
 from ldmprobe.pretrained.lora import LoRAWeights
 from ldmprobe.pretrained.source import Source
 from ldmprobe.tracking.charts.static import png
@@ -68,7 +68,7 @@ def write_model_card(
     use = (
         _use_lora(name, base, pipeline, conditioning.call) if base and lora else _use(name, pipeline, conditioning.call)
     )
-    text = "\n".join([_header(name, pipeline, conditioning.task, base, lora), _table(facts), use, *measured])
+    text = "\n".join([_header(name, pipeline, conditioning.task, base, lora), table(facts), use, *measured])
     (folder / "README.md").write_text(text, encoding="utf-8")
 
 
@@ -107,7 +107,7 @@ def _facts(pipeline: Component, model: DiffusionModel, conditioning: CardPart) -
     steps = f"{model.trained_steps:,}" if model.trained_steps is not None else "not known"
     noise = f"{schedule.num_timesteps:,} timesteps, log-SNR {schedule.log_snr[0]:.2f} to {schedule.log_snr[-1]:.2f}"
     facts = [
-        ("Network", _size(network)),
+        ("Network", size_of(network)),
         ("Training steps", steps + averaged),
         ("Noise schedule", f"{noise}, predicts {schedule.prediction.name}"),
         ("Scheduler", type(pipeline.scheduler).__name__),
@@ -116,7 +116,8 @@ def _facts(pipeline: Component, model: DiffusionModel, conditioning: CardPart) -
     return [*facts, *conditioning.facts]
 
 
-def _size(module: Any) -> str:
+def size_of(module: Any) -> str:
+    """Return class and number of parameters, in words."""
     return f"{type(module).__name__}, {sum(parameter.numel() for parameter in module.parameters()):,} parameters"
 
 
@@ -213,7 +214,7 @@ def _found(denoising: Sequence[ProbeRecord], quality: Sequence[ProbeRecord]) -> 
         rows += [
             (metric.upper(), f"{last.scalars[metric]:.4g}, {of}") for metric in ("fid", "kid") if metric in last.scalars
         ]
-    return [*parts, _table(rows)] if rows else parts
+    return [*parts, table(rows)] if rows else parts
 
 
 def _figures(ddim: Sequence[ProbeRecord], denoising: Sequence[ProbeRecord]) -> dict[str, tuple[str, bytes]]:
@@ -247,5 +248,6 @@ def _of_samples(record: ProbeRecord) -> str:
     return f"Samples{prompts}{guidance} (step {record.step:,})"
 
 
-def _table(rows: Sequence[tuple[str, str]]) -> str:
+def table(rows: Sequence[tuple[str, str]]) -> str:
+    """Return a Markdown table of names and values."""
     return "\n".join(["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), ""])

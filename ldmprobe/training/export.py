@@ -1,9 +1,10 @@
-"""``ldmprobe export``: a checkpoint as a diffusers pipeline folder, or its LoRA, with a model card; written whole or
-not at all.
+"""``ldmprobe export``: a checkpoint as the folder of a diffusers pipeline or autoencoder, or its LoRA, with a model
+card; written whole or not at all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -13,48 +14,86 @@ from ldmprobe.io.atomic import atomic_folder
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore, read_or_skip
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.latent_scale import scaling_of
 from ldmprobe.pretrained.export import as_pipeline
+from ldmprobe.tracking.autoencoder_card import write_autoencoder_card
 from ldmprobe.tracking.history import comparable_series
 from ldmprobe.tracking.model_card import CARD_RECORDS, write_model_card
 from ldmprobe.training.checkpoint.load import Checkpoint
 
 
-def export(checkpoint: Path, folder: Path, merge: bool = False, base: str | None = None) -> Path:
+def export(
+    checkpoint: Path, folder: Path, merge: bool = False, base: str | None = None, per_channel: bool = False
+) -> Path:
     """Write the model of a checkpoint (with its EMA weights if there are any) to ``folder``: safetensors,
     configurations and ``README.md``, the model card. If the checkpoint lies in a run directory, or in its
-    ``checkpoints``, the card has the records' numbers and figures.
+    ``checkpoints``, a pipeline's card has the records' numbers and figures.
 
-    A LoRA becomes ``pytorch_lora_weights.safetensors`` and a scheduler, for the pipeline it was finetuned from;
-    anything else, and a LoRA with ``merge``, a pipeline, for ``DiffusionPipeline.from_pretrained``.
+    A LoRA becomes ``pytorch_lora_weights.safetensors`` and a scheduler, for the pipeline it was finetuned from; an
+    autoencoder one of diffusers, with the scale of its latents as it was measured on training images; anything else,
+    and a LoRA with ``merge``, a pipeline, for ``DiffusionPipeline.from_pretrained``.
 
     Args:
         base: as ``Checkpoint.read``'s.
+        per_channel: an autoencoder's latents have a scale for each channel.
 
     Returns:
         ``folder``.
 
     Raises:
         ConfigurationError: with nothing written: ``folder`` has something in it, the checkpoint is not readable, or
-            diffusers has no pipeline for its model, or no format for its LoRA; or ``folder`` cannot be written.
+            diffusers has no pipeline for its model, or no format for its LoRA; an option is of another kind of model;
+            or ``folder`` cannot be written.
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ConfigurationError(f"{folder} exists already; choose a new folder to export to.")
     read = Checkpoint.read(checkpoint, base)
-    model, lora = read.model(), None if merge else read.lora()
-    pipeline = as_pipeline(model)
+    if read.is_autoencoder and merge:
+        raise ConfigurationError(f"{checkpoint} holds an autoencoder, which has no LoRA; leave out --merge.")
+    if per_channel and not read.is_autoencoder:
+        raise ConfigurationError(f"{checkpoint} holds a diffusion model; --per-channel is for autoencoders alone.")
     target = folder.absolute()
+    write = _autoencoder(read, target.name, per_channel) if read.is_autoencoder else _pipeline(read, target.name, merge)
     try:
         with atomic_folder(target) as partial:
-            if lora is None:
-                pipeline.save_pretrained(partial, safe_serialization=True)
-            else:
-                lora.save(partial)
-                pipeline.scheduler.save_pretrained(partial / "scheduler")
-            write_model_card(partial, target.name, pipeline, model, _records(checkpoint, model), read.base, lora)
+            write(partial)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise ConfigurationError(f"{folder} cannot be written: {reason}. Choose another folder.") from error
     return folder
+
+
+def _pipeline(read: Checkpoint, name: str, merge: bool) -> Callable[[Path], None]:
+    """Return what writes a diffusion model into a folder."""
+    model, lora = read.model(), None if merge else read.lora()
+    pipeline = as_pipeline(model)
+
+    def write(folder: Path) -> None:
+        if lora is None:
+            pipeline.save_pretrained(folder, safe_serialization=True)
+        else:
+            lora.save(folder)
+            pipeline.scheduler.save_pretrained(folder / "scheduler")
+        write_model_card(folder, name, pipeline, model, _records(read.path, model), read.base, lora)
+
+    return write
+
+
+def _autoencoder(read: Checkpoint, name: str, per_channel: bool) -> Callable[[Path], None]:
+    """Return what writes an autoencoder into a folder."""
+    model, moments = read.autoencoder(), read.spec["latents"]
+    if not moments:
+        raise ConfigurationError(
+            f"{read.path} does not know the scale of its latents, which is measured on training images of ImageData "
+            "when a checkpoint is saved; train it on ImageData."
+        )
+    model.network.register_to_config(**scaling_of(moments["mean"], moments["std"], per_channel))
+
+    def write(folder: Path) -> None:
+        model.network.save_pretrained(folder, safe_serialization=True)
+        write_autoencoder_card(folder, name, model, moments)
+
+    return write
 
 
 def _records(checkpoint: Path, model: DiffusionModel) -> list[ProbeRecord]:

@@ -28,7 +28,7 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.wrapper import check_schedule, innermost
 from ldmprobe.training.checkpoint.spec import check_same_model, check_same_state, model_spec
 from ldmprobe.training.ema import EMA
-from ldmprobe.training.rates import built, check_rates
+from ldmprobe.training.rates import configured
 from ldmprobe.training.sharding import check_strategy, check_trained, is_sharded, same_on_every_rank, shard
 from ldmprobe.types import Batch, PlainValues, StateDict
 
@@ -160,14 +160,7 @@ class LatentDiffusion(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
-        optimizer = built("optimizer", lambda: self.optimizer(trained))
-        check_rates("optimizer", optimizer)
-        if self.lr_scheduler is None:
-            return optimizer
-        make = self.lr_scheduler
-        scheduler = built("lr_scheduler", lambda: make(optimizer))
-        check_rates("lr_scheduler", optimizer)
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return configured(trained, self.optimizer, self.lr_scheduler)
 
     # --- training --------------------------------------------------------------------------------------------------
 

@@ -4,15 +4,37 @@ training.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from math import isfinite
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 
 from ldmprobe.errors import ConfigurationError
 
 T = TypeVar("T")
+
+
+def configured(
+    parameters: Iterable[Any], make_optimizer: OptimizerCallable, make_scheduler: LRSchedulerCallable | None
+) -> Any:
+    """Return what ``configure_optimizers`` has to, with a schedule that is stepped every optimizer step.
+
+    Args:
+        parameters: all that are trained, or groups of them as dicts.
+
+    Raises:
+        ConfigurationError: optimizer or schedule cannot be built as configured, or would train with a number that makes
+            no sense.
+    """
+    optimizer = built("optimizer", lambda: make_optimizer(parameters))
+    check_rates("optimizer", optimizer)
+    if make_scheduler is None:
+        return optimizer
+    scheduler = built("lr_scheduler", lambda: make_scheduler(optimizer))
+    check_rates("lr_scheduler", optimizer)
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def built(argument: str, make: Callable[[], T]) -> T:

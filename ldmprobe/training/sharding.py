@@ -36,6 +36,18 @@ def check_strategy(strategy: Strategy) -> None:
         )
 
 
+def check_not_sharded(strategy: Strategy) -> None:
+    """Whether an autoencoder can be trained under this strategy.
+
+    Raises:
+        ConfigurationError: it shards parameters.
+    """
+    if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy)):
+        raise ConfigurationError(
+            f"Autoencoding trains two networks, which {type(strategy).__name__} does not shard; use `strategy: ddp`."
+        )
+
+
 def check_trained(module: nn.Module, network: nn.Module) -> None:
     """Return whether ``network``, which is sharded, is all that is trained in ``module``: gradients of the rest no one
     would average.

@@ -18,6 +18,8 @@ from ldmprobe.diffusion.prediction import prediction_named
 from ldmprobe.diffusion.processes import process_of
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.autoencoder import autoencoder_folder, holds_autoencoder
+from ldmprobe.models.autoencoder_model import AutoencoderModel
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import conditioning_of
 from ldmprobe.models.denoiser import from_network_config
@@ -29,7 +31,7 @@ from ldmprobe.pretrained.lora import LoRA, LoRAWeights, lora_weights
 from ldmprobe.pretrained.source import Source
 from ldmprobe.training.checkpoint.newest import newer_last
 from ldmprobe.training.checkpoint.sharded import is_sharded_checkpoint, load_sharded_checkpoint
-from ldmprobe.training.checkpoint.spec import part_of
+from ldmprobe.training.checkpoint.spec import AUTOENCODER, part_of
 from ldmprobe.types import PlainValues, StateDict
 
 
@@ -62,6 +64,8 @@ def load_model(
             f"{source.name} is a pipeline, which is whole; leave out `--base` ({source.base}), which only a finetune's "
             "checkpoint takes."
         )
+    elif holds_autoencoder(source.name):
+        raise _first_stage(source.name, "train")
     else:
         model = load_pipeline(source)
     if prompts is not None:
@@ -70,9 +74,36 @@ def load_model(
     return model
 
 
+def load_autoencoder(source: Source | str | Path, device: str | None = None) -> AutoencoderModel:
+    """Load the autoencoder of a checkpoint of Autoencoding, with its EMA weights if it has any, or one of diffusers.
+
+    Args:
+        source: checkpoint, folder or hub id of an autoencoder; "builtin:digits" is the one shipped here.
+        device: such as "cuda"; default: a GPU if there is one.
+
+    Raises:
+        ConfigurationError: nothing loadable there, or a diffusion model.
+    """
+    source = Source.of(source)
+    if source.is_checkpoint:
+        model = Checkpoint.read(Path(source.name)).autoencoder()
+    else:
+        model = AutoencoderModel(autoencoder_folder(source.name).load())
+    move(model.modules, device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return model
+
+
+def is_autoencoder(source: Source | str | Path) -> bool:
+    """Return whether this is a checkpoint of Autoencoding or the folder of an autoencoder, and no diffusion model."""
+    source = Source.of(source)
+    if source.is_checkpoint:
+        return Checkpoint.read(Path(source.name)).is_autoencoder
+    return holds_autoencoder(source.name)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint of LatentDiffusion as read: tensors and plain values.
+    """A checkpoint of LatentDiffusion or Autoencoding as read: tensors and plain values.
 
     Attributes:
         path: a file, or the folder of a sharded one.
@@ -95,7 +126,7 @@ class Checkpoint:
                 (``--merge``), and give the folder here.
 
         Raises:
-            ConfigurationError: it cannot be read, was not written by LatentDiffusion, or was trained from scratch and
+            ConfigurationError: it cannot be read, was not written by ldmprobe, or was trained from scratch and
                 ``base`` is given.
         """
         try:
@@ -106,7 +137,7 @@ class Checkpoint:
         except Exception as error:  # torch raises many kinds, all meaning "not a readable checkpoint"
             raise ConfigurationError(f"{path} is not a readable checkpoint: {type(error).__name__}: {error}") from error
         if not isinstance(content, dict) or not isinstance(content.get("ldmprobe"), dict):
-            raise ConfigurationError(f"{path} was not written by ldmprobe.LatentDiffusion.")
+            raise ConfigurationError(f"{path} was not written by ldmprobe.LatentDiffusion or ldmprobe.Autoencoding.")
         if base is not None and not content["ldmprobe"].get("pretrained"):
             raise ConfigurationError(f"{path} was trained from scratch and needs no base ({base}); leave out `--base`.")
         if (newer := newer_last(path)) is not None:
@@ -130,6 +161,37 @@ class Checkpoint:
             return Source(self.moved_base)
         return pretrained and Source(**{**pretrained, "name": self.moved_base or pretrained["name"]})
 
+    @property
+    def is_autoencoder(self) -> bool:
+        """Whether it is of Autoencoding."""
+        return self.spec.get("kind") == AUTOENCODER
+
+    def autoencoder(self) -> AutoencoderModel:
+        """Return the first stage, with EMA weights if there are any.
+
+        Raises:
+            ConfigurationError: it holds a diffusion model, or weights that are not those of the spec.
+        """
+        if not self.is_autoencoder:
+            raise ConfigurationError(
+                f"{self.path} holds a diffusion model, not an autoencoder; expected a checkpoint of "
+                "ldmprobe.Autoencoding."
+            )
+        spec, weights = self.spec, "ema" if self.spec["ema"] else "raw"
+        network = from_network_config(spec["autoencoder"])
+        prefix = "ema.network." if weights == "ema" else "autoencoder."
+        try:
+            network.load_state_dict(part_of(self.content["state_dict"], prefix))
+        except RuntimeError as error:
+            raise ConfigurationError(f"{self.path} does not hold the autoencoder that it describes: {error}") from error
+        return AutoencoderModel(
+            network.requires_grad_(False).eval(),
+            tuple(spec["image_shape"]),
+            weights,
+            int(self.content["global_step"]),
+            self.content.get(ImageData.__qualname__, {}),
+        )
+
     def lora(self) -> LoRAWeights | None:
         """Return its LoRA without the base; None if it has none."""
         return lora_weights(self.content)
@@ -141,6 +203,8 @@ class Checkpoint:
             ConfigurationError: the network is not of diffusers, the weights are not those of the spec, or the base
                 cannot be loaded.
         """
+        if self.is_autoencoder:
+            raise _first_stage(self.path, "write it to a folder (`ldmprobe export`) and train")
         try:
             return self._rebuilt()
         except ConfigurationError:
@@ -209,6 +273,13 @@ class Checkpoint:
         prepare_for_finetuning_(model, lora=lora, train_text_encoder=spec["train_text_encoder"])
         model.schedule = _schedule(spec["scheduler"])
         return model
+
+
+def _first_stage(path: str | Path, then: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"{path} holds an autoencoder, the first stage, which makes no samples by itself: {then} a latent diffusion "
+        "model with that folder as its `codec.autoencoder`; `ldmprobe probe` shows what it reconstructs."
+    )
 
 
 def _schedule(description: PlainValues) -> NoiseSchedule:

@@ -12,16 +12,20 @@ from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.difference import first_difference
+from ldmprobe.models.autoencoder_model import AutoencoderModel
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import describe
 from ldmprobe.models.denoiser import network_config
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.lazy import LazyModule
+from ldmprobe.models.quantization import Quantization
 from ldmprobe.pretrained.lora import LoRA
 from ldmprobe.pretrained.source import Source
 from ldmprobe.types import PlainValues, StateDict
 
-_MAY_DIFFER = ("latent_shape", "run", "pretrained")  # from run to run of one model
+_MAY_DIFFER = ("latent_shape", "image_shape", "latents", "run", "pretrained")  # from run to run of one model
+AUTOENCODER = "autoencoder"
+"""The ``kind`` in the spec of a first stage; that of a diffusion model has none."""
 _ADVICE = {
     "base_weights": "It goes on only with the pretrained weights that it was finetuned from, wherever they are now. To "
     "finetune the checkpoint itself, give it as `pretrained`, without `--ckpt_path`."
@@ -37,6 +41,17 @@ def model_spec(model: DiffusionModel) -> PlainValues:
         "conditioning": describe(model.conditioning),
         "run": model.conditioning.run_spec,
         "latent_shape": list(model.latent_shape),
+        "ema": model.weights == "ema",
+    }
+
+
+def autoencoder_spec(model: AutoencoderModel, quantization: Quantization | None) -> PlainValues:
+    """Return the architecture of a first stage as plain values; its ``kind`` tells it from a diffusion model's spec."""
+    return {
+        "kind": AUTOENCODER,
+        "autoencoder": model.description,
+        "quantization": None if quantization is None else type(quantization).__name__,
+        "image_shape": list(model.image_shape),
         "ema": model.weights == "ema",
     }
 
@@ -71,7 +86,7 @@ def check_same_model(checkpoint: StateDict, ours: PlainValues) -> None:
     """
     theirs = checkpoint.get("ldmprobe")
     if theirs is None:
-        raise ConfigurationError("The checkpoint was not written by ldmprobe.LatentDiffusion.")
+        raise ConfigurationError("The checkpoint was not written by ldmprobe.LatentDiffusion or ldmprobe.Autoencoding.")
     for part in sorted(
         {**ours, **theirs}, key=lambda part: part != "base_weights"
     ):  # what follows from it comes after it
@@ -80,7 +95,7 @@ def check_same_model(checkpoint: StateDict, ours: PlainValues) -> None:
             raise ConfigurationError(f"The checkpoint is of another model: its {detail}. {advice}")
 
 
-def check_same_state(checkpoint: StateDict, module: nn.Module, codec: LatentCodec) -> None:
+def check_same_state(checkpoint: StateDict, module: nn.Module, codec: LatentCodec | None = None) -> None:
     """Raise ConfigurationError if loading the checkpoint would fail, or silently replace what the configuration asks
     for.
 
@@ -88,7 +103,7 @@ def check_same_state(checkpoint: StateDict, module: nn.Module, codec: LatentCode
     another kind of state.
 
     Args:
-        module: the module to be loaded, with ``codec`` in it.
+        module: the module to be loaded, with ``codec`` in it, if it has one.
     """
     if "state_dict" not in checkpoint:  # sharded: read in parts
         return
@@ -108,7 +123,7 @@ def check_same_state(checkpoint: StateDict, module: nn.Module, codec: LatentCode
                 {f"{place}.{name}": value for name, value in part.network.state_dict().items()},
                 f"weights of {place}",
             )
-    if codec.scale_known:
+    if codec is not None and codec.scale_known:
         _check_same_values(
             theirs,
             {f"codec.{name}": codec.state_dict()[name] for name in ("scale", "shift")},

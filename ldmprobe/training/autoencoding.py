@@ -1,0 +1,318 @@
+"""Autoencoding: the LightningModule that trains a first stage, the autoencoder behind a latent diffusion model."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterable
+from typing import Any, Literal, get_args
+
+import lightning as L
+import numpy as np
+import torch
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from ldmprobe.errors import ConfigurationError, check_numbers
+from ldmprobe.features.perceptual import PerceptualDistance
+from ldmprobe.lightning_private import batches_begun, datamodule_of
+from ldmprobe.models.autoencoder import (
+    as_posterior,
+    autoencoder_folder,
+    check_autoencoder,
+    decoder_parameters,
+    has_codebook,
+    has_posterior,
+    images_of,
+    last_layer,
+    latent_shape_of,
+    latents_of,
+    posterior_of,
+)
+from ldmprobe.models.autoencoder_model import AutoencoderModel
+from ldmprobe.models.pixels import as_floats
+from ldmprobe.models.quantization import Quantization, VectorQuantization
+from ldmprobe.probing.probe import evaluating
+from ldmprobe.training.adversarial import Adversarial
+from ldmprobe.training.checkpoint.spec import autoencoder_spec, check_same_model, check_same_state
+from ldmprobe.training.ema import EMA
+from ldmprobe.training.equivariance import Equivariance
+from ldmprobe.training.rates import configured
+from ldmprobe.training.reconstruction import Reconstruction, ReconstructionLoss
+from ldmprobe.training.sharding import check_not_sharded
+from ldmprobe.types import Batch, PlainValues, StateDict
+
+Train = Literal["all", "decoder"]
+_MEASURED_IMAGES = 1024  # for the scale of latents
+_DRAWS = 1  # what a quantization's draws are told apart by from the batch's own
+
+
+def adam(params: Iterable[Any]) -> torch.optim.Optimizer:
+    """Adam at learning rate 1e-4 with β = (0.5, 0.9), the default."""
+    return torch.optim.Adam(params, lr=1e-4, betas=(0.5, 0.9))
+
+
+class Autoencoding(L.LightningModule):
+    r"""Trains an autoencoder on images: batches are dicts with ``image`` (N, C, H, W) in [−1, 1].
+
+    The loss is ℓ + w_KL · KL(q(z|x) ‖ N(0, I)) + the quantization's + the adversarial term (Rombach et al., 2022,
+    appendix G), all means per image entry: the KL is in nats divided by C·H·W. The discriminator's own loss is added to
+    it; their gradients never mix, so that there is one optimizer, with two groups of parameters whose gradients are
+    clipped apart.
+
+    Logs ``train/loss`` (what the autoencoder minimizes) and its parts, ``train/discriminator`` and ``val/…`` on
+    held-out images, by the EMA weights if there are any and the posterior's mode: ``val/psnr`` is the mean over images,
+    in dB.
+
+    Args:
+        autoencoder: a diffusers AutoencoderKL, VQModel, AutoencoderTiny or AutoencoderDC, or the folder or hub id of
+            one to start from.
+        reconstruction: "l1" or "mse".
+        perceptual: such as PerceptualLoss; default: none.
+        adversarial: a discriminator with its weight; default: none.
+        kl_weight: w_KL; default: 1e-6 where there is a posterior.
+        quantization: of a VQModel; default: VectorQuantization.
+        log_variance: where a learnt log-variance of the reconstruction loss starts; None for none.
+        equivariance: of latents to scales and rotations; default: none.
+        train: "all", or "decoder": latents stay what they are, also those of a diffusion model that is trained on them.
+        optimizer, lr_scheduler: any of torch's, stepped every optimizer step; the learning rate is that of both
+            networks, and is multiplied by nothing.
+        ema_decay: of the moving average of the autoencoder; None for none.
+        ema_warmup: start with a short memory.
+        compile: ``torch.compile`` encoder and decoder.
+        seed: of draws from the posterior and of equivariance: batch k draws from (seed, k, rank), so that a resumed run
+            goes on identically.
+
+    Raises:
+        ConfigurationError: before training: data, autoencoder and losses do not fit each other.
+    """
+
+    def __init__(
+        self,
+        autoencoder: str | nn.Module,
+        reconstruction: Reconstruction = "l1",
+        perceptual: PerceptualDistance | None = None,
+        adversarial: Adversarial | None = None,
+        kl_weight: float | None = None,
+        quantization: Quantization | None = None,
+        log_variance: float | None = None,
+        equivariance: Equivariance | None = None,
+        train: Train = "all",
+        optimizer: OptimizerCallable = adam,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        ema_decay: float | None = 0.999,
+        ema_warmup: bool = True,
+        compile: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        check_numbers("Autoencoding", 0, kl_weight=kl_weight, seed=seed)
+        network: Any = autoencoder_folder(autoencoder).load() if isinstance(autoencoder, str) else autoencoder
+        check_autoencoder(network)
+        self.autoencoder = network.requires_grad_(True).train()
+        self.kl_weight = _kl_weight(network, kl_weight)
+        self.quantization = _quantization(network, quantization, train)
+        if train == "decoder":
+            network.requires_grad_(False)
+            for parameter in decoder_parameters(network):
+                parameter.requires_grad_(True)
+        elif train not in get_args(Train):
+            raise ConfigurationError(f"Autoencoding got train {train!r}; expected 'all' or 'decoder'.")
+        self.encoder_is_trained = train == "all"
+        self.reconstruction = ReconstructionLoss(reconstruction, perceptual, log_variance)
+        self.adversarial, self.equivariance = adversarial, equivariance
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.ema = EMA(network, ema_decay, ema_warmup) if ema_decay is not None else None
+        if compile:
+            network.encoder.compile()
+            network.decoder.compile()
+        self.seed = seed
+        self.image_shape: tuple[int, ...] = ()
+
+    # --- before training -------------------------------------------------------------------------------------------
+
+    def setup(self, stage: str) -> None:
+        check_not_sharded(self.trainer.strategy)
+        data: Any = datamodule_of(self.trainer)
+        if getattr(data, "latents", None) is not None:
+            raise ConfigurationError("Autoencoding is trained on images, not on their latents; leave out `latents`.")
+        self.image_shape = tuple(getattr(data, "image_shape", None) or ())
+        outline = copy.deepcopy(self.autoencoder).to("meta")
+        if self.image_shape:
+            latent_shape_of(outline, self.image_shape)
+            if self.reconstruction.perceptual is not None:
+                self.reconstruction.perceptual.check(self.image_shape[0])
+        if self.adversarial is not None:
+            self.adversarial.check(self.image_shape, self.trainer.max_steps, self.trainer.precision)
+
+    def configure_optimizers(self) -> Any:
+        groups = [{"params": parameters, "name": name} for name, parameters in self._trained().items() if parameters]
+        return configured(groups, self.optimizer, self.lr_scheduler)
+
+    def _trained(self) -> dict[str, list[nn.Parameter]]:
+        """Return what is trained by the network that it belongs to."""
+        discriminator = [] if self.adversarial is None else list(self.adversarial.parameters())
+        own = {id(parameter) for parameter in discriminator}
+        autoencoder = [p for p in self.parameters() if p.requires_grad and id(p) not in own]
+        return {"autoencoder": autoencoder, "discriminator": discriminator}
+
+    def on_train_start(self) -> None:
+        self._begun = self.quantization is None or bool(self.quantization.begun)
+
+    # --- training --------------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+        torch.manual_seed(self._seed(self.global_rank))
+
+    def _seed(self, *of: int) -> int:
+        """Return a seed of the current batch."""
+        return int(np.random.SeedSequence((self.seed, batches_begun(self.trainer), *of)).generate_state(1)[0])
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        images = _images(batch)
+        with torch.set_grad_enabled(self.encoder_is_trained):
+            latents, regularizer, statistics = self._encode(images)
+        if self.equivariance is not None:
+            latents, images = self.equivariance(latents, images)
+        if self.quantization is not None:
+            self._begin(latents)
+            quantized = self.quantization(self.autoencoder, latents)
+            latents, regularizer = quantized.latents, regularizer + quantized.loss
+            statistics |= {"quantization": quantized.loss.detach(), **quantized.statistics}
+        decoded = images_of(self.autoencoder, latents, quantize=self.quantization is None).float()
+        reconstruction, parts = self.reconstruction(images, decoded)
+        loss, discriminator = reconstruction + regularizer, torch.zeros_like(reconstruction)
+        if self.adversarial is not None:
+            last = last_layer(self.autoencoder)
+            terms = self.adversarial(
+                images, decoded, reconstruction, last, self.trainer.global_step, self._mean_of_ranks
+            )
+            loss, discriminator = loss + terms.generator, terms.discriminator
+            statistics |= {"discriminator": discriminator.detach(), **terms.statistics}
+        named = {"loss": loss.detach(), **parts, **statistics}
+        self.log_dict({f"train/{name}": value for name, value in named.items()}, batch_size=len(images))
+        return {"loss": loss + discriminator}
+
+    def _encode(self, images: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return latents in float32, drawn from the posterior where there is one, the term of its KL, and what to
+        log.
+        """
+        if not has_posterior(self.autoencoder):
+            return latents_of(self.autoencoder, images).float(), images.new_zeros(()), {}
+        posterior = as_posterior(posterior_of(self.autoencoder, images).parameters.float())
+        kl = posterior.kl().mean() / math.prod(images.shape[1:])
+        return posterior.sample(), self.kl_weight * kl, {"kl": kl.detach()}
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        if self.ema is not None:
+            self.ema.update(self.autoencoder)
+        if self.quantization is not None:
+            self.quantization.after_step(self._codebooks(), self._gather, self._generator())
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients of autoencoder and discriminator each by their own norm."""
+        if not gradient_clip_val:
+            return
+        clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
+        for group in optimizer.param_groups:
+            clip(group["params"], gradient_clip_val)
+
+    # --- quantization ----------------------------------------------------------------------------------------------
+
+    def _begin(self, latents: Tensor) -> None:
+        if not self._begun and self.quantization is not None:
+            self.quantization.begin(self._codebooks(), latents.detach(), self._gather, self._generator())
+            self.quantization.begun.fill_(True)
+            self._begun = True
+
+    def _codebooks(self) -> list[nn.Parameter]:
+        networks = [self.autoencoder] if self.ema is None else [self.autoencoder, self.ema.network]
+        return list({id(code): code for code in (network.quantize.embedding.weight for network in networks)}.values())
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator().manual_seed(self._seed(self.trainer.world_size, _DRAWS))
+
+    def _gather(self, tensor: Tensor) -> Tensor:
+        if self.trainer.world_size == 1:
+            return tensor
+        joined: Any = self.all_gather(tensor)
+        return joined.flatten(0, 1)
+
+    def _mean_of_ranks(self, tensor: Tensor) -> Tensor:
+        mean: Tensor = self.trainer.strategy.reduce(tensor, reduce_op="mean")
+        return mean
+
+    # --- held-out images -------------------------------------------------------------------------------------------
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        images, model = _images(batch), self.autoencoder_model()
+        latents = model.encode(images)
+        decoded = model.decode(latents)
+        _, parts = self.reconstruction(images, decoded)
+        mse = (images - decoded).square().flatten(1).mean(1)
+        parts["psnr"] = (10 * torch.log10(4 / mse)).mean()
+        if has_posterior(model.network):
+            parts["kl"] = model.posterior(images).kl().mean() / math.prod(images.shape[1:])
+        for name, value in parts.items():
+            shown = name == "psnr"
+            self.log(f"val/{name}", value, prog_bar=shown, batch_size=len(images), sync_dist=True)
+
+    test_step = validation_step
+
+    # --- for probes, checkpoints -----------------------------------------------------------------------------------
+
+    def autoencoder_model(self) -> AutoencoderModel:
+        """Return what probes look at: the EMA network if there is one, else the live one."""
+        if self.ema is None:
+            return AutoencoderModel(self.autoencoder, self.image_shape, "raw")
+        return AutoencoderModel(self.ema.network, self.image_shape, "ema")
+
+    def model_spec(self) -> PlainValues:
+        """Return what a checkpoint says of the model."""
+        return autoencoder_spec(self.autoencoder_model(), self.quantization)
+
+    def on_save_checkpoint(self, checkpoint: StateDict) -> None:
+        model, data = self.autoencoder_model(), datamodule_of(self.trainer) if self._trainer else None
+        moments: PlainValues = {}
+        if hasattr(data, "reference_batches"):
+            with evaluating(model.modules):
+                images = (batch["image"].to(self.device) for batch in data.reference_batches(_MEASURED_IMAGES))
+                moments = model.latent_moments(images)
+        checkpoint["ldmprobe"] = {**self.model_spec(), "latents": moments}
+
+    def on_load_checkpoint(self, checkpoint: StateDict) -> None:
+        check_same_model(checkpoint, self.model_spec())
+        check_same_state(checkpoint, self)
+
+
+def _images(batch: Batch) -> Tensor:
+    return as_floats(batch["image"])
+
+
+def _kl_weight(network: nn.Module, given: float | None) -> float:
+    if given is not None and not has_posterior(network):
+        raise ConfigurationError(
+            f"Autoencoding got kl_weight {given}, and {type(network).__name__} has no posterior; leave it out, or "
+            "train an AutoencoderKL."
+        )
+    return 1e-6 if given is None else given
+
+
+def _quantization(network: Any, given: Quantization | None, train: str) -> Quantization | None:
+    if train == "decoder" or not has_codebook(network):
+        if given is not None:
+            raise ConfigurationError(
+                f"Autoencoding got quantization {type(given).__name__}, and "
+                + ("`train: decoder` leaves codes as they are" if train == "decoder" else "only a VQModel has codes")
+                + "; leave it out."
+            )
+        return None
+    quantization = given or VectorQuantization()
+    quantization.prepare(network)
+    return quantization
