@@ -44,7 +44,7 @@ from ldmprobe.types import Batch, PlainValues, StateDict
 
 Train = Literal["all", "decoder"]
 _MEASURED_IMAGES = 1024  # for the scale of latents
-_DRAWS = 1  # what a quantization's draws are told apart by from the batch's own
+_OF_ALL_RANKS = (0, 1)  # by which draws that are the same on every rank are told apart from a rank's own
 
 
 def adam(params: Iterable[Any]) -> torch.optim.Optimizer:
@@ -228,7 +228,6 @@ class Autoencoding(L.LightningModule):
     def _begin(self, latents: Tensor) -> None:
         if not self._begun and self.quantization is not None:
             self.quantization.begin(self._codebooks(), latents.detach(), self._gather, self._generator())
-            self.quantization.begun.fill_(True)
             self._begun = True
 
     def _codebooks(self) -> list[nn.Parameter]:
@@ -236,7 +235,7 @@ class Autoencoding(L.LightningModule):
         return list({id(code): code for code in (network.quantize.embedding.weight for network in networks)}.values())
 
     def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self._seed(self.trainer.world_size, _DRAWS))
+        return torch.Generator().manual_seed(self._seed(*_OF_ALL_RANKS))
 
     def _gather(self, tensor: Tensor) -> Tensor:
         if self.trainer.world_size == 1:
