@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from types import UnionType
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Union, get_args, get_origin, get_type_hints
 
 
 def allow_tuples_of_any_length(cls: type) -> None:
@@ -18,7 +18,7 @@ def allow_tuples_of_any_length(cls: type) -> None:
         init.__annotations__ = {name: _of_any_length(hint) for name, hint in get_type_hints(init).items()}
 
 
-def _of_any_length(hint: Any) -> Any:
+def _of_any_length(hint: object) -> object:
     origin, parts = get_origin(hint), get_args(hint)
     if origin is tuple and len(parts) == 1:
         return tuple[_of_any_length(parts[0]), ...]  # type: ignore[misc]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
-from typing import Any, Literal, get_args
+from collections.abc import Iterable, Iterator
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError, check_numbers
@@ -40,14 +41,24 @@ from ldmprobe.training.equivariance import Equivariance
 from ldmprobe.training.rates import configured
 from ldmprobe.training.reconstruction import Reconstruction, ReconstructionLoss
 from ldmprobe.training.sharding import check_not_sharded
-from ldmprobe.types import Batch, PlainValues, StateDict
+from ldmprobe.types import Batch, Component, PlainValues, StateDict
 
 Train = Literal["all", "decoder"]
 _MEASURED_IMAGES = 1024  # for the scale of latents
 _OF_ALL_RANKS = (0, 1)  # by which draws that are the same on every rank are told apart from a rank's own
 
 
-def adam(params: Iterable[Any]) -> torch.optim.Optimizer:
+@runtime_checkable
+class ImageSource(Protocol):
+    """Data that say what shape their images have, and show training images to measure by; as ImageData does."""
+
+    image_shape: tuple[int, ...]
+    latents: str | None
+
+    def reference_batches(self, num_images: int) -> Iterator[Batch]: ...
+
+
+def adam(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     """Adam at learning rate 1e-4 with β = (0.5, 0.9), the default."""
     return torch.optim.Adam(params, lr=1e-4, betas=(0.5, 0.9))
 
@@ -107,7 +118,7 @@ class Autoencoding(L.LightningModule):
     ) -> None:
         super().__init__()
         check_numbers("Autoencoding", 0, kl_weight=kl_weight, seed=seed)
-        network: Any = autoencoder_folder(autoencoder).load() if isinstance(autoencoder, str) else autoencoder
+        network: Component = autoencoder_folder(autoencoder).load() if isinstance(autoencoder, str) else autoencoder
         check_autoencoder(network)
         self.autoencoder = network.requires_grad_(True).train()
         self.kl_weight = _kl_weight(network, kl_weight)
@@ -133,10 +144,11 @@ class Autoencoding(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         check_not_sharded(self.trainer.strategy)
-        data: Any = datamodule_of(self.trainer)
-        if getattr(data, "latents", None) is not None:
-            raise ConfigurationError("Autoencoding is trained on images, not on their latents; leave out `latents`.")
-        self.image_shape = tuple(getattr(data, "image_shape", None) or ())
+        data = datamodule_of(self.trainer)
+        if isinstance(data, ImageSource):
+            if data.latents is not None:
+                raise ConfigurationError("Autoencoding is trained on images, not on latents; leave out `latents`.")
+            self.image_shape = tuple(data.image_shape)
         outline = copy.deepcopy(self.autoencoder).to("meta")
         if self.image_shape:
             latent_shape_of(outline, self.image_shape)
@@ -145,7 +157,7 @@ class Autoencoding(L.LightningModule):
         if self.adversarial is not None:
             self.adversarial.check(self.image_shape, self.trainer.max_steps, self.trainer.precision)
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = [{"params": parameters, "name": name} for name, parameters in self._trained().items() if parameters]
         return configured(groups, self.optimizer, self.lr_scheduler)
 
@@ -203,7 +215,7 @@ class Autoencoding(L.LightningModule):
         kl = posterior.kl().mean() / math.prod(images.shape[1:])
         return posterior.sample(), self.kl_weight * kl, {"kl": kl.detach()}
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+    def optimizer_step(self, *args: Component, **kwargs: Component) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
             self.ema.update(self.autoencoder)
@@ -240,7 +252,8 @@ class Autoencoding(L.LightningModule):
     def _gather(self, tensor: Tensor) -> Tensor:
         if self.trainer.world_size == 1:
             return tensor
-        joined: Any = self.all_gather(tensor)
+        joined = self.all_gather(tensor)
+        assert isinstance(joined, Tensor)
         return joined.flatten(0, 1)
 
     def _mean_of_ranks(self, tensor: Tensor) -> Tensor:
@@ -277,9 +290,9 @@ class Autoencoding(L.LightningModule):
         return autoencoder_spec(self.autoencoder_model(), self.quantization)
 
     def on_save_checkpoint(self, checkpoint: StateDict) -> None:
-        model, data = self.autoencoder_model(), datamodule_of(self.trainer) if self._trainer else None
+        model, data = self.autoencoder_model(), datamodule_of(self.trainer)
         moments: PlainValues = {}
-        if hasattr(data, "reference_batches"):
+        if isinstance(data, ImageSource):
             with evaluating(model.modules):
                 images = (batch["image"].to(self.device) for batch in data.reference_batches(_MEASURED_IMAGES))
                 moments = model.latent_moments(images)
@@ -303,7 +316,7 @@ def _kl_weight(network: nn.Module, given: float | None) -> float:
     return 1e-6 if given is None else given
 
 
-def _quantization(network: Any, given: Quantization | None, train: str) -> Quantization | None:
+def _quantization(network: Component, given: Quantization | None, train: str) -> Quantization | None:
     if train == "decoder" or not has_codebook(network):
         if given is not None:
             raise ConfigurationError(

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from diffusers import SchedulerMixin
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
@@ -158,7 +159,7 @@ class LatentDiffusion(L.LightningModule):
         for network in (self.network,) if self.ema is None else (self.network, self.ema.network):
             shard(network, self.device_mesh)
 
-    def configure_optimizers(self) -> Any:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return configured(trained, self.optimizer, self.lr_scheduler)
 

@@ -4,21 +4,26 @@ training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from math import isfinite
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import nn
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.types import PlainValues
 
 T = TypeVar("T")
 
 
 def configured(
-    parameters: Iterable[Any], make_optimizer: OptimizerCallable, make_scheduler: LRSchedulerCallable | None
-) -> Any:
+    parameters: list[nn.Parameter] | list[PlainValues],
+    make_optimizer: OptimizerCallable,
+    make_scheduler: LRSchedulerCallable | None,
+) -> OptimizerLRScheduler:
     """Return what ``configure_optimizers`` has to, with a schedule that is stepped every optimizer step.
 
     Args:

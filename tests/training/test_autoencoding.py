@@ -55,7 +55,7 @@ def module(**settings: Any) -> Autoencoding:
     torch.manual_seed(0)
     defaults = {
         "autoencoder": network(VQModel, num_vq_embeddings=16),
-        "quantization": MovingAverageQuantization(revive_below=0.9, usage_decay=0.5),
+        "quantization": MovingAverageQuantization(revive_below=0.9, decay=0.5),
         "adversarial": adversarial(start=2),
         "ema_decay": 0.9,
         "log_variance": 0.0,
