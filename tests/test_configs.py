@@ -1,5 +1,6 @@
 """Every YAML says how it is run, and builds what it names."""
 
+import json
 import re
 from pathlib import Path
 
@@ -8,15 +9,18 @@ import yaml
 from lightning.pytorch.callbacks import LearningRateMonitor
 
 import ldmprobe.callbacks
+from ldmprobe import LatentCodec
 from ldmprobe.callbacks import DDIMProbe, DenoisingProbe, ReportWriter, TimestepBalancer, TrainingLoss
 from ldmprobe.configuration.cli import LDMProbeCLI, build_cli
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
+from ldmprobe.models.denoiser import network_config
+from ldmprobe.models.latent_scale import SCALING
 from ldmprobe.models.wrapper import innermost
 from tests.pipelines import saved
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-FAMILIES = CONFIGS / "families"
-PATHS = sorted([*CONFIGS.glob("*.yaml"), *FAMILIES.glob("*.yaml")])
+FAMILIES, FIRST_STAGE = CONFIGS / "families", CONFIGS / "first_stage"
+PATHS = sorted([*CONFIGS.glob("*.yaml"), *FAMILIES.glob("*.yaml"), *FIRST_STAGE.glob("*.yaml")])
 
 
 def build(tmp_path, *configs, overrides=()) -> LDMProbeCLI:
@@ -36,10 +40,12 @@ def test_configuration_is_built_from_bare_names_and_saved_with_flat_ones(tmp_pat
     bare.write_text(re.sub(r"ldmprobe\.(?:callbacks\.)?", "", given))
     assert "ldmprobe." not in bare.read_text()
     under = CONFIGS / ("shapes_finetune.yaml" if "lora" in path.stem else "gaussian.yaml")
-    if path.parent == FAMILIES:
-        under = FAMILIES / "base.yaml"
+    if path.parent in (FAMILIES, FIRST_STAGE):
+        under = path.parent / "base.yaml"
     arguments = [f"--config={under}", "--trainer.callbacks=[{class_path: ModelCheckpoint}]"]
     arguments = [*([] if "data" in yaml.safe_load(given) else arguments), f"--config={bare}"]
+    if path.parent == FIRST_STAGE and "autoencoder:" not in given:
+        arguments.insert(-1, f"--config={FIRST_STAGE / 'kl_f4.yaml'}")
     if "finetune" in path.stem or "lora" in path.stem:
         arguments.append(f"--model.init_args.pretrained={saved('StableDiffusionPipeline')}")
     if "rank: 16" in given:
@@ -86,6 +92,22 @@ def test_fragment_of_lora_trains_updates_alone(tmp_path):
     trained = [name for name, parameter in cli.model.network.named_parameters() if parameter.requires_grad]
     assert trained
     assert all(".lora_" in name for name in trained)
+
+
+def test_first_stages_are_what_their_names_say(tmp_path):
+    for path in sorted(FIRST_STAGE.glob("*_f*.yaml")):
+        kind, factor = path.stem.split("_f")
+        given = yaml.safe_load(path.read_text())
+        autoencoder = given["model"]["init_args"]["autoencoder"]
+        assert 2 ** (len(autoencoder["init_args"]["block_out_channels"]) - 1) == int(factor)
+        assert (autoencoder["class_path"] == "diffusers.AutoencoderKL") == (kind == "kl")
+        assert given["run_dir"] == f"runs/first_stage/{path.stem}"
+    built = build(tmp_path / "digits", FIRST_STAGE / "digits.yaml").model.autoencoder
+    ours, shipped = (
+        json.loads(json.dumps(network_config(network)))
+        for network in (built, LatentCodec("builtin:digits").meta_module)
+    )
+    assert {name for name in ours if name not in SCALING and ours[name] != shipped[name]} == set()
 
 
 def test_families_differ_in_their_process_alone(tmp_path):
