@@ -14,6 +14,7 @@ from ldmprobe.analysis.rate_distortion import water_level as water_level
 from ldmprobe.comparison.compare import write_comparison as write_comparison
 from ldmprobe.data.annotations import BoxesColumn as BoxesColumn
 from ldmprobe.data.annotations import MaskColumn as MaskColumn
+from ldmprobe.data.annotations import ObjectsColumn as ObjectsColumn
 from ldmprobe.data.columns import Column as Column
 from ldmprobe.data.columns import ImageColumn as ImageColumn
 from ldmprobe.data.images import ImageData as ImageData
@@ -96,8 +97,16 @@ from ldmprobe.models.autoencoder_model import AutoencoderModel as AutoencoderMod
 from ldmprobe.models.codec import LatentCodec as LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning as ClassConditioning
 from ldmprobe.models.conditioning import Conditioning as Conditioning
+from ldmprobe.models.conditioning import Conditions as Conditions
 from ldmprobe.models.conditioning import HeldOutRows as HeldOutRows
+from ldmprobe.models.conditioning import Layout as Layout
+from ldmprobe.models.conditioning import LowResolution as LowResolution
+from ldmprobe.models.conditioning import Masked as Masked
+from ldmprobe.models.conditioning import SemanticMap as SemanticMap
+from ldmprobe.models.conditioning import Sketch as Sketch
 from ldmprobe.models.conditioning import SmallCLIP as SmallCLIP
+from ldmprobe.models.conditioning import SpatialConditioning as SpatialConditioning
+from ldmprobe.models.conditioning import StyleSource as StyleSource
 from ldmprobe.models.conditioning import TextConditioning as TextConditioning
 from ldmprobe.models.conditioning import TextEncoder as TextEncoder
 from ldmprobe.models.conditioning import Unconditional as Unconditional

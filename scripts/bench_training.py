@@ -38,9 +38,9 @@ from diffusers.training_utils import EMAModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from ldmprobe.data.builtin import shapes
 from ldmprobe.data.images import ImageData
 from ldmprobe.data.latent_writer import write_cache
+from ldmprobe.data.shapes import shapes
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import SmallCLIP, TextConditioning
 from ldmprobe.pretrained.load import PretrainedText

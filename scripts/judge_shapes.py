@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldmprobe.data.builtin import COLORS, SHAPES, load_builtin
+from ldmprobe.data.builtin import load_builtin
+from ldmprobe.data.shapes import COLORS, SHAPES
 from ldmprobe.inference import sample_images
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance

@@ -19,8 +19,10 @@ from ldmprobe.models.wrapper import innermost
 from tests.pipelines import saved
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
-FAMILIES, FIRST_STAGE = CONFIGS / "families", CONFIGS / "first_stage"
-PATHS = sorted([*CONFIGS.glob("*.yaml"), *FAMILIES.glob("*.yaml"), *FIRST_STAGE.glob("*.yaml")])
+FAMILIES, FIRST_STAGE, TASKS = CONFIGS / "families", CONFIGS / "first_stage", CONFIGS / "tasks"
+PATHS = sorted(CONFIGS.glob("*.yaml")) + sorted(
+    path for folder in (FAMILIES, FIRST_STAGE, TASKS) for path in folder.glob("*.yaml")
+)
 
 
 def build(tmp_path, *configs, overrides=()) -> LDMProbeCLI:
@@ -40,10 +42,11 @@ def test_configuration_is_built_from_bare_names_and_saved_with_flat_ones(tmp_pat
     bare.write_text(re.sub(r"ldmprobe\.(?:callbacks\.)?", "", given))
     assert "ldmprobe." not in bare.read_text()
     under = CONFIGS / ("shapes_finetune.yaml" if "lora" in path.stem else "gaussian.yaml")
-    if path.parent in (FAMILIES, FIRST_STAGE):
+    if path.parent in (FAMILIES, FIRST_STAGE, TASKS):
         under = path.parent / "base.yaml"
+    is_whole = "data" in yaml.safe_load(given) and (path.parent != TASKS or path.name == "base.yaml")
     arguments = [f"--config={under}", "--trainer.callbacks=[{class_path: ModelCheckpoint}]"]
-    arguments = [*([] if "data" in yaml.safe_load(given) else arguments), f"--config={bare}"]
+    arguments = [*([] if is_whole else arguments), f"--config={bare}"]
     if path.parent == FIRST_STAGE and "autoencoder:" not in given:
         arguments.insert(-1, f"--config={FIRST_STAGE / 'kl_f4.yaml'}")
     if "finetune" in path.stem or "lora" in path.stem:

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from ldmprobe import ClassConditioning, DiffusionModel, SmallCLIP, TextConditioning
-from ldmprobe.data.builtin import COLORS, SHAPES, load_builtin
+from ldmprobe.data.builtin import load_builtin
+from ldmprobe.data.shapes import COLORS, SHAPES
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from tests.helpers import sd_scheduler
 

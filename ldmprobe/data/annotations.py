@@ -1,8 +1,9 @@
-"""Columns of what lies on an image: masks, and boxes."""
+"""Columns of what lies on an image: masks, boxes, and objects, which are boxes with a class."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,7 +15,7 @@ from ldmprobe.data.columns import Column, ImageColumn, Reading
 from ldmprobe.data.identity import Hashes, image_hashes
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.pictures import opened
-from ldmprobe.types import Rows
+from ldmprobe.types import PlainValues, Rows
 
 
 @dataclass(frozen=True)
@@ -61,18 +62,72 @@ class BoxesColumn(Column):
     aligned: ClassVar[bool] = True
     stacked: ClassVar[bool] = False
 
-    def read(self, value: Any, reading: Reading) -> Tensor:
-        boxes = np.asarray(value, dtype=np.float64).reshape(-1, 4)
-        width, height = reading.image_size
-        if len(boxes) and ((boxes[:, 2:] <= boxes[:, :2]).any() or boxes.max() <= 1):
-            raise ValueError(
-                f"{boxes.tolist()} are no boxes x0, y0, x1, y1 in pixels of an image of {width}×{height}: expected x0 "
-                "< x1 and y0 < y1 (not widths and heights), and no fractions"
-            )
-        return torch.from_numpy(reading.view.boxes(boxes, width, height)).float()
+    def read(self, value: list[list[float]], reading: Reading) -> Tensor:
+        return _seen(np.asarray(value, dtype=np.float64).reshape(-1, 4), reading)
 
-    def kept(self, value: Any, reading: Reading) -> list[list[float]]:
+    def kept(self, value: list[list[float]], reading: Reading) -> list[list[float]]:
         return self.read(value, reading).tolist()
 
-    def restored(self, kept: Any, rng: np.random.Generator | None) -> Tensor:
+    def restored(self, kept: list[list[float]], rng: np.random.Generator | None) -> Tensor:
         return torch.tensor(kept, dtype=torch.float32).reshape(-1, 4)
+
+
+@dataclass(frozen=True)
+class ObjectsColumn(Column):
+    """Boxes with the class of each, (K, 5): x0, y0, x1, y1 as `BoxesColumn` has them, and the class, a whole number
+    from 0 on. In the dataset each row has a dictionary with a list of either.
+
+    Args:
+        boxes, labels: the names of the two lists.
+        num_classes: labels are below it; default: what the dataset says.
+    """
+
+    column: str = "objects"
+    name: str = "objects"
+    boxes: str = "boxes"
+    labels: str = "labels"
+    num_classes: int | None = None
+    aligned: ClassVar[bool] = True
+    stacked: ClassVar[bool] = False
+
+    def informed(self, splits: Sequence[tuple[str, Rows]]) -> ObjectsColumn:
+        from datasets import ClassLabel, List
+
+        feature = (splits[0][1].features or {}).get(self.column)
+        labels = feature.get(self.labels) if isinstance(feature, dict) else None
+        if self.num_classes or not isinstance(labels, List) or not isinstance(labels.feature, ClassLabel):
+            return self
+        return replace(self, num_classes=len(labels.feature.names))
+
+    def read(self, value: PlainValues, reading: Reading) -> Tensor:
+        boxes = np.asarray(value[self.boxes], dtype=np.float64).reshape(-1, 4)
+        labels = np.asarray(value[self.labels], dtype=np.float64).reshape(-1, 1)
+        if len(boxes) != len(labels):
+            raise ValueError(f"it has {len(boxes)} boxes and {len(labels)} classes; expected a class for each box")
+        wrong = (labels < 0) | (labels % 1 != 0) | (labels >= (self.num_classes or np.inf))
+        if wrong.any():
+            top = "" if self.num_classes is None else f" to {self.num_classes - 1}"
+            raise ValueError(f"it has the class {labels[wrong][0]:g}; expected a whole number from 0{top}")
+        return _seen(np.concatenate([boxes, labels], axis=1), reading)
+
+    def kept(self, value: PlainValues, reading: Reading) -> list[list[float]]:
+        return self.read(value, reading).tolist()
+
+    def restored(self, kept: list[list[float]], rng: np.random.Generator | None) -> Tensor:
+        return torch.tensor(kept, dtype=torch.float32).reshape(-1, 5)
+
+
+def _seen(boxes: np.ndarray, reading: Reading) -> Tensor:
+    """Return what is seen of boxes in pixels, with what stands beside them.
+
+    Raises:
+        ValueError: they are widths and heights, or fractions.
+    """
+    width, height = reading.image_size
+    corners = boxes[:, :4]
+    if len(boxes) and ((corners[:, 2:] <= corners[:, :2]).any() or corners.max() <= 1):
+        raise ValueError(
+            f"{corners.tolist()} are no boxes x0, y0, x1, y1 in pixels of an image of {width}×{height}: expected x0 "
+            "< x1 and y0 < y1 (not widths and heights), and no fractions"
+        )
+    return torch.from_numpy(reading.view.boxes(boxes, width, height)).float()

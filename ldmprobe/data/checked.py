@@ -4,9 +4,10 @@ with its row.
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -16,6 +17,8 @@ from ldmprobe.data.rows import RowReader
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.types import Batch
 
+_SIDE = re.compile(r"\b(left|right)\b", re.IGNORECASE)
+_FEW = 0.01  # share of captions with such a word that may mean something else, as "right" does
 _DARK = {False: 1, True: 4352}
 """The brightest value, of 255 and of 65,535, up to which images are taken for others: of 0 and 1, and of 12 bits."""
 
@@ -139,3 +142,31 @@ class CheckedRows:
                 f"all images are black; set the data's `value_range`, [0, {brightest}] or, if they are that dark, [0, "
                 f"{top}]."
             )
+
+
+def check_captions(captions: Sequence[str], mirrored: bool) -> None:
+    """Warn of empty captions, and of those that a mirrored image would belie.
+
+    Args:
+        captions: those that were checked, stripped.
+        mirrored: whether training mirrors images.
+
+    Raises:
+        ConfigurationError: images are mirrored, and more than a hundredth of the captions tell left from right.
+    """
+    number = len(captions)
+    if empty := captions.count(""):
+        warnings.warn(
+            f"{empty} of the {number} captions that were checked are empty: in training their images teach the model "
+            "what to do without a prompt, as those do whose caption is dropped.",
+            stacklevel=3,
+        )
+    sided = [caption for caption in captions if _SIDE.search(caption)] if mirrored else []
+    if sided:
+        told = (
+            f"`random_flip` mirrors images and not their captions, and {len(sided)} of the {number} captions that were "
+            f"checked tell left from right, such as {sided[0][:100]!r}; leave `random_flip` out."
+        )
+        if len(sided) > _FEW * number:
+            raise ConfigurationError(told)
+        warnings.warn(told, stacklevel=3)

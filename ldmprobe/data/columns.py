@@ -14,18 +14,13 @@ import torch
 from PIL import Image, ImageColor
 from torch import Tensor
 
-from ldmprobe.data.identity import IMAGE_HASH, Hashes, image_hashes, text_hashes
+from ldmprobe.data.column_names import ROW_NUMBER
+from ldmprobe.data.identity import Hashes, image_hashes, text_hashes
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.pictures import Range, in_eight_bits, of_array, of_floats, opened
 from ldmprobe.data.view import View
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.types import PlainValues, Rows, is_table
-
-ROW_NUMBER = "__row__"
-OWN = (ROW_NUMBER, IMAGE_HASH)
-"""Names of columns that are added to a dataset's own."""
-RESERVED = ("index", "latent", "moments", "condition")
-"""Names in batches that no column may have."""
 
 
 @dataclass

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -15,8 +14,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch.utils.data import DataLoader
 
 from ldmprobe import lightning_private as private
-from ldmprobe.data.checked import CheckedRows
-from ldmprobe.data.columns import OWN, RESERVED, CaptionColumn, Column, ImageColumn, LabelColumn
+from ldmprobe.data.checked import CheckedRows, check_captions
+from ldmprobe.data.column_names import check_names
+from ldmprobe.data.columns import CaptionColumn, Column, ImageColumn, LabelColumn
 from ldmprobe.data.endless import check_epochs
 from ldmprobe.data.identity import DataIdentity, known_rows
 from ldmprobe.data.image_files import files_of
@@ -83,7 +83,8 @@ class ImageData(L.LightningDataModule):
         image_folder: the folder that a table's paths are in; default: that of the dataset. Files elsewhere are not
             read.
         resize: "crop" scales the short side and crops the long one, "squash" ignores the aspect ratio.
-        random_crop, random_flip: augmentation of training images.
+        random_crop, random_flip: augmentation of training images. Images whose captions tell left from right are not
+            flipped.
         batch_size: per rank.
         num_workers: processes that decode images.
         streaming: read rows as needed, for what does not fit on disk; shuffled through `shuffle_buffer` rows.
@@ -145,7 +146,7 @@ class ImageData(L.LightningDataModule):
         )
         others: list[Column] = [] if label_column is None else [LabelColumn(label_column, num_classes=num_classes)]
         others += [] if caption_column is None else [CaptionColumn(caption_column)]
-        _check_names(image, others, columns or [])
+        check_names(image, others, columns or [])
         self.dataset, self.dataset_kwargs = dataset, dataset_kwargs or {}
         self.train_split, self.held_out_split = train_split, held_out_split
         self.held_out_fraction, self.held_out_rows = held_out_fraction, held_out_rows
@@ -217,12 +218,7 @@ class ImageData(L.LightningDataModule):
                 of_training = rows is self._train
                 self.image_shape = checked.check(self.image_shape, of_training and not self._value_range_is_given)
             self.checked_captions += checked.captions
-        if empty := self.checked_captions.count(""):
-            warnings.warn(
-                f"{empty} of the {len(self.checked_captions)} captions that were checked are empty: in training their "
-                "images teach the model what to do without a prompt, as those do whose caption is dropped.",
-                stacklevel=2,
-            )
+        check_captions(self.checked_captions, self.reader.random_flip)
 
     @cached_property
     def identity(self) -> DataIdentity:
@@ -353,20 +349,3 @@ class ImageData(L.LightningDataModule):
         """The same, always with `image`."""
         split = SPLITS[held_out]
         return in_fixed_order(self.rows[split], self.reader_of(split), num_images)
-
-
-def _check_names(image: ImageColumn, others: Sequence[Column], further: Sequence[Column]) -> None:
-    named = [column.column for column in (image, *others)]
-    if len(set(named)) < len(named):
-        raise ConfigurationError(
-            f"ImageData got the columns {', '.join(map(repr, named))} for images, labels and captions; expected "
-            "another column for each, or null for labels or captions that are not there."
-        )
-    names = [column.name for column in (image, *others, *further)]
-    if taken := [name for name in names if names.count(name) > 1 or name in RESERVED]:
-        raise ConfigurationError(
-            f"ImageData got several columns that batches would call {taken[0]!r}, or its own name for something else; "
-            "give each of `columns` a `name` of its own."
-        )
-    if own := [column.column for column in (image, *others, *further) if column.column in OWN]:
-        raise ConfigurationError(f"ImageData got a column called {own[0]!r}, a name of its own; rename it.")

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmprobe.data.columns import ROW_NUMBER
+from ldmprobe.data.column_names import ROW_NUMBER
 from ldmprobe.data.identity import DataIdentity
 from ldmprobe.data.rows import RowReader
 from ldmprobe.errors import ConfigurationError
@@ -30,8 +30,8 @@ from ldmprobe.types import Batch, PlainValues
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 SPLITS = ("train", "held_out")
-CONDITION = "condition."
-"""What the names of an encoder's results in a file begin with."""
+CONDITION, OBSERVED = "condition.", "observed."
+"""What the names of an encoder's results, and of what a conditioning takes of images, in a file begin with."""
 _FORMAT = 6  # since 6, each file has what an encoder makes of its own captions
 
 
@@ -78,6 +78,8 @@ def cache_key(
         "encoder": encoder
         and encoder.encoder_key | {"weights": weights_fingerprint(weight for _, weight in conditioning.weights())},
     }
+    if observation := conditioning.observation_key:
+        key["observed"] = observation
     return json.loads(json.dumps(key, default=str))
 
 
@@ -232,6 +234,8 @@ class LatentRows:
         for column in self.reader.others:
             kept = tensors[column.name][offset] if column.name in tensors else values[column.name][offset]
             sample[column.name] = column.restored(kept[view] if column.aligned else kept, rng)
+        if observed := [name for name in tensors if name.startswith(OBSERVED)]:
+            sample["observed"] = {name.removeprefix(OBSERVED): tensors[name][offset, view] for name in observed}
         if "encoded" in values:
             place = values["encoded"][sample[values["encodes"]]]
             encoded = {name: value for name, value in tensors.items() if name.startswith(CONDITION)}

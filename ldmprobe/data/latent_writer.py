@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ldmprobe.data.images import ImageData
-from ldmprobe.data.latent_cache import CONDITION, DTYPES, SPLITS, LatentCache, Shard, cache_key
+from ldmprobe.data.latent_cache import CONDITION, DTYPES, OBSERVED, SPLITS, LatentCache, Shard, cache_key
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.atomic import atomic_write, remove_partials
 from ldmprobe.io.digest import fingerprint
@@ -70,7 +70,7 @@ def write_cache(
     try:
         found = _described(folder, key, rows_per_shard, data)
         mine = [part for part in found.shards()[shard::num_shards] if not part.path.exists()]
-        _write_rows(data, codec, encoder, mine, dtype, batch_size)
+        _write_rows(data, codec, conditioning, mine, dtype, batch_size)
         if encoder is not None and shard == 0:
             for prompt in dict.fromkeys(encoder.asked):
                 if not (path := found.prompt_path(prompt)).exists():
@@ -127,16 +127,17 @@ class _Views(Dataset):
 def _write_rows(
     data: ImageData,
     codec: LatentCodec,
-    encoder: FrozenEncoder | None,
+    conditioning: Conditioning,
     shards: Sequence[Shard],
     dtype: str,
     batch_size: int,
 ) -> None:
+    encoder = conditioning.frozen_encoder
     batches = iter(_Views(data).loader(shards, batch_size, data.num_workers))
     for shard in shards:
         parts: dict[str, list[Any]] = {}
         for _ in range(shard.start, shard.stop, batch_size):
-            for name, values in _encoded(next(batches), data, codec, shard.split, dtype).items():
+            for name, values in _encoded(next(batches), data, codec, conditioning, shard.split, dtype).items():
                 parts.setdefault(name, []).append(values)
         tensors = {name: torch.cat(values) for name, values in parts.items() if isinstance(values[0], Tensor)}
         values = {name: list(chain(*lists)) for name, lists in parts.items() if name not in tensors}
@@ -152,13 +153,21 @@ def _write_rows(
         _write(shard.path, tensors, values)
 
 
-def _encoded(rows: list[list[Batch]], data: ImageData, codec: LatentCodec, split: str, dtype: str) -> PlainValues:
-    """Return the latents, columns and numbers of rows, each by view where the view matters."""
+def _encoded(
+    rows: list[list[Batch]], data: ImageData, codec: LatentCodec, conditioning: Conditioning, split: str, dtype: str
+) -> PlainValues:
+    """Return the latents, columns and numbers of rows, and what the conditioning takes of them, each by view where the
+    view matters.
+    """
     views = [data.reader.collate(list(samples)) for samples in zip(*rows, strict=True)]
+    observed = [conditioning.observe(view) for view in views]
     images = torch.stack([view.pop("image") for view in views], dim=1)
     encoded = codec.unscaled(images.flatten(0, 1).to(codec.scale.device)).cpu().unflatten(0, images.shape[:2])
     named = [f"The latents of row {i} of the {split.replace('_', '-')} images" for i in views[0]["index"].tolist()]
     kept: PlainValues = {codec.unscaled_kind: _in(dtype, encoded, named)}
+    for name in observed[0]:
+        each = torch.stack([view[name].cpu() for view in observed], dim=1)
+        kept[OBSERVED + name] = _in(dtype, each, named) if each.is_floating_point() else each
     for name, values in views[0].items():
         column = data.reader.column_called(name)
         if column is None or not column.aligned:

@@ -12,7 +12,8 @@ import torch
 from PIL.Image import Image
 from torch import Tensor
 
-from ldmprobe.data.columns import ROW_NUMBER, Column, ImageColumn, Reading
+from ldmprobe.data.column_names import ROW_NUMBER
+from ldmprobe.data.columns import Column, ImageColumn, Reading
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.view import View
 from ldmprobe.errors import ConfigurationError

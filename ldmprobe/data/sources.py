@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from ldmprobe.data.builtin import load_builtin
-from ldmprobe.data.columns import OWN, ROW_NUMBER, Column
+from ldmprobe.data.column_names import OWN, ROW_NUMBER
+from ldmprobe.data.columns import Column
 from ldmprobe.data.folders import is_image_folder, with_captions
 from ldmprobe.data.identity import IMAGE_HASH, held_out_mask, is_held_out
 from ldmprobe.data.image_files import ImageFiles

@@ -45,12 +45,13 @@ class View:
 
     def boxes(self, boxes: np.ndarray, width: int, height: int) -> np.ndarray:
         """Return boxes (K, 4) of x0, y0, x1, y1 in an image's pixels as fractions of what is seen, clipped; those of
-        which less than a pixel is seen are left out.
+        which less than a pixel is seen are left out. Further columns (K, 4 + M) stay with their box.
         """
+        boxes, further = boxes[:, :4], boxes[:, 4:]
         left, top, right, bottom = self.box(width, height)
         corner, extent = np.array([left, top, left, top]), np.array([right - left, bottom - top] * 2)
         seen = ((boxes - corner) / extent).clip(0, 1)
         if self.mirrored:
             seen[:, [0, 2]] = 1 - seen[:, [2, 0]]
         pixels = (seen[:, 2:] - seen[:, :2]) * (extent[:2] if self.size is None else self.size)
-        return seen[(pixels >= 1).all(1)]
+        return np.concatenate([seen, further], axis=1)[(pixels >= 1).all(1)]

@@ -58,6 +58,7 @@ class DiffusionModel:
     def __post_init__(self) -> None:
         self.schedule = as_schedule(self.schedule)
         check_schedule(self.network, self.schedule)
+        self.conditioning.use_codec(self.codec)
 
     @property
     def device(self) -> torch.device:

@@ -27,6 +27,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.io.record import Curve, PerSample, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.condition_use import condition_use
 from ldmprobe.probing.denoising_record import ERRORS, LOG_SNR_SPACING, METRICS, PROBE
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics
@@ -132,6 +133,7 @@ def probe_denoising(
             ranks.gather_rows(rows, mine, num_draws) for rows in (errors, products, squares, offsets)
         )
         image_squared = ranks.gather_rows(image_errors, mine, num_draws)
+        use = condition_use(model, held_out, timesteps, squared, batch_size, seed, ranks)
     log_snr = schedule.log_snr[timesteps]
     dimension = held_out.latents[0].numel()
     nats = torch.from_numpy(nats_per_error(log_snr.numpy(), dimension))
@@ -174,6 +176,7 @@ def probe_denoising(
         "prediction_offset": curve(offset.mean(0).pow(2).mean(1).sqrt(), offset_width),
         "prediction_offset_floor": curve(offset_width / student(int(of_image.max()) + 1)),
     }
+    curves |= use.curves
     if image_loss:
         curves["image_mse"] = curve(image_squared.mean(0), clustered_half_width(image_squared, of_image))
     fingerprints = {
@@ -216,6 +219,7 @@ def probe_denoising(
             "imbalance_gini": imbalance.gini,
             **{f"imbalance_share/logsnr{band.low:+03.0f}": band.share for band in imbalance.bands},
             **{f"calibration_residual_band/logsnr{band.low:+03.0f}": band.residual for band in imbalance.bands},
+            **use.scalars,
         },
         curves=curves,
         metrics=METRICS,
@@ -230,7 +234,8 @@ def probe_denoising(
             "linear_optimum_known_to_log_snr": min(reference.basis.optimum.known_to, 99.0),
             "progress_since_step": previous.step if "denoising_progress" in curves and previous is not None else None,
             "summary": summary,
-            "remarks": remarks,
+            "remarks": " ".join([*use.ignored, remarks]).strip(),
+            **({"notes": {"condition_use/*": " ".join(use.ignored)}} if use.ignored else {}),
         },
         fingerprints=fingerprints,
     )

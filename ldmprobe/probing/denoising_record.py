@@ -8,6 +8,7 @@ from ldmprobe.analysis.bands import LogSNRBand, bands_of
 from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import ProbeRecord
+from ldmprobe.probing.condition_use import METRICS as CONDITION_USE
 
 PROBE, ERRORS = "denoising", "denoising_errors"
 LOG_SNR_SPACING = 0.75  # of the levels that are probed
@@ -95,6 +96,7 @@ METRICS = (
         "Mean squared error of the decoded x̂_0, in pixels of [−1, 1].", "squared error per pixel", good="lower",
         log=True,
     ),
+    *CONDITION_USE,
 )  # fmt: skip
 
 

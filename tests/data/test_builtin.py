@@ -5,8 +5,10 @@ import hashlib
 import numpy as np
 import pytest
 from scipy.fft import dctn
+from scipy.ndimage import binary_dilation
 
-from ldmprobe.data.builtin import COLORS, SHAPES, gaussian, gaussian_spectrum, load_builtin
+from ldmprobe.data.builtin import gaussian, gaussian_spectrum, load_builtin
+from ldmprobe.data.shapes import COLORS, GROUND, SHAPES, STYLES
 from tests.helpers import refused
 
 
@@ -137,3 +139,29 @@ def test_an_unknown_parameter_is_refused_by_name():
 def test_shapes_out_of_range_are_refused(wrong):
     with refused("expected size >= 8, the others >= 1"):
         load_builtin("shapes", **wrong)
+
+
+def test_a_scene_has_its_map_its_objects_and_its_styles():
+    """The same scene: every line of an outline and of the hatching lies on the filled shape."""
+    settings = {"num_images": 40, "size": 32, "max_shapes": 3, "overlap": False, "styles": list(STYLES)}
+    rows, ground, share = load_builtin("shapes", **settings), np.array(GROUND), {style: [] for style in STYLES}
+    names = rows.features["label"].names
+    assert rows.features["style"].names == list(STYLES)
+    assert max(len(row["boxes"]) for row in rows) == 3
+    for row in rows:
+        mask, colors = np.asarray(row["mask"]), np.asarray(row["map"])
+        assert row["objects"]["boxes"] == row["boxes"]
+        for k, (label, (x0, y0, x1, y1)) in enumerate(zip(row["objects"]["labels"], row["boxes"], strict=True)):
+            own = mask == k + 1
+            assert set(colors[own]) == {1 + list(COLORS).index(names[label].split()[0])}
+            down, across = own.nonzero()
+            assert x0 - 1 <= across.min() <= across.max() <= x1 + 1
+            assert y0 - 1 <= down.min() <= down.max() <= y1 + 1
+        assert not colors[mask == 0].any()
+        near = binary_dilation(mask > 0, iterations=2)  # of smooth edges
+        drawn = [np.abs(np.asarray(row[name]).astype(int) - ground).sum(-1) > 60 for name in ("image", "source")]
+        assert not any((each & ~near).any() for each in drawn)
+        share[STYLES[row["style"]]].append(drawn[0][mask > 0].mean())
+    filled, outline, hatched = (np.mean(share[style]) for style in STYLES)
+    assert filled > 0.97
+    assert max(outline, hatched) < 0.85

@@ -1,6 +1,7 @@
 """Columns of masks, boxes and further images follow the image through reading, cropping, mirroring, hashing and
 caching."""
 
+import json
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -9,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, Features, Image, List, Value
 from PIL import Image as PILImage
 
 import ldmprobe.data.columns
-from ldmprobe import BoxesColumn, Column, ImageColumn, ImageData, LatentCodec, MaskColumn, Unconditional
+from ldmprobe import BoxesColumn, Column, ImageColumn, ImageData, LatentCodec, MaskColumn, ObjectsColumn, Unconditional
+from ldmprobe.data.checked import check_captions
 from ldmprobe.data.identity import image_hashes
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.latent_writer import write_cache
@@ -35,6 +37,7 @@ def scene(number: int) -> dict[str, Any]:
         "image": image,
         "mask": mask,
         "boxes": [[x0, y0, x1, y1]],
+        "objects": {"boxes": [[x0, y0, x1, y1]], "labels": [number % 3]},
         "sketch": image.convert("L"),
         "caption": [f"scene {number}", "a red box"],
     }
@@ -45,14 +48,16 @@ def folder(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("scenes")
     rows = [scene(i) for i in range(40)]
     box = List(List(Value("float32"), length=4))
-    features = {"image": Image(), "mask": Image(), "boxes": box, "sketch": Image(), "caption": List(Value("string"))}
+    objects = {"boxes": box, "labels": List(ClassLabel(names=["a", "b", "c"]))}
+    features = {"image": Image(), "mask": Image(), "boxes": box, "objects": objects, "sketch": Image()}
+    features["caption"] = List(Value("string"))
     table = {name: [row[name] for row in rows] for name in features}
     Dataset.from_dict(table, features=Features(features)).to_parquet(place / "train.parquet")
     return place
 
 
 def scenes(folder: Path, **options) -> ImageData:
-    columns = [MaskColumn(), BoxesColumn(), ImageColumn("sketch", "sketch", channels=1)]
+    columns = [MaskColumn(), BoxesColumn(), ObjectsColumn(), ImageColumn("sketch", "sketch", channels=1)]
     settings = {"image_size": SIZE, "batch_size": 8, "columns": columns, "caption_column": "caption"}
     data = ImageData(str(folder), **{**settings, **options})
     data.setup()
@@ -72,13 +77,15 @@ def test_mask_boxes_and_further_images_are_those_of_the_image_as_it_is_seen(fold
     for batch in islice(data.train_dataloader(), 20):
         assert (batch["mask"].dtype, batch["mask"].shape) == (torch.uint8, (8, SIZE, SIZE))
         assert set(batch["mask"].unique().tolist()) <= {0, 7}
-        for image, mask, boxes, sketch in zip(
-            *(batch[name] for name in ("image", "mask", "boxes", "sketch")), strict=True
+        for image, mask, boxes, objects, sketch, row in zip(
+            *(batch[name] for name in ("image", "mask", "boxes", "objects", "sketch", "index")), strict=True
         ):
             red = (image[0] > 0.5) & (image[1] < 0)  # red and more
             assert (red != (mask == 7)).float().mean() < 0.12  # an edge of one pixel, smoothed by one of them
             assert ((sketch[0] < 0.5) != (mask == 7)).float().mean() < 0.12
             assert len(boxes) == int(mask.any())
+            assert torch.equal(objects[:, :4], boxes)
+            assert (objects[:, 4] == int(row) % 3).all()
             for box in boxes:
                 assert np.abs(np.array(visible(mask)) - box.numpy() * SIZE).max() <= 1
                 places.add(round(float(box[0]), 2))
@@ -93,10 +100,11 @@ def test_a_cache_gives_the_same_batches_mirrored_or_not(folder, tmp_path):
     mirrored = 0
     for cached, read in zip(islice(latents.train_dataloader(), 20), islice(images.train_dataloader(), 20), strict=True):
         assert torch.equal(cached.pop("latent"), read.pop("image"))
-        assert cached.keys() == read.keys() == {"index", "mask", "boxes", "sketch", "caption"}
+        assert cached.keys() == read.keys() == {"index", "mask", "boxes", "objects", "sketch", "caption"}
         assert cached["caption"] == read["caption"]
         assert all(torch.equal(cached[name], read[name]) for name in ("index", "mask", "sketch"))
-        assert all(torch.equal(*pair) for pair in zip(cached["boxes"], read["boxes"], strict=True))
+        for name in ("boxes", "objects"):
+            assert all(torch.equal(*pair) for pair in zip(cached[name], read[name], strict=True))
         mirrored += sum(caption == "a red box" for caption in cached["caption"])
     assert 0 < mirrored < 160  # of several captions, too, the same one is drawn
     other = scenes(folder, random_flip=True, latents=str(tmp_path), columns=[MaskColumn()])
@@ -215,3 +223,41 @@ def test_no_byte_of_a_file_that_a_row_may_not_name_is_read(tmp_path):
         hashes += image_hashes(table, "image", ImageFiles((str(tmp_path / "own"),))).tolist()
     assert hashes[0] == hashes[1]
     assert image_hashes(table, "image", ImageFiles((str(tmp_path),))).tolist() != hashes[:1]
+
+
+def test_an_image_folder_names_further_files_in_its_metadata(tmp_path):
+    lines = []
+    for i in range(6):
+        row = scene(i)
+        row["image"].save(tmp_path / f"{i}.png")
+        (tmp_path / "masks").mkdir(exist_ok=True)
+        row["mask"].save(tmp_path / "masks" / f"{i}.png")
+        names = {"file_name": f"{i}.png", "mask_file_name": f"masks/{i}.png"}
+        lines.append(json.dumps(names | {"objects": row["objects"]}))
+    (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
+    data = ImageData(str(tmp_path), image_size=SIZE, columns=[MaskColumn(), ObjectsColumn()], batch_size=6)
+    data.setup()
+    batch = next(data.reference_batches(6))
+    assert sorted(
+        torch.cat([batch["index"], next(data.reference_batches(6, held_out=True))["index"]]).tolist()
+    ) == list(range(6))
+    for mask, objects, row in zip(batch["mask"], batch["objects"], batch["index"].tolist(), strict=True):
+        assert np.abs(np.array(visible(mask)) - objects[0, :4].numpy() * SIZE).max() <= 1
+        assert objects[0, 4] == row % 3
+    wrong = ImageData(str(tmp_path), image_size=SIZE, columns=[ObjectsColumn(num_classes=2)])
+    with refused(
+        "column 'objects': the objects cannot be read .it has the class 2; expected a whole number from 0 to 1"
+    ):
+        wrong.setup()
+
+
+def test_a_mirrored_image_whose_caption_tells_left_from_right_is_refused():
+    settings = {"dataset_kwargs": {"num_images": 20, "size": 16}, "caption_column": "caption"}
+    ImageData("builtin:shapes", **settings).setup()
+    with refused(
+        "`random_flip` mirrors images and not their captions, and 20 of the 20 captions .* leave `random_flip` out"
+    ):
+        ImageData("builtin:shapes", random_flip=True, **settings).setup()
+    captions = ["turn right here", *["a cat"] * 200]
+    with pytest.warns(UserWarning, match="1 of the 201 captions that were checked tell left from right"):
+        check_captions(captions, mirrored=True)

@@ -4,79 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.conditioning.protocols import CardPart, ConditioningData, FrozenEncoder, Shown, Updates
 from ldmprobe.models.denoiser import Condition
 from ldmprobe.types import Batch, Component, PlainValues, kinds_of
-
-
-class ConditioningData(Protocol):
-    """The questions that a conditioning may ask of the data, before training.
-
-    Attributes:
-        batch_names: the names in its batches.
-        num_classes: how many classes the labels have; None without labels.
-        image_shape: (C, H, W) of the images.
-        checked_captions: the captions of the rows that were read beforehand.
-    """
-
-    num_classes: int | None
-    image_shape: tuple[int, ...]
-    checked_captions: list[str]
-
-    @property
-    def batch_names(self) -> Collection[str]: ...
-
-    def reference_batches(self, num_images: int, held_out: bool = False) -> Iterator[Batch]:
-        """Yield `num_images` distinct rows, or all there are, in an order that never changes."""
-
-
-class FrozenEncoder(Protocol):
-    """The part of a conditioning that never changes, so that a cache can hold its results.
-
-    Attributes:
-        encodes: the name in batches of what it encodes.
-        encoder_key: plain values on which its results depend.
-        asked: what the samples of probes are to have, and None for the null condition.
-        kept: results by what was encoded, each of shape (1, …).
-    """
-
-    encodes: str
-    kept: dict[str | None, Condition]
-
-    @property
-    def encoder_key(self) -> PlainValues: ...
-
-    @property
-    def asked(self) -> tuple[str | None, ...]: ...
-
-    def encode(self, values: Sequence[str] | None) -> Condition:
-        """Return the condition (N, …) of each value; of None the null condition (1, …)."""
-
-
-class Updates(Protocol):
-    """Low-rank updates, as a conditioning adds them to its encoders."""
-
-    def add_to_text(self, encoder: nn.Module) -> None: ...
-
-
-@dataclass(frozen=True)
-class CardPart:
-    """The part of an exported pipeline's model card that is about the conditioning.
-
-    Attributes:
-        call: the arguments of an example call.
-    """
-
-    task: str = "unconditional-image-generation"
-    facts: tuple[tuple[str, str], ...] = ()
-    call: str = "batch_size=4"
 
 
 class Conditioning(nn.Module, ABC):
@@ -96,7 +32,7 @@ class Conditioning(nn.Module, ABC):
         ConfigurationError: dropout outside [0, 1).
     """
 
-    columns: ClassVar[tuple[str, ...]] = ()
+    columns: tuple[str, ...] = ()
 
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
@@ -125,7 +61,10 @@ class Conditioning(nn.Module, ABC):
 
     def for_training(self, batch: Batch) -> Condition:
         """Return the condition of each sample, dropped where classifier-free guidance asks for it."""
-        condition = self.from_batch(batch)
+        return self.dropped(self.from_batch(batch))
+
+    def dropped(self, condition: Condition) -> Condition:
+        """Return the condition of each sample with a share of `dropout` replaced by the null condition."""
         first = next(iter(condition.values()), None)
         if first is None:
             return condition
@@ -159,6 +98,9 @@ class Conditioning(nn.Module, ABC):
                 )
                 raise ConfigurationError(f"{type(self).__name__} reads {name!r}, which the data lacks; {setting}.")
 
+    def use_codec(self, codec: LatentCodec) -> None:
+        """Take the codec of the model that it is part of, if it encodes pictures."""
+
     # --- what it says of itself ------------------------------------------------------------------------------------
 
     @property
@@ -170,6 +112,16 @@ class Conditioning(nn.Module, ABC):
     def description(self) -> PlainValues:
         """The plain values that decide, beside its weights, the conditions of a probe's samples."""
         return {}
+
+    def swapped(self, condition: Condition, other: Condition) -> dict[str, Condition]:
+        """Return `condition` with what it tells replaced by what `other` tells, by what was replaced: a model that uses
+        it denoises worse so.
+        """
+        return {self.label: other} if condition else {}
+
+    def shown(self, sample_ids: Tensor) -> Shown | None:
+        """Return what is shown beside samples, where their conditions are pictures."""
+        return None
 
     def set_prompts(self, prompts: Sequence[str]) -> None:
         """Give samples these prompts in turn.
@@ -282,6 +234,17 @@ class Conditioning(nn.Module, ABC):
     def frozen_encoder(self) -> FrozenEncoder | None:
         """Return what of it a cache can encode beforehand."""
         return None
+
+    def observe(self, batch: Batch) -> dict[str, Tensor]:
+        """Return what it takes of a batch with `image`, each row's by itself (N, …), where a cache has to keep it:
+        batches from the cache have it as `observed`.
+        """
+        return {}
+
+    @property
+    def observation_key(self) -> PlainValues:
+        """The settings on which `observe` depends, as plain values."""
+        return {}
 
 
 def describe(conditioning: Conditioning, finetuned: bool = False) -> PlainValues:

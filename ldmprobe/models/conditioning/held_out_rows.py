@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
-from ldmprobe.models.conditioning.base import ConditioningData
+from ldmprobe.models.conditioning.protocols import ConditioningData
+from ldmprobe.types import Batch
 
 
 class HeldOutRows(nn.Module):
@@ -18,14 +19,15 @@ class HeldOutRows(nn.Module):
     so that every checkpoint has them.
 
     Args:
-        columns: the names in batches that are kept; tensors of one shape.
+        columns: the names in batches that are kept; tensors of one shape. None are named where `choose` is told what to
+            keep.
         num_rows: K, or as many rows as are held out.
 
     Raises:
         ConfigurationError: fewer than one row.
     """
 
-    def __init__(self, columns: Sequence[str], num_rows: int = 64) -> None:
+    def __init__(self, columns: Sequence[str] = (), num_rows: int = 64) -> None:
         super().__init__()
         if num_rows < 1:
             raise ConfigurationError(f"HeldOutRows got num_rows {num_rows}; expected at least 1.")
@@ -33,8 +35,11 @@ class HeldOutRows(nn.Module):
         for name in self.columns:
             self.register_buffer(name, None)
 
-    def choose(self, data: ConditioningData) -> None:
+    def choose(self, data: ConditioningData, keep: Callable[[Batch], Batch] | None = None) -> None:
         """Take the first K held-out rows of `data`, in its fixed order, unless there are rows already.
+
+        Args:
+            keep: returns what is kept of a batch; default: the columns.
 
         Raises:
             ConfigurationError: a column is no tensor.
@@ -42,6 +47,9 @@ class HeldOutRows(nn.Module):
         if any(self._buffers[name] is not None for name in self.columns):
             return
         batches = list(data.reference_batches(self.num_rows, held_out=True))
+        if keep is not None:
+            batches = [keep(batch) for batch in batches]
+            self.columns = tuple(batches[0])
         for name in self.columns:
             if not all(isinstance(batch[name], Tensor) for batch in batches):
                 raise ConfigurationError(
@@ -76,6 +84,8 @@ class HeldOutRows(nn.Module):
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         """Take the rows of a checkpoint, however many it has."""
+        saved_names = [name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)]
+        self.columns = tuple(dict.fromkeys([*self.columns, *saved_names]))
         for name in self.columns:
             saved = state_dict.get(prefix + name)
             if saved is not None:

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
-from ldmprobe.models.conditioning.base import CardPart, Conditioning, ConditioningData
+from ldmprobe.models.conditioning.base import Conditioning
+from ldmprobe.models.conditioning.protocols import CardPart, ConditioningData
 from ldmprobe.models.denoiser import Condition, config_of
 from ldmprobe.types import Batch, Component, PlainValues
 

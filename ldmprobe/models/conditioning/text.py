@@ -13,7 +13,8 @@ from ldmprobe.diffusion.full_precision import without_autocast
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.codec import LatentCodec
-from ldmprobe.models.conditioning.base import CardPart, Conditioning, ConditioningData, FrozenEncoder, Updates
+from ldmprobe.models.conditioning.base import Conditioning
+from ldmprobe.models.conditioning.protocols import CardPart, ConditioningData, FrozenEncoder, Updates
 from ldmprobe.models.conditioning.text_encoder import TextEncoder
 from ldmprobe.models.denoiser import Condition
 from ldmprobe.models.families import FAMILIES, has_lora_format

@@ -1,9 +1,11 @@
-"""SampleImages: the images that the sampled latents decode to."""
+"""SampleImages: the images that the sampled latents decode to, between what they were asked for and the truth."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from ldmprobe.diffusion.trajectory import SamplingStep
@@ -14,7 +16,8 @@ from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
 
 
 class SampleImages(Analysis):
-    """The first samples, decoded, as PNG: images ``samples``.
+    """The first samples, decoded, as PNG: images ``samples``. Where conditions are pictures, each is a row of
+    condition, sample and truth.
 
     Args:
         num_images: how many.
@@ -51,7 +54,22 @@ class SampleImages(Analysis):
         # A rank with no chosen sample decodes a zero anyway, to know the shape of an image.
         decoded = t.model.codec.decode(chosen if len(chosen) else chosen.new_zeros(1, *chosen.shape[1:]))
         images = t.ranks.gather_rows(decoded, t.sample_ids[mine], number)
-        return Findings(images={"samples": [png_bytes(image) for image in images]})
+        shown = t.model.conditioning.shown(torch.arange(number))
+        if shown is None:
+            return Findings(images={"samples": [png_bytes(image) for image in images]})
+        rows = zip(shown.condition.cpu(), images.cpu(), shown.truth.cpu(), strict=True)
+        note = "Each picture shows from left to right the condition, the sample, and the held-out image itself."
+        return Findings(
+            images={"samples": [png_bytes(side_by_side(row)) for row in rows]}, provenance={"notes": {"samples": note}}
+        )
+
+
+def side_by_side(images: Sequence[Tensor]) -> Tensor:
+    """Return images (C, H, W) as one, with a white line between them; gray ones become colored beside others."""
+    channels = max(len(image) for image in images)
+    line = torch.ones(channels, images[0].shape[1], max(1, images[0].shape[1] // 32))
+    parts = [part for image in images for part in (image.expand(channels, -1, -1) if len(image) == 1 else image, line)]
+    return torch.cat(parts[:-1], dim=2)
 
 
 def png_bytes(image: Tensor) -> bytes:

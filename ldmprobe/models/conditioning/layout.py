@@ -1,0 +1,127 @@
+"""Layout: boxes with a class each, as tokens that the network attends to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.conditioning.observed import Observed, ObservedConditioning
+from ldmprobe.models.conditioning.palette import palette
+from ldmprobe.models.conditioning.protocols import ConditioningData
+from ldmprobe.models.denoiser import Condition, config_of
+from ldmprobe.types import Batch, PlainValues
+
+_CHECKED = 256  # rows of training data that are looked at before training
+_NONE = -1  # the class of a place without a box
+
+
+class Layout(ObservedConditioning):
+    """One token a box, of the embedding of its class and Fourier features of its corners (8 frequencies, base 100), by
+    the position net of GLIGEN (Li et al., 2023, arXiv:2301.07093, eq. 5), which is trained with the network; places
+    without a box have a learned null token.
+
+    Args:
+        num_classes: of the boxes: 0 … num_classes − 1.
+        width: of the tokens, the network's `cross_attention_dim`.
+        max_boxes: the most boxes of an image, and the number of tokens.
+        column: the name in batches of the boxes, as an `ObjectsColumn` has them.
+        dropout: share of training samples without boxes, for classifier-free guidance.
+        num_rows: of how many held-out rows samples have the boxes, in turn.
+
+    Raises:
+        ConfigurationError: numbers below 1, or, before training, an image with too many boxes or another class, images
+            that all have none, or a network of another width.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        width: int,
+        max_boxes: int = 8,
+        column: str = "objects",
+        dropout: float = 0.1,
+        num_rows: int = 64,
+    ) -> None:
+        from diffusers.models.embeddings import GLIGENTextBoundingboxProjection
+
+        super().__init__(dropout, num_rows)
+        if min(num_classes, width, max_boxes) < 1:
+            raise ConfigurationError(
+                f"Layout got num_classes {num_classes}, width {width}, max_boxes {max_boxes}; expected at least 1."
+            )
+        self.num_classes, self.width, self.max_boxes = num_classes, width, max_boxes
+        self.column, self.columns = column, (column,)
+        self.classes = nn.Embedding(num_classes, width)
+        self.position_net = GLIGENTextBoundingboxProjection(positive_len=width, out_dim=width)
+
+    @property
+    def settings(self) -> PlainValues:
+        return {name: vars(self)[name] for name in ("num_classes", "width", "max_boxes", "column")}
+
+    def observe(self, batch: Batch) -> Observed:
+        return {"objects": self._padded(batch[self.column])}
+
+    def condition(self, observed: Observed, ids: Tensor) -> Condition:
+        objects = observed["objects"].to(self.classes.weight.device)
+        there = (objects[..., 4] != _NONE).to(objects.dtype)
+        classes = self.classes(objects[..., 4].clamp(min=0).long())
+        return {"encoder_hidden_states": self.position_net(objects[..., :4], there, positive_embeddings=classes)}
+
+    def null(self, num_samples: int, device: torch.device) -> Condition:
+        return self.condition({"objects": self._padded([torch.empty(0, 5)] * num_samples)}, torch.arange(num_samples))
+
+    def _padded(self, objects: Sequence[Tensor | list[list[float]]]) -> Tensor:
+        """Return boxes (N, K, 5) of a list of (k, 5), tensors or, as a cache keeps them, numbers.
+
+        Raises:
+            ConfigurationError: more than K boxes, or a class that there is not.
+        """
+        padded = torch.zeros(len(objects), self.max_boxes, 5)
+        padded[..., 4] = _NONE
+        for i, boxes in enumerate(objects):
+            each = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 5)
+            if len(each) > self.max_boxes:
+                raise ConfigurationError(
+                    f"An image has {len(each)} boxes, and Layout max_boxes {self.max_boxes}; set it to the most there "
+                    "are."
+                )
+            if len(each) and int(each[:, 4].max()) >= self.num_classes:
+                raise ConfigurationError(
+                    f"A box has class {int(each[:, 4].max())}, and Layout num_classes {self.num_classes}, classes 0 to "
+                    f"{self.num_classes - 1}; set it to one more than the largest."
+                )
+            padded[i, : len(each)] = each.to(padded)
+        return padded
+
+    def prepare(self, network: nn.Module, data: ConditioningData, codec: LatentCodec) -> None:
+        super().prepare(network, data, codec)
+        expected = config_of(network).get("cross_attention_dim", self.width)
+        if expected != self.width:
+            raise ConfigurationError(
+                f"{type(network).__name__} has cross_attention_dim {expected}, and Layout width {self.width}; make "
+                "them equal."
+            )
+        seen = torch.cat([self.observed(batch)["objects"] for batch in data.reference_batches(_CHECKED)])
+        if bool((seen[..., 4] == _NONE).all()):
+            raise ConfigurationError(
+                f"None of the first {len(seen)} images has a box in {self.column!r}; expected boxes x0, y0, x1, y1."
+            )
+
+    def pictured(self, observed: Observed) -> Tensor:
+        height, width = self.image_size
+        pictures = torch.full((len(observed["objects"]), 3, height, width), 0.9)
+        colors = palette(self.num_classes)
+        for picture, objects in zip(pictures, observed["objects"].cpu(), strict=True):
+            for x0, y0, x1, y1, number in objects.tolist():
+                if number == _NONE:
+                    continue
+                left, right = round(x0 * (width - 1)), round(x1 * (width - 1))
+                top, bottom = round(y0 * (height - 1)), round(y1 * (height - 1))
+                color = colors[int(number)].view(3, 1)
+                picture[:, top : bottom + 1, left] = picture[:, top : bottom + 1, right] = color
+                picture[:, top, left : right + 1] = picture[:, bottom, left : right + 1] = color
+        return pictures

@@ -1,0 +1,114 @@
+r"""Whether a model uses its condition, by noise level: how much its held-out error rises where samples swap conditions.
+
+.. math:: \text{use}(\lambda) = \frac{\text{MSE}_\epsilon(\lambda \mid \text{another image's condition})}
+          {\text{MSE}_\epsilon(\lambda \mid \text{its own})} - 1, \qquad z = \bar d / \widehat{\text{se}}(\bar d)
+
+with d the difference of the two errors of one draw, of the same image and noise. A model that ignores the condition has
+0 everywhere; of one that uses it some level shows it beyond doubt, z > 5.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ldmprobe.analysis.intervals import clustered_half_width, student
+from ldmprobe.diffusion.noise import sample_noise
+from ldmprobe.io.metric import Metric
+from ldmprobe.io.record import Curve
+from ldmprobe.models.denoiser import Condition
+from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.probe import Ranks
+
+BEYOND_DOUBT = 5.0  # standard errors
+_DRAWS = 128  # of those of the denoising probe
+METRICS = (
+    Metric(
+        "condition_use/*", "Is the condition used?",
+        "How much the held-out error rises where an image is told another image's condition, as a share of the error. "
+        "0 is a condition that is ignored. Where there is little noise the image itself says more than any condition.",
+        "rise of the error with a swapped condition", good="higher", shown="headline",
+    ),
+    Metric(
+        "condition_use_z/*", "Use of the condition in standard errors",
+        "At the level where it shows best; below 5 there is doubt whether the condition is used at all.",
+        "standard errors", good="higher",
+    ),
+)  # fmt: skip
+
+
+@dataclass
+class ConditionUse:
+    """What was found, as parts of a record.
+
+    Attributes:
+        ignored: a sentence for each condition of which no level shows that it is used.
+    """
+
+    curves: dict[str, Curve] = field(default_factory=dict)
+    scalars: dict[str, float] = field(default_factory=dict)
+    ignored: list[str] = field(default_factory=list)
+
+
+def condition_use(
+    model: DiffusionModel,
+    held_out: HeldOut,
+    timesteps: Tensor,
+    squared: Tensor,
+    batch_size: int,
+    seed: int,
+    ranks: Ranks,
+) -> ConditionUse:
+    """Denoise some draws of the denoising probe with swapped conditions, and compare.
+
+    Args:
+        timesteps: the levels, (L,).
+        squared: squared ε-errors of the probe's draws with their own conditions, (N, L).
+        seed: the probe's, whose noise is drawn again.
+    """
+    num_images, used = len(held_out.latents), ConditionUse()
+    number = min(_DRAWS, len(squared))
+    mine, even = ranks.share(number), ranks.even_share(number)
+    image, other = even % num_images, (even + max(1, num_images // 2)) % num_images
+    device = model.device
+    own, swapped = ({name: value[i] for name, value in held_out.condition.items()} for i in (image, other))
+    z0 = held_out.latents[image].to(device)
+    noise = sample_noise(even.tolist(), tuple(z0.shape[1:]), seed, stream=1).to(device)
+    of_image = torch.arange(number) % num_images
+    for name, condition in model.conditioning.swapped(own, swapped).items():
+        errors = _errors(model, z0, noise, condition, timesteps, batch_size)
+        rise = ranks.gather_rows(errors, mine, number) - squared[:number]
+        mse, half_width = squared[:number].mean(0), clustered_half_width(rise, of_image)
+        value, width = rise.mean(0) / mse, half_width / mse
+        log_snr = model.schedule.log_snr[timesteps].numpy()
+        limits = ((value - width).numpy(), (value + width).numpy())
+        used.curves[f"condition_use/{name}"] = Curve(timesteps.numpy(), log_snr, value.numpy(), *limits)
+        z = (rise.mean(0) / half_width).nan_to_num(0.0) * student(int(of_image.max()) + 1)
+        used.scalars[f"condition_use_z/{name}"] = float(z.max())
+        if float(z.max()) < BEYOND_DOUBT:
+            used.ignored.append(
+                f"The condition ({name}) is ignored: held-out images are denoised as well with that of another image "
+                f"at every noise level (z = {float(z.max()):.1f} at most)."
+            )
+    return used
+
+
+def _errors(
+    model: DiffusionModel, z0: Tensor, noise: Tensor, condition: Condition, timesteps: Tensor, batch_size: int
+) -> Tensor:
+    """Return the squared ε-error of each draw and level, (N, L)."""
+    schedule = model.schedule
+    errors = torch.zeros(len(z0), len(timesteps), dtype=torch.float64, device=model.device)
+    for k, timestep in enumerate(timesteps.tolist()):
+        alpha, sigma = float(schedule.alpha[timestep]), float(schedule.sigma[timestep])
+        told = float(schedule.model_time[timestep])
+        for start in range(0, len(z0), batch_size):
+            chunk = slice(start, start + batch_size)
+            part = {name: value[chunk].to(model.device) for name, value in condition.items()}
+            z_t = alpha * z0[chunk] + sigma * noise[chunk]
+            _, epsilon = model.x0_and_epsilon(z_t, told, alpha, sigma, part)
+            errors[chunk, k] = (noise[chunk] - epsilon).double().pow(2).flatten(1).mean(1)
+    return errors
