@@ -48,7 +48,7 @@ def test_configuration_is_built_from_bare_names_and_saved_with_flat_ones(tmp_pat
     arguments = [f"--config={under}", "--trainer.callbacks=[{class_path: ModelCheckpoint}]"]
     arguments = [*([] if is_whole else arguments), f"--config={bare}"]
     if path.parent == FIRST_STAGE and "autoencoder:" not in given:
-        arguments.insert(-1, f"--config={FIRST_STAGE / 'kl_f4.yaml'}")
+        arguments.insert(1 if is_whole else -1, f"--config={FIRST_STAGE / 'kl_f4.yaml'}")
     if "finetune" in path.stem or "lora" in path.stem:
         arguments.append(f"--model.init_args.pretrained={saved('StableDiffusionPipeline')}")
     if "rank: 16" in given:

@@ -14,7 +14,7 @@ def allow_tuples_of_any_length(cls: type) -> None:
     if not cls.__module__.startswith("diffusers."):
         return
     init = inspect.unwrap(cls.__init__)  # type: ignore[misc]
-    if any("tuple" in str(hint).lower() for hint in init.__annotations__.values()):
+    if any("tuple" in str(hint).lower() for hint in inspect.get_annotations(init).values()):
         init.__annotations__ = {name: _of_any_length(hint) for name, hint in get_type_hints(init).items()}
 
 
