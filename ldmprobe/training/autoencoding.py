@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Iterator
-from typing import Literal, Protocol, get_args, runtime_checkable
+from collections.abc import Iterable
+from typing import Literal, get_args
 
 import lightning as L
 import numpy as np
@@ -33,29 +33,18 @@ from ldmprobe.models.autoencoder import (
 from ldmprobe.models.autoencoder_model import AutoencoderModel
 from ldmprobe.models.pixels import as_floats
 from ldmprobe.models.quantization import Quantization, VectorQuantization
-from ldmprobe.probing.probe import evaluating
 from ldmprobe.training.adversarial import Adversarial
 from ldmprobe.training.checkpoint.spec import autoencoder_spec, check_same_model, check_same_state
 from ldmprobe.training.ema import EMA
 from ldmprobe.training.equivariance import Equivariance
+from ldmprobe.training.image_source import image_shape_in, measured_latents
 from ldmprobe.training.rates import configured
 from ldmprobe.training.reconstruction import Reconstruction, ReconstructionLoss
 from ldmprobe.training.sharding import check_not_sharded
 from ldmprobe.types import Batch, Component, PlainValues, StateDict
 
 Train = Literal["all", "decoder"]
-_MEASURED_IMAGES = 1024  # for the scale of latents
 _OF_ALL_RANKS = (0, 1)  # by which draws that are the same on every rank are told apart from a rank's own
-
-
-@runtime_checkable
-class ImageSource(Protocol):
-    """Data that say what shape their images have, and show training images to measure by; as ImageData does."""
-
-    image_shape: tuple[int, ...]
-    latents: str | None
-
-    def reference_batches(self, num_images: int) -> Iterator[Batch]: ...
 
 
 def adam(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
@@ -144,11 +133,7 @@ class Autoencoding(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         check_not_sharded(self.trainer.strategy)
-        data = datamodule_of(self.trainer)
-        if isinstance(data, ImageSource):
-            if data.latents is not None:
-                raise ConfigurationError("Autoencoding is trained on images, not on latents; leave out `latents`.")
-            self.image_shape = tuple(data.image_shape)
+        self.image_shape = image_shape_in(datamodule_of(self.trainer))
         outline = copy.deepcopy(self.autoencoder).to("meta")
         if self.image_shape:
             latent_shape_of(outline, self.image_shape)
@@ -267,7 +252,7 @@ class Autoencoding(L.LightningModule):
         latents = model.encode(images)
         decoded = model.decode(latents)
         _, parts = self.reconstruction(images, decoded)
-        mse = (images - decoded).square().flatten(1).mean(1)
+        mse = (images - decoded).square().flatten(1).mean(1).clamp(min=1e-12)
         parts["psnr"] = (10 * torch.log10(4 / mse)).mean()
         if has_posterior(model.network):
             parts["kl"] = model.posterior(images).kl().mean() / math.prod(images.shape[1:])
@@ -290,12 +275,7 @@ class Autoencoding(L.LightningModule):
         return autoencoder_spec(self.autoencoder_model(), self.quantization)
 
     def on_save_checkpoint(self, checkpoint: StateDict) -> None:
-        model, data = self.autoencoder_model(), datamodule_of(self.trainer)
-        moments: PlainValues = {}
-        if isinstance(data, ImageSource):
-            with evaluating(model.modules):
-                images = (batch["image"].to(self.device) for batch in data.reference_batches(_MEASURED_IMAGES))
-                moments = model.latent_moments(images)
+        moments = measured_latents(self.autoencoder_model(), datamodule_of(self.trainer))
         checkpoint["ldmprobe"] = {**self.model_spec(), "latents": moments}
 
     def on_load_checkpoint(self, checkpoint: StateDict) -> None:

@@ -1,0 +1,47 @@
+"""What a first stage asks of its data besides batches: images' shape, and training images to measure latents by."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.autoencoder_model import AutoencoderModel
+from ldmprobe.probing.probe import evaluating
+from ldmprobe.types import Batch, PlainValues
+
+_MEASURED_IMAGES = 1024
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """Data that say what shape their images have, and show training images; as ImageData does."""
+
+    image_shape: tuple[int, ...]
+    latents: str | None
+
+    def reference_batches(self, num_images: int) -> Iterator[Batch]: ...
+
+
+def image_shape_in(data: object) -> tuple[int, ...]:
+    """Return the shape (C, H, W) of the data's images; empty where they do not say.
+
+    Raises:
+        ConfigurationError: the data are cached latents.
+    """
+    if not isinstance(data, ImageSource):
+        return ()
+    if data.latents is not None:
+        raise ConfigurationError("Autoencoding is trained on images, not on latents; leave out the data's `latents`.")
+    return tuple(data.image_shape)
+
+
+def measured_latents(model: AutoencoderModel, data: object) -> PlainValues:
+    """Return the moments of the latents of 1,024 training images (``AutoencoderModel.latent_moments``), or of all there
+    are; empty where the data show none.
+    """
+    if not isinstance(data, ImageSource):
+        return {}
+    with evaluating(model.modules):
+        batches = data.reference_batches(_MEASURED_IMAGES)
+        return model.latent_moments(batch["image"].to(model.device) for batch in batches)
