@@ -18,13 +18,17 @@ from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import Ranks
-from ldmprobe.tracking.scalars import Detail
+from ldmprobe.tracking.loggers import log_verdict
+from ldmprobe.tracking.run_verdict import verdict_on
+from ldmprobe.tracking.scalars import Detail, verdict_metrics
 
 
 class DenoisingProbe(ProbeCallback[DiffusionModel]):
     """Denoises held-out latents, with noise fixed per image, on a fixed grid of log-SNR; no sampling.
 
-    What it finds: ``probing.denoising.METRICS`` (docs/METRICS.md).
+    What it finds: ``probing.denoising.METRICS`` (docs/METRICS.md). After each probe it comes to a verdict on the run
+    (``ldmprobe verdict``), whose ``verdict/code``, ``verdict/recoverable_nats`` and ``verdict/worst_band`` are metrics
+    like its own.
 
     Args:
         every_n_steps: optimizer steps between probes.
@@ -88,6 +92,13 @@ class DenoisingProbe(ProbeCallback[DiffusionModel]):
                 progress=progress,
             )
         return self._previous
+
+    def conclude(self, trainer: L.Trainer) -> dict[str, float]:
+        """Come to a verdict, and send it to the loggers."""
+        verdict = from_rank_zero(trainer, lambda: verdict_on(run_directory(trainer)))
+        if trainer.is_global_zero:
+            log_verdict(trainer.loggers, verdict)
+        return verdict_metrics(verdict)
 
     def _last_before(self, trainer: L.Trainer) -> ProbeRecord | None:
         return RecordStore(run_directory(trainer)).last_before("denoising", trainer.global_step)

@@ -108,6 +108,12 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
         """
         return cast("S", diffusion_model_of(pl_module))
 
+    def conclude(self, trainer: L.Trainer) -> dict[str, float]:
+        """Draw conclusions from the records so far, the latest on disk among them; called on every rank. Return more
+        metrics, the same on every rank.
+        """
+        return {}
+
     @property
     def records(self) -> str:
         """A name that tells the records from those of other probes; no two callbacks of a Trainer may share it."""
@@ -206,6 +212,10 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
                 store.append(record)
                 if trainer.loggers:
                     log_record(trainer.loggers, record, self._history, self.detail)
+        if record is not None:
+            with self._going_on(trainer, alone=True):
+                metrics |= self.conclude(trainer)
+            show_metrics(trainer, metrics)
         return metrics
 
     def _look_for_nan(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

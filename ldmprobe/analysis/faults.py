@@ -78,17 +78,42 @@ class Fault:
     Attributes:
         text: a sentence without its stop and what it costs.
         nats: what it costs.
+        levels: at which levels it is, (L,).
         deviation: the largest of gain or offset, if it is one of these.
     """
 
     text: str
     nats: float
+    levels: np.ndarray
     deviation: float = 0.0
 
     @property
     def weighed(self) -> str:
         """The text with what it costs."""
-        return f"{self.text} ({_nats(self.nats)} nats)"
+        return f"{self.text} ({in_nats(self.nats)} nats)"
+
+
+def find_faults(levels: Levels, bands: Sequence[Band]) -> tuple[list[Fault], list[Fault]]:
+    """Return the faults that count, heaviest first, and then those that weigh next to nothing. All levels are finite.
+
+    Args:
+        bands: what R says, from ``summarize``.
+    """
+    least = NEGLIGIBLE * levels.bound
+    recoverable = [band for band in bands if band.lower > LEAST_RESIDUAL]
+    total = sum(band.excess_nats for band in recoverable)
+    weighty = [b for b in recoverable if b.excess_nats >= least or b.excess_nats >= 0.2 * total >= 0.2 * least]
+    found = [
+        *_recoverable(weighty, levels),
+        *worse_than_linear(levels),
+        *wrong_gain(levels),
+        *offset_from_zero(levels),
+    ]
+    found.sort(key=lambda fault: -fault.nats)
+    heavy = [fault for fault in found if fault.nats >= least]
+    of_scale = [fault for fault in found if fault.nats < least and fault.deviation >= OF_SCALE]
+    light = [fault for fault in found if fault.nats < least and fault.deviation < OF_SCALE]
+    return [*heavy, *of_scale], [*light, *_measurable([b for b in recoverable if b not in weighty], levels)]
 
 
 def in_words(levels: Levels, bands: Sequence[Band]) -> tuple[str, str]:
@@ -99,27 +124,17 @@ def in_words(levels: Levels, bands: Sequence[Band]) -> tuple[str, str]:
     """
     lost = ~np.isfinite(levels.mse)
     if lost.any():
-        return f"Predictions have NaN or Inf in them at {_where(lost, levels)}: nothing can be said of these.", ""
-    least = NEGLIGIBLE * levels.bound
+        return (
+            f"Predictions have NaN or Inf in them at {where(lost, levels.log_snr)}: nothing can be said of these.",
+            "",
+        )
+    counted, light = find_faults(levels, bands)
     recoverable = [band for band in bands if band.lower > LEAST_RESIDUAL]
-    total = sum(band.excess_nats for band in recoverable)
-    weighty = [b for b in recoverable if b.excess_nats >= least or b.excess_nats >= 0.2 * total >= 0.2 * least]
-    found = [
-        *_recoverable(weighty),
-        *worse_than_linear(levels),
-        *wrong_gain(levels),
-        *offset_from_zero(levels),
-    ]
-    found.sort(key=lambda fault: -fault.nats)
-    heavy = [fault for fault in found if fault.nats >= least]
-    of_scale = [fault for fault in found if fault.nats < least and fault.deviation >= OF_SCALE]
-    light = [fault for fault in found if fault.nats < least and fault.deviation < OF_SCALE]
-    light += _measurable([band for band in recoverable if band not in weighty])
-    bound = f"of the held-out bound's {_nats(levels.bound)} nats"
+    bound = f"of the held-out bound's {in_nats(levels.bound)} nats"
     headline = f"No noise level has a measurable fault that weighs {NEGLIGIBLE:.1%} {bound} or more."
-    if first := [*heavy, *of_scale][:1]:
-        headline = f"{first[0].text}: {_nats(first[0].nats)} {bound}."
-    remarks = [f"{fault.weighed}." for fault in [*heavy, *of_scale][1:]]
+    if counted:
+        headline = f"{counted[0].text}: {in_nats(counted[0].nats)} {bound}."
+    remarks = [f"{fault.weighed}." for fault in counted[1:]]
     if light:
         told = "; ".join(f"{fault.weighed[0].lower()}{fault.weighed[1:]}" for fault in light)
         remarks.append(f"Measurable, but next to nothing in the bound: {told}.")
@@ -129,74 +144,86 @@ def in_words(levels: Levels, bands: Sequence[Band]) -> tuple[str, str]:
         remarks.append(
             "No fault that a linear correction would mend could be hidden "
             f"{'elsewhere' if recoverable else 'anywhere'} that is larger than {max(most, 0.0):.1%} of a band's loss "
-            f"({_nats(nats)} nats in all)."
+            f"({in_nats(nats)} nats in all)."
         )
     return headline, " ".join(remarks)
 
 
 def worse_than_linear(levels: Levels) -> list[Fault]:
     """The levels whose held-out error is surely above the best linear denoiser's."""
-    flagged = levels.skill + _critical(levels, sides=1) * levels.skill_width < 0
+    flagged = levels.skill + critical(levels, sides=1) * levels.skill_width < 0
     if not flagged.any():
         return []
     nats = float((levels.nats * (levels.mse - levels.linear_mse))[flagged].sum())
-    return [Fault(f"Worse than a linear denoiser at {_where(flagged, levels)}", nats)]
+    return [Fault(f"Worse than a linear denoiser at {where(flagged, levels.log_snr)}", nats, flagged)]
 
 
 def wrong_gain(levels: Levels) -> list[Fault]:
     """The levels whose predictions are surely too large, and those whose predictions are surely too small."""
     deviation = levels.gain - 1
-    sure = np.abs(deviation) - _critical(levels, sides=2) * levels.gain_width > LEAST_DEVIATION
+    sure = np.abs(deviation) - critical(levels, sides=2) * levels.gain_width > LEAST_DEVIATION
     found = []
     for word, flagged in (("large", sure & (deviation < 0)), ("small", sure & (deviation > 0))):
         if flagged.any():
             nats = float((levels.nats * deviation**2 * levels.square)[flagged].sum())
-            text = f"Predictions are too {word} at {_where(flagged, levels)}, gain {_range(levels.gain[flagged])}"
-            found.append(Fault(text, nats, float(np.abs(deviation[flagged]).max())))
+            text = (
+                f"Predictions are too {word} at {where(flagged, levels.log_snr)}, gain {_range(levels.gain[flagged])}"
+            )
+            found.append(Fault(text, nats, flagged, float(np.abs(deviation[flagged]).max())))
     return found
 
 
 def offset_from_zero(levels: Levels) -> list[Fault]:
     """The levels whose error surely has a mean."""
     # Of a root mean square over channels, t standard errors are exceeded at most as often as of a single mean.
-    flagged = levels.offset - _critical(levels, sides=2) * levels.offset_width > LEAST_DEVIATION
+    flagged = levels.offset - critical(levels, sides=2) * levels.offset_width > LEAST_DEVIATION
     if not flagged.any():
         return []
     nats = float((levels.nats * levels.offset**2)[flagged].sum())
-    text = f"Predictions are shifted at {_where(flagged, levels)}, by {_range(levels.offset[flagged])} of the noise"
-    return [Fault(text, nats, float(levels.offset[flagged].max()))]
+    text = (
+        f"Predictions are shifted at {where(flagged, levels.log_snr)}, by {_range(levels.offset[flagged])} of the noise"
+    )
+    return [Fault(text, nats, flagged, float(levels.offset[flagged].max()))]
 
 
-def _recoverable(bands: Sequence[Band]) -> list[Fault]:
+def _recoverable(bands: Sequence[Band], levels: Levels) -> list[Fault]:
     if not bands:
         return []
     named = sorted(bands, key=lambda band: -band.excess_nats)
     parts = [f"{band.residual:.0%} of the loss at log-SNR {band.name}" for band in named]
-    text = f"A linear correction would still remove {_listed(parts)}"
-    return [Fault(text, sum(band.excess_nats for band in bands))]
+    text = f"A linear correction would still remove {listed(parts)}"
+    return [Fault(text, sum(band.excess_nats for band in bands), _in(bands, levels))]
 
 
-def _measurable(bands: Sequence[Band]) -> list[Fault]:
+def _measurable(bands: Sequence[Band], levels: Levels) -> list[Fault]:
     """The bands with R above 0 that weigh next to nothing, without R: a large share of nothing reads like a large
     fault.
     """
     if not bands:
         return []
-    where = _listed([band.name for band in bands])
-    return [Fault(f"A linear correction would remove something at log-SNR {where}", sum(b.excess_nats for b in bands))]
+    named = listed([band.name for band in bands])
+    text = f"A linear correction would remove something at log-SNR {named}"
+    return [Fault(text, sum(band.excess_nats for band in bands), _in(bands, levels))]
 
 
-def _critical(levels: Levels, sides: int) -> float:
-    """Half-widths of a 95 % interval that a level has to be off by, so that all levels of all tests raise few false
-    alarms.
+def critical(levels: Levels, sides: int) -> float:
+    """Return the half-widths of a 95 % interval that a level has to be off by, so that all levels of all tests raise
+    few false alarms.
     """
     groups = max(levels.num_images, 2)
     tail = FALSE_ALARMS / (sides * _TESTS * len(levels.log_snr))
     return float(student_t.ppf(1 - tail, groups - 1)) / student(groups)
 
 
-def _where(flagged: np.ndarray, levels: Levels) -> str:
-    return "every noise level" if flagged.all() else f"log-SNR {_listed(runs_of(flagged, levels.log_snr))}"
+def where(flagged: np.ndarray, log_snr: np.ndarray) -> str:
+    """Return a name of the levels (L,) that are flagged, such as "log-SNR −5.3…−3 and +6…+7.1"."""
+    return "every noise level" if flagged.all() else f"log-SNR {listed(runs_of(flagged, log_snr))}"
+
+
+def _in(bands: Sequence[Band], levels: Levels) -> np.ndarray:
+    inside = [(band.low <= levels.log_snr) & (levels.log_snr < band.high) for band in bands]
+    found: np.ndarray = np.any(inside, axis=0)
+    return found
 
 
 def _range(values: np.ndarray) -> str:
@@ -204,12 +231,13 @@ def _range(values: np.ndarray) -> str:
     return " to ".join(dict.fromkeys(ends))
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """Return names as a sentence lists them: "a, b and c"."""
     return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), names[-1]])
 
 
-def _nats(value: float) -> str:
-    """A number of nats, with two digits or more that mean something."""
+def in_nats(value: float) -> str:
+    """Return a number of nats, with two digits or more that mean something."""
     if abs(value) < 0.01:
         return "less than 0.01"
     return f"{value:,.{2 if abs(value) < 1 else 1 if abs(value) < 100 else 0}f}"

@@ -29,7 +29,11 @@ from ldmprobe.configuration.foreign_code import check_classes, imports_in_the_op
 from ldmprobe.configuration.saved import SaveConfig
 from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError, check_numbers
+from ldmprobe.io.plain_text import plain
 from ldmprobe.io.run_directory import check_own, check_own_checkpoint, lock, reserve, unlock
+from ldmprobe.io.store import RecordStore
+from ldmprobe.probing.denoising_record import PROBE
+from ldmprobe.tracking.run_verdict import verdict_on
 from ldmprobe.training.autoencoding import Autoencoding
 from ldmprobe.training.checkpoint.newest import damage
 from ldmprobe.training.checkpoint.resume import continue_curves, keep_wandb_id, last_checkpoint, say
@@ -156,6 +160,12 @@ class LDMProbeCLI(LightningCLI):
         if fit.ckpt_path == "last":
             fit.ckpt_path = last_checkpoint(self.trainer, fit.run_dir, may_start=True)
 
+    def after_fit(self) -> None:
+        """Say what the run has come to, as its last lines."""
+        run_dir = Path(self.config_init["fit"].run_dir)
+        if self.trainer.is_global_zero and RecordStore(run_dir).paths(PROBE):
+            print(f"\n{plain(verdict_on(run_dir).in_full)}\n\n{_where_to_look(run_dir)}", flush=True)
+
     def before_validate(self) -> None:
         settings = self.config_init[self.subcommand]
         if settings.ckpt_path == "last":
@@ -179,6 +189,11 @@ def _run_dir(run_dir: str | None, default_root_dir: Any) -> str:
             "place. Write `run_dir` alone (`--trainer.default_root_dir null` takes the other back)."
         )
     return named[0] if named else _RUN_DIR
+
+
+def _where_to_look(run_dir: Path) -> str:
+    report = run_dir / "report.html"
+    return f"{report}: open it in a browser" if report.is_file() else f"`ldmprobe report {run_dir}` writes the page"
 
 
 def _check_not_random(model: L.LightningModule, subcommand: str | None, run_dir: str) -> None:

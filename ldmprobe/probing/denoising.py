@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ldmprobe.analysis.calibration import NUM_FOLDS, CalibrationSums, calibration
-from ldmprobe.analysis.faults import Levels, in_words
+from ldmprobe.analysis.faults import in_words
 from ldmprobe.analysis.imbalance import summarize
 from ldmprobe.analysis.intervals import clustered_half_width, student
 from ldmprobe.analysis.likelihood import nats_per_error
@@ -28,7 +28,7 @@ from ldmprobe.io.digest import fingerprint
 from ldmprobe.io.record import Curve, PerSample, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.condition_use import condition_use
-from ldmprobe.probing.denoising_record import ERRORS, LOG_SNR_SPACING, METRICS, PROBE
+from ldmprobe.probing.denoising_record import ERRORS, LOG_SNR_SPACING, METRICS, PROBE, levels_of
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
@@ -192,30 +192,12 @@ def probe_denoising(
     imbalance = summarize(
         log_snr.numpy(), residual.numpy(), residual_width.numpy(), mse.numpy(), nats.numpy(), num_draws
     )
-    skill, shift = curves["denoising_skill"], curves["prediction_offset"]
-    summary, remarks = in_words(
-        Levels(
-            log_snr.numpy(),
-            mse.numpy(),
-            nats.numpy(),
-            mmse.numpy(),
-            skill.value,
-            _width(skill),
-            gain.numpy(),
-            gain_width.numpy(),
-            square.mean(0).numpy(),
-            shift.value,
-            _width(shift),
-            min(num_images, num_draws),
-        ),
-        imbalance.bands,
-    )
-    return ProbeRecord(
+    record = ProbeRecord(
         PROBE,
         step,
         scalars={
             "denoising_bound_nats": float(nats @ mse),
-            "denoising_lowest_skill": float(skill.value.min()),
+            "denoising_lowest_skill": float(curves["denoising_skill"].value.min()),
             "imbalance_gini": imbalance.gini,
             **{f"imbalance_share/logsnr{band.low:+03.0f}": band.share for band in imbalance.bands},
             **{f"calibration_residual_band/logsnr{band.low:+03.0f}": band.residual for band in imbalance.bands},
@@ -233,16 +215,11 @@ def probe_denoising(
             "log_snr_range": [float(log_snr.min()), float(log_snr.max())],
             "linear_optimum_known_to_log_snr": min(reference.basis.optimum.known_to, 99.0),
             "progress_since_step": previous.step if "denoising_progress" in curves and previous is not None else None,
-            "summary": summary,
-            "remarks": " ".join([*use.ignored, remarks]).strip(),
             **({"notes": {"condition_use/*": " ".join(use.ignored)}} if use.ignored else {}),
         },
         fingerprints=fingerprints,
     )
 
-
-def _width(curve: Curve) -> np.ndarray:
-    """The half-width of a curve's interval."""
-    assert curve.upper is not None
-    width: np.ndarray = curve.upper - curve.value
-    return width
+    summary, remarks = in_words(levels_of(record), imbalance.bands)
+    record.provenance.update(summary=summary, remarks=" ".join([*use.ignored, remarks]).strip())
+    return record

@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ldmprobe.analysis.bands import LogSNRBand, bands_of
+from ldmprobe.analysis.faults import Levels
+from ldmprobe.analysis.imbalance import Band, summarize
 from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.io.metric import Metric
-from ldmprobe.io.record import ProbeRecord
+from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.probing.condition_use import METRICS as CONDITION_USE
 
 PROBE, ERRORS = "denoising", "denoising_errors"
@@ -140,3 +142,42 @@ def recoverable_shares(record: ProbeRecord) -> list[tuple[LogSNRBand, float]]:
         return []
     bands = bands_of(record.curves["denoising_mse"].log_snr)
     return [(band, record.scalars[f"imbalance_share/logsnr{band.low:+03.0f}"]) for band in bands]
+
+
+def levels_of(record: ProbeRecord) -> Levels:
+    """Return what is known of each level, from noisy to clean."""
+    curves, known = record.curves, record.provenance
+    mse, skill, gain, offset = (
+        curves[name] for name in ("denoising_mse", "denoising_skill", "prediction_gain", "prediction_offset")
+    )
+    # E[(ε − ε_θ)²] = 1 − 2 g E[ε_θ²] + E[ε_θ²], g being the gain
+    with np.errstate(invalid="ignore", divide="ignore"):
+        square = np.nan_to_num((1 - mse.value) / (2 * gain.value - 1), posinf=0.0, neginf=0.0)
+    return Levels(
+        mse.log_snr,
+        mse.value,
+        nats_per_error(mse.log_snr, float(known["dimension"])),
+        curves["denoising_mmse"].value,
+        skill.value,
+        half_width_of(skill),
+        gain.value,
+        half_width_of(gain),
+        np.abs(square),
+        offset.value,
+        half_width_of(offset),
+        min(int(known["num_images"]), int(known["num_draws"])),
+    )
+
+
+def residual_bands(record: ProbeRecord) -> list[Band]:
+    """Return what the calibration residual says of each band of log-SNR."""
+    residual, levels = record.curves["calibration_residual"], levels_of(record)
+    width, draws = half_width_of(residual), int(record.provenance["num_draws"])
+    return summarize(levels.log_snr, residual.value, width, levels.mse, levels.nats, draws).bands
+
+
+def half_width_of(curve: Curve) -> np.ndarray:
+    """Return the half-width of a curve's interval, (L,)."""
+    assert curve.upper is not None
+    width: np.ndarray = curve.upper - curve.value
+    return width

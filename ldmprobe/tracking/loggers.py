@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import isfinite
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
 
 from ldmprobe.io.record import ProbeRecord
+from ldmprobe.probing.verdict import Verdict
 from ldmprobe.tracking.history import RunningHistory
 from ldmprobe.tracking.logger_guard import going_on
 from ldmprobe.tracking.pictures import Pictures
-from ldmprobe.tracking.scalars import Detail, key, scalar_metrics
+from ldmprobe.tracking.scalars import Detail, key, scalar_metrics, verdict_metrics
 
 
 def log_record(loggers: Iterable[Any], record: ProbeRecord, history: RunningHistory, detail: Detail = "bands") -> None:
@@ -40,3 +42,15 @@ def log_scalars(loggers: Iterable[Logger], metrics: dict[str, float], step: int)
     for logger in loggers:
         with going_on(logger):
             logger.log_metrics(metrics, step=step)
+
+
+def log_verdict(loggers: Iterable[Any], verdict: Verdict) -> None:
+    """Send a verdict to each logger: its numbers to all, its words to Weights & Biases, into the run's summary."""
+    finite = {name: value for name, value in verdict_metrics(verdict).items() if isfinite(value)}
+    log_scalars(loggers, finite, verdict.step)
+    for logger in loggers:
+        if type(logger).__name__ == "WandbLogger":
+            with going_on(logger):
+                from ldmprobe.tracking.wandb import summarize_verdict
+
+                summarize_verdict(logger, verdict)

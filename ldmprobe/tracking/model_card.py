@@ -19,6 +19,7 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.latent_scale import in_digits
 from ldmprobe.pretrained.lora import LoRAWeights
 from ldmprobe.pretrained.source import Source
+from ldmprobe.probing.judge import judge
 from ldmprobe.tracking.charts.static import png
 from ldmprobe.tracking.comparable import comparable
 from ldmprobe.tracking.pictures import curves_figure, image_grid, scatter_figure
@@ -189,12 +190,12 @@ images = pipeline({call}, num_inference_steps=50).images
 
 
 def _found(denoising: Sequence[ProbeRecord], quality: Sequence[ProbeRecord]) -> list[str]:
-    """The summary sentence and the main numbers, each with the training step it was measured at."""
+    """Return the verdict and the main numbers, each with the training step it was measured at."""
     parts, rows = [], []
     if denoising:
         last = denoising[-1]
-        if sentence := str(last.provenance.get("summary", "")):
-            parts.append(f"{escape(sentence[:1].upper() + sentence[1:], quote=False)}\n")
+        verdict = judge(denoising)
+        parts.append(f"**{verdict.state.symbol} {verdict.state.value}** {escape(verdict.sentence, quote=False)}\n")
         bound = last.scalars.get("denoising_bound_nats", float("nan"))
         rows.append(("Held-out likelihood bound", f"{bound:.2f} nats, less is better (step {last.step:,})"))
         skill = last.curves.get("denoising_skill")

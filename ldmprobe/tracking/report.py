@@ -16,6 +16,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import atomic_write
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
+from ldmprobe.probing.judge import judge
 from ldmprobe.tracking.charts.chart import cut_off
 from ldmprobe.tracking.charts.curves import CURVES, Beside, axes_of, curves_chart, family_chart, scalar_chart
 from ldmprobe.tracking.charts.heatmap import COLUMNS, heatmap_chart
@@ -24,7 +25,9 @@ from ldmprobe.tracking.charts.scatter import FRAMES, POINTS, scatter_chart
 from ldmprobe.tracking.comparable import comparable
 from ldmprobe.tracking.history import comparable_series, steps_of, thinned
 from ldmprobe.tracking.page import chart, folded, guarded, page, pairs, samples_with_slider, section
+from ldmprobe.tracking.run_verdict import judged_records
 from ldmprobe.tracking.thumbnails import sample_uris
+from ldmprobe.tracking.verdict_html import verdict_html
 
 _TOLD_ELSEWHERE = {"summary", "remarks", "notes", "caveats", "sample_labels"}  # of a record's provenance
 _PROMPTS_SHOWN, _MAP = 20, "Noise level × training step"
@@ -45,7 +48,9 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     pictured = {probe: each.thinned(FRAMES) for probe, each in series.items()}
     counts = {probe: len(each) for probe, each in series.items()}
     path = Path(out) if out is not None else run_dir / "report.html"
-    html = report_html(records, _config_text(run_dir), run_dir.resolve().name, pictured, counts)
+    html = report_html(
+        records, _config_text(run_dir), run_dir.resolve().name, pictured, counts, judged_records(run_dir)
+    )
     try:
         with atomic_write(path) as file:
             file.write(html.encode())
@@ -60,6 +65,7 @@ def report_html(
     title: str,
     pictured: Mapping[str, Sequence[ProbeRecord]] | None = None,
     counts: Mapping[str, int] | None = None,
+    judged: Sequence[ProbeRecord] | None = None,
 ) -> str:
     """Return the page as text, of a size that does not grow with the number of records.
 
@@ -67,6 +73,7 @@ def report_html(
         pictured: by probe, records with samples and scatters, where ``records`` come without; gone through one at a
             time.
         counts: how many records there are of each probe, where ``records`` are some of them.
+        judged: what the verdict is made of, where ``records`` come without the errors of their draws.
     """
     probes = _by_probe(records)
     counts = {probe: len(each) for probe, each in probes.items()} | dict(counts or {})
@@ -80,7 +87,9 @@ def report_html(
     parts = [guarded("Pictures", _picture_sections, pictured.get(probe, []), counts[probe]) for probe in shown]
     parts += [_metric_sections(each, latest) for each in shown.values()]
     parts.append(guarded("How it was measured", _provenance_section, records, config_text, counts))
-    header = guarded(title, _header, title, shown, counts)
+    judged = records if judged is None else judged
+    header = f"<h1>{escape(title)} <small>ldmprobe report</small></h1>" + guarded("Verdict", _verdict, judged, shown)
+    header += guarded("Numbers", _numbers, shown, counts)
     return page(title, header, "".join(parts))
 
 
@@ -97,10 +106,19 @@ def _by_probe(records: Sequence[ProbeRecord]) -> dict[str, list[ProbeRecord]]:
 # --- sections --------------------------------------------------------------------------------------------------------
 
 
-def _header(title: str, probes: Mapping[str, Sequence[ProbeRecord]], counts: Mapping[str, int]) -> str:
-    lasts = [records[-1] for records in probes.values()]
+def _verdict(judged: Sequence[ProbeRecord], probes: Mapping[str, Sequence[ProbeRecord]]) -> str:
+    """Return the verdict, and what single probes come to in words."""
+    remarks = [
+        str(records[-1].provenance.get(key, "")) for records in probes.values() for key in ("summary", "remarks")
+    ]
+    said = " ".join(escape(_sentence(remark)) for remark in remarks if remark)
+    found = folded("What the last probes found", f"<p>{said}</p>") if said else ""
+    return verdict_html(judge(judged)) + found
+
+
+def _numbers(probes: Mapping[str, Sequence[ProbeRecord]], counts: Mapping[str, int]) -> str:
     cards = [
-        ("Training steps", f"{max(record.step for record in lasts):,}", ""),
+        ("Training steps", f"{max(records[-1].step for records in probes.values()):,}", ""),
         ("Probes on record", f"{sum(counts[probe] for probe in probes):,}", ""),
     ]
     for records in probes.values():
@@ -116,17 +134,7 @@ def _header(title: str, probes: Mapping[str, Sequence[ProbeRecord]], counts: Map
     numbers = "".join(
         f"<div><span>{escape(a)}</span><strong>{escape(b)}</strong> <em>{escape(c)}</em></div>" for a, b, c in cards
     )
-    verdicts = [record.provenance for record in lasts if record.provenance.get("summary")]
-    said = [
-        f"<b>{escape(_sentence(known['summary']))}</b> {escape(str(known.get('remarks', '')))}" for known in verdicts
-    ]
-    summary = "<br>".join(said) or (
-        "What each noise level of this model does. Without held-out data there is no verdict on where it falls short."
-    )
-    return (
-        f"<h1>{escape(title)} <small>ldmprobe report</small></h1>"
-        f'<p class="summary">{summary}</p><div class="numbers">{numbers}</div>'
-    )
+    return f'<div class="numbers">{numbers}</div>'
 
 
 def _picture_sections(pictured: Sequence[ProbeRecord], count: int) -> str:

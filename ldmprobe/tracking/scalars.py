@@ -14,9 +14,11 @@ import numpy as np
 
 from ldmprobe.analysis.bands import bands_of
 from ldmprobe.io.record import Curve, ProbeRecord
+from ldmprobe.probing.verdict import Verdict
 
 Detail = Literal["bands", "levels"]
 SECTION = "probe_"  # what the names of all probes' metrics begin with
+VERDICT = "verdict/"  # and of a verdict's
 _POOL: dict[str, Callable[[np.ndarray], np.floating[Any]]] = {"mean": np.mean, "sum": np.sum}
 
 
@@ -61,3 +63,13 @@ def _levels(curve: Curve, along: str) -> Iterator[tuple[str, float]]:
         return
     for timestep, log_snr, value in zip(curve.timestep, curve.log_snr, curve.value, strict=True):
         yield f"t{timestep:04d}" if timestep >= 0 else f"logsnr{log_snr:+05.1f}", float(value)
+
+
+def verdict_metrics(verdict: Verdict) -> dict[str, float]:
+    """Return the numbers of a verdict that loggers are sent, and that callbacks monitor: its code (−1 cannot say, 0
+    calibrated, 1 levelled off, 2 learning, 3 at fault, 4 overfitting, 5 broken), the nats that could still go, and the
+    lower end of the band of log-SNR to look at first.
+    """
+    found = {"code": float(verdict.state.code), "recoverable_nats": verdict.recoverable}
+    found["worst_band"] = verdict.worst.low if verdict.worst else float("nan")
+    return {f"{VERDICT}{name}": value for name, value in found.items()}

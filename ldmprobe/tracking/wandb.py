@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.record import ProbeRecord
+from ldmprobe.probing.verdict import Verdict
 from ldmprobe.tracking.charts.curves import axis_of
 from ldmprobe.tracking.pictures import Pictures
 from ldmprobe.tracking.scalars import key
@@ -37,6 +38,16 @@ def log_media(logger: WandbLogger, pictures: Pictures) -> None:
             media[key(record, f"{name}_curves")] = _line_series(pictures, name)
     if media:
         logger.experiment.log({**media, "trainer/global_step": record.step})
+
+
+def summarize_verdict(logger: WandbLogger, verdict: Verdict) -> None:
+    """Put a verdict into the run's summary, in words; alert whoever asked for it when it becomes one to look at."""
+    summary = logger.experiment.summary
+    if verdict.state.exit_code == 1 and summary.get("verdict/state") != verdict.state.value:
+        title, text = f"{verdict.state.symbol} {verdict.state.value}", f"{verdict.sentence} {verdict.action}"
+        logger.experiment.alert(title=title, text=text, level="WARN")
+    words = {"state": verdict.state.value, "sentence": verdict.sentence, "action": verdict.action}
+    summary.update({f"verdict/{name}": text for name, text in words.items()})
 
 
 def start_error(error: BaseException) -> ConfigurationError | None:

@@ -16,9 +16,11 @@ from ldmprobe.io.store import RecordStore, read_or_skip
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.latent_scale import scaling_of
 from ldmprobe.pretrained.export import as_pipeline
+from ldmprobe.probing.denoising_record import PROBE
 from ldmprobe.tracking.autoencoder_card import write_autoencoder_card
 from ldmprobe.tracking.history import comparable_series
 from ldmprobe.tracking.model_card import CARD_RECORDS, write_model_card
+from ldmprobe.tracking.run_verdict import judged_records
 from ldmprobe.training.checkpoint.load import Checkpoint
 
 
@@ -97,12 +99,14 @@ def _autoencoder(read: Checkpoint, name: str, per_channel: bool) -> Callable[[Pa
 
 
 def _records(checkpoint: Path, model: DiffusionModel) -> list[ProbeRecord]:
-    """Some records of the run directory that the checkpoint lies in, up to its step, the last of each probe whole; none
-    elsewhere.
+    """Some records of the run directory that the checkpoint lies in, up to its step, the last of each probe and those
+    that its verdict is made of whole; none elsewhere.
     """
     for run_dir in checkpoint.absolute().parents[:2]:
         if (run_dir / "probes").is_dir():
-            series = comparable_series(RecordStore(run_dir), until=model.trained_steps).values()
-            some = [record for each in series for record in each[:-1].thinned(CARD_RECORDS).numbers()]
-            return some + [record for each in series if (record := read_or_skip(each.paths[-1])) is not None]
+            series = comparable_series(RecordStore(run_dir), until=model.trained_steps)
+            judged = judged_records(run_dir, model.trained_steps) if series.pop(PROBE, None) else []
+            some = [record for each in series.values() for record in each[:-1].thinned(CARD_RECORDS).numbers()]
+            lasts = [record for each in series.values() if (record := read_or_skip(each.paths[-1])) is not None]
+            return [*judged, *some, *lasts]
     return []

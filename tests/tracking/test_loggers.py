@@ -50,6 +50,7 @@ def test_the_demos_wandb_run_has_few_scalars_in_sections(tmp_path):
         "val",
         "epoch",
         "trainer",
+        "verdict",
     }
     sent = {key for record in ldmprobe.RecordStore(run).read() for key in ldmprobe.scalar_metrics(record)}
     assert sent == {key for key in scalars if key.startswith("probe_")}

@@ -25,6 +25,7 @@ from ldmprobe.callbacks import (
 )
 from ldmprobe.cli import main
 from ldmprobe.io.record_file import Part, read_record
+from ldmprobe.probing.judge import judge
 from ldmprobe.tracking.charts import interactive, static
 from ldmprobe.tracking.charts.chart import Chart, Line, Panel, cut_off, positive
 from ldmprobe.tracking.charts.curves import curves_chart, family_chart
@@ -222,8 +223,10 @@ def test_header_has_the_headlines_and_the_verdict_in_words(records):
     html = report_html([record], None, "run")
     bound = record.scalars["denoising_bound_nats"]
     assert f"<span>Held-out bound</span><strong>{bound:.1f}</strong> <em>nats</em>" in html
-    summary, remarks = (escape(record.provenance[name]) for name in ("summary", "remarks"))
-    assert f"<b>{summary}</b> {remarks}" in html
+    verdict = judge([record])
+    assert f"<b>{escape(verdict.sentence)}</b>" in html
+    assert html.count("<details class=") == len(verdict.bands) > 1
+    assert escape(record.provenance["summary"]) in html
 
 
 def test_bins_of_the_objective_are_no_scalars_of_their_own(records):

@@ -1,0 +1,214 @@
+"""What the records of one run know of each band of noise levels: how wrong it still is, and how it has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from ldmprobe.analysis.bands import bands_of
+from ldmprobe.analysis.comparison import BandGain, gains_by_band
+from ldmprobe.analysis.faults import LEAST_RESIDUAL, Fault, Levels, critical, find_faults, where, worse_than_linear
+from ldmprobe.analysis.humps import humps
+from ldmprobe.io.record import ProbeRecord
+from ldmprobe.probing.denoising_record import (
+    errors_of,
+    half_width_of,
+    image_of_draw,
+    levels_of,
+    nats_of,
+    residual_bands,
+)
+
+
+class _Outlier(NamedTuple):
+    """What a level can stand out by: a curve's distance from its ideal, to one side; and what a healthy network's
+    U-shape is uneven by, at most.
+    """
+
+    curve: str
+    ideal: float
+    sign: int
+    least: float
+    words: str
+
+
+_OUTLIERS = (
+    _Outlier("calibration_residual", 0.0, 1, 0.01, "a linear correction would remove {:.0%} more of the loss"),
+    _Outlier("prediction_gain", 1.0, 1, 0.015, "predictions are too small by {:.1%} more"),
+    _Outlier("prediction_gain", 1.0, -1, 0.015, "predictions are too large by {:.1%} more"),
+    _Outlier("prediction_offset", 0.0, 1, 0.01, "predictions are shifted by {:.1%} more of the noise"),
+)
+
+
+@dataclass(frozen=True)
+class Rise:
+    """A band's held-out error has risen since its best probe, by more than probes scatter.
+
+    Attributes:
+        nats: by how much.
+        best: the training step of the best probe.
+    """
+
+    nats: float
+    best: int
+
+
+@dataclass(frozen=True)
+class BandEvidence:
+    """What is known of a band.
+
+    Attributes:
+        name, low, high: the band.
+        nats: its part of the likelihood bound.
+        recoverable: nats that are still to be had, at least.
+        hidden: nats that a linear correction could remove at most.
+        deviation: by how much the gain is surely off 1, or predictions shifted, at some level.
+        lost: whether predictions are NaN or Inf somewhere in it.
+        useless: whether some level's error is surely above that of predicting no noise at all.
+        faults: what the last probe finds in it that counts, and what does not.
+        stands_out: by how much its levels are worse than neighbors on both sides, in words; "" where they are not.
+        gain: over the probe before; None where there is none.
+        rise: since the best probe; None where there is none.
+    """
+
+    name: str
+    low: float
+    high: float
+    nats: float
+    recoverable: float
+    hidden: float
+    deviation: float
+    lost: bool
+    useless: bool
+    faults: tuple[Fault, ...]
+    light: tuple[Fault, ...]
+    stands_out: str
+    gain: BandGain | None
+    rise: Rise | None
+
+
+def gather(records: Sequence[ProbeRecord]) -> tuple[list[BandEvidence], str]:
+    """Return what is known of each band, noisy to clean, and what stands out in all of them.
+
+    Args:
+        records: whole denoising records of one run that are measured alike, in order of training step.
+    """
+    last, previous = records[-1], records[-2] if len(records) > 1 else None
+    levels = levels_of(last)
+    lost = ~np.isfinite(levels.mse)
+    counted, light = ([], []) if lost.any() else find_faults(levels, residual_bands(last))
+    recoverable = _recoverable(levels, last)
+    width = half_width_of(last.curves["denoising_mse"])
+    sure = critical(levels, sides=2)
+    deviation = np.maximum(
+        np.abs(levels.gain - 1) - sure * levels.gain_width, levels.offset - sure * levels.offset_width
+    )
+    useless = levels.mse - critical(levels, sides=1) * width > 1
+    gains: Sequence[BandGain | None] = [None] * len(recoverable)
+    if previous is not None:
+        gains = _gains(previous, last)
+    outstanding = _outstanding(records)
+    found = []
+    for band, (at_least, at_most), gain in zip(bands_of(levels.log_snr), recoverable, gains, strict=False):
+        here = band.inside
+        found.append(
+            BandEvidence(
+                name=band.name,
+                low=band.low,
+                high=band.high,
+                nats=float((levels.nats * levels.mse)[here].sum()),
+                recoverable=at_least,
+                hidden=at_most,
+                deviation=float(deviation[here].max()),
+                lost=bool(lost[here].any()),
+                useless=bool(useless[here].any()),
+                faults=tuple(fault for fault in counted if (fault.levels & here).any()),
+                light=tuple(fault for fault in light if (fault.levels & here).any()),
+                stands_out=_told(outstanding, here, levels.log_snr),
+                gain=gain,
+                rise=_rise(records, here),
+            )
+        )
+    return found, _told(outstanding, np.ones(len(levels.mse), bool), levels.log_snr)
+
+
+def _recoverable(levels: Levels, record: ProbeRecord) -> list[tuple[float, float]]:
+    """Return what each band could still lose, at least and at most, in nats: by a linear correction, by the best linear
+    denoiser in place of it, or by the right size and no shift.
+    """
+    linear = sum((fault.levels for fault in worse_than_linear(levels)), np.zeros(len(levels.mse), bool))
+    found = []
+    for band, inside in zip(residual_bands(record), (band.inside for band in bands_of(levels.log_snr)), strict=True):
+        by_correction = band.excess_nats if band.lower > LEAST_RESIDUAL else 0.0
+        by_linear = float((levels.nats * (levels.mse - levels.linear_mse))[inside & linear].sum())
+        found.append((max(by_correction, by_linear, 0.0), max(band.upper_nats, by_linear, 0.0)))
+    return found
+
+
+def _gains(before: ProbeRecord, after: ProbeRecord) -> list[BandGain]:
+    """Return what each band has gained, and last all of them together."""
+    levels, image = levels_of(after), image_of_draw(after)
+    return gains_by_band(levels.log_snr, errors_of(before), [errors_of(after)], image, nats_of(after))[0]
+
+
+def _outstanding(records: Sequence[ProbeRecord]) -> list[np.ndarray]:
+    """Return for each kind of outlier how far each level stands out from both sides (``humps``), where it did so a
+    probe before and has not become less than half of it: what training is about to mend does. An untrained network
+    tells nothing.
+    """
+    found = []
+    for kind in _OUTLIERS:
+        height = _humps(records[-1], kind)
+        if len(records) > 1:
+            before = _humps(records[-2], kind) if records[-2].step > 0 else np.zeros_like(height)
+            height = np.where((height <= 2 * before) & (height >= before / 2), height, 0.0)
+        found.append(np.where(height > kind.least, height, 0.0))
+    return found
+
+
+def _humps(record: ProbeRecord, kind: _Outlier) -> np.ndarray:
+    curve = record.curves[kind.curve]
+    distance = np.maximum(kind.sign * (curve.value - kind.ideal), 0.0)
+    return humps(distance, critical(levels_of(record), sides=2) * half_width_of(curve))
+
+
+def _told(outstanding: Sequence[np.ndarray], inside: np.ndarray, log_snr: np.ndarray) -> str:
+    """Return which levels are worse than others on both sides of them, and by how much; "" if none are."""
+    heights = [np.where(inside, height, 0.0) for height in outstanding]
+    parts = [kind.words.format(height.max()) for kind, height in zip(_OUTLIERS, heights, strict=True) if height.any()]
+    if not parts:
+        return ""
+    place = where(np.any(heights, axis=0), log_snr)
+    return f"{place} is worse than noise levels on either side of it: {', '.join(parts)}"
+
+
+def _rise(records: Sequence[ProbeRecord], inside: np.ndarray) -> Rise | None:
+    """Return the rise since the best probe if the last two probes are both surely above it, by more than three times
+    what probes scatter about a smooth course (their second differences).
+    """
+    trained = [record for record in records if record.step > 0]
+    if len(trained) < 3:
+        return None
+    weights = np.where(inside, nats_of(trained[-1]), 0.0)
+    course = np.array([float(weights @ np.nan_to_num(errors_of(record).mean(1), nan=np.inf)) for record in trained])
+    best = int(np.argmin(course))
+    if best > len(trained) - 3:
+        return None
+    scatter = float(np.median(np.abs(np.diff(course[best:], 2)))) / 6**0.5
+    rise = float(course[-2:].min() - course[best])
+    image = image_of_draw(trained[-1])
+    sure = all(
+        gains_by_band(
+            levels_of(record).log_snr[inside],
+            errors_of(trained[best])[inside],
+            [errors_of(record)[inside]],
+            image,
+            weights[inside],
+        )[0][-1].adjusted
+        < 0.01
+        for record in trained[-2:]
+    )
+    return Rise(float(course[-1] - course[best]), trained[best].step) if sure and rise > 3 * scatter else None

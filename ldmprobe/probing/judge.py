@@ -1,0 +1,152 @@
+"""``judge``: from the records of one run to a verdict. It needs no other run to compare with.
+
+Each band of log-SNR, and the run, is in one state. What tells *unfinished* from *at fault* are the siblings that one
+run has: a level's neighbors (``analysis/humps.py``), and its own earlier probes, compared draw by draw
+(``analysis/comparison.py``). What a single probe finds is ``analysis/faults.py``'s, of which a denoiser that is
+optimal for its data, Gaussian or not, has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import nan
+
+from ldmprobe.analysis.faults import FALSE_ALARMS, NEGLIGIBLE, OF_SCALE, in_nats, listed
+from ldmprobe.io.record import ProbeRecord
+from ldmprobe.probing.band_evidence import BandEvidence, gather
+from ldmprobe.probing.denoising_record import PROBE, is_whole
+from ldmprobe.probing.verdict import BandVerdict, State, Verdict
+
+LEAST_FALL = 0.001  # of the bound: a band that falls by less has levelled off
+_HIDDEN = 0.25  # of the bound: where more than that could be hidden, nothing can be said
+_NAMED = 3  # unfinished bands, at most
+
+
+def judge(records: Sequence[ProbeRecord]) -> Verdict:
+    """Return the verdict on a run.
+
+    Args:
+        records: of one run, in order of training step; those of other probes, and those that are measured otherwise
+            than the last, are passed over.
+    """
+    whole = [record for record in records if record.probe == PROBE and is_whole(record)]
+    if not whole:
+        told = "Nothing is known of held-out data.", "Add a DenoisingProbe to the callbacks, or held-out data."
+        return Verdict(State.CANNOT_SAY, 0, None, nan, nan, nan, (), *told, "No denoising record.")
+    last = whole[-1]
+    alike = [record for record in whole if record.fingerprints == last.fingerprints]
+    evidence, stands_out = gather(alike)
+    bound, hidden = sum(band.nats for band in evidence), sum(band.hidden for band in evidence)
+    bands = tuple(_of_band(band, bound) for band in evidence)
+    state = max((band.state for band in bands), key=lambda state: state.code)
+    before = alike[-2] if len(alike) > 1 else None
+    known = f"{last.provenance['num_images']:,} held-out images, {last.provenance['num_draws']:,} draws a level"
+    if last.step == 0 and bool((last.curves["denoising_skill"].value < 0).all()):
+        state, told = State.CANNOT_SAY, ("The network is untrained.", "Train it.")
+    elif state.exit_code == 0 and hidden > _HIDDEN * bound:
+        state, told = (
+            State.CANNOT_SAY,
+            (
+                f"{known} are too few: faults of {hidden / bound:.0%} of the bound could be hidden.",
+                "Give the DenoisingProbe more images (`num_images`, `num_draws`).",
+            ),
+        )
+    else:
+        told = _in_words(state, bands, evidence, stands_out, None if before is None else before.step)
+    return Verdict(
+        state=state,
+        step=last.step,
+        since=None if before is None else before.step,
+        bound=bound,
+        change=sum(band.change for band in bands),
+        recoverable=sum(band.recoverable for band in bands),
+        bands=bands,
+        sentence=told[0],
+        action=told[1],
+        confidence=f"{known}. A linear correction could remove {in_nats(hidden)} nats at most. Of probes of a perfect "
+        f"denoiser at most {FALSE_ALARMS:.0%} would be accused.",
+    )
+
+
+def _of_band(known: BandEvidence, bound: float) -> BandVerdict:
+    """Return the verdict on one band: the first of the states, from grave to harmless, whose evidence there is."""
+    gain, weighs = known.gain, known.recoverable >= NEGLIGIBLE * bound
+    falls = gain is not None and gain.significant and gain.gain > 0
+    moves = falls and gain is not None and gain.gain >= LEAST_FALL * bound
+    if known.lost:
+        state, told = State.BROKEN, "predictions are NaN or Inf"
+    elif known.useless and not falls:
+        state, told = State.BROKEN, "its error is above that of predicting no noise at all, and does not fall"
+    elif known.rise is not None and known.rise.nats >= NEGLIGIBLE * bound:
+        state = State.OVERFITTING
+        told = f"its held-out error has risen by {in_nats(known.rise.nats)} nats since step {known.rise.best:,}"
+    elif known.stands_out:
+        state, told = State.AT_FAULT, known.stands_out
+    elif known.faults and (weighs or known.deviation >= OF_SCALE) and not falls:
+        told = "; ".join(f"{fault.weighed[0].lower()}{fault.weighed[1:]}" for fault in known.faults)
+        state = State.AT_FAULT
+    elif moves:
+        state, told = State.LEARNING, _left(known)
+    elif known.faults or known.light or falls:
+        state, told = State.LEVELLED_OFF, _left(known)
+    else:
+        state, told = State.CALIBRATED, f"nothing is measurable; {in_nats(known.hidden)} nats could be hidden at most"
+    change = (-gain.gain, gain.half_width) if gain is not None else (nan, nan)
+    return BandVerdict(known.name, known.low, known.high, state, known.nats, known.recoverable, *change, told)
+
+
+def _left(known: BandEvidence) -> str:
+    parts = []
+    if known.gain is not None:
+        parts.append(f"{-known.gain.gain:+.2g} ± {known.gain.half_width:.1g} nats".replace("-", "−"))
+    if known.recoverable > 0:
+        parts.append(f"{in_nats(known.recoverable)} of its {in_nats(known.nats)} could still go, at least")
+    return "; ".join(parts) or f"{in_nats(known.nats)} nats"
+
+
+def _in_words(
+    state: State, bands: Sequence[BandVerdict], evidence: Sequence[BandEvidence], stands_out: str, since: int | None
+) -> tuple[str, str]:
+    """Return what is the matter, and what to do next."""
+    here, bound = [band for band in bands if band.state is state], sum(band.nats for band in bands)
+    names, total = f"log-SNR {listed([band.name for band in here])}", f"{in_nats(bound)} nats"
+    heavy = sorted((band for band in bands if band.recoverable >= NEGLIGIBLE * bound), key=lambda b: -b.recoverable)
+    left = listed([f"{in_nats(band.recoverable)} at log-SNR {band.name}" for band in heavy[:_NAMED]]) if heavy else ""
+    unfinished = f" At least {left} could still go." if left else ""
+    match state:
+        case State.BROKEN:
+            return (
+                f"Predictions are worthless at {names}: {here[0].evidence}.",
+                "Look here first: learning rate, precision, what the network predicts, how data are scaled.",
+            )
+        case State.OVERFITTING:
+            best = min(known.rise.best for known in evidence if known.rise)
+            return (
+                f"Held-out error rises at {names}: {here[0].evidence}.",
+                f"Stop, and take the checkpoint of step {best:,} or so; more data or a smaller network would help.",
+            )
+        case State.AT_FAULT if stands_out:
+            return (
+                f"{stands_out[0].upper()}{stands_out[1:]}.",
+                "Look for what is special at these levels: schedule, time embedding, weighting, sampler of timesteps.",
+            )
+        case State.AT_FAULT if since is None:
+            told = f"{here[0].evidence[0].upper()}{here[0].evidence[1:]}."
+            return told, "Train on and probe again: what falls is unfinished, what does not is at fault."
+        case State.AT_FAULT:
+            return (
+                f"Left behind, and falling no longer: {names}.{unfinished}",
+                "Draw these levels more often (a weighting, `--config configs/balancer.yaml`), or look for a bug.",
+            )
+        case State.LEARNING:
+            fall = -sum(band.change for band in bands)
+            told = f"The held-out bound fell from {in_nats(bound + fall)} to {total} since step {since:,}."
+            often = ", or draw these levels more often (`--config configs/balancer.yaml`)" if left else ""
+            return told + unfinished, f"Go on{often}."
+        case State.LEVELLED_OFF:
+            return (
+                f"The held-out bound has levelled off at {total}.{unfinished}",
+                "Stop, or go on with a lower learning rate or a larger network.",
+            )
+    more = ": training has levelled off" if since is not None else "; a second probe tells whether it still learns"
+    return f"No noise level has a measurable fault; the bound is {total}.", f"Nothing to do{more}."

@@ -1,0 +1,40 @@
+"""The verdict on the run in a directory, at a cost that does not grow with its length."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ldmprobe.io.record import ProbeRecord
+from ldmprobe.io.store import RecordStore, read_or_skip, step_of
+from ldmprobe.probing.denoising_record import PROBE
+from ldmprobe.probing.judge import judge
+from ldmprobe.probing.verdict import Verdict
+from ldmprobe.tracking.history import thinned
+
+_LATEST, _EARLIER = 3, 12  # records that are read: what it takes to see a trend, and where it turned
+
+
+def judged_records(run_dir: str | Path, until: int | None = None) -> list[ProbeRecord]:
+    """Return the records that a verdict on a run is made of: its last denoising records, and some of the earlier ones.
+
+    Args:
+        until: the last training step that counts; default: all do.
+
+    Raises:
+        ConfigurationError: there are no records of any probe.
+    """
+    store = RecordStore(run_dir)
+    if not store.paths():
+        raise store.no_records
+    paths = [path for path in store.paths(PROBE) if until is None or step_of(path) <= until]
+    chosen = [*thinned(paths[:-_LATEST], _EARLIER), *paths[-_LATEST:]]
+    return [record for path in chosen if (record := read_or_skip(path)) is not None]
+
+
+def verdict_on(run_dir: str | Path) -> Verdict:
+    """Return the verdict on the run in a directory.
+
+    Raises:
+        ConfigurationError: there are no records of any probe.
+    """
+    return judge(judged_records(run_dir))

@@ -1,0 +1,148 @@
+"""The verdict on runs made by hand: what each state rests on, and what is not accused."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ldmprobe import Curve, PerSample, ProbeRecord, RecordStore
+from ldmprobe.cli import main
+from ldmprobe.probing.judge import judge
+from ldmprobe.probing.verdict import State, Verdict
+
+LOG_SNR = np.array([-5.26, -4.5, -3.7, -2.9, -2.2, -1.5, -0.7, 0.0, 0.8, 1.5, 2.3, 3.0, 3.7, 4.5, 5.3, 6.0, 7.07])
+LEVELS, IMAGES, DRAWS = len(LOG_SNR), 64, 256
+LINEAR = 1 / (1 + np.exp(-LOG_SNR))
+BEST = 0.8 * LINEAR
+SCATTER = np.random.default_rng(0).standard_normal((LEVELS, DRAWS))
+OWN = np.random.default_rng(1).standard_normal((9, LEVELS, DRAWS))  # of each probe's weights
+
+
+def at(low: float, high: float) -> np.ndarray:
+    return (low <= LOG_SNR) & (high >= LOG_SNR)
+
+
+def probed(step: int, excess=0.0, residual=0.0, gain=1.0, mse=None) -> ProbeRecord:
+    """A probe whose error is ``excess`` above the best at each level, and whose other curves are as told."""
+    mean = BEST * (1 + np.broadcast_to(excess, LEVELS)) if mse is None else mse
+    errors = mean[:, None] * (1 + 0.1 * SCATTER + 0.01 * OWN[step % 9])
+
+    def curve(value, width):
+        value = np.broadcast_to(np.asarray(value, float), LEVELS)
+        return Curve(np.arange(LEVELS), LOG_SNR, value, value - width, value + width)
+
+    curves = {
+        "denoising_mse": curve(errors.mean(1), 0.02 * mean),
+        "denoising_mmse": curve(LINEAR, 0.0),
+        "denoising_skill": curve(1 - errors.mean(1) / LINEAR, 0.02),
+        "calibration_residual": curve(residual, 0.004),
+        "prediction_gain": curve(gain, 0.004),
+        "prediction_offset": curve(0.003, 0.004),
+    }
+    return ProbeRecord(
+        "denoising",
+        step,
+        curves=curves,
+        per_sample={"denoising_errors": PerSample(np.arange(LEVELS), LOG_SNR, errors)},
+        provenance={"num_draws": DRAWS, "num_images": IMAGES, "dimension": 256},
+        fingerprints={"grid": "g"},
+    )
+
+
+def unfinished(left: float) -> dict:
+    """As short training leaves it: the clean end is the last."""
+    rest = left * np.exp(np.minimum(LOG_SNR - 7, 0) / 1.5)
+    return {"excess": rest, "residual": rest / (1 + rest), "gain": 1 + rest}
+
+
+def states(verdict: Verdict) -> dict[str, State]:
+    return {band.name: band.state for band in verdict.bands}
+
+
+@pytest.mark.parametrize("steps", [[100], [100, 200], [0, 100, 200, 300, 400]])
+def test_a_perfect_denoiser_has_nothing_to_do(steps):
+    verdict = judge([probed(step) for step in steps])
+    assert verdict.state is State.CALIBRATED
+    assert set(states(verdict).values()) == {State.CALIBRATED}
+    assert (verdict.state.exit_code, verdict.recoverable) == (0, 0.0)
+    assert verdict.action.startswith("Nothing to do")
+
+
+def test_what_falls_is_unfinished_and_what_falls_no_longer_is_at_fault():
+    course = [probed(step, **unfinished(left)) for step, left in ((100, 0.2), (200, 0.1), (300, 0.1))]
+    learning, left_behind = judge(course[:2]), judge(course)
+    assert learning.state is State.LEARNING
+    assert states(learning)["+6…+7.1"] is State.LEARNING
+    assert (learning.worst.name, learning.since) == ("+6…+7.1", 100)
+    assert learning.change < -1
+    assert 0 < learning.recoverable < learning.bound
+    assert left_behind.state is State.AT_FAULT
+    assert states(left_behind)["−5.3…−3"] is State.CALIBRATED
+    assert "log-SNR +3…+6 and +6…+7.1" in left_behind.sentence
+    # Of one probe alone no one knows which of the two it is.
+    assert judge(course[:1]).state is State.AT_FAULT
+    assert "probe again" in judge(course[:1]).action
+
+
+def test_a_level_that_stands_out_from_both_sides_is_at_fault_however_much_still_falls():
+    planted = {**unfinished(0.15), "gain": unfinished(0.15)["gain"] - 0.05 * at(-1, 1)}
+    before = {**unfinished(0.2), "gain": unfinished(0.2)["gain"] - 0.05 * at(-1, 1)}
+    verdict = judge([probed(100, **before), probed(200, **planted)])
+    assert verdict.state is State.AT_FAULT
+    assert verdict.sentence.startswith("Log-SNR −0.7…+0.8 is worse than noise levels on either side of it: ")
+    assert "too large" in verdict.sentence
+    # What is about to go is no fault: it was three times as large a probe before.
+    going = {**before, "gain": unfinished(0.2)["gain"] - 0.15 * at(-1, 1)}
+    assert "either side" not in judge([probed(100, **going), probed(200, **planted)]).sentence
+
+
+def test_a_rise_that_lasts_is_overfitting_and_one_probe_is_not():
+    course = [(100, 0.3), (200, 0.1), (300, 0.0), (400, 0.03), (500, 0.06)]
+    records = [probed(step, excess) for step, excess in course]
+    assert judge(records[:4]).state is not State.OVERFITTING
+    verdict = judge(records)
+    assert verdict.state is State.OVERFITTING
+    assert "step 300" in verdict.action
+    scattered = [
+        probed(step, excess) for step, excess in ((100, 0.0), (200, 0.04), (300, -0.01), (400, 0.05), (500, 0.02))
+    ]
+    assert judge(scattered).state is not State.OVERFITTING
+
+
+def test_nan_is_broken_and_so_is_worse_than_predicting_nothing():
+    gone = probed(200, mse=np.where(at(-1, 1), np.nan, BEST))
+    verdict = judge([probed(100), gone])
+    assert verdict.state is State.BROKEN
+    assert "log-SNR −3…0 and 0…+3" in verdict.sentence
+    json.dumps(verdict.as_dict(), allow_nan=False)
+    worse = np.where(at(-1, 1), 1.5, BEST)
+    assert judge([probed(100, mse=worse), probed(200, mse=worse)]).state is State.BROKEN
+
+
+def test_where_nothing_can_be_said_it_is_said():
+    assert judge([]).state is State.CANNOT_SAY
+    untrained = judge([probed(0, mse=np.full(LEVELS, 1.2))])
+    assert (untrained.state, untrained.state.code) == (State.CANNOT_SAY, -1)
+    assert untrained.recoverable > 0  # a monitor of it is a number from the start
+    few = probed(100)
+    wide = few.curves["calibration_residual"]
+    few.curves["calibration_residual"] = replace(wide, lower=wide.value - 0.5, upper=wide.value + 0.5)
+    assert "too few" in judge([few]).sentence
+
+
+@pytest.mark.parametrize(("record", "code"), [(probed(100), 0), (probed(100, **unfinished(0.2)), 1), (None, 2)])
+def test_the_command_exits_with_what_is_to_be_done(record, code, tmp_path, capsys):
+    if record is not None:
+        RecordStore(tmp_path).append(record)
+    assert main(["verdict", str(tmp_path)]) == code
+    shown = capsys.readouterr()
+    if record is None:
+        assert "There are no probe records" in shown.err
+        return
+    assert shown.out.count("log-SNR") >= 5
+    assert main(["verdict", str(tmp_path), "--json"]) == code
+    plain = json.loads(capsys.readouterr().out)
+    assert plain["state"] == judge([record]).state.value
+    assert next(band["name"] for band in plain["bands"]) == "−5.3…−3"
+    assert plain["bound"] == pytest.approx(judge([record]).bound)
