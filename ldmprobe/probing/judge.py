@@ -31,7 +31,7 @@ def judge(records: Sequence[ProbeRecord]) -> Verdict:
     """
     whole = [record for record in records if record.probe == PROBE and is_whole(record)]
     if not whole:
-        told = "Nothing is known of held-out data.", "Add a DenoisingProbe to the callbacks, or held-out data."
+        told = "Without held-out data there is no verdict.", "Add a DenoisingProbe to the callbacks, or held-out data."
         return Verdict(State.CANNOT_SAY, 0, None, nan, nan, nan, (), *told, "No denoising record.")
     last = whole[-1]
     alike = [record for record in whole if record.fingerprints == last.fingerprints]
