@@ -14,6 +14,7 @@ from ldmprobe.callbacks.reconstruction_probe import ReconstructionProbe
 from ldmprobe.callbacks.report_writer import ReportWriter
 from ldmprobe.callbacks.sample_quality import SampleQuality
 from ldmprobe.callbacks.sampling_probe import DDIMProbe, SamplingProbe
+from ldmprobe.callbacks.stop_rule import StopRule
 from ldmprobe.callbacks.timestep_balancer import TimestepBalancer
 from ldmprobe.callbacks.training_clock import TrainingClock
 from ldmprobe.callbacks.training_loss import TrainingLoss
@@ -32,6 +33,7 @@ __all__ = [
     "ReportWriter",
     "SampleQuality",
     "SamplingProbe",
+    "StopRule",
     "TimestepBalancer",
     "TrainingClock",
     "TrainingLoss",

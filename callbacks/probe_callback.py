@@ -115,6 +115,11 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
         return {}
 
     @property
+    def last_step(self) -> int:
+        """The training step of the last probe; −1 before the first."""
+        return self._last_step
+
+    @property
     def records(self) -> str:
         """A name that tells the records from those of other probes; no two callbacks of a Trainer may share it."""
         return type(self).__name__

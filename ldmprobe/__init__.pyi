@@ -149,6 +149,7 @@ from ldmprobe.probing.reconstruction import probe_reconstruction as probe_recons
 from ldmprobe.probing.sampling import Sampling as Sampling
 from ldmprobe.probing.sampling_probe import probe_sampling as probe_sampling
 from ldmprobe.tracking.csv_logger import ResumableCSVLogger as ResumableCSVLogger
+from ldmprobe.tracking.loaded_run import load_run as load_run
 from ldmprobe.tracking.report import write_report as write_report
 from ldmprobe.tracking.scalars import scalar_metrics as scalar_metrics
 from ldmprobe.training.adversarial import Adversarial as Adversarial

@@ -54,7 +54,7 @@ class PerSample:
     value: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ProbeRecord:
     """The findings of one run of one probe.
 
@@ -89,6 +89,14 @@ class ProbeRecord:
             raise ValueError(f"the probe is called {self.probe!r}; expected lower-case letters, digits and underscores")
         if not isinstance(self.step, int) or isinstance(self.step, bool) or not 0 <= self.step < 2**63:
             raise ValueError(f"the step is {self.step!r}; expected a number from 0")
+
+    def __repr__(self) -> str:
+        names = ("scalars", "curves", "scatters", "per_sample", "images")
+        held = {name.replace("_", " "): len(vars(self)[name]) for name in names}
+        return (
+            f"ProbeRecord({self.probe!r}, step {self.step:,}: "
+            f"{', '.join(f'{count} {name}' for name, count in held.items() if count)})"
+        )
 
     def metric(self, name: str) -> Metric:
         """Return what a scalar or curve means."""

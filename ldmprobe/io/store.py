@@ -60,6 +60,11 @@ class RecordStore:
         found = [record for path in self.paths(probe) if (record := read_or_skip(path)) is not None]
         return sorted(found, key=lambda record: (record.probe, record.step))
 
+    def at(self, probe: str, step: int) -> ProbeRecord | None:
+        """Return the record of a probe at a training step, or None where there is none that can be read."""
+        path = next((path for path in self.paths(probe) if step_of(path) == step), None)
+        return None if path is None else read_or_skip(path)
+
     def last_before(self, probe: str, step: int, among: Callable[[int], bool] = lambda _: True) -> ProbeRecord | None:
         """Return the last record of a probe before ``step``, of the steps that are ``among`` some; it is the only one
         that is read.

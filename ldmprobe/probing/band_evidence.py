@@ -64,7 +64,7 @@ class BandEvidence:
         name, low, high: the band.
         nats: its part of the likelihood bound.
         recoverable: nats that are still to be had, at least.
-        hidden: nats that a linear correction could remove at most.
+        hidden: further nats that a linear correction could remove, at most.
         deviation: by how much the gain is surely off 1, or predictions shifted, at some level.
         lost: whether predictions are NaN or Inf somewhere in it.
         useless: whether some level's error is surely above that of predicting no noise at all.
@@ -112,7 +112,7 @@ def gather(records: Sequence[ProbeRecord]) -> tuple[list[BandEvidence], str]:
         gains = _gains(previous, last)
     outstanding = _outstanding(records)
     found = []
-    for band, (at_least, at_most), gain in zip(bands_of(levels.log_snr), recoverable, gains, strict=False):
+    for band, (at_least, more), gain in zip(bands_of(levels.log_snr), recoverable, gains, strict=False):
         here = band.inside
         found.append(
             BandEvidence(
@@ -121,7 +121,7 @@ def gather(records: Sequence[ProbeRecord]) -> tuple[list[BandEvidence], str]:
                 high=band.high,
                 nats=float((levels.nats * levels.mse)[here].sum()),
                 recoverable=at_least,
-                hidden=at_most,
+                hidden=more,
                 deviation=float(deviation[here].max()),
                 lost=bool(lost[here].any()),
                 useless=bool(useless[here].any()),
@@ -136,15 +136,16 @@ def gather(records: Sequence[ProbeRecord]) -> tuple[list[BandEvidence], str]:
 
 
 def _recoverable(levels: Levels, record: ProbeRecord) -> list[tuple[float, float]]:
-    """Return what each band could still lose, at least and at most, in nats: by a linear correction, by the best linear
-    denoiser in place of it, or by the right size and no shift.
+    """Return what each band could still lose at least, by a linear correction or by the best linear denoiser in place
+    of it, and what more a linear correction could remove at most; in nats.
     """
     linear = sum((fault.levels for fault in worse_than_linear(levels)), np.zeros(len(levels.mse), bool))
     found = []
     for band, inside in zip(residual_bands(record), (band.inside for band in bands_of(levels.log_snr)), strict=True):
         by_correction = band.excess_nats if band.lower > LEAST_RESIDUAL else 0.0
         by_linear = float((levels.nats * (levels.mse - levels.linear_mse))[inside & linear].sum())
-        found.append((max(by_correction, by_linear, 0.0), max(band.upper_nats, by_linear, 0.0)))
+        at_least = max(by_correction, by_linear, 0.0)
+        found.append((at_least, max(band.upper_nats - at_least, 0.0)))
     return found
 
 

@@ -177,7 +177,6 @@ def residual_bands(record: ProbeRecord) -> list[Band]:
 
 
 def half_width_of(curve: Curve) -> np.ndarray:
-    """Return the half-width of a curve's interval, (L,)."""
-    assert curve.upper is not None
-    width: np.ndarray = curve.upper - curve.value
+    """Return the half-width of a curve's interval, (L,); NaN where none is known."""
+    width: np.ndarray = np.full(len(curve.value), np.nan) if curve.upper is None else curve.upper - curve.value
     return width

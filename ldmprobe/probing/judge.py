@@ -9,7 +9,7 @@ optimal for its data, Gaussian or not, has none.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import nan
+from math import isfinite, nan
 
 from ldmprobe.analysis.faults import FALSE_ALARMS, NEGLIGIBLE, OF_SCALE, in_nats, listed
 from ldmprobe.io.record import ProbeRecord
@@ -43,7 +43,7 @@ def judge(records: Sequence[ProbeRecord]) -> Verdict:
     known = f"{last.provenance['num_images']:,} held-out images, {last.provenance['num_draws']:,} draws a level"
     if last.step == 0 and bool((last.curves["denoising_skill"].value < 0).all()):
         state, told = State.CANNOT_SAY, ("The network is untrained.", "Train it.")
-    elif state.exit_code == 0 and hidden > _HIDDEN * bound:
+    elif state.exit_code == 0 and not hidden <= _HIDDEN * bound:
         state, told = (
             State.CANNOT_SAY,
             (
@@ -63,9 +63,12 @@ def judge(records: Sequence[ProbeRecord]) -> Verdict:
         bands=bands,
         sentence=told[0],
         action=told[1],
-        confidence=f"{known}. A linear correction could remove {in_nats(hidden)} nats at most. Of probes of a perfect "
-        f"denoiser at most {FALSE_ALARMS:.0%} would be accused.",
+        confidence=f"{known}. {_more(hidden)}Of a perfect denoiser's probes {FALSE_ALARMS:.0%} at most are accused.",
     )
+
+
+def _more(hidden: float) -> str:
+    return f"Faults of {in_nats(hidden)} nats more could be hidden, at most. " if isfinite(hidden) else ""
 
 
 def _of_band(known: BandEvidence, bound: float) -> BandVerdict:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from math import isfinite
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch.loggers import Logger
 
@@ -14,6 +14,9 @@ from ldmprobe.tracking.history import RunningHistory
 from ldmprobe.tracking.logger_guard import going_on
 from ldmprobe.tracking.pictures import Pictures
 from ldmprobe.tracking.scalars import Detail, key, scalar_metrics, verdict_metrics
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import WandbLogger
 
 
 def log_record(loggers: Iterable[Any], record: ProbeRecord, history: RunningHistory, detail: Detail = "bands") -> None:
@@ -44,13 +47,23 @@ def log_scalars(loggers: Iterable[Logger], metrics: dict[str, float], step: int)
             logger.log_metrics(metrics, step=step)
 
 
-def log_verdict(loggers: Iterable[Any], verdict: Verdict) -> None:
-    """Send a verdict to each logger: its numbers to all, its words to Weights & Biases, into the run's summary."""
+def log_verdict(loggers: Iterable[Logger], verdict: Verdict) -> None:
+    """Send a verdict to each logger: its numbers to all, its words to those whose runs have a summary."""
     finite = {name: value for name, value in verdict_metrics(verdict).items() if isfinite(value)}
     log_scalars(loggers, finite, verdict.step)
+    words = {"state": verdict.state.value, "sentence": verdict.sentence, "action": verdict.action}
+    log_words(loggers, {f"verdict/{name}": text for name, text in words.items()}, verdict.state.exit_code == 1)
+
+
+def log_words(loggers: Iterable[Logger], words: dict[str, str], alert: bool = False) -> None:
+    """Put words into the summary of each logger's run that has one, which is Weights & Biases'.
+
+    Args:
+        alert: whether to send an alert, too, where the first of the words has not been there before.
+    """
     for logger in loggers:
         if type(logger).__name__ == "WandbLogger":
             with going_on(logger):
-                from ldmprobe.tracking.wandb import summarize_verdict
+                from ldmprobe.tracking.wandb import summarize
 
-                summarize_verdict(logger, verdict)
+                summarize(cast("WandbLogger", logger), words, alert)

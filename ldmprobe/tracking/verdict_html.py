@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html import escape
+from math import isfinite
 
 from ldmprobe.probing.verdict import BandVerdict, Verdict
 
@@ -28,11 +29,11 @@ def verdict_html(verdict: Verdict) -> str:
 
 
 def _cell(band: BandVerdict, bound: float) -> str:
-    share = band.nats / bound if bound else 0.0
+    share = f"{band.nats / bound:.0%} of the bound" if isfinite(band.nats) and bound else ""
     told = f"{band.state.value}: {band.evidence}"
     return (
         f'<details class="{_CLASSES[band.symbol]}"><summary><span aria-hidden="true">{band.symbol}</span>'
-        f"<b>{escape(band.name)}</b><em>{share:.0%} of the bound</em></summary><p>{escape(told)}</p></details>"
+        f"<b>{escape(band.name)}</b><em>{share}</em></summary><p>{escape(told)}</p></details>"
     )
 
 

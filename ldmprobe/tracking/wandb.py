@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.record import ProbeRecord
-from ldmprobe.probing.verdict import Verdict
 from ldmprobe.tracking.charts.curves import axis_of
 from ldmprobe.tracking.pictures import Pictures
 from ldmprobe.tracking.scalars import key
@@ -40,14 +39,15 @@ def log_media(logger: WandbLogger, pictures: Pictures) -> None:
         logger.experiment.log({**media, "trainer/global_step": record.step})
 
 
-def summarize_verdict(logger: WandbLogger, verdict: Verdict) -> None:
-    """Put a verdict into the run's summary, in words; alert whoever asked for it when it becomes one to look at."""
-    summary = logger.experiment.summary
-    if verdict.state.exit_code == 1 and summary.get("verdict/state") != verdict.state.value:
-        title, text = f"{verdict.state.symbol} {verdict.state.value}", f"{verdict.sentence} {verdict.action}"
-        logger.experiment.alert(title=title, text=text, level="WARN")
-    words = {"state": verdict.state.value, "sentence": verdict.sentence, "action": verdict.action}
-    summary.update({f"verdict/{name}": text for name, text in words.items()})
+def summarize(logger: WandbLogger, words: dict[str, str], alert: bool = False) -> None:
+    """Put words into the run's summary; with ``alert``, send them to whoever asked for alerts when the first of them is
+    new.
+    """
+    summary, (first, *others) = logger.experiment.summary, words
+    if alert and summary.get(first) != words[first]:
+        told = " ".join(words[name] for name in others)
+        logger.experiment.alert(title=words[first], text=told, level="WARN")
+    summary.update(words)
 
 
 def start_error(error: BaseException) -> ConfigurationError | None:

@@ -1,5 +1,6 @@
 """Lightning's own callbacks go by what probes find, from before the first step on, also after a resume."""
 
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +8,10 @@ import lightning as L
 import pytest
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
-from ldmprobe import RecordStore
-from ldmprobe.callbacks import DenoisingProbe, ExactResume, TrainingLoss
+from ldmprobe import RecordStore, write_report
+from ldmprobe.callbacks import DenoisingProbe, ExactResume, StopRule, TrainingLoss
+from ldmprobe.tracking.run_verdict import verdict_on
+from ldmprobe.tracking.scalars import verdict_metrics
 from tests.helpers import refused
 from tests.training.test_latent_diffusion import digits, module, trainer
 
@@ -46,6 +49,29 @@ def test_a_run_ends_early_by_what_a_probe_finds(tmp_path):
     assert fit.global_step == 3  # at the first validation, by the probe of step 0
     before = RecordStore(tmp_path).read("denoising")[0].scalars["denoising_bound_nats"]
     assert spy.seen[3][BOUND] == pytest.approx(before, rel=1e-6)
+
+
+def test_the_stop_rule_ends_a_run_that_gets_no_better_and_links_to_its_best(tmp_path):
+    """Nothing is better by all of the bound, so that the first trained probe stays the best."""
+    saving = ModelCheckpoint(tmp_path / "checkpoints", every_n_train_steps=2, save_top_k=-1)
+    callbacks = [*probes(), StopRule(patience=1, least_gain=1), saving, EarlyStopping("verdict/code", patience=99)]
+    fit = trainer(tmp_path, max_steps=9, callbacks=callbacks, enable_checkpointing=True)
+    fit.fit(module(), digits())
+    assert fit.global_step == 4
+    assert (tmp_path / "checkpoints" / "best.ckpt").resolve().name.endswith("step=2.ckpt")
+    (stop,) = RecordStore(tmp_path).read("stop")
+    assert (stop.step, stop.provenance["best_step"]) == (4, 2)
+    assert str(stop.provenance["summary"]) in (html := write_report(tmp_path).read_text())
+    verdict = verdict_on(tmp_path)
+    assert f"<b>{escape(verdict.sentence)}</b>" in html
+    assert {name: float(fit.callback_metrics[name]) for name in verdict_metrics(verdict)} == pytest.approx(
+        verdict_metrics(verdict), rel=1e-6, nan_ok=True
+    )
+
+
+def test_the_stop_rule_has_to_have_something_to_go_by(tmp_path):
+    with refused("StopRule goes by the held-out bound; add a DenoisingProbe"):
+        trainer(tmp_path, callbacks=[StopRule()]).fit(module(), digits())
 
 
 def test_a_resumed_run_goes_by_the_same_metrics_as_an_unbroken_one(tmp_path):
