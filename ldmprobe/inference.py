@@ -1,17 +1,21 @@
-"""Models loaded and sampled without Lightning, and real latents to compare them with."""
+"""Models loaded and sampled without Lightning, and real latents or images to compare them with."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.features.choose import chosen_network
 from ldmprobe.io.digest import fingerprint
+from ldmprobe.models.autoencoder_model import AutoencoderModel
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.pixels import as_bytes
 from ldmprobe.probing.analyses import Analysis, Findings, Trajectory
@@ -19,6 +23,8 @@ from ldmprobe.probing.clipping import clipping, count_clipped
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics, encode_images
 from ldmprobe.probing.probe import evaluating
+from ldmprobe.probing.real_features import check_feature_network
+from ldmprobe.probing.reconstruction import Originals
 from ldmprobe.probing.sampling import Sampling, sample_trajectory
 from ldmprobe.types import Batch
 
@@ -129,3 +135,41 @@ def real_latents(
         latents = encode_images(model.codec, (batch["image"] for batch in data.reference_batches(num_reference)))
         held_out = HeldOut.encode(model.codec, model.conditioning, batches)
     return LatentStatistics.fit(latents, fingerprint(model.codec.description)), held_out
+
+
+def real_images(
+    model: AutoencoderModel,
+    dataset: str,
+    image_column: str = "image",
+    image_size: int | None = None,
+    num_reference: int = 4096,
+    num_held_out: int = 1000,
+    feature_network: str | None = None,
+) -> tuple[AutoencoderModel, nn.Module | None, Originals, list[Tensor]]:
+    """A dataset's images as an autoencoder is probed with them: the autoencoder for images of their shape, the feature
+    network, what is known of the originals, and the held-out images.
+
+    Args:
+        dataset, image_column, image_size: as ``ImageData``'s; the channels are the autoencoder's.
+        feature_network: as SampleQuality's, or "none"; by default "builtin:digits" for gray images and
+            "builtin:cifar10" for RGB.
+
+    Raises:
+        ConfigurationError: no such data, or the autoencoder or feature network does not take their images.
+    """
+    from ldmprobe.data.images import ImageData
+
+    channels = int(model.network.config.in_channels)
+    data = ImageData(dataset, image_column=image_column, image_size=image_size, channels=channels)
+    data.setup()
+    if model.trained_on and (moved := data.identity.trained_on(model.trained_on)):
+        warnings.warn(f"The model was trained on rows of {dataset} that are held out here ({moved}).", stacklevel=2)
+    model = replace(model, image_shape=tuple(data.image_shape))
+    entries = math.prod(model.latent_shape)
+    chosen = feature_network or {1: "builtin:digits", 3: "builtin:cifar10"}.get(channels, "none")
+    network = None if chosen == "none" else chosen_network(chosen)
+    if network is not None:
+        check_feature_network(network, model.image_shape, model.device)
+    held_out = [batch["image"] for batch in data.reference_images(num_held_out, held_out=True)]
+    training = (batch["image"] for batch in data.reference_images(num_reference))
+    return model, network, Originals.of(training, held_out, entries, network, model.device), held_out

@@ -1,8 +1,9 @@
-"""``ldmprobe probe``: records, the two figures of the paper and a report of a model, without training."""
+"""``ldmprobe probe``: records and a report of a diffusion model or an autoencoder, without training."""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,11 @@ from ldmprobe.io.plain_text import plain
 if TYPE_CHECKING:
     from ldmprobe.models.diffusion_model import DiffusionModel
     from ldmprobe.probing.sampling import Sampling
+
+_OF_DIFFUSION = (
+    *("--num-samples", "--num-steps", "--sampler", "--grid", "--timestep-spacing", "--prompt", "--guidance-scale"),
+    *("--label-column", "--caption-column", "--likelihood", "--base", "--variant", "--text-precision"),
+)
 
 
 def run(argv: list[str]) -> int:
@@ -25,7 +31,8 @@ def run(argv: list[str]) -> int:
         "probe",
         "MODEL --out DIR [options]",
         "Probe a checkpoint or a diffusers pipeline without training, into a new directory: records, figures and "
-        "report.html.",
+        "report.html. Of an autoencoder (a checkpoint of Autoencoding, or a folder of one of diffusers) the "
+        "reconstructions are probed.",
         "runs/digits/checkpoints/last.ckpt --data builtin:digits --label-column label --image-size 32 --out probed",
     )
     add_model(parser)
@@ -45,6 +52,12 @@ def run(argv: list[str]) -> int:
     option(group, "--num-reference N", "number of real images", integer(2), 4096)
     option(
         group,
+        "--feature-network NAME",
+        "network that an autoencoder's rFID is taken in, or none; another than its perceptual loss is in (default: "
+        "builtin:digits for gray, builtin:cifar10 for RGB images)",
+    )
+    option(
+        group,
         "--likelihood N",
         "also the bits per dimension of N held-out images by the probability flow, some 200 passes (default: none)",
         integer(2),
@@ -53,12 +66,53 @@ def run(argv: list[str]) -> int:
     if args.likelihood and args.data is None:
         raise ConfigurationError("--likelihood is of held-out images; give --data.")
     from ldmprobe.io.run_directory import locked
+    from ldmprobe.training.checkpoint.load import is_autoencoder
 
     with settings_as_options(args):
-        model, sampling = load(args)
+        probe_into = _autoencoder_probe(args, argv) if is_autoencoder(args.model) else _diffusion_probe(args)
         with locked(args.out, resuming=False, option="--out") as out:
-            print(plain(_probe_into(out, model, sampling, args)))
+            print(plain(probe_into(out)))
     return 0
+
+
+def _autoencoder_probe(args: Namespace, argv: Sequence[str]) -> Callable[[Path], str]:
+    """Load the autoencoder and its images; return what probes it into a directory and says where the report is."""
+    from ldmprobe.inference import real_images
+    from ldmprobe.training.checkpoint.load import load_autoencoder
+
+    if superfluous := [flag for flag in _OF_DIFFUSION if flag in argv]:
+        raise ConfigurationError(f"{args.model} is an autoencoder, which is not sampled; leave out {superfluous[0]}.")
+    if args.data is None:
+        raise ConfigurationError(f"{args.model} is an autoencoder, which is probed with images; give --data.")
+    model, feature_network, originals, held_out = real_images(
+        load_autoencoder(args.model, args.device),
+        args.data,
+        args.image_column,
+        args.image_size,
+        args.num_reference,
+        feature_network=args.feature_network,
+    )
+
+    def probe_into(out: Path) -> str:
+        from ldmprobe.io.store import RecordStore
+        from ldmprobe.probing.probe import progress_bar
+        from ldmprobe.probing.reconstruction import probe_reconstruction
+        from ldmprobe.tracking.report import write_report
+
+        how = {"batch_size": args.batch_size, "seed": args.seed, "step": model.trained_steps}
+        with progress_bar("reconstruction probe") as progress:
+            record = probe_reconstruction(model, held_out, originals, feature_network, progress=progress, **how)
+        RecordStore(out).append(record)
+        return f"{record.provenance['summary']}\nreport: {write_report(out)}"
+
+    return probe_into
+
+
+def _diffusion_probe(args: Namespace) -> Callable[[Path], str]:
+    if args.feature_network is not None:
+        raise ConfigurationError("--feature-network is for an autoencoder's rFID; leave it out.")
+    model, sampling = load(args)
+    return lambda out: _probe_into(out, model, sampling, args)
 
 
 def _probe_into(out: Path, model: DiffusionModel, sampling: Sampling, args: Namespace) -> str:

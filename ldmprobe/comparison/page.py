@@ -22,6 +22,11 @@ from ldmprobe.tracking.comparable import Moment
 from ldmprobe.tracking.page import chart, folded, guarded, page, pairs, section
 from ldmprobe.tracking.thumbnails import sample_uris
 
+_FACTS = (  # of a record's provenance
+    *("weights", "autoencoder", "latent_shape", "factor", "feature_network", "num_images", "num_draws"),
+    *("num_samples", "sampler", "num_steps", "prediction_type"),
+)
+
 
 def comparison_html(comparison: Comparison) -> str:
     """The page as text."""
@@ -84,7 +89,7 @@ def _summary(comparison: Comparison) -> str:
 def _unpaired(comparison: Comparison) -> str:
     """Return what is said where there are no paired differences."""
     if PROBE not in comparison.moments:
-        return (
+        return _in_words(comparison) or (
             "Not every run has a denoising probe, so there are no paired differences; the samplers' curves lie over "
             "each other."
         )
@@ -105,6 +110,13 @@ def _unpaired(comparison: Comparison) -> str:
     ).replace("-", "−")
 
 
+def _in_words(comparison: Comparison) -> str:
+    """Return what the probes say of each run in a sentence of their own; "" where none has one."""
+    last = [whens[-1].records for whens in comparison.moments.values() if first_of(whens[-1]).provenance.get("summary")]
+    said = [(label, record.provenance.get("summary", "")) for records in last for label, record in records.items()]
+    return "<br>".join(f"<b>{escape(label)}</b>: {escape(str(words))}" for label, words in said)
+
+
 def _images_sections(comparison: Comparison) -> str:
     return "".join(
         _images_section(comparison, whens[::-1], name)
@@ -119,11 +131,17 @@ def _images_section(comparison: Comparison, whens: Sequence[Moment], name: str) 
         return ""
     shown = sample_uris([record for when in whens for record in when.records.values()], name)
     uris = iter([shown[k : k + len(comparison.runs)] for k in range(0, len(shown), len(comparison.runs))])
-    labels = [record.provenance.get("sample_labels") for record in whens[0].records.values()]
-    same = "noise and class" if labels[0] and all(label == labels[0] for label in labels) else "noise"
+    records = list(whens[0].records.values())
+    text = "Each run's last probe."
+    if "sampler" in records[0].fingerprints:
+        labels = [record.provenance.get("sample_labels") for record in records]
+        same = "noise and class" if labels[0] and all(label == labels[0] for label in labels) else "noise"
+        text += f" The same place in each grid started from the same {same}."
+    else:
+        text += f" {escape(records[0].metric(name).meaning)}"
     return section(
-        name.capitalize(),
-        f"Each run's last probe. The same place in each grid started from the same {same}.",
+        name.replace("_", " ").capitalize(),
+        text,
         _grids(whens[0], next(uris))
         + "".join(folded(f"At {when.description}", _grids(when, next(uris))) for when in whens[1:]),
     )
@@ -144,7 +162,7 @@ def _scalars_section(comparison: Comparison) -> str:
     rows, said = [], []
     for whens in comparison.moments.values():
         record = first_of(whens[0])
-        for name in record.scalars:
+        for name in dict.fromkeys(name for each in whens[0].records.values() for name in each.scalars):
             metric = record.metric(name)
             if metric.shown == "headline" and metric.good != "ideal" and "/" not in name:
                 said += [f"<b>{escape(metric.title)}</b>: {escape(metric.meaning)}"] if metric.meaning else []
@@ -190,7 +208,7 @@ def _provenance_section(comparison: Comparison) -> str:
     for probe in comparison.moments:
         last = [run.records[probe][-1] for run in runs]
         facts[f"{probe}: last record"] = [f"step {record.step:,}, {record.created}" for record in last]
-        for key in ("weights", "num_images", "num_draws", "num_samples", "sampler", "num_steps", "prediction_type"):
+        for key in _FACTS:
             if any(key in record.provenance for record in last):
                 facts[f"{probe}: {key}"] = [str(record.provenance.get(key, "")) for record in last]
     differing = configuration_differences([run.directory for run in runs])
@@ -232,7 +250,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def _scalar(record: ProbeRecord, name: str) -> str:
     value, spread = record.scalars.get(name, math.nan), record.scalars.get(record.metric(name).spread or "")
-    return f"{value:.4g}" + (f" ± {spread:.2g}" if spread is not None else "")
+    return ("–" if math.isnan(value) else f"{value:.4g}") + (f" ± {spread:.2g}" if spread is not None else "")
 
 
 def _when(whens: Sequence[Moment]) -> str:
