@@ -12,17 +12,21 @@ from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import lightning as L
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
 
-from ldmprobe import Autoencoding, ImageData, Originals, probe_reconstruction, reverse_water_filling
-from ldmprobe.data.builtin import gaussian_spectrum
+from ldmprobe import Autoencoding, Originals, probe_reconstruction, reverse_water_filling
+from ldmprobe.data.builtin import gaussian_spectrum, load_builtin
 
 SIZE = 4  # pixels of an image's side: D = 16 directions
+BATCH_SIZE = 256
 
 
 class Linear(nn.Module):
@@ -55,7 +59,20 @@ def linear_autoencoder() -> AutoencoderKL:
     return network
 
 
-def train(theta: float, data: ImageData, steps: int, seed: int) -> Autoencoding:
+class Shuffled(IterableDataset[dict[str, Tensor]]):
+    """Batches of images in ever new orders, without end."""
+
+    def __init__(self, images: Tensor, seed: int) -> None:
+        self.images, self.seed = images, seed
+
+    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(self.seed)
+        while True:
+            for chosen in torch.randperm(len(self.images), generator=generator).split(BATCH_SIZE):
+                yield {"image": self.images[chosen]}
+
+
+def train(theta: float, images: Tensor, steps: int, seed: int) -> Autoencoding:
     torch.manual_seed(seed)
     module = Autoencoding(
         linear_autoencoder(),
@@ -75,20 +92,24 @@ def train(theta: float, data: ImageData, steps: int, seed: int) -> Autoencoding:
         enable_model_summary=False,
         limit_val_batches=0,
     )
-    trainer.fit(module, data)
+    trainer.fit(module, DataLoader(Shuffled(images, seed), batch_size=None))
     return module
 
 
 @torch.no_grad()
-def measured(module: Autoencoding, data: ImageData, fresh: Tensor) -> tuple[float, float, int]:
+def measured(module: Autoencoding, training: Tensor, fresh: Tensor) -> tuple[float, float, int]:
     """Return distortion per image, rate in nats per image, and the number of active entries."""
-    model = module.autoencoder_model()
+    model = replace(module.autoencoder_model(), image_shape=tuple(fresh.shape[1:]))
     torch.manual_seed(0)
     drawn = model.decode(model.posterior(fresh).sample())
     distortion = (drawn - fresh).square().flatten(1).sum(1).mean()
-    training = [batch["image"] for batch in data.reference_images(256)]
-    scalars = probe_reconstruction(model, fresh.split(5000), Originals.of(training, fresh.split(5000), 1)).scalars
+    scalars = probe_reconstruction(model, [fresh], Originals.of([training], [fresh], 1), batch_size=5000).scalars
     return float(distortion), scalars["kl_nats"] * SIZE**2, round(scalars["active_entries"])
+
+
+def gaussian_images(number: int, seed: int) -> Tensor:
+    rows = load_builtin("gaussian", channels=1, size=SIZE, num_images=number, seed=seed)
+    return torch.from_numpy(rows.with_format("numpy")["image"][:])
 
 
 def main() -> int:
@@ -101,18 +122,11 @@ def main() -> int:
     torch.set_num_threads(1)
     spectrum = torch.from_numpy(gaussian_spectrum(SIZE)).flatten()
 
-    def gaussian(number: int, seed: int) -> ImageData:
-        kwargs = {"channels": 1, "size": SIZE, "num_images": number, "seed": seed}
-        data = ImageData("builtin:gaussian", kwargs, batch_size=256, held_out_fraction=0.5, check_rows=1)
-        data.setup()
-        return data
-
-    data, others = gaussian(40_000, args.seed), gaussian(40_000, args.seed + 1)
-    fresh = torch.cat([batch["image"] for batch in others.reference_images(20_000)])
+    images, fresh = gaussian_images(40_000, args.seed), gaussian_images(20_000, args.seed + 1)
     print("| θ | distortion | predicted | | rate, nats | predicted | | active | predicted |\n|---" + "|---" * 8 + "|")
     good = True
     for theta in args.theta:
-        distortion, rate, active = measured(train(theta, data, args.steps, args.seed), data, fresh)
+        distortion, rate, active = measured(train(theta, images, args.steps, args.seed), images, fresh)
         best = reverse_water_filling(spectrum, theta)
         expected, nats, kept = float(best.distortion.sum()), float(best.rate.sum()), int(best.active.sum())
         off = distortion / expected - 1, rate / nats - 1

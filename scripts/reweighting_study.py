@@ -29,7 +29,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from ldmprobe.comparison.configuration import configuration_differences
+from ldmprobe.comparison.jobs import Job, run_jobs, start_process
 from ldmprobe.comparison.study import Study, study, study_run
 from ldmprobe.comparison.study_figures import curves_figure, pareto_figure
 from ldmprobe.comparison.study_table import study_markdown, study_table
@@ -47,7 +47,6 @@ from ldmprobe.tracking.charts.static import png
 from ldmprobe.tracking.comparable import read_runs
 
 _NAME = re.compile(r"[\w.+-]+")  # of a method: a folder's
-_LOG_LINES = 15
 
 
 @dataclass(frozen=True)
@@ -64,24 +63,11 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Job:
+class Run(Job):
     """One run of the plan."""
 
-    method: str
-    seed: int
-    folder: Path
-
-    @property
-    def name(self) -> str:
-        return f"{self.method}, seed {self.seed}"
-
-    @property
-    def mark(self) -> Path:
-        return self.folder / "finished"
-
-    @property
-    def log(self) -> Path:
-        return self.folder / "log.txt"
+    method: str = ""
+    seed: int = 0
 
 
 def read_plan(path: Path, arguments: list[str]) -> Plan:
@@ -119,7 +105,7 @@ def read_plan(path: Path, arguments: list[str]) -> Plan:
     return Plan(path, base, given["baseline"], seeds, methods, arguments)
 
 
-def prepare(plan: Plan, out: Path) -> list[Job]:
+def prepare(plan: Plan, out: Path) -> list[Run]:
     """Write down what each method is run with, and list the runs, the first seed of all methods first.
 
     Raises:
@@ -134,7 +120,11 @@ def prepare(plan: Plan, out: Path) -> list[Job]:
         for name, content in (("config.yaml", text), ("method.yaml", yaml.safe_dump(settings))):
             with atomic_write(folder / name) as file:
                 file.write(content.encode())
-    return [Job(m, seed, out / "runs" / m / f"seed-{seed}") for seed in plan.seeds for m in plan.methods]
+    return [
+        Run(f"{m}, seed {seed}", out / "runs" / m / f"seed-{seed}", method=m, seed=seed)
+        for seed in plan.seeds
+        for m in plan.methods
+    ]
 
 
 def _refuse_changed(folder: Path, text: str) -> None:
@@ -149,58 +139,19 @@ def _refuse_changed(folder: Path, text: str) -> None:
         )
 
 
-def train(plan: Plan, jobs: list[Job], processes: int) -> dict[Job, str]:
-    """Run what is not finished, ``processes`` at a time; returns what is to be said of those that failed."""
-    waiting = [job for job in jobs if not job.mark.exists()]
-    print(f"{len(jobs)} runs, {len(jobs) - len(waiting)} of them finished.", flush=True)
-    running: dict[Job, subprocess.Popen] = {}
-    failed: dict[Job, str] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < processes:
-                job = waiting.pop(0)
-                print(f"{job.name}: {'goes on' if job.folder.exists() else 'begins'}", flush=True)
-                running[job] = start(plan, job)
-            time.sleep(0.2)
-            for job in [job for job, process in running.items() if process.poll() is not None]:
-                if (code := running.pop(job).returncode) == 0:
-                    job.mark.touch()
-                    print(f"{job.name}: finished, {len(waiting) + len(running)} to go", flush=True)
-                else:
-                    failed[job] = f"{job.name} failed with exit code {code}"
-                    print(f"{failed[job]}. The end of {job.log}:\n{_end(job.log)}", flush=True)
-    finally:
-        for process in running.values():
-            process.terminate()
-        for process in running.values():
-            process.wait()
-    return failed
-
-
-def fit_arguments(plan: Plan, job: Job) -> list[str]:
+def fit_arguments(plan: Plan, job: Run) -> list[str]:
     """Return what `ldmprobe` is called with."""
     configs = [f"--config={path}" for path in (*plan.base, job.folder.parent / "method.yaml")]
     seeds = [f"--{name}={job.seed}" for name in ("seed_everything", "model.init_args.seed", "data.init_args.seed")]
     return ["fit", *configs, *plan.arguments, *seeds, f"--run_dir={job.folder}", "--ckpt_path=last"]
 
 
-def start(plan: Plan, job: Job) -> subprocess.Popen:
-    job.folder.mkdir(parents=True, exist_ok=True)
-    with job.log.open("ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-m", "ldmprobe.cli", *fit_arguments(plan, job)],
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
-        )
+def start(plan: Plan, job: Run) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    return start_process(job, [sys.executable, "-m", "ldmprobe.cli", *fit_arguments(plan, job)], environment)
 
 
-def _end(log: Path) -> str:
-    lines = log.read_text(errors="replace").splitlines()[-_LOG_LINES:]
-    return "\n".join(f"    {line}" for line in lines)
-
-
-def read_study(plan: Plan, jobs: list[Job]) -> Study:
+def read_study(plan: Plan, jobs: list[Run]) -> Study:
     """The finished runs' statistics.
 
     Raises:
@@ -243,7 +194,7 @@ def main(argv: list[str]) -> int:
             raise ConfigurationError(f"--processes is {args.processes}; expected at least 1.")
         plan = read_plan(args.study, arguments)
         jobs = prepare(plan, args.out)
-        failed = {} if args.table_only else train(plan, jobs, args.processes)
+        failed = {} if args.table_only else run_jobs(jobs, lambda job: start(plan, job), args.processes)
         missing = [failed.get(job, f"{job.name} is not finished") for job in jobs if not job.mark.exists()]
         write(read_study(plan, jobs), args.study.stem, missing, args.out)
     except ConfigurationError as error:
