@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ldmprobe import (
     Adversarial,
@@ -28,6 +29,8 @@ from ldmprobe.callbacks import ExactResume
 from ldmprobe.cli import main
 from ldmprobe.io.digest import weights_fingerprint
 from ldmprobe.models.autoencoder import images_of, last_layer, latents_of, posterior_of
+from ldmprobe.training.image_source import image_shape_in
+from ldmprobe.training.sharding import check_not_sharded
 from tests.helpers import refused
 from tests.pipelines import autoencoder
 from tests.processes import finish, start_ranks
@@ -307,6 +310,14 @@ def test_two_ranks_train_what_one_does_with_batches_twice_as_large(tmp_path):
 def test_what_does_not_fit_is_refused_before_training(settings, size, told):
     with refused(told):
         trainer(4).fit(module(**settings), images_data(size))
+
+
+def test_sharding_and_cached_latents_are_refused():
+    with refused("ModelParallelStrategy does not shard; use `strategy: ddp`"):
+        check_not_sharded(ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1))
+    with refused("trained on images, not on latents"):
+        image_shape_in(ImageData("builtin:shapes", latents="latents/shapes"))
+    assert image_shape_in(L.LightningDataModule()) == ()
 
 
 def test_fp16_is_refused_where_gradients_are_weighed():
