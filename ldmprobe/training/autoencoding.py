@@ -44,6 +44,7 @@ from ldmprobe.training.sharding import check_not_sharded
 from ldmprobe.types import Batch, Component, PlainValues, StateDict
 
 Train = Literal["all", "decoder"]
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 _OF_ALL_RANKS = (0, 1)  # by which draws that are the same on every rank are told apart from a rank's own
 
 
@@ -133,6 +134,11 @@ class Autoencoding(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         check_not_sharded(self.trainer.strategy)
+        if self.trainer.precision not in _PRECISIONS:
+            raise ConfigurationError(
+                f"Autoencoding got trainer.precision {self.trainer.precision}; its weights, losses and codes are in "
+                f"float32: write one of {', '.join(_PRECISIONS)}."
+            )
         self.image_shape = image_shape_in(datamodule_of(self.trainer))
         outline = copy.deepcopy(self.autoencoder).to("meta")
         if self.image_shape:

@@ -325,6 +325,16 @@ def test_fp16_is_refused_where_gradients_are_weighed():
         adversarial().check((3, 16, 16), -1, "16-mixed")
     adversarial(adaptive=False).check((3, 16, 16), -1, "16-mixed")
     adversarial().check((), -1, "bf16-mixed")
+    with refused("precision bf16-true.*bf16-mixed"):
+        trainer(4, precision="bf16-true").fit(module(), images_data())
+
+
+def test_convolutions_take_bf16_while_losses_stay_in_float32():
+    model = module()
+    done = fit(model, 3, precision="bf16-mixed")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert done.callback_metrics["train/loss"].dtype == torch.float32
+    assert 0 < float(done.callback_metrics["train/adaptive_weight"]) < 1e4
 
 
 @pytest.mark.parametrize(
