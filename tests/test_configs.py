@@ -130,8 +130,8 @@ def test_families_differ_in_their_process_alone(tmp_path):
     assert processes == {
         "ddpm": ("DDIMScheduler", "UNet2DModel"),
         "subvp": ("SubVPSDE", "UNet2DModel"),
-        "ve": ("VESDE", "EpsilonNetwork"),
+        "ve": ("VESDE", "Preconditioned"),
         "edm": ("EDMProcess", "Preconditioned"),
-        "ncsn": ("VESDE", "EpsilonNetwork"),
+        "ncsn": ("VESDE", "Preconditioned"),
         "flow": ("FlowMatchEulerDiscreteScheduler", "UNet2DModel"),
     }
