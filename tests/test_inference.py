@@ -156,7 +156,7 @@ def test_classes_differ_and_guidance_changes_the_samples(pipelines):
     )
 
 
-@pytest.mark.parametrize("family", ["DDPMPipeline", "LDMPipeline", "DiTPipeline", "StableDiffusionPipeline"])
+@pytest.mark.parametrize("family", ["DDPMPipeline", "DiTPipeline", "StableDiffusionPipeline"])
 def test_with_data_a_probe_also_compares_with_real_latents(family, pipelines, tmp_path):
     data = ["--data", _pictures(tmp_path / "pictures.parquet")]
     size = ["--image-size", "8"] if family == "DDPMPipeline" else []

@@ -43,7 +43,8 @@ CELLS = {
 }
 LONG = (
     *("compiled", "bf16 weights", "TensorBoard", "no accumulation", "no moving average", "loaders of one's own"),
-    "batch norm, no moving average",  # as in the middle of everything
+    *("two data-loader workers", "sample quality"),  # as with loaders of one's own
+    *("batch norm in a network of one's own", "batch norm, no moving average"),  # as in the middle of everything
 )
 
 
