@@ -115,7 +115,7 @@ def gaussian_images(number: int, seed: int) -> Tensor:
 def main() -> int:
     """0: within 2 % of the distortion and 3 % of the rate, and with the directions predicted; 1: not."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--theta", type=float, nargs="+", default=[0.07, 0.16, 0.27], help="water levels")
+    parser.add_argument("--theta", type=float, nargs="+", default=[0.07, 0.168, 0.27], help="water levels")
     parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

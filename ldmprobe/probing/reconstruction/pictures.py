@@ -29,7 +29,7 @@ class Pictures(Measure):
         Metric(
             "reconstructions", "Reconstructions of held-out images",
             f"Top: the image. Middle: its reconstruction. Bottom: {CONTRAST} times their difference, gray where there "
-            "is none. Move the slider to see them become sharper in training.", shown="headline",
+            "is none.", shown="headline",
         ),
     )  # fmt: skip
 

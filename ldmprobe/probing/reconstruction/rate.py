@@ -47,8 +47,8 @@ class PosteriorRate(Measure):
         ),
         _BITS,
         Metric(
-            "kl_per_channel", "KL by latent channel", "The same KL by latent channel, summed over places: near 0 is a "
-            "collapsed channel.", "nats per image", along="latent channel", shown="headline",
+            "kl_per_channel", "KL by latent channel", "KL of the posterior by latent channel, summed over places: "
+            "near 0 is a collapsed channel.", "nats per image", along="latent channel", shown="headline",
         ),
     )  # fmt: skip
 

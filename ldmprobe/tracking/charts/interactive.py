@@ -247,7 +247,7 @@ def _axes(panel: Panel, titles: bool) -> tuple[dict[str, Any], dict[str, Any]]:
     if places.size and np.ptp(places) < 8 and np.array_equal(places, np.round(places)):
         x |= {"dtick": 1}
     if panel.log_x:
-        x |= {"type": "log", "dtick": "D2"}
+        x |= {"type": "log", "tickvals": [2**power for power in range(12)]}
     if panel.log:
         lines = [positive(mark.y) for mark in panel.marks if isinstance(mark, Line)]
         values = np.concatenate(lines)[np.isfinite(np.concatenate(lines))]
