@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmprobe.diffusion.prediction import Prediction, VPrediction
+from ldmprobe.diffusion.prediction import KINDS, Prediction, VPrediction, prediction_named
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.types import PlainValues
 
@@ -147,6 +147,50 @@ class NoiseSchedule:
             raise ConfigurationError(
                 "A network predicts v = α ε − σ x_0 only where α² + σ² = 1; for this noise schedule use ε or x_0."
             )
+
+    @classmethod
+    def from_alpha_bar(
+        cls, alpha_bar: Tensor, prediction: str | Prediction = "epsilon", model_time: Tensor | None = None
+    ) -> NoiseSchedule:
+        """Return the variance-preserving schedule of ᾱ_t = ∏ (1 − β_i), shape (T,): α = √ᾱ, σ = √(1 − ᾱ).
+
+        Args:
+            prediction: what the network answers: "epsilon", "sample" (x_0), "v_prediction", or a kind of one's own.
+            model_time: what the network is told; default: 0 … T − 1.
+
+        Raises:
+            ConfigurationError: an ᾱ_t outside [0, 1], or a kind that is not known.
+        """
+        alpha_bar = alpha_bar.detach().to("cpu", torch.float64)
+        if not bool(((alpha_bar >= 0) & (alpha_bar <= 1)).all()):
+            raise ConfigurationError(
+                f"alpha_bar reaches from {float(alpha_bar.min()):.4g} to {float(alpha_bar.max()):.4g}; expected shares "
+                "of variance in [0, 1], such as torch.cumprod(1 - betas, 0)."
+            )
+        return cls(alpha_bar.sqrt(), (1 - alpha_bar).sqrt(), _kind(prediction), model_time)
+
+    @classmethod
+    def from_sigmas(
+        cls, sigmas: Tensor, prediction: str | Prediction = "epsilon", model_time: Tensor | None = None
+    ) -> NoiseSchedule:
+        """Return the variance-exploding schedule z = x_0 + σ ε of noise levels σ (T,), in any order; a last 0 is left
+        out.
+
+        Args:
+            prediction: what the network answers: "epsilon", "sample" (x_0, as EDM's D does), or a kind of one's own.
+            model_time: what the network is told at each σ; default: σ itself.
+
+        Raises:
+            ConfigurationError: a negative σ, or a kind that is not known.
+        """
+        sigmas = sigmas.detach().to("cpu", torch.float64)
+        if not bool((sigmas >= 0).all()):
+            raise ConfigurationError(f"sigmas has {float(sigmas.min()):.4g} in it; expected standard deviations.")
+        told = sigmas if model_time is None else model_time.detach().cpu()
+        order = sigmas.argsort()[int((sigmas == 0).sum()) :]
+        sigma = sigmas[order]
+        end = float(sigma[-1]) if len(sigma) else 1.0
+        return cls(torch.ones_like(sigma), sigma, _kind(prediction), told[order], prior_std=end)
 
     name = "noise schedule of your own"
     timestep_spacing = "trailing"
@@ -294,6 +338,13 @@ class NoiseSchedule:
             "The noise schedule is a table of its own, which no scheduler of diffusers has; train with one of "
             "diffusers' to export."
         )
+
+
+def _kind(prediction: str | Prediction) -> Prediction:
+    found = prediction_named(prediction) if isinstance(prediction, str) else prediction
+    if found is None:
+        raise ConfigurationError(f"prediction is {prediction!r}; expected one of {', '.join(KINDS)}.")
+    return found
 
 
 def _interpolated(wanted: Tensor, ascending: Tensor, values: Tensor) -> Tensor:

@@ -53,7 +53,7 @@ def as_denoiser(network: nn.Module, scores: bool = False) -> Denoiser:
     """
     if (wrapper := wrapper_of(network)) is not None:
         return wrapper
-    own: Denoiser = _adapted(network, scores) if hasattr(network, "config") else network
+    own: Denoiser = _adapted(network, scores) if hasattr(network, "config") else _as_it_is(network)
 
     def denoise(z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         first = next(network.parameters(), None)
@@ -66,6 +66,23 @@ def as_denoiser(network: nn.Module, scores: bool = False) -> Denoiser:
     if not any(name in _PREDICTS_VARIANCE for name in _class_names(network)):
         return denoise
     return lambda z_t, t, condition: denoise(z_t, t, condition)[:, : z_t.shape[1]]
+
+
+def _as_it_is(network: nn.Module) -> Denoiser:
+    """Return a network of one's own, which may do without the third argument if there is no condition."""
+    parameters = inspect.signature(network.forward).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters) or len(parameters) != 2:
+        return network
+
+    def denoise(z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        if condition:
+            raise ConfigurationError(
+                f"{type(network).__name__}.forward takes {' and '.join(p.name for p in parameters)} and is to be told "
+                f"{', '.join(condition)}, too; give it a third argument, `condition`, a dictionary."
+            )
+        return network(z_t, t)
+
+    return denoise
 
 
 def _in(dtype: torch.dtype, value: Tensor) -> Tensor:

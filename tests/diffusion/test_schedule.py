@@ -14,7 +14,40 @@ from diffusers import (
 )
 
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from ldmprobe.diffusion.schedule import NoiseSchedule
 from tests.helpers import FLOAT32, FLOAT64, refused, sd_scheduler
+
+
+def test_tables_of_ones_own_are_those_of_diffusers():
+    scheduler = DDIMScheduler()
+    expected = as_schedule(scheduler)
+    table = NoiseSchedule.from_alpha_bar(scheduler.alphas_cumprod, "v_prediction")
+    torch.testing.assert_close(table.log_snr, expected.log_snr, **FLOAT64)
+    assert (table.prediction.name, table.prior_std) == ("v_prediction", 1.0)
+    sigmas = torch.tensor([80.0, 5.0, 0.1, 0.0])  # as EDM lists them
+    edm = NoiseSchedule.from_sigmas(sigmas, "sample", model_time=sigmas.log() / 4)
+    torch.testing.assert_close(
+        edm.log_snr, -2 * torch.tensor([0.1, 5, 80], dtype=torch.float32).double().log(), **FLOAT64
+    )
+    torch.testing.assert_close(edm.model_time, torch.tensor([0.1, 5, 80]).log() / 4)
+    assert edm.prior_std == 80
+    torch.testing.assert_close(NoiseSchedule.from_sigmas(sigmas).model_time.float(), torch.tensor([0.1, 5, 80]))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: NoiseSchedule.from_alpha_bar(torch.tensor([0.9, 1.2])), r"alpha_bar reaches from 0.9 to 1.2.*cumprod"),
+        (lambda: NoiseSchedule.from_sigmas(torch.tensor([-1.0, 1.0])), "sigmas has -1 in it"),
+        (
+            lambda: NoiseSchedule.from_sigmas(torch.tensor([1.0, 2.0]), "eps"),
+            "prediction is 'eps'; expected one of epsilon",
+        ),
+    ],
+)
+def test_tables_that_are_none_are_refused(make, message):
+    with refused(message):
+        make()
 
 
 def test_schedule_is_variance_preserving_in_float64_and_its_snr_falls():

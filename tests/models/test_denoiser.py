@@ -164,3 +164,19 @@ def test_a_network_that_is_told_its_guidance_scale_is_refused():
     network = UNet2DConditionModel.from_config(tiny_text_unet().config, time_cond_proj_dim=8)
     with refused("time_cond_proj_dim 8"):
         check_denoiser(network, (2, 8, 8), {"encoder_hidden_states": torch.zeros(1, 3, 12)}, CPU)
+
+
+class Bare(nn.Module):
+    """A network of one's own that knows no condition."""
+
+    def forward(self, z: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return 2 * z
+
+
+def test_a_network_without_a_condition_is_called_without_one_and_refuses_any():
+    z, t = torch.ones(1, 1, 2, 2), torch.zeros(1)
+    assert torch.equal(as_denoiser(Bare())(z, t, {}), 2 * z)
+    with refused(
+        "Bare.forward takes z and t and is to be told class_labels, too; give it a third argument, `condition`"
+    ):
+        as_denoiser(Bare())(z, t, {"class_labels": t})
