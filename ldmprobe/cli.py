@@ -12,6 +12,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.plain_text import make_output_plain, plain
 
 COMMANDS = {
+    "init": "write a configuration to begin with",
     "fit": "train or finetune from a YAML file, probing on the way",
     "validate": "measure a checkpoint's loss on held-out data",
     "test": "measure a checkpoint's loss on test data",

@@ -25,6 +25,7 @@ ORDER = [
     ["functional", "inference"],
     ["commands"],
     ["cli"],
+    ["__main__"],
 ]
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names}
 PURE = ("diffusion", "analysis")

@@ -6,7 +6,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
+
+from ldmprobe.cli import main
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -15,7 +18,7 @@ def test_every_package_is_listed():
     listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
     folders = {path.parent.relative_to(ROOT) for path in (ROOT / "ldmprobe").rglob("__init__.py")}
     found = {".".join(folder.parts) for folder in folders}
-    assert listed == found | {"ldmprobe.callbacks"}
+    assert listed == found | {"ldmprobe.callbacks", "ldmprobe.presets"}
 
 
 def _pinned(name: str) -> dict[str, str]:
@@ -67,3 +70,21 @@ def test_help_and_version_import_nothing_heavy():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("usage: ldmprobe") == 11
+
+
+def test_a_configuration_to_begin_with_comes_with_the_package(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main(["init"]) == 0
+    listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
+    assert listed == sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+    assert main(["init", "digits"]) == 0
+    assert capsys.readouterr().out == "ldmprobe fit --config digits.yaml\n"
+    written, there = (yaml.safe_load(path.read_text()) for path in (Path("digits.yaml"), ROOT / "configs/digits.yaml"))
+    assert written == there
+    assert main(["init", "digits"]) == 2
+    assert main(["init", "digts"]) == 2
+    assert main(["verdct"]) == 2
+    told = capsys.readouterr().err.splitlines()
+    assert "digits.yaml exists" in told[0]
+    assert "Did you mean digits?" in told[1]
+    assert "Did you mean verdict?" in told[2]

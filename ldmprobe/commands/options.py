@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import re
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from math import inf
 from typing import TYPE_CHECKING, NoReturn
@@ -40,7 +41,16 @@ class Parser(ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        raise ConfigurationError(f"{message}. `{self.prog} --help` lists all options.")
+        unknown = re.search(r"invalid choice: '(.+?)'|unrecognized arguments: (\S+)", message)
+        known = [*self._option_string_actions, *(name for action in self._actions for name in action.choices or ())]
+        near = closest(unknown[1] or unknown[2], known) if unknown else ""
+        raise ConfigurationError(f"{message}.{near} `{self.prog} --help` lists all options.")
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean …?" with the known name that is most like ``name``; "" if none is."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f" Did you mean {near[0]}?" if near else ""
 
 
 def option(

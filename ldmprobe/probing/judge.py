@@ -139,12 +139,12 @@ def _in_words(
         case State.AT_FAULT:
             return (
                 f"Left behind, and falling no longer: {names}.{unfinished}",
-                "Draw these levels more often (a weighting, `--config configs/balancer.yaml`), or look for a bug.",
+                "Draw these levels more often (a weighting, or `ldmprobe init balancer`), or look for a bug.",
             )
         case State.LEARNING:
             fall = -sum(band.change for band in bands)
             told = f"The held-out bound fell from {in_nats(bound + fall)} to {total} since step {since:,}."
-            often = ", or draw these levels more often (`--config configs/balancer.yaml`)" if left else ""
+            often = ", or draw these levels more often (`ldmprobe init balancer`)" if left else ""
             return told + unfinished, f"Go on{often}."
         case State.LEVELLED_OFF:
             return (
