@@ -22,6 +22,9 @@ from ldmprobe.probing.denoising_record import (
     residual_bands,
 )
 
+_LASTS = 0.8  # of it a probe later: planted faults have kept .85 or more, the humps of healthy networks .72 or less
+_VISIBLE = 0.9  # the linear optimum's error, where a denoiser has something to go by
+
 
 class _Outlier(NamedTuple):
     """What a level can stand out by: a curve's distance from its ideal, to one side; and what a healthy network's
@@ -106,7 +109,10 @@ def gather(records: Sequence[ProbeRecord]) -> tuple[list[BandEvidence], str]:
     deviation = np.maximum(
         np.abs(levels.gain - 1) - sure * levels.gain_width, levels.offset - sure * levels.offset_width
     )
-    useless = levels.mse - critical(levels, sides=1) * width > 1
+    # Next to the data ε is hardly to be seen: predictions are small, and the error of any network lies about 1.
+    visible = levels.linear_mse < _VISIBLE
+    deviation = np.where(visible, deviation, 0.0)
+    useless = (levels.mse - critical(levels, sides=1) * width > 1) & visible
     gains: Sequence[BandGain | None] = [None] * len(recoverable)
     if previous is not None:
         gains = _gains(previous, last)
@@ -157,7 +163,7 @@ def _gains(before: ProbeRecord, after: ProbeRecord) -> list[BandGain]:
 
 def _outstanding(records: Sequence[ProbeRecord]) -> list[np.ndarray]:
     """Return for each kind of outlier how far each level stands out from both sides (``humps``), where it did so a
-    probe before and has not become less than half of it: what training is about to mend does. An untrained network
+    probe before and has hardly become less: what training is about to mend does. An untrained network
     tells nothing.
     """
     found = []
@@ -165,7 +171,7 @@ def _outstanding(records: Sequence[ProbeRecord]) -> list[np.ndarray]:
         height = _humps(records[-1], kind)
         if len(records) > 1:
             before = _humps(records[-2], kind) if records[-2].step > 0 else np.zeros_like(height)
-            height = np.where((height <= 2 * before) & (height >= before / 2), height, 0.0)
+            height = np.where((height <= 2 * before) & (height >= _LASTS * before), height, 0.0)
         found.append(np.where(height > kind.least, height, 0.0))
     return found
 
