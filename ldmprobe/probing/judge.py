@@ -14,7 +14,7 @@ from math import isfinite, nan
 from ldmprobe.analysis.faults import FALSE_ALARMS, NEGLIGIBLE, OF_SCALE, in_nats, listed
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.band_evidence import BandEvidence, gather
-from ldmprobe.probing.denoising_record import PROBE, is_whole
+from ldmprobe.probing.denoising_record import PROBE, half_width_of, is_whole
 from ldmprobe.probing.verdict import BandVerdict, State, Verdict
 
 LEAST_FALL = 0.001  # of the bound: a band that falls by less has levelled off
@@ -41,7 +41,8 @@ def judge(records: Sequence[ProbeRecord]) -> Verdict:
     state = max((band.state for band in bands), key=lambda state: state.code)
     before = alike[-2] if len(alike) > 1 else None
     known = f"{last.provenance['num_images']:,} held-out images, {last.provenance['num_draws']:,} draws a level"
-    if last.step == 0 and bool((last.curves["denoising_skill"].value < 0).all()):
+    skill = last.curves["denoising_skill"]
+    if last.step == 0 and bool((skill.value + half_width_of(skill) < 0).all()):
         state, told = State.CANNOT_SAY, ("The network is untrained.", "Train it.")
     elif state.exit_code == 0 and not hidden <= _HIDDEN * bound:
         state, told = (
