@@ -161,10 +161,15 @@ class LDMProbeCLI(LightningCLI):
             fit.ckpt_path = last_checkpoint(self.trainer, fit.run_dir, may_start=True)
 
     def after_fit(self) -> None:
-        """Say what the run has come to, as its last lines."""
+        """Say what the run has come to, as its last lines; a ``fast_dev_run`` comes to nothing."""
         run_dir = Path(self.config_init["fit"].run_dir)
-        if self.trainer.is_global_zero and RecordStore(run_dir).paths(PROBE):
-            print(f"\n{plain(verdict_on(run_dir).in_full)}\n\n{_where_to_look(run_dir)}", flush=True)
+        if self.config_init["fit"].trainer.fast_dev_run or not self.trainer.is_global_zero or not RecordStore(run_dir).paths(PROBE):
+            return
+        try:
+            said = verdict_on(run_dir).in_full
+        except Exception as error:  # noqa: BLE001 (training is done, and must not end in a traceback)
+            said = f"No verdict could be reached on these records ({type(error).__name__}: {error})."
+        print(f"\n{plain(said)}\n\n{_where_to_look(run_dir)}", flush=True)
 
     def before_validate(self) -> None:
         settings = self.config_init[self.subcommand]
