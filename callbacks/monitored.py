@@ -13,9 +13,7 @@ from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.lightning_private import callbacks_of
-from ldmprobe.tracking.scalars import SECTION, VERDICT
-
-_OURS = (SECTION, VERDICT)
+from ldmprobe.tracking.scalars import OF_PROBES
 
 
 def show_metrics(trainer: L.Trainer, metrics: Mapping[str, float]) -> None:
@@ -32,9 +30,9 @@ def check_monitors(trainer: L.Trainer) -> None:
     Raises:
         ConfigurationError: it is not, so that Lightning would end the run when it looks for it.
     """
-    known = [name for name in trainer.callback_metrics if name.startswith(_OURS)]
+    known = [name for name in trainer.callback_metrics if name.startswith(OF_PROBES)]
     for who, monitor in _monitors(trainer):
-        if monitor.startswith(_OURS) and monitor not in known:
+        if monitor.startswith(OF_PROBES) and monitor not in known:
             near = difflib.get_close_matches(monitor, known, n=6, cutoff=0.4)
             raise ConfigurationError(
                 f"{who} monitors {monitor!r}, which no probe has found before the first optimizer step. Among the "

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 from ldmprobe.audit.observation import is_probe
 from ldmprobe.configuration.cli import build_cli
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.tracking.scalars import SECTION
+from ldmprobe.tracking.scalars import OF_PROBES
 from ldmprobe.types import Batch, PlainValues
 
 
@@ -54,7 +54,7 @@ def audited(config: PlainValues, run_dir: Path, steps: int, probed: bool) -> Pla
     def is_left_out(callback: PlainValues) -> bool:
         kind = _class_of(callback)
         monitored = str((callback.get("init_args") or {}).get("monitor"))
-        by_a_probe = monitored.startswith(SECTION)  # training is meant to depend on it
+        by_a_probe = monitored.startswith(OF_PROBES)  # training is meant to depend on it
         return issubclass(kind, (Checkpoint, ProgressBar)) or by_a_probe or (not probed and is_probe(kind))
 
     # Validation once within the run, and short: what it does besides the probes is part of training.

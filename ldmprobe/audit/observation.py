@@ -15,7 +15,7 @@ from ldmprobe.audit.ledger import Ledger, differences, in_words, take_ledger
 from ldmprobe.callbacks import ProbeCallback, ReportWriter
 from ldmprobe.io.digest import digest
 from ldmprobe.lightning_private import batches_begun
-from ldmprobe.tracking.scalars import SECTION
+from ldmprobe.tracking.scalars import OF_PROBES
 
 
 def is_probe(kind: type) -> bool:
@@ -130,12 +130,12 @@ def bracket(callback: L.Callback, seen: Observation, averages: dict[str, nn.Modu
 
 
 def logged_metrics(folder: Path) -> dict[str, dict[str, list[str]]]:
-    """Those a CSVLogger wrote and that are not a probe's: name → step → values."""
+    """Return what a CSVLogger wrote of training, without the metrics of probes: name → step → values."""
     found: dict[str, dict[str, list[str]]] = {}
     for path in folder.rglob("metrics.csv"):
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
                 for name, value in row.items():
-                    if value and name != "step" and not name.startswith(SECTION):
+                    if value and name != "step" and not name.startswith(OF_PROBES):
                         found.setdefault(name, {}).setdefault(row["step"], []).append(value)
     return found

@@ -163,7 +163,11 @@ class LDMProbeCLI(LightningCLI):
     def after_fit(self) -> None:
         """Say what the run has come to, as its last lines; a ``fast_dev_run`` comes to nothing."""
         run_dir = Path(self.config_init["fit"].run_dir)
-        if self.config_init["fit"].trainer.fast_dev_run or not self.trainer.is_global_zero or not RecordStore(run_dir).paths(PROBE):
+        if (
+            self.config_init["fit"].trainer.fast_dev_run
+            or not self.trainer.is_global_zero
+            or not RecordStore(run_dir).paths(PROBE)
+        ):
             return
         try:
             said = verdict_on(run_dir).in_full

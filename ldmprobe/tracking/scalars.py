@@ -19,6 +19,7 @@ from ldmprobe.probing.verdict import Verdict
 Detail = Literal["bands", "levels"]
 SECTION = "probe_"  # what the names of all probes' metrics begin with
 VERDICT = "verdict/"  # and of a verdict's
+OF_PROBES = (SECTION, VERDICT)
 _POOL: dict[str, Callable[[np.ndarray], np.floating[Any]]] = {"mean": np.mean, "sum": np.sum}
 
 
