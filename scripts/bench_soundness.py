@@ -4,17 +4,22 @@
     python scripts/bench_soundness.py estimators                       (five minutes on two cores)
     python scripts/bench_soundness.py optimum                          (three minutes on two cores)
     python scripts/bench_soundness.py perfect --seeds 3                (ten minutes on two cores)
-    python scripts/bench_soundness.py faults --data digits --seeds 5 --healthy 8 --out runs/faults       (quarter of an
-    hour a data set) python scripts/bench_soundness.py faults --data PARQUET_FOLDER --image-column img --out runs/faults
+    python scripts/bench_soundness.py faults --data digits --seeds 5 --healthy 8 --out runs/faults
+    python scripts/bench_soundness.py faults --data PARQUET_FOLDER --image-column img --out runs/faults
+                                                                       (quarter of an hour a data set)
     python scripts/bench_soundness.py single                           (five minutes on two cores)
 
 golden      our sampling path and closed forms against diffusers with the exact denoiser of Gaussian data
 estimators  bias and coverage of the KL, over sample numbers, dimensions, truths, spectra and tails
-optimum     what the finite number of real latents adds to a perfect denoiser's skill, without the noise of held-out
-draws perfect     perfect denoisers of Gaussian data, over spectra, dimensions and sizes of the reference: is any
-accused? faults      planted faults: is each detected (z ≥ 3 against healthy runs' own spread) and located in the right
-band of log-SNR? single      faults put into a perfect denoiser: does the header of one probe of one run tell of them,
-and of none where there are none?
+optimum     what the finite number of real latents adds to a perfect denoiser's skill, without the noise of
+            held-out draws
+perfect     perfect denoisers of Gaussian data, over spectra, dimensions and sizes of the reference: is any accused?
+faults      planted faults: is each detected (z ≥ 3 against healthy runs' own spread) and located in the right band
+            of log-SNR?
+single      faults put into a perfect denoiser: does the header of one probe of one run tell of them, and of none
+            where there are none?
+
+The denoisers are in known_denoisers.py, the faults in planted_faults.py; what verdicts make of both is bench_verdict.py.
 """
 
 from __future__ import annotations
@@ -24,18 +29,19 @@ import copy
 import json
 import re
 import sys
-from collections.abc import Iterator
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, UNet2DModel
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from known_denoisers import CLUSTERS_SHAPE, SHAPES, SPECTRA, ClusterDenoiser, Clusters, perfect_data, perfect_probes
+from planted_faults import FAULT_BAND, STARVED, Planted, is_earlier, real_latents, training
 from scipy.optimize import brentq
 from scipy.stats import norm
 from scipy.stats import t as student_t
-from torch import Tensor, nn
+from torch import Tensor
 
 from ldmprobe.analysis.bands import BAND_WIDTH, bands_of
 from ldmprobe.analysis.divergence import independent_gaussian_kl, paired_gaussian_kl
@@ -43,22 +49,18 @@ from ldmprobe.analysis.ideal import ideal_path
 from ldmprobe.analysis.intervals import jackknife_interval
 from ldmprobe.analysis.moments import PairedMoments
 from ldmprobe.analysis.spectrum import LinearOptimum, Ridges, gaussian_mmse
-from ldmprobe.data.images import ImageData
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.prediction import KINDS
 from ldmprobe.diffusion.samplers import DDIM
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.trajectory import sampling_steps
-from ldmprobe.io.record import ProbeRecord
-from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.analyses import MarginalGap, StepKL
+from ldmprobe.probing.analyses import StepKL
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.latent_statistics import LatentStatistics, encode_images
+from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.probing.sampling_probe import probe_sampling
-from ldmprobe.training.ema import EMA
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
 
 # --- golden ----------------------------------------------------------------------------------------------------------
@@ -223,67 +225,6 @@ def draw(tails: str, n: int, d: int, generator: torch.Generator) -> Tensor:
 
 # --- perfect denoisers -----------------------------------------------------------------------------------------------
 
-SPECTRA = ("1/f²", "1/f² in the pixels' own order", "white", "steep", "half without")
-SHAPES = ((1, 8, 8), (3, 8, 8), (1, 16, 16))
-
-
-class PerfectDenoiser(nn.Module):
-    """The exact denoiser of N(0, U diag(λ) Uᵀ): ε, or the velocity of flow matching."""
-
-    def __init__(self, directions: Tensor, variance: Tensor, schedule: NoiseSchedule) -> None:
-        super().__init__()
-        self.directions, self.variance = nn.Parameter(directions), nn.Parameter(variance)
-        self.schedule = schedule
-
-    def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        flow = self.schedule.prediction.name == "flow"
-        if flow:  # is told T σ
-            sigma = float(t[0]) / self.schedule.num_timesteps
-            alpha = 1 - sigma
-        else:
-            alpha, sigma = (float(level.flatten()[0]) for level in self.schedule.levels(t[:1], z_t[:1]))
-        along = (z_t.flatten(1) @ self.directions) / (alpha**2 * self.variance + sigma**2)
-        predicted = (sigma - alpha * self.variance) * along if flow else sigma * along
-        return (predicted @ self.directions.T).view_as(z_t)
-
-
-def perfect_data(spectrum: str, shape: tuple[int, ...], seed: int) -> tuple[Tensor, Tensor]:
-    """Eigenvectors, in columns, and eigenvalues, with mean 1: turned at random, but for one spectrum."""
-    d = int(np.prod(shape))
-    rank = torch.arange(1, d + 1, dtype=torch.float64)
-    rows, columns = torch.meshgrid(torch.arange(shape[1]), torch.arange(shape[2]), indexing="ij")
-    frequency = 1 / (1 + torch.hypot(rows.double(), columns.double())) ** 2
-    variance = {
-        "white": torch.ones(d, dtype=torch.float64),
-        "steep": rank**-1.5,
-        "half without": (rank <= d / 2).double(),
-    }.get(spectrum, frequency.expand(shape).flatten())
-    variance = variance / variance.mean()
-    if spectrum.endswith("order"):
-        return torch.eye(d, dtype=torch.float64), variance
-    noise = torch.randn(d, d, generator=torch.Generator().manual_seed(1000 + seed), dtype=torch.float64)
-    return torch.linalg.qr(noise)[0], variance
-
-
-def perfect_probes(
-    spectrum: str, shape: tuple[int, ...], per_dimension: float, seed: int, num_draws: int = 512, flow: bool = False
-) -> tuple[ProbeRecord, ProbeRecord]:
-    """Denoising and DDIM probe of a perfect denoiser, beside a reference of so many latents per dimension."""
-    directions, variance = perfect_data(spectrum, shape, seed)
-    d = len(variance)
-    generator = torch.Generator().manual_seed(seed)
-
-    def latents(n: int) -> Tensor:
-        z = torch.randn(n, d, generator=generator, dtype=torch.float64) * variance.sqrt()
-        return (z @ directions.T).view(n, *shape)
-
-    reference = LatentStatistics.fit(latents(max(8, round(per_dimension * d))))
-    schedule = as_schedule(FlowMatchEulerDiscreteScheduler() if flow else stable_diffusion_scheduler())
-    model = DiffusionModel(PerfectDenoiser(directions, variance, schedule), schedule, shape)
-    denoising = probe_denoising(model, HeldOut(latents(num_draws), {}), reference, num_draws, seed=seed)
-    sampled = probe_sampling(model, reference, Sampling(256, 25, seed=seed), analyses=[StepKL(), MarginalGap()])
-    return denoising, sampled
-
 
 def optimum(seeds: int) -> None:
     """Print what the reference adds to a perfect denoiser's skill: its skill beside the estimated optimum, 1 −
@@ -361,9 +302,7 @@ def perfect(seeds: int) -> None:
 
 # --- faults ----------------------------------------------------------------------------------------------------------
 
-STARVED = {"starved early": (700, 1000), "starved middle": (200, 500), "starved late": (0, 60)}
 AT_PROBE = ("scaled by 1.05", "shifted by 0.05", "frozen")
-FAULT_BAND = (200, 500)
 MEASURED = ("calibration_residual", "denoising_mse", "prediction_gain", "prediction_offset", "step_kl")
 
 
@@ -386,45 +325,17 @@ def train_and_probe(job: tuple[argparse.Namespace, str, int]) -> str:
     """One run; its denoising probe (and, of a healthy one, probes with each fault put in afterwards) as JSON."""
     args, fault, seed = job
     torch.set_num_threads(1)
-    latents, held_out, reference = real_latents(args)
-    schedule = as_schedule(stable_diffusion_scheduler())
-    torch.manual_seed(seed)
-    shape = tuple(latents.shape[1:])
-    network = UNet2DModel(
-        sample_size=8,
-        in_channels=shape[0],
-        out_channels=shape[0],
-        layers_per_block=1,
-        block_out_channels=(32, 64),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=16,
-    )
-    density = torch.ones(1000)
-    if fault in STARVED:
-        low, high = STARVED[fault]
-        density[low:high] = 0.01
-    ema, earlier, losses = EMA(network, 0.995), None, []
-    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
-    decay = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=args.steps, pct_start=0.1)
-    for step in range(args.steps):
-        z0 = latents[torch.randint(len(latents), (64,))]
-        t = torch.multinomial(density, 64, replacement=True)
-        noise = torch.randn_like(z0)
-        loss = (network(schedule.add_noise(z0, noise, t), t).sample - noise).pow(2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        losses.append(float(loss.detach()))
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
-        decay.step()
-        ema.update(network)
-        if step == int(0.3 * args.steps):
-            earlier = copy.deepcopy(ema.network)
-    probes = {fault: ema.network}
+    latents, held_out, reference = real_latents(args.data, args.image_column)
+    schedule, shape = as_schedule(stable_diffusion_scheduler()), tuple(latents.shape[1:])
+    earlier, losses = None, []
+    for step, average, loss in training(latents, seed, args.steps, fault):
+        losses.append(loss)
+        if is_earlier(step, args.steps):
+            earlier = copy.deepcopy(average)
+    probes = {fault: Planted(average, "none")}
     if fault == "healthy" and seed < args.seeds and earlier is not None:
         for late in AT_PROBE:
-            probes[late] = Faulty(ema.network, earlier, late)
+            probes[late] = Planted(average, late, earlier if late == "frozen" else None)
     for name, probed in probes.items():
         model = DiffusionModel(probed, schedule, shape)
         record = probe_denoising(model, held_out, reference, num_draws=1024, batch_size=512)
@@ -436,41 +347,6 @@ def train_and_probe(job: tuple[argparse.Namespace, str, int]) -> str:
             found[metric] = {**levels, "value": curve.value.tolist()}
         path_of(args, name, seed).write_text(json.dumps(found))
     return f"{Path(args.data).name}: {fault}, seed {seed}"
-
-
-class Faulty(nn.Module):
-    """A network with a fault put into a band of timesteps."""
-
-    def __init__(self, network: nn.Module, earlier: nn.Module, fault: str) -> None:
-        super().__init__()
-        self.network, self.earlier, self.fault = network, earlier, fault
-
-    def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        low, high = FAULT_BAND
-        healthy = self.network(z_t, t).sample
-        if not low <= int(t[0]) < high:
-            return healthy
-        if self.fault == "frozen":
-            return self.earlier(z_t, t).sample
-        return healthy * 1.05 if self.fault.startswith("scaled") else healthy + 0.05
-
-
-def real_latents(args: argparse.Namespace) -> tuple[Tensor, HeldOut, LatentStatistics]:
-    """8×8 latents or pixels: digits through the shipped codec, any other data as pixels."""
-    codec = LatentCodec("builtin:digits") if args.data == "digits" else LatentCodec()
-    kwargs = {"size": 8, "num_images": 6000} if args.data == "shapes" else {}
-    name = f"builtin:{args.data}" if args.data in ("digits", "shapes") else args.data
-    column = "image" if args.data in ("digits", "shapes") else args.image_column
-    data = ImageData(name, kwargs, image_column=column, image_size=32 if args.data == "digits" else 8, check_rows=5)
-    data.setup()
-    latents = encode_images(codec, images(data.reference_batches(20_000)))
-    held = encode_images(codec, images(data.reference_batches(1024, held_out=True)))
-    scale = latents.std()
-    return latents / scale, HeldOut(held / scale, {}), LatentStatistics.fit(latents[:4096] / scale)
-
-
-def images(batches: Iterator[dict[str, Any]]) -> Iterator[Tensor]:
-    return (batch["image"] for batch in batches)
 
 
 def judge(args: argparse.Namespace) -> None:
@@ -560,7 +436,6 @@ def banded(run: dict[str, Any], metric: str, low: int, high: int) -> tuple[np.nd
 
 # --- single runs -----------------------------------------------------------------------------------------------------
 
-SINGLE_SHAPE = (3, 8, 8)
 SINGLE_FAULTS = (
     "none", "scaled by 1.05", "scaled by 0.95", "shifted by 0.05", "one channel × 1.05", "one channel × 1.10", "time + 20", "time + 60",
     "one cluster × 1.1", "one cluster × 1.3", "blurred", "one channel leaks", "noise added", "one cluster forgotten", "replaced by linear",
@@ -589,7 +464,8 @@ def single_run(fault: str, seed: int) -> tuple[bool, bool, bool, bool]:
     data = Clusters(10, generator)
     schedule = as_schedule(stable_diffusion_scheduler())
     reference = LatentStatistics.fit(data.draw(4096, generator))
-    model = DiffusionModel(FaultyClusters(data, schedule, fault), schedule, SINGLE_SHAPE)
+    exact = ClusterDenoiser(data, schedule)
+    model = DiffusionModel(Planted(exact, fault, exact.instead(fault)), schedule, CLUSTERS_SHAPE)
     record = probe_denoising(
         model, HeldOut(data.draw(512, generator), {}), reference, num_draws=512, batch_size=512, seed=seed
     )
@@ -615,77 +491,6 @@ def places(text: str) -> list[tuple[float, float]]:
     listed = re.findall(rf"log-SNR ((?:{number}(?:…{number})?(?:, | and )?)+)", text)
     ranges = [re.findall(number, each) for names in listed for each in re.split(", | and ", names) if each]
     return [(float(ends[0].replace("−", "-")), float(ends[-1].replace("−", "-"))) for ends in ranges]
-
-
-class Clusters:
-    """A mixture of Gaussians with one covariance, whose exact denoiser is known and is not linear."""
-
-    def __init__(self, number: int, generator: torch.Generator) -> None:
-        d = int(np.prod(SINGLE_SHAPE))
-        self.basis = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.float64))[0]
-        self.variance = 1.5 / torch.arange(1, d + 1, dtype=torch.float64) ** 0.8 + 0.02
-        self.means = 1.2 * self.variance.sqrt() * torch.randn(number, d, generator=generator, dtype=torch.float64)
-
-    def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        cluster = torch.randint(len(self.means), (n,), generator=generator)
-        noise = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64)
-        return ((self.means[cluster] + self.variance.sqrt() * noise) @ self.basis.T).float().view(n, *SINGLE_SHAPE)
-
-    def denoise(self, z: Tensor, alpha: float, sigma: float, first: int = 0) -> tuple[Tensor, Tensor]:
-        """E[ε|z] and the likeliest cluster, of the data without the clusters before ``first``."""
-        centered = (z.flatten(1).double() @ self.basis)[:, None] - alpha * self.means[first:]
-        total = alpha**2 * self.variance + sigma**2
-        posterior = (-0.5 * (centered**2 / total).sum(-1)).softmax(-1)
-        epsilon = sigma * (posterior[..., None] * centered).sum(1) / total
-        return (epsilon @ self.basis.T).float().view_as(z), posterior.argmax(1)
-
-    def linear(self, z: Tensor, alpha: float, sigma: float) -> Tensor:
-        mean = self.means.mean(0)
-        covariance = torch.diag(self.variance) + torch.cov(self.means.T, correction=0)
-        total = alpha**2 * covariance + sigma**2 * torch.eye(len(mean), dtype=torch.float64)
-        epsilon = sigma * torch.linalg.solve(total, (z.flatten(1).double() @ self.basis - alpha * mean).T).T
-        return (epsilon @ self.basis.T).float().view_as(z)
-
-
-class FaultyClusters(nn.Module):
-    """The exact denoiser of clusters, with a fault put into a band of timesteps."""
-
-    def __init__(self, data: Clusters, schedule: NoiseSchedule, fault: str) -> None:
-        super().__init__()
-        self.data, self.schedule, self.fault = data, schedule, fault
-        self.place = nn.Parameter(torch.zeros(1))  # says on which device the model is
-        self.noise = torch.Generator().manual_seed(9)
-
-    def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        told = int(t[0])
-        alpha, sigma = float(self.schedule.alpha[told]), float(self.schedule.sigma[told])
-        epsilon, cluster = self.data.denoise(z_t, alpha, sigma)
-        if not FAULT_BAND[0] <= told < FAULT_BAND[1]:
-            return epsilon
-        kind, _, size = self.fault.rpartition(" ")
-        match kind:
-            case "scaled by":
-                return float(size) * epsilon
-            case "shifted by":
-                return epsilon + float(size)
-            case "one channel ×":
-                return torch.cat([float(size) * epsilon[:, :1], epsilon[:, 1:]], 1)
-            case "one channel":
-                return torch.cat([epsilon[:, :1] + 0.1 * epsilon[:, 1:2], epsilon[:, 1:]], 1)
-            case "one cluster ×":
-                return torch.where((cluster == 0).view(-1, 1, 1, 1), float(size) * epsilon, epsilon)
-            case "one cluster":
-                return self.data.denoise(z_t, alpha, sigma, first=1)[0]
-            case "time +":
-                later = told + int(size)
-                return self.data.denoise(z_t, float(self.schedule.alpha[later]), float(self.schedule.sigma[later]))[0]
-            case "noise":
-                return epsilon + 0.1 * torch.randn(epsilon.shape, generator=self.noise)
-            case "replaced by":
-                return self.data.linear(z_t, alpha, sigma)
-        if self.fault == "blurred":
-            return 0.9 * epsilon + 0.1 * nn.functional.avg_pool2d(epsilon, 3, 1, 1, count_include_pad=False)
-        return epsilon
 
 
 if __name__ == "__main__":
