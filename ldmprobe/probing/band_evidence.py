@@ -23,7 +23,7 @@ from ldmprobe.probing.denoising_record import (
 )
 
 _LASTS = 0.8  # of it a probe later: planted faults have kept .85 or more, the humps of healthy networks .72 or less
-_VISIBLE = 0.9  # the linear optimum's error, where a denoiser has something to go by
+_VISIBLE = 0.9  # the error of the linear optimum or of the network, where a denoiser has something to go by
 
 
 class _Outlier(NamedTuple):
@@ -67,6 +67,7 @@ class BandEvidence:
         name, low, high: the band.
         nats: its part of the likelihood bound.
         recoverable: nats that are still to be had, at least.
+        in_sight: those of them at levels where noise can be seen (``_visible``).
         hidden: further nats that a linear correction could remove, at most.
         deviation: by how much the gain is surely off 1, or predictions shifted, at some level.
         lost: whether predictions are NaN or Inf somewhere in it.
@@ -82,6 +83,7 @@ class BandEvidence:
     high: float
     nats: float
     recoverable: float
+    in_sight: float
     hidden: float
     deviation: float
     lost: bool
@@ -103,22 +105,21 @@ def gather(records: Sequence[ProbeRecord]) -> tuple[list[BandEvidence], str]:
     levels = levels_of(last)
     lost = ~np.isfinite(levels.mse)
     counted, light = ([], []) if lost.any() else find_faults(levels, residual_bands(last))
-    recoverable = _recoverable(levels, last)
+    visible = _visible(levels)
+    recoverable = _recoverable(levels, last, visible)
     width = half_width_of(last.curves["denoising_mse"])
     sure = critical(levels, sides=2)
     deviation = np.maximum(
         np.abs(levels.gain - 1) - sure * levels.gain_width, levels.offset - sure * levels.offset_width
     )
-    # Next to the data ε is hardly to be seen: predictions are small, and the error of any network lies about 1.
-    visible = levels.linear_mse < _VISIBLE
     deviation = np.where(visible, deviation, 0.0)
     useless = (levels.mse - critical(levels, sides=1) * width > 1) & visible
     gains: Sequence[BandGain | None] = [None] * len(recoverable)
     if previous is not None:
         gains = _gains(previous, last)
-    outstanding = _outstanding(records)
+    outstanding = [np.where(visible, height, 0.0) for height in _outstanding(records)]
     found = []
-    for band, (at_least, more), gain in zip(bands_of(levels.log_snr), recoverable, gains, strict=False):
+    for band, (at_least, in_sight, more), gain in zip(bands_of(levels.log_snr), recoverable, gains, strict=False):
         here = band.inside
         found.append(
             BandEvidence(
@@ -127,6 +128,7 @@ def gather(records: Sequence[ProbeRecord]) -> tuple[list[BandEvidence], str]:
                 high=band.high,
                 nats=float((levels.nats * levels.mse)[here].sum()),
                 recoverable=at_least,
+                in_sight=in_sight,
                 hidden=more,
                 deviation=float(deviation[here].max()),
                 lost=bool(lost[here].any()),
@@ -141,17 +143,27 @@ def gather(records: Sequence[ProbeRecord]) -> tuple[list[BandEvidence], str]:
     return found, _told(outstanding, np.ones(len(levels.mse), bool), levels.log_snr)
 
 
-def _recoverable(levels: Levels, record: ProbeRecord) -> list[tuple[float, float]]:
+def _visible(levels: Levels) -> np.ndarray:
+    """Return at which levels a denoiser has something to go by, (L,). Next to the data ε is hardly to be seen:
+    predictions are small, the error of any network lies about 1, and what of it could still go is nats that no sample
+    shows. Nothing there is at fault.
+    """
+    found: np.ndarray = np.fmin(levels.mse, levels.linear_mse) < _VISIBLE
+    return found
+
+
+def _recoverable(levels: Levels, record: ProbeRecord, visible: np.ndarray) -> list[tuple[float, float, float]]:
     """Return what each band could still lose at least, by a linear correction or by the best linear denoiser in place
-    of it, and what more a linear correction could remove at most; in nats.
+    of it, how much of that at ``visible`` levels, and what more a linear correction could remove at most; in nats.
     """
     linear = sum((fault.levels for fault in worse_than_linear(levels)), np.zeros(len(levels.mse), bool))
+    by_linear = np.where(linear, levels.nats * (levels.mse - levels.linear_mse), 0.0)
+    by_correction = levels.nats * levels.mse * record.curves["calibration_residual"].value
     found = []
     for band, inside in zip(residual_bands(record), (band.inside for band in bands_of(levels.log_snr)), strict=True):
-        by_correction = band.excess_nats if band.lower > LEAST_RESIDUAL else 0.0
-        by_linear = float((levels.nats * (levels.mse - levels.linear_mse))[inside & linear].sum())
-        at_least = max(by_correction, by_linear, 0.0)
-        found.append((at_least, max(band.upper_nats - at_least, 0.0)))
+        ways = [by_linear, by_correction] if band.lower > LEAST_RESIDUAL else [by_linear]
+        at_least, in_sight = (max(0.0, *(float(way[at].sum()) for way in ways)) for at in (inside, inside & visible))
+        found.append((at_least, in_sight, max(band.upper_nats - at_least, 0.0)))
     return found
 
 

@@ -74,7 +74,7 @@ def _more(hidden: float) -> str:
 
 def _of_band(known: BandEvidence, bound: float) -> BandVerdict:
     """Return the verdict on one band: the first of the states, from grave to harmless, whose evidence there is."""
-    gain, weighs = known.gain, known.recoverable >= NEGLIGIBLE * bound
+    gain, weighs = known.gain, known.in_sight >= NEGLIGIBLE * bound
     falls = gain is not None and gain.significant and gain.gain > 0
     moves = falls and gain is not None and gain.gain >= LEAST_FALL * bound
     if known.lost:

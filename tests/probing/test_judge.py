@@ -13,7 +13,8 @@ from ldmprobe.probing.verdict import State, Verdict
 
 LOG_SNR = np.array([-5.26, -4.5, -3.7, -2.9, -2.2, -1.5, -0.7, 0.0, 0.8, 1.5, 2.3, 3.0, 3.7, 4.5, 5.3, 6.0, 7.07])
 LEVELS, IMAGES, DRAWS = len(LOG_SNR), 64, 256
-LINEAR = 1 / (1 + np.exp(-LOG_SNR))
+VARIANCE = np.logspace(0, -4, 64)[:, None]  # of the data's directions
+LINEAR = (1 / (1 + np.exp(-LOG_SNR) / VARIANCE)).mean(0)
 BEST = 0.8 * LINEAR
 SCATTER = np.random.default_rng(0).standard_normal((LEVELS, DRAWS))
 OWN = np.random.default_rng(1).standard_normal((9, LEVELS, DRAWS))  # of each probe's weights
@@ -23,7 +24,7 @@ def at(low: float, high: float) -> np.ndarray:
     return (low <= LOG_SNR) & (high >= LOG_SNR)
 
 
-def probed(step: int, excess=0.0, residual=0.0, gain=1.0, mse=None) -> ProbeRecord:
+def probed(step: int, excess=0.0, residual=0.0, gain=1.0, mse=None, linear=LINEAR) -> ProbeRecord:
     """A probe whose error is ``excess`` above the best at each level, and whose other curves are as told."""
     mean = BEST * (1 + np.broadcast_to(excess, LEVELS)) if mse is None else mse
     errors = mean[:, None] * (1 + 0.1 * SCATTER + 0.01 * OWN[step % 9])
@@ -34,8 +35,8 @@ def probed(step: int, excess=0.0, residual=0.0, gain=1.0, mse=None) -> ProbeReco
 
     curves = {
         "denoising_mse": curve(errors.mean(1), 0.02 * mean),
-        "denoising_mmse": curve(LINEAR, 0.0),
-        "denoising_skill": curve(1 - errors.mean(1) / LINEAR, 0.02),
+        "denoising_mmse": curve(linear, 0.0),
+        "denoising_skill": curve(1 - errors.mean(1) / linear, 0.02),
         "calibration_residual": curve(residual, 0.004),
         "prediction_gain": curve(gain, 0.004),
         "prediction_offset": curve(0.003, 0.004),
@@ -95,6 +96,20 @@ def test_a_level_that_stands_out_from_both_sides_is_at_fault_however_much_still_
     # What is about to go is no fault: it was three times as large a probe before.
     going = {**before, "gain": unfinished(0.2)["gain"] - 0.15 * at(-1, 1)}
     assert "either side" not in judge([probed(100, **going), probed(200, **planted)]).sentence
+
+
+def test_where_no_noise_can_be_seen_nothing_is_at_fault():
+    """As rectified flow's clean end: an error of 1.04 at log-SNR +12 that no longer falls."""
+    clean = LOG_SNR > 4
+    mse, linear = np.where(clean, 1.04, BEST), np.where(clean, 0.99, LINEAR)
+    course = [probed(step, residual=0.05 * clean, gain=1 - 0.1 * clean, mse=mse, linear=linear) for step in (100, 200)]
+    verdict = judge(course)
+    assert verdict.state is State.LEVELLED_OFF
+    assert verdict.recoverable > 0.005 * verdict.bound
+    # Where the network itself sees more than the best linear denoiser could, there is something to see.
+    mse = np.where(clean, 0.8, BEST)
+    seeing = [probed(step, gain=1 - 0.1 * clean, mse=mse, linear=linear) for step in (100, 200)]
+    assert states(judge(seeing))["+6…+7.1"] is State.AT_FAULT
 
 
 def test_a_rise_that_lasts_is_overfitting_and_one_probe_is_not():
