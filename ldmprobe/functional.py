@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ def probe(
     num_reference: int = 4096,
     batch_size: int = 256,
     seed: int = 0,
+    overwrite: bool = False,
 ) -> list[ProbeRecord]:
     """Probe ``model`` and put the records into ``run_dir/probes``; call it before the first optimizer step and every so
     many. Training goes on bit-identically. ``ldmprobe.write_report(run_dir)`` makes the page.
@@ -60,13 +62,15 @@ def probe(
         num_reference: how many of ``real`` are read.
         batch_size: latents through the network, or images through the codec, at once.
         seed: of the noise, the same at every call.
+        overwrite: whether ``step`` 0 may begin anew in a ``run_dir`` that holds a run, as a notebook's cell does that
+            is run twice: its records are moved to ``run_dir/superseded``, and ``real`` is read again.
 
     Returns:
         The record "ddim", and with held-out data "denoising".
 
     Raises:
-        ConfigurationError: before anything is written: ``step`` is 0 and ``run_dir`` holds a run already; a number is
-            out of range; data are missing, or their latents not shaped like the model's.
+        ConfigurationError: before anything is written: ``step`` is 0 and ``run_dir`` holds a run that is not to be
+            overwritten; a number is out of range; data are missing, or their latents not shaped like the model's.
     """
     if not isinstance(model, DiffusionModel):
         raise ConfigurationError(
@@ -83,8 +87,9 @@ def probe(
             "or a DataLoader."
         )
     sampling = Sampling(num_samples, num_steps, batch_size=batch_size, seed=seed)
-    with locked(run_dir, resuming=step > 0) as folder:
-        return _probe_into(folder, model, step, real, held_out, sampling, num_draws, num_reference)
+    with locked(run_dir, resuming=step > 0 or overwrite, option="run_dir") as folder:
+        anew = step == 0 and overwrite
+        return _probe_into(folder, model, step, real, held_out, sampling, num_draws, num_reference, anew)
 
 
 def _probe_into(
@@ -96,13 +101,16 @@ def _probe_into(
     sampling: Sampling,
     num_draws: int,
     num_reference: int,
+    anew: bool,
 ) -> list[ProbeRecord]:
     batch_size, seed = sampling.batch_size, sampling.seed
     path, store = run_dir / "reference.safetensors", RecordStore(run_dir)
     reference, unseen = None, None
+    kept = path.exists() and not anew
     with evaluating(model.modules):
-        if real is not None or path.exists():
-            reference = reference_at(path, model, lambda: _latents(model, real, num_reference, batch_size))
+        if real is not None or kept:
+            latents = partial(_latents, model, real, num_reference, batch_size)
+            reference = reference_at(path if kept else None, model, latents)
         if held_out is not None:
             batches = _latent_batches(model, held_out, num_draws, batch_size)
             unseen = HeldOut.encode(LatentCodec(), model.conditioning, batches)
@@ -128,7 +136,9 @@ def _probe_into(
                     previous=store.last_before("denoising", step),
                 )
             )
-    if reference is not None and not path.exists():
+    if not kept:
+        path.unlink(missing_ok=True)
+    if reference is not None and not kept:
         reference.save(path)
     store.set_aside(after=step - 1)
     for record in records:

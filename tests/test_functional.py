@@ -76,6 +76,17 @@ def test_a_run_that_goes_on_sets_later_records_aside_and_keeps_its_reference():
     assert aside == [f"{probe}-0000000{step}.parquet" for probe in ("ddim", "denoising") for step in (2, 4)]
 
 
+def test_a_cell_that_is_run_twice_begins_anew_where_it_may():
+    for step in (0, 1):
+        ldmprobe.probe(gaussian_model(), "run", step, REAL, overwrite=True, **QUICK)
+    kept = Path("run/reference.safetensors").read_bytes()
+    (anew,) = ldmprobe.probe(gaussian_model(), "run", 0, 2 * REAL, overwrite=True, **QUICK)
+    assert Path("run/reference.safetensors").read_bytes() != kept
+    (record,) = RecordStore("run").read()
+    assert record.curves["step_kl_ideal"].value.tolist() == anew.curves["step_kl_ideal"].value.tolist()
+    assert len([*Path("run/superseded").iterdir()]) == 2
+
+
 @pytest.mark.parametrize(
     ("data", "text"),
     [
@@ -108,7 +119,7 @@ def test_the_directory_of_another_run_or_of_another_codec_is_refused():
     model = gaussian_model()
     ldmprobe.probe(model, "run", 0, REAL, **QUICK)
     before = {path: Path(path).read_bytes() for path in _files()}
-    with refused("run already holds a run"):
+    with refused("run already holds a run.*Choose a new `run_dir`.* give `overwrite=True`"):
         ldmprobe.probe(model, "run", 0, REAL, **QUICK)
     model.codec = LatentCodec(scale=2.0)
     with refused("was fitted on latents of another codec"):

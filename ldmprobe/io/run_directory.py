@@ -16,6 +16,10 @@ from ldmprobe.io.atomic import remove_partials
 _RECORDS = ("probes/*.parquet", "report.html", "reference.safetensors")
 _TRACES = (*_RECORDS, "checkpoints/*.ckpt")
 _LOCK = ".lock"
+_INSTEAD = {
+    "--run_dir": "; to go on with it add `--ckpt_path last`",
+    "run_dir": "; to begin anew in it give `overwrite=True`, to go on with it the `step` that it has come to",
+}
 _held: dict[Path, BaseFileLock] = {}  # by this process
 
 
@@ -23,7 +27,8 @@ def reserve(run_dir: str | Path, resuming: bool, option: str = "--run_dir") -> P
     """Create ``run_dir`` and check that a run may write into it.
 
     Args:
-        option: the command-line option that chose it: "--run_dir" of a run that can be resumed, or "--out".
+        option: what chose it: the command-line option "--run_dir" of a run that can be resumed, or "--out"; or
+            "run_dir", the argument of a function.
 
     Raises:
         ConfigurationError: it holds a run that this one does not resume, or cannot be written.
@@ -32,7 +37,7 @@ def reserve(run_dir: str | Path, resuming: bool, option: str = "--run_dir") -> P
     if not resuming and folder.resolve() not in _held:
         for pattern in _TRACES:
             if trace := next(folder.glob(pattern), None):
-                resume = "; to go on with it add `--ckpt_path last`" if option == "--run_dir" else ""
+                resume = _INSTEAD.get(option, "")
                 raise ConfigurationError(
                     f"{folder} already holds a run ({trace.relative_to(folder)}). Choose a new `{option}`, or move the "
                     f"old one away{resume}."

@@ -40,10 +40,10 @@ class DataSource(Protocol):
 
 
 def reference_at(
-    path: Path, model: DiffusionModel, latents: Callable[[], Tensor], rows: KnownRows | None = None
+    path: Path | None, model: DiffusionModel, latents: Callable[[], Tensor], rows: KnownRows | None = None
 ) -> LatentStatistics:
-    """The reference kept at ``path``; where there is none, one fitted on ``latents()`` (N, C, H, W), for the caller to
-    save.
+    """The reference kept at ``path``; where there is none, or no path, one fitted on ``latents()`` (N, C, H, W), for
+    the caller to save.
 
     Args:
         rows: the data that latents are of, where they are known. That they have changed a little is told, and the
@@ -53,7 +53,7 @@ def reference_at(
         ConfigurationError: it is damaged, or of latents of another codec or shape than ``model``'s, or of other data.
     """
     codec = fingerprint(model.codec.description)
-    if not path.exists():
+    if path is None or not path.exists():
         return replace(LatentStatistics.fit(latents(), codec), data={} if rows is None else rows.summary())
     reference = LatentStatistics.load(path)
     if rows is not None and reference.data:
