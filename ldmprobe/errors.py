@@ -1,8 +1,12 @@
-"""Errors that a user can put right: the one exception for them, and the check of a number where it comes in."""
+"""Errors that a user can put right: the one exception for them, the check of a number where it comes in, and what a
+mistyped name may have meant.
+"""
 
 from __future__ import annotations
 
+import difflib
 import math
+from collections.abc import Iterable
 
 
 class ConfigurationError(ValueError):
@@ -39,3 +43,13 @@ def check_positive(owner: str, **numbers: float) -> None:
     for name, value in numbers.items():
         if not (value > 0 and math.isfinite(value)):
             raise ConfigurationError(f"{owner} got {name} {value}; expected a finite number above 0.")
+
+
+def closest(name: str, known: Iterable[str], alike: float = 0.6) -> str:
+    """Return " Did you mean …?" with the known name that is most like ``name``; "" if none is.
+
+    Args:
+        alike: how much at least, from 0 to 1.
+    """
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=alike)
+    return f" Did you mean {near[0]}?" if near else ""

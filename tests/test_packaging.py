@@ -12,6 +12,7 @@ from packaging.requirements import Requirement
 from ldmprobe.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parent.parent
+_STUDIES_BY_SCRIPT = {"cifar10", "controllers", "digits", "first_stage_cifar10", "first_stage_shapes"}
 
 
 def test_every_package_is_listed():
@@ -76,11 +77,22 @@ def test_a_configuration_to_begin_with_comes_with_the_package(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     assert main(["init"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines()]
-    assert listed == sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+    there = {str(path.relative_to(ROOT / "configs").with_suffix("")) for path in (ROOT / "configs").rglob("*.yaml")}
+    assert listed[0] == "balancer"
+    assert there - {*listed} == {f"studies/{name}" for name in _STUDIES_BY_SCRIPT}
     assert main(["init", "digits"]) == 0
     assert capsys.readouterr().out == "ldmprobe fit --config digits.yaml\n"
     written, there = (yaml.safe_load(path.read_text()) for path in (Path("digits.yaml"), ROOT / "configs/digits.yaml"))
     assert written == there
+    # One of a folder comes with what it is to be given with, which is left as it is where it is there already.
+    assert main(["init", "families/edm"]) == 0
+    assert capsys.readouterr().out == "ldmprobe fit --config families/base.yaml --config families/edm.yaml\n"
+    Path("families/base.yaml").write_text("{}")
+    assert main(["init", "families/flow", "--out", "flow.yaml"]) == 0
+    assert capsys.readouterr().out == "ldmprobe fit --config families/base.yaml --config flow.yaml\n"
+    assert Path("families/base.yaml").read_text() == "{}"
+    edm, flow = (yaml.safe_load(Path(name).read_text()) for name in ("families/edm.yaml", "flow.yaml"))
+    assert edm == yaml.safe_load((ROOT / "configs/families/edm.yaml").read_text()) != flow
     assert main(["init", "digits"]) == 2
     assert main(["init", "digts"]) == 2
     assert main(["verdct"]) == 2

@@ -6,12 +6,12 @@ import re
 from importlib.resources import files
 from pathlib import Path
 
-from ldmprobe.commands.options import Parser, closest, option
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.commands.options import Parser, option
+from ldmprobe.errors import ConfigurationError, closest
 
 
 def run(argv: list[str]) -> int:
-    """Write the configuration that ``argv`` names, or list them all.
+    """Write the configuration that ``argv`` names, with those that it is to be given with, or list them all.
 
     Raises:
         ConfigurationError: there is none of that name, or the file exists.
@@ -22,11 +22,10 @@ def run(argv: list[str]) -> int:
         "Write a configuration to begin with; without a name, list them.",
         "digits",
     )
-    parser.add_argument("name", nargs="?", metavar="NAME", help="such as digits")
+    parser.add_argument("name", nargs="?", metavar="NAME", help="such as digits, or families/edm")
     option(parser, "--out FILE", "YAML file to write (default: NAME.yaml here)", Path)
     args = parser.parse_args(argv[1:])
-    folder = Path(str(files("ldmprobe") / "presets"))
-    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(folder.glob("*.yaml"))}
+    texts = _configurations()
     if args.name is None:
         wide = max(map(len, texts))
         print("\n".join(f"{name:{wide}}  {_purpose(text)}" for name, text in texts.items()))
@@ -37,10 +36,31 @@ def run(argv: list[str]) -> int:
     out = args.out or Path(f"{args.name}.yaml")
     if out.exists():
         raise ConfigurationError(f"{out} exists; choose another name by `--out FILE`.")
-    # What they say of themselves is of the checkout.
-    out.write_text(texts[args.name].replace(f"configs/{args.name}.yaml", str(out)), encoding="utf-8")
-    print(texts[args.name].partition("\n")[0].removeprefix("# ").replace(f"configs/{args.name}.yaml", str(out)))
+    beside = re.findall(r"--config configs/([\w/]+)\.yaml", texts[args.name])
+    places = {name: Path(f"{name}.yaml") for name in beside} | {args.name: out}
+    for name, place in places.items():
+        if not place.exists():  # another configuration may have brought it, and it may have been changed since
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(_moved(texts[name], places), encoding="utf-8")
+    print(_moved(texts[args.name], places).partition("\n")[0].removeprefix("# "))
     return 0
+
+
+def _configurations() -> dict[str, str]:
+    """Return the text of each, by name: those at the top first. Those that need a script of the checkout are none to
+    begin with.
+    """
+    folder = Path(str(files("ldmprobe") / "presets"))
+    paths = sorted(folder.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
+    texts = {path.relative_to(folder).with_suffix("").as_posix(): path.read_text(encoding="utf-8") for path in paths}
+    return {name: text for name, text in texts.items() if text.startswith("# ldmprobe ")}
+
+
+def _moved(text: str, places: dict[str, Path]) -> str:
+    """Return a configuration whose comments name the files that are written, where they name the checkout's."""
+    for name, place in places.items():
+        text = text.replace(f"configs/{name}.yaml", str(place))
+    return text
 
 
 def _purpose(text: str) -> str:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import inf
 from typing import TYPE_CHECKING, NoReturn
 
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, closest
 
 if TYPE_CHECKING:
     from ldmprobe.models.diffusion_model import DiffusionModel
@@ -45,12 +44,6 @@ class Parser(ArgumentParser):
         known = [*self._option_string_actions, *(name for action in self._actions for name in action.choices or ())]
         near = closest(unknown[1] or unknown[2], known) if unknown else ""
         raise ConfigurationError(f"{message}.{near} `{self.prog} --help` lists all options.")
-
-
-def closest(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean …?" with the known name that is most like ``name``; "" if none is."""
-    near = difflib.get_close_matches(name, list(known), n=1)
-    return f" Did you mean {near[0]}?" if near else ""
 
 
 def option(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,10 +12,12 @@ from importlib.util import find_spec
 
 from torch.optim import lr_scheduler
 
-from ldmprobe.errors import ConfigurationError
+import ldmprobe.callbacks
+from ldmprobe.errors import ConfigurationError, closest
 from ldmprobe.tracking.wandb import start_error
 
 _EXTRAS = {"bitsandbytes": "8bit"}  # of pyproject.toml, by the module that a class path may ask for
+_ALIKE = 0.8  # names of classes that may have been mixed up; of LogSNR and LogSNRGrid it is .75
 _MEANS_NOTHING = re.compile(
     r"Does not validate|Subtypes:|Errors:|Expected a? ?<class 'NoneType'>|Expected a path|Given value type:|"
     r"Subclass types expect|a class path \(str\)|a dict with"
@@ -70,8 +73,8 @@ def _told(error: Exception, doing: str) -> ConfigurationError:
         if (told := _mistaken(option, reason)) is not None:
             return ConfigurationError(told)
         return ConfigurationError(
-            f"{option or 'The configuration'} cannot be {doing}: {reason}. Compare with configs/digits.yaml and "
-            "`ldmprobe fit --help`."
+            f"{option or 'The configuration'} cannot be {doing}: {reason}.{_meant(str(error))} Compare with "
+            "configs/digits.yaml and `ldmprobe fit --help`."
         )
     reason = f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
     return ConfigurationError(
@@ -90,6 +93,15 @@ def _mistaken(option: str | None, reason: str) -> str | None:
     if (number := re.search(r'Parser key "(\w+)": Expected a float .*\(Given value: (\S+)\. Got', reason)) is not None:
         return f"{option}.{number[1]} is {number[2]!r}; expected a finite number, such as {number[1]}: 1.0e-3."
     return None
+
+
+def _meant(message: str) -> str:
+    """Return the class that one of no known name may have been meant for, as a question; "" where there is none."""
+    if (dotted := re.search(r"module '?([\w.]+)'? has no attribute '?(\w+)", message)) is not None:
+        return closest(dotted[2], [*dir(sys.modules.get(dotted[1])), *ldmprobe.__all__], _ALIKE)
+    if (bare := re.search(r"(?m)(?:subclass of \w+\. Got value|import path string): (\w+)$", message)) is not None:
+        return closest(bare[1], [*ldmprobe.__all__, *ldmprobe.callbacks.__all__], _ALIKE)
+    return ""
 
 
 def _option(message: str) -> tuple[str | None, str]:
