@@ -95,7 +95,7 @@ class DenoisingProbe(ProbeCallback[DiffusionModel]):
 
     def conclude(self, trainer: L.Trainer) -> dict[str, float]:
         """Come to a verdict, and send it to the loggers."""
-        verdict = from_rank_zero(trainer, lambda: verdict_on(run_directory(trainer)))
+        verdict = from_rank_zero(trainer, lambda: verdict_on(run_directory(trainer), until=trainer.global_step))
         if trainer.is_global_zero:
             log_verdict(trainer.loggers, verdict)
         return verdict_metrics(verdict)

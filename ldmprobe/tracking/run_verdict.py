@@ -31,10 +31,14 @@ def judged_records(run_dir: str | Path, until: int | None = None) -> list[ProbeR
     return [record for path in chosen if (record := read_or_skip(path)) is not None]
 
 
-def verdict_on(run_dir: str | Path) -> Verdict:
+def verdict_on(run_dir: str | Path, until: int | None = None) -> Verdict:
     """Return the verdict on the run in a directory.
+
+    Args:
+        until: the last training step that counts: a run that is gone on with may have later records, of a past that was
+            lost; default: all do.
 
     Raises:
         ConfigurationError: there are no records of any probe.
     """
-    return judge(judged_records(run_dir))
+    return judge(judged_records(run_dir, until))

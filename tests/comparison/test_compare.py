@@ -206,7 +206,7 @@ def test_page_has_every_section_and_loads_nothing(html):
     ):
         assert f"<h2>{heading}</h2>" in html
     assert "could not be drawn" not in html.lower()
-    assert html.count('class="plotly-graph-div"') == 8
+    assert html.count('class="plotly-graph-div"') == 9
     for title in ("Held-out bound", "Imbalance"):
         assert f"<td>{title}</td><td>step 4, the last in common</td>" in html
     assert not re.search(r"<(script|img|iframe)[^>]+src=[\"'](?!data:)", html)
@@ -225,7 +225,7 @@ def plots(html):
 
 def test_each_chart_shows_every_run_at_one_moment_and_has_a_button_for_the_other(html):
     charts = plots(html)
-    assert len(charts) == 8
+    assert len(charts) == 9
     for traces, layout in charts:
         shown = [t["name"] for t in traces if t.get("visible", True) and t.get("showlegend", True)]
         others = {"starved", "other_seed"}
@@ -237,7 +237,7 @@ def test_each_chart_shows_every_run_at_one_moment_and_has_a_button_for_the_other
             flags = [button["args"][0]["visible"] for button in (common, last)]
             assert [one != two for one, two in zip(*flags, strict=True)] == [True] * len(traces)
             assert flags[0] == [trace["visible"] for trace in traces]
-    assert sum("updatemenus" in layout for _, layout in charts) == 7  # all but the bound over training
+    assert sum("updatemenus" in layout for _, layout in charts) == 8  # all but the bound over training
 
 
 def test_words_say_what_the_table_holds(table, html):
