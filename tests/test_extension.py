@@ -142,5 +142,5 @@ def test_another_data_source_takes_its_place(folder):
 
 @pytest.mark.usefixtures("forked_audit")
 def test_it_is_audited(folder, capsys):
-    assert main(["audit", "--config", str(folder / "config.yaml"), "--steps", "2"]) == 0
+    assert main(["audit", "--config", str(folder / "config.yaml"), "--steps", "2", "--trainer.logger=false"]) == 0
     assert "Undisturbed" in capsys.readouterr().out

@@ -312,6 +312,7 @@ def _wandb_that_cannot_start(folder):
             print("TOLD", " ".join(str(start_error(error)).split()))
 
 
+@pytest.mark.reliability
 def test_wandb_that_cannot_start_is_told_with_what_to_write(tmp_path):
     unreachable = {"WANDB_MODE": "online", "WANDB_BASE_URL": "http://127.0.0.1:9", "HOME": str(tmp_path)}
     said = _ends_well(tmp_path / "output.txt", _wandb_that_cannot_start, tmp_path, **unreachable)

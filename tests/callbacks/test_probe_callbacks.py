@@ -91,7 +91,7 @@ def run(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("accumulate", [pytest.param(1, marks=pytest.mark.reliability), 2])
 def test_probes_run_at_step_0_every_n_steps_and_at_the_end(tmp_path, accumulate):
     callbacks = [ddim(), denoising(), TrainingLoss(2), TrainingObjective(2)]
     trainer(tmp_path, max_steps=5, accumulate_grad_batches=accumulate, callbacks=callbacks).fit(module(), digits())

@@ -77,7 +77,11 @@ def train(folder: Path, data: ImageData, **options) -> tuple[list[float], Latent
     return [*losses.train, float(trainer.callback_metrics["val/loss"])], model, trainer
 
 
-@pytest.mark.parametrize("options", [{}, {"sample_posterior": True}, {"scale": "measure"}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [pytest.param({}, marks=pytest.mark.reliability), {"sample_posterior": True}, {"scale": "measure"}],
+    ids=str,
+)
 def test_losses_are_those_of_encoding_on_the_fly_and_the_codec_is_not_loaded(tmp_path, monkeypatch, options):
     folder, complete = write_cache(
         shapes(), codec(**options), ClassConditioning(20), tiny_unet(num_class_embeds=21), tmp_path / "latents"

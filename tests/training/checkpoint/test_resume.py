@@ -166,6 +166,7 @@ def test_a_second_run_in_the_same_directory_is_refused(config, whole, tmp_path):
     assert differences(whole, folder) == []
 
 
+@pytest.mark.reliability
 def test_a_renamed_directory_goes_on_and_its_last_checkpoint_is_the_newest(config, whole, tmp_path):
     old, new, output = tmp_path / "old", tmp_path / "new", tmp_path / "output.txt"
     assert run(arguments(config, old, "--trainer.max_steps=6"), output) == 0
