@@ -115,6 +115,7 @@ from ldmprobe.models.discriminator import PatchDiscriminator as PatchDiscriminat
 from ldmprobe.models.guidance import ClassifierFreeGuidance as ClassifierFreeGuidance
 from ldmprobe.models.guidance import Guidance as Guidance
 from ldmprobe.models.instruction_guidance import InstructionGuidance as InstructionGuidance
+from ldmprobe.models.interval_guidance import IntervalGuidance as IntervalGuidance
 from ldmprobe.models.preconditioned import EpsilonNetwork as EpsilonNetwork
 from ldmprobe.models.preconditioned import Preconditioned as Preconditioned
 from ldmprobe.models.preconditioned import ScoreNetwork as ScoreNetwork
@@ -150,6 +151,7 @@ from ldmprobe.probing.reconstruction import Originals as Originals
 from ldmprobe.probing.reconstruction import probe_reconstruction as probe_reconstruction
 from ldmprobe.probing.sampling import Sampling as Sampling
 from ldmprobe.probing.sampling_probe import probe_sampling as probe_sampling
+from ldmprobe.probing.start import FromImages as FromImages
 from ldmprobe.tracking.csv_logger import ResumableCSVLogger as ResumableCSVLogger
 from ldmprobe.tracking.loaded_run import load_run as load_run
 from ldmprobe.tracking.report import write_report as write_report

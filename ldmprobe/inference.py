@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.features.choose import chosen_network
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.autoencoder_model import AutoencoderModel
+from ldmprobe.models.conditioning import OfRows
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.pixels import as_bytes
 from ldmprobe.probing.analyses import Analysis, Findings, Trajectory
@@ -27,6 +29,10 @@ from ldmprobe.probing.real_features import check_feature_network
 from ldmprobe.probing.reconstruction import Originals
 from ldmprobe.probing.sampling import Sampling, sample_trajectory
 from ldmprobe.types import Batch
+
+if TYPE_CHECKING:
+    from ldmprobe.data.columns import Column
+    from ldmprobe.data.rows import RowReader
 
 
 @torch.no_grad()
@@ -95,6 +101,7 @@ def real_latents(
     num_reference: int = 4096,
     num_held_out: int = 512,
     caption_column: str | None = None,
+    columns: Sequence[Column] = (),
 ) -> tuple[LatentStatistics, HeldOut]:
     """A dataset's training images as reference, and its held-out images, both encoded by the model's codec.
 
@@ -102,6 +109,7 @@ def real_latents(
         dataset, image_column, label_column, image_size: as ``ImageData``'s; the channels are the model's.
         caption_column: likewise. Without one all images have a text-to-image model's prompt, of which there must be but
             one.
+        columns: further ones that the model's conditioning reads.
 
     Raises:
         ConfigurationError: no such data, or its latents are not shaped like the model's, or a class or text is missing.
@@ -115,6 +123,7 @@ def real_latents(
         caption_column=caption_column,
         image_size=image_size,
         channels=model.codec.image_channels or model.latent_shape[0],
+        columns=list(columns),
     )
     data.setup()
     if model.trained_on and (moved := data.identity.trained_on(model.trained_on)):
@@ -135,6 +144,57 @@ def real_latents(
         latents = encode_images(model.codec, (batch["image"] for batch in data.reference_batches(num_reference)))
         held_out = HeldOut.encode(model.codec, model.conditioning, batches)
     return LatentStatistics.fit(latents, fingerprint(model.codec.description)), held_out
+
+
+def given_rows(
+    model: DiffusionModel,
+    dataset: str,
+    image_column: str,
+    columns: Sequence[Column],
+    num_rows: int,
+    batch_size: int,
+) -> tuple[Tensor, OfRows]:
+    """The first rows of a dataset as what samples are made of: images (N, C, H, W) in [−1, 1], as large as the model's,
+    and the condition of each.
+
+    Args:
+        columns: all that the model's conditioning reads.
+
+    Raises:
+        ConfigurationError: no such data, or they are not what the model takes.
+    """
+    from ldmprobe.data.in_order import GivenRows
+
+    reader = replace(_reader(model, image_column), others=tuple(columns))
+    rows = GivenRows.read(dataset, reader, num_rows, batch_size)
+    with evaluating(model.modules):
+        model.conditioning.prepare(model.network, rows, model.codec)
+        return rows.images, OfRows(model.conditioning, rows.batches)
+
+
+def given_images(model: DiffusionModel, files: Sequence[Path]) -> Tensor:
+    """The images of these files, (N, C, H, W) in [−1, 1], as large as the model's.
+
+    Raises:
+        ConfigurationError: a file is not there, or no image.
+    """
+    reader, images = replace(_reader(model), unit="--image, number"), []
+    for i, path in enumerate(files):
+        try:
+            stored = path.read_bytes()
+        except OSError as error:
+            raise ConfigurationError(f"{path} cannot be read: {error.strerror}. Give an image file.") from error
+        images.append(reader.read({reader.image.column: stored}, i)["image"])
+    return torch.stack(images)
+
+
+def _reader(model: DiffusionModel, image_column: str = "image") -> RowReader:
+    """Return a reader of images as the model's are."""
+    from ldmprobe.data.columns import ImageColumn
+    from ldmprobe.data.rows import RowReader
+
+    channels, height, width = model.codec.image_shape(model.latent_shape)
+    return RowReader(ImageColumn(image_column, channels=channels), size=height if height == width else None)
 
 
 def real_images(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from ldmprobe.data.columns import CaptionColumn, ImageColumn, LabelColumn
 from ldmprobe.data.rows import RowReader
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.diffusion.trajectory import Predict
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.denoiser import Condition
 from ldmprobe.models.diffusion_model import DiffusionModel
@@ -32,6 +34,11 @@ def refused(message: str) -> pytest.RaisesExc[ConfigurationError]:
 def guided(model: DiffusionModel, z_t: Tensor, t: Tensor, condition: Condition, scale: float) -> Tensor:
     """A network's answer under classifier-free guidance."""
     return ClassifierFreeGuidance(scale).guide(model.predict, model.conditioning, model.device)(z_t, t, condition)
+
+
+def told(network: Callable[[Tensor, float], Tensor]) -> Predict:
+    """What answers (z_t, what it is told), as sampling steps ask it."""
+    return lambda z_t, question: network(z_t, question.model_time)
 
 
 def sd_scheduler(**overrides: Any) -> DDIMScheduler:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NoReturn
 from ldmprobe.errors import ConfigurationError, closest
 
 if TYPE_CHECKING:
+    from ldmprobe.data.columns import Column
+    from ldmprobe.models.conditioning import Conditioning
     from ldmprobe.models.diffusion_model import DiffusionModel
     from ldmprobe.probing.sampling import Sampling
 
@@ -103,8 +105,60 @@ def add_sampling(parser: ArgumentParser, num_samples: int) -> None:
     option(group, "--timestep-spacing", "of --grid schedule (default: the scheduler's)", choices=spacings)
     option(group, "--prompt TEXT", "prompts, cycled over the samples (text-to-image only)", nargs="+")
     option(group, "--guidance-scale W", "scale of classifier-free guidance; 1 is none", float, 1.0)
+    group.add_argument(
+        "--guidance-interval",
+        metavar=("LOW", "HIGH"),
+        nargs=2,
+        type=float,
+        help="log-SNRs between which there is guidance (default: everywhere)",
+    )
     option(group, "--batch-size N", "latents through the network at once", integer(1), 64)
     option(group, "--seed N", "seed of the starting noise", integer(0), 0)
+
+
+def add_data(group: argparse._ActionsContainer) -> None:
+    """Add which dataset is read, and which of its columns."""
+    option(group, "--data DATASET", "folder, parquet file or hub id of images, or builtin:digits")
+    option(group, "--image-column NAME", "name of the image column", default="image")
+    option(group, "--label-column NAME", "name of the label column (class-conditional models)")
+    option(
+        group, "--caption-column NAME", "name of the caption column (text-to-image models; default: the one --prompt)"
+    )
+    option(
+        group,
+        "--column NAME=COLUMN",
+        "the column of what else the model is told, such as map=segmentation, or hole=mask for what is to be filled in "
+        "(default: of the same name)",
+        _renaming,
+        nargs="+",
+    )
+
+
+def _renaming(text: str) -> tuple[str, str]:
+    name, equals, column = text.partition("=")
+    if not (name and equals and column):
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected NAME=COLUMN, such as map=segmentation")
+    return name, column
+
+
+def further_columns(args: Namespace, conditioning: Conditioning) -> list[Column]:
+    """Return the columns that a model reads beside images, labels and captions, as ``add_data`` asked for them.
+
+    Raises:
+        ConfigurationError: --column names what the model does not read.
+    """
+    import ldmprobe.data.annotations  # noqa: F401 (so that its kinds are known by name)
+    from ldmprobe.data.columns import Column
+    from ldmprobe.types import kinds_of
+
+    kinds, given = conditioning.column_kinds, dict(args.column or ())
+    for name in given:
+        if name not in kinds:
+            reads = f"it reads {', '.join(kinds)}" if kinds else "it reads no further columns"
+            raise ConfigurationError(f"--column names {name!r}, of which the model is told nothing; {reads}.")
+    by_name = {kind.__name__: kind for kind in kinds_of(Column)}  # type: ignore[type-abstract]
+    asked = [name for name in kinds if name in conditioning.columns or name in given]
+    return [by_name[kinds[name]](given.get(name, name), name) for name in asked]
 
 
 def _sampler(name: str) -> str:
@@ -124,6 +178,8 @@ def load(args: Namespace) -> tuple[DiffusionModel, Sampling]:
     from ldmprobe.diffusion.named import by_name
     from ldmprobe.diffusion.samplers import Sampler
     from ldmprobe.models.denoiser import check_denoiser
+    from ldmprobe.models.guidance import as_guidance
+    from ldmprobe.models.interval_guidance import IntervalGuidance
     from ldmprobe.pretrained.source import Source
     from ldmprobe.probing.probe import evaluating
     from ldmprobe.probing.sampling import Sampling
@@ -143,9 +199,12 @@ def load(args: Namespace) -> tuple[DiffusionModel, Sampling]:
     samplers, grids = by_name(Sampler), by_name(Grid)  # type: ignore[type-abstract]
     sampler = samplers[args.sampler]()
     grid = grids[args.grid]() if args.grid != "schedule" else ScheduleGrid(args.timestep_spacing)
-    sampling = Sampling.of(
-        args.num_samples, args.num_steps, sampler, grid, args.guidance_scale, args.batch_size, args.seed
-    )
+    guidance = as_guidance(args.guidance_scale)
+    if args.guidance_interval:
+        if not guidance.shifts:
+            raise ConfigurationError("--guidance-interval says where there is guidance; give --guidance-scale, too.")
+        guidance = IntervalGuidance(guidance, *args.guidance_interval)
+    sampling = Sampling.of(args.num_samples, args.num_steps, sampler, grid, guidance, args.batch_size, args.seed)
     sampling.levels(model)
     return model, sampling
 

@@ -7,7 +7,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldmprobe.commands.options import Parser, add_model, add_sampling, integer, load, option, settings_as_options
+from ldmprobe.commands.options import (
+    Parser,
+    add_data,
+    add_model,
+    add_sampling,
+    further_columns,
+    integer,
+    load,
+    option,
+    settings_as_options,
+)
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.plain_text import plain
 
@@ -17,7 +27,8 @@ if TYPE_CHECKING:
 
 _OF_DIFFUSION = (
     *("--num-samples", "--num-steps", "--sampler", "--grid", "--timestep-spacing", "--prompt", "--guidance-scale"),
-    *("--label-column", "--caption-column", "--likelihood", "--base", "--variant", "--text-precision"),
+    *("--guidance-interval", "--label-column", "--caption-column", "--column", "--likelihood"),
+    *("--base", "--variant", "--text-precision"),
 )
 
 
@@ -42,12 +53,7 @@ def run(argv: list[str]) -> int:
         "data",
         "Real images give the ideal curves, and held-out ones the denoising skill; without --data both are left out.",
     )
-    option(group, "--data DATASET", "folder, parquet file or hub id of images, or builtin:digits")
-    option(group, "--image-column NAME", "name of the image column", default="image")
-    option(group, "--label-column NAME", "name of the label column (class-conditional models)")
-    option(
-        group, "--caption-column NAME", "name of the caption column (text-to-image models; default: the one --prompt)"
-    )
+    add_data(group)
     option(group, "--image-size PIXELS", "resize images to this (default: leave as they are)", integer(1))
     option(group, "--num-reference N", "number of real images", integer(2), 4096)
     option(
@@ -136,6 +142,7 @@ def _probe_into(out: Path, model: DiffusionModel, sampling: Sampling, args: Name
             args.image_size,
             args.num_reference,
             caption_column=args.caption_column,
+            columns=further_columns(args, model.conditioning),
         )
     store, step = RecordStore(out), model.trained_steps
     with progress_bar("sampling probe") as progress:

@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from ldmprobe.commands.options import Parser, add_model, add_sampling, integer, load, option, settings_as_options
+from ldmprobe.commands.options import (
+    Parser,
+    add_data,
+    add_model,
+    add_sampling,
+    further_columns,
+    integer,
+    load,
+    option,
+    settings_as_options,
+)
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.plain_text import plain
+
+if TYPE_CHECKING:
+    from ldmprobe.models.diffusion_model import DiffusionModel
+    from ldmprobe.probing.sampling import Sampling
 
 
 def run(argv: list[str]) -> int:
@@ -25,7 +42,22 @@ def run(argv: list[str]) -> int:
     option(parser, "--out FILE", "new PNG file", Path, Path("samples.png"))
     option(parser, "--columns N", "columns of the grid", integer(1), 10)
     add_sampling(parser, num_samples=50)
+    group = parser.add_argument_group(
+        "rows and images",
+        "Sample i is told what row i of --data says: a map, a layout, a sketch, an image to fill in. With --strength "
+        "samples are changed images: those of --image, or of --data.",
+    )
+    add_data(group)
+    option(group, "--image FILE", "images to change, in turn", Path, nargs="+")
+    option(
+        group,
+        "--strength LOG_SNR",
+        "log-SNR of the noise that images are changed through; the lower, the more is changed (0: as much noise as "
+        "image)",
+        float,
+    )
     args = parser.parse_args(argv[1:])
+    _check(args)
     if args.out.suffix != ".png":
         raise ConfigurationError(f"--out is {args.out}; expected a file name that ends in .png.")
     if args.out.exists():
@@ -33,6 +65,7 @@ def run(argv: list[str]) -> int:
     with settings_as_options(args):
         model, sampling = load(args)
         _check_writable(args.out)
+        sampling = _of_what_is_given(args, model, sampling)
         from PIL import Image
 
         from ldmprobe.inference import image_grid, sample_images
@@ -40,6 +73,48 @@ def run(argv: list[str]) -> int:
         Image.fromarray(image_grid(sample_images(model, sampling), args.columns)).save(args.out)
     print(plain(args.out))
     return 0
+
+
+def _check(args: Namespace) -> None:
+    """Raise ConfigurationError if options do not go together."""
+    if args.strength is None and args.image:
+        raise ConfigurationError(
+            "--image is an image to change, and --strength says how much, as a log-SNR; give it, such as --strength 0."
+        )
+    if args.strength is not None and not (args.image or args.data):
+        raise ConfigurationError("--strength is how much images are changed; give --image, or --data.")
+    if args.column and args.data is None:
+        raise ConfigurationError("--column is one of a dataset; give --data.")
+
+
+def _of_what_is_given(args: Namespace, model: DiffusionModel, sampling: Sampling) -> Sampling:
+    """Give the model the conditions of --data, and return the sampling with a start from images, where one is asked
+    for.
+    """
+    from ldmprobe.data.columns import CaptionColumn, Column, LabelColumn
+    from ldmprobe.inference import given_images, given_rows
+    from ldmprobe.probing.start import FromImages
+
+    images = None
+    if args.data is not None:
+        columns: list[Column] = [] if args.label_column is None else [LabelColumn(args.label_column)]
+        columns += [] if args.caption_column is None else [CaptionColumn(args.caption_column)]
+        columns += further_columns(args, model.conditioning)
+        images, conditioning = given_rows(
+            model, args.data, args.image_column, columns, args.num_samples, args.batch_size
+        )
+        if not conditioning.tells and args.strength is None:
+            raise ConfigurationError(
+                "The model is told nothing beside the noise, so that --data is of no use to it; leave it out, or give "
+                "--strength to change its images."
+            )
+        model.conditioning = conditioning
+    if args.image:
+        images = given_images(model, args.image)
+    if args.strength is None:
+        return sampling
+    assert images is not None
+    return replace(sampling, start=FromImages(images, args.strength))
 
 
 def _check_writable(path: Path) -> None:

@@ -92,7 +92,7 @@ def shapes(
         style, source = _two_of(styles, rng)
         rows.append(_row(scene, size, style))
         if len(styles) > 1:
-            rows[-1] |= {"style": style, "source": _drawn(scene, size, source)}
+            rows[-1] |= {"style": style, "source": drawn(scene, size, source)}
     return Dataset.from_dict({key: [row[key] for row in rows] for key in features}, features=features)
 
 
@@ -142,10 +142,10 @@ def _row(scene: Sequence[PlainValues], size: int, style: str) -> PlainValues:
     ]
     x, y, r = (np.array([each[name] for each in scene]) for name in ("x", "y", "radius"))
     boxes, labels = np.stack([x - r, y - r, x + r, y + r], axis=1).tolist(), [_label(each) for each in scene]
-    mask = _filled(scene, size)
+    mask = silhouettes(scene, size)
     color_of = np.array([0, *(1 + list(COLORS).index(each["color"]) for each in scene)], dtype=np.uint8)
     return {
-        "image": _drawn(scene, size, style),
+        "image": drawn(scene, size, style),
         "label": labels[0],
         "caption": " and ".join(captions),
         "boxes": boxes,
@@ -166,7 +166,7 @@ def _corners(each: PlainValues) -> list[tuple[float, float]]:
     ]
 
 
-def _drawn(scene: Sequence[PlainValues], size: int, style: str) -> Image:
+def drawn(scene: Sequence[PlainValues], size: int, style: str) -> Image:
     """Return the scene in a style."""
     from PIL import Image, ImageDraw
 
@@ -187,7 +187,7 @@ def _drawn(scene: Sequence[PlainValues], size: int, style: str) -> Image:
     return image.resize((size, size), Image.Resampling.BOX)
 
 
-def _filled(scene: Sequence[PlainValues], size: int) -> Image:
+def silhouettes(scene: Sequence[PlainValues], size: int) -> Image:
     """Return the number of the shape at each pixel, from 1 on; 0 where there is none."""
     from PIL import Image, ImageDraw
 

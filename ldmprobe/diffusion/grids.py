@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -18,6 +19,7 @@ NOISIEST = -10.0
 """Log-SNR where grids over the log-SNR start, if the schedule goes on to noisier levels. There is nothing of the data
 beyond, and a cosine schedule would spend most of its steps there: its last σ/α is above 10⁴.
 """
+_SAME = 1e-9  # levels whose log-SNR is this close are the same one
 
 
 class Grid(Named, ABC):
@@ -174,6 +176,28 @@ def through(schedule: NoiseSchedule, log_snr: Tensor) -> SamplingGrid:
     alpha, sigma, told = schedule.level_at(log_snr)
     alpha, sigma = torch.cat([alpha, torch.ones(1)]), torch.cat([sigma, torch.zeros(1)])
     return SamplingGrid(told, alpha[:-1], sigma[:-1], alpha[1:], sigma[1:], schedule, schedule.clip_range)
+
+
+def entered_at(grid: SamplingGrid, log_snr: float) -> SamplingGrid:
+    """Return the steps of ``grid`` that start cleaner than this log-SNR, after one that leads to them from exactly
+    there; all of them, if none starts noisier.
+
+    Raises:
+        ConfigurationError: the level is not on the schedule.
+    """
+    rest = grid.after(int((grid.log_snr < log_snr - _SAME).sum()))
+    if rest.num_steps and (rest.num_steps == grid.num_steps or abs(float(rest.log_snr[0]) - log_snr) <= _SAME):
+        return rest
+    alpha, sigma, told = grid.schedule.level_at(torch.tensor([log_snr], dtype=torch.float64))
+    end = (rest.alpha_t, rest.sigma_t) if rest.num_steps else (grid.alpha_s[-1:], grid.sigma_s[-1:])
+    return replace(
+        grid,
+        timesteps=torch.cat([told, rest.timesteps]),
+        alpha_t=torch.cat([alpha, rest.alpha_t]),
+        sigma_t=torch.cat([sigma, rest.sigma_t]),
+        alpha_s=torch.cat([end[0][:1], rest.alpha_s]),
+        sigma_s=torch.cat([end[1][:1], rest.sigma_s]),
+    )
 
 
 def _range(schedule: NoiseSchedule, min_log_snr: float) -> tuple[float, float]:

@@ -10,8 +10,9 @@ from torch import Tensor
 from ldmprobe.diffusion.prediction import Prediction
 from ldmprobe.diffusion.samplers import Combine, Denoise, SamplerStep
 
-Predict = Callable[[Tensor, float], Tensor]
-"""(z_t, what the network is told of the level) → the network's answer, of the shape of z_t."""
+Predict = Callable[[Tensor, Denoise], Tensor]
+"""(z_t, the question, with its level and what the network is told of it) → the network's answer, of the shape of
+z_t."""
 
 StepNoise = Callable[[int], Tensor]
 """Number of a draw → standard normal noise of the latents' shape and device; sample i's is its own whatever the
@@ -47,7 +48,7 @@ def sampling_steps(
     """Sample from noise ``z_T`` (N, C, H, W), yielding each step. Memory does not grow with the number of steps.
 
     Args:
-        predict: (z_t, timestep) → the network's answer.
+        predict: (z_t, question) → the network's answer.
         program: a ``Sampler``'s steps.
         prediction: the kind of the network's answer.
         noise: needed by programs with noise of their own.
@@ -69,7 +70,7 @@ def sampling_steps(
 
 
 def _denoised(predict: Predict, z: Tensor, operation: Denoise, prediction: Prediction) -> dict[str, Tensor]:
-    answer = predict(z, operation.model_time)
+    answer = predict(z, operation)
     x0, epsilon = prediction.x0_and_epsilon(answer, z, operation.alpha, operation.sigma)
     if operation.clip_range is not None:
         x0 = x0.clamp(-operation.clip_range, operation.clip_range)

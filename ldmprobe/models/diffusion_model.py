@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from ldmprobe.diffusion.samplers import Denoise
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.trajectory import Predict
 from ldmprobe.errors import ConfigurationError
@@ -89,13 +90,22 @@ class DiffusionModel:
         return answer.to(z_t.dtype)
 
     def predictor(self, condition: Condition, batch_size: int, guidance: Guidance | None = None) -> Predict:
-        """Return (z_t, what the network is told) → its answer, for the samples of ``condition``; at most ``batch_size``
-        of them at once, fewer where memory runs out.
+        """Return (z_t, question) → the network's answer, for the samples of ``condition``; at most ``batch_size`` of
+        them at once, fewer where memory runs out.
         """
-        answer = self.predict if guidance is None else guidance.guide(self.predict, self.conditioning, self.device)
+        made: tuple[Guidance, Answer] | None = None  # once for all levels with one guidance
 
-        def predict(z_t: Tensor, timestep: float) -> Tensor:
-            return self._in_chunks(answer, z_t, timestep, condition, batch_size)
+        def answer_at(log_snr: float) -> Answer:
+            nonlocal made
+            if guidance is None:
+                return self.predict
+            own = guidance.at(log_snr)
+            if made is None or made[0] is not own:
+                made = own, own.guide(self.predict, self.conditioning, self.device)
+            return made[1]
+
+        def predict(z_t: Tensor, question: Denoise) -> Tensor:
+            return self._in_chunks(answer_at(question.log_snr), z_t, question.model_time, condition, batch_size)
 
         return predict
 
@@ -127,7 +137,8 @@ class DiffusionModel:
             return
         condition = self.conditioning.for_samples(torch.zeros(1, dtype=torch.long, device=self.device))
         try:
-            self.predictor(condition, 1)(torch.zeros(1, *self.latent_shape, device=self.device), fraction)
+            z_t = torch.zeros(1, *self.latent_shape, device=self.device)
+            self._in_chunks(self.predict, z_t, fraction, condition, batch_size=1)
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
             raise ConfigurationError(
                 f"The grid or sampler asks {type(self.network).__name__} at timestep {fraction:.6g}, and it takes "

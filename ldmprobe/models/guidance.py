@@ -23,6 +23,10 @@ Answer = Callable[[Tensor, Tensor, Condition], Tensor]
 class Guidance(ABC):
     """Turns the answers of a network into guided ones."""
 
+    def at(self, log_snr: float) -> Guidance:
+        """Return the guidance at noise levels of this log-SNR: by default, the same at all."""
+        return self
+
     @abstractmethod
     def guide(self, answer: Answer, conditioning: Conditioning, device: torch.device) -> Answer:
         """Return ``answer`` guided. What does not depend on the latents is made here, once for all steps."""
@@ -88,6 +92,7 @@ class ClassifierFreeGuidance(Guidance):
                 f"The guidance scale is {self.scale:g}, but the model has no condition to guide by; set it to 1, no "
                 "guidance."
             )
+        check_knows_null(conditioning)
         prompts = conditioning.description.get("prompts", [])
         if prompts and all(_is_null(conditioning, i, device) for i in range(len(prompts))):
             raise ConfigurationError(
@@ -100,6 +105,16 @@ class ClassifierFreeGuidance(Guidance):
 def as_guidance(guidance: Guidance | float) -> Guidance:
     """Return a number as the scale of classifier-free guidance, and a Guidance as it is."""
     return guidance if isinstance(guidance, Guidance) else ClassifierFreeGuidance(guidance)
+
+
+def check_knows_null(conditioning: Conditioning) -> None:
+    """Raise ConfigurationError if the model was never trained without its condition, which guidance asks it about."""
+    if not conditioning.knows_null:
+        raise ConfigurationError(
+            f"The model was trained with dropout 0 of its condition ({conditioning.label}), so that it does not know "
+            "what guidance asks it: the answer without a condition. Sample without guidance (scale 1), or train with a "
+            "`dropout`, such as 0.1."
+        )
 
 
 def _is_null(conditioning: Conditioning, sample_id: int, device: torch.device) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.models.denoiser import CONCAT, Condition
-from ldmprobe.models.guidance import Answer, Guidance
+from ldmprobe.models.guidance import Answer, Guidance, check_knows_null
 from ldmprobe.types import PlainValues
 
 
@@ -64,3 +64,5 @@ class InstructionGuidance(Guidance):
                 "InstructionGuidance guides by a picture beside z_t and by something else, and the model's "
                 f"conditioning is {conditioning.label}; use ClassifierFreeGuidance."
             )
+        if self.shifts:
+            check_knows_null(conditioning)

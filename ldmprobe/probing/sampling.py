@@ -21,6 +21,7 @@ from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance, Guidance, as_guidance
 from ldmprobe.probing.probe import evaluating
+from ldmprobe.probing.start import FromNoise, Start
 from ldmprobe.types import PlainValues
 
 _MOST_SAMPLES = 10_000_000  # more are a slip of the pen, and no memory holds them
@@ -39,6 +40,7 @@ class Sampling:
         guidance: of the network's answers.
         batch_size: how many latents go through the network at once; no sample depends on it.
         seed: of the starting noise and of that of the steps.
+        start: where the trajectories begin: in noise, or at images that are noised to a level.
 
     Raises:
         ConfigurationError: ``num_samples`` or ``batch_size`` below 1.
@@ -51,6 +53,7 @@ class Sampling:
     guidance: Guidance = field(default_factory=ClassifierFreeGuidance)
     batch_size: int = 256
     seed: int = 0
+    start: Start = field(default_factory=FromNoise)
 
     def __post_init__(self) -> None:
         check_numbers("Sampling", 1, _MOST_SAMPLES, num_samples=self.num_samples)
@@ -85,7 +88,7 @@ class Sampling:
             ConfigurationError: the schedule has no such levels, the network cannot be asked there, there is nothing
                 to guide by, or a setting is to be found of a sampler that clips.
         """
-        grid = self.sampler.levels_on(self.grid.levels(model.schedule, self.num_steps))
+        grid = self.sampler.levels_on(self.start.cut(self.grid.levels(model.schedule, self.num_steps)))
         sampler = self.sampler.fitted(lambda sampler: 0.0) if real else self.sampler
         if sampler is not self.sampler and grid.clip_range is not None:
             raise ConfigurationError(
@@ -117,6 +120,13 @@ class Sampling:
         """The guidance in words, such as "guidance scale 5.0"."""
         return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in self.guidance.provenance.items())
 
+    @property
+    def shifted_by(self) -> str:
+        """What moves the samples' distribution away from the data's by design, in words; "" where nothing does."""
+        moved = [self.guidance_in_words] if self.guidance.shifts else []
+        moved += ["a start from images"] if self.start.shifts else []
+        return " and ".join(moved)
+
     def provenance(self, model: DiffusionModel) -> PlainValues:
         """Return how the samples of a record were drawn, as plain values."""
         return {
@@ -125,6 +135,7 @@ class Sampling:
             "sampler": self.sampler.in_words,
             **({"sampler_settings": self.sampler.settings} if self.sampler.settings else {}),
             **self.grid.provenance(model.schedule),
+            **self.start.provenance,
             **self.guidance.provenance,
             "guidance": self.guidance_in_words,
             "seed": self.seed,
@@ -144,6 +155,7 @@ class Sampling:
             self.sampler.in_words,
             self.num_samples,
             *self.guidance.provenance.values(),
+            *self.start.provenance.values(),
             self.seed,
             list(model.latent_shape),
         ]
@@ -163,9 +175,10 @@ def sample_trajectory(
     ids = sample_ids.tolist()
     condition = model.conditioning.for_samples(sample_ids.to(model.device))
     predict = model.predictor(condition, sampling.batch_size, sampling.guidance)
-    z_T = grid.prior_std * sample_noise(ids, model.latent_shape, sampling.seed).to(model.device)
+    own = sample_noise(ids, model.latent_shape, sampling.seed).to(model.device)
+    z = sampling.start.latents(model, grid, ids, own)
     noise = step_noise(model, ids, sampling.seed)
-    return sampling_steps(predict, z_T, sampling.sampler.program(grid), model.schedule.prediction, noise)
+    return sampling_steps(predict, z, sampling.sampler.program(grid), model.schedule.prediction, noise)
 
 
 def step_noise(model: DiffusionModel, sample_ids: list[int], seed: int) -> StepNoise:

@@ -113,8 +113,8 @@ def probe_sampling(
     found.curves["passes"] = trajectory.curve(np.cumsum([float(step.passes) for step in program]))
     clips = clipping(model, grid.clip_range, clipped, _magnitudes(reference, held_out))
     guided = (
-        f"{sampling.guidance_in_words} shifts the marginals by design, so that there are no ideal curves"
-        if sampling.guidance.shifts
+        f"{sampling.shifted_by} shifts the marginals by design, so that there are no ideal curves"
+        if sampling.shifted_by
         else ""
     )
     bent = (

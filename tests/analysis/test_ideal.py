@@ -24,7 +24,7 @@ from ldmprobe.diffusion.samplers import (
 )
 from ldmprobe.diffusion.schedule import NoiseSchedule, SamplingGrid
 from ldmprobe.diffusion.trajectory import sampling_steps
-from tests.helpers import sd_scheduler
+from tests.helpers import sd_scheduler, told
 
 MEAN = torch.linspace(-1, 1, 9, dtype=torch.float64)
 VARIANCE = torch.logspace(-4, 1, 9, dtype=torch.float64)
@@ -93,7 +93,7 @@ def path(schedule, program, z_T, noises=None):
     """Return the latents after each step, (S, ...)."""
     draw = None if noises is None else lambda k: noises[k]
     network = exact(schedule, program)
-    return torch.stack([s.z_s for s in sampling_steps(network, z_T, program, schedule.prediction, draw)])
+    return torch.stack([s.z_s for s in sampling_steps(told(network), z_T, program, schedule.prediction, draw)])
 
 
 @pytest.mark.parametrize("spacing", [ScheduleGrid(), LogSNRGrid()], ids=lambda grid: grid.name)

@@ -24,7 +24,7 @@ from ldmprobe.diffusion.diffusers_schedules import READ, REFUSED, as_schedule
 from ldmprobe.diffusion.grids import ScheduleGrid
 from ldmprobe.diffusion.prediction import KINDS
 from ldmprobe.diffusion.trajectory import sampling_steps
-from tests.helpers import FLOAT32, FLOAT64, WHOLE_PATH, refused
+from tests.helpers import FLOAT32, FLOAT64, WHOLE_PATH, refused, told
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__:DeprecationWarning")
 
@@ -119,7 +119,7 @@ def test_the_path_of_an_edm_scheduler_is_its_own():
         return scheduler.precondition_outputs(z, inner, sigma)
 
     z = NOISE.float() * scheduler.init_noise_sigma
-    ours = list(sampling_steps(answer, z, DDIM().program(schedule.native_grid(10)), KINDS["sample"]))
+    ours = list(sampling_steps(told(answer), z, DDIM().program(schedule.native_grid(10)), KINDS["sample"]))
     for t, step in zip(scheduler.timesteps, ours, strict=True):
         inner = torch.tanh(scheduler.scale_model_input(z, t) + t)
         z = scheduler.step(inner, t, z).prev_sample

@@ -9,7 +9,7 @@ from ldmprobe import DDIM
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.prediction import KINDS
 from ldmprobe.diffusion.trajectory import sampling_steps
-from tests.helpers import FLOAT32, FLOAT64, WHOLE_PATH, refused
+from tests.helpers import FLOAT32, FLOAT64, WHOLE_PATH, refused, told
 
 SHIFTS = [1.0, 3.0]
 
@@ -61,7 +61,7 @@ def test_path_equals_diffusers(shift: float, num_steps: int):
     scheduler.set_timesteps(num_steps)
     torch.testing.assert_close(grid.timesteps, scheduler.timesteps, **FLOAT32)
     z = noise(4, 2, 4, 4)
-    steps = list(sampling_steps(network, z, DDIM().program(grid), KINDS["flow"]))
+    steps = list(sampling_steps(told(network), z, DDIM().program(grid), KINDS["flow"]))
     assert len(steps) == num_steps
     for t, step in zip(scheduler.timesteps, steps, strict=True):
         z = scheduler.step(network(z, float(t)), t, z).prev_sample

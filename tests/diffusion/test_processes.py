@@ -16,7 +16,7 @@ from ldmprobe.diffusion.prediction import KINDS, EpsilonPrediction, VPrediction
 from ldmprobe.diffusion.processes import process_of
 from ldmprobe.diffusion.samplers import DPMSolver
 from ldmprobe.diffusion.trajectory import sampling_steps
-from tests.helpers import FLOAT32, FLOAT64, refused, sd_scheduler
+from tests.helpers import FLOAT32, FLOAT64, refused, sd_scheduler, told
 
 PROCESSES = {
     "VP": VPSDE(),
@@ -134,8 +134,8 @@ def test_a_vp_network_sampled_as_ve_takes_the_path_of_ddim():
     z_T = torch.randn(4, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     grid = vp.native_grid(20, "trailing").joined()
     z_ve, program = z_T / grid.alpha_t[0], DDIM().program(ve.native_grid(20))
-    ours = sampling_steps(scaled, z_ve, program, KINDS["epsilon"])
-    theirs = sampling_steps(network, z_T, DDIM().program(grid), KINDS["epsilon"])
+    ours = sampling_steps(told(scaled), z_ve, program, KINDS["epsilon"])
+    theirs = sampling_steps(told(network), z_T, DDIM().program(grid), KINDS["epsilon"])
     for ve_step, vp_step, alpha_s in zip(ours, theirs, grid.alpha_s[:-1], strict=False):
         torch.testing.assert_close(ve_step.z_s * alpha_s, vp_step.z_s, **FLOAT32)
 

@@ -27,7 +27,7 @@ from ldmprobe.diffusion.samplers import (
 )
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.trajectory import sampling_steps
-from tests.helpers import FLOAT64, refused, sd_scheduler
+from tests.helpers import FLOAT64, refused, sd_scheduler, told
 
 MEAN = torch.linspace(-1, 1, 6, dtype=torch.float64)
 VARIANCE = torch.logspace(-2, 1, 6, dtype=torch.float64)
@@ -217,7 +217,7 @@ def test_nothing_is_kept_from_one_run_to_the_next_and_a_later_start_has_no_histo
     def run(program):
         noise = torch.Generator().manual_seed(1)
         draws = [torch.randn(3, 6, generator=noise, dtype=torch.float64) for _ in range(20)]
-        return [step.z_s for step in sampling_steps(network, z, program, SCHEDULE.prediction, draws.__getitem__)]
+        return [step.z_s for step in sampling_steps(told(network), z, program, SCHEDULE.prediction, draws.__getitem__)]
 
     first, again = run(program), run(program)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
@@ -255,7 +255,7 @@ def test_float32_follows_float64(name: str):
         def noise(k):
             return draws[k].to(dtype)
 
-        path = sampling_steps(exact, draws[-1].to(dtype), program, SCHEDULE.prediction, noise)
+        path = sampling_steps(told(exact), draws[-1].to(dtype), program, SCHEDULE.prediction, noise)
         return torch.stack([step.z_s.double() for step in path])
 
     double = run(torch.float64)

@@ -11,7 +11,7 @@ from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.prediction import KINDS
 from ldmprobe.diffusion.samplers import DDIM
 from ldmprobe.diffusion.trajectory import SamplingStep, sampling_steps
-from tests.helpers import FLOAT64, WHOLE_PATH, sd_scheduler
+from tests.helpers import FLOAT64, WHOLE_PATH, sd_scheduler, told
 
 
 def network(z_t: Tensor, timestep: int) -> Tensor:
@@ -21,7 +21,9 @@ def network(z_t: Tensor, timestep: int) -> Tensor:
 
 def our_path(scheduler: DDIMScheduler, num_steps: int, z_T: Tensor) -> list[SamplingStep]:
     schedule = as_schedule(scheduler)
-    return list(sampling_steps(network, z_T, DDIM().program(schedule.native_grid(num_steps)), schedule.prediction))
+    return list(
+        sampling_steps(told(network), z_T, DDIM().program(schedule.native_grid(num_steps)), schedule.prediction)
+    )
 
 
 def diffusers_path(scheduler: DDIMScheduler, num_steps: int, z_T: Tensor) -> list[Tensor]:
@@ -103,7 +105,7 @@ def test_steps_are_taken_one_at_a_time():
         calls.append(timestep)
         return network(z_t, timestep)
 
-    steps = sampling_steps(counting, noise(), DDIM().program(schedule.native_grid(10)), KINDS["epsilon"])
+    steps = sampling_steps(told(counting), noise(), DDIM().program(schedule.native_grid(10)), KINDS["epsilon"])
     next(steps)
     next(steps)
     assert len(calls) == 2

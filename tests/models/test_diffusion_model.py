@@ -12,6 +12,7 @@ from torch import nn
 
 from ldmprobe import ClassConditioning, DiffusionModel, Unconditional
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from ldmprobe.diffusion.samplers import Denoise
 from ldmprobe.models.denoiser import as_denoiser
 from ldmprobe.models.diffusion_model import diffusion_model_of
 from tests.helpers import FLOAT32, guided, refused, sd_scheduler, tiny_unet
@@ -109,6 +110,9 @@ class Hungry(nn.Module):
         return self.scale * z_t + 1e-3 * t.view(-1, 1, 1, 1) + condition["class_labels"].view(-1, 1, 1, 1)
 
 
+QUESTION = Denoise(0.6, 0.8, 500.0)
+
+
 def _hungry() -> tuple[DiffusionModel, torch.Tensor, dict[str, torch.Tensor]]:
     model = DiffusionModel(Hungry(), as_schedule(sd_scheduler()), (1, 2, 2), conditioning=ClassConditioning(100))
     z = torch.randn(40, 1, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -118,10 +122,10 @@ def _hungry() -> tuple[DiffusionModel, torch.Tensor, dict[str, torch.Tensor]]:
 @torch.no_grad()
 def test_a_probe_out_of_memory_halves_its_batch_and_finds_the_same():
     model, z, condition = _hungry()
-    expected = model.predictor(condition, 4)(z, 500.0)
+    expected = model.predictor(condition, 4)(z, QUESTION)
     model.network.served.clear()
     with memory_left(1000 * 2**20), pytest.warns(UserWarning, match=r"Memory ran out .* 40 samples .* went on with 10"):
-        found = model.predictor(condition, 40)(z, 500.0)
+        found = model.predictor(condition, 40)(z, QUESTION)
     assert torch.equal(found, expected)
     assert model.network.served == [10, 10, 10, 10]
 
@@ -144,14 +148,14 @@ def test_the_batch_that_fitted_is_remembered_and_the_warning_not_repeated():
 def test_one_sample_that_does_not_fit_is_an_error():
     model, z, condition = _hungry()
     with memory_left(20 * 2**20), pytest.raises(RuntimeError, match="can't allocate memory"):
-        model.predictor(condition, 40)(z, 500.0)
+        model.predictor(condition, 40)(z, QUESTION)
 
 
 @torch.no_grad()
 def test_another_error_of_the_network_is_raised_at_once():
     model, z, _ = _hungry()
     with pytest.raises(KeyError, match="class_labels"):
-        model.predictor({}, 40)(z, 500.0)
+        model.predictor({}, 40)(z, QUESTION)
 
 
 def test_a_training_pass_is_never_split():

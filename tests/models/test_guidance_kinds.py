@@ -1,13 +1,26 @@
 """Guidances beside the plain one are equal to it where they should be."""
 
+import math
+
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ldmprobe import ClassConditioning, ClassifierFreeGuidance, Conditions, InstructionGuidance, RescaledGuidance
+from ldmprobe import (
+    ClassConditioning,
+    ClassifierFreeGuidance,
+    Conditions,
+    DiffusionModel,
+    InstructionGuidance,
+    IntervalGuidance,
+    Masked,
+    RescaledGuidance,
+    Sampling,
+)
+from ldmprobe.diffusion.samplers import Denoise
 from ldmprobe.models.conditioning.style_source import StyleSource
 from ldmprobe.models.guidance import Guidance
-from tests.helpers import FLOAT32, refused
+from tests.helpers import FLOAT32, refused, sd_scheduler
 
 CPU = torch.device("cpu")
 
@@ -55,6 +68,58 @@ def test_rescaled_answers_are_as_large_as_the_conditional_ones(mix):
     assert torch.equal(guided(RescaledGuidance(1.0, mix)), plain)
     assert not RescaledGuidance(1.0).shifts
     assert RescaledGuidance(6.0).provenance == {"guidance_scale": 6.0, "guidance_rescale": 0.7}
+
+
+class Told(nn.Module):
+    """Answers with a function of the class, and counts how often it is asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale, self.asked = nn.Parameter(torch.ones(())), 0
+
+    def forward(self, z_t, t, condition):
+        self.asked += 1
+        return (self.scale * z_t + condition["class_labels"].view(-1, 1, 1, 1)).sin()
+
+
+@torch.no_grad()
+def test_an_interval_is_guided_within_and_asked_once_elsewhere():
+    network = Told()
+    model = DiffusionModel(network, sd_scheduler(), (1, 4, 4), conditioning=ClassConditioning(3))
+    condition, z_t = model.conditioning.for_samples(torch.arange(5)), torch.randn(5, 1, 4, 4)
+    plain, whole, interval = (
+        model.predictor(condition, 5, guidance)
+        for guidance in (None, ClassifierFreeGuidance(3.0), IntervalGuidance(3.0, -2.0, 1.0))
+    )
+    for log_snr, is_guided in ((-2.1, False), (-1.9, True), (0.9, True), (1.1, False), (-math.inf, False)):
+        question = Denoise(math.exp(log_snr / 2), 1.0, 500.0)
+        network.asked = 0
+        found = interval(z_t, question)
+        assert network.asked == 1 + is_guided, log_snr
+        assert torch.equal(found, (whole if is_guided else plain)(z_t, question))
+    guidance = IntervalGuidance(RescaledGuidance(3.0), -2.0, 1.0)
+    assert guidance.shifts
+    assert not IntervalGuidance(1.0, -2.0, 1.0).shifts
+    assert Sampling(guidance=guidance).guidance_in_words.endswith("guidance interval [-2.0, 1.0]")
+    with refused("min_log_snr 1, max_log_snr -2; expected two finite log-SNRs"):
+        IntervalGuidance(3.0, 1.0, -2.0)
+
+
+def test_a_model_that_was_never_without_its_condition_is_not_guided():
+    """Its checkpoint knows, and a finetune of a model that was keeps what that knows."""
+    never, at_once = ClassConditioning(3, dropout=0.0), Conditions([Masked(), ClassConditioning(3)], dropout=0.1)
+    loaded = ClassConditioning(3)
+    loaded.restore(never.run_spec)
+    partly = Conditions([Masked(), ClassConditioning(3)])  # Masked is never dropped
+    finetuned = ClassConditioning(3).for_finetuning(0.0, None, False)
+    for conditioning in (never, loaded):
+        for guidance in (ClassifierFreeGuidance(2.0), IntervalGuidance(2.0, -1.0, 1.0), RescaledGuidance(2.0)):
+            with refused(r"trained with dropout 0 of its condition \(ClassConditioning\).* train with a `dropout`"):
+                guidance.check(conditioning, CPU)
+        ClassifierFreeGuidance(1.0).check(conditioning, CPU)
+    assert [each.knows_null for each in (at_once, partly, finetuned)] == [True, False, True]
+    partly.restore(at_once.run_spec)
+    assert partly.knows_null
 
 
 def test_what_cannot_guide_is_refused():

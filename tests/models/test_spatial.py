@@ -1,17 +1,24 @@
 """Pictures and boxes that a network is told: trained with from images and from a cache, resumed, read back, shown, dropped."""
 
+from argparse import Namespace
 from functools import partial
 from types import SimpleNamespace
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from PIL import Image
 from torch import nn
 
 import ldmprobe
 from ldmprobe import LatentCodec, Sampling, load_model
+from ldmprobe.cli import main
+from ldmprobe.commands.options import further_columns
+from ldmprobe.data.builtin import load_builtin
 from ldmprobe.data.latent_writer import write_cache
+from ldmprobe.inference import given_rows, real_latents
 from ldmprobe.probing.analyses.samples import side_by_side
 from tests.helpers import refused, sd_scheduler, tiny_unet
 from tests.training.test_latent_diffusion import trainer as quiet_trainer
@@ -23,6 +30,15 @@ COLUMNS = [
     ldmprobe.ImageColumn("source", "source"),
     ldmprobe.ObjectsColumn(),
 ]
+
+
+BUILTIN = {
+    "num_images": 24,
+    "size": SIZE,
+    "max_shapes": 2,
+    "overlap": False,
+    "styles": ["filled", "outline", "hatched"],
+}
 
 
 def style() -> ldmprobe.Conditions:
@@ -44,13 +60,6 @@ KINDS = {
 
 
 def data(**options) -> ldmprobe.ImageData:
-    kwargs = {
-        "num_images": 24,
-        "size": SIZE,
-        "max_shapes": 2,
-        "overlap": False,
-        "styles": ["filled", "outline", "hatched"],
-    }
     settings = {
         "batch_size": 8,
         "held_out_fraction": 0.25,
@@ -58,7 +67,7 @@ def data(**options) -> ldmprobe.ImageData:
         "columns": COLUMNS,
         "random_flip": True,
     }
-    return ldmprobe.ImageData("builtin:shapes", kwargs, **{**settings, **options})
+    return ldmprobe.ImageData("builtin:shapes", BUILTIN, **{**settings, **options})
 
 
 def network(channels: int, **more) -> nn.Module:
@@ -129,6 +138,68 @@ def test_a_kind_is_trained_with_resumed_from_a_cache_and_read_back(tmp_path, kin
     assert shown.condition.abs().max() <= 1
     assert side_by_side([shown.condition[0], shown.truth[0]]).isfinite().all()
     assert ldmprobe.sample_images(loaded, Sampling(4, 2, batch_size=4)).shape == (4, 3, SIZE, SIZE)
+
+    load_builtin("shapes", **BUILTIN, seed=9).select(range(5)).to_parquet("mine.parquet")
+    command = ["sample", str(tmp_path / "half.ckpt"), "--num-samples", "3", "--num-steps", "2", "--device", "cpu"]
+    mine = ["--data", "mine.parquet", "--label-column", "style"]
+    hole = ["--column", "hole=mask"] if kind == "mask" else []
+    assert main([*command, *mine, *hole, "--out", "drawn.png"]) == 0
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> str:
+    """A model of maps."""
+    folder = tmp_path_factory.mktemp("map")
+    fit(folder, "map", data())
+    return str(folder / "half.ckpt")
+
+
+def refuses(capsys, *command: str) -> str:
+    """What the command line says to what it refuses."""
+    assert main(list(command)) != 0
+    return capsys.readouterr().err
+
+
+def test_samples_are_told_what_rows_of_ones_own_tell_and_probes_find_their_columns(checkpoint, capsys):
+    rows = load_builtin("shapes", **BUILTIN, seed=9)
+    rows.rename_column("map", "classes").to_parquet("mine.parquet")
+    model = load_model(checkpoint, "cpu")
+    images, conditioning = given_rows(model, "mine.parquet", "image", [ldmprobe.MaskColumn("classes", "map")], 5, 2)
+    told = conditioning.for_samples(torch.arange(10))["concat"]
+    expected = torch.from_numpy(np.stack([np.array(each) for each in rows["map"][:5]])).long()
+    assert torch.equal(told[:, :8].argmax(1), expected.repeat(2, 1, 1))  # in their order, in turn
+    assert images.shape == (5, 3, SIZE, SIZE)
+
+    arguments = ["--data", "mine.parquet", "--num-samples", "8", "--num-steps", "2", "--device", "cpu"]
+    probe = ("probe", checkpoint, *arguments, "--out", "probed")
+    assert "There is no column 'map'; the dataset has 'image', " in refuses(capsys, *probe)
+    told = refuses(capsys, *probe, "--column", "layout=classes")
+    assert "--column names 'layout', of which the model is told nothing; it reads map" in told
+    assert "got 'classes', expected NAME=COLUMN" in refuses(capsys, *probe, "--column", "classes")
+    columns = further_columns(Namespace(column=[("map", "classes")]), model.conditioning)
+    _, held_out = real_latents(model, "mine.parquet", columns=columns)
+    assert torch.equal(held_out.condition["concat"][:, :8].sum(1), torch.ones(len(held_out.latents), SIZE, SIZE))
+
+
+def test_an_image_is_changed_as_much_as_a_strength_says(checkpoint, capsys):
+    load_builtin("shapes", **BUILTIN)[0]["image"].save("one.png")
+    command = ["sample", checkpoint, "--num-samples", "2", "--num-steps", "3", "--device", "cpu"]
+    changed = [*command, "--image", "one.png", "--strength"]
+    assert main([*changed, "7.0", "--out", "little.png"]) == 0
+    assert main([*changed, "-5.3", "--out", "much.png"]) == 0
+    original = np.asarray(Image.open("one.png"), dtype=float)
+    little, much = (
+        float(np.abs(np.asarray(Image.open(name), dtype=float)[:, :SIZE] - original).mean())
+        for name in ("little.png", "much.png")
+    )
+    assert little < 12  # of 255
+    assert much > 30
+    missing = refuses(capsys, *command, "--image", "one.png", "--out", "s.png")
+    assert "--image is an image to change, and --strength says how much, as a log-SNR" in missing
+    missing = refuses(capsys, *command, "--strength", "0", "--out", "s.png")
+    assert "--strength is how much images are changed; give --image, or --data" in missing
+    missing = refuses(capsys, *command, "--image", "none.png", "--strength", "0", "--out", "s.png")
+    assert "none.png cannot be read: No such file or directory" in missing
 
 
 # --- what is told ----------------------------------------------------------------------------------------------------

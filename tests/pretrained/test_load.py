@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
+from ldmprobe.diffusion.samplers import Denoise
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.inference import sample_images
 from ldmprobe.models.conditioning import TextConditioning
@@ -81,7 +82,9 @@ def test_a_class_conditional_u_net_comes_with_its_classes(tmp_path):
     ids, z = torch.arange(4), torch.randn(4, 3, 8, 8)
     assert model.conditioning.for_samples(ids)["class_labels"].tolist() == [0, 1, 2, 0]
     with torch.no_grad():
-        prediction = model.predictor(model.conditioning.for_samples(ids), 4, ClassifierFreeGuidance(3.0))(z, 500)
+        prediction = model.predictor(model.conditioning.for_samples(ids), 4, ClassifierFreeGuidance(3.0))(
+            z, Denoise(0.6, 0.8, 500)
+        )
     assert prediction.shape == z.shape
 
 

@@ -281,7 +281,7 @@ def test_from_the_command_line_as_the_configuration_says(tmp_path):
         f"--model.init_args.pretrained={saved(SD)}",
         "--data.init_args.dataset=builtin:shapes",
         '--data.init_args.dataset_kwargs={"num_images": 40, "size": 16}',
-        "--data.init_args={image_size: 16, caption_column: caption, num_workers: 0}",
+        "--data.init_args={image_size: 16, caption_column: caption, random_flip: false, num_workers: 0}",
         "--model.init_args.lora={rank: 2, targets: [to_k, to_v]}",
         (
             "--trainer={accelerator: cpu, max_steps: 2, limit_val_batches: 1, num_sanity_val_steps: 0, "

@@ -36,6 +36,13 @@ class Denoise:
     epsilon: str = "epsilon"
     clip_range: float | None = None
 
+    @property
+    def log_snr(self) -> float:
+        """λ = ln α²/σ²; −∞ where nothing of the data is left."""
+        if self.alpha == 0:
+            return -math.inf
+        return math.inf if self.sigma == 0 else 2 * math.log(self.alpha / self.sigma)
+
 
 @dataclass(frozen=True)
 class Combine:

@@ -7,6 +7,7 @@ from ldmprobe.models.conditioning.label import ClassConditioning
 from ldmprobe.models.conditioning.layout import Layout
 from ldmprobe.models.conditioning.low_resolution import LowResolution
 from ldmprobe.models.conditioning.masked import Masked
+from ldmprobe.models.conditioning.of_rows import OfRows
 from ldmprobe.models.conditioning.protocols import CardPart, ConditioningData, FrozenEncoder, Shown
 from ldmprobe.models.conditioning.semantic_map import SemanticMap
 from ldmprobe.models.conditioning.sketch import Sketch
@@ -28,6 +29,7 @@ __all__ = [
     "Layout",
     "LowResolution",
     "Masked",
+    "OfRows",
     "SemanticMap",
     "Shown",
     "Sketch",

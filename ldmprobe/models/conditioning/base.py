@@ -34,9 +34,17 @@ class Conditioning(nn.Module, ABC):
 
     columns: tuple[str, ...] = ()
 
+    @property
+    def column_kinds(self) -> dict[str, str]:
+        """The class of the column that makes what it reads or can read of a dataset, such as "MaskColumn", by name in
+        batches: all but labels and captions.
+        """
+        return {}
+
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = self._checked(dropout)
+        self._knew_null = False
 
     def _checked(self, dropout: float) -> float:
         if not 0 <= dropout < 1:
@@ -109,6 +117,11 @@ class Conditioning(nn.Module, ABC):
         return any(parameter.requires_grad for parameter in self.parameters())
 
     @property
+    def knows_null(self) -> bool:
+        """Return whether the network is trained without a condition, too, so that it can be guided."""
+        return self._knew_null or self.dropout > 0
+
+    @property
     def description(self) -> PlainValues:
         """The plain values that decide, beside its weights, the conditions of a probe's samples."""
         return {}
@@ -152,7 +165,7 @@ class Conditioning(nn.Module, ABC):
     @property
     def run_spec(self) -> PlainValues:
         """Return what may differ from run to run of one model, as plain values."""
-        return {}
+        return {"dropout": self.dropout}
 
     @classmethod
     def from_spec(cls, spec: PlainValues, network: nn.Module) -> Conditioning:
@@ -161,6 +174,7 @@ class Conditioning(nn.Module, ABC):
 
     def restore(self, run_spec: PlainValues) -> None:
         """Take over the `run_spec` of a checkpoint."""
+        self.dropout = run_spec.get("dropout", self.dropout)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """Yield its weights by name, without loading those that are read from files."""
@@ -177,6 +191,7 @@ class Conditioning(nn.Module, ABC):
         if train_text_encoder or prompts:
             what = "train_text_encoder" if train_text_encoder else "prompts"
             raise ConfigurationError(f"The pretrained model has no text encoder; leave out `{what}`.")
+        self._knew_null = self.knows_null
         self.dropout = self._checked(dropout)
         return self
 

@@ -85,6 +85,10 @@ class Conditions(Conditioning):
     # --- what it says of itself ------------------------------------------------------------------------------------
 
     @property
+    def knows_null(self) -> bool:
+        return super().knows_null or all(part.knows_null for part in self._parts)
+
+    @property
     def description(self) -> PlainValues:
         described = {key: value for part in self._parts for key, value in part.description.items()}
         return {**described, "rows": [part.description.get("rows", "") for part in self._parts]}
@@ -92,6 +96,10 @@ class Conditions(Conditioning):
     @property
     def label(self) -> str:
         return " and ".join(part.label for part in self._parts)
+
+    @property
+    def column_kinds(self) -> dict[str, str]:
+        return {name: kind for part in self._parts for name, kind in part.column_kinds.items()}
 
     def set_prompts(self, prompts: Sequence[str]) -> None:
         takes_text = [part for part in self._parts if "prompts" in part.description]
@@ -114,13 +122,14 @@ class Conditions(Conditioning):
 
     @property
     def run_spec(self) -> PlainValues:
-        return {"parts": [part.run_spec for part in self._parts]}
+        return {**super().run_spec, "parts": [part.run_spec for part in self._parts]}
 
     @classmethod
     def from_spec(cls, spec: PlainValues, network: nn.Module) -> Conditions:
         return cls([conditioning_of(part, network) for part in spec["parts"]])
 
     def restore(self, run_spec: PlainValues) -> None:
+        super().restore(run_spec)
         for part, own in zip(self._parts, run_spec["parts"], strict=True):
             part.restore(own)
 

@@ -62,6 +62,10 @@ class Layout(ObservedConditioning):
     def settings(self) -> PlainValues:
         return {name: vars(self)[name] for name in ("num_classes", "width", "max_boxes", "column")}
 
+    @property
+    def column_kinds(self) -> dict[str, str]:
+        return {self.column: "ObjectsColumn"}
+
     def observe(self, batch: Batch) -> Observed:
         return {"objects": self._padded(batch[self.column])}
 

@@ -17,6 +17,8 @@ from ldmprobe.models.corruption import MaskFamily, at_cells, filled, random_mask
 from ldmprobe.models.pixels import as_floats
 from ldmprobe.types import Batch, PlainValues
 
+HOLE = "hole"
+"""The name in batches of masks that take the place of random ones."""
 _CHECKED = 64  # rows of training data whose masks are looked at before training
 
 
@@ -32,7 +34,7 @@ class Masked(SpatialConditioning):
             side of a line, "all" of the image.
         share: the least and the largest share of the image that is hidden.
         column: the name in batches of masks of the data, such as those of a `MaskColumn`, in place of random ones;
-            whatever is not 0 is to be filled.
+            whatever is not 0 is to be filled. Where there is none, batches with a column "hole" have their own masks.
         fill: the value of hidden pixels: 0 (gray) for Stable Diffusion, −1 (black) for latent diffusion's model.
 
     Raises:
@@ -73,10 +75,14 @@ class Masked(SpatialConditioning):
             "seed": self.seed,
         }
 
+    @property
+    def column_kinds(self) -> dict[str, str]:
+        return {self.column or HOLE: "MaskColumn"}
+
     def observe(self, batch: Batch) -> Observed:
         images = as_floats(batch["image"])
-        if self.column is not None:
-            masks = (batch[self.column] != 0)[:, None].byte()
+        if self.column is not None or HOLE in batch:
+            masks = (batch[self.column or HOLE] != 0)[:, None].byte()
         else:
             size = (images.shape[2], images.shape[3])
             masks = random_masks(self.row_numbers(batch), size, self.families, self.share, self.seed)

@@ -41,6 +41,10 @@ class SemanticMap(SpatialConditioning):
     def settings(self) -> PlainValues:
         return {"num_classes": self.num_classes, "column": self.column}
 
+    @property
+    def column_kinds(self) -> dict[str, str]:
+        return {self.column: "MaskColumn"}
+
     def observe(self, batch: Batch) -> Observed:
         maps: Tensor = batch[self.column]
         if int(maps.min()) < 0 or int(maps.max()) >= self.num_classes:

@@ -51,6 +51,10 @@ class Sketch(SpatialConditioning):
     def settings(self) -> PlainValues:
         return {name: vars(self)[name] for name in ("column", "quantile", "gaps", "thickness", "seed")}
 
+    @property
+    def column_kinds(self) -> dict[str, str]:
+        return {} if self.column is None else {self.column: "MaskColumn"}
+
     def observe(self, batch: Batch) -> Observed:
         by_mask = None if self.column is None else outlines(batch[self.column])
         lines = edges(as_floats(batch["image"]), self.quantile) if by_mask is None else by_mask

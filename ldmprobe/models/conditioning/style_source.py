@@ -25,6 +25,10 @@ class StyleSource(SpatialConditioning):
     def settings(self) -> PlainValues:
         return {"column": self.column}
 
+    @property
+    def column_kinds(self) -> dict[str, str]:
+        return {self.column: "ImageColumn"}
+
     def observe(self, batch: Batch) -> Observed:
         return self.encoded(batch[self.column])
 

@@ -153,13 +153,14 @@ class TextConditioning(Conditioning):
     @property
     def run_spec(self) -> PlainValues:
         size = {name: value.tolist() for name, value in self.encoder.size.items()}
-        return {"prompts": list(self.prompts), "size": size}
+        return {**super().run_spec, "prompts": list(self.prompts), "size": size}
 
     @classmethod
     def from_spec(cls, spec: PlainValues, network: nn.Module) -> TextConditioning:
         return cls(TextEncoder.from_description(spec["encoder"], network))
 
     def restore(self, run_spec: PlainValues) -> None:
+        super().restore(run_spec)
         self.set_prompts(run_spec["prompts"])
         self.encoder.size = {name: torch.tensor(value) for name, value in run_spec["size"].items()}
 
@@ -171,9 +172,11 @@ class TextConditioning(Conditioning):
     def for_finetuning(
         self, dropout: float, prompts: Sequence[str] | None, train_text_encoder: bool
     ) -> TextConditioning:
-        return TextConditioning(
+        made = TextConditioning(
             self.encoder, dropout, self.prompts if prompts is None else prompts, trained=train_text_encoder
         )
+        made._knew_null = self.knows_null
+        return made
 
     @property
     def trained_networks(self) -> list[nn.Module]:

@@ -55,9 +55,9 @@ class Trajectory:
     @property
     def has_ideal(self) -> bool:
         """Return whether there is a closed form to compare with: not where x̂_0 is clipped, which is not affine, nor
-        under guidance, which moves the samples away from real latents by design.
+        under guidance or from images, which move the samples away from real latents by design.
         """
-        return self.grid.clip_range is None and not self.sampling.guidance.shifts
+        return self.grid.clip_range is None and not self.sampling.shifted_by
 
     def ideal(self, name: str, curves_of: Callable[[IdealPath], Tensor]) -> tuple[Tensor, Tensor]:
         """Return curves of a perfect denoiser of Gaussian data by the same sampler, and their half-widths: computed

@@ -1,0 +1,58 @@
+"""OfRows: a conditioning whose samples have the conditions of rows that were given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ldmprobe.io.digest import fingerprint
+from ldmprobe.models.conditioning.base import Conditioning
+from ldmprobe.models.denoiser import Condition
+from ldmprobe.types import Batch, PlainValues
+
+
+class OfRows(Conditioning):
+    """Another conditioning, ready to sample, in which sample i has the condition of row i mod K.
+
+    Args:
+        conditioning: that of the model.
+        batches: the K rows, with the columns that it reads.
+
+    Raises:
+        ConfigurationError: a column is not there.
+    """
+
+    def __init__(self, conditioning: Conditioning, batches: Iterable[Batch]) -> None:
+        super().__init__(conditioning.dropout)
+        self.conditioning, self.columns = conditioning, conditioning.columns
+        told = [conditioning.from_batch(batch) for batch in batches]
+        self._told = {name: torch.cat([each[name] for each in told]) for name in told[0]}
+
+    @property
+    def tells(self) -> bool:
+        """Return whether rows tell the network anything."""
+        return bool(self._told)
+
+    def from_batch(self, batch: Batch) -> Condition:
+        return self.conditioning.from_batch(batch)
+
+    def for_samples(self, sample_ids: Tensor) -> Condition:
+        rows = {name: value.to(sample_ids.device) for name, value in self._told.items()}
+        return {name: value[sample_ids % len(value)] for name, value in rows.items()}
+
+    def null(self, num_samples: int, device: torch.device) -> Condition:
+        return self.conditioning.null(num_samples, device)
+
+    @property
+    def knows_null(self) -> bool:
+        return self.conditioning.knows_null
+
+    @property
+    def label(self) -> str:
+        return self.conditioning.label
+
+    @property
+    def description(self) -> PlainValues:
+        return {"rows": fingerprint(*self._told.values())}
