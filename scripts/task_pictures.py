@@ -46,7 +46,7 @@ def draw(rows: dict[str, Tensor], path: Path) -> None:
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_visible(False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    fig.savefig(path, dpi=120)
+    fig.savefig(path, dpi=120, bbox_inches="tight")
     plt.close(fig)
 
 
