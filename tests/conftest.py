@@ -10,6 +10,16 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 import pytest
 
+LONGEST = (
+    "test_distributed.py", "test_resume.py", "test_study.py", "test_extension.py", "test_audit.py",
+    "test_probe_callbacks.py", "test_forgetting.py",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests come first, so that no process is left to wait for another at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
 
 @pytest.fixture(autouse=True, scope="session")
 def _process() -> None:
