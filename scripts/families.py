@@ -25,6 +25,7 @@ from ldmprobe.diffusion.samplers import DDIM, AnnealedLangevin, Euler, Heun, Sam
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.features.classifier import FeatureNetwork
 from ldmprobe.io.store import RecordStore
+from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.quality import frechet_distance
 from ldmprobe.probing.real_features import RealFeatures
@@ -51,9 +52,8 @@ def skill(run: Path) -> str:
     return " | ".join(f"{value:.3f}" for value in values)
 
 
-def fid(run: Path, sampling: Sampling, network: FeatureNetwork, real: torch.Tensor) -> str:
+def fid(model: DiffusionModel, sampling: Sampling, network: FeatureNetwork, real: torch.Tensor) -> str:
     """Return the FID of samples with the half-width of its interval."""
-    model = load_model(run / "checkpoints" / "last.ckpt", "cpu")
     latents = final_latents(model, sampling)
     with evaluating([model.codec, network]):
         features = torch.cat([network(model.codec.decode(part).clamp(-1, 1)) for part in latents.split(256)])
@@ -72,12 +72,10 @@ def main(args: argparse.Namespace) -> None:
     for name, (sampler, grid, steps) in OWN.items():
         run = args.runs / name
         sampling = Sampling(args.num_samples, steps, sampler, grid, batch_size=256)
-        passes = sum(
-            step.passes for step in sampler.program(sampling.levels(load_model(run / "checkpoints/last.ckpt")))
-        )
-        print(
-            f"| {name} | {skill(run)} | {sampler.name} | {passes} | {fid(run, sampling, network, real)} |", flush=True
-        )
+        model = load_model(run / "checkpoints" / "last.ckpt", "cpu")
+        passes = sum(step.passes for step in sampler.program(sampling.levels(model)))
+        distance = fid(model, sampling, network, real)
+        print(f"| {name} | {skill(run)} | {sampler.name} | {passes} | {distance} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from ldmprobe.diffusion.full_precision import without_autocast
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.autoencoder import check_autoencoder, images_of, latent_shape_of, latents_of, posterior_of
 from ldmprobe.models.denoiser import network_config
+from ldmprobe.models.latent_scale import moments_of
 from ldmprobe.types import Component, PlainValues
 
 
@@ -93,16 +94,11 @@ class AutoencoderModel:
         """Return ``images`` (how many), ``mean`` and ``std`` of the latents of these images by channel, as plain
         values.
         """
-        images, entries, total, squares = 0, 0, torch.zeros(()), torch.zeros(())
-        for batch in batches:
-            latents = self.encode(batch).double().transpose(0, 1).flatten(1).cpu()
-            images, entries = images + len(batch), entries + latents.shape[1]
-            total, squares = total + latents.sum(1), squares + latents.square().sum(1)
-        if not images:
+        moments = moments_of(map(self.encode, batches), per_channel=True)
+        if moments is None:
             return {}
-        mean = total / entries
-        std = (squares / entries - mean.square()).clamp(min=0).sqrt()
-        return {"images": images, "mean": mean.tolist(), "std": std.tolist()}
+        std = moments.variance.clamp(min=0).sqrt()
+        return {"images": moments.num_latents, "mean": moments.mean.tolist(), "std": std.tolist()}
 
 
 @runtime_checkable

@@ -22,7 +22,7 @@ from ldmprobe.models.autoencoder import (
     posterior_of,
 )
 from ldmprobe.models.denoiser import config_of
-from ldmprobe.models.latent_scale import SCALING, in_digits, scale_and_shift
+from ldmprobe.models.latent_scale import SCALING, in_digits, moments_of, scale_and_shift
 from ldmprobe.models.lazy import LazyModule
 from ldmprobe.models.pixels import as_floats
 from ldmprobe.types import Batch, Component, PlainValues
@@ -207,29 +207,25 @@ class LatentCodec(nn.Module):
         """
         if bool(self.measured):
             return
-        count, total, total_squared = 0, torch.zeros(()).double(), torch.zeros(()).double()
         self.shift.zero_()
         self.scale.fill_(1.0)
-        for batch in batches:
-            named = batch if isinstance(batch, dict) else {"image": batch}
-            tensors = {name: value.to(self.scale.device) for name, value in named.items() if isinstance(value, Tensor)}
-            z = self.latents(tensors, sample_posterior=False).double()
-            entries = z.transpose(0, 1).flatten(1) if per_channel else z.flatten()
-            count += entries.shape[-1]
-            total = total + entries.sum(-1).cpu()
-            total_squared = total_squared + (entries**2).sum(-1).cpu()
-        if count == 0:
+        moments = moments_of((self._latents_beside(batch) for batch in batches), per_channel)
+        if moments is None:
             raise ConfigurationError("There are no training images, so no scale can be measured.")
-        mean = total / count
-        variance = total_squared / count - mean**2
-        if not bool((variance > 0).all()):
+        if not bool((moments.variance > 0).all()):
             raise ConfigurationError(
                 "The latents of the training images do not vary (or are not finite), so no scale can be measured; "
                 "check the autoencoder and the images."
             )
-        for name, value in (("shift", mean), ("scale", variance**-0.5)):
+        for name, value in (("shift", moments.mean), ("scale", moments.variance**-0.5)):
             self._buffers[name] = (value.view(-1, 1, 1) if per_channel else value).to(self.scale)
         self.measured.fill_(True)
+
+    def _latents_beside(self, batch: Tensor | PlainValues) -> Tensor:
+        """Return the latents of images, or of a batch as ``latents`` takes it, that may be on another device."""
+        named = batch if isinstance(batch, dict) else {"image": batch}
+        tensors = {name: value.to(self.scale.device) for name, value in named.items() if isinstance(value, Tensor)}
+        return self.latents(tensors, sample_posterior=False)
 
     def latent_shape(self, image_shape: tuple[int, ...]) -> tuple[int, ...]:
         """Shape (c, h, w) of the latents of images (C, H, W), found by encoding one.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,32 @@ from ldmprobe.types import PlainValues
 
 SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 """The settings of an autoencoder that say how its latents are scaled."""
+
+
+class Moments(NamedTuple):
+    """The first two moments of latents, over all entries, (), or over those of each channel, (c,), in float64.
+
+    Attributes:
+        num_latents: the number of latents, above 0.
+    """
+
+    num_latents: int
+    mean: Tensor
+    variance: Tensor
+
+
+def moments_of(latents: Iterable[Tensor], per_channel: bool) -> Moments | None:
+    """Return the moments of batches of latents (N, c, h, w); None if there are no batches."""
+    count, number, total, squares = 0, 0, torch.zeros(()).double(), torch.zeros(()).double()
+    for batch in latents:
+        z = batch.double()
+        entries = z.transpose(0, 1).flatten(1) if per_channel else z.flatten()
+        count, number = count + len(z), number + entries.shape[-1]
+        total, squares = total + entries.sum(-1).cpu(), squares + entries.square().sum(-1).cpu()
+    if not count:
+        return None
+    mean = total / number
+    return Moments(count, mean, squares / number - mean**2)
 
 
 def in_digits(values: Tensor, digits: str) -> str:
