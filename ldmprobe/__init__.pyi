@@ -112,10 +112,12 @@ from ldmprobe.models.conditioning import TextEncoder as TextEncoder
 from ldmprobe.models.conditioning import Unconditional as Unconditional
 from ldmprobe.models.diffusion_model import DiffusionModel as DiffusionModel
 from ldmprobe.models.discriminator import PatchDiscriminator as PatchDiscriminator
+from ldmprobe.models.guidance import Asked as Asked
 from ldmprobe.models.guidance import ClassifierFreeGuidance as ClassifierFreeGuidance
 from ldmprobe.models.guidance import Guidance as Guidance
-from ldmprobe.models.instruction_guidance import InstructionGuidance as InstructionGuidance
-from ldmprobe.models.interval_guidance import IntervalGuidance as IntervalGuidance
+from ldmprobe.models.guidance import InstructionGuidance as InstructionGuidance
+from ldmprobe.models.guidance import IntervalGuidance as IntervalGuidance
+from ldmprobe.models.guidance import RescaledGuidance as RescaledGuidance
 from ldmprobe.models.preconditioned import EpsilonNetwork as EpsilonNetwork
 from ldmprobe.models.preconditioned import Preconditioned as Preconditioned
 from ldmprobe.models.preconditioned import ScoreNetwork as ScoreNetwork
@@ -126,7 +128,6 @@ from ldmprobe.models.quantization import MovingAverageQuantization as MovingAver
 from ldmprobe.models.quantization import Quantization as Quantization
 from ldmprobe.models.quantization import Quantized as Quantized
 from ldmprobe.models.quantization import VectorQuantization as VectorQuantization
-from ldmprobe.models.rescaled_guidance import RescaledGuidance as RescaledGuidance
 from ldmprobe.models.wrapper import NetworkWrapper as NetworkWrapper
 from ldmprobe.pretrained.load import PretrainedText as PretrainedText
 from ldmprobe.pretrained.lora import LoRA as LoRA

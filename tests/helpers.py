@@ -19,7 +19,7 @@ from ldmprobe.diffusion.trajectory import Predict
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.denoiser import Condition
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.models.guidance import ClassifierFreeGuidance
+from ldmprobe.models.guidance import Asked, ClassifierFreeGuidance
 
 FLOAT64 = {"rtol": 1e-10, "atol": 1e-12}  # float64 mathematics
 FLOAT32 = {"rtol": 1e-5, "atol": 1e-6}  # float32 against a closed form
@@ -33,7 +33,11 @@ def refused(message: str) -> pytest.RaisesExc[ConfigurationError]:
 
 def guided(model: DiffusionModel, z_t: Tensor, t: Tensor, condition: Condition, scale: float) -> Tensor:
     """A network's answer under classifier-free guidance."""
-    return ClassifierFreeGuidance(scale).guide(model.predict, model.conditioning, model.device)(z_t, t, condition)
+
+    def answer(z_t: Tensor, asked: Asked, condition: Condition) -> Tensor:
+        return model.predict(z_t, asked.timesteps, condition)
+
+    return ClassifierFreeGuidance(scale).guide(answer, model)(z_t, Asked(t, 0.6, 0.8), condition)
 
 
 def told(network: Callable[[Tensor, float], Tensor]) -> Predict:

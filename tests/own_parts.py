@@ -68,19 +68,19 @@ class NoisyHalf(ldmprobe.Guidance):
     provenance = {"guidance": "noisy half"}  # noqa: RUF012 (plain values)
     shifts = True
 
-    def guide(self, answer, conditioning, device):
-        null = conditioning.null(1, device)
+    def guide(self, answer, model):
+        null = model.conditioning.null(1, model.device)
 
-        def guided(z_t, t, condition):
-            conditional = answer(z_t, t, condition)
-            if float(t[0]) < 50:
+        def guided(z_t, asked, condition):
+            conditional = answer(z_t, asked, condition)
+            if float(asked.timesteps[0]) < 50:
                 return conditional
             none = {name: value.expand_as(condition[name]) for name, value in null.items()}
-            return 2 * conditional - answer(z_t, t, none)
+            return 2 * conditional - answer(z_t, asked, none)
 
         return guided
 
-    def check(self, conditioning, device):
+    def check(self, model):
         """Nothing is needed."""
 
 

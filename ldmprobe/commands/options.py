@@ -178,8 +178,7 @@ def load(args: Namespace) -> tuple[DiffusionModel, Sampling]:
     from ldmprobe.diffusion.named import by_name
     from ldmprobe.diffusion.samplers import Sampler
     from ldmprobe.models.denoiser import check_denoiser
-    from ldmprobe.models.guidance import as_guidance
-    from ldmprobe.models.interval_guidance import IntervalGuidance
+    from ldmprobe.models.guidance import IntervalGuidance, as_guidance
     from ldmprobe.pretrained.source import Source
     from ldmprobe.probing.probe import evaluating
     from ldmprobe.probing.sampling import Sampling

@@ -23,7 +23,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, Unconditional
 from ldmprobe.models.denoiser import Condition, Denoiser, as_denoiser
-from ldmprobe.models.guidance import Answer, Guidance
+from ldmprobe.models.guidance import Answer, Asked, Guidance
 from ldmprobe.models.out_of_memory import free_cached_memory, is_out_of_memory
 from ldmprobe.models.wrapper import check_schedule
 from ldmprobe.types import PlainValues
@@ -89,23 +89,33 @@ class DiffusionModel:
             )
         return answer.to(z_t.dtype)
 
-    def predictor(self, condition: Condition, batch_size: int, guidance: Guidance | None = None) -> Predict:
+    def predictor(
+        self,
+        condition: Condition,
+        batch_size: int,
+        guidance: Guidance | None = None,
+        sample_ids: Tensor | None = None,
+    ) -> Predict:
         """Return (z_t, question) → the network's answer, for the samples of ``condition``; at most ``batch_size`` of
         them at once, fewer where memory runs out.
+
+        Args:
+            sample_ids: (N,), their numbers, for a guidance that has something of its own for each.
         """
         made: tuple[Guidance, Answer] | None = None  # once for all levels with one guidance
 
         def answer_at(log_snr: float) -> Answer:
             nonlocal made
             if guidance is None:
-                return self.predict
+                return self._answer
             own = guidance.at(log_snr)
             if made is None or made[0] is not own:
-                made = own, own.guide(self.predict, self.conditioning, self.device)
+                made = own, own.guide(self._answer, self)
             return made[1]
 
         def predict(z_t: Tensor, question: Denoise) -> Tensor:
-            return self._in_chunks(answer_at(question.log_snr), z_t, question.model_time, condition, batch_size)
+            asked = self._asked(z_t, question.model_time, question.alpha, question.sigma, sample_ids)
+            return self._in_chunks(answer_at(question.log_snr), z_t, asked, condition, batch_size)
 
         return predict
 
@@ -115,8 +125,19 @@ class DiffusionModel:
         """Return (x̂_0, ε̂) at z_t = α x_0 + σ ε (N, C, H, W), all at one ``timestep`` as the network is told it,
         without guidance; in chunks where memory runs out.
         """
-        answer = self._in_chunks(self.predict, z_t, timestep, condition, batch_size=len(z_t))
+        asked = self._asked(z_t, timestep, alpha, sigma)
+        answer = self._in_chunks(self._answer, z_t, asked, condition, batch_size=len(z_t))
         return self.schedule.prediction.x0_and_epsilon(answer, z_t, alpha, sigma)
+
+    def _answer(self, z_t: Tensor, asked: Asked, condition: Condition) -> Tensor:
+        """Return ``predict`` as a guidance is given it."""
+        return self.predict(z_t, asked.timesteps, condition)
+
+    def _asked(
+        self, z_t: Tensor, timestep: float, alpha: float, sigma: float, sample_ids: Tensor | None = None
+    ) -> Asked:
+        told = torch.full((len(z_t),), timestep, device=z_t.device, dtype=self._told_as(timestep))
+        return Asked(told, alpha, sigma, sample_ids)
 
     def _told_as(self, timestep: float) -> torch.dtype:
         """Return the dtype of what the network is told: the schedule's, but for a fraction of an integer timestep."""
@@ -138,7 +159,7 @@ class DiffusionModel:
         condition = self.conditioning.for_samples(torch.zeros(1, dtype=torch.long, device=self.device))
         try:
             z_t = torch.zeros(1, *self.latent_shape, device=self.device)
-            self._in_chunks(self.predict, z_t, fraction, condition, batch_size=1)
+            self._answer(z_t, self._asked(z_t, fraction, 1.0, 1.0), condition)
         except (RuntimeError, IndexError, TypeError, ValueError) as error:
             raise ConfigurationError(
                 f"The grid or sampler asks {type(self.network).__name__} at timestep {fraction:.6g}, and it takes "
@@ -146,7 +167,7 @@ class DiffusionModel:
                 "sampler that asks at no others, such as `DDIM`."
             ) from error
 
-    def _in_chunks(self, answer: Answer, z_t: Tensor, timestep: float, condition: Condition, batch_size: int) -> Tensor:
+    def _in_chunks(self, answer: Answer, z_t: Tensor, asked: Asked, condition: Condition, batch_size: int) -> Tensor:
         """Return ``answer`` for at most ``batch_size`` samples at once. A chunk for which memory runs out is halved,
         and so are those after it: samples do not depend on their neighbors, so that the result is the same to
         rounding.
@@ -156,7 +177,7 @@ class DiffusionModel:
         while start < len(z_t):
             chunk = slice(start, start + min(batch_size, self.fitting_batch_size or batch_size))
             part = {name: value[chunk] for name, value in condition.items()}
-            prediction = self._if_it_fits(answer, z_t[chunk], timestep, part)
+            prediction = self._if_it_fits(answer, z_t[chunk], asked[chunk], part)
             size = len(z_t[chunk])
             if prediction is None:
                 refused, self.fitting_batch_size = refused or size, size // 2
@@ -171,13 +192,12 @@ class DiffusionModel:
             )
         return torch.cat(predictions) if predictions else torch.empty_like(z_t)
 
-    def _if_it_fits(self, answer: Answer, z_t: Tensor, timestep: float, condition: Condition) -> Tensor | None:
+    def _if_it_fits(self, answer: Answer, z_t: Tensor, asked: Asked, condition: Condition) -> Tensor | None:
         """Return None where memory ran out. With a single sample there is nothing left to halve, and the error is
         raised.
         """
-        told = torch.full((len(z_t),), timestep, device=z_t.device, dtype=self._told_as(timestep))
         try:
-            return answer(z_t, told, condition)
+            return answer(z_t, asked, condition)
         except (RuntimeError, MemoryError) as error:
             # Each pass through a sharded network is a collective: one rank that makes more of them would hang the
             # others.

@@ -98,7 +98,7 @@ class Sampling:
             )
         told = [question.model_time for step in sampler.program(grid) for question in step.questions]
         with evaluating(model.modules):
-            self.guidance.check(model.conditioning, model.device)
+            self.guidance.check(model)
             model.check_told(told)
         return grid
 
@@ -174,7 +174,7 @@ def sample_trajectory(
     """
     ids = sample_ids.tolist()
     condition = model.conditioning.for_samples(sample_ids.to(model.device))
-    predict = model.predictor(condition, sampling.batch_size, sampling.guidance)
+    predict = model.predictor(condition, sampling.batch_size, sampling.guidance, sample_ids)
     own = sample_noise(ids, model.latent_shape, sampling.seed).to(model.device)
     z = sampling.start.latents(model, grid, ids, own)
     noise = step_noise(model, ids, sampling.seed)

@@ -7,8 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from ldmprobe import (
+    Asked,
     ClassConditioning,
     ClassifierFreeGuidance,
+    Conditioning,
     Conditions,
     DiffusionModel,
     InstructionGuidance,
@@ -22,8 +24,6 @@ from ldmprobe.models.conditioning.style_source import StyleSource
 from ldmprobe.models.guidance import Guidance
 from tests.helpers import FLOAT32, refused, sd_scheduler
 
-CPU = torch.device("cpu")
-
 
 def conditioning() -> Conditions:
     source = StyleSource()
@@ -31,7 +31,11 @@ def conditioning() -> Conditions:
     return Conditions([source, ClassConditioning(3)])
 
 
-def answer(z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
+def model(conditioning: Conditioning, network: nn.Module | None = None) -> DiffusionModel:
+    return DiffusionModel(network or Told(), sd_scheduler(), (1, 4, 4), conditioning=conditioning)
+
+
+def answer(z_t: Tensor, asked: Asked, condition: dict[str, Tensor]) -> Tensor:
     """No linear function of what is told."""
     return (z_t + condition["concat"][:, :1]).sin() * (1 + condition["class_labels"].view(-1, 1, 1, 1))
 
@@ -40,7 +44,7 @@ def guided(guidance: Guidance) -> Tensor:
     generator = torch.Generator().manual_seed(0)
     z_t, picture = (torch.randn(5, n, 4, 4, generator=generator) for n in (1, 2))
     condition = {"concat": picture, "class_labels": torch.tensor([0, 1, 2, 0, 1])}
-    return guidance.guide(answer, conditioning(), CPU)(z_t, torch.zeros(5), condition)
+    return guidance.guide(answer, model(conditioning()))(z_t, Asked(torch.zeros(5), 0.6, 0.8), condition)
 
 
 def test_two_equal_scales_are_the_plain_guidance_and_two_ones_none():
@@ -85,10 +89,10 @@ class Told(nn.Module):
 @torch.no_grad()
 def test_an_interval_is_guided_within_and_asked_once_elsewhere():
     network = Told()
-    model = DiffusionModel(network, sd_scheduler(), (1, 4, 4), conditioning=ClassConditioning(3))
-    condition, z_t = model.conditioning.for_samples(torch.arange(5)), torch.randn(5, 1, 4, 4)
+    told = model(ClassConditioning(3), network)
+    condition, z_t = told.conditioning.for_samples(torch.arange(5)), torch.randn(5, 1, 4, 4)
     plain, whole, interval = (
-        model.predictor(condition, 5, guidance)
+        told.predictor(condition, 5, guidance)
         for guidance in (None, ClassifierFreeGuidance(3.0), IntervalGuidance(3.0, -2.0, 1.0))
     )
     for log_snr, is_guided in ((-2.1, False), (-1.9, True), (0.9, True), (1.1, False), (-math.inf, False)):
@@ -115,8 +119,8 @@ def test_a_model_that_was_never_without_its_condition_is_not_guided():
     for conditioning in (never, loaded):
         for guidance in (ClassifierFreeGuidance(2.0), IntervalGuidance(2.0, -1.0, 1.0), RescaledGuidance(2.0)):
             with refused(r"trained with dropout 0 of its condition \(ClassConditioning\).* train with a `dropout`"):
-                guidance.check(conditioning, CPU)
-        ClassifierFreeGuidance(1.0).check(conditioning, CPU)
+                guidance.check(model(conditioning))
+        ClassifierFreeGuidance(1.0).check(model(conditioning))
     assert [each.knows_null for each in (at_once, partly, finetuned)] == [True, False, True]
     partly.restore(at_once.run_spec)
     assert partly.knows_null
@@ -126,7 +130,7 @@ def test_what_cannot_guide_is_refused():
     with refused(
         "guides by a picture beside z_t and by something else, and the model's conditioning is ClassConditioning"
     ):
-        InstructionGuidance().check(ClassConditioning(3), CPU)
+        InstructionGuidance().check(model(ClassConditioning(3)))
     with refused("mix 1.5; expected a number from 0 to 1"):
         RescaledGuidance(3.0, 1.5)
     with refused("image_scale inf"):

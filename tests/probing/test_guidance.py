@@ -16,7 +16,7 @@ from tests.probing.gaussian import exact_reference
 
 
 def check(model, scale):
-    ClassifierFreeGuidance(scale).check(model.conditioning, model.device)
+    ClassifierFreeGuidance(scale).check(model)
 
 
 @pytest.mark.parametrize("family", ["StableDiffusionPipeline", "StableDiffusion3Pipeline", "PixArtAlphaPipeline"])

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 
-import torch
-
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.conditioning import Conditioning
-from ldmprobe.models.guidance import Answer, ClassifierFreeGuidance, Guidance, as_guidance
+from ldmprobe.models.guidance.base import Answer, Guidance, Guided
+from ldmprobe.models.guidance.classifier_free import ClassifierFreeGuidance, as_guidance
 from ldmprobe.types import PlainValues
 
 
@@ -39,8 +37,8 @@ class IntervalGuidance(Guidance):
         low, high = self.interval
         return self.guidance.at(log_snr) if low <= log_snr <= high else self._none
 
-    def guide(self, answer: Answer, conditioning: Conditioning, device: torch.device) -> Answer:
-        return self.guidance.guide(answer, conditioning, device)
+    def guide(self, answer: Answer, model: Guided) -> Answer:
+        return self.guidance.guide(answer, model)
 
     @property
     def provenance(self) -> PlainValues:
@@ -50,5 +48,5 @@ class IntervalGuidance(Guidance):
     def shifts(self) -> bool:
         return self.guidance.shifts
 
-    def check(self, conditioning: Conditioning, device: torch.device) -> None:
-        self.guidance.check(conditioning, device)
+    def check(self, model: Guided) -> None:
+        self.guidance.check(model)

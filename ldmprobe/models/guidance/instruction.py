@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.models.denoiser import CONCAT, Condition
-from ldmprobe.models.guidance import Answer, Guidance, check_knows_null
+from ldmprobe.models.guidance.base import Answer, Asked, Guidance, Guided
+from ldmprobe.models.guidance.classifier_free import check_knows_null
 from ldmprobe.types import PlainValues
 
 
@@ -35,16 +35,16 @@ class InstructionGuidance(Guidance):
             )
         self.image_scale, self.scale = float(image_scale), float(scale)
 
-    def guide(self, answer: Answer, conditioning: Conditioning, device: torch.device) -> Answer:
+    def guide(self, answer: Answer, model: Guided) -> Answer:
         if not self.shifts:
             return answer
-        null = conditioning.null(1, device)
+        null = model.conditioning.null(1, model.device)
 
-        def guided(z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        def guided(z_t: Tensor, asked: Asked, condition: Condition) -> Tensor:
             none = {name: value.expand_as(condition[name]) for name, value in null.items()}
-            nothing = answer(z_t, t, none)
-            image = answer(z_t, t, {**none, CONCAT: condition[CONCAT]})
-            both = answer(z_t, t, condition)
+            nothing = answer(z_t, asked, none)
+            image = answer(z_t, asked, {**none, CONCAT: condition[CONCAT]})
+            both = answer(z_t, asked, condition)
             return nothing + self.image_scale * (image - nothing) + self.scale * (both - image)
 
         return guided
@@ -57,8 +57,9 @@ class InstructionGuidance(Guidance):
     def shifts(self) -> bool:
         return (self.image_scale, self.scale) != (1.0, 1.0)
 
-    def check(self, conditioning: Conditioning, device: torch.device) -> None:
-        told = conditioning.for_samples(torch.zeros(1, dtype=torch.long, device=device))
+    def check(self, model: Guided) -> None:
+        conditioning = model.conditioning
+        told = conditioning.for_samples(torch.zeros(1, dtype=torch.long, device=model.device))
         if CONCAT not in told or len(told) < 2:
             raise ConfigurationError(
                 "InstructionGuidance guides by a picture beside z_t and by something else, and the model's "

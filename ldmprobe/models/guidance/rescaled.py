@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.models.denoiser import Condition
-from ldmprobe.models.guidance import Answer, ClassifierFreeGuidance
+from ldmprobe.models.guidance.base import Answer, Asked, Guided
+from ldmprobe.models.guidance.classifier_free import ClassifierFreeGuidance
 from ldmprobe.types import PlainValues
 
 
@@ -32,18 +31,18 @@ class RescaledGuidance(ClassifierFreeGuidance):
             raise ConfigurationError(f"RescaledGuidance got mix {mix}; expected a number from 0 to 1.")
         self.mix = float(mix)
 
-    def guide(self, answer: Answer, conditioning: Conditioning, device: torch.device) -> Answer:
+    def guide(self, answer: Answer, model: Guided) -> Answer:
         conditional: list[Tensor] = []
 
-        def kept(z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
-            conditional.append(answer(z_t, t, condition))
+        def kept(z_t: Tensor, asked: Asked, condition: Condition) -> Tensor:
+            conditional.append(answer(z_t, asked, condition))
             return conditional[-1]
 
-        plain = super().guide(kept, conditioning, device)
+        plain = super().guide(kept, model)
 
-        def guided(z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        def guided(z_t: Tensor, asked: Asked, condition: Condition) -> Tensor:
             conditional.clear()
-            x = plain(z_t, t, condition)
+            x = plain(z_t, asked, condition)
             if len(conditional) < 2:  # there is no guidance
                 return x
             ratio = _std(conditional[0]) / _std(x)

@@ -1,12 +1,8 @@
-"""Guidance: how a network's answers to a condition and to none become one answer. It wraps a denoiser, and knows no
-sampler.
-"""
+"""ClassifierFreeGuidance: a network's answers to a condition and to none become one answer."""
 
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -14,36 +10,8 @@ from torch import Tensor
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.models.denoiser import Condition
+from ldmprobe.models.guidance.base import Answer, Asked, Guidance, Guided
 from ldmprobe.types import PlainValues
-
-Answer = Callable[[Tensor, Tensor, Condition], Tensor]
-"""(z_t (N, …), timesteps (N,), condition of each sample) → the network's answer (N, …)."""
-
-
-class Guidance(ABC):
-    """Turns the answers of a network into guided ones."""
-
-    def at(self, log_snr: float) -> Guidance:
-        """Return the guidance at noise levels of this log-SNR: by default, the same at all."""
-        return self
-
-    @abstractmethod
-    def guide(self, answer: Answer, conditioning: Conditioning, device: torch.device) -> Answer:
-        """Return ``answer`` guided. What does not depend on the latents is made here, once for all steps."""
-
-    @property
-    @abstractmethod
-    def provenance(self) -> PlainValues:
-        """Return what a record says of it, as plain values; two guidances that say the same sample alike."""
-
-    @property
-    @abstractmethod
-    def shifts(self) -> bool:
-        """Return whether it moves the samples' distribution, so that curves are no longer comparable with the ideal."""
-
-    @abstractmethod
-    def check(self, conditioning: Conditioning, device: torch.device) -> None:
-        """Raise ConfigurationError, before anything is sampled, where there is nothing to guide by."""
 
 
 class ClassifierFreeGuidance(Guidance):
@@ -61,17 +29,17 @@ class ClassifierFreeGuidance(Guidance):
             raise ConfigurationError(f"The guidance scale is {scale}; expected a finite number, 1 for no guidance.")
         self.scale = float(scale)
 
-    def guide(self, answer: Answer, conditioning: Conditioning, device: torch.device) -> Answer:
+    def guide(self, answer: Answer, model: Guided) -> Answer:
         if not self.shifts:
             return answer
-        null = conditioning.null(1, device)
+        null = model.conditioning.null(1, model.device)
 
-        def guided(z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
+        def guided(z_t: Tensor, asked: Asked, condition: Condition) -> Tensor:
             if not condition:
-                return answer(z_t, t, condition)
-            conditional = answer(z_t, t, condition)
+                return answer(z_t, asked, condition)
+            conditional = answer(z_t, asked, condition)
             none = {name: value.expand_as(condition[name]) for name, value in null.items()}
-            unconditional = answer(z_t, t, none)
+            unconditional = answer(z_t, asked, none)
             return unconditional + self.scale * (conditional - unconditional)
 
         return guided
@@ -84,9 +52,10 @@ class ClassifierFreeGuidance(Guidance):
     def shifts(self) -> bool:
         return self.scale != 1.0
 
-    def check(self, conditioning: Conditioning, device: torch.device) -> None:
+    def check(self, model: Guided) -> None:
         if not self.shifts:
             return
+        conditioning, device = model.conditioning, model.device
         if not conditioning.for_samples(torch.zeros(1, dtype=torch.long, device=device)):
             raise ConfigurationError(
                 f"The guidance scale is {self.scale:g}, but the model has no condition to guide by; set it to 1, no "
