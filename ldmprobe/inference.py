@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.features.choose import chosen_network
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.autoencoder_model import AutoencoderModel
-from ldmprobe.models.conditioning import OfRows
+from ldmprobe.models.conditioning import AssumedColumns, OfRows
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.pixels import as_bytes
 from ldmprobe.probing.analyses import Analysis, Findings, Trajectory
@@ -28,7 +28,6 @@ from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.real_features import check_feature_network
 from ldmprobe.probing.reconstruction import Originals
 from ldmprobe.probing.sampling import Sampling, sample_trajectory
-from ldmprobe.types import Batch
 
 if TYPE_CHECKING:
     from ldmprobe.data.columns import Column
@@ -134,15 +133,11 @@ def real_latents(
             f"The images of {dataset} have shape {tuple(data.image_shape)}, the model's {expected}; set --image-size "
             f"{expected[-1]}."
         )
-    batches: Iterator[Batch] = data.reference_batches(num_held_out, held_out=True)
-    assumed = model.conditioning.assumed(data)
-    if assumed:
-        batches = (batch | {key: [value] * len(batch["image"]) for key, value in assumed.items()} for batch in batches)
-    else:
-        model.conditioning.prepare(model.network, data, model.codec)
+    told = AssumedColumns.of(data, model.conditioning)
+    model.conditioning.prepare(model.network, told, model.codec)
     with evaluating(model.modules):
         latents = encode_images(model.codec, (batch["image"] for batch in data.reference_batches(num_reference)))
-        held_out = HeldOut.encode(model.codec, model.conditioning, batches)
+        held_out = HeldOut.encode(model.codec, model.conditioning, told.reference_batches(num_held_out, held_out=True))
     return LatentStatistics.fit(latents, fingerprint(model.codec.description)), held_out
 
 
@@ -167,9 +162,10 @@ def given_rows(
 
     reader = replace(_reader(model, image_column), others=tuple(columns))
     rows = GivenRows.read(dataset, reader, num_rows, batch_size)
+    told = AssumedColumns.of(rows, model.conditioning)
     with evaluating(model.modules):
-        model.conditioning.prepare(model.network, rows, model.codec)
-        return rows.images, OfRows(model.conditioning, rows.batches)
+        model.conditioning.prepare(model.network, told, model.codec)
+        return rows.images, OfRows(model.conditioning, told.reference_batches(num_rows))
 
 
 def given_images(model: DiffusionModel, files: Sequence[Path]) -> Tensor:

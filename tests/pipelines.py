@@ -29,16 +29,20 @@ from diffusers import (
     PixArtTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
+    StableDiffusionInpaintPipeline,
+    StableDiffusionInstructPix2PixPipeline,
     StableDiffusionPipeline,
+    StableDiffusionUpscalePipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
     VQModel,
 )
+from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     CLIPTextConfig,
     CLIPTextModel,
@@ -50,10 +54,16 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+from ldmprobe.data.in_order import GivenRows
+from ldmprobe.models.conditioning import OfRows
 from ldmprobe.models.conditioning.small_clip import word_tokenizer
+from ldmprobe.models.corruption import downsampled
+from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.pixels import as_bytes
 from tests.helpers import sd_scheduler, tiny_unet_with_attention
 
 Network = TypeVar("Network", bound=nn.Module)
+PROMPTS, IMAGE_SIZE = ["a red cat", "photo of blue dog"], 16
 WORDS = "a photo of red blue cat dog small large green yellow purple circle square triangle star on the left right"
 
 
@@ -169,6 +179,33 @@ def _stable_diffusion_v() -> Any:
     )
 
 
+def _beside_text(cls: Any, channels: int, scaling_factor: float = 0.5, **options: Any) -> Any:
+    """Stable Diffusion whose network is told a picture beside latents of four channels, which are certain: the pipeline
+    for inpainting draws those of its masked image."""
+    text_encoder, tokenizer = clip()
+    vae = autoencoder(channels=4, scaling_factor=scaling_factor)
+    nn.init.zeros_(vae.quant_conv.weight[4:].detach())
+    nn.init.constant_(vae.quant_conv.bias[4:].detach(), -30.0)  # the log-variance
+    embeds = options["max_noise_level"] + 1 if "max_noise_level" in options else None
+    unet = conditional_unet(in_channels=4 + channels, out_channels=4, num_class_embeds=embeds)
+    parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
+    without = dict.fromkeys(("safety_checker", "feature_extractor"))
+    return cls(**parts, scheduler=sd_scheduler(), **without, **options)
+
+
+def _inpaint() -> Any:
+    return _beside_text(StableDiffusionInpaintPipeline, 1 + 4, requires_safety_checker=False)
+
+
+def _upscale() -> Any:
+    table = DDPMScheduler(beta_schedule="scaled_linear")
+    return _beside_text(StableDiffusionUpscalePipeline, 3, 0.08333, low_res_scheduler=table, max_noise_level=40)
+
+
+def _instruct_pix2pix() -> Any:
+    return _beside_text(StableDiffusionInstructPix2PixPipeline, 4, requires_safety_checker=False)
+
+
 def stable_diffusion_xl(channels: int = 2, **scaling: Any) -> Any:
     """Stable Diffusion XL with these settings of its autoencoder."""
     (text_encoder, tokenizer), (text_encoder_2, tokenizer_2) = clip(), clip(CLIPTextModelWithProjection)
@@ -280,6 +317,9 @@ TINY: dict[str, Callable[[], Any]] = {
     "DiTPipeline": _dit,
     "StableDiffusionPipeline": _stable_diffusion,
     "StableDiffusionPipeline, v": _stable_diffusion_v,
+    "StableDiffusionInpaintPipeline": _inpaint,
+    "StableDiffusionUpscalePipeline": _upscale,
+    "StableDiffusionInstructPix2PixPipeline": _instruct_pix2pix,
     "StableDiffusionXLPipeline": stable_diffusion_xl,
     "PixArtAlphaPipeline": lambda: _pixart(PixArtAlphaPipeline),
     "PixArtSigmaPipeline": lambda: _pixart(PixArtSigmaPipeline),
@@ -304,3 +344,40 @@ def saved(family: str) -> Path:
     folder = Path(_FOLDER.name) / family
     tiny(family).save_pretrained(folder)
     return folder
+
+
+# --- pictures beside latents ------------------------------------------------------------------------------------------
+
+
+def pictures() -> dict[str, Tensor]:
+    """Two images of 8 bits with holes, one along cells of latents and one that cuts them."""
+    generator = torch.Generator().manual_seed(1)
+    images = torch.randint(256, (2, 3, IMAGE_SIZE, IMAGE_SIZE), generator=generator)
+    holes = torch.zeros(2, IMAGE_SIZE, IMAGE_SIZE, dtype=torch.uint8)
+    holes[0, 4:10, 2:8], holes[1, 3:12, 5:] = 255, 255
+    return {"image": images / 127.5 - 1, "hole": holes, "source": images / 127.5 - 1}
+
+
+def as_files(images: Tensor) -> list[Image.Image]:
+    return [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in as_bytes(images)]
+
+
+BESIDE = {
+    "StableDiffusionInpaintPipeline": lambda: {
+        "image": as_files(pictures()["image"]),
+        "mask_image": [Image.fromarray(hole.numpy()) for hole in pictures()["hole"]],
+        "height": IMAGE_SIZE,
+        "width": IMAGE_SIZE,
+    },
+    "StableDiffusionUpscalePipeline": lambda: {"image": as_files(downsampled(pictures()["image"], 2, "bicubic"))},
+    "StableDiffusionInstructPix2PixPipeline": lambda: {"image": as_files(pictures()["source"])},
+}
+"""By class, for those whose network is told a picture beside latents, the arguments of a call that say which."""
+ALONE = [name for name in TINY if name not in BESIDE]
+
+
+def tell_pictures(model: DiffusionModel) -> None:
+    """Tell samples the pictures of `BESIDE`."""
+    rows = GivenRows([{**pictures(), "caption": PROMPTS, "index": torch.arange(2)}], None)
+    model.conditioning.prepare(model.network, rows, model.codec)
+    model.conditioning = OfRows(model.conditioning, rows.batches)

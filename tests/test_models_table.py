@@ -13,14 +13,16 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from ldmprobe import FinetunedDiffusion, ImageData, LoRA, RecordStore, Sampling, load_model, sample_images
+from ldmprobe import FinetunedDiffusion, ImageColumn, ImageData, LoRA, RecordStore, Sampling, load_model, sample_images
 from ldmprobe.cli import main
+from ldmprobe.data.builtin import load_builtin
 from ldmprobe.data.latent_writer import write_cache
+from ldmprobe.inference import given_rows
 from ldmprobe.models.families import FAMILIES, REFUSED
 from ldmprobe.models.lazy import LazyModule
 from ldmprobe.training.checkpoint.load import Checkpoint
 from tests.helpers import FLOAT32, WHOLE_PATH
-from tests.pipelines import TINY, saved
+from tests.pipelines import BESIDE, TINY, saved
 from tests.training.test_finetuning import predictions
 from tests.training.test_latent_diffusion import trainer
 
@@ -42,6 +44,8 @@ def shapes(name: str, latents: Path | None = None) -> ImageData:
     options: dict[str, Any] = {"caption_column": "caption", "batch_size": 4, "check_rows": 1, "channels": 3}
     if name == "DiTPipeline":
         options |= {"label_column": "label", "num_classes": 1000}
+    if name == "StableDiffusionInstructPix2PixPipeline":
+        options["columns"] = [ImageColumn("image", "source")]
     if latents is not None:
         options["latents"] = str(latents)
     return ImageData("builtin:shapes", {"num_images": 20, "size": size}, **options)
@@ -76,13 +80,17 @@ def assert_trained_and_rebuilt(name: str, lora: bool) -> None:
     assert len(losses) == 2
     assert all(np.isfinite(losses))
     kept = torch.load(path, weights_only=True)["state_dict"]
-    assert {key for key, value in module.state_dict().items() if not torch.equal(value, before[key])} <= kept.keys()
-    assert [key for key in kept if key.startswith(("codec.autoencoder", "conditioning"))] == []
+    state = module.state_dict()
+    assert {key for key in state if key not in before or not torch.equal(state[key], before[key])} <= kept.keys()
+    frozen = [key for key in kept if key.startswith(("codec.autoencoder", "conditioning"))]
+    assert frozen == [key for key in kept if ".rows." in key]  # held-out rows, where samples are told these
     assert lora == all("lora_" in key for key in kept if "network." in key)
     assert Checkpoint.read(path).base.name == str(saved(name))
-    found = predictions(load_model(path, "cpu"))
+    loaded, base = load_model(path, "cpu"), load_model(str(saved(name)), "cpu", prompts(name))
+    found = predictions(loaded)
     torch.testing.assert_close(found, predictions(module.eval().diffusion_model()), rtol=1e-4, atol=1e-5)
-    assert not torch.equal(found, predictions(load_model(str(saved(name)), "cpu", prompts(name))))
+    base.conditioning = loaded.conditioning
+    assert not torch.equal(found, predictions(base))
 
 
 def fit(name: str) -> None:
@@ -96,11 +104,30 @@ def lora(name: str) -> None:
     assert path.stat().st_size < whole.stat().st_size / 2
 
 
+@cache
+def rows_file() -> str:
+    path = Path(_FOLDER.name) / "rows.parquet"
+    load_builtin("shapes", num_images=20, size=16).to_parquet(path)
+    return str(path)
+
+
+def rows(name: str) -> list[str]:
+    """The options that say what the model is told beside text."""
+    source = ["--column", "source=image"] if name == "StableDiffusionInstructPix2PixPipeline" else []
+    return ["--data", rows_file(), *source] if told_pictures(name) else []
+
+
+def told_pictures(name: str) -> bool:
+    return bool(FAMILIES[row(name)].text_of)
+
+
 def probe(name: str) -> None:
     guided = ["--guidance-scale", "3"] if FAMILIES[row(name)].text or name == "DiTPipeline" else []
     asked = ["--prompt", "a red cat", "a blue dog"] if FAMILIES[row(name)].text else []
-    assert main(["probe", str(saved(name)), "--out", "probed", *_TINY, *guided, *asked]) == 0
-    (record,) = RecordStore(Path("probed")).read()
+    if told_pictures(name):
+        asked = asked[:2]  # of rows without captions
+    assert main(["probe", str(saved(name)), "--out", "probed", *_TINY, *guided, *asked, *rows(name)]) == 0
+    record = RecordStore(Path("probed")).read()[0]
     assert np.isfinite(record.curves["step_kl"].value).all()
     assert record.provenance.get("prompts") == (asked[1:] or None)
     for figure in ("pca.png", "step_kl.png"):
@@ -108,7 +135,7 @@ def probe(name: str) -> None:
 
 
 def sample(name: str) -> None:
-    assert main(["sample", str(saved(name)), "--out", "grid.png", "--columns", "4", *_TINY]) == 0
+    assert main(["sample", str(saved(name)), "--out", "grid.png", "--columns", "4", *_TINY, *rows(name)]) == 0
     side = shapes(name).dataset_kwargs["size"]
     assert Image.open("grid.png").size == (4 * side + 6, 2 * side + 2)
     assert np.asarray(Image.open("grid.png")).std() > 1
@@ -160,7 +187,11 @@ RUN |= {"LoRA's own file": export_lora}
 
 
 def sampled(model: Path, name: str) -> torch.Tensor:
-    return sample_images(load_model(str(model), "cpu", prompts(name)), Sampling(2, 2))
+    loaded = load_model(str(model), "cpu", prompts(name))
+    if told_pictures(name):
+        columns = [ImageColumn("image", "source")] if "source" in loaded.conditioning.columns else []
+        _, loaded.conditioning = given_rows(loaded, rows_file(), "image", columns, 2, 2)
+    return sample_images(loaded, Sampling(2, 2))
 
 
 def row(name: str) -> str:
@@ -176,12 +207,16 @@ def test_the_table_has_every_family_and_column():
     assert {family for family, _ in CELLS} == set(FAMILIES)
 
 
-LONG = ("StableDiffusionPipeline, v", "PixArtSigmaPipeline")  # as their siblings, but for a setting
-MARKED = [pytest.param(name, marks=[pytest.mark.reliability] * (name in LONG)) for name in TINY]
+LONG = ("StableDiffusionPipeline, v", "PixArtSigmaPipeline", *BESIDE)  # as their siblings, but for a setting or picture
+SHORT = [("StableDiffusionInpaintPipeline", "fit"), ("StableDiffusionUpscalePipeline", "cache")]
+CELLS_RUN = [
+    pytest.param(name, column, marks=[pytest.mark.reliability] * (name in LONG and (name, column) not in SHORT))
+    for name in TINY
+    for column in RUN
+]
 
 
-@pytest.mark.parametrize("column", RUN)
-@pytest.mark.parametrize("name", MARKED)
+@pytest.mark.parametrize(("name", "column"), CELLS_RUN)
 def test_a_cell_is_as_it_says(name, column, capsys, monkeypatch):
     assert CELLS[row(name), column] in ("✓", "merged only")
     RUN[column](name, *{"LoRA's own file": [capsys], "cache": [monkeypatch]}.get(column, []))

@@ -191,10 +191,15 @@ def load(args: Namespace) -> tuple[DiffusionModel, Sampling]:
         )
     source = Source(args.model, args.revision, args.variant, args.local_files_only, args.text_precision, args.base)
     model = load_model(source, args.device, args.prompt)
-    with evaluating(model.modules):
-        condition = model.conditioning.for_samples(torch.zeros(1, dtype=torch.long, device=model.device))
-        image_shape = model.codec.image_shape(model.latent_shape)
-        check_denoiser(model.network, model.latent_shape, condition, model.device, image_shape)
+    if not model.conditioning.ready and args.data is None:
+        raise ConfigurationError(
+            f"{args.model} is told rows of data ({model.conditioning.label}), and has none of its own; give --data."
+        )
+    if model.conditioning.ready:
+        with evaluating(model.modules):
+            condition = model.conditioning.for_samples(torch.zeros(1, dtype=torch.long, device=model.device))
+            image_shape = model.codec.image_shape(model.latent_shape)
+            check_denoiser(model.network, model.latent_shape, condition, model.device, image_shape)
     samplers, grids = by_name(Sampler), by_name(Grid)  # type: ignore[type-abstract]
     sampler = samplers[args.sampler]()
     grid = grids[args.grid]() if args.grid != "schedule" else ScheduleGrid(args.timestep_spacing)
@@ -204,7 +209,8 @@ def load(args: Namespace) -> tuple[DiffusionModel, Sampling]:
             raise ConfigurationError("--guidance-interval says where there is guidance; give --guidance-scale, too.")
         guidance = IntervalGuidance(guidance, *args.guidance_interval)
     sampling = Sampling.of(args.num_samples, args.num_steps, sampler, grid, guidance, args.batch_size, args.seed)
-    sampling.levels(model)
+    if model.conditioning.ready:
+        sampling.levels(model)
     return model, sampling
 
 

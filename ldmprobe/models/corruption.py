@@ -17,6 +17,7 @@ from torch import Tensor
 from ldmprobe.models.pixels import as_bytes
 
 Downsampling = Literal["box", "bicubic", "blur"]
+Cells = Literal["any", "nearest"]
 MaskFamily = Literal["boxes", "strokes", "halves", "all"]
 _BLUR, _NOISE = (0.2, 1.2), 0.04  # of "blur": σ in pixels of the small image, and the most noise, of values in [−1, 1]
 
@@ -113,11 +114,12 @@ def _strokes(rng: np.random.Generator, size: tuple[int, int], share: float) -> n
     return np.asarray(mask)
 
 
-def at_cells(masks: Tensor, size: tuple[int, int]) -> Tensor:
+def at_cells(masks: Tensor, size: tuple[int, int], cells: Cells = "any") -> Tensor:
     """Return masks (N, 1, H, W) at h × w: a cell is hidden where any pixel of it is, so that none of a cut cell is
-    taken for known.
+    taken for known; or where its first pixel is ("nearest").
     """
-    return F.adaptive_max_pool2d(masks.float(), size)
+    masks = masks.float()
+    return F.adaptive_max_pool2d(masks, size) if cells == "any" else F.interpolate(masks, size=size, mode="nearest")
 
 
 def filled(images: Tensor, masks: Tensor, value: float = 0.0) -> Tensor:

@@ -50,6 +50,26 @@ def dit_classes(pipeline: Component) -> int | None:
     return min(classes, max(pipeline.labels.values(), default=classes - 1) + 1)
 
 
+def no_picture(latent_channels: int) -> int:
+    """The network is told no picture beside latents."""
+    return 0
+
+
+def mask_and_masked_image(latent_channels: int) -> int:
+    """Return the channels of a mask and of the latents of what it leaves."""
+    return 1 + latent_channels
+
+
+def small_image(latent_channels: int) -> int:
+    """Return the channels of an RGB image that is not encoded."""
+    return 3
+
+
+def latents_of_source(latent_channels: int) -> int:
+    """Return the channels of the latents of another image."""
+    return latent_channels
+
+
 @dataclass(frozen=True)
 class PipelineSpec:
     """A pipeline class.
@@ -69,6 +89,9 @@ class PipelineSpec:
         square: whether the pipeline samples square latents only.
         sets: settings that the pipeline gives any scheduler in ``__init__``.
         as_trained: further arguments of a call that samples in the size that is asked for.
+        beside: channels of latents → channels of the picture that the network is told beside them.
+        text_of: the pipeline class that has the same text, and is told nothing else; "" where it is this one.
+        fixed_scale: the scaling_factor that the pipeline gives any autoencoder in ``__init__``.
     """
 
     network: str = "unet"
@@ -83,6 +106,9 @@ class PipelineSpec:
     square: bool = False
     sets: tuple[tuple[str, object], ...] = ()
     as_trained: str = ""
+    beside: Callable[[int], int] = no_picture
+    text_of: str = ""
+    fixed_scale: float | None = None
 
 
 _UNBINNED = ", use_resolution_binning=False"
@@ -95,6 +121,18 @@ FAMILIES: dict[str, PipelineSpec] = {
     "DiTPipeline": PipelineSpec("transformer", num_classes=dit_classes, square=True),
     "StableDiffusionPipeline": PipelineSpec(
         text=("encoder_hidden_states",), sets=(("steps_offset", 1), ("clip_sample", False))
+    ),
+    "StableDiffusionInpaintPipeline": PipelineSpec(
+        text=("encoder_hidden_states",),
+        sets=(("steps_offset", 1),),
+        beside=mask_and_masked_image,
+        text_of="StableDiffusionPipeline",
+    ),
+    "StableDiffusionUpscalePipeline": PipelineSpec(
+        text=("encoder_hidden_states",), beside=small_image, text_of="StableDiffusionPipeline", fixed_scale=0.08333
+    ),
+    "StableDiffusionInstructPix2PixPipeline": PipelineSpec(
+        text=("encoder_hidden_states",), beside=latents_of_source, text_of="StableDiffusionPipeline"
     ),
     "StableDiffusionXLPipeline": PipelineSpec(
         text=("encoder_hidden_states", "text_embeds"),
@@ -118,8 +156,6 @@ FAMILIES: dict[str, PipelineSpec] = {
 REFUSED = {
     "FluxPipeline": "its latents are packed into tokens, its guidance is distilled into the network and its time shift "
     "depends on the image",
-    "StableDiffusionInpaintPipeline": "its network takes a mask and a masked image beside the latents",
-    "StableDiffusionUpscalePipeline": "its network takes a low-resolution image beside the latents",
     "StableCascadeDecoderPipeline": "it is three models in a row",
     "KandinskyV22Pipeline": "its network is told image embeddings, which a prior model makes of text",
     "IFPipeline": "it is three models in a row, each of another size",

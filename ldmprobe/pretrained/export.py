@@ -13,7 +13,7 @@ from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.models.families import FAMILIES
+from ldmprobe.models.families import FAMILIES, PipelineSpec
 from ldmprobe.models.latent_scale import SCALING, in_digits
 from ldmprobe.pretrained.pixel_autoencoder import pixel_autoencoder
 from ldmprobe.types import Component, PlainValues
@@ -42,6 +42,9 @@ def as_pipeline(model: DiffusionModel) -> Component:
     | UNet2DModel, latents of an autoencoder | LDMPipeline | DDIMScheduler |
     | DiTTransformer2DModel, classes | DiTPipeline | DDIMScheduler |
     | text, the network of the encoder's pipeline | the text encoder's | DDIMScheduler; for flow matching its own |
+    | Stable Diffusion's text beside Masked | StableDiffusionInpaintPipeline | DDIMScheduler |
+    | beside LowResolution | StableDiffusionUpscalePipeline | DDIMScheduler |
+    | beside StyleSource | StableDiffusionInstructPix2PixPipeline | DDIMScheduler |
 
     These pipelines know a latent scale, which goes into the autoencoder's ``scaling_factor``; Stable Diffusion 3's
     knows a shift, too, and XL's both by channel, if there are four; for any other they go into the autoencoder's
@@ -61,7 +64,7 @@ def as_pipeline(model: DiffusionModel) -> Component:
         network.register_to_config(sample_size=height if height == width else (height, width))
     parts = {family.network: network, "scheduler": _scheduler(model.schedule, name)}
     if family.autoencoder:
-        parts[family.autoencoder] = _autoencoder(model, family.scaling)
+        parts[family.autoencoder] = _autoencoder(model, family)
     for part in parts.values():
         if part.config.get("_name_or_path"):  # the folder here that it was read from, which diffusers writes down
             part.register_to_config(_name_or_path="")
@@ -98,6 +101,8 @@ def _check_shape(model: DiffusionModel, name: str) -> None:
         raise ConfigurationError(
             f"A {name} has an AutoencoderKL or AutoencoderTiny, none of the model's class, VQModel."
         )
+    if FAMILIES[name].text_of and type(codec.autoencoder).__name__ != "AutoencoderKL":
+        raise ConfigurationError(f"A {name} has an AutoencoderKL, and the model {type(codec.autoencoder).__name__}.")
     if height != width and FAMILIES[name].square:
         raise ConfigurationError(f"The latents are {height}×{width}; a {name} samples square ones only.")
     model.conditioning.check_exportable(model.network, model.latent_shape)
@@ -138,18 +143,24 @@ def _set_as_pipeline(scheduler: Component, name: str) -> None:
         )
 
 
-def _autoencoder(model: DiffusionModel, scaling: Sequence[str]) -> Component:
+def _autoencoder(model: DiffusionModel, family: PipelineSpec) -> Component:
     """Return a copy of the codec's autoencoder with its scale and shift in the settings that the pipeline reads, else
     in its weights; in pixel space, one that does nothing.
     """
-    codec = model.codec
+    codec, scaling = model.codec, family.scaling
     if codec.autoencoder is None:
         return pixel_autoencoder(model.latent_shape[0])
     autoencoder = copy.deepcopy(codec.autoencoder)
     channels = (model.latent_shape[0], 1, 1)
     scale, shift = codec.scale, codec.shift
     settings: PlainValues = dict.fromkeys(set(SCALING) & autoencoder.config.keys())
-    if scale.ndim == 0:
+    if family.fixed_scale is not None:
+        fixed = scale.new_tensor(family.fixed_scale)
+        settings["scaling_factor"] = family.fixed_scale
+        if not torch.equal(scale, fixed):
+            _fold_scale(autoencoder, (fixed / scale).expand(channels))
+            shift = shift * scale / fixed
+    elif scale.ndim == 0:
         settings["scaling_factor"] = float(scale)
     elif "latents_std" in scaling and channels[0] == _XL_CHANNELS:
         settings |= {"scaling_factor": 1.0, "latents_std": _by_channel(1 / scale), "latents_mean": _by_channel(shift)}

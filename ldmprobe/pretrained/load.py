@@ -20,19 +20,21 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, TextConditioning, TextEncoder, Unconditional
 from ldmprobe.models.conditioning.label import conditioning_of_pipeline
+from ldmprobe.models.conditioning.text_encoder import text_pipeline
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.families import FAMILIES, family_of
 from ldmprobe.models.latent_scale import SCALING
 from ldmprobe.models.lazy import LazyModule
 from ldmprobe.models.model_folder import ModelFolder
 from ldmprobe.models.wrapper import wrapped
+from ldmprobe.pretrained.beside_text import beside_text
 from ldmprobe.pretrained.files import check_files, find_pipeline, refusal
 from ldmprobe.pretrained.source import Precision, Source
 from ldmprobe.types import Component, PlainValues
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LIBRARIES = ("diffusers", "transformers")
-_UNUSED = ("safety_checker", "feature_extractor", "image_encoder")
+_UNUSED = ("safety_checker", "feature_extractor", "image_encoder", "watermarker")
 _DISPENSABLE = ("text_encoder_3", "tokenizer_3")  # Stable Diffusion 3's T5, without which it encodes text, too
 
 
@@ -161,7 +163,16 @@ class PretrainedText(TextEncoder):
                 f"{pipeline} is without its text_encoder_3, for which only its own network has a substitute; give one "
                 "with it."
             )
-        super().__init__(read.pipeline, read.frozen)
+        super().__init__(text_part(read.pipeline), read.frozen)
+
+
+def text_part(pipeline: Component) -> Component:
+    """Return the pipeline that encodes text as ``pipeline`` does, and has the network of text alone, or none."""
+    text_of = FAMILIES[type(pipeline).__name__].text_of
+    parts = ("text_encoder", "tokenizer")
+    if not text_of:
+        return pipeline
+    return text_pipeline(_class("diffusers", text_of), {part: pipeline.components[part] for part in parts})
 
 
 def _check_components(name: str, index: PlainValues) -> None:
@@ -206,6 +217,14 @@ def _taken_apart(read: ReadPipeline, prompts: Sequence[str]) -> DiffusionModel:
     autoencoder, channels = read.frozen.get(family.autoencoder or ""), network.config.in_channels
     config = {} if autoencoder is None else autoencoder.meta_module.config
     encoded = config.get("vq_embed_dim") or config.get("latent_channels", channels)
+    if beside := family.beside(encoded):
+        if encoded + beside != channels:
+            raise ConfigurationError(
+                f"The {family.network} takes {channels} channels, and that of a {type(pipeline).__name__} takes "
+                f"{encoded + beside}: {encoded} of the latents and {beside} of what is told beside them. If it is told "
+                f"text alone, save it as a {family.text_of}."
+            )
+        channels = encoded
     if encoded != channels:
         raise ConfigurationError(
             f"The {family.network} takes latents of {channels} channels, those of the {family.autoencoder} have "
@@ -245,7 +264,8 @@ def _codec(pipeline: str, autoencoder: LazyModule | None) -> LatentCodec:
 def _conditioning(read: ReadPipeline, prompts: Sequence[str]) -> Conditioning:
     family = FAMILIES[type(read.pipeline).__name__]
     if family.text:
-        return TextConditioning(TextEncoder(read.pipeline, read.frozen), prompts=prompts)
+        text = TextConditioning(TextEncoder(text_part(read.pipeline), read.frozen), prompts=prompts)
+        return beside_text(read.pipeline, text)
     classes = family.num_classes(read.pipeline)
     return (
         Unconditional()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from ldmprobe.models.families import has_lora_format
 from ldmprobe.types import Component, PlainValues, StateDict
 
 _TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "q", "k", "v", "o")  # of CLIP; of T5
-_ENCODERS = "conditioning.encoder.encoders."
+_ENCODERS = re.compile(r"(conditioning\.(?:parts\.\d+\.)?encoder\.encoders\.)(\w+)\.")
 
 
 @dataclass(frozen=True)
@@ -170,10 +171,8 @@ def lora_weights(checkpoint: StateDict) -> LoRAWeights | None:
     lora = LoRA(**card["lora"])
     network = "unet" if "UNet" in card["network"]["class_name"] else "transformer"
     layers, configs = {}, {}
-    encoders = sorted({name.split(".")[3] for name in state if name.startswith(_ENCODERS)})
-    places = {network: "ema.network." if card["ema"] else "network."} | {
-        name: f"{_ENCODERS}{name}." for name in encoders
-    }
+    encoders = {found[2]: found[0] for name in sorted(state) if (found := _ENCODERS.match(name)) is not None}
+    places = {network: "ema.network." if card["ema"] else "network."} | encoders
     for component, prefix in places.items():
         layers[component] = {
             name.removeprefix(prefix).replace(".default.", "."): value

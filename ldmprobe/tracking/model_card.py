@@ -66,9 +66,8 @@ def write_model_card(
     measured = ["## What its probes found\n", *found] if found else []
     conditioning = model.conditioning.card(pipeline, model.latent_shape)
     facts = _facts(pipeline, model, conditioning) + ([("LoRA", _described(lora))] if lora else [])
-    use = (
-        _use_lora(name, base, pipeline, conditioning.call) if base and lora else _use(name, pipeline, conditioning.call)
-    )
+    call = conditioning.call + conditioning.size
+    use = _use_lora(name, base, pipeline, call) if base and lora else _use(name, pipeline, call)
     text = "\n".join([_header(name, pipeline, conditioning.task, base, lora), table(facts), use, *measured])
     (folder / "README.md").write_text(text, encoding="utf-8")
 

@@ -78,6 +78,7 @@ class FinetunedDiffusion(LatentDiffusion):
             **kwargs,
         )
         self.base, self.base_weights, self.lora, self.train_text_encoder = base, base_weights, lora, train_text_encoder
+        self._in_base = set(self.conditioning.state_dict())  # to which held-out rows come before training
 
     def setup(self, stage: str) -> None:
         if self.lora is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):
@@ -111,6 +112,6 @@ class FinetunedDiffusion(LatentDiffusion):
         if is_sharded(self.network):
             return set()
         network = {f"network.{name}" for name in frozen_keys(self.network)}
-        text = {f"conditioning.{name}" for name in frozen_keys(self.conditioning)}
+        told = {f"conditioning.{name}" for name in frozen_keys(self.conditioning) & self._in_base}
         averaged = {f"ema.{name}" for name in network} if self.ema is not None else set()
-        return network | averaged | text
+        return network | averaged | told

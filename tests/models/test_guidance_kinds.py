@@ -121,9 +121,27 @@ def test_a_model_that_was_never_without_its_condition_is_not_guided():
             with refused(r"trained with dropout 0 of its condition \(ClassConditioning\).* train with a `dropout`"):
                 guidance.check(model(conditioning))
         ClassifierFreeGuidance(1.0).check(model(conditioning))
-    assert [each.knows_null for each in (at_once, partly, finetuned)] == [True, False, True]
-    partly.restore(at_once.run_spec)
-    assert partly.knows_null
+    assert [each.knows_null for each in (at_once, partly, finetuned)] == [True, True, True]
+
+
+def test_guidance_is_by_those_parts_that_a_model_was_also_trained_without():
+    masked = Masked()
+    masked.shape = (1, 4, 4)
+    always, at_once = (Conditions([masked, ClassConditioning(3)], dropout) for dropout in (0.0, 0.1))
+    condition = {"concat": torch.randn(5, 1, 4, 4), "class_labels": torch.tensor([0, 1, 2, 0, 1])}
+    none = always.without(torch.device("cpu"))(condition)
+    assert torch.equal(none["concat"], condition["concat"])
+    assert (none["class_labels"] == 3).all()
+    assert (at_once.without(torch.device("cpu"))(condition)["concat"] == 0).all()
+    loaded = Conditions([masked, ClassConditioning(3)])
+    loaded.restore(at_once.run_spec)  # a checkpoint's
+    assert (loaded.without(torch.device("cpu"))(condition)["concat"] == 0).all()
+    masked.rows.columns, masked.for_samples = ("mask",), lambda ids: {"concat": condition["concat"][: len(ids)]}
+    masked.rows.register_buffer("mask", torch.ones(1))
+    with refused(
+        r"InstructionGuidance asks the model without its concat, too, which it was never trained without \(Masked"
+    ):
+        InstructionGuidance().check(model(always))
 
 
 def test_what_cannot_guide_is_refused():

@@ -319,11 +319,45 @@ def test_tokens_of_boxes_are_where_the_boxes_are_and_null_elsewhere():
             ldmprobe.Conditions([ldmprobe.LowResolution(4, noise_levels=5), ldmprobe.ClassConditioning(3)]),
             "LowResolution, ClassConditioning, two of which tell the network its class_labels",
         ),
+        (
+            ldmprobe.Conditions([ldmprobe.Masked(num_rows=8), ldmprobe.SemanticMap(8)]),
+            r"parts of different num_rows \(Masked 8, SemanticMap 64\); set them to one number",
+        ),
     ],
 )
 def test_what_does_not_fit_the_data_is_refused_before_training(conditioning, message):
     with refused(message):
-        ready(conditioning)
+        ready(conditioning)[0].for_samples(torch.arange(1))
+
+
+def test_a_network_that_does_not_embed_the_levels_of_noise_is_refused():
+    source = data()
+    source.setup()
+    for embeds in (None, 5):
+        unet = UNet2DConditionModel(
+            SIZE,
+            6,
+            3,
+            num_class_embeds=embeds,
+            block_out_channels=(8,),
+            norm_num_groups=4,
+            down_block_types=("DownBlock2D",),
+            up_block_types=("UpBlock2D",),
+            mid_block_type=None,
+        )
+        with refused(f"num_class_embeds {embeds}, and LowResolution noise_levels 5; expected 6, one for each level"):
+            ldmprobe.LowResolution(4, noise_levels=5).prepare(unet, source, LatentCodec())
+
+
+def test_the_class_beside_a_picture_is_that_of_the_same_row():
+    """The truth beside a sample is of the class that it was told."""
+    conditioning, _ = ready(style())
+    source = data()
+    source.setup()
+    (held_out,) = source.reference_batches(6, held_out=True)
+    assert held_out["label"].unique().numel() > 1
+    assert torch.equal(conditioning.for_samples(torch.arange(12))["class_labels"], held_out["label"].repeat(2))
+    assert torch.equal(conditioning.as_columns(torch.arange(6))["label"], held_out["label"])
 
 
 @pytest.mark.parametrize(("value", "what"), [(0, "nothing"), (1, "all")])

@@ -14,10 +14,10 @@ from ldmprobe import ConfigurationError, LatentCodec, SmallCLIP, TextConditionin
 from ldmprobe.models.conditioning.small_clip import word_tokenizer
 from ldmprobe.models.families import FAMILIES
 from tests.helpers import refused
-from tests.pipelines import TINY, conditional_unet, tiny
+from tests.pipelines import ALONE, conditional_unet, tiny
 
 WORDS = "a small large red green blue circle square ring star on the left right greener starring"
-WITH_TEXT = [name for name in TINY if FAMILIES[name.split(",")[0]].text]
+WITH_TEXT = [name for name in ALONE if FAMILIES[name.split(",")[0]].text]
 CPU = torch.device("cpu")
 _OTHER_PROMPTS = {"StableDiffusion3Pipeline": {"prompt_2": None, "prompt_3": None}}
 

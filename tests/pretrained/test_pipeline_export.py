@@ -10,7 +10,16 @@ from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.samplers import DDIM
 from ldmprobe.diffusion.trajectory import sampling_steps
 from ldmprobe.models.codec import LatentCodec
-from ldmprobe.models.conditioning import ClassConditioning, SmallCLIP, TextConditioning
+from ldmprobe.models.conditioning import (
+    ClassConditioning,
+    Conditioning,
+    Conditions,
+    LowResolution,
+    Masked,
+    SmallCLIP,
+    StyleSource,
+    TextConditioning,
+)
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.pretrained.export import as_pipeline
@@ -18,7 +27,17 @@ from ldmprobe.pretrained.load import load_pipeline
 from ldmprobe.pretrained.pixel_autoencoder import pixel_autoencoder
 from ldmprobe.probing.probe import evaluating
 from tests.helpers import FLOAT32, WHOLE_PATH, refused, sd_scheduler, tiny_unet
-from tests.pipelines import TINY, WORDS, autoencoder, conditional_unet, saved, stable_diffusion_xl, tiny
+from tests.pipelines import (
+    ALONE,
+    WORDS,
+    autoencoder,
+    conditional_unet,
+    pictures,
+    saved,
+    stable_diffusion_xl,
+    tell_pictures,
+    tiny,
+)
 
 STEPS, PROMPTS = 4, ["a red cat", "blue dog"]
 
@@ -58,7 +77,7 @@ def assert_same_images(pipeline, model: DiffusionModel) -> None:
         torch.testing.assert_close(theirs(pipeline, model, guidance_scale), expected, **WHOLE_PATH)
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", ALONE)
 def test_a_pipeline_comes_out_as_it_went_in(family, tmp_path):
     original = tiny(family)
     model = load_pipeline(str(saved(family)), prompts=PROMPTS)
@@ -71,9 +90,10 @@ def test_a_pipeline_comes_out_as_it_went_in(family, tmp_path):
             torch.testing.assert_close(getattr(written, name).state_dict(), part.state_dict(), rtol=0, atol=0)
 
 
-def text_model(codec=None, scheduler=None, network=None, shape=(2, 8, 8)) -> DiffusionModel:
+def text_model(codec=None, scheduler=None, network=None, shape=(2, 8, 8), beside=None) -> DiffusionModel:
     torch.manual_seed(0)
-    conditioning = TextConditioning(SmallCLIP(WORDS, width=16, num_heads=2), prompts=PROMPTS)
+    conditioning: Conditioning = TextConditioning(SmallCLIP(WORDS, width=16, num_heads=2), prompts=PROMPTS)
+    conditioning = Conditions([beside, conditioning]) if beside else conditioning
     network = network or conditional_unet(in_channels=shape[0], out_channels=shape[0])
     schedule = as_schedule(scheduler or sd_scheduler())
     codec = codec or LatentCodec(autoencoder(scaling_factor=0.5))
@@ -109,6 +129,51 @@ def test_a_text_model_from_scratch_is_a_stable_diffusion_pipeline(name, tmp_path
     assert_same_images(DiffusionPipeline.from_pretrained(tmp_path), model)
     again = load_pipeline(str(tmp_path), prompts=PROMPTS)
     torch.testing.assert_close(ours(again, 4.0), ours(model, 4.0), **WHOLE_PATH)
+
+
+PICTURES = {
+    "StableDiffusionInpaintPipeline": (lambda: Masked(cells="nearest"), 5, {}),
+    "StableDiffusionUpscalePipeline": (lambda: LowResolution(2, "bicubic", 30, 10), 3, {"num_class_embeds": 31}),
+    "StableDiffusionInstructPix2PixPipeline": (lambda: StyleSource(present=False, scaled=False), 4, {}),
+}
+
+
+def told_a_picture(beside: Conditioning, channels: int = 5, **network) -> DiffusionModel:
+    unet = conditional_unet(in_channels=4 + channels, out_channels=4, **network)
+    codec = LatentCodec(autoencoder(channels=4, scaling_factor=0.5))
+    model = text_model(codec, network=unet, shape=(4, 8, 8), beside=beside)
+    tell_pictures(model)
+    return model
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_model_that_is_told_a_picture_beside_text_is_the_pipeline_that_is_told_it(name, tmp_path):
+    """That for upscaling gives any autoencoder a scale of its own, and the autoencoder's weights have the rest."""
+    make, channels, network = PICTURES[name]
+    model = told_a_picture(make(), channels, **network)
+    told = model.conditioning
+    model.conditioning = told.conditioning
+    pipeline = as_pipeline(model)
+    pipeline.save_pretrained(tmp_path)
+    assert type(pipeline).__name__ == name
+    again = load_pipeline(str(tmp_path))
+    tell_pictures(again)
+    levels = again.conditioning.conditioning.parts[0].settings.get("sampling_level")
+    z = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    expected, found = (each.for_samples(torch.arange(2)) for each in (told, again.conditioning))
+    assert levels == {"StableDiffusionUpscalePipeline": 20}.get(name)  # as its call has it, and 10 above
+    found = expected if levels else found
+    torch.testing.assert_close(found, expected, **FLOAT32)
+    answers = [each.predict(z, torch.full((2,), 500), found) for each in (model, again)]
+    torch.testing.assert_close(answers[1], answers[0], **FLOAT32)
+    torch.testing.assert_close(again.codec.decode(z), model.codec.decode(z), **WHOLE_PATH)
+    images = pictures()["image"]
+    torch.testing.assert_close(
+        again.codec.encode(images, sample_posterior=False),
+        model.codec.encode(images, sample_posterior=False),
+        **WHOLE_PATH,
+    )
 
 
 def test_stable_diffusion_3_keeps_a_shift_beside_the_weights():
@@ -152,6 +217,12 @@ def test_what_stable_diffusion_sets_in_a_scheduler_is_said():
     assert (pipeline.scheduler.config.steps_offset, pipeline.scheduler.config.clip_sample) == (1, False)
 
 
+def of_the_model(beside: Conditioning, channels: int = 5) -> DiffusionModel:
+    model = told_a_picture(beside, channels)
+    model.conditioning = model.conditioning.conditioning
+    return model
+
+
 REFUSED = {
     "no pipeline for a UNet2DConditionModel with the text of a StableDiffusionPipeline in latent space and flow matching. Those": lambda: text_model(
         scheduler=FlowMatchEulerDiscreteScheduler()
@@ -160,6 +231,9 @@ REFUSED = {
     "AutoencoderKL or AutoencoderTiny, none of the model's class, VQModel": lambda: text_model(
         LatentCodec(autoencoder(VQModel, num_vq_embeddings=16), scale=1.0)
     ),
+    "Masked has fill 0, cells 'any', present False, and the latents have 4 channels; a StableDiffusionInpaintPipeline has 0, 'nearest'": lambda: of_the_model(Masked()),
+    "StyleSource has present True, scaled True; a StableDiffusionInstructPix2PixPipeline has False": lambda: of_the_model(StyleSource()),
+    "joins small images as large as the latents": lambda: of_the_model(LowResolution(4), 3),
     "The images are 12×12; a StableDiffusionPipeline samples multiples of 8": lambda: text_model(LatentCodec(), shape=(3, 12, 12)),
 }  # fmt: skip
 

@@ -1,5 +1,6 @@
 """Conditionings: what a network is told besides z_t and t, one kind a file."""
 
+from ldmprobe.models.conditioning.assumed_columns import AssumedColumns
 from ldmprobe.models.conditioning.base import Conditioning, conditioning_of, describe
 from ldmprobe.models.conditioning.conditions import Conditions
 from ldmprobe.models.conditioning.held_out_rows import HeldOutRows
@@ -19,6 +20,7 @@ from ldmprobe.models.conditioning.text_encoder import TextEncoder
 from ldmprobe.models.conditioning.unconditional import Unconditional
 
 __all__ = [
+    "AssumedColumns",
     "CardPart",
     "ClassConditioning",
     "Conditioning",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +27,17 @@ class Conditioning(nn.Module, ABC):
 
     Attributes:
         columns: the names in batches that it reads.
+        num_rows: of how many held-out rows samples have the conditions, in turn; None where a sample's number says all.
+        beside_text: the pipeline class of diffusers that is told it beside what StableDiffusionPipeline is told; ""
+            where there is none.
 
     Raises:
         ConfigurationError: dropout outside [0, 1).
     """
 
     columns: tuple[str, ...] = ()
+    num_rows: int | None = None
+    beside_text = ""
 
     @property
     def column_kinds(self) -> dict[str, str]:
@@ -66,6 +71,15 @@ class Conditioning(nn.Module, ABC):
     @abstractmethod
     def null(self, num_samples: int, device: torch.device) -> Condition:
         """Return the condition that stands for "none", for classifier-free guidance and dropout."""
+
+    def without(self, device: torch.device) -> Callable[[Condition], Condition]:
+        """Return what makes of a condition that which guidance compares it with: by default, the null condition."""
+        null = self.null(1, device)
+        return lambda condition: {name: value.expand_as(condition[name]) for name, value in null.items()}
+
+    def as_columns(self, sample_ids: Tensor) -> Batch:
+        """Return what samples are told as the columns of a batch have it, where that is known: labels and captions."""
+        return {}
 
     def for_training(self, batch: Batch) -> Condition:
         """Return the condition of each sample, dropped where classifier-free guidance asks for it."""
@@ -115,6 +129,11 @@ class Conditioning(nn.Module, ABC):
     def trained(self) -> bool:
         """Return whether it has parameters that are trained, so that its conditions change."""
         return any(parameter.requires_grad for parameter in self.parameters())
+
+    @property
+    def ready(self) -> bool:
+        """Return whether samples have conditions: where these are of held-out rows, once there are some."""
+        return True
 
     @property
     def knows_null(self) -> bool:
@@ -230,14 +249,26 @@ class Conditioning(nn.Module, ABC):
         """
         return None
 
+    @property
+    def pipeline_parts(self) -> PlainValues:
+        """Return what of it is a part or setting of the pipeline `beside_text`."""
+        return {}
+
+    @property
+    def call_arguments(self) -> str:
+        """Return the arguments by which the pipeline `beside_text` is told it."""
+        return ""
+
     def check_exportable(self, network: nn.Module, latent_shape: tuple[int, ...]) -> None:
         """Raise ConfigurationError if its pipeline would sample in another shape or class."""
 
     def assemble(self, name: str, parts: PlainValues) -> Component:
-        """Return the pipeline of class `name` with `parts` and what it adds itself."""
+        """Return the pipeline of class `name` with those of `parts` that it takes, and what it adds itself."""
         import diffusers
 
-        return getattr(diffusers, name)(**parts)
+        cls = getattr(diffusers, name)
+        taken = {parameter for names in cls._get_signature_keys(cls) for parameter in names}
+        return cls(**{part: value for part, value in parts.items() if part in taken})
 
     def card(self, pipeline: Component, latent_shape: tuple[int, ...]) -> CardPart:
         """Return what the card of the exported `pipeline` says of it."""

@@ -57,6 +57,11 @@ class HeldOutRows(nn.Module):
                 )
             self.register_buffer(name, torch.cat([batch[name] for batch in batches]))
 
+    @property
+    def chosen(self) -> bool:
+        """Return whether there are rows, with something in them."""
+        return bool(self.columns) and all(self._buffers[name] is not None for name in self.columns)
+
     def batch(self, sample_ids: Tensor) -> dict[str, Tensor]:
         """Return the rows of these samples as a batch.
 

@@ -41,6 +41,9 @@ class ClassConditioning(Conditioning):
     def for_samples(self, sample_ids: Tensor) -> Condition:
         return {"class_labels": sample_ids % self.num_classes}
 
+    def as_columns(self, sample_ids: Tensor) -> Batch:
+        return {"label": sample_ids % self.num_classes}
+
     def null(self, num_samples: int, device: torch.device) -> Condition:
         return {"class_labels": torch.full((num_samples,), self.num_classes, device=device)}
 

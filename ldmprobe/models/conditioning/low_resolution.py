@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning.observed import Observed
+from ldmprobe.models.conditioning.protocols import ConditioningData
 from ldmprobe.models.conditioning.spatial import SpatialConditioning
 from ldmprobe.models.corruption import Downsampling, downsampled, from_eight_bits, in_eight_bits
-from ldmprobe.models.denoiser import Condition
+from ldmprobe.models.denoiser import Condition, config_of
 from ldmprobe.models.pixels import as_floats
-from ldmprobe.types import Batch, PlainValues
+from ldmprobe.types import Batch, Component, PlainValues
 
+SMALL = "small"
+"""The name in batches of small images, in [−1, 1], that take the place of those made of `image`."""
 _BETA, _LEVELS = (1e-4, 0.02), 1000  # of DDPM's table (Ho et al., 2020, arXiv:2006.11239)
 _NOISE = 8  # its stream of random numbers
 _TOLD = "class_labels"
@@ -28,8 +32,8 @@ class LowResolution(SpatialConditioning):
 
     Noise augmentation (Ho et al., 2021, arXiv:2106.15282): in training the small image y becomes
     :math:`\sqrt{\bar\alpha_s}\,y + \sqrt{1-\bar\alpha_s}\,\epsilon` at a level s that is drawn for each sample and
-    told to the network as its `class_labels`, so that it learns how far to trust y. The table is DDPM's; level 0 is no
-    noise.
+    told to the network as its `class_labels`, so that it learns how far to trust y. The table is DDPM's, after a
+    level 0 of no noise.
 
     Args:
         factor: how many times smaller the images are.
@@ -39,9 +43,11 @@ class LowResolution(SpatialConditioning):
         sampling_level: the level of samples and held-out images.
         eight_bits: whether small images are rounded to 8 bits, as those in files and those of a cascade are.
         seed: of what is drawn for each row.
+        scheduler: settings of the DDPMScheduler whose table it is, in the place of DDPM's; level 0 is its first, too.
 
     Raises:
-        ConfigurationError: settings out of range, or images that cannot be divided by the factor.
+        ConfigurationError: settings out of range, or, before training, images that cannot be divided by the factor, or
+            a network that does not embed the levels.
     """
 
     def __init__(
@@ -55,6 +61,7 @@ class LowResolution(SpatialConditioning):
         dropout: float = 0.0,
         num_rows: int = 64,
         present: bool = False,
+        scheduler: dict[str, Any] | None = None,
     ) -> None:
         super().__init__(dropout, num_rows, present)
         if factor < 2 or downsampling not in get_args(Downsampling):
@@ -62,26 +69,36 @@ class LowResolution(SpatialConditioning):
                 f"LowResolution got factor {factor}, downsampling {downsampling!r}; expected a factor of at least 2 "
                 f"and one of {', '.join(get_args(Downsampling))}."
             )
-        if not 0 <= sampling_level <= noise_levels < _LEVELS:
+        self.scheduler = scheduler
+        self.alpha_bar: Tensor = self._low_res_scheduler.alphas_cumprod
+        if not 0 <= sampling_level <= noise_levels < len(self.alpha_bar):
             raise ConfigurationError(
                 f"LowResolution got noise_levels {noise_levels}, sampling_level {sampling_level}; expected 0 <= "
-                f"sampling_level <= noise_levels < {_LEVELS}."
+                f"sampling_level <= noise_levels < {len(self.alpha_bar)}."
             )
         self.factor, self.downsampling, self.eight_bits, self.seed = factor, downsampling, eight_bits, seed
         self.noise_levels, self.sampling_level = noise_levels, sampling_level
-        self.alpha_bar = torch.cat([torch.ones(1), (1 - torch.linspace(*_BETA, _LEVELS)).cumprod(0)])
+
+    @property
+    def _low_res_scheduler(self) -> Component:
+        from diffusers import DDPMScheduler
+
+        betas = [0.0, *torch.linspace(*_BETA, _LEVELS)[:-1].tolist()]
+        return DDPMScheduler(**({"trained_betas": betas} if self.scheduler is None else self.scheduler))
 
     @property
     def settings(self) -> PlainValues:
-        names = ("factor", "downsampling", "noise_levels", "sampling_level", "eight_bits", "seed")
+        names = ("factor", "downsampling", "noise_levels", "sampling_level", "eight_bits", "seed", "scheduler")
         return {name: vars(self)[name] for name in names}
 
     @property
     def observation_key(self) -> PlainValues:
-        later = ("noise_levels", "sampling_level")
+        later = ("noise_levels", "sampling_level", "scheduler")
         return {name: value for name, value in super().observation_key.items() if name not in later}
 
     def observe(self, batch: Batch) -> Observed:
+        if SMALL in batch:
+            return {"low": in_eight_bits(batch[SMALL]) if self.eight_bits else batch[SMALL]}
         images = as_floats(batch["image"])
         if images.shape[2] % self.factor or images.shape[3] % self.factor:
             raise ConfigurationError(
@@ -123,6 +140,36 @@ class LowResolution(SpatialConditioning):
     def null(self, num_samples: int, device: torch.device) -> Condition:
         told = {_TOLD: torch.zeros(num_samples, dtype=torch.long, device=device)} if self.noise_levels else {}
         return {**super().null(num_samples, device), **told}
+
+    def prepare(self, network: nn.Module, data: ConditioningData, codec: LatentCodec) -> None:
+        super().prepare(network, data, codec)
+        config = config_of(network)
+        embeds = config.get("num_class_embeds", self.noise_levels + 1)
+        if self.noise_levels and config.get("class_embed_type") is None and (embeds or 0) <= self.noise_levels:
+            raise ConfigurationError(
+                f"{type(network).__name__} has num_class_embeds {embeds}, and LowResolution noise_levels "
+                f"{self.noise_levels}; expected {self.noise_levels + 1}, one for each level, 0 included."
+            )
+
+    # --- StableDiffusionUpscalePipeline ----------------------------------------------------------------------------
+
+    beside_text = "StableDiffusionUpscalePipeline"
+
+    @property
+    def call_arguments(self) -> str:
+        return f"image=small_image, noise_level={self.sampling_level}"
+
+    @property
+    def pipeline_parts(self) -> PlainValues:
+        return {"low_res_scheduler": self._low_res_scheduler, "max_noise_level": self.noise_levels}
+
+    def check_exportable(self, network: nn.Module, latent_shape: tuple[int, ...]) -> None:
+        if self.present or tuple(size // self.factor for size in self.image_size) != tuple(latent_shape[1:]):
+            raise ConfigurationError(
+                f"LowResolution has factor {self.factor}, present {self.present}, images of {self.image_size} and "
+                f"latents of {tuple(latent_shape[1:])}; a {self.beside_text} joins small images as large as the "
+                "latents, and nothing else."
+            )
 
     def pictured(self, observed: Observed) -> Tensor:
         return self.resized(self._floats(observed))

@@ -13,12 +13,13 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning.observed import Observed
 from ldmprobe.models.conditioning.protocols import ConditioningData
 from ldmprobe.models.conditioning.spatial import SpatialConditioning
-from ldmprobe.models.corruption import MaskFamily, at_cells, filled, random_masks
+from ldmprobe.models.corruption import Cells, MaskFamily, at_cells, filled, random_masks
 from ldmprobe.models.pixels import as_floats
 from ldmprobe.types import Batch, PlainValues
 
 HOLE = "hole"
 """The name in batches of masks that take the place of random ones."""
+_PIPELINE_CHANNELS = 4  # fixed in StableDiffusionInpaintPipeline.__call__
 _CHECKED = 64  # rows of training data whose masks are looked at before training
 
 
@@ -26,8 +27,8 @@ class Masked(SpatialConditioning):
     """A mask, 1 where the image is to be filled in, and the latents of the image with the hole filled by one value: in
     the order of Stable Diffusion's inpainting, whose network has the channels [z_t, mask, masked image].
 
-    The hole is filled before anything is encoded, so that hidden pixels cannot leak. A cell of the latents is masked
-    where any pixel of it is hidden. A row's mask is a function of (seed, row) alone.
+    The hole is filled before anything is encoded, so that hidden pixels cannot leak. A row's mask is a function of
+    (seed, row) alone.
 
     Args:
         families: kinds of masks, one of which is drawn for each row: "boxes", "strokes" of a brush, "halves" on one
@@ -36,6 +37,8 @@ class Masked(SpatialConditioning):
         column: the name in batches of masks of the data, such as those of a `MaskColumn`, in place of random ones;
             whatever is not 0 is to be filled. Where there is none, batches with a column "hole" have their own masks.
         fill: the value of hidden pixels: 0 (gray) for Stable Diffusion, −1 (black) for latent diffusion's model.
+        cells: which cells of the latents are masked: those with "any" hidden pixel; or, as Stable Diffusion was
+            trained, those whose first pixel is hidden ("nearest").
 
     Raises:
         ConfigurationError: settings out of range, or, before training, masks that hide nothing, or all, everywhere.
@@ -47,6 +50,7 @@ class Masked(SpatialConditioning):
         share: tuple[float, float] = (0.1, 0.9),
         column: str | None = None,
         fill: float = 0.0,
+        cells: Cells = "any",
         seed: int = 0,
         dropout: float = 0.0,
         num_rows: int = 64,
@@ -57,12 +61,14 @@ class Masked(SpatialConditioning):
             raise ConfigurationError(
                 f"Masked got families {families!r}; expected a list of some of {', '.join(get_args(MaskFamily))}."
             )
+        if cells not in get_args(Cells):
+            raise ConfigurationError(f"Masked got cells {cells!r}; expected one of {', '.join(get_args(Cells))}.")
         if not 0 < share[0] <= share[1] <= 1:
             raise ConfigurationError(
                 f"Masked got share {list(share)}; expected [least, largest] in (0, 1], the hidden share of the image."
             )
         self.families, self.share = tuple(families), (float(share[0]), float(share[1]))
-        self.column, self.fill, self.seed = column, fill, seed
+        self.column, self.fill, self.cells, self.seed = column, fill, cells, seed
         self.columns = () if column is None else (column,)
 
     @property
@@ -72,6 +78,7 @@ class Masked(SpatialConditioning):
             "share": list(self.share),
             "column": self.column,
             "fill": self.fill,
+            "cells": self.cells,
             "seed": self.seed,
         }
 
@@ -91,12 +98,26 @@ class Masked(SpatialConditioning):
 
     def picture(self, observed: Observed) -> Tensor:
         latents = self.latents({name: value for name, value in observed.items() if name != "mask"})
-        mask = at_cells(observed["mask"], (latents.shape[2], latents.shape[3])).to(latents)
+        mask = at_cells(observed["mask"], (latents.shape[2], latents.shape[3]), self.cells).to(latents)
         return torch.cat([mask, latents], dim=1)
 
     def pictured(self, observed: Observed) -> Tensor:
         latents = self.latents({name: value for name, value in observed.items() if name != "mask"})
         return filled(self.codec.decode(latents), observed["mask"].to(latents.device), self.fill)
+
+    # --- StableDiffusionInpaintPipeline ----------------------------------------------------------------------------
+
+    beside_text = "StableDiffusionInpaintPipeline"
+    call_arguments = "image=image, mask_image=mask"
+
+    def check_exportable(self, network: nn.Module, latent_shape: tuple[int, ...]) -> None:
+        if latent_shape[0] != _PIPELINE_CHANNELS or self.present or self.fill != 0 or self.cells != "nearest":
+            raise ConfigurationError(
+                f"Masked has fill {self.fill:g}, cells {self.cells!r}, present {self.present}, and the latents have "
+                f"{latent_shape[0]} channels; a {self.beside_text} has 0, 'nearest', False and {_PIPELINE_CHANNELS}."
+            )
+
+    # --- before training -------------------------------------------------------------------------------------------
 
     def prepare(self, network: nn.Module, data: ConditioningData, codec: LatentCodec) -> None:
         super().prepare(network, data, codec)

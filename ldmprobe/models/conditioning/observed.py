@@ -37,7 +37,7 @@ class ObservedConditioning(Conditioning):
 
     def __init__(self, dropout: float, num_rows: int) -> None:
         super().__init__(dropout)
-        self.rows = HeldOutRows(num_rows=num_rows)
+        self.rows, self.num_rows = HeldOutRows(num_rows=num_rows), num_rows
         self.image_size: tuple[int, ...] = ()
         self._codec: tuple[LatentCodec, ...] = ()  # in a tuple, since it is not a part of this module
 
@@ -107,6 +107,11 @@ class ObservedConditioning(Conditioning):
         return self.observed(batch) | {_TRUTH + name: value for name, value in truth.items()}
 
     def _kept(self, sample_ids: Tensor, truth: bool) -> Observed:
+        if not self.ready:
+            raise ConfigurationError(
+                f"{self.label} has no held-out rows yet, and samples are told what these are; they are chosen before "
+                "training, or of the data that a model is probed or sampled with."
+            )
         return {
             name.removeprefix(_TRUTH): value
             for name, value in self.rows.batch(sample_ids).items()
@@ -134,6 +139,10 @@ class ObservedConditioning(Conditioning):
         return F.interpolate(pictures.float(), size=self.image_size, mode="nearest")
 
     @property
+    def ready(self) -> bool:
+        return self.rows.chosen
+
+    @property
     def description(self) -> PlainValues:
         return {**self.settings, "rows": self.rows.description}
 
@@ -144,6 +153,14 @@ class ObservedConditioning(Conditioning):
     @property
     def spec(self) -> PlainValues:
         return {**self.settings, "num_rows": self.rows.num_rows, "image_size": list(self.image_size)}
+
+    @property
+    def run_spec(self) -> PlainValues:
+        return {**super().run_spec, "image_size": list(self.image_size)}
+
+    def restore(self, run_spec: PlainValues) -> None:
+        super().restore(run_spec)
+        self.image_size = tuple(run_spec.get("image_size", self.image_size))
 
     @classmethod
     def from_spec(cls, spec: PlainValues, network: nn.Module) -> Self:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -44,6 +44,9 @@ class OfRows(Conditioning):
 
     def null(self, num_samples: int, device: torch.device) -> Condition:
         return self.conditioning.null(num_samples, device)
+
+    def without(self, device: torch.device) -> Callable[[Condition], Condition]:
+        return self.conditioning.without(device)
 
     @property
     def knows_null(self) -> bool:

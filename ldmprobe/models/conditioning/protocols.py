@@ -68,11 +68,13 @@ class CardPart:
 
     Attributes:
         call: the arguments of an example call.
+        size: those of them that say the size of the images.
     """
 
     task: str = "unconditional-image-generation"
     facts: tuple[tuple[str, str], ...] = ()
     call: str = "batch_size=4"
+    size: str = ""
 
 
 @dataclass(frozen=True)

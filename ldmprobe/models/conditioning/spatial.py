@@ -72,6 +72,14 @@ class SpatialConditioning(ObservedConditioning):
     def spec(self) -> PlainValues:
         return {**super().spec, "present": self.present, "shape": list(self.shape)}
 
+    @property
+    def run_spec(self) -> PlainValues:
+        return {**super().run_spec, "shape": list(self.shape)}
+
+    def restore(self, run_spec: PlainValues) -> None:
+        super().restore(run_spec)
+        self.shape = tuple(run_spec.get("shape", self.shape))
+
     @classmethod
     def from_spec(cls, spec: PlainValues, network: nn.Module) -> Self:
         made = super().from_spec({name: value for name, value in spec.items() if name != "shape"}, network)

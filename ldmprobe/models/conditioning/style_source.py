@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.conditioning.observed import Observed
 from ldmprobe.models.conditioning.spatial import SpatialConditioning
 from ldmprobe.types import Batch, PlainValues
@@ -15,15 +16,23 @@ class StyleSource(SpatialConditioning):
 
     Args:
         column: the name in batches of the source images, such as those of a further `ImageColumn`.
+        scaled: whether its latents have the scale of z_t; those of InstructPix2Pix are as the encoder gives them.
     """
 
-    def __init__(self, column: str = "source", dropout: float = 0.05, num_rows: int = 64, present: bool = True) -> None:
+    def __init__(
+        self,
+        column: str = "source",
+        dropout: float = 0.05,
+        num_rows: int = 64,
+        present: bool = True,
+        scaled: bool = True,
+    ) -> None:
         super().__init__(dropout, num_rows, present)
-        self.column, self.columns = column, (column,)
+        self.column, self.columns, self.scaled = column, (column,), scaled
 
     @property
     def settings(self) -> PlainValues:
-        return {"column": self.column}
+        return {"column": self.column, "scaled": self.scaled}
 
     @property
     def column_kinds(self) -> dict[str, str]:
@@ -33,7 +42,26 @@ class StyleSource(SpatialConditioning):
         return self.encoded(batch[self.column])
 
     def picture(self, observed: Observed) -> Tensor:
-        return self.latents(observed)
+        latents = self.latents(observed)
+        return latents if self.scaled else latents / self.codec.scale + self.codec.shift
 
     def pictured(self, observed: Observed) -> Tensor:
         return self.codec.decode(self.latents(observed))
+
+    # --- StableDiffusionInstructPix2PixPipeline --------------------------------------------------------------------
+
+    beside_text = "StableDiffusionInstructPix2PixPipeline"
+    call_arguments = "image=image"
+
+    def check_exportable(self, network: nn.Module, latent_shape: tuple[int, ...]) -> None:
+        if self.present or self.scaled:
+            raise ConfigurationError(
+                f"StyleSource has present {self.present}, scaled {self.scaled}; a {self.beside_text} has False and "
+                "False."
+            )
+        if self.codec.scale.ndim or bool(self.codec.shift != 0):
+            raise ConfigurationError(
+                "The latents are shifted, or scaled by channel, which goes into the autoencoder's weights; a "
+                f"{self.beside_text} takes the source's latents without either. Train with a number as the codec's "
+                "`scale`."
+            )

@@ -90,6 +90,9 @@ class TextConditioning(Conditioning):
         condition = self.encode(prompts) if self.trained else self._encode_once(prompts)
         return {name: value[row.to(value.device)] for name, value in condition.items()}
 
+    def as_columns(self, sample_ids: Tensor) -> Batch:
+        return {"caption": [self.prompts[i % len(self.prompts)] for i in sample_ids.tolist()]}
+
     def null(self, num_samples: int, device: torch.device) -> Condition:
         null = self.encode(None) if self.trained else self._encode_once([None])
         return {name: value.to(device).expand(num_samples, *value.shape[1:]) for name, value in null.items()}
@@ -217,8 +220,8 @@ class TextConditioning(Conditioning):
         )
         height, width = (size * pipeline.vae_scale_factor for size in latent_shape[1:])
         prompt = next((prompt for prompt in self.prompts if prompt), "a photo")
-        call = f"{prompt!r}, num_images_per_prompt=4, height={height}, width={width}{self.encoder.family.as_trained}"
-        return CardPart("text-to-image", (("Text", sizes),), call)
+        size = f", height={height}, width={width}{self.encoder.family.as_trained}"
+        return CardPart("text-to-image", (("Text", sizes),), f"{prompt!r}, num_images_per_prompt=4", size)
 
     # --- cache -----------------------------------------------------------------------------------------------------
 

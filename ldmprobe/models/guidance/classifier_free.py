@@ -32,14 +32,13 @@ class ClassifierFreeGuidance(Guidance):
     def guide(self, answer: Answer, model: Guided) -> Answer:
         if not self.shifts:
             return answer
-        null = model.conditioning.null(1, model.device)
+        without = model.conditioning.without(model.device)
 
         def guided(z_t: Tensor, asked: Asked, condition: Condition) -> Tensor:
             if not condition:
                 return answer(z_t, asked, condition)
             conditional = answer(z_t, asked, condition)
-            none = {name: value.expand_as(condition[name]) for name, value in null.items()}
-            unconditional = answer(z_t, asked, none)
+            unconditional = answer(z_t, asked, without(condition))
             return unconditional + self.scale * (conditional - unconditional)
 
         return guided
@@ -88,5 +87,5 @@ def check_knows_null(conditioning: Conditioning) -> None:
 
 def _is_null(conditioning: Conditioning, sample_id: int, device: torch.device) -> bool:
     condition = conditioning.for_samples(torch.tensor([sample_id], device=device))
-    null = conditioning.null(1, device)
+    null = conditioning.without(device)(condition)
     return all(torch.equal(value.to(null[name]), null[name]) for name, value in condition.items())

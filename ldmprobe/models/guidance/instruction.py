@@ -38,10 +38,10 @@ class InstructionGuidance(Guidance):
     def guide(self, answer: Answer, model: Guided) -> Answer:
         if not self.shifts:
             return answer
-        null = model.conditioning.null(1, model.device)
+        without = model.conditioning.without(model.device)
 
         def guided(z_t: Tensor, asked: Asked, condition: Condition) -> Tensor:
-            none = {name: value.expand_as(condition[name]) for name, value in null.items()}
+            none = without(condition)
             nothing = answer(z_t, asked, none)
             image = answer(z_t, asked, {**none, CONCAT: condition[CONCAT]})
             both = answer(z_t, asked, condition)
@@ -67,3 +67,10 @@ class InstructionGuidance(Guidance):
             )
         if self.shifts:
             check_knows_null(conditioning)
+            none, null = conditioning.without(model.device)(told), conditioning.null(1, model.device)
+            if kept := [name for name in null if not torch.equal(none[name], null[name].to(none[name]))]:
+                raise ConfigurationError(
+                    f"InstructionGuidance asks the model without its {', '.join(kept)}, too, which it was never "
+                    f"trained without ({conditioning.label}); train with a `dropout` of each part, or use "
+                    "ClassifierFreeGuidance."
+                )
