@@ -94,6 +94,7 @@ from ldmprobe.io.record import ProbeRecord as ProbeRecord
 from ldmprobe.io.record import Scatter as Scatter
 from ldmprobe.io.store import RecordStore as RecordStore
 from ldmprobe.models.autoencoder_model import AutoencoderModel as AutoencoderModel
+from ldmprobe.models.cascade import cascaded as cascaded
 from ldmprobe.models.codec import LatentCodec as LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning as ClassConditioning
 from ldmprobe.models.conditioning import Conditioning as Conditioning
@@ -142,6 +143,7 @@ from ldmprobe.probing.analyses import SampleImages as SampleImages
 from ldmprobe.probing.analyses import StepKL as StepKL
 from ldmprobe.probing.analyses import Trajectory as Trajectory
 from ldmprobe.probing.analyses import X0Drift as X0Drift
+from ldmprobe.probing.cascade import probe_cascade as probe_cascade
 from ldmprobe.probing.denoising import probe_denoising as probe_denoising
 from ldmprobe.probing.forgetting import probe_forgetting as probe_forgetting
 from ldmprobe.probing.held_out import HeldOut as HeldOut

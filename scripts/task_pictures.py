@@ -28,12 +28,10 @@ from ldmprobe.training.checkpoint.load import load_model
 TASKS = sorted(path.stem for path in (Path(__file__).resolve().parent.parent / "configs" / "tasks").glob("*.yaml"))
 
 
-def rows_of(model: DiffusionModel, sampling: Sampling) -> dict[str, Tensor]:
-    """Return images (N, C, H, W) by what they are."""
+def rows_of(model: DiffusionModel, sampling: Sampling) -> dict[str, Tensor] | None:
+    """Return images (N, C, H, W) by what they are; None for a model that is told no pictures, as a cascade's base."""
     shown = model.conditioning.shown(torch.arange(sampling.num_samples))
-    if shown is None:
-        sys.exit(f"The model has {model.conditioning.label}; expected a conditioning that can be shown.")
-    return {"told": shown.condition, "drawn": sample_images(model, sampling), "real": shown.truth}
+    return shown and {"told": shown.condition, "drawn": sample_images(model, sampling), "real": shown.truth}
 
 
 def draw(rows: dict[str, Tensor], path: Path) -> None:
@@ -64,9 +62,9 @@ if __name__ == "__main__":
     if not any(path.exists() for path in checkpoints.values()):
         sys.exit(f"There is no run of {', '.join(TASKS)} in {args.runs}; train one first.")
     for task, checkpoint in checkpoints.items():
-        if checkpoint.exists():
-            draw(
-                rows_of(load_model(checkpoint), Sampling(args.num_samples, args.num_steps, **how)),
-                args.out / f"{task}.png",
-            )
+        if not checkpoint.exists():
+            continue
+        rows = rows_of(load_model(checkpoint), Sampling(args.num_samples, args.num_steps, **how))
+        if rows is not None:
+            draw(rows, args.out / f"{task}.png")
             print(args.out / f"{task}.png")

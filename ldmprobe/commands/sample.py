@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,6 +23,8 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.plain_text import plain
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ldmprobe.models.diffusion_model import DiffusionModel
     from ldmprobe.probing.sampling import Sampling
 
@@ -56,6 +59,12 @@ def run(argv: list[str]) -> int:
         "image)",
         float,
     )
+    group = parser.add_argument_group(
+        "cascade",
+        "An upsampler, a model trained with LowResolution, makes samples larger. It is told their class or caption, "
+        "takes as many steps, and is not guided.",
+    )
+    option(group, "--upsampler MODEL", "checkpoint, or diffusers pipeline, that upsamples")
     args = parser.parse_args(argv[1:])
     _check(args)
     if args.out.suffix != ".png":
@@ -70,9 +79,30 @@ def run(argv: list[str]) -> int:
 
         from ldmprobe.inference import image_grid, sample_images
 
-        Image.fromarray(image_grid(sample_images(model, sampling), args.columns)).save(args.out)
+        upsampled = _upsampled(args.upsampler, args.device, model) if args.upsampler else None
+        images = sample_images(model, sampling)
+        images = images if upsampled is None else upsampled(images, sampling)
+        Image.fromarray(image_grid(images, args.columns)).save(args.out)
     print(plain(args.out))
     return 0
+
+
+def _upsampled(name: str, device: str | None, base: DiffusionModel) -> Callable[[Tensor, Sampling], Tensor]:
+    """Load the upsampler of a cascade, and return what makes the base's samples larger."""
+    from ldmprobe.inference import sample_images
+    from ldmprobe.models.cascade import cascaded, check_cascade
+    from ldmprobe.models.guidance import ClassifierFreeGuidance
+    from ldmprobe.probing.start import FromNoise
+    from ldmprobe.training.checkpoint.load import load_model
+
+    upsampler = load_model(name, device)
+    check_cascade(base, upsampler)
+
+    def upsample(images: Tensor, sampling: Sampling) -> Tensor:
+        plain = replace(sampling, guidance=ClassifierFreeGuidance(), start=FromNoise())
+        return sample_images(cascaded(base, upsampler, images), plain)
+
+    return upsample
 
 
 def _check(args: Namespace) -> None:

@@ -6,7 +6,7 @@ from ldmprobe.models.conditioning.conditions import Conditions
 from ldmprobe.models.conditioning.held_out_rows import HeldOutRows
 from ldmprobe.models.conditioning.label import ClassConditioning
 from ldmprobe.models.conditioning.layout import Layout
-from ldmprobe.models.conditioning.low_resolution import LowResolution
+from ldmprobe.models.conditioning.low_resolution import SMALL, LowResolution
 from ldmprobe.models.conditioning.masked import Masked
 from ldmprobe.models.conditioning.of_rows import OfRows
 from ldmprobe.models.conditioning.protocols import CardPart, ConditioningData, FrozenEncoder, Shown
@@ -20,6 +20,7 @@ from ldmprobe.models.conditioning.text_encoder import TextEncoder
 from ldmprobe.models.conditioning.unconditional import Unconditional
 
 __all__ = [
+    "SMALL",
     "AssumedColumns",
     "CardPart",
     "ClassConditioning",

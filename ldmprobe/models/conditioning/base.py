@@ -136,6 +136,11 @@ class Conditioning(nn.Module, ABC):
         return True
 
     @property
+    def small_size(self) -> tuple[int, ...] | None:
+        """Return (h, w) of the small image that it tells, if it does."""
+        return None
+
+    @property
     def knows_null(self) -> bool:
         """Return whether the network is trained without a condition, too, so that it can be guided."""
         return self._knew_null or self.dropout > 0

@@ -136,6 +136,10 @@ class Conditions(Conditioning):
         return all(part.ready for part in self._parts)
 
     @property
+    def small_size(self) -> tuple[int, ...] | None:
+        return next((part.small_size for part in self._parts if part.small_size is not None), None)
+
+    @property
     def knows_null(self) -> bool:
         return super().knows_null or any(part.knows_null for part in self._parts)
 

@@ -141,6 +141,10 @@ class LowResolution(SpatialConditioning):
         told = {_TOLD: torch.zeros(num_samples, dtype=torch.long, device=device)} if self.noise_levels else {}
         return {**super().null(num_samples, device), **told}
 
+    @property
+    def small_size(self) -> tuple[int, ...]:
+        return tuple(size // self.factor for size in self.image_size)
+
     def prepare(self, network: nn.Module, data: ConditioningData, codec: LatentCodec) -> None:
         super().prepare(network, data, codec)
         config = config_of(network)
@@ -164,7 +168,7 @@ class LowResolution(SpatialConditioning):
         return {"low_res_scheduler": self._low_res_scheduler, "max_noise_level": self.noise_levels}
 
     def check_exportable(self, network: nn.Module, latent_shape: tuple[int, ...]) -> None:
-        if self.present or tuple(size // self.factor for size in self.image_size) != tuple(latent_shape[1:]):
+        if self.present or self.small_size != tuple(latent_shape[1:]):
             raise ConfigurationError(
                 f"LowResolution has factor {self.factor}, present {self.present}, images of {self.image_size} and "
                 f"latents of {tuple(latent_shape[1:])}; a {self.beside_text} joins small images as large as the "

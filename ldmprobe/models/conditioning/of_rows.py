@@ -27,8 +27,17 @@ class OfRows(Conditioning):
     def __init__(self, conditioning: Conditioning, batches: Iterable[Batch]) -> None:
         super().__init__(conditioning.dropout)
         self.conditioning, self.columns = conditioning, conditioning.columns
-        told = [conditioning.from_batch(batch) for batch in batches]
+        rows = list(batches)
+        told = [conditioning.from_batch(batch) for batch in rows]
         self._told = {name: torch.cat([each[name] for each in told]) for name in told[0]}
+
+        self._columns = {
+            name: [value for row in rows for value in row[name]] for name in ("label", "caption") if name in rows[0]
+        }
+
+    def as_columns(self, sample_ids: Tensor) -> Batch:
+        chosen = {name: [own[i % len(own)] for i in sample_ids.tolist()] for name, own in self._columns.items()}
+        return {name: torch.stack(own) if isinstance(own[0], Tensor) else own for name, own in chosen.items()}
 
     @property
     def tells(self) -> bool:
