@@ -14,7 +14,7 @@ from PIL import Image
 
 from ldmprobe import ClassifierFreeGuidance, RecordStore, Sampling, load_model, sample_images
 from ldmprobe.cli import main
-from ldmprobe.commands.options import GRIDS, SAMPLERS
+from ldmprobe.commands.options import GRIDS, SAMPLERS, Parser, add_model, add_sampling, load
 from ldmprobe.diffusion.grids import Grid
 from ldmprobe.diffusion.named import by_name
 from ldmprobe.diffusion.samplers import Sampler
@@ -72,6 +72,19 @@ def test_a_probe_by_another_sampler_and_grid_says_so(pipelines, tmp_path):
     assert main(["probe", str(pipelines["DDPMPipeline"]), "--out", str(out), *options]) == 0
     (record,) = RecordStore(out).read("dpmpp_2m")
     assert {"sampler": "dpmpp-2m", "grid": "log-snr", "num_steps": 5}.items() <= record.provenance.items()
+
+
+def test_samplers_and_grids_have_their_settings(pipelines):
+    settings = ["--sampler-settings", "order=1", "lower_order_final=false", "--grid-settings", "rho=5"]
+    parser = Parser("sample", "", "", "")
+    add_model(parser)
+    add_sampling(parser, num_samples=8)
+    options = ["--sampler", "dpmpp-2m-sde", "--grid", "karras", "--num-steps", "5", "--device", "cpu"]
+    args = parser.parse_args([str(pipelines["DDPMPipeline"]), *options, *settings])
+    args.data = None
+    _, sampling = load(args)
+    assert sampling.sampler.settings == {"order": 1, "sde": True, "lower_order_final": False}
+    assert sampling.grid.settings == {"rho": 5.0}
 
 
 def test_sample_makes_the_folder_of_its_grid(pipelines, tmp_path):
@@ -273,6 +286,11 @@ def test_what_a_model_has_no_use_for_is_refused(pipelines, capsys):
         (["--num-steps", "1001"], "num_steps is 1001; expected 1 to 1000"),
         (["--batch-size", "0"], "--batch-size: got 0, expected at least 1"),
         (["--sampler", "lcm"], "lcm is for networks that were distilled for consistency"),
+        (["--sampler-settings", "eta"], "got 'eta', expected NAME=VALUE, such as eta=1"),
+        (["--sampler-settings", "etta=1"], "names 'etta', which is no setting of DDIM; it has eta. Did you mean eta?"),
+        (["--sampler", "euler", "--sampler-settings", "eta=1"], "no setting of Euler; it has none"),
+        (["--sampler-settings", "eta=much"], "--sampler-settings of DDIM: "),
+        (["--grid", "shift", "--grid-settings", "shift=-1"], "shift"),
         (["--sampler", "magic"], "--sampler: invalid choice: 'magic' (choose from 'ddim', 'ddpm'"),
         (["--grid", "edm"], "reaches from log-SNR"),
         (["--grid", "karras", "--timestep-spacing", "leading"], "--timestep-spacing is leading and --grid karras"),

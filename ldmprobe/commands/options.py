@@ -7,9 +7,11 @@ import re
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import inf
 from typing import TYPE_CHECKING, NoReturn
 
+from ldmprobe.commands.settings import made_with, setting
 from ldmprobe.errors import ConfigurationError, closest
 
 if TYPE_CHECKING:
@@ -101,7 +103,9 @@ def add_sampling(parser: ArgumentParser, num_samples: int) -> None:
     option(group, "--num-samples N", "number of samples", integer(1, 10_000_000), num_samples)
     option(group, "--num-steps N", "number of sampling steps", int, 50)
     option(group, "--sampler", "how a step is taken", _sampler, "ddim", choices=SAMPLERS)
+    option(group, "--sampler-settings NAME=VALUE", "settings of --sampler, such as eta=1", setting, nargs="+")
     option(group, "--grid", "which noise levels are visited", default="schedule", choices=GRIDS)
+    option(group, "--grid-settings NAME=VALUE", "settings of --grid, such as rho=5", setting, nargs="+")
     option(group, "--timestep-spacing", "of --grid schedule (default: the scheduler's)", choices=spacings)
     option(group, "--prompt TEXT", "prompts, cycled over the samples (text-to-image only)", nargs="+")
     option(group, "--guidance-scale W", "scale of classifier-free guidance; 1 is none", float, 1.0)
@@ -201,8 +205,9 @@ def load(args: Namespace) -> tuple[DiffusionModel, Sampling]:
             image_shape = model.codec.image_shape(model.latent_shape)
             check_denoiser(model.network, model.latent_shape, condition, model.device, image_shape)
     samplers, grids = by_name(Sampler), by_name(Grid)  # type: ignore[type-abstract]
-    sampler = samplers[args.sampler]()
-    grid = grids[args.grid]() if args.grid != "schedule" else ScheduleGrid(args.timestep_spacing)
+    sampler = made_with(samplers[args.sampler], args.sampler_settings or (), "--sampler")
+    kind = partial(ScheduleGrid, args.timestep_spacing) if args.grid == "schedule" else grids[args.grid]
+    grid = made_with(kind, args.grid_settings or (), "--grid")
     guidance = as_guidance(args.guidance_scale)
     if args.guidance_interval:
         if not guidance.shifts:

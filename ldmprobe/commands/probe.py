@@ -27,7 +27,15 @@ if TYPE_CHECKING:
 
 _OF_DIFFUSION = (
     *("--num-samples", "--num-steps", "--sampler", "--grid", "--timestep-spacing", "--prompt", "--guidance-scale"),
-    *("--guidance-interval", "--label-column", "--caption-column", "--column", "--likelihood"),
+    *(
+        "--sampler-settings",
+        "--grid-settings",
+        "--guidance-interval",
+        "--label-column",
+        "--caption-column",
+        "--column",
+        "--likelihood",
+    ),
     *("--base", "--variant", "--text-precision"),
 )
 
