@@ -37,7 +37,7 @@ class SampleQuality(ProbeCallback[DiffusionModel]):
     zero, and kept in ``real_features.safetensors`` in the run's directory.
 
     Args:
-        feature_network: "builtin:digits", "builtin:cifar10" or a folder (see
+        feature_network: "builtin:digits", "builtin:cifar10", "imagenet" or a folder (see
             ``FeatureNetwork``); "inception" for what is published (``pip install ldmprobe[fid]``, see
             ``Inception``); or any module: images (N, C, H, W) in [−1, 1] → features (N, ``num_features``).
         every_n_steps: optimizer steps between probes.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ldmprobe.diffusion.full_precision import without_autocast
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.features.imagenet import ImageNetClassifier
 from ldmprobe.io.digest import fingerprint, weights_fingerprint
 
 _BUILTIN = {"builtin:digits": "digits", "builtin:cifar10": "cifar10"}
@@ -29,8 +30,8 @@ class FeatureNetwork(nn.Module):
     Distances depend on the network and so compare with each other only, never with published FIDs.
 
     Args:
-        network: "builtin:digits" (gray) or "builtin:cifar10" (RGB), shipped here; a folder that
-            ``scripts/build_feature_network.py`` wrote; or an ``ImageClassifier`` itself.
+        network: "builtin:digits" (gray) or "builtin:cifar10" (RGB), shipped here; "imagenet", ``ImageNetClassifier``;
+            a folder that ``scripts/build_feature_network.py`` wrote; or a classifier itself.
 
     Attributes:
         num_features: F.
@@ -40,7 +41,7 @@ class FeatureNetwork(nn.Module):
         ConfigurationError: nothing loadable there.
     """
 
-    def __init__(self, network: str | ImageClassifier) -> None:
+    def __init__(self, network: str | ImageClassifier | ImageNetClassifier) -> None:
         super().__init__()
         self.classifier = _load(network) if isinstance(network, str) else network
         self.num_features = self.classifier.num_features
@@ -143,7 +144,9 @@ def _convolution(narrow: int, wide: int) -> list[nn.Module]:
     return [nn.Conv2d(narrow, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
 
 
-def _load(name: str) -> ImageClassifier:
+def _load(name: str) -> ImageClassifier | ImageNetClassifier:
+    if name == "imagenet":
+        return ImageNetClassifier()
     if name in _BUILTIN:
         with as_file(files("ldmprobe.features") / _BUILTIN[name]) as folder:
             return ImageClassifier.load(folder)
@@ -151,11 +154,11 @@ def _load(name: str) -> ImageClassifier:
         return ImageClassifier.load(Path(name).expanduser())
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise ConfigurationError(
-            f"No feature network could be loaded from {name!r} ({error}); expected {', '.join(_BUILTIN)} or a folder "
-            "written by scripts/build_feature_network.py."
+            f"No feature network could be loaded from {name!r} ({error}); expected {', '.join(_BUILTIN)}, imagenet or a "
+            "folder written by scripts/build_feature_network.py."
         ) from error
 
 
-def _describe(classifier: ImageClassifier) -> str:
+def _describe(classifier: ImageClassifier | ImageNetClassifier) -> str:
     what = fingerprint(classifier.config, weights_fingerprint(classifier.state_dict().values()))
-    return f"ImageClassifier, {classifier.num_features} features, fingerprint {what}"
+    return f"{type(classifier).__name__}, {classifier.num_features} features, fingerprint {what}"

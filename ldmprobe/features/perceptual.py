@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ldmprobe.diffusion.full_precision import without_autocast
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.features.classifier import FeatureNetwork, ImageClassifier
+from ldmprobe.features.imagenet import ImageNetClassifier
 from ldmprobe.models.lazy import LazyModule
 from ldmprobe.types import Component
 
@@ -68,15 +69,15 @@ class PerceptualLoss(PerceptualDistance):
     Images keep their size. Gray ones are repeated for an RGB network.
 
     Args:
-        network: as ``FeatureNetwork``'s: "builtin:digits" (gray), "builtin:cifar10" (RGB), a folder, or an
-            ``ImageClassifier``.
+        network: as ``FeatureNetwork``'s: "builtin:digits" (gray), "builtin:cifar10" or "imagenet" (RGB), a folder, or
+            a classifier itself.
         weight: of d in the loss.
 
     Raises:
         ConfigurationError: nothing loadable there.
     """
 
-    def __init__(self, network: str | ImageClassifier = "builtin:cifar10", weight: float = 1.0) -> None:
+    def __init__(self, network: str | ImageClassifier | ImageNetClassifier = "builtin:cifar10", weight: float = 1.0) -> None:
         features = FeatureNetwork(network)
         super().__init__(features.classifier, weight, features.description)
 
