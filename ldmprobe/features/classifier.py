@@ -41,7 +41,7 @@ class FeatureNetwork(nn.Module):
         ConfigurationError: nothing loadable there.
     """
 
-    def __init__(self, network: str | ImageClassifier | ImageNetClassifier) -> None:
+    def __init__(self, network: str | Classifier) -> None:
         super().__init__()
         self.classifier = _load(network) if isinstance(network, str) else network
         self.num_features = self.classifier.num_features
@@ -140,11 +140,14 @@ class ImageClassifier(nn.Module):
         return classifier
 
 
+Classifier = ImageClassifier | ImageNetClassifier
+
+
 def _convolution(narrow: int, wide: int) -> list[nn.Module]:
     return [nn.Conv2d(narrow, wide, 3, padding=1, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
 
 
-def _load(name: str) -> ImageClassifier | ImageNetClassifier:
+def _load(name: str) -> Classifier:
     if name == "imagenet":
         return ImageNetClassifier()
     if name in _BUILTIN:
@@ -159,6 +162,6 @@ def _load(name: str) -> ImageClassifier | ImageNetClassifier:
         ) from error
 
 
-def _describe(classifier: ImageClassifier | ImageNetClassifier) -> str:
+def _describe(classifier: Classifier) -> str:
     what = fingerprint(classifier.config, weights_fingerprint(classifier.state_dict().values()))
     return f"{type(classifier).__name__}, {classifier.num_features} features, fingerprint {what}"

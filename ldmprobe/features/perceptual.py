@@ -11,8 +11,7 @@ from torch import Tensor, nn
 
 from ldmprobe.diffusion.full_precision import without_autocast
 from ldmprobe.errors import ConfigurationError, check_numbers
-from ldmprobe.features.classifier import FeatureNetwork, ImageClassifier
-from ldmprobe.features.imagenet import ImageNetClassifier
+from ldmprobe.features.classifier import Classifier, FeatureNetwork
 from ldmprobe.models.lazy import LazyModule
 from ldmprobe.types import Component
 
@@ -77,7 +76,7 @@ class PerceptualLoss(PerceptualDistance):
         ConfigurationError: nothing loadable there.
     """
 
-    def __init__(self, network: str | ImageClassifier | ImageNetClassifier = "builtin:cifar10", weight: float = 1.0) -> None:
+    def __init__(self, network: str | Classifier = "builtin:cifar10", weight: float = 1.0) -> None:
         features = FeatureNetwork(network)
         super().__init__(features.classifier, weight, features.description)
 

@@ -152,7 +152,9 @@ def test_description_tells_weights_apart():
 
 
 def test_what_cannot_be_loaded_is_refused(tmp_path):
-    message = r"(?s)No feature network could be loaded from .*expected builtin:digits, builtin:cifar10, imagenet or a folder"
+    message = (
+        r"(?s)No feature network could be loaded from .*expected builtin:digits, builtin:cifar10, imagenet or a folder"
+    )
     with refused(message):
         FeatureNetwork("builtin:faces")
     with refused(message):

@@ -33,7 +33,13 @@ def test_its_maps_have_gradients(network):
     loss = PerceptualLoss("imagenet")
     images = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)).requires_grad_()
     maps = loss.network.maps(images)
-    assert [tuple(found.shape[1:]) for found in maps] == [(16, 16, 16), (24, 8, 8), (40, 4, 4), (112, 2, 2), (320, 1, 1)]
+    assert [tuple(found.shape[1:]) for found in maps] == [
+        (16, 16, 16),
+        (24, 8, 8),
+        (40, 4, 4),
+        (112, 2, 2),
+        (320, 1, 1),
+    ]
     (gradient,) = torch.autograd.grad(loss(images, 0.9 * images.detach()), images)
     assert bool(gradient.isfinite().all())
     assert float(gradient.norm()) > 0
