@@ -157,8 +157,8 @@ def _load(name: str) -> Classifier:
         return ImageClassifier.load(Path(name).expanduser())
     except (OSError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise ConfigurationError(
-            f"No feature network could be loaded from {name!r} ({error}); expected {', '.join(_BUILTIN)}, imagenet or a "
-            "folder written by scripts/build_feature_network.py."
+            f"No feature network could be loaded from {name!r} ({error}); expected {', '.join(_BUILTIN)}, imagenet or "
+            "a folder written by scripts/build_feature_network.py."
         ) from error
 
 
