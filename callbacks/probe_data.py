@@ -5,9 +5,12 @@ tuples.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import lightning as L
+import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
 from ldmprobe.callbacks.probe_callback import run_directory
@@ -17,10 +20,12 @@ from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.lightning_private import datamodule_of
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.pixels import as_floats
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics, latents_of
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.real_data import DataSource, each_loader, loaders_in, read_beside, reference_at, same_reading
+from ldmprobe.probing.sampling import Sampling
 from ldmprobe.types import Batch
 
 
@@ -83,6 +88,24 @@ def held_out_from(trainer: L.Trainer, model: DiffusionModel, batches: Iterable[B
             return HeldOut.encode(model.codec, model.conditioning, batches)
 
     return from_rank_zero(trainer, make)
+
+
+def prepared(trainer: L.Trainer, sampling: Sampling) -> Sampling:
+    """Return the sampling with what its guidance takes of held-out images, read by rank zero for all ranks.
+
+    Raises:
+        ConfigurationError: it takes some, and there are none.
+    """
+
+    def held_out(num_images: int) -> Tensor:
+        def make() -> Tensor:
+            with evaluating([]):  # data may be shuffled
+                batches = data_source(trainer).reference_images(num_images, held_out=True)
+                return torch.cat([as_floats(batch["image"]) for batch in batches])
+
+        return from_rank_zero(trainer, make)
+
+    return replace(sampling, guidance=sampling.guidance.prepared(held_out))
 
 
 def has_held_out(trainer: L.Trainer) -> bool:

@@ -9,7 +9,7 @@ import lightning as L
 from torch import nn
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
-from ldmprobe.callbacks.probe_data import data_source, has_held_out
+from ldmprobe.callbacks.probe_data import data_source, has_held_out, prepared
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.diffusion.grids import Grid
 from ldmprobe.diffusion.samplers import Sampler
@@ -103,6 +103,7 @@ class SampleQuality(ProbeCallback[DiffusionModel]):
         assert self._network is not None
         if self._real_features is None:
             self._real_features = self._features_of_real_images(trainer, model, self._network)
+        self.sampling = prepared(trainer, self.sampling)
         with self.progress(trainer) as progress:
             return probe_quality(
                 model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import lightning as L
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback
-from ldmprobe.callbacks.probe_data import has_held_out, held_out_of, reference_of
+from ldmprobe.callbacks.probe_data import has_held_out, held_out_of, prepared, reference_of
 from ldmprobe.diffusion.grids import Grid
 from ldmprobe.diffusion.samplers import Sampler
 from ldmprobe.errors import ConfigurationError, check_numbers
@@ -86,6 +86,7 @@ class SamplingProbe(ProbeCallback[DiffusionModel]):
             self._reference = reference_of(trainer, model, self.num_reference)
         if has_held_out(trainer) and (self._held_out is None or model.conditioning.trained):
             self._held_out = held_out_of(trainer, model, num_images=128)
+        self.sampling = prepared(trainer, self.sampling)
         with self.progress(trainer) as progress:
             return probe_sampling(
                 model,

@@ -168,13 +168,14 @@ def given_rows(
         return rows.images, OfRows(model.conditioning, told.reference_batches(num_rows))
 
 
-def given_images(model: DiffusionModel, files: Sequence[Path]) -> Tensor:
-    """The images of these files, (N, C, H, W) in [−1, 1], as large as the model's.
+def given_images(model: DiffusionModel, files: Sequence[Path], times_smaller: int = 1) -> Tensor:
+    """The images of these files, (N, C, H, W) in [−1, 1], as large as the model's, or so many times smaller.
 
     Raises:
         ConfigurationError: a file is not there, or no image.
     """
     reader, images = replace(_reader(model), unit="--image, number"), []
+    reader = replace(reader, size=reader.size and reader.size // times_smaller)
     for i, path in enumerate(files):
         try:
             stored = path.read_bytes()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ldmprobe.models.diffusion_model import DiffusionModel
+    from ldmprobe.models.guidance import Guidance
     from ldmprobe.probing.sampling import Sampling
 
 
@@ -47,11 +48,12 @@ def run(argv: list[str]) -> int:
     add_sampling(parser, num_samples=50)
     group = parser.add_argument_group(
         "rows and images",
-        "Sample i is told what row i of --data says: a map, a layout, a sketch, an image to fill in. With --strength "
-        "samples are changed images: those of --image, or of --data.",
+        "Sample i is told what row i of --data says: a map, a layout, a sketch, an image to fill in. Those of --image, "
+        "or of --data, are changed with --strength; filled in with --hole, or enlarged with --enlarge, by a model that "
+        "was not trained for it.",
     )
     add_data(group)
-    option(group, "--image FILE", "images to change, in turn", Path, nargs="+")
+    option(group, "--image FILE", "images to change, fill in or enlarge, in turn", Path, nargs="+")
     option(
         group,
         "--strength LOG_SNR",
@@ -59,6 +61,9 @@ def run(argv: list[str]) -> int:
         "image)",
         float,
     )
+    option(group, "--hole FILE", "image that says where to fill in: wherever it is not black", Path)
+    option(group, "--enlarge F", "how many times smaller images are than the model's", integer(2))
+    option(group, "--measurement-noise STD", "how exactly they are kept, of pixels in [−1, 1]", float, 0.05)
     group = parser.add_argument_group(
         "cascade",
         "An upsampler, a model trained with LowResolution, makes samples larger. It is told their class or caption, "
@@ -107,12 +112,18 @@ def _upsampled(name: str, device: str | None, base: DiffusionModel) -> Callable[
 
 def _check(args: Namespace) -> None:
     """Raise ConfigurationError if options do not go together."""
-    if args.strength is None and args.image:
+    asked = [name for name in ("strength", "hole", "enlarge") if vars(args)[name] is not None]
+    if args.image and not asked:
         raise ConfigurationError(
-            "--image is an image to change, and --strength says how much, as a log-SNR; give it, such as --strength 0."
+            "--image is an image to change, and --strength says how much, as a log-SNR; give it, such as --strength 0. "
+            "Or say what of it is known: --hole FILE, or --enlarge F."
         )
-    if args.strength is not None and not (args.image or args.data):
-        raise ConfigurationError("--strength is how much images are changed; give --image, or --data.")
+    if asked and not (args.image or args.data):
+        raise ConfigurationError(f"--{asked[0]} is for images; give --image, or --data.")
+    if args.enlarge and len(asked) > 1:
+        raise ConfigurationError(
+            "--enlarge is of small images, which have no --hole and no --strength; leave those out."
+        )
     if args.column and args.data is None:
         raise ConfigurationError("--column is one of a dataset; give --data.")
 
@@ -125,7 +136,7 @@ def _of_what_is_given(args: Namespace, model: DiffusionModel, sampling: Sampling
     from ldmprobe.inference import given_images, given_rows
     from ldmprobe.probing.start import FromImages
 
-    images = None
+    images, measured = None, args.hole is not None or args.enlarge is not None
     if args.data is not None:
         columns: list[Column] = [] if args.label_column is None else [LabelColumn(args.label_column)]
         columns += [] if args.caption_column is None else [CaptionColumn(args.caption_column)]
@@ -133,18 +144,33 @@ def _of_what_is_given(args: Namespace, model: DiffusionModel, sampling: Sampling
         images, conditioning = given_rows(
             model, args.data, args.image_column, columns, args.num_samples, args.batch_size
         )
-        if not conditioning.tells and args.strength is None:
+        if not (conditioning.tells or measured or args.strength is not None):
             raise ConfigurationError(
                 "The model is told nothing beside the noise, so that --data is of no use to it; leave it out, or give "
-                "--strength to change its images."
+                "--strength to change its images, --hole to fill them in, or --enlarge."
             )
         model.conditioning = conditioning
     if args.image:
-        images = given_images(model, args.image)
-    if args.strength is None:
-        return sampling
-    assert images is not None
-    return replace(sampling, start=FromImages(images, args.strength))
+        images = given_images(model, args.image, args.enlarge or 1)
+    if args.strength is not None:
+        assert images is not None
+        sampling = replace(sampling, start=FromImages(images, args.strength))
+    if measured:
+        assert images is not None
+        sampling = replace(sampling, guidance=_measuring(args, sampling.guidance, images))
+        sampling.levels(model)
+    return sampling
+
+
+def _measuring(args: Namespace, guidance: Guidance, images: Tensor) -> Guidance:
+    """Return the guidance, with that by images with a hole, or by small ones; --data has large ones of which small ones
+    are made.
+    """
+    from ldmprobe.models.guidance import BlockMeans, KnownPixels, MeasurementGuidance
+
+    operator = BlockMeans(args.enlarge) if args.hole is None else KnownPixels(str(args.hole))
+    y = images if args.image and args.enlarge else operator.apply(images, range(len(images)))
+    return MeasurementGuidance(operator, args.measurement_noise, y=y, guidance=guidance)
 
 
 def _check_writable(path: Path) -> None:

@@ -43,6 +43,12 @@ class Prediction(ABC):
     def log_epsilon_error_scale(self, log_snr: Tensor) -> Tensor:
         """Return the logarithm of ``epsilon_error_scale``, in the shape of ``log_snr``."""
 
+    def shifted(self, answer: Tensor, gradient: Tensor, alpha: float, sigma: float) -> Tensor:
+        r"""Return the answer whose score has ``gradient`` (N, …) added to it: :math:`\hat\epsilon - \sigma g` and
+        :math:`\hat x_0 + \sigma^2/\alpha\, g`. The right answer has to be linear in (x_0, ε), and α above 0.
+        """
+        return answer + self.target(sigma**2 / alpha * gradient, -sigma * gradient, alpha, sigma)
+
     def epsilon_error_scale(self, log_snr: Tensor) -> Tensor:
         """Return the factor from an answer's squared error to that of the ε it implies: ‖Δε‖² = factor · ‖Δanswer‖².
 

@@ -186,6 +186,12 @@ class LatentCodec(nn.Module):
     @torch.no_grad()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents (N, c, h, w) → images (N, C, H, W), about [−1, 1], always in float32."""
+        return self.differentiable(latents)
+
+    def differentiable(self, latents: Tensor) -> Tensor:
+        """``decode``, for those who ask for its derivative; where there is a codebook, it is the straight-through
+        one.
+        """
         with without_autocast(latents.device):
             z = latents.float() / self.scale + self.shift
             return z if self.autoencoder is None else images_of(self.autoencoder, z)

@@ -2,6 +2,7 @@
 
 from argparse import Namespace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import lightning as L
@@ -18,7 +19,7 @@ from ldmprobe.cli import main
 from ldmprobe.commands.options import further_columns
 from ldmprobe.data.builtin import load_builtin
 from ldmprobe.data.latent_writer import write_cache
-from ldmprobe.inference import given_rows, real_latents
+from ldmprobe.inference import given_images, given_rows, real_latents, sample_images
 from ldmprobe.probing.analyses.samples import side_by_side
 from tests.helpers import refused, sd_scheduler, tiny_unet
 from tests.training.test_latent_diffusion import trainer as quiet_trainer
@@ -197,9 +198,33 @@ def test_an_image_is_changed_as_much_as_a_strength_says(checkpoint, capsys):
     missing = refuses(capsys, *command, "--image", "one.png", "--out", "s.png")
     assert "--image is an image to change, and --strength says how much, as a log-SNR" in missing
     missing = refuses(capsys, *command, "--strength", "0", "--out", "s.png")
-    assert "--strength is how much images are changed; give --image, or --data" in missing
+    assert "--strength is for images; give --image, or --data" in missing
     missing = refuses(capsys, *command, "--image", "none.png", "--strength", "0", "--out", "s.png")
     assert "none.png cannot be read: No such file or directory" in missing
+
+
+def test_an_image_is_filled_in_or_enlarged_by_a_model_that_was_not_trained_for_it(checkpoint, capsys):
+    image = load_builtin("shapes", **BUILTIN)[0]["image"]
+    image.save("whole.png")
+    image.resize((SIZE // 4, SIZE // 4), Image.Resampling.BOX).save("small.png")
+    hole = np.zeros((SIZE, SIZE), np.uint8)
+    hole[:, SIZE // 2 :] = 255
+    Image.fromarray(hole).save("hole.png")
+    command = ["sample", checkpoint, "--num-samples", "1", "--num-steps", "8", "--grid", "log-snr", "--device", "cpu"]
+    assert main([*command, "--image", "whole.png", "--hole", "hole.png", "--out", "filled.png"]) == 0
+    assert main([*command, "--image", "small.png", "--enlarge", "4", "--out", "large.png"]) == 0
+    off = np.abs(np.subtract(*(np.asarray(Image.open(name), dtype=float) for name in ("filled.png", "whole.png"))))
+    off = off.mean((0, 2))
+    assert off[: SIZE // 2].mean() < 8 < off[SIZE // 2 :].mean()  # of 255
+    model = load_model(checkpoint, "cpu")
+    small = given_images(model, [Path("small.png")], 4)
+    guidance = ldmprobe.MeasurementGuidance(ldmprobe.BlockMeans(4), y=small)
+    large = sample_images(model, Sampling(1, 8, grid=ldmprobe.LogSNRGrid(), guidance=guidance))
+    assert float((ldmprobe.BlockMeans(4).apply(large, [0]) - small).abs().mean()) < 0.06  # τ is 0.05
+    told = refuses(capsys, *command, "--image", "small.png", "--enlarge", "4", "--strength", "0", "--out", "s.png")
+    assert "--enlarge is of small images, which have no --hole and no --strength" in told
+    told = refuses(capsys, *command, "--image", "small.png", "--enlarge", "3", "--out", "s.png")
+    assert "factor 3, and the model's images are 16×16" in told
 
 
 # --- what is told ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
-from ldmprobe.models.conditioning import Conditioning
+from ldmprobe.models.conditioning import Conditioning, Shown
 from ldmprobe.models.denoiser import Condition
 from ldmprobe.types import PlainValues
 
@@ -74,6 +74,18 @@ class Guidance(ABC):
     def at(self, log_snr: float) -> Guidance:
         """Return the guidance at noise levels of this log-SNR: by default, the same at all."""
         return self
+
+    def prepared(self, held_out: Callable[[int], Tensor]) -> Guidance:
+        """Return the guidance with what it takes of held-out images; by default itself, which takes nothing.
+
+        Args:
+            held_out: returns so many images, or as many as there are, (K, C, H, W) in [−1, 1].
+        """
+        return self
+
+    def shown(self, sample_ids: Tensor) -> Shown | None:
+        """Return what is shown beside samples, where they are guided by pictures."""
+        return None
 
     @abstractmethod
     def guide(self, answer: Answer, model: Guided) -> Answer:

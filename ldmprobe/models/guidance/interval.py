@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+
+from torch import Tensor
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.conditioning import Shown
 from ldmprobe.models.guidance.base import Answer, Guidance, Guided
 from ldmprobe.models.guidance.classifier_free import ClassifierFreeGuidance, as_guidance
 from ldmprobe.types import PlainValues
@@ -36,6 +40,12 @@ class IntervalGuidance(Guidance):
     def at(self, log_snr: float) -> Guidance:
         low, high = self.interval
         return self.guidance.at(log_snr) if low <= log_snr <= high else self._none
+
+    def prepared(self, held_out: Callable[[int], Tensor]) -> Guidance:
+        return IntervalGuidance(self.guidance.prepared(held_out), *self.interval)
+
+    def shown(self, sample_ids: Tensor) -> Shown | None:
+        return self.guidance.shown(sample_ids)
 
     def guide(self, answer: Answer, model: Guided) -> Answer:
         return self.guidance.guide(answer, model)

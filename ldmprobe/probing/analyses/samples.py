@@ -16,8 +16,8 @@ from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
 
 
 class SampleImages(Analysis):
-    """The first samples, decoded, as PNG: images ``samples``. Where conditions are pictures, each is a row of
-    condition, sample and truth.
+    """The first samples, decoded, as PNG: images ``samples``. Where conditions or measurements are pictures, each is a
+    row of condition, sample and truth.
 
     Args:
         num_images: how many.
@@ -54,7 +54,8 @@ class SampleImages(Analysis):
         # A rank with no chosen sample decodes a zero anyway, to know the shape of an image.
         decoded = t.model.codec.decode(chosen if len(chosen) else chosen.new_zeros(1, *chosen.shape[1:]))
         images = t.ranks.gather_rows(decoded, t.sample_ids[mine], number)
-        shown = t.model.conditioning.shown(torch.arange(number))
+        ids = torch.arange(number)
+        shown = t.sampling.guidance.shown(ids) or t.model.conditioning.shown(ids)
         if shown is None:
             return Findings(images={"samples": [png_bytes(image) for image in images]})
         rows = zip(shown.condition.cpu(), images.cpu(), shown.truth.cpu(), strict=True)

@@ -1,0 +1,178 @@
+r"""Linear operators A of measurements y = A x + noise: what of an image x is known.
+
+An image of row i has its own operator where there is one for each row, such as a mask.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self, get_args
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ldmprobe.diffusion.named import Named
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.digest import fingerprint
+from ldmprobe.models.corruption import MaskFamily, random_masks
+from ldmprobe.types import PlainValues
+
+
+class Operator(Named, ABC):
+    """A linear map A of images. Name and settings are kept as a ``Sampler``'s.
+
+    Attributes:
+        gram: c of A Aᵀ = c · 1 among what it can measure, by which ``Replacement`` inverts it; None where there is no
+            such number.
+    """
+
+    gram: float | None = None
+
+    @abstractmethod
+    def apply(self, x: Tensor, rows: Sequence[int]) -> Tensor:
+        """Return A x (N, …) of images (N, C, H, W), which are those of ``rows`` (N); differentiable."""
+
+    @abstractmethod
+    def transpose(self, u: Tensor, rows: Sequence[int]) -> Tensor:
+        """Return Aᵀ u (N, C, H, W) of u (N, …), for which ⟨A x, u⟩ = ⟨x, Aᵀ u⟩."""
+
+    def restricted(self, u: Tensor, rows: Sequence[int]) -> Tensor:
+        """Return u (N, …) without the entries that measure nothing; by default, all measure something."""
+        return u
+
+    def inverse(self, u: Tensor, rows: Sequence[int]) -> Tensor:
+        """Return A⁺ u (N, C, H, W): the smallest image that is measured as u."""
+        assert self.gram is not None
+        return self.transpose(u, rows) / self.gram
+
+    def check(self, image_shape: tuple[int, ...]) -> None:
+        """Raise ConfigurationError if it does not take images of this shape (C, H, W)."""
+
+
+class BlockMeans(Operator):
+    """The means over f × f blocks of pixels: super-resolution.
+
+    Args:
+        factor: f, at least 2.
+
+    Raises:
+        ConfigurationError: a smaller factor, or, before sampling, images whose sides are no multiples of it.
+    """
+
+    name = "block means"
+
+    def __init__(self, factor: int) -> None:
+        if factor < 2:
+            raise ConfigurationError(f"BlockMeans got factor {factor}; expected at least 2.")
+        self.factor, self.gram = factor, factor**-2
+
+    def apply(self, x: Tensor, rows: Sequence[int]) -> Tensor:
+        return F.avg_pool2d(x, self.factor)
+
+    def transpose(self, u: Tensor, rows: Sequence[int]) -> Tensor:
+        return F.interpolate(u, scale_factor=self.factor, mode="nearest") / self.factor**2
+
+    def check(self, image_shape: tuple[int, ...]) -> None:
+        if any(side % self.factor for side in image_shape[1:]):
+            raise ConfigurationError(
+                f"BlockMeans has factor {self.factor}, and the model's images are {image_shape[1]}×{image_shape[2]}; "
+                "give a factor that divides both sides."
+            )
+
+
+class KnownPixels(Operator):
+    """The pixels outside a hole: inpainting. A measurement is an image with 0, gray, in the hole, which says nothing.
+
+    Args:
+        hole: file of an image as large as the model's; what is not black is to be filled in. Default: a random hole for
+            each row, as ``Masked`` draws them.
+        families, share, seed: of random holes, as ``Masked``'s.
+
+    Raises:
+        ConfigurationError: there is no such file, or settings of random holes are out of range; before sampling, a hole
+            of another size than the images, or of nothing.
+    """
+
+    name = "known pixels"
+    gram = 1.0
+
+    def __init__(
+        self,
+        hole: str | None = None,
+        families: Sequence[MaskFamily] = ("boxes", "strokes", "halves"),
+        share: tuple[float, float] = (0.1, 0.9),
+        seed: int = 0,
+    ) -> None:
+        if isinstance(families, str) or not families or not set(families) <= set(get_args(MaskFamily)):
+            raise ConfigurationError(
+                f"KnownPixels got families {families!r}; expected a list of some of {', '.join(get_args(MaskFamily))}."
+            )
+        if not 0 < share[0] <= share[1] <= 1:
+            raise ConfigurationError(
+                f"KnownPixels got share {list(share)}; expected [least, largest] in (0, 1], the hidden share of the "
+                "image."
+            )
+        self.hole, self.families, self.share, self.seed = hole, families, share, seed
+        self._given = None if hole is None else _read(Path(hole))
+        self._drawn: dict[tuple[int, ...], Tensor] = {}
+
+    @classmethod
+    def outside(cls, holes: Tensor) -> Self:
+        """Return the operator of given holes (K, 1, H, W), of row i number i mod K; what is not 0 is to be filled."""
+        made = cls()
+        made._given = (holes != 0).byte().cpu()
+        return made
+
+    @property
+    def settings(self) -> PlainValues:
+        return super().settings if self._given is None else {"hole": fingerprint(self._given)[:8]}
+
+    def apply(self, x: Tensor, rows: Sequence[int]) -> Tensor:
+        return x * self._known(x, rows)
+
+    def transpose(self, u: Tensor, rows: Sequence[int]) -> Tensor:
+        return u * self._known(u, rows)
+
+    def check(self, image_shape: tuple[int, ...]) -> None:
+        if self._given is None:
+            return
+        size = tuple(self._given.shape[2:])
+        if size != tuple(image_shape[1:]):
+            raise ConfigurationError(
+                f"The hole is {size[0]}×{size[1]}, and the model's images are {image_shape[1]}×{image_shape[2]}; give "
+                "one of their size."
+            )
+        if not bool(self._given.flatten(1).any(1).all()):
+            raise ConfigurationError(
+                "The hole is empty: nothing is to be filled in. Give one that is black where the image is known, and "
+                "another color where it is to be filled in."
+            )
+
+    def restricted(self, u: Tensor, rows: Sequence[int]) -> Tensor:
+        return u * self._known(u, rows)
+
+    def _known(self, x: Tensor, rows: Sequence[int]) -> Tensor:
+        if self._given is not None:
+            holes = self._given[torch.tensor(rows, dtype=torch.long) % len(self._given)]
+        else:
+            holes = torch.stack([self._hole_of(row, (x.shape[2], x.shape[3])) for row in rows])
+        return 1 - holes.to(x)
+
+    def _hole_of(self, row: int, size: tuple[int, int]) -> Tensor:
+        if (row, *size) not in self._drawn:
+            self._drawn[row, *size] = random_masks([row], size, self.families, self.share, self.seed)[0]
+        return self._drawn[row, *size]
+
+
+def _read(path: Path) -> Tensor:
+    from PIL import Image
+
+    try:
+        pixels = np.asarray(Image.open(path).convert("L"))
+    except OSError as error:
+        raise ConfigurationError(f"The hole {path} cannot be read ({error}); give an image file.") from error
+    return torch.from_numpy((pixels != 0).astype(np.uint8))[None, None]
