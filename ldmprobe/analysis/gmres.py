@@ -42,7 +42,7 @@ def gmres(product: Callable[[Tensor], Tensor], b: Tensor, num_steps: int) -> Ten
     target = torch.zeros_like(hessenberg[:, :, :1])
     target[:, 0] = length.double()
     weights = (torch.linalg.pinv(hessenberg) @ target)[:, :, 0].to(flat)
-    return torch.einsum("nk,knd->nd", weights, torch.stack(basis[:-1])).view_as(b)
+    return torch.einsum("bk,kbd->bd", weights, torch.stack(basis[:-1])).view_as(b)
 
 
 def _over(vectors: Tensor, length: Tensor) -> Tensor:
