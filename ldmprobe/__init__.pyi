@@ -127,6 +127,9 @@ from ldmprobe.models.guidance import MeasurementMethod as MeasurementMethod
 from ldmprobe.models.guidance import Operator as Operator
 from ldmprobe.models.guidance import Replacement as Replacement
 from ldmprobe.models.guidance import RescaledGuidance as RescaledGuidance
+from ldmprobe.models.ideal_denoisers import IdealDenoiser as IdealDenoiser
+from ldmprobe.models.ideal_denoisers import Memorizer as Memorizer
+from ldmprobe.models.ideal_denoisers import MixtureDenoiser as MixtureDenoiser
 from ldmprobe.models.preconditioned import EpsilonNetwork as EpsilonNetwork
 from ldmprobe.models.preconditioned import Preconditioned as Preconditioned
 from ldmprobe.models.preconditioned import ScoreNetwork as ScoreNetwork

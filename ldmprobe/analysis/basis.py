@@ -63,6 +63,17 @@ class Rotation:
             z = rows @ z @ columns.T
         return z.flatten(1)
 
+    def inverse(self, coordinates: Tensor) -> Tensor:
+        """Latents (N, C, H, W) of coordinates (N, D), same dtype."""
+        matrix = self.matrix.to(coordinates.device, coordinates.dtype)
+        if self.kind == "pca":
+            return (coordinates @ matrix).view(-1, *self.shape)
+        z = coordinates.view(-1, *self.shape)
+        if z.ndim == 4:
+            rows, columns = (_dct_matrix(size).to(z.device, z.dtype) for size in z.shape[2:])
+            z = rows.T @ z @ columns
+        return torch.einsum("kc,nk...->nc...", matrix, z)
+
 
 @dataclass(frozen=True)
 class LatentBasis:

@@ -2,15 +2,15 @@ r"""Which noise levels are measurably at fault in one probe of one run, how much
 hidden.
 
 Four things are asked of every level, none of which needs another run to compare with. A denoiser that is optimal for
-its data passes all of them: its skill is at least 0 (a linear denoiser is no better), its gain E[ε·ε_θ]/E[ε_θ²] is 1,
-the mean of its error is 0, and a linear correction removes nothing of it (R = 0). The first three are tested at each of
-L levels with Bonferroni's correction,
+its data passes all of them: no known denoiser is better, neither the linear one (its skill is at least 0) nor an ideal
+made of training latents; its gain E[ε·ε_θ]/E[ε_θ²] is 1, the mean of its error is 0, and a linear correction removes
+nothing of it (R = 0). The first three are tested at each of L levels with Bonferroni's correction,
 
-.. math:: |\text{deviation}| > t_{G-1}\!\left(1 - \frac{0.05}{2 \cdot 3 L}\right)
+.. math:: |\text{deviation}| > t_{G-1}\!\left(1 - \frac{0.05}{2 \cdot n L}\right)
     \widehat{\text{se}} + \text{least that is told of},
 
-G being the number of independent images; R, whose cross-fit makes it read low, by its own interval over bands of
-log-SNR.
+n being three and the number of ideals, and G that of independent images; R, whose cross-fit makes it read low, by its
+own interval over bands of log-SNR.
 
 What is found is weighed in nats of the likelihood bound: the heaviest is the headline. What is less than half a per
 cent of the bound comes last, except a gain or an offset of two per cent or more: such a fault bends every sample, and
@@ -19,8 +19,8 @@ next to no loss.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.stats import t as student_t
@@ -50,6 +50,7 @@ class Levels:
         square: E[ε_θ²] per dimension.
         offset, offset_width: root mean square over channels of the error's mean, in units of the noise.
         num_images: G, how many images the draws are of.
+        excess: by ideal, the error above its own, paired draw by draw, and the half-width of that.
     """
 
     log_snr: np.ndarray
@@ -64,6 +65,7 @@ class Levels:
     offset: np.ndarray
     offset_width: np.ndarray
     num_images: int
+    excess: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
 
     @property
     def bound(self) -> float:
@@ -106,6 +108,7 @@ def find_faults(levels: Levels, bands: Sequence[Band]) -> tuple[list[Fault], lis
     found = [
         *_recoverable(weighty, levels),
         *worse_than_linear(levels),
+        *worse_than_ideal(levels),
         *wrong_gain(levels),
         *offset_from_zero(levels),
     ]
@@ -156,6 +159,27 @@ def worse_than_linear(levels: Levels) -> list[Fault]:
         return []
     nats = float((levels.nats * (levels.mse - levels.linear_mse))[flagged].sum())
     return [Fault(f"Worse than a linear denoiser at {where(flagged, levels.log_snr)}", nats, flagged)]
+
+
+def worse_than_ideal(levels: Levels) -> list[Fault]:
+    """The levels that are no worse than a linear denoiser, but surely worse than another ideal."""
+    excess = above_known(levels)
+    linear = sum((fault.levels for fault in worse_than_linear(levels)), np.zeros(len(levels.mse), bool))
+    flagged = (excess > 0) & ~linear
+    if not flagged.any():
+        return []
+    text = f"Worse than a denoiser that needs no network at {where(flagged, levels.log_snr)}"
+    return [Fault(text, float((levels.nats * excess)[flagged].sum()), flagged)]
+
+
+def above_known(levels: Levels) -> np.ndarray:
+    """Return by how much each level's error is above that of the best denoiser known, (L,): the linear one and the
+    ideals; 0 where it is not surely above that of any.
+    """
+    found = sum((fault.levels * (levels.mse - levels.linear_mse) for fault in worse_than_linear(levels)), 0.0)
+    for excess, width in levels.excess.values():
+        found = np.maximum(found, np.where(excess - critical(levels, sides=1) * width > 0, excess, 0.0))
+    return np.zeros(len(levels.mse)) + found
 
 
 def wrong_gain(levels: Levels) -> list[Fault]:
@@ -211,7 +235,7 @@ def critical(levels: Levels, sides: int) -> float:
     few false alarms.
     """
     groups = max(levels.num_images, 2)
-    tail = FALSE_ALARMS / (sides * _TESTS * len(levels.log_snr))
+    tail = FALSE_ALARMS / (sides * (_TESTS + len(levels.excess)) * len(levels.log_snr))
     return float(student_t.ppf(1 - tail, groups - 1)) / student(groups)
 
 

@@ -288,6 +288,20 @@ class NoiseSchedule:
         finite = self.log_snr.isfinite().nonzero().flatten().flip(0)
         return _interpolated(log_snr, self.log_snr[finite], self.model_time[finite].double())
 
+    def level_told(self, told: Tensor) -> tuple[Tensor, Tensor]:
+        """Return α and σ, (K,), float64, of the levels at which the network is told ``told`` (K,); between two
+        timesteps, as ``told_between`` has it.
+        """
+        table, wanted = self.model_time.double(), told.detach().to("cpu", torch.float64)
+        nearest = (table[None, :] - wanted[:, None]).abs().argmin(dim=1)
+        listed = table[nearest].float() == wanted.float()
+        finite = self.log_snr.isfinite().nonzero().flatten()
+        order = finite[table[finite].argsort()]
+        log_snr = _interpolated(wanted, table[order], self.log_snr[order])
+        log_alpha = self.log_alpha_at(log_snr)
+        alpha = torch.where(listed, self.alpha[nearest], log_alpha.exp())
+        return alpha, torch.where(listed, self.sigma[nearest], (log_alpha - log_snr / 2).exp())
+
     def native_grid(self, num_steps: int, timestep_spacing: str | None = None) -> SamplingGrid:
         """Return the levels of ``num_steps`` sampling steps that are customary for this schedule: for a table,
         timesteps evenly spaced from the last one ("trailing"), and x̂_0 itself at the end.

@@ -10,7 +10,7 @@ import numpy as np
 
 from ldmprobe.analysis.bands import bands_of
 from ldmprobe.analysis.comparison import BandGain, gains_by_band
-from ldmprobe.analysis.faults import LEAST_RESIDUAL, Fault, Levels, critical, find_faults, where, worse_than_linear
+from ldmprobe.analysis.faults import LEAST_RESIDUAL, Fault, Levels, above_known, critical, find_faults, where
 from ldmprobe.analysis.humps import humps
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.denoising_record import (
@@ -153,15 +153,14 @@ def _visible(levels: Levels) -> np.ndarray:
 
 
 def _recoverable(levels: Levels, record: ProbeRecord, visible: np.ndarray) -> list[tuple[float, float, float]]:
-    """Return what each band could still lose at least, by a linear correction or by the best linear denoiser in place
-    of it, how much of that at ``visible`` levels, and what more a linear correction could remove at most; in nats.
+    """Return what each band could still lose at least, by a linear correction or by the best denoiser known in place of
+    it, how much of that at ``visible`` levels, and what more a linear correction could remove at most; in nats.
     """
-    linear = sum((fault.levels for fault in worse_than_linear(levels)), np.zeros(len(levels.mse), bool))
-    by_linear = np.where(linear, levels.nats * (levels.mse - levels.linear_mse), 0.0)
+    by_ideal = levels.nats * above_known(levels)
     by_correction = levels.nats * levels.mse * record.curves["calibration_residual"].value
     found = []
     for band, inside in zip(residual_bands(record), (band.inside for band in bands_of(levels.log_snr)), strict=True):
-        ways = [by_linear, by_correction] if band.lower > LEAST_RESIDUAL else [by_linear]
+        ways = [by_ideal, by_correction] if band.lower > LEAST_RESIDUAL else [by_ideal]
         at_least, in_sight = (max(0.0, *(float(way[at].sum()) for way in ways)) for at in (inside, inside & visible))
         found.append((at_least, in_sight, max(band.upper_nats - at_least, 0.0)))
     return found

@@ -18,10 +18,10 @@ from ldmprobe.analysis.intervals import clustered_half_width, student
 from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve
-from ldmprobe.models.denoiser import Condition
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
+from ldmprobe.probing.squared_errors import squared_errors
 
 BEYOND_DOUBT = 5.0  # standard errors
 _DRAWS = 128  # of those of the denoising probe
@@ -79,7 +79,7 @@ def condition_use(
     noise = sample_noise(even.tolist(), tuple(z0.shape[1:]), seed, stream=1).to(device)
     of_image = torch.arange(number) % num_images
     for name, condition in model.conditioning.swapped(own, swapped).items():
-        errors = _errors(model, z0, noise, condition, timesteps, batch_size)
+        errors = squared_errors(model, z0, noise, condition, timesteps, batch_size)
         rise = ranks.gather_rows(errors, mine, number) - squared[:number]
         mse, half_width = squared[:number].mean(0), clustered_half_width(rise, of_image)
         value, width = rise.mean(0) / mse, half_width / mse
@@ -94,21 +94,3 @@ def condition_use(
                 f"at every noise level (z = {float(z.max()):.1f} at most)."
             )
     return used
-
-
-def _errors(
-    model: DiffusionModel, z0: Tensor, noise: Tensor, condition: Condition, timesteps: Tensor, batch_size: int
-) -> Tensor:
-    """Return the squared ε-error of each draw and level, (N, L)."""
-    schedule = model.schedule
-    errors = torch.zeros(len(z0), len(timesteps), dtype=torch.float64, device=model.device)
-    for k, timestep in enumerate(timesteps.tolist()):
-        alpha, sigma = float(schedule.alpha[timestep]), float(schedule.sigma[timestep])
-        told = float(schedule.model_time[timestep])
-        for start in range(0, len(z0), batch_size):
-            chunk = slice(start, start + batch_size)
-            part = {name: value[chunk].to(model.device) for name, value in condition.items()}
-            z_t = alpha * z0[chunk] + sigma * noise[chunk]
-            _, epsilon = model.x0_and_epsilon(z_t, told, alpha, sigma, part)
-            errors[chunk, k] = (noise[chunk] - epsilon).double().pow(2).flatten(1).mean(1)
-    return errors

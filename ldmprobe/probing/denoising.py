@@ -8,7 +8,8 @@ Three views of the same forward passes, and no sampling:
 
 Skill is 0 for the best *linear* denoiser and below 0 for anything worse. Nats weigh the levels by what they contribute
 to the likelihood bound, w being a level's width in log-SNR (``analysis/likelihood.py``). R is the calibration residual
-of ``analysis/calibration.py``: the share of the level's loss that a linear correction would still remove.
+of ``analysis/calibration.py``: the share of the level's loss that a linear correction would still remove. Beside the
+linear denoiser stand ideals that know more than a covariance (``probing/ideals.py``), on the same draws.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.condition_use import condition_use
 from ldmprobe.probing.denoising_record import ERRORS, LOG_SNR_SPACING, METRICS, PROBE, levels_of
 from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.ideals import compared, ideal_errors
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
 
@@ -134,6 +136,7 @@ def probe_denoising(
         )
         image_squared = ranks.gather_rows(image_errors, mine, num_draws)
         use = condition_use(model, held_out, timesteps, squared, batch_size, seed, ranks)
+        ideals = ideal_errors(model, held_out, reference, timesteps, num_draws, batch_size, seed, ranks)
     log_snr = schedule.log_snr[timesteps]
     dimension = held_out.latents[0].numel()
     nats = torch.from_numpy(nats_per_error(log_snr.numpy(), dimension))
@@ -176,6 +179,7 @@ def probe_denoising(
         "prediction_offset": curve(offset.mean(0).pow(2).mean(1).sqrt(), offset_width),
         "prediction_offset_floor": curve(offset_width / student(int(of_image.max()) + 1)),
     }
+    curves |= {name: curve(*found) for name, found in compared(squared, ideals, mmse, of_image).items()}
     curves |= use.curves
     if image_loss:
         curves["image_mse"] = curve(image_squared.mean(0), clustered_half_width(image_squared, of_image))

@@ -11,8 +11,9 @@ from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.probing.condition_use import METRICS as CONDITION_USE
+from ldmprobe.probing.ideals import METRICS as IDEALS
 
-PROBE, ERRORS = "denoising", "denoising_errors"
+PROBE, ERRORS, EXCESS = "denoising", "denoising_errors", "excess_over/"
 LOG_SNR_SPACING = 0.75  # of the levels that are probed
 METRICS = (
     Metric(
@@ -55,8 +56,10 @@ METRICS = (
     Metric(
         "denoising_skill", "Denoising skill on held-out data",
         "1 − MSE ÷ that of the best linear (Wiener) denoiser, without sampling: held-out latents are noised and "
-        "denoised once. Below 0 is worse than linear, a red flag wherever the level still weighs something in nats.",
-        "skill: 1 − MSE ÷ linear optimum", good="higher", ideal=0.0, pool="mean", shown="headline",
+        "denoised once. Below 0 is worse than linear, a red flag wherever the level still weighs something in nats; "
+        "below the dotted line, worse than the best that can be had without a network.",
+        "skill: 1 − MSE ÷ linear optimum", good="higher", ideal=0.0, beside=("ideal_skill",), pool="mean",
+        shown="headline",
     ),
     Metric(
         "denoising_mse", "Training and held-out error by noise level",
@@ -98,6 +101,7 @@ METRICS = (
         "Mean squared error of the decoded x̂_0, in pixels of [−1, 1].", "squared error per pixel", good="lower",
         log=True,
     ),
+    *IDEALS,
     *CONDITION_USE,
 )  # fmt: skip
 
@@ -166,6 +170,11 @@ def levels_of(record: ProbeRecord) -> Levels:
         offset.value,
         half_width_of(offset),
         min(int(known["num_images"]), int(known["num_draws"])),
+        {
+            name.removeprefix(EXCESS): (curve.value, half_width_of(curve))
+            for name, curve in curves.items()
+            if name.startswith(EXCESS)
+        },
     )
 
 

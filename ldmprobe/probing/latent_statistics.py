@@ -23,6 +23,7 @@ from ldmprobe.types import Batch, PlainValues
 
 _CLOUD = 512  # real latents whose projection is drawn behind the scatters
 _QUANTILES, _SORTED_ENTRIES = 10_001, 4_000_000
+_KEPT_ENTRIES = 2**24  # of latents, 64 MB
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,10 @@ class LatentStatistics:
         magnitudes: evenly spaced quantiles of their entries' magnitudes; empty in a reference that was kept before
             there were any.
         data: summary of the rows whose latents these are, where they are known (``KnownRows.summary``).
+        latents: shape (K, C, H, W), the first of them, as many as have 2²⁴ entries; what ideals are made of. Empty in a
+            reference that was kept before there were any.
         ideals: curves of perfect denoisers of these latents, kept from probe to probe; not on disk.
+        ideal_errors: what ideals left of a denoising probe's draws, likewise (``probing/ideals.py``).
     """
 
     basis: LatentBasis
@@ -49,7 +53,9 @@ class LatentStatistics:
     codec: str = ""
     magnitudes: Tensor = field(default_factory=lambda: torch.empty(0))
     data: PlainValues = field(default_factory=dict)
+    latents: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     ideals: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+    ideal_errors: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def fit(cls, latents: Tensor, codec: str = "") -> LatentStatistics:
@@ -74,7 +80,9 @@ class LatentStatistics:
         latents = latents.detach().cpu().float()
         pca = PCABasis.fit(latents.flatten(1))
         cloud = pca.project(latents[:_CLOUD].flatten(1))
-        return cls(LatentBasis.fit(latents), pca, cloud, len(latents), codec, magnitude_quantiles(latents))
+        kept = latents[: max(_KEPT_ENTRIES // latents[0].numel(), 1)]
+        magnitudes = magnitude_quantiles(latents)
+        return cls(LatentBasis.fit(latents), pca, cloud, len(latents), codec, magnitudes, latents=kept)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -96,6 +104,7 @@ class LatentStatistics:
             "pca_variance": self.pca.variance,
             "cloud": self.cloud,
             "magnitudes": self.magnitudes,
+            "latents": self.latents,
         }
         header = {
             "kind": basis.kind,
@@ -132,9 +141,9 @@ class LatentStatistics:
             pca = PCABasis(
                 tensors["pca_mean"], tensors["pca_components"], tensors["pca_variance"], header["total_variance"]
             )
-            magnitudes = tensors.get("magnitudes", torch.empty(0))
-            known = header.get("data", {})
-            return cls(basis, pca, tensors["cloud"], header["num_latents"], header["codec"], magnitudes, known)
+            magnitudes, latents = (tensors.get(name, torch.empty(0)) for name in ("magnitudes", "latents"))
+            data = header.get("data", {})
+            return cls(basis, pca, tensors["cloud"], header["num_latents"], header["codec"], magnitudes, data, latents)
         except Exception as error:  # safetensors, json and torch raise many kinds, all meaning the same
             raise ConfigurationError(
                 f"{path} is not a readable reference ({type(error).__name__}: {error}); move it away, and it is fitted "

@@ -1,0 +1,106 @@
+"""The denoising probe's ideals: what optimal denoisers of the training latents leave of its own draws.
+
+They are run once for all probes of a run that have the same draws, and compared with the network draw by draw: twins
+with the same finite-sample error.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ldmprobe.analysis.intervals import clustered_half_width
+from ldmprobe.diffusion.noise import sample_noise
+from ldmprobe.diffusion.prediction import EpsilonPrediction
+from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.io.digest import fingerprint
+from ldmprobe.io.metric import Metric
+from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.ideal_denoisers import IdealDenoiser, Memorizer, MixtureDenoiser
+from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.latent_statistics import LatentStatistics
+from ldmprobe.probing.probe import Ranks, evaluating
+from ldmprobe.probing.squared_errors import squared_errors
+
+MEMORIZER, MIXTURE = "memorizer", "mixture"
+METRICS = (
+    Metric(
+        "ideal_skill", "best denoiser known without a network",
+        "The skill of the best of three: the linear denoiser, the optimum of a mixture of Gaussians, and that of a "
+        "memorizer; the latter two on the same draws.",
+        "skill: 1 − MSE ÷ linear optimum", shown="record",
+    ),
+    Metric(
+        "excess_over/*", "Error above that of an ideal", "Paired draw by draw; below 0 the network is better.",
+        "squared ε-error per dimension", shown="record",
+    ),
+)  # fmt: skip
+_SAME = 1e-3  # of the mean distance between latents: closer ones are of one image
+_MOST_KNOWN = 0.01  # of held-out images that may be in the reference: more are no accident
+
+
+def ideal_denoisers(reference: LatentStatistics, schedule: NoiseSchedule) -> dict[str, IdealDenoiser]:
+    """Return the ideals that can be made of a reference's latents, by name; they answer ε."""
+    if not len(reference.latents):
+        return {}
+    table = NoiseSchedule(schedule.alpha, schedule.sigma, EpsilonPrediction(), schedule.model_time)
+    found: dict[str, IdealDenoiser] = {MEMORIZER: Memorizer(reference.latents, table)}
+    mixture = MixtureDenoiser.fit(reference.latents, reference.basis.rotation, table)
+    return found if mixture is None else {**found, MIXTURE: mixture}
+
+
+def ideal_errors(
+    model: DiffusionModel,
+    held_out: HeldOut,
+    reference: LatentStatistics,
+    timesteps: Tensor,
+    num_draws: int,
+    batch_size: int,
+    seed: int,
+    ranks: Ranks,
+) -> dict[str, Tensor]:
+    """Return by ideal the squared ε-errors of the probe's draws, (N, L), float64, on the CPU; from ``reference`` if
+    they are there already. There are none where what is called held out is in the reference: a memorizer knows it all.
+    """
+    key = fingerprint(timesteps, model.schedule.log_snr.float(), num_draws, seed, held_out.means)
+    if key not in reference.ideal_errors:
+        reference.ideal_errors[key] = {}
+        if not _is_known(held_out.latents, reference.latents):
+            mine, even = ranks.share(num_draws), ranks.even_share(num_draws)
+            z0 = held_out.latents[even % len(held_out.latents)].to(model.device)
+            noise = sample_noise(even.tolist(), tuple(z0.shape[1:]), seed, stream=1).to(model.device)
+            with evaluating([]):
+                for name, denoiser in ideal_denoisers(reference, model.schedule).items():
+                    ideal = DiffusionModel(denoiser.to(model.device), denoiser.schedule, model.latent_shape)
+                    errors = squared_errors(ideal, z0, noise, {}, timesteps, batch_size)
+                    reference.ideal_errors[key][name] = ranks.gather_rows(errors, mine, num_draws)
+    return reference.ideal_errors[key]
+
+
+def compared(
+    squared: Tensor, ideals: dict[str, Tensor], linear: Tensor, cluster: Tensor
+) -> dict[str, tuple[Tensor, Tensor | None]]:
+    """Return the curves of ``METRICS``, each with its half-width; none without ideals.
+
+    Args:
+        squared: the network's squared errors of the draws, (N, L).
+        ideals: theirs.
+        linear: the error of the best linear denoiser, (L,).
+        cluster: the image of each draw, (N,).
+    """
+    if not ideals:
+        return {}
+    skills = torch.stack([1 - errors.mean(0) / linear for errors in ideals.values()])
+    found: dict[str, tuple[Tensor, Tensor | None]] = {"ideal_skill": (skills.amax(0).clamp(min=0), None)}
+    for name, errors in ideals.items():
+        excess = squared - errors
+        found[f"excess_over/{name}"] = excess.mean(0), clustered_half_width(excess, cluster)
+    return found
+
+
+def _is_known(latents: Tensor, reference: Tensor) -> bool:
+    """Return whether more of the latents are in the reference than an accident would put there."""
+    if not len(reference):
+        return False
+    distance = torch.cdist(latents.flatten(1).double(), reference.flatten(1).double())
+    return float((distance.amin(1) < _SAME * distance.mean()).double().mean()) > _MOST_KNOWN
