@@ -95,9 +95,9 @@ class MixtureDenoiser(IdealDenoiser):
         self, weights: Tensor, means: Tensor, variances: Tensor, rotation: Rotation, schedule: NoiseSchedule
     ) -> None:
         super().__init__(schedule)
-        named = {"weights": weights, "means": means, "variances": variances}
-        for name, value in named.items():
-            self.register_parameter(name, nn.Parameter(value.detach().clone(), requires_grad=False))
+        self.weights, self.means, self.variances = (
+            nn.Parameter(value.detach().clone(), requires_grad=False) for value in (weights, means, variances)
+        )
         self.rotation = rotation
 
     @classmethod
@@ -130,8 +130,8 @@ class MixtureDenoiser(IdealDenoiser):
         best = max(mixtures, key=lambda mixture: mixture.score(judged))
         if best.n_components == 1:
             return None
-        found = (torch.from_numpy(value) for value in (best.weights_, best.means_, best.covariances_))
-        return cls(*found, rotation, schedule)
+        weights, means, variances = map(torch.from_numpy, (best.weights_, best.means_, best.covariances_))
+        return cls(weights, means, variances, rotation, schedule)
 
     def posterior_mean(self, z_t: Tensor, alpha: float, sigma: float) -> Tensor:
         means, variances = self.means.double(), self.variances.double()
