@@ -15,6 +15,12 @@ QUALITY = component(
     "SampleQuality", feature_network=own("Convolutions"), num_samples=24, num_steps=2, num_real=30, kid_subset_size=10
 )
 CELLS = {
+    "everything at once": {
+        "callbacks": [*ALL_PROBES, BALANCER, component("ReportWriter")],
+        "model": BALANCED,
+        "precision": "bf16-mixed",
+        "logger": {"class_path": "lightning.pytorch.loggers.WandbLogger"},
+    },
     "as most train": {"callbacks": [*ALL_PROBES, component("ReportWriter")]},
     "no accumulation": {"accumulate_grad_batches": 1},
     "no moving average": {"model": {"ema_decay": None}},
@@ -42,6 +48,7 @@ CELLS = {
     },
 }
 LONG = (
+    *("as most train", "bf16 autocast", "W&B", "a balancer, which is part of training"),  # one by one, as at once
     *("compiled", "bf16 weights", "TensorBoard", "no accumulation", "no moving average", "loaders of one's own"),
     *("two data-loader workers", "sample quality"),  # as with loaders of one's own
     *("batch norm in a network of one's own", "batch norm, no moving average"),  # as in the middle of everything

@@ -81,12 +81,12 @@ def test_every_probe_callback_is_covered_here():
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of four steps with every probe, every logger and a report."""
+    """A run of two steps with every probe, every logger and a report."""
     folder = tmp_path_factory.mktemp("run")
     wandb = WandbLogger(project="test", offline=True, save_dir=str(folder))
     loggers = [wandb, TensorBoardLogger(str(folder), name="tb"), CSVLogger(str(folder), name="csv")]
     callbacks = [*probes(2), ReportWriter()]
-    trainer(folder, max_steps=4, logger=loggers, log_every_n_steps=1, callbacks=callbacks).fit(module(), digits())
+    trainer(folder, max_steps=2, logger=loggers, log_every_n_steps=1, callbacks=callbacks).fit(module(), digits())
     wandb.experiment.finish()
     return folder
 
@@ -103,7 +103,7 @@ def test_probes_run_at_step_0_every_n_steps_and_at_the_end(tmp_path, accumulate)
 
 
 def test_a_last_step_that_is_due_is_probed_once(run):
-    assert [record.step for record in RecordStore(run).read("ddim")] == [0, 2, 4]
+    assert [record.step for record in RecordStore(run).read("ddim")] == [0, 2]
 
 
 def test_a_resumed_run_neither_loses_nor_doubles_records(tmp_path):
@@ -293,7 +293,7 @@ def test_tensorboard_gets_scalars_and_pictures(run):
 
     events = EventAccumulator(str(next((run / "tb").rglob("events*")).parent), size_guidance={"images": 0})
     events.Reload()
-    assert [event.step for event in events.Scalars("probe_denoising/bound_nats")] == [0, 2, 4]
+    assert [event.step for event in events.Scalars("probe_denoising/bound_nats")] == [0, 2]
     picture = Image.open(io.BytesIO(events.Images("probe_ddim/pca")[-1].encoded_image_string))
     assert picture.size[0] > 300
 
@@ -329,7 +329,7 @@ def test_two_probes_whose_records_would_be_mixed_up_are_refused(tmp_path, second
 
 def test_two_samplers_probes_keep_records_and_metrics_of_their_own(run):
     few, ddim = (RecordStore(run).read(name) for name in ("few_steps", "ddim"))
-    assert [record.step for record in few] == [record.step for record in ddim] == [0, 2, 4]
+    assert [record.step for record in few] == [record.step for record in ddim] == [0, 2]
     assert few[-1].provenance["sampler"] == "euler"
     assert few[-1].scalars["sampler_gap"] > 0
     keys = {key for row in read_history(run) for key in row}
