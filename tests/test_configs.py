@@ -11,7 +11,7 @@ from lightning.pytorch.callbacks import LearningRateMonitor
 import ldmprobe.callbacks
 from ldmprobe import LatentCodec
 from ldmprobe.callbacks import DDIMProbe, DenoisingProbe, ReportWriter, TimestepBalancer, TrainingLoss
-from ldmprobe.configuration.cli import LDMProbeCLI, build_cli
+from ldmprobe.configuration.cli import LDMProbeCLI
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.models.denoiser import network_config
 from ldmprobe.models.latent_scale import SCALING
@@ -26,7 +26,7 @@ PATHS = sorted(CONFIGS.glob("*.yaml")) + sorted(
 
 def build(tmp_path, *configs, overrides=()) -> LDMProbeCLI:
     arguments = [part for config in configs for part in ("--config", str(config))]
-    return build_cli([*arguments, "--run_dir", str(tmp_path / "run"), *overrides], run=False)
+    return LDMProbeCLI([*arguments, "--run_dir", str(tmp_path / "run"), *overrides], run=False)
 
 
 @pytest.mark.parametrize("path", PATHS, ids=lambda path: path.stem)
@@ -53,7 +53,7 @@ def test_configuration_is_built_from_bare_names_and_saved_with_flat_ones(tmp_pat
     if "rank: 16" in given:
         arguments.append("--model.init_args.lora.rank=4")  # the small network's matrices have rank 8
     run_dir = str(tmp_path / "run")
-    cli = build_cli([*arguments, f"--run_dir={run_dir}"], run=False)
+    cli = LDMProbeCLI([*arguments, f"--run_dir={run_dir}"], run=False)
     assert cli.trainer.default_root_dir == run_dir
     checkpoints = [callback for callback in cli.trainer.callbacks if type(callback).__name__ == "ModelCheckpoint"]
     assert {callback.dirpath for callback in checkpoints} == {f"{run_dir}/checkpoints"}

@@ -14,7 +14,7 @@ import yaml
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
 from ldmprobe.audit.observation import is_probe
-from ldmprobe.configuration.cli import build_cli
+from ldmprobe.configuration.cli import LDMProbeCLI
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.tracking.scalars import OF_PROBES
 from ldmprobe.types import Batch, PlainValues
@@ -30,7 +30,7 @@ def read_configuration(fit_arguments: list[str]) -> PlainValues:
     try:
         with contextlib.redirect_stdout(text), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            build_cli([*fit_arguments, "--print_config"], run=False)
+            LDMProbeCLI([*fit_arguments, "--print_config"], run=False)
     except SystemExit as end:
         if end.code:  # an argument was refused, and the user told
             raise

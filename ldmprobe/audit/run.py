@@ -17,7 +17,7 @@ from torch import nn
 from ldmprobe.audit.configuration import audited
 from ldmprobe.audit.observation import Observation, Recorder, bracket, is_probe, logged_metrics
 from ldmprobe.callbacks import ProbeCallback
-from ldmprobe.configuration.cli import build_cli
+from ldmprobe.configuration.cli import LDMProbeCLI
 from ldmprobe.configuration.errors import meant_for_the_user
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.lightning_private import callbacks_of
@@ -34,7 +34,7 @@ def observe(config: PlainValues, folder: Path, steps: int, probed: bool) -> Obse
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "audited.yaml"
     path.write_text(yaml.safe_dump(audited(config, folder / "run", steps, probed)))
-    cli = build_cli(["--config", str(path)], run=False)
+    cli = LDMProbeCLI(["--config", str(path)], run=False)
     seen = Observation()
     callbacks = callbacks_of(cli.trainer)
     averages = {

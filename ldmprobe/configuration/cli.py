@@ -66,11 +66,32 @@ class LDMProbeCLI(LightningCLI):
     ``save_dir`` of loggers and the ``dirpath`` of checkpoints, where these are not set themselves; a
     ``trainer.default_root_dir`` is taken for the ``run_dir`` where there is none. Checkpoints are whole or not
     there, one process has the run directory, and ``--ckpt_path last`` goes on exactly (``ExactResume``).
+
+    Args:
+        argv: with ``run``, a subcommand and its arguments, carried out; without, the arguments of ``fit``, only built.
     """
 
-    def __init__(self, *classes: type, args: list[str], run: bool, **settings: Any) -> None:
-        self._command = args[0] if run else None
-        super().__init__(*classes, args=args, run=run, **settings)
+    def __init__(self, argv: list[str], run: bool = True) -> None:
+        warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
+        self._command = argv[0] if run else None
+        super().__init__(
+            L.LightningModule,
+            L.LightningDataModule,
+            parser_class=Parser,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            args=argv,
+            run=run,
+            seed_everything_default=0,
+            save_config_callback=SaveConfig if run else None,
+            save_config_kwargs={"overwrite": True},
+            trainer_defaults={
+                "max_epochs": -1,
+                "check_val_every_n_epoch": None,
+                "callbacks": [ExactResume(), LoggerGuard()],
+            },
+            auto_configure_optimizers=False,
+        )
 
     def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override] # a static method there
         """Return the one that is asked for: to build and ask a parser of each of the four takes seconds."""
@@ -283,38 +304,13 @@ class _Parts(LDMProbeCLI):
         self.model, self.datamodule = self.config_init.model, self.config_init.data
 
 
-def build_cli(argv: list[str], run: bool = True, kind: type[LDMProbeCLI] = LDMProbeCLI) -> LDMProbeCLI:
-    """Return the command line of ``argv``: with ``run``, of a subcommand and its arguments, carried out; without, of
-    the arguments of ``fit``, only built.
-    """
-    warnings.filterwarnings("ignore", message="LightningCLI's args parameter is intended to run from within Python")
-    return kind(
-        L.LightningModule,
-        L.LightningDataModule,
-        parser_class=Parser,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        args=argv,
-        run=run,
-        seed_everything_default=0,
-        save_config_callback=SaveConfig if run else None,
-        save_config_kwargs={"overwrite": True},
-        trainer_defaults={
-            "max_epochs": -1,
-            "check_val_every_n_epoch": None,
-            "callbacks": [ExactResume(), LoggerGuard()],
-        },
-        auto_configure_optimizers=False,
-    )
-
-
 def build_parts(fit_arguments: list[str]) -> tuple[LatentDiffusion, ImageData]:
     """Return the model and the data that the arguments of ``fit`` name.
 
     Raises:
         ConfigurationError: they cannot be built, or are of other kinds.
     """
-    cli = build_cli(fit_arguments, run=False, kind=_Parts)
+    cli = _Parts(fit_arguments, run=False)
     if isinstance(cli.model, LatentDiffusion) and isinstance(cli.datamodule, ImageData):
         return cli.model, cli.datamodule
     raise ConfigurationError(
@@ -333,7 +329,7 @@ def run(argv: list[str]) -> None:
     # Codec and moving average stay in eval mode.
     warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
     try:
-        build_cli(argv)
+        LDMProbeCLI(argv)
     except SIGTERMException:
         print("ldmprobe: terminated; `--ckpt_path last` continues.", file=sys.stderr)
         raise SystemExit(128 + signal.SIGTERM) from None

@@ -27,7 +27,7 @@ from ldmprobe.comparison.study import (
 )
 from ldmprobe.comparison.study_figures import curves_figure, pareto_figure
 from ldmprobe.comparison.study_table import study_markdown, study_table
-from ldmprobe.configuration.cli import build_cli
+from ldmprobe.configuration.cli import LDMProbeCLI
 from ldmprobe.tracking.charts.static import png
 from tests.helpers import FLOAT64, refused, tiny_unet_settings
 from tests.run_config import component
@@ -237,7 +237,7 @@ def test_every_method_of_the_studies_builds(tmp_path, name, method):
     (tmp_path / "method.yaml").write_text(yaml.safe_dump(METHODS[method]))
     codec = "--model.init_args.codec.init_args.autoencoder=builtin:digits"
     configs = [f"--config={path}" for path in (*plan.base, tmp_path / "method.yaml")]
-    cli = build_cli([*configs, codec, f"--run_dir={tmp_path / 'run'}"], run=False)
+    cli = LDMProbeCLI([*configs, codec, f"--run_dir={tmp_path / 'run'}"], run=False)
     kinds = [type(callback).__name__ for callback in cli.trainer.callbacks]
     assert kinds[:3] == ["TrainingClock", "DenoisingProbe", "SampleQuality"]
     for part, given in METHODS[method].get("model", {}).get("init_args", {}).items():

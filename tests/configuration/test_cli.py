@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from ldmprobe import ImageData, LatentDiffusion, RecordStore
 from ldmprobe.cli import main
-from ldmprobe.configuration.cli import build_cli
+from ldmprobe.configuration.cli import LDMProbeCLI
 from ldmprobe.training.checkpoint.write import AtomicCheckpointIO
 from tests.helpers import tiny_unet_settings
 from tests.run_config import unet, written
@@ -91,14 +91,14 @@ def test_module_and_data_work_in_a_lightning_cli_of_ones_own(tmp_path):
 
 def test_checkpoints_are_whole_unless_the_user_has_a_plugin_of_their_own(tmp_path):
     arguments = ["--config", str(CONFIG), f"--run_dir={tmp_path / 'run'}"]
-    assert type(build_cli(arguments, run=False).trainer.strategy.checkpoint_io) is AtomicCheckpointIO
+    assert type(LDMProbeCLI(arguments, run=False).trainer.strategy.checkpoint_io) is AtomicCheckpointIO
     own = "--trainer.plugins=[lightning.pytorch.plugins.io.AsyncCheckpointIO]"
-    assert type(build_cli([*arguments, own], run=False).trainer.strategy.checkpoint_io) is AsyncCheckpointIO
+    assert type(LDMProbeCLI([*arguments, own], run=False).trainer.strategy.checkpoint_io) is AsyncCheckpointIO
 
 
 def built(tmp_path, *more):
     folder = [] if any("run_dir" in each or "root_dir" in each for each in more) else [f"--run_dir={tmp_path / 'run'}"]
-    return build_cli(["--config", str(CONFIG), *folder, *more], run=False)
+    return LDMProbeCLI(["--config", str(CONFIG), *folder, *more], run=False)
 
 
 @pytest.mark.parametrize("name", ["TensorBoardLogger", "CSVLogger"])

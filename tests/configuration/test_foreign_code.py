@@ -19,7 +19,7 @@ import pytest
 import torch
 import yaml
 
-from ldmprobe.configuration.cli import LDMProbeCLI, build_cli
+from ldmprobe.configuration.cli import LDMProbeCLI
 from tests.helpers import refused
 from tests.run_config import component, unet
 
@@ -49,7 +49,7 @@ numbers = itertools.count()
 @cache
 def _cli() -> LDMProbeCLI:
     Path("first.yaml").write_text(yaml.safe_dump(CONFIG))
-    return build_cli(["--config", "first.yaml"], run=False)
+    return LDMProbeCLI(["--config", "first.yaml"], run=False)
 
 
 def read(config: object, *arguments: str) -> None:

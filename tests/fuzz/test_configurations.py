@@ -12,7 +12,7 @@ import pytest
 import yaml
 from hypothesis import strategies as st
 
-from ldmprobe.configuration.cli import LDMProbeCLI, build_cli
+from ldmprobe.configuration.cli import LDMProbeCLI
 from ldmprobe.errors import ConfigurationError
 from tests.fuzz.cases import damaged, fuzz, json_values
 
@@ -81,7 +81,7 @@ def spoilt(draw: Any) -> Any:
 
 @cache
 def _cli() -> LDMProbeCLI:
-    return build_cli(["--config", str(CONFIGS / "gaussian.yaml")], run=False)
+    return LDMProbeCLI(["--config", str(CONFIGS / "gaussian.yaml")], run=False)
 
 
 def is_built_or_refused(path: Path) -> None:
