@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import select
 import sys
 from argparse import ArgumentParser
 from importlib import import_module
@@ -29,19 +31,40 @@ _MODULES = {"validate": "fit", "test": "fit"}  # of the others, the command's ow
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; return the exit code, which is 2 for anything that the user can put right."""
+    """Run the command line; return the exit code, which is 2 for anything that the user can put right, and 141 (128 +
+    SIGPIPE) where whoever read the output has gone, as in ``ldmprobe init | head -1``.
+    """
     argv = sys.argv[1:] if argv is None else argv
     make_output_plain()
     try:
-        if argv and argv[0] in COMMANDS:
-            return int(import_module(f"ldmprobe.commands.{_MODULES.get(argv[0], argv[0])}").run(argv))
-        _parser().parse_args(argv)
-        return 0
+        code = _run(argv)
+        sys.stdout.flush()
+        return code
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 141
         if (told := _meant_for_the_user(error)) is None:
             raise
         print(f"ldmprobe: error: {plain(told)}", file=sys.stderr)
         return 2
+
+
+def _run(argv: list[str]) -> int:
+    if argv and argv[0] in COMMANDS:
+        return int(import_module(f"ldmprobe.commands.{_MODULES.get(argv[0], argv[0])}").run(argv))
+    _parser().parse_args(argv)
+    return 0
+
+
+def _nobody_reads() -> bool:
+    """Return whether standard output is a pipe that nobody reads anymore, and if so have the rest of it dropped."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return gone
 
 
 def _parser() -> Parser:

@@ -200,7 +200,7 @@ def _told(outstanding: Sequence[np.ndarray], inside: np.ndarray, log_snr: np.nda
     if not parts:
         return ""
     place = where(np.any(heights, axis=0), log_snr)
-    return f"{place} is worse than noise levels on either side of it: {', '.join(parts)}"
+    return f"noise levels on either side of {place} do better: {', '.join(parts)}"
 
 
 def _rise(records: Sequence[ProbeRecord], inside: np.ndarray) -> Rise | None:

@@ -1,5 +1,7 @@
 """Training from YAML: what is where afterwards, and going on with it."""
 
+import subprocess
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -126,3 +128,11 @@ def test_a_default_root_dir_is_where_the_run_goes(tmp_path, capsys):
 def test_a_network_with_random_weights_is_not_measured(tmp_path, capsys, command):
     assert main([command, "--config", str(CONFIG), f"--run_dir={tmp_path / 'run'}"]) == 2
     assert f"`ldmprobe {command}` without a checkpoint would measure a network with random" in capsys.readouterr().err
+
+
+def test_a_reader_that_has_gone_ends_a_command_without_a_traceback():
+    command = [sys.executable, "-m", "ldmprobe.cli", "init"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 128 + 13

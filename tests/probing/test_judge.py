@@ -91,7 +91,7 @@ def test_a_level_that_stands_out_from_both_sides_is_at_fault_however_much_still_
     before = {**unfinished(0.2), "gain": unfinished(0.2)["gain"] - 0.05 * at(-1, 1)}
     verdict = judge([probed(100, **before), probed(200, **planted)])
     assert verdict.state is State.AT_FAULT
-    assert verdict.sentence.startswith("Log-SNR −0.7…+0.8 is worse than noise levels on either side of it: ")
+    assert verdict.sentence.startswith("Noise levels on either side of log-SNR −0.7…+0.8 do better: ")
     assert "too large" in verdict.sentence
     # What is about to go is no fault: it was three times as large a probe before.
     going = {**before, "gain": unfinished(0.2)["gain"] - 0.15 * at(-1, 1)}
