@@ -13,8 +13,8 @@ n being three and the number of ideals, and G that of independent images; R, who
 own interval over bands of log-SNR.
 
 What is found is weighed in nats of the likelihood bound: the heaviest is the headline. What is less than half a per
-cent of the bound comes last, except a gain or an offset of two per cent or more: such a fault bends every sample, and
-next to no loss.
+cent of the bound comes last, except a gain or an offset that moves the noisy latents by one per cent of their scale:
+such a fault bends every sample, and costs next to no loss.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from scipy.special import expit
 from scipy.stats import t as student_t
 
 from ldmprobe.analysis.bands import runs_of
@@ -32,7 +33,7 @@ from ldmprobe.analysis.intervals import student
 FALSE_ALARMS = 0.05  # of a perfect denoiser's probes, in all three tests together
 NEGLIGIBLE = 0.005  # of the bound
 LEAST_RESIDUAL, LEAST_DEVIATION = 0.01, 0.002  # of R, and of gain and offset: what is less is not told of
-OF_SCALE = 0.02  # a gain or an offset that is told of whatever it weighs
+OF_SCALE = 0.01  # of the latents' scale: what a gain or an offset moves, and is told of whatever it weighs
 _TESTS = 3
 
 
@@ -72,6 +73,21 @@ class Levels:
         """The probed part of the likelihood bound, in nats."""
         return float(self.nats @ self.mse)
 
+    def moved_by_offset(self, offset: np.ndarray) -> np.ndarray:
+        r"""Return what predictions that are shifted by ``offset`` (L,) of the noise move of the scale of noisy latents,
+        of data of variance 1: times :math:`\sigma / \sqrt{\alpha^2 + \sigma^2}`. Next to the data no sample shows it.
+        """
+        moved: np.ndarray = offset * np.sqrt(expit(-self.log_snr))
+        return moved
+
+    def moved_by_gain(self, deviation: np.ndarray) -> np.ndarray:
+        """Return the same for a gain that is off by ``deviation`` (L,)."""
+        return self.moved_by_offset(np.abs(deviation) * np.sqrt(self.square))
+
+    def moved_by_residual(self, residual: np.ndarray) -> np.ndarray:
+        """Return the same for a share ``residual`` (L,), 0 or more, of the loss."""
+        return self.moved_by_offset(np.sqrt(residual * self.mse))
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -81,13 +97,13 @@ class Fault:
         text: a sentence without its stop and what it costs.
         nats: what it costs.
         levels: at which levels it is, (L,).
-        deviation: the largest of gain or offset, if it is one of these.
+        moved: what of the latents' scale it moves, if it is of gain or offset.
     """
 
     text: str
     nats: float
     levels: np.ndarray
-    deviation: float = 0.0
+    moved: float = 0.0
 
     @property
     def weighed(self) -> str:
@@ -114,8 +130,8 @@ def find_faults(levels: Levels, bands: Sequence[Band]) -> tuple[list[Fault], lis
     ]
     found.sort(key=lambda fault: -fault.nats)
     heavy = [fault for fault in found if fault.nats >= least]
-    of_scale = [fault for fault in found if fault.nats < least and fault.deviation >= OF_SCALE]
-    light = [fault for fault in found if fault.nats < least and fault.deviation < OF_SCALE]
+    of_scale = [fault for fault in found if fault.nats < least and fault.moved >= OF_SCALE]
+    light = [fault for fault in found if fault.nats < least and fault.moved < OF_SCALE]
     return [*heavy, *of_scale], [*light, *_measurable([b for b in recoverable if b not in weighty], levels)]
 
 
@@ -193,7 +209,7 @@ def wrong_gain(levels: Levels) -> list[Fault]:
             text = (
                 f"Predictions are too {word} at {where(flagged, levels.log_snr)}, gain {_range(levels.gain[flagged])}"
             )
-            found.append(Fault(text, nats, flagged, float(np.abs(deviation[flagged]).max())))
+            found.append(Fault(text, nats, flagged, float(levels.moved_by_gain(deviation)[flagged].max())))
     return found
 
 
@@ -207,7 +223,7 @@ def offset_from_zero(levels: Levels) -> list[Fault]:
     text = (
         f"Predictions are shifted at {where(flagged, levels.log_snr)}, by {_range(levels.offset[flagged])} of the noise"
     )
-    return [Fault(text, nats, flagged, float(levels.offset[flagged].max()))]
+    return [Fault(text, nats, flagged, float(levels.moved_by_offset(levels.offset)[flagged].max()))]
 
 
 def _recoverable(bands: Sequence[Band], levels: Levels) -> list[Fault]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,7 +10,16 @@ import numpy as np
 
 from ldmprobe.analysis.bands import bands_of
 from ldmprobe.analysis.comparison import BandGain, gains_by_band
-from ldmprobe.analysis.faults import LEAST_RESIDUAL, Fault, Levels, above_known, critical, find_faults, where
+from ldmprobe.analysis.faults import (
+    LEAST_RESIDUAL,
+    OF_SCALE,
+    Fault,
+    Levels,
+    above_known,
+    critical,
+    find_faults,
+    where,
+)
 from ldmprobe.analysis.humps import humps
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.denoising_record import (
@@ -27,22 +36,29 @@ _VISIBLE = 0.9  # the error of the linear optimum or of the network, where a den
 
 
 class _Outlier(NamedTuple):
-    """What a level can stand out by: a curve's distance from its ideal, to one side; and what a healthy network's
-    U-shape is uneven by, at most.
+    """What a level can stand out by: a curve's distance from its ideal, to one side; what a healthy network's U-shape
+    is uneven by, at most; and what of the latents' scale a distance moves.
     """
 
     curve: str
     ideal: float
     sign: int
     least: float
+    moved: Callable[[Levels, np.ndarray], np.ndarray]
     words: str
 
 
 _OUTLIERS = (
-    _Outlier("calibration_residual", 0.0, 1, 0.01, "a linear correction would remove {:.0%} more of the loss"),
-    _Outlier("prediction_gain", 1.0, 1, 0.015, "predictions are too small by {:.1%} more"),
-    _Outlier("prediction_gain", 1.0, -1, 0.015, "predictions are too large by {:.1%} more"),
-    _Outlier("prediction_offset", 0.0, 1, 0.01, "predictions are shifted by {:.1%} more of the noise"),
+    _Outlier(
+        *("calibration_residual", 0.0, 1, 0.01, Levels.moved_by_residual),
+        "a linear correction would remove {:.0%} more of the loss",
+    ),
+    _Outlier("prediction_gain", 1.0, 1, 0.015, Levels.moved_by_gain, "predictions are too small by {:.1%} more"),
+    _Outlier("prediction_gain", 1.0, -1, 0.015, Levels.moved_by_gain, "predictions are too large by {:.1%} more"),
+    _Outlier(
+        *("prediction_offset", 0.0, 1, 0.01, Levels.moved_by_offset),
+        "predictions are shifted by {:.1%} more of the noise",
+    ),
 )
 
 
@@ -69,7 +85,7 @@ class BandEvidence:
         recoverable: nats that are still to be had, at least.
         in_sight: those of them at levels where noise can be seen (``_visible``).
         hidden: further nats that a linear correction could remove, at most.
-        deviation: by how much the gain is surely off 1, or predictions shifted, at some level.
+        moved: what of the latents' scale a gain or an offset surely moves, at some level.
         lost: whether predictions are NaN or Inf somewhere in it.
         useless: whether some level's error is surely above that of predicting no noise at all.
         faults: what the last probe finds in it that counts, and what does not.
@@ -85,7 +101,7 @@ class BandEvidence:
     recoverable: float
     in_sight: float
     hidden: float
-    deviation: float
+    moved: float
     lost: bool
     useless: bool
     faults: tuple[Fault, ...]
@@ -109,15 +125,19 @@ def gather(records: Sequence[ProbeRecord]) -> tuple[list[BandEvidence], str]:
     recoverable = _recoverable(levels, last, visible)
     width = half_width_of(last.curves["denoising_mse"])
     sure = critical(levels, sides=2)
-    deviation = np.maximum(
-        np.abs(levels.gain - 1) - sure * levels.gain_width, levels.offset - sure * levels.offset_width
+    moved = np.maximum(
+        levels.moved_by_gain(np.maximum(np.abs(levels.gain - 1) - sure * levels.gain_width, 0.0)),
+        levels.moved_by_offset(levels.offset - sure * levels.offset_width),
     )
-    deviation = np.where(visible, deviation, 0.0)
+    moved = np.where(visible, moved, 0.0)
     useless = (levels.mse - critical(levels, sides=1) * width > 1) & visible
     gains: Sequence[BandGain | None] = [None] * len(recoverable)
     if previous is not None:
         gains = _gains(previous, last)
-    outstanding = [np.where(visible, height, 0.0) for height in _outstanding(records)]
+    outstanding = [
+        np.where(visible & (kind.moved(levels, height) >= OF_SCALE), height, 0.0)
+        for kind, height in zip(_OUTLIERS, _outstanding(records), strict=True)
+    ]
     found = []
     for band, (at_least, in_sight, more), gain in zip(bands_of(levels.log_snr), recoverable, gains, strict=False):
         here = band.inside
@@ -130,7 +150,7 @@ def gather(records: Sequence[ProbeRecord]) -> tuple[list[BandEvidence], str]:
                 recoverable=at_least,
                 in_sight=in_sight,
                 hidden=more,
-                deviation=float(deviation[here].max()),
+                moved=float(moved[here].max()),
                 lost=bool(lost[here].any()),
                 useless=bool(useless[here].any()),
                 faults=tuple(fault for fault in counted if (fault.levels & here).any()),

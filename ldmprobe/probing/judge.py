@@ -86,13 +86,15 @@ def _of_band(known: BandEvidence, bound: float) -> BandVerdict:
         told = f"its held-out error has risen by {in_nats(known.rise.nats)} nats since step {known.rise.best:,}"
     elif known.stands_out:
         state, told = State.AT_FAULT, known.stands_out
-    elif known.faults and (weighs or known.deviation >= OF_SCALE) and not falls:
+    elif known.faults and (weighs or known.moved >= OF_SCALE) and not falls:
         told = "; ".join(f"{fault.weighed[0].lower()}{fault.weighed[1:]}" for fault in known.faults)
         state = State.AT_FAULT
     elif moves:
         state, told = State.LEARNING, _left(known)
-    elif known.faults or known.light or falls:
+    elif gain is not None and (known.faults or known.light or falls):
         state, told = State.LEVELLED_OFF, _left(known)
+    elif known.faults or known.light:
+        state, told = State.CALIBRATED, f"what can be measured weighs next to nothing; {_left(known)}"
     else:
         state, told = State.CALIBRATED, f"nothing is measurable; {in_nats(known.hidden)} nats could be hidden at most"
     change = (-gain.gain, gain.half_width) if gain is not None else (nan, nan)
@@ -153,4 +155,4 @@ def _in_words(
                 "Stop, or go on with a lower learning rate or a larger network.",
             )
     more = ": training has levelled off" if since is not None else "; a second probe tells whether it still learns"
-    return f"No noise level has a measurable fault; the bound is {total}.", f"Nothing to do{more}."
+    return f"No noise level has a fault that weighs anything; the bound is {total}.", f"Nothing to do{more}."

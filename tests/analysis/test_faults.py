@@ -54,9 +54,9 @@ def test_only_levels_that_are_worse_than_linear_are_named_as_unbroken_runs():
 
 
 def test_one_level_in_seventeen_beyond_its_own_interval_is_chance():
-    almost, surely = (replace(PERFECT, gain=np.where(np.arange(L) == 8, 1 + off, 1.0)) for off in (0.0115, 0.021))
+    almost, surely = (replace(PERFECT, gain=np.where(np.arange(L) == 8, 1 + off, 1.0)) for off in (0.0115, 0.051))
     assert said(almost) == said()
-    assert said(surely)[0].startswith("Predictions are too small at log-SNR +0.8, gain 1.02: ")
+    assert said(surely)[0].startswith("Predictions are too small at log-SNR +0.8, gain 1.05: ")
     shift = replace(PERFECT, offset=np.where(np.arange(L) == 8, 0.0115, 0.005))
     assert said(shift) == said()
     skill = replace(PERFECT, skill=np.where(np.arange(L) == 8, -0.0115, 0.0))

@@ -108,8 +108,16 @@ def test_where_no_noise_can_be_seen_nothing_is_at_fault():
     assert verdict.recoverable > 0.005 * verdict.bound
     # Where the network itself sees more than the best linear denoiser could, there is something to see.
     mse = np.where(clean, 0.8, BEST)
-    seeing = [probed(step, gain=1 - 0.1 * clean, mse=mse, linear=linear) for step in (100, 200)]
+    seeing = [probed(step, residual=0.05 * clean, mse=mse, linear=linear) for step in (100, 200)]
     assert states(judge(seeing))["+6…+7.1"] is State.AT_FAULT
+
+
+def test_a_gain_that_moves_no_sample_is_no_fault():
+    """As EDM and rectified flow next to the data, half way: 20 % of a noise that is 2 % of the latents."""
+    course = [probed(step, gain=1 + 0.2 * at(6, 6.5)) for step in (100, 200)]
+    assert all(state is not State.AT_FAULT for state in states(judge(course)).values())
+    course = [probed(step, gain=1 + 0.2 * at(0, 0.5)) for step in (100, 200)]
+    assert states(judge(course))["0…+3"] is State.AT_FAULT
 
 
 def test_a_rise_that_lasts_is_overfitting_and_one_probe_is_not():
