@@ -3,6 +3,7 @@
 Importable as ``ldmprobe.callbacks``; the files stand at the top of the repository, in ``callbacks/``.
 """
 
+from ldmprobe.callbacks.classifier_probe import ClassifierProbe
 from ldmprobe.callbacks.denoising_probe import DenoisingProbe
 from ldmprobe.callbacks.exact_resume import ExactResume
 from ldmprobe.callbacks.forgetting import Forgetting
@@ -21,6 +22,7 @@ from ldmprobe.callbacks.training_loss import TrainingLoss
 from ldmprobe.callbacks.training_objective import TrainingObjective
 
 __all__ = [
+    "ClassifierProbe",
     "DDIMProbe",
     "DenoisingProbe",
     "ExactResume",

@@ -127,9 +127,12 @@ from ldmprobe.models.guidance import MeasurementMethod as MeasurementMethod
 from ldmprobe.models.guidance import Operator as Operator
 from ldmprobe.models.guidance import Replacement as Replacement
 from ldmprobe.models.guidance import RescaledGuidance as RescaledGuidance
+from ldmprobe.models.guidance.classifier import ClassifierGuidance as ClassifierGuidance
 from ldmprobe.models.ideal_denoisers import IdealDenoiser as IdealDenoiser
 from ldmprobe.models.ideal_denoisers import Memorizer as Memorizer
 from ldmprobe.models.ideal_denoisers import MixtureDenoiser as MixtureDenoiser
+from ldmprobe.models.noisy_classifier import ClassifierModel as ClassifierModel
+from ldmprobe.models.noisy_classifier import NoisyClassifier as NoisyClassifier
 from ldmprobe.models.preconditioned import EpsilonNetwork as EpsilonNetwork
 from ldmprobe.models.preconditioned import Preconditioned as Preconditioned
 from ldmprobe.models.preconditioned import ScoreNetwork as ScoreNetwork
@@ -155,6 +158,7 @@ from ldmprobe.probing.analyses import StepKL as StepKL
 from ldmprobe.probing.analyses import Trajectory as Trajectory
 from ldmprobe.probing.analyses import X0Drift as X0Drift
 from ldmprobe.probing.cascade import probe_cascade as probe_cascade
+from ldmprobe.probing.classification import probe_classifier as probe_classifier
 from ldmprobe.probing.denoising import probe_denoising as probe_denoising
 from ldmprobe.probing.forgetting import probe_forgetting as probe_forgetting
 from ldmprobe.probing.held_out import HeldOut as HeldOut
@@ -177,6 +181,7 @@ from ldmprobe.training.checkpoint.load import load_model as load_model
 from ldmprobe.training.equivariance import Equivariance as Equivariance
 from ldmprobe.training.finetuning import FinetunedDiffusion as FinetunedDiffusion
 from ldmprobe.training.latent_diffusion import LatentDiffusion as LatentDiffusion
+from ldmprobe.training.noisy_classification import NoisyClassification as NoisyClassification
 
 __all__: list[str]  # noqa: PYI035 (all of the above)
 __version__: str

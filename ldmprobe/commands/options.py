@@ -116,6 +116,8 @@ def add_sampling(parser: ArgumentParser, num_samples: int) -> None:
         type=float,
         help="log-SNRs between which there is guidance (default: everywhere)",
     )
+    option(group, "--classifier FILE", "classifier of noisy latents that guides samples, of each class in turn")
+    option(group, "--classifier-scale S", "scale of its guidance; 1 is Bayes' rule", float)
     option(group, "--batch-size N", "latents through the network at once", integer(1), 64)
     option(group, "--seed N", "seed of the starting noise", integer(0), 0)
 
@@ -182,7 +184,7 @@ def load(args: Namespace) -> tuple[DiffusionModel, Sampling]:
     from ldmprobe.diffusion.named import by_name
     from ldmprobe.diffusion.samplers import Sampler
     from ldmprobe.models.denoiser import check_denoiser
-    from ldmprobe.models.guidance import IntervalGuidance, as_guidance
+    from ldmprobe.models.guidance import ClassifierGuidance, IntervalGuidance, as_guidance
     from ldmprobe.pretrained.source import Source
     from ldmprobe.probing.probe import evaluating
     from ldmprobe.probing.sampling import Sampling
@@ -209,6 +211,11 @@ def load(args: Namespace) -> tuple[DiffusionModel, Sampling]:
     kind = partial(ScheduleGrid, args.timestep_spacing) if args.grid == "schedule" else grids[args.grid]
     grid = made_with(kind, args.grid_settings or (), "--grid")
     guidance = as_guidance(args.guidance_scale)
+    if args.classifier_scale is not None and not args.classifier:
+        raise ConfigurationError("--classifier-scale is of a classifier's guidance; give --classifier.")
+    if args.classifier:
+        scale = 1.0 if args.classifier_scale is None else args.classifier_scale
+        guidance = ClassifierGuidance(args.classifier, scale, guidance=guidance)
     if args.guidance_interval:
         if not guidance.shifts:
             raise ConfigurationError("--guidance-interval says where there is guidance; give --guidance-scale, too.")

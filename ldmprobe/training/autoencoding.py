@@ -133,7 +133,7 @@ class Autoencoding(L.LightningModule):
     # --- before training -------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        check_not_sharded(self.trainer.strategy)
+        check_not_sharded(self.trainer.strategy, "Autoencoding")
         if self.trainer.precision not in _PRECISIONS:
             raise ConfigurationError(
                 f"Autoencoding got trainer.precision {self.trainer.precision}; its weights, losses and codes are in "

@@ -36,15 +36,15 @@ def check_strategy(strategy: Strategy) -> None:
         )
 
 
-def check_not_sharded(strategy: Strategy) -> None:
-    """Whether an autoencoder can be trained under this strategy.
+def check_not_sharded(strategy: Strategy, name: str) -> None:
+    """Whether a module called ``name`` can be trained under this strategy.
 
     Raises:
         ConfigurationError: it shards parameters.
     """
     if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy)):
         raise ConfigurationError(
-            f"Autoencoding trains two networks, which {type(strategy).__name__} does not shard; use `strategy: ddp`."
+            f"{name} trains networks that {type(strategy).__name__} does not shard; use `strategy: ddp`."
         )
 
 

@@ -314,7 +314,7 @@ def test_what_does_not_fit_is_refused_before_training(settings, size, told):
 
 def test_sharding_and_cached_latents_are_refused():
     with refused("ModelParallelStrategy does not shard; use `strategy: ddp`"):
-        check_not_sharded(ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1))
+        check_not_sharded(ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1), "Autoencoding")
     with refused("trained on images, not on latents"):
         image_shape_in(ImageData("builtin:shapes", latents="latents/shapes"))
     assert image_shape_in(L.LightningDataModule()) == ()

@@ -1,6 +1,7 @@
 """Guidances: how answers of a network become guided ones, one kind a file."""
 
 from ldmprobe.models.guidance.base import Answer, Asked, Guidance, Guided
+from ldmprobe.models.guidance.classifier import ClassifierGuidance
 from ldmprobe.models.guidance.classifier_free import ClassifierFreeGuidance, as_guidance
 from ldmprobe.models.guidance.instruction import InstructionGuidance
 from ldmprobe.models.guidance.interval import IntervalGuidance
@@ -16,6 +17,7 @@ __all__ = [
     "Asked",
     "BlockMeans",
     "ClassifierFreeGuidance",
+    "ClassifierGuidance",
     "Guidance",
     "Guided",
     "InstructionGuidance",

@@ -25,6 +25,7 @@ from ldmprobe.models.conditioning import conditioning_of
 from ldmprobe.models.denoiser import from_network_config
 from ldmprobe.models.device import move
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.noisy_classifier import CLASSIFIER
 from ldmprobe.pretrained.finetune import base_fingerprint, frozen_keys, merge_lora_, prepare_for_finetuning_
 from ldmprobe.pretrained.load import load_pipeline
 from ldmprobe.pretrained.lora import LoRA, LoRAWeights, lora_weights
@@ -137,7 +138,7 @@ class Checkpoint:
         except Exception as error:  # torch raises many kinds, all meaning "not a readable checkpoint"
             raise ConfigurationError(f"{path} is not a readable checkpoint: {type(error).__name__}: {error}") from error
         if not isinstance(content, dict) or not isinstance(content.get("ldmprobe"), dict):
-            raise ConfigurationError(f"{path} was not written by ldmprobe.LatentDiffusion or ldmprobe.Autoencoding.")
+            raise ConfigurationError(f"{path} was not written by one of ldmprobe's modules, such as LatentDiffusion.")
         if base is not None and not content["ldmprobe"].get("pretrained"):
             raise ConfigurationError(f"{path} was trained from scratch and needs no base ({base}); leave out `--base`.")
         if (newer := newer_last(path)) is not None:
@@ -205,6 +206,11 @@ class Checkpoint:
         """
         if self.is_autoencoder:
             raise _first_stage(self.path, "write it to a folder (`ldmprobe export`) and train")
+        if self.spec.get("kind") == CLASSIFIER:
+            raise ConfigurationError(
+                f"{self.path} holds a classifier of noisy latents, which makes no samples by itself: give it to a "
+                "diffusion model, `ldmprobe sample MODEL --classifier FILE`."
+            )
         try:
             return self._rebuilt()
         except ConfigurationError:

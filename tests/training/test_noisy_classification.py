@@ -1,0 +1,90 @@
+"""A classifier of noisy latents is trained, probed, resumed, read from its checkpoint, and guides a model's samples."""
+
+import pytest
+import torch
+from PIL import Image
+
+from ldmprobe import ClassifierGuidance, ClassifierModel, ImageData, NoisyClassification, NoisyClassifier, RecordStore
+from ldmprobe.callbacks import ClassifierProbe, DDIMProbe, ReportWriter
+from ldmprobe.cli import main
+from ldmprobe.models.conditioning import Unconditional
+from tests.helpers import refused, tiny_unet
+from tests.training.test_latent_diffusion import assert_same_state, digits, module, trainer
+
+
+def classification(**settings) -> NoisyClassification:
+    torch.manual_seed(0)
+    network = NoisyClassifier(1, 10, (8, 16), ("DownBlock2D", "DownBlock2D"), norm_num_groups=4, attention_head_dim=8)
+    optimizer = lambda params: torch.optim.AdamW(params, 1e-2)
+    return NoisyClassification(network, **{"optimizer": optimizer, "ema_decay": 0.9, **settings})
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("classifier")
+    callbacks = [ClassifierProbe(50, num_images=64), ReportWriter()]
+    fit = trainer(folder, max_steps=100, callbacks=callbacks, val_check_interval=50)
+    fit.fit(classification(), digits())
+    fit.save_checkpoint(folder / "last.ckpt")
+    assert float(fit.callback_metrics["val/accuracy"]) > 0.2
+    return folder
+
+
+def test_it_learns_where_noise_hides_nothing_and_stays_at_chance_where_it_hides_all(run):
+    records = RecordStore(run).read("classifier")
+    assert [record.step for record in records] == [0, 50, 100]
+    accuracy, chance = (records[-1].curves[f"classifier_{name}"].value for name in ("accuracy", "chance"))
+    assert accuracy[-1] > 0.5 > 2 * chance[-1]
+    assert abs(accuracy[0] - chance[0]) < 0.15
+    assert records[0].curves["classifier_nats"].value == pytest.approx(2.3026, abs=0.2)
+    assert (records[-1].curves["classifier_calibration"].value < 0.5).all()
+    assert "How often the classifier is right" in (run / "report.html").read_text()
+
+
+def test_a_resumed_run_ends_as_an_unbroken_one(run, tmp_path):
+    half = trainer(tmp_path, max_steps=20, val_check_interval=20)
+    half.fit(classification(), digits())
+    half.save_checkpoint(tmp_path / "half.ckpt")
+    whole = classification()
+    trainer(tmp_path / "whole", max_steps=22, val_check_interval=20).fit(whole, digits())
+    resumed = classification()
+    again = trainer(tmp_path / "again", max_steps=22, val_check_interval=20)
+    again.fit(resumed, digits(), ckpt_path=str(tmp_path / "half.ckpt"))
+    assert int(resumed.ema.num_updates) == 22
+    assert resumed.state_dict().keys() == whole.state_dict().keys()
+
+
+def test_it_guides_samples_from_yaml_and_from_the_command_line(run, tmp_path, capsys):
+    classifier = ClassifierModel.load(run / "last.ckpt")
+    assert (classifier.weights, classifier.trained_steps, classifier.num_classes) == ("ema", 100, 10)
+    assert_same_state(classifier.network.state_dict(), ClassifierModel.load(run / "last.ckpt").network.state_dict())
+    model = module(conditioning=Unconditional())
+    model.network = tiny_unet(channels=1)
+    model.ema = None
+    probe = DDIMProbe(2, num_samples=20, num_steps=4, guidance=ClassifierGuidance(str(run / "last.ckpt"), 3.0))
+    fit = trainer(tmp_path, max_steps=2, callbacks=[probe], limit_val_batches=0)
+    fit.fit(model, ImageData("builtin:digits", batch_size=16, check_rows=5))
+    fit.save_checkpoint(tmp_path / "model.ckpt")
+    assert RecordStore(tmp_path).read("ddim")[-1].provenance["classifier_scale"] == 3.0
+    sample = ["sample", str(tmp_path / "model.ckpt"), "--num-samples", "4", "--num-steps", "2"]
+    pictures = []
+    for name, more in (("plain", []), ("guided", ["--classifier", str(run / "last.ckpt"), "--classifier-scale", "9"])):
+        assert main([*sample, "--out", str(tmp_path / f"{name}.png"), *more]) == 0, capsys.readouterr().err
+        pictures.append(Image.open(tmp_path / f"{name}.png").tobytes())
+    assert pictures[0] != pictures[1]
+    assert main(["sample", str(run / "last.ckpt"), "--out", str(tmp_path / "no.png")]) == 2
+    assert "holds a classifier of noisy latents" in capsys.readouterr().err
+    assert main([*sample, "--out", str(tmp_path / "no.png"), "--classifier-scale", "2"]) == 2
+    assert "give --classifier" in capsys.readouterr().err
+
+
+def test_what_does_not_fit_is_refused_before_training(tmp_path):
+    with refused("channels 2|channels: 1"):
+        other = NoisyClassification(NoisyClassifier(2, 10, (8, 16), norm_num_groups=4, attention_head_dim=4))
+        trainer(tmp_path, max_steps=1).fit(other, digits())
+    with refused("'label', which the data lacks"):
+        trainer(tmp_path, max_steps=1).fit(classification(), ImageData("builtin:digits", batch_size=16, check_rows=5))
+    with refused("noisier"):
+        classification(min_log_snr=2.0, max_log_snr=-2.0)
+    with refused("ClassifierProbe is for ldmprobe.NoisyClassification"):
+        trainer(tmp_path, max_steps=1, callbacks=[ClassifierProbe(1)]).fit(module(), digits())
