@@ -1,7 +1,6 @@
 """Classifier guidance over its scale: how many samples are of their class, and how good they are.
 
-    ldmprobe fit --config configs/digits.yaml --model.init_args.conditioning ldmprobe.Unconditional \\
-        --model.init_args.network.init_args.num_class_embeds null --run_dir runs/digits_unconditional
+    ldmprobe fit --config configs/digits.yaml --config configs/tasks/unconditional.yaml --run_dir runs/digits_unconditional
     ldmprobe fit --config configs/tasks/classifier.yaml
     python scripts/judge_classifier.py runs/digits_unconditional/checkpoints/last.ckpt runs/tasks/classifier/checkpoints/last.ckpt
 

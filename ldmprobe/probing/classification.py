@@ -34,7 +34,7 @@ METRICS = (
     Metric("classifier_chance", "Share of the most frequent class", shown="record"),
     Metric(
         "classifier_nats", "Cross-entropy of the class",
-        "−ln p(y | z_t) of held-out latents; ln K is what a classifier loses that says 1/K of each class. Above it the "
+        "−ln p(y) of held-out latents; ln K is what a classifier loses that says 1/K of each class. Above it the "
         "classifier is sure and wrong.",
         "nats", good="lower", pool="mean",
     ),

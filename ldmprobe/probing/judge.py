@@ -31,7 +31,10 @@ def judge(records: Sequence[ProbeRecord]) -> Verdict:
     """
     whole = [record for record in records if record.probe == PROBE and is_whole(record)]
     if not whole:
-        told = "Without held-out data there is no verdict.", "Add a DenoisingProbe to the callbacks, or held-out data."
+        told = (
+            "A verdict rests on a diffusion model's held-out error, of which there is no record.",
+            "Add a DenoisingProbe to the callbacks, or held-out data. Of autoencoders and classifiers there is none.",
+        )
         return Verdict(State.CANNOT_SAY, 0, None, nan, nan, nan, (), *told, "No denoising record.")
     last = whole[-1]
     alike = [record for record in whole if record.fingerprints == last.fingerprints]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -23,7 +22,7 @@ from ldmprobe.training.checkpoint.spec import check_same_model, check_same_state
 from ldmprobe.training.ema import EMA
 from ldmprobe.training.rates import configured
 from ldmprobe.training.sharding import check_not_sharded
-from ldmprobe.types import Batch, PlainValues, StateDict
+from ldmprobe.types import Batch, Component, PlainValues, StateDict
 
 _MEASURED_IMAGES = 1024  # for the codec's scale, as LatentDiffusion takes them
 _VALIDATED = 8  # noise levels
@@ -81,7 +80,7 @@ class NoisyClassification(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         check_not_sharded(self.trainer.strategy, "NoisyClassification")
-        data: Any = datamodule_of(self.trainer)
+        data: Component = datamodule_of(self.trainer)
         self.codec.load()
         if getattr(data, "image_shape", None):
             ClassConditioning(self.classifier.config["num_classes"]).prepare(self.classifier, data, self.codec)
@@ -111,7 +110,7 @@ class NoisyClassification(L.LightningModule):
         self.log_dict({"train/loss": loss, "train/accuracy": _accuracy(logits, labels)}, batch_size=len(z0))
         return loss
 
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+    def optimizer_step(self, *args: Component, **kwargs: Component) -> None:
         super().optimizer_step(*args, **kwargs)
         if self.ema is not None:
             self.ema.update(self.classifier)
