@@ -10,6 +10,7 @@ from ldmprobe.callbacks.forgetting import Forgetting
 from ldmprobe.callbacks.likelihood_probe import LikelihoodProbe
 from ldmprobe.callbacks.logger_guard import LoggerGuard
 from ldmprobe.callbacks.non_finite import NonFinite
+from ldmprobe.callbacks.post_hoc_ema import PostHocEMA
 from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.callbacks.reconstruction_probe import ReconstructionProbe
 from ldmprobe.callbacks.report_writer import ReportWriter
@@ -30,6 +31,7 @@ __all__ = [
     "LikelihoodProbe",
     "LoggerGuard",
     "NonFinite",
+    "PostHocEMA",
     "ProbeCallback",
     "ReconstructionProbe",
     "ReportWriter",

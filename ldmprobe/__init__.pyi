@@ -157,6 +157,7 @@ from ldmprobe.probing.analyses import SampleImages as SampleImages
 from ldmprobe.probing.analyses import StepKL as StepKL
 from ldmprobe.probing.analyses import Trajectory as Trajectory
 from ldmprobe.probing.analyses import X0Drift as X0Drift
+from ldmprobe.probing.averages import probe_averages as probe_averages
 from ldmprobe.probing.cascade import probe_cascade as probe_cascade
 from ldmprobe.probing.classification import probe_classifier as probe_classifier
 from ldmprobe.probing.denoising import probe_denoising as probe_denoising
@@ -178,6 +179,7 @@ from ldmprobe.training.adversarial import Adversarial as Adversarial
 from ldmprobe.training.autoencoding import Autoencoding as Autoencoding
 from ldmprobe.training.checkpoint.load import load_autoencoder as load_autoencoder
 from ldmprobe.training.checkpoint.load import load_model as load_model
+from ldmprobe.training.ema_snapshots import averaged_weights as averaged_weights
 from ldmprobe.training.equivariance import Equivariance as Equivariance
 from ldmprobe.training.finetuning import FinetunedDiffusion as FinetunedDiffusion
 from ldmprobe.training.latent_diffusion import LatentDiffusion as LatentDiffusion

@@ -10,6 +10,7 @@ from pathlib import Path
 from ldmprobe.callbacks import timestep_balancer, training_clock, training_loss
 from ldmprobe.probing import (
     analyses,
+    averages,
     cascade,
     classification,
     denoising_record,
@@ -38,7 +39,7 @@ def metric_tables() -> str:
     kinds = [kind for kind in vars(analyses).values() if isinstance(kind, type) and issubclass(kind, Analysis)]
     tables = {
         "ddim, or another sampler": [*(metric for kind in kinds for metric in kind.metrics), *sampling_probe.METRICS],
-        **{module.__name__.split(".")[-1].removesuffix("_record"): module.METRICS for module in (denoising_record, likelihood, forgetting, quality, cascade, reconstruction, classification, objective)},
+        **{module.__name__.split(".")[-1].removesuffix("_record"): module.METRICS for module in (denoising_record, likelihood, forgetting, averages, quality, cascade, reconstruction, classification, objective)},
         "training": training_loss.METRICS,
         "balance": timestep_balancer.METRICS,
         "clock": training_clock.METRICS,

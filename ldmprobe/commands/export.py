@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ldmprobe.commands.options import Parser, add_base
+from ldmprobe.commands.options import Parser, add_base, add_ema_length
 from ldmprobe.io.plain_text import plain
 
 
@@ -34,8 +34,10 @@ def run(argv: list[str]) -> int:
         "--per-channel", action="store_true", help="a scale for each channel of an autoencoder's latents"
     )
     add_base(parser)
+    add_ema_length(parser)
     args = parser.parse_args(argv[1:])
     from ldmprobe.training.export import export
 
-    print(plain(export(args.checkpoint, args.folder, args.merge, args.base, args.per_channel)))
+    how = (args.merge, args.base, args.per_channel, args.ema_length)
+    print(plain(export(args.checkpoint, args.folder, *how)))
     return 0

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ldmprobe.data.columns import Column
     from ldmprobe.models.conditioning import Conditioning
     from ldmprobe.models.diffusion_model import DiffusionModel
+    from ldmprobe.pretrained.source import Source
     from ldmprobe.probing.sampling import Sampling
 
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -82,6 +83,21 @@ def integer(at_least: int, at_most: float = inf) -> Callable[[str], int]:
 def add_base(parser: argparse._ActionsContainer) -> None:
     """Add where the pretrained model of a finetune's checkpoint is."""
     option(parser, "--base MODEL", "where a finetune's pretrained model is, if not where the checkpoint says")
+
+
+def add_ema_length(parser: argparse._ActionsContainer, several: str = "") -> None:
+    """Add which average of a checkpoint's weights is taken.
+
+    Args:
+        several: what is done with several; without it there can be but one.
+    """
+    option(
+        parser,
+        "--ema-length SIGMA_REL",
+        f"length of an average of the weights, 0.03 to 0.25, of a run with PostHocEMA{several} (default: as trained)",
+        float,
+        nargs="+" if several else None,
+    )
 
 
 def add_model(parser: ArgumentParser) -> None:
@@ -176,6 +192,14 @@ def _sampler(name: str) -> str:
     return name
 
 
+def source_of(args: Namespace) -> Source:
+    """Return where the model is that ``add_model`` asked for, and which of its averages."""
+    from ldmprobe.pretrained.source import Source
+
+    how = (args.revision, args.variant, args.local_files_only, args.text_precision, args.base, args.ema_length)
+    return Source(args.model, *how)
+
+
 def load(args: Namespace) -> tuple[DiffusionModel, Sampling]:
     """Return the model and the sampling that ``add_model`` and ``add_sampling`` asked for, both checked."""
     import torch
@@ -185,7 +209,6 @@ def load(args: Namespace) -> tuple[DiffusionModel, Sampling]:
     from ldmprobe.diffusion.samplers import Sampler
     from ldmprobe.models.denoiser import check_denoiser
     from ldmprobe.models.guidance import ClassifierGuidance, IntervalGuidance, as_guidance
-    from ldmprobe.pretrained.source import Source
     from ldmprobe.probing.probe import evaluating
     from ldmprobe.probing.sampling import Sampling
     from ldmprobe.training.checkpoint.load import load_model
@@ -195,8 +218,7 @@ def load(args: Namespace) -> tuple[DiffusionModel, Sampling]:
             f"--timestep-spacing is {args.timestep_spacing} and --grid {args.grid}; a spacing of timesteps is that of "
             "--grid schedule alone. Leave one of the two out."
         )
-    source = Source(args.model, args.revision, args.variant, args.local_files_only, args.text_precision, args.base)
-    model = load_model(source, args.device, args.prompt)
+    model = load_model(source_of(args), args.device, args.prompt)
     if not model.conditioning.ready and args.data is None:
         raise ConfigurationError(
             f"{args.model} is told rows of data ({model.conditioning.label}), and has none of its own; give --data."

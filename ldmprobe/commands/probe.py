@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from argparse import Namespace
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ldmprobe.commands.options import (
     Parser,
     add_data,
+    add_ema_length,
     add_model,
     add_sampling,
     further_columns,
@@ -17,6 +20,7 @@ from ldmprobe.commands.options import (
     load,
     option,
     settings_as_options,
+    source_of,
 )
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.plain_text import plain
@@ -35,6 +39,7 @@ _OF_DIFFUSION = (
         "--caption-column",
         "--column",
         "--likelihood",
+        "--num-draws",
     ),
     *("--base", "--variant", "--text-precision"),
 )
@@ -55,6 +60,7 @@ def run(argv: list[str]) -> int:
         "runs/digits/checkpoints/last.ckpt --data builtin:digits --label-column label --image-size 32 --out probed",
     )
     add_model(parser)
+    add_ema_length(parser, several="; several are compared on the held-out images of --data, and the best is probed")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new directory to write to")
     add_sampling(parser, num_samples=256)
     group = parser.add_argument_group(
@@ -64,6 +70,7 @@ def run(argv: list[str]) -> int:
     add_data(group)
     option(group, "--image-size PIXELS", "resize images to this (default: leave as they are)", integer(1))
     option(group, "--num-reference N", "number of real images", integer(2), 4096)
+    option(group, "--num-draws N", "noised latents of held-out images at each noise level", integer(32), 512)
     option(
         group,
         "--feature-network NAME",
@@ -79,6 +86,10 @@ def run(argv: list[str]) -> int:
     args = parser.parse_args(argv[1:])
     if args.likelihood and args.data is None:
         raise ConfigurationError("--likelihood is of held-out images; give --data.")
+    args.lengths = list(dict.fromkeys(args.ema_length or ()))
+    args.ema_length = args.lengths[0] if len(args.lengths) == 1 else None
+    if len(args.lengths) > 1 and args.data is None:
+        raise ConfigurationError("Several --ema-length are compared on held-out images; give --data, or one length.")
     from ldmprobe.io.run_directory import locked
     from ldmprobe.training.checkpoint.load import is_autoencoder
 
@@ -98,8 +109,12 @@ def _autoencoder_probe(args: Namespace, argv: Sequence[str]) -> Callable[[Path],
         raise ConfigurationError(f"{args.model} is an autoencoder, which is not sampled; leave out {superfluous[0]}.")
     if args.data is None:
         raise ConfigurationError(f"{args.model} is an autoencoder, which is probed with images; give --data.")
+    if len(args.lengths) > 1:
+        raise ConfigurationError(
+            f"{args.model} is an autoencoder, which has no bound to compare; give one --ema-length."
+        )
     model, feature_network, originals, held_out = real_images(
-        load_autoencoder(args.model, args.device),
+        load_autoencoder(source_of(args), args.device),
         args.data,
         args.image_column,
         args.image_size,
@@ -132,6 +147,7 @@ def _diffusion_probe(args: Namespace) -> Callable[[Path], str]:
 def _probe_into(out: Path, model: DiffusionModel, sampling: Sampling, args: Namespace) -> str:
     from ldmprobe.inference import OnlyFinite, real_latents
     from ldmprobe.io.store import RecordStore
+    from ldmprobe.probing.averages import BEST, probe_averages
     from ldmprobe.probing.denoising import probe_denoising
     from ldmprobe.probing.likelihood import probe_likelihood
     from ldmprobe.probing.probe import progress_bar
@@ -153,6 +169,15 @@ def _probe_into(out: Path, model: DiffusionModel, sampling: Sampling, args: Name
             columns=further_columns(args, model.conditioning),
         )
     store, step = RecordStore(out), model.trained_steps
+    how = {"batch_size": args.batch_size, "seed": args.seed, "step": step}
+    draws = {"num_draws": args.num_draws, **how}
+    if held_out is not None and len(args.lengths) > 1:
+        averages = {length: partial(_averaged, args, model, length) for length in args.lengths}
+        with progress_bar("averages") as progress:
+            compared = probe_averages(model, averages, held_out, progress=progress, **draws)
+        store.append(compared)
+        print(plain(compared.provenance["summary"]))
+        model = averages[compared.scalars[BEST]]()
     with progress_bar("sampling probe") as progress:
         analyses = [OnlyFinite(), *default_analyses(reference, held_out)]
         record = probe_sampling(
@@ -161,8 +186,7 @@ def _probe_into(out: Path, model: DiffusionModel, sampling: Sampling, args: Name
     store.append(record)
     if reference is not None and held_out is not None:
         reference.save(out / "reference.safetensors")
-        how = {"batch_size": args.batch_size, "seed": args.seed, "step": step}
-        store.append(probe_denoising(model, held_out, reference, **how))
+        store.append(probe_denoising(model, held_out, reference, **draws))
         if args.likelihood:
             with progress_bar("likelihood probe") as progress:
                 few = held_out.first(args.likelihood)
@@ -170,3 +194,11 @@ def _probe_into(out: Path, model: DiffusionModel, sampling: Sampling, args: Name
     (out / "pca.png").write_bytes(png(scatter_figure(record, "pca")))
     (out / "step_kl.png").write_bytes(png(curves_figure([record], ["step_kl"])))
     return f"report: {write_report(out)}\nfigures: {out / 'pca.png'}, {out / 'step_kl.png'}"
+
+
+def _averaged(args: Namespace, model: DiffusionModel, length: float) -> DiffusionModel:
+    """Return ``model`` with another average of its weights."""
+    from ldmprobe.training.checkpoint.load import load_model
+
+    other = load_model(replace(source_of(args), ema_length=length), args.device)
+    return replace(model, network=other.network, weights=other.weights)

@@ -31,7 +31,8 @@ class Metric:
         beside: names of further curves to be drawn with it; they may be another probe's.
         log: whether its axis is logarithmic.
         sampling: whether it is drawn over timesteps, in sampling order, instead of over log-SNR.
-        along: what a curve is along where that is no noise level, such as "latent channel"; its places are 0, 1, 2, …
+        along: what a curve is along where that is no noise level, such as "latent channel".
+        places: the name of the curve that holds the places along it; default: 0, 1, 2, …
         log_along: whether that axis is logarithmic, which leaves out place 0.
         pool: how the levels within a band of log-SNR make one number; None where they make none.
         spread: the name of the scalar that is its half-width or standard deviation.
@@ -52,6 +53,7 @@ class Metric:
     log: bool = False
     sampling: bool = False
     along: str = ""
+    places: str = ""
     log_along: bool = False
     pool: Pool | None = None
     spread: str | None = None
@@ -59,9 +61,18 @@ class Metric:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "beside", tuple(self.beside))  # a list, from a file
-        texts = (self.name, self.title, self.meaning, self.unit, self.along, self.spread or "", *self.beside)
+        texts = (
+            self.name,
+            self.title,
+            self.meaning,
+            self.unit,
+            self.along,
+            self.places,
+            self.spread or "",
+            *self.beside,
+        )
         if (
-            not all(isinstance(text, str) for text in texts)
+            not all(isinstance(text, str) for text in (*texts, *self.beside))
             or not isinstance(self.ideal, str | float | int | None)
             or not isinstance(self.log, bool)
             or not isinstance(self.sampling, bool)

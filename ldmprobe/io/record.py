@@ -29,9 +29,10 @@ class Curve:
     upper: np.ndarray | None = None
 
     @classmethod
-    def along(cls, value: np.ndarray) -> Curve:
-        """A number for each place 0, 1, 2, … along what is no noise level: such as latent channels."""
-        return cls(np.full(len(value), -1), np.full(len(value), np.nan), np.asarray(value, dtype=np.float64))
+    def along(cls, value: np.ndarray, lower: np.ndarray | None = None, upper: np.ndarray | None = None) -> Curve:
+        """A number for each place along what is no noise level, such as latent channels."""
+        nowhere = np.full(len(value), -1), np.full(len(value), np.nan)
+        return cls(*nowhere, np.asarray(value, dtype=np.float64), lower, upper)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import remove_partials
 
 _RECORDS = ("probes/*.parquet", "report.html", "reference.safetensors")
-_TRACES = (*_RECORDS, "checkpoints/*.ckpt")
+_TRACES = (*_RECORDS, "checkpoints/*.ckpt", "averages/*.safetensors")
 _LOCK = ".lock"
 _INSTEAD = {
     "--run_dir": "; to go on with it add `--ckpt_path last`",
@@ -119,7 +119,7 @@ def lock(run_dir: str | Path, resuming: bool, option: str = "--run_dir", wait_s:
         file_lock.release()
         raise
     _held[folder] = file_lock
-    for place in (folder, folder / "probes", folder / "checkpoints"):
+    for place in (folder, folder / "probes", folder / "checkpoints", folder / "averages"):
         remove_partials(place)
     return True
 

@@ -226,3 +226,26 @@ def diffusion_model_of(module: object) -> DiffusionModel:
             "ldmprobe.DiffusionModel` that returns its network, noise schedule and latent shape."
         )
     return module.diffusion_model()
+
+
+@runtime_checkable
+class Trained(Protocol):
+    """A LightningModule that says which network of it is trained, where it probes another, such as an average."""
+
+    @property
+    def trained_network(self) -> nn.Module: ...
+
+
+def trained_network_of(module: object) -> nn.Module:
+    """Return a LightningModule's ``trained_network``, or else the network of its ``diffusion_model()``.
+
+    Raises:
+        ConfigurationError: it has neither, or nothing in it is trained.
+    """
+    network = module.trained_network if isinstance(module, Trained) else diffusion_model_of(module).network
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ConfigurationError(
+            f"Nothing is trained in the network that {type(module).__name__} probes, such as an average of one; give "
+            "it a property `trained_network` that returns the network in training."
+        )
+    return network

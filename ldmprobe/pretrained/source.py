@@ -22,6 +22,8 @@ class Source:
             float32.
         base: folder, hub id or checkpoint in the place of the pretrained model that a finetune's checkpoint names, with
             the same weights.
+        ema_length: σ_rel of an average that is taken in the place of the checkpoint's own weights, of a run with
+            PostHocEMA.
     """
 
     name: str
@@ -30,6 +32,7 @@ class Source:
     local_files_only: bool = False
     text_precision: Precision = "float32"
     base: str | None = None
+    ema_length: float | None = None
 
     @classmethod
     def of(cls, source: Source | str | Path) -> Source:

@@ -8,7 +8,7 @@ from ldmprobe import __version__
 from ldmprobe.models.autoencoder import factor_of
 from ldmprobe.models.autoencoder_model import AutoencoderModel
 from ldmprobe.models.latent_scale import SCALING
-from ldmprobe.tracking.model_card import size_of, table
+from ldmprobe.tracking.model_card import averaged_in_words, size_of, table
 from ldmprobe.types import PlainValues
 
 
@@ -22,7 +22,7 @@ def write_autoencoder_card(folder: Path, name: str, model: AutoencoderModel, mom
     """
     kind = type(model.network).__name__
     article = "An" if kind.startswith("A") else "A"
-    averaged = ", exponential moving average of the weights" if model.weights == "ema" else ""
+    averaged = averaged_in_words(model.weights)
     scale = ", ".join(f"{key} {model.network.config[key]}" for key in SCALING if model.network.config.get(key))
     images, latents = (" × ".join(map(str, shape)) or "any" for shape in (model.image_shape, model.latent_shape))
     facts = [

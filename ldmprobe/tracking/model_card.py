@@ -63,6 +63,8 @@ def write_model_card(
     found = _found(denoising, quality) + [
         f"![{caption}](figures/{file})\n\n*{caption}*\n" for file, (caption, _) in figures.items()
     ]
+    if found and model.weights not in ("raw", "ema"):
+        found.insert(0, f"These were found of the weights as trained, and not of this {model.weights}.\n")
     measured = ["## What its probes found\n", *found] if found else []
     conditioning = model.conditioning.card(pipeline, model.latent_shape)
     facts = _facts(pipeline, model, conditioning) + ([("LoRA", _described(lora))] if lora else [])
@@ -103,7 +105,7 @@ def _on_hub(base: Source) -> bool:
 
 def _facts(pipeline: Component, model: DiffusionModel, conditioning: CardPart) -> list[tuple[str, str]]:
     network, schedule = model.network, model.schedule
-    averaged = ", exponential moving average of the weights" if model.weights == "ema" else ""
+    averaged = averaged_in_words(model.weights)
     steps = f"{model.trained_steps:,}" if model.trained_steps is not None else "not known"
     noise = f"{schedule.num_timesteps:,} timesteps, log-SNR {schedule.log_snr[0]:.2f} to {schedule.log_snr[-1]:.2f}"
     facts = [
@@ -114,6 +116,11 @@ def _facts(pipeline: Component, model: DiffusionModel, conditioning: CardPart) -
         _space(pipeline, model),
     ]
     return [*facts, *conditioning.facts]
+
+
+def averaged_in_words(weights: str) -> str:
+    """Return the end of a phrase that says which weights a model has."""
+    return {"raw": "", "ema": ", exponential moving average of the weights"}.get(weights, f", {weights}")
 
 
 def size_of(module: Any) -> str:

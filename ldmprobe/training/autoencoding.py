@@ -270,6 +270,11 @@ class Autoencoding(L.LightningModule):
 
     # --- for probes, checkpoints -----------------------------------------------------------------------------------
 
+    @property
+    def trained_network(self) -> nn.Module:
+        """The live autoencoder, whose parameters the optimizer moves."""
+        return self.autoencoder
+
     def autoencoder_model(self) -> AutoencoderModel:
         """Return what probes look at: the EMA network if there is one, else the live one."""
         if self.ema is None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -88,16 +89,20 @@ class EMA(nn.Module):
         """After an optimizer step of ``network``."""
         self.num_updates += 1
         self._known_updates = int(self.num_updates) if self._known_updates is None else self._known_updates + 1
-        decay = self.decay_at(self._known_updates)
         pairs = [
-            (average, live.detach())
+            (average, live)
             for average, live in zip(self.network.parameters(), network.parameters(), strict=True)
             if live.requires_grad
         ]
-        for start in range(0, len(pairs), _UPDATED_AT_ONCE):
-            chunk = pairs[start : start + _UPDATED_AT_ONCE]
-            averages: list[Tensor] = [average for average, _ in chunk]
-            lives = [live.to(average) for average, live in chunk]
-            torch._foreach_lerp_(averages, lives, 1 - decay)
+        move_averages(pairs, 1 - self.decay_at(self._known_updates))
         for average, live in zip(self.network.buffers(), network.buffers(), strict=True):
             average.copy_(live)
+
+
+@torch.no_grad()
+def move_averages(pairs: Sequence[tuple[Tensor, Tensor]], share: float) -> None:
+    """θ̄ ← θ̄ + share (θ − θ̄), in place, for each pair (θ̄, θ) of an average and what it is of."""
+    for start in range(0, len(pairs), _UPDATED_AT_ONCE):
+        chunk = pairs[start : start + _UPDATED_AT_ONCE]
+        averages = [average for average, _ in chunk]
+        torch._foreach_lerp_(averages, [live.detach().to(average) for average, live in chunk], share)

@@ -16,6 +16,7 @@ from ldmprobe.io.store import RecordStore, read_or_skip
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.latent_scale import scaling_of
 from ldmprobe.pretrained.export import as_pipeline
+from ldmprobe.pretrained.source import Source
 from ldmprobe.probing.denoising_record import PROBE
 from ldmprobe.tracking.autoencoder_card import write_autoencoder_card
 from ldmprobe.tracking.history import comparable_series
@@ -25,7 +26,12 @@ from ldmprobe.training.checkpoint.load import Checkpoint
 
 
 def export(
-    checkpoint: Path, folder: Path, merge: bool = False, base: str | None = None, per_channel: bool = False
+    checkpoint: Path,
+    folder: Path,
+    merge: bool = False,
+    base: str | None = None,
+    per_channel: bool = False,
+    ema_length: float | None = None,
 ) -> Path:
     """Write the model of a checkpoint (with its EMA weights if there are any) to ``folder``: safetensors,
     configurations and ``README.md``, the model card. If the checkpoint lies in a run directory, or in its
@@ -38,6 +44,7 @@ def export(
     Args:
         base: as ``Checkpoint.read``'s.
         per_channel: an autoencoder's latents have a scale for each channel.
+        ema_length: σ_rel of an average in the place of the checkpoint's own weights, of a run with PostHocEMA.
 
     Returns:
         ``folder``.
@@ -49,7 +56,7 @@ def export(
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ConfigurationError(f"{folder} exists already; choose a new folder to export to.")
-    read = Checkpoint.read(checkpoint, base)
+    read = Checkpoint.of(Source(str(checkpoint), base=base, ema_length=ema_length))
     if read.is_autoencoder and merge:
         raise ConfigurationError(f"{checkpoint} holds an autoencoder, which has no LoRA; leave out --merge.")
     if per_channel and not read.is_autoencoder:

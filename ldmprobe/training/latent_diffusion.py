@@ -255,6 +255,11 @@ class LatentDiffusion(L.LightningModule):
     # --- for probes, checkpoints -----------------------------------------------------------------------------------
 
     @property
+    def trained_network(self) -> nn.Module:
+        """The live network, whose parameters the optimizer moves."""
+        return self.network
+
+    @property
     def _trained_model(self) -> DiffusionModel:
         """The model that a step asks, made once for each network."""
         if self._asked is None or self._asked.network is not self.network:

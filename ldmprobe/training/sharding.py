@@ -37,14 +37,14 @@ def check_strategy(strategy: Strategy) -> None:
 
 
 def check_not_sharded(strategy: Strategy, name: str) -> None:
-    """Whether a module called ``name`` can be trained under this strategy.
+    """Check that a strategy leaves parameters whole, for what is called ``name``.
 
     Raises:
-        ConfigurationError: it shards parameters.
+        ConfigurationError: it shards them.
     """
     if isinstance(strategy, (FSDPStrategy, ModelParallelStrategy)):
         raise ConfigurationError(
-            f"{name} trains networks that {type(strategy).__name__} does not shard; use `strategy: ddp`."
+            f"{name} needs parameters that {type(strategy).__name__} does not shard; use `strategy: ddp`."
         )
 
 

@@ -54,7 +54,11 @@ def axis_of(metric: Metric) -> Axis:
     """Return the axis that a metric's levels are laid out along in any record: log-SNR, or what it says itself."""
     if not metric.along:
         return LOG_SNR
-    return Axis(metric.along, metric.along, lambda _, curve: np.arange(len(curve.value)), log=metric.log_along)
+
+    def places(record: ProbeRecord, curve: Curve) -> np.ndarray:
+        return record.curves[metric.places].value if metric.places else np.arange(len(curve.value))
+
+    return Axis(metric.along, metric.along, places, log=metric.log_along)
 
 
 def axes_of(record: ProbeRecord, name: str) -> list[Axis]:

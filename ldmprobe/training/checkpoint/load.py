@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -33,6 +33,7 @@ from ldmprobe.pretrained.source import Source
 from ldmprobe.training.checkpoint.newest import newer_last
 from ldmprobe.training.checkpoint.sharded import is_sharded_checkpoint, load_sharded_checkpoint
 from ldmprobe.training.checkpoint.spec import AUTOENCODER, part_of
+from ldmprobe.training.ema_snapshots import averaged_weights
 from ldmprobe.types import PlainValues, StateDict
 
 
@@ -59,7 +60,11 @@ def load_model(
                 f"{source.name} is a checkpoint, and {', '.join(given)} can only be set for pipelines; leave it out "
                 "(HF_HUB_OFFLINE=1 in the environment keeps the hub from being asked)."
             )
-        model = Checkpoint.read(Path(source.name), source.base).model()
+        model = Checkpoint.of(source).model()
+    elif source.ema_length is not None:
+        raise ConfigurationError(
+            f"{source.name} is a pipeline, of whose weights there is one average only; leave out `--ema-length`."
+        )
     elif source.base is not None:
         raise ConfigurationError(
             f"{source.name} is a pipeline, which is whole; leave out `--base` ({source.base}), which only a finetune's "
@@ -87,7 +92,7 @@ def load_autoencoder(source: Source | str | Path, device: str | None = None) -> 
     """
     source = Source.of(source)
     if source.is_checkpoint:
-        model = Checkpoint.read(Path(source.name)).autoencoder()
+        model = Checkpoint.of(source).autoencoder()
     else:
         model = AutoencoderModel(autoencoder_folder(source.name).load())
     move(model.modules, device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -110,11 +115,26 @@ class Checkpoint:
         path: a file, or the folder of a sharded one.
         content: everything in it.
         moved_base: the place of the pretrained model that it was finetuned from, if not the one that it names.
+        weights: which weights its model has: "ema" or "raw", or another average.
     """
 
     path: Path
     content: StateDict
     moved_base: str | None = None
+    weights: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", self.weights or ("ema" if self.spec["ema"] else "raw"))
+
+    @classmethod
+    def of(cls, source: Source) -> Checkpoint:
+        """Read the checkpoint of a source, with the average that it asks for.
+
+        Raises:
+            ConfigurationError: as ``read`` and ``averaged``.
+        """
+        found = cls.read(Path(source.name), source.base)
+        return found if source.ema_length is None else found.averaged(source.ema_length)
 
     @classmethod
     def read(cls, path: Path, base: str | None = None) -> Checkpoint:
@@ -149,6 +169,20 @@ class Checkpoint:
             )
         return cls(path, content, base)
 
+    def averaged(self, length: float) -> Checkpoint:
+        """Return it with another average of the weights in the place of its own (``PostHocEMA``).
+
+        Args:
+            length: σ_rel.
+
+        Raises:
+            ConfigurationError: there are no averages that this one can be made of.
+        """
+        weights = averaged_weights(self.path, length, self.content)
+        state = self.content["state_dict"] | {f"{self._place}{name}": value for name, value in weights.items()}
+        content = {**self.content, "state_dict": state}
+        return replace(self, content=content, weights=f"power-function average of length {length:g}")
+
     @property
     def spec(self) -> PlainValues:
         """The ``model_spec`` of its model."""
@@ -167,6 +201,13 @@ class Checkpoint:
         """Whether it is of Autoencoding."""
         return self.spec.get("kind") == AUTOENCODER
 
+    @property
+    def _place(self) -> str:
+        """The beginning of the names that its model's weights have in it."""
+        if self.spec["ema"]:
+            return "ema.network."
+        return "autoencoder." if self.is_autoencoder else "network."
+
     def autoencoder(self) -> AutoencoderModel:
         """Return the first stage, with EMA weights if there are any.
 
@@ -178,17 +219,16 @@ class Checkpoint:
                 f"{self.path} holds a diffusion model, not an autoencoder; expected a checkpoint of "
                 "ldmprobe.Autoencoding."
             )
-        spec, weights = self.spec, "ema" if self.spec["ema"] else "raw"
+        spec = self.spec
         network = from_network_config(spec["autoencoder"])
-        prefix = "ema.network." if weights == "ema" else "autoencoder."
         try:
-            network.load_state_dict(part_of(self.content["state_dict"], prefix))
+            network.load_state_dict(part_of(self.content["state_dict"], self._place))
         except RuntimeError as error:
             raise ConfigurationError(f"{self.path} does not hold the autoencoder that it describes: {error}") from error
         return AutoencoderModel(
             network.requires_grad_(False).eval(),
             tuple(spec["image_shape"]),
-            weights,
+            self.weights,
             int(self.content["global_step"]),
             self.content.get(ImageData.__qualname__, {}),
         )
@@ -223,10 +263,10 @@ class Checkpoint:
     def _rebuilt(self) -> DiffusionModel:
         spec, base = self.spec, self.base
         model = self._on(base) if base else self._described()
-        model.weights = "ema" if spec["ema"] else "raw"
+        model.weights = self.weights
         model.latent_shape, model.trained_steps = tuple(spec["latent_shape"]), int(self.content["global_step"])
         model.trained_on = self.content.get(ImageData.__qualname__, {})
-        places = {"ema.network." if spec["ema"] else "network.": model.network}
+        places = {self._place: model.network}
         for prefix, module in (places | {"codec.": model.codec, "conditioning.": model.conditioning}).items():
             state = part_of(self.content["state_dict"], prefix)
             left_out = frozen_keys(module) if base else set()
