@@ -124,7 +124,7 @@ class Checkpoint:
     weights: str = ""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", self.weights or ("ema" if self.spec["ema"] else "raw"))
+        object.__setattr__(self, "weights", self.weights or ("ema" if self.spec.get("ema") else "raw"))
 
     @classmethod
     def of(cls, source: Source) -> Checkpoint:
@@ -204,7 +204,7 @@ class Checkpoint:
     @property
     def _place(self) -> str:
         """The beginning of the names that its model's weights have in it."""
-        if self.spec["ema"]:
+        if self.spec.get("ema"):
             return "ema.network."
         return "autoencoder." if self.is_autoencoder else "network."
 
