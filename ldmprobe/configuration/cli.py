@@ -26,7 +26,7 @@ from ldmprobe.callbacks.logger_guard import LoggerGuard
 from ldmprobe.configuration.annotations import allow_tuples_of_any_length
 from ldmprobe.configuration.errors import configuration_errors
 from ldmprobe.configuration.foreign_code import check_classes, imports_in_the_open
-from ldmprobe.configuration.saved import SaveConfig
+from ldmprobe.configuration.saved import SaveConfig, plain_settings
 from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.plain_text import plain
@@ -119,6 +119,12 @@ class LDMProbeCLI(LightningCLI):
         """Do nothing, where Lightning reads a checkpoint's hyperparameters: they may name a class, which would be
         imported unseen.
         """
+
+    def _dump_config(self) -> None:
+        """What modules that ask for their hyperparameters are given. Lightning's checks the whole configuration anew."""
+        if not hasattr(self, "config_dump"):
+            settings = plain_settings(self.parser, self.config, skip_link_targets=False)
+            self.config_dump = settings[self.subcommand] if self.subcommand else settings
 
     @configuration_errors("read")
     def before_instantiate_classes(self) -> None:

@@ -28,6 +28,14 @@ _HELD_IN_STATE = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
 _Path = tuple[str, ...]
 
 
+def plain_settings(parser: LightningArgumentParser, config: Namespace, **kwargs: bool) -> PlainValues:
+    """Return a configuration that has been parsed as plain values. It is not checked again, which would take as long as
+    to parse it.
+    """
+    settings: PlainValues = yaml.safe_load(parser.dump(config, skip_unset=False, skip_validation=True, **kwargs))
+    return settings
+
+
 class SaveConfig(SaveConfigCallback):
     """Saves the configuration in the run's directory, in its loggers and in its checkpoints.
 
@@ -43,8 +51,9 @@ class SaveConfig(SaveConfigCallback):
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, asked: Namespace, **kwargs: Any) -> None:
         super().__init__(parser, config, **{**kwargs, "save_to_log_dir": False})
-        self.settings: PlainValues = yaml.safe_load(parser.dump(asked, skip_unset=False))
+        self.settings: PlainValues = plain_settings(parser, asked)
         self.settings.pop("ckpt_path", None)
+        self._text: str | None = None  # of `settings`, as checkpoints have it
         self._begun = self._told = ""  # a comment: where the run goes on from; what is told of that
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -55,7 +64,9 @@ class SaveConfig(SaveConfigCallback):
             self.save_config(trainer, pl_module, "fit")
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: StateDict) -> None:
-        checkpoint[_KEY] = yaml.safe_dump(_compared(self.settings), sort_keys=False)
+        if self._text is None:
+            self._text = yaml.safe_dump(_compared(self.settings), sort_keys=False)
+        checkpoint[_KEY] = self._text
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: StateDict) -> None:
         if trainer.state.fn != "fit":
@@ -64,7 +75,7 @@ class SaveConfig(SaveConfigCallback):
         self._begun = f"# From step {step} on, going on from {path}.\n"
         if (text := checkpoint.get(_KEY)) is not None:
             asked, theirs = self.settings, yaml.safe_load(text)
-            self.settings = _with_state(asked, theirs)
+            self.settings, self._text = _with_state(asked, theirs), None
             if told := list(_told(_compared(asked), _compared(self.settings), theirs)):
                 self._told = "\n".join([f"this configuration is not that of {path}, which is of step {step}:", *told])
         if trainer.is_global_zero and self._loads_after(trainer):
