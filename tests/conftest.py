@@ -1,5 +1,6 @@
 """No network, no more threads than cores, nothing written outside the test's own folder."""
 
+import gc
 import os
 import sys
 
@@ -24,13 +25,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _process() -> None:
     """One thread, as tests run in a process per core. And libraries' log handlers keep the standard error that they
-    find when they are imported: here one that outlives each test."""
+    find when they are imported: here one that outlives each test. What has been imported by now stays, and the garbage
+    collector need not go through it again."""
     import datasets  # noqa: F401
     import diffusers  # noqa: F401
     import lightning  # noqa: F401
     import torch
 
     torch.set_num_threads(1)
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -232,7 +232,7 @@ def _bounded(
     value, least, largest = np.empty((3, len(wanted)))
     for k, level in enumerate(wanted):
         cost = atoms / (atoms + level)
-        ends = [linprog(sign * cost, **limits, **total, method="highs") for sign in (1, -1)]
+        ends = [linprog(sign * cost, **limits, **total, options={"presolve": False}) for sign in (1, -1)]
         value[k] = cost @ weights
         least[k], largest[k] = (
             sign * end.fun if end.success else value[k] for sign, end in zip((1, -1), ends, strict=True)
