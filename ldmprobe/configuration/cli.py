@@ -121,7 +121,7 @@ class LDMProbeCLI(LightningCLI):
         """
 
     def _dump_config(self) -> None:
-        """What modules that ask for their hyperparameters are given. Lightning's checks the whole configuration anew."""
+        """Give what modules that ask for hyperparameters are given; Lightning checks the whole configuration anew."""
         if not hasattr(self, "config_dump"):
             settings = plain_settings(self.parser, self.config, skip_link_targets=False)
             self.config_dump = settings[self.subcommand] if self.subcommand else settings
