@@ -50,6 +50,7 @@ from ldmprobe.diffusion.samplers import EulerAncestral as EulerAncestral
 from ldmprobe.diffusion.samplers import EulerMaruyama as EulerMaruyama
 from ldmprobe.diffusion.samplers import Heun as Heun
 from ldmprobe.diffusion.samplers import PredictorCorrector as PredictorCorrector
+from ldmprobe.diffusion.samplers import Resampling as Resampling
 from ldmprobe.diffusion.samplers import Sampler as Sampler
 from ldmprobe.diffusion.samplers import SamplerStep as SamplerStep
 from ldmprobe.diffusion.samplers import UniPC as UniPC

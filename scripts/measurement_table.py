@@ -19,7 +19,18 @@ from scipy.fft import idctn
 from torch import Tensor, nn
 
 import ldmprobe
-from ldmprobe import DDPM, DPS, MMPS, BlockMeans, KnownPixels, LogSNRGrid, Replacement, Sampling, ScheduleGrid
+from ldmprobe import (
+    DDPM,
+    DPS,
+    MMPS,
+    BlockMeans,
+    KnownPixels,
+    LogSNRGrid,
+    Replacement,
+    Resampling,
+    Sampling,
+    ScheduleGrid,
+)
 from ldmprobe.data.builtin import gaussian_spectrum
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.sampling import sample_trajectory
@@ -163,6 +174,12 @@ def main() -> None:
             "replacement, 50, η 0": replace(uniform, guidance=problem.guided(Replacement())),
             "replacement, 50, η 1": replace(ancestral, guidance=problem.guided(Replacement())),
             "replacement, 250, η 1": replace(ancestral, num_steps=250, guidance=problem.guided(Replacement())),
+            **{
+                f"RePaint, 50, {u} times": replace(
+                    uniform, sampler=Resampling(u), guidance=problem.guided(Replacement())
+                )
+                for u in (5, 10)
+            },
         }
         print(f"\n| {name} (explains {problem.share:.0%}) | bias | spread |\n|---|---|---|")
         bias, spread = problem.exact(args.num_samples)

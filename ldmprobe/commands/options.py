@@ -26,7 +26,7 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 # The names of the classes, written down since help imports none of them; a test holds that they are all.
 SAMPLERS = (
     *("ddim", "ddpm", "ddpm-large", "euler", "euler-ancestral", "euler-maruyama", "heun"),
-    *("dpmpp-2m", "dpmpp-3m", "dpmpp-2m-sde", "unipc", "predictor-corrector", "annealed-langevin"),
+    *("dpmpp-2m", "dpmpp-3m", "dpmpp-2m-sde", "unipc", "predictor-corrector", "annealed-langevin", "resampling"),
 )
 GRIDS = ("schedule", "log-snr", "karras", "edm", "shift")
 

@@ -86,7 +86,7 @@ class Sampling:
 
         Raises:
             ConfigurationError: the schedule has no such levels, the network cannot be asked there, there is nothing
-                to guide by, or a setting is to be found of a sampler that clips.
+                to guide by, guidance is at none of the levels, or a setting is to be found of a sampler that clips.
         """
         grid = self.sampler.levels_on(self.start.cut(self.grid.levels(model.schedule, self.num_steps)))
         sampler = self.sampler.fitted(lambda sampler: 0.0) if real else self.sampler
@@ -96,10 +96,16 @@ class Sampling:
                 f"that clips x̂_0, here to ±{grid.clip_range:g}, does not have; give a number, or set `clip_sample: "
                 "false`."
             )
-        told = [question.model_time for step in sampler.program(grid) for question in step.questions]
+        questions = [question for step in sampler.program(grid) for question in step.questions]
         with evaluating(model.modules):
             self.guidance.check(model)
-            model.check_told(told)
+            model.check_told([question.model_time for question in questions])
+        levels = [question.log_snr for question in questions]
+        if self.guidance.shifts and not any(self.guidance.at(level).shifts for level in levels):
+            raise ConfigurationError(
+                f"There is no guidance at any of the levels that are sampled ({self.guidance_in_words}): the network is "
+                f"asked at log-SNRs from {min(levels):.2g} to {max(levels):.2g}. Give a wider interval, or more steps."
+            )
         return grid
 
     def fitted(self, grid: SamplingGrid, basis: LatentBasis) -> Sampling:

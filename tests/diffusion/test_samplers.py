@@ -22,8 +22,10 @@ from ldmprobe.diffusion.samplers import (
     EulerMaruyama,
     Heun,
     PredictorCorrector,
+    Resampling,
     Sampler,
     UniPC,
+    moves,
 )
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.trajectory import sampling_steps
@@ -49,7 +51,14 @@ def test_names_on_the_command_line_make_samplers_that_records_call_the_same():
     made = {name: make() for name, make in by_name(Sampler).items() if make.func.__module__.startswith("ldmprobe.")}
     assert {name: sampler.in_words for name, sampler in made.items()} == {name: name for name in made}
     assert {"ddim", "ddpm", "ddpm-large", "euler", "euler-ancestral", "heun", "dpmpp-2m", "dpmpp-3m"} <= made.keys()
-    assert {"dpmpp-2m-sde", "unipc", "euler-maruyama", "predictor-corrector", "annealed-langevin"} <= made.keys()
+    assert {
+        "dpmpp-2m-sde",
+        "unipc",
+        "euler-maruyama",
+        "predictor-corrector",
+        "annealed-langevin",
+        "resampling",
+    } <= made.keys()
 
 
 @pytest.mark.parametrize(
@@ -81,6 +90,7 @@ def test_settings_that_are_not_the_default_are_told(sampler: Sampler, words: str
         (lambda: AnnealedLangevin(step=1.2), r"step 1\.2; expected a number above 0, at most 1, or 'auto'"),
         (lambda: AnnealedLangevin(step="small"), r"step small; expected a number above 0, at most 1, or 'auto'"),
         (lambda: AnnealedLangevin(num_steps_per_level=0), r"num_steps_per_level 0; expected at least 1"),
+        (lambda: Resampling(num_resamples=0), r"num_resamples 0; expected at least 1"),
         (lambda: PredictorCorrector(num_corrections=0), r"num_corrections 0; expected at least 1"),
     ],
 )
@@ -92,11 +102,26 @@ def test_settings_that_make_no_sampler_are_refused(make, text: str):
 @pytest.mark.parametrize(("predictor", "remembered"), [(DPMSolver(), "x0"), (UniPC(), "x0"), (Heun(), None)])
 def test_a_predictor_that_goes_on_from_earlier_answers_is_refused(predictor, remembered):
     grid = LogSNRGrid().levels(as_schedule(sd_scheduler()), 5)
-    if remembered is None:
-        assert len(PredictorCorrector(predictor=predictor).program(grid)) == 5
-        return
-    with refused(rf"predictor {predictor.name}, a multistep method, .*{remembered}.*one-step method"):
-        PredictorCorrector(predictor=predictor).program(grid)
+    for sampler in (PredictorCorrector(predictor=predictor), Resampling(predictor=predictor)):
+        if remembered is None:
+            assert len(sampler.program(grid)) == 5
+            continue
+        with refused(rf"predictor {predictor.name}, a multistep method, .*{remembered}.*one-step method"):
+            sampler.program(grid)
+
+
+@pytest.mark.parametrize("scheduler", [{}, {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}])
+def test_resampling_noises_a_latent_back_to_the_distribution_that_its_step_began_with(scheduler):
+    schedule = as_schedule(sd_scheduler(**scheduler))
+    grid = ScheduleGrid("trailing").levels(schedule, 5)
+    assert Resampling(1).program(grid) == DDPM().program(grid)
+    steps = Resampling(3).program(grid)
+    assert [step.passes for step in steps] == [3, 3, 3, 3, 1]
+    for step, move in zip(steps, moves(Resampling().levels_on(grid)), strict=True):
+        for back in step.operations[2::3]:
+            kept, v = back.coefficients["z"], VARIANCE
+            there = kept**2 * (move.alpha_s**2 * v + move.sigma_s**2) + back.noise**2
+            assert torch.allclose(there, move.alpha_t**2 * v + move.sigma_t**2, rtol=1e-12)
 
 
 @pytest.mark.parametrize("grid", [ScheduleGrid("trailing"), ScheduleGrid("leading"), LogSNRGrid()])
@@ -245,7 +270,7 @@ def test_float32_follows_float64(name: str):
     program = sampler.program(grid)
     levels = {each.model_time: (each.alpha, each.sigma) for step in program for each in step.questions}
     generator = torch.Generator().manual_seed(0)
-    draws = torch.randn(100, 5, 6, generator=generator, dtype=torch.float64)
+    draws = torch.randn(500, 5, 6, generator=generator, dtype=torch.float64)
 
     def run(dtype):
         def exact(z, told):

@@ -107,6 +107,8 @@ def test_an_interval_is_guided_within_and_asked_once_elsewhere():
     assert Sampling(guidance=guidance).guidance_in_words.endswith("guidance interval [-2.0, 1.0]")
     with refused("min_log_snr 1, max_log_snr -2; expected two finite log-SNRs"):
         IntervalGuidance(3.0, 1.0, -2.0)
+    with refused(r"no guidance at any of the levels.*guidance interval \[30.0, 40.0\].*Give a wider interval"):
+        Sampling(4, 5, guidance=IntervalGuidance(3.0, 30.0, 40.0)).levels(told)
 
 
 def test_a_model_that_was_never_without_its_condition_is_not_guided():

@@ -9,12 +9,14 @@ from ldmprobe.diffusion.samplers.base import (
     denoise_at,
     denoise_between,
     moves,
+    one_step_program,
 )
 from ldmprobe.diffusion.samplers.ddim import DDIM, DDPM
 from ldmprobe.diffusion.samplers.dpm_solver import DPMSolver
 from ldmprobe.diffusion.samplers.euler import Euler, EulerAncestral
 from ldmprobe.diffusion.samplers.heun import Heun
 from ldmprobe.diffusion.samplers.langevin import AnnealedLangevin, Langevin, PredictorCorrector
+from ldmprobe.diffusion.samplers.resampling import Resampling
 from ldmprobe.diffusion.samplers.sde import EulerMaruyama
 from ldmprobe.diffusion.samplers.unipc import UniPC
 
@@ -32,10 +34,12 @@ __all__ = [
     "Langevin",
     "Move",
     "PredictorCorrector",
+    "Resampling",
     "Sampler",
     "SamplerStep",
     "UniPC",
     "denoise_at",
     "denoise_between",
     "moves",
+    "one_step_program",
 ]

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ldmprobe.diffusion.named import Named
 from ldmprobe.diffusion.schedule import SamplingGrid
+from ldmprobe.errors import ConfigurationError
 
 
 @dataclass(frozen=True)
@@ -173,3 +174,19 @@ def denoise_between(grid: SamplingGrid, log_snr: Tensor, source: str = "z", suff
     levels = zip(*(each.tolist() for each in grid.schedule.level_at(log_snr)), strict=True)
     x0, epsilon = "x0" + suffix, "epsilon" + suffix
     return [Denoise(alpha, sigma, told, source, x0, epsilon, grid.clip_range) for alpha, sigma, told in levels]
+
+
+def one_step_program(owner: str, predictor: Sampler, grid: SamplingGrid) -> list[SamplerStep]:
+    """Return the program of a predictor between whose steps ``owner`` changes the latents.
+
+    Raises:
+        ConfigurationError: a multistep method, since what it remembers would be of other latents.
+    """
+    steps = predictor.program(grid)
+    if remembered := set().union(*(step.reads for step in steps)) - {"z"}:
+        raise ConfigurationError(
+            f"{owner} got the predictor {predictor.name}, a multistep method, which goes on from earlier answers "
+            f"({', '.join(sorted(remembered))}) that are stale once it has changed the latents; take a one-step "
+            "method, such as EulerMaruyama, DDIM or Heun."
+        )
+    return steps

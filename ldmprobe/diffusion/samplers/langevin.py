@@ -10,7 +10,16 @@ from typing import Literal, Self
 
 from scipy.optimize import minimize_scalar
 
-from ldmprobe.diffusion.samplers.base import Combine, Denoise, Sampler, SamplerStep, denoise_at, denoise_between, moves
+from ldmprobe.diffusion.samplers.base import (
+    Combine,
+    Denoise,
+    Sampler,
+    SamplerStep,
+    denoise_at,
+    denoise_between,
+    moves,
+    one_step_program,
+)
 from ldmprobe.diffusion.samplers.sde import EulerMaruyama
 from ldmprobe.diffusion.schedule import SamplingGrid
 from ldmprobe.errors import ConfigurationError, check_numbers
@@ -91,15 +100,8 @@ class PredictorCorrector(Langevin):
         self.num_corrections, self.predictor = num_corrections, predictor
 
     def program(self, grid: SamplingGrid) -> list[SamplerStep]:
-        predictor = self.predictor or EulerMaruyama()
         arrivals = 2 * (grid.alpha_s / grid.sigma_s).log()[:-1]
-        *steps, last = predictor.program(grid)
-        if remembered := set().union(*(step.reads for step in (*steps, last))) - {"z"}:
-            raise ConfigurationError(
-                f"PredictorCorrector got the predictor {predictor.name}, a multistep method, which goes on from "
-                f"earlier answers ({', '.join(sorted(remembered))}) that its corrections make stale; take a one-step "
-                "method, such as EulerMaruyama, DDIM or Heun."
-            )
+        *steps, last = one_step_program("PredictorCorrector", self.predictor or EulerMaruyama(), grid)
         questions = denoise_between(grid, arrivals, suffix="_c")
         corrected = [
             SamplerStep((*step.operations, *self._dynamics(question, self.num_corrections)))
