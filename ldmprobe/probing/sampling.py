@@ -103,8 +103,8 @@ class Sampling:
         levels = [question.log_snr for question in questions]
         if self.guidance.shifts and not any(self.guidance.at(level).shifts for level in levels):
             raise ConfigurationError(
-                f"There is no guidance at any of the levels that are sampled ({self.guidance_in_words}): the network is "
-                f"asked at log-SNRs from {min(levels):.2g} to {max(levels):.2g}. Give a wider interval, or more steps."
+                f"There is no guidance at any of the levels that are sampled ({self.guidance_in_words}), which are "
+                f"of log-SNRs from {min(levels):.2g} to {max(levels):.2g}. Give a wider interval, or more steps."
             )
         return grid
 

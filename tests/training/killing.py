@@ -43,6 +43,37 @@ def write_config(folder: Path, max_steps: int = 12, logger: str = "csv", num_wor
     return written(config, folder / "config.yaml")
 
 
+def first_stage_config(folder: Path, max_steps: int = 9) -> Path:
+    """An autoencoder with everything that has a state: codes that follow averages and are revived, a discriminator, a
+    moving average, a learnt log-variance."""
+    blocks = {"block_out_channels": [8, 8], "norm_num_groups": 4, "layers_per_block": 1}
+    kinds = {"down_block_types": ["DownEncoderBlock2D"] * 2, "up_block_types": ["UpDecoderBlock2D"] * 2}
+    network = component("diffusers.VQModel", latent_channels=2, num_vq_embeddings=16, **blocks, **kinds)
+    discriminator = component("PatchDiscriminator", channels=3, image_size=16, width=8)
+    model = {
+        "autoencoder": network,
+        "quantization": component("MovingAverageQuantization", revive_below=0.9, decay=0.5),
+        "adversarial": component("Adversarial", discriminator=discriminator, start=2),
+        "ema_decay": 0.9,
+        "log_variance": 0.0,
+    }
+    images = {"dataset": "builtin:shapes", "dataset_kwargs": {"size": 16, "num_images": 100}}
+    settings = {"feature_network": "builtin:cifar10", "num_images": 16, "num_reference": 16}
+    callbacks = [
+        component("ReconstructionProbe", every_n_steps=4, **settings),
+        component("lightning.pytorch.callbacks.ModelCheckpoint", every_n_train_steps=3, save_last=True),
+    ]
+    often = {"max_steps": max_steps, "limit_val_batches": 0, "log_every_n_steps": 1, "callbacks": callbacks}
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
+    logger = component("lightning.pytorch.loggers.CSVLogger", save_dir=".")
+    config = {
+        "model": component("Autoencoding", **model),
+        "data": component("ImageData", **images, batch_size=8, check_rows=4),
+        "trainer": {**often, **quiet, "logger": logger},
+    }
+    return written(config, folder / "config.yaml")
+
+
 def arguments(config: Path, run_dir: Path, *more: str) -> list[str]:
     return ["fit", "--config", str(config), f"--run_dir={run_dir}", "--ckpt_path=last", *more]
 

@@ -4,8 +4,17 @@ import random
 import signal
 
 import pytest
+import torch
 
-from tests.training.killing import arguments, differences, run, signal_after, write_config
+from tests.training.killing import (
+    arguments,
+    differences,
+    first_stage_config,
+    run,
+    signal_after,
+    signal_at_call,
+    write_config,
+)
 
 KILLS = 24
 KILLS_A_RUN = 6
@@ -30,3 +39,21 @@ def test_a_run_killed_at_random_moments_ends_like_one_that_was_not(tmp_path, see
     kills = codes.count(-signal.SIGKILL)
     print(f"killed {kills} times (seed {seed}, seconds into training {moments}): {len(found)} differences")
     assert found == []
+
+
+@pytest.mark.reliability
+def test_a_first_stage_killed_in_a_step_and_in_a_probe_ends_like_one_that_was_not(tmp_path):
+    config = first_stage_config(tmp_path)
+    assert run(arguments(config, tmp_path / "whole"), tmp_path / "whole.txt") == 0
+    step, probe = (
+        "training.autoencoding:Autoencoding.training_step",
+        "callbacks.reconstruction_probe:ReconstructionProbe.probe",
+    )
+    points = [(f"ldmprobe.{step}", 6), (f"ldmprobe.{step}", 4), (f"ldmprobe.{probe}", 1)]
+    folder, output = tmp_path / "run", tmp_path / "run.txt"
+    codes = [run(arguments(config, folder), output, signal_at_call, *point) for point in points]
+    codes.append(run(arguments(config, folder), output))
+    assert codes == [-signal.SIGKILL] * 3 + [0], output.read_text()
+    assert differences(tmp_path / "whole", folder) == []
+    saved = torch.load(folder / "checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    assert bool((saved["quantization.usage"] == 1).any())  # revived, by draws that go on, too
