@@ -27,6 +27,7 @@ from ldmprobe.io.plain_text import plain
 
 if TYPE_CHECKING:
     from ldmprobe.models.diffusion_model import DiffusionModel
+    from ldmprobe.pretrained.source import Source
     from ldmprobe.probing.sampling import Sampling
 
 _OF_DIFFUSION = (
@@ -40,6 +41,8 @@ _OF_DIFFUSION = (
         "--column",
         "--likelihood",
         "--num-draws",
+        "--classifier",
+        "--classifier-scale",
     ),
     *("--base", "--variant", "--text-precision"),
 )
@@ -55,7 +58,7 @@ def run(argv: list[str]) -> int:
         "probe",
         "MODEL --out DIR [options]",
         "Probe a checkpoint or a diffusers pipeline without training, into a new directory: records, figures and "
-        "report.html. Of an autoencoder (a checkpoint of Autoencoding, or a folder of one of diffusers) the "
+        "report.html. Of an autoencoder (a checkpoint of Autoencoding, or a folder or hub id of one of diffusers) the "
         "reconstructions are probed.",
         "runs/digits/checkpoints/last.ckpt --data builtin:digits --label-column label --image-size 32 --out probed",
     )
@@ -94,13 +97,14 @@ def run(argv: list[str]) -> int:
     from ldmprobe.training.checkpoint.load import is_autoencoder
 
     with settings_as_options(args):
-        probe_into = _autoencoder_probe(args, argv) if is_autoencoder(args.model) else _diffusion_probe(args)
+        source = source_of(args)
+        probe_into = _autoencoder_probe(source, args, argv) if is_autoencoder(source) else _diffusion_probe(args)
         with locked(args.out, resuming=False, option="--out") as out:
             print(plain(probe_into(out)))
     return 0
 
 
-def _autoencoder_probe(args: Namespace, argv: Sequence[str]) -> Callable[[Path], str]:
+def _autoencoder_probe(source: Source, args: Namespace, argv: Sequence[str]) -> Callable[[Path], str]:
     """Load the autoencoder and its images; return what probes it into a directory and says where the report is."""
     from ldmprobe.inference import real_images
     from ldmprobe.training.checkpoint.load import load_autoencoder
@@ -114,7 +118,7 @@ def _autoencoder_probe(args: Namespace, argv: Sequence[str]) -> Callable[[Path],
             f"{args.model} is an autoencoder, which has no bound to compare; give one --ema-length."
         )
     model, feature_network, originals, held_out = real_images(
-        load_autoencoder(source_of(args), args.device),
+        load_autoencoder(source, args.device),
         args.data,
         args.image_column,
         args.image_size,

@@ -20,6 +20,7 @@ from ldmprobe.types import Component
 AUTOENCODERS = ("AutoencoderKL", "VQModel", "AutoencoderTiny", "AutoencoderDC")
 """The classes of diffusers that are known here."""
 _IN_DECODER = ("decoder.", "post_quant_conv.")
+_WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def check_autoencoder(network: Component) -> None:
@@ -142,24 +143,27 @@ def image_shape_of(network: Component, latent_shape: tuple[int, ...]) -> tuple[i
     return tuple(image.shape[1:])
 
 
-def autoencoder_folder(name: str, subfolder: str | None = None) -> ModelFolder:
+def autoencoder_folder(
+    name: str, subfolder: str | None = None, revision: str | None = None, local_files_only: bool = False
+) -> ModelFolder:
     """Return the files of an autoencoder: a folder, or those of a hub id, downloaded; "builtin:digits" is the one
     shipped here.
+
+    Args:
+        subfolder: of a pipeline's folder or repository, such as "vae".
+        revision: branch, tag or commit on the hub.
+        local_files_only: never ask the hub, only its cache.
 
     Raises:
         ConfigurationError: there is no autoencoder.
     """
     from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
-    from huggingface_hub import hf_hub_download
 
     classes = {cls.__name__: cls for cls in (AutoencoderKL, VQModel, AutoencoderTiny, AutoencoderDC)}
     where = f"{name}/{subfolder}" if subfolder else name
-    folder = Path(_place(name), subfolder or "")
     try:
-        if not folder.is_dir():
-            folder = Path(hf_hub_download(name, "config.json", subfolder=subfolder)).parent
-            hf_hub_download(name, "diffusion_pytorch_model.safetensors", subfolder=subfolder)
-        class_name = str(dict(AutoencoderKL.load_config(folder)).get("_class_name"))
+        config, *_ = _found(name, ("config.json", _WEIGHTS), subfolder, revision, local_files_only)
+        class_name = str(dict(AutoencoderKL.load_config(config.parent)).get("_class_name"))
     except Exception as error:  # diffusers and the hub raise many kinds, all meaning "not loadable"
         raise ConfigurationError(f"No autoencoder could be loaded from {where!r}: {error}") from error
     if class_name not in classes:
@@ -167,18 +171,35 @@ def autoencoder_folder(name: str, subfolder: str | None = None) -> ModelFolder:
             f"{where} holds a {class_name}; expected one of {', '.join(AUTOENCODERS)}. For a pipeline folder give its "
             "`subfolder`, such as 'vae'."
         )
-    return ModelFolder(folder, classes[class_name])
+    return ModelFolder(config.parent, classes[class_name])
 
 
-def holds_autoencoder(name: str) -> bool:
-    """Return whether this is the folder of an autoencoder, or "builtin:digits", and not that of a pipeline."""
-    config = Path(_place(name)).expanduser() / "config.json"
-    if not config.is_file():
-        return False
+def holds_autoencoder(name: str, revision: str | None = None, local_files_only: bool = True) -> bool:
+    """Return whether this is the folder or hub id of an autoencoder, or "builtin:digits", and not of a pipeline, which
+    has no config.json of its own. By default the hub's cache alone is looked into.
+    """
     try:
+        (config,) = _found(name, ("config.json",), None, revision, local_files_only)
         return json.loads(config.read_text()).get("_class_name") in AUTOENCODERS
-    except (OSError, ValueError, AttributeError):
+    except (OSError, ValueError, AttributeError, ConfigurationError):  # whoever loads it will say what is the matter
         return False
+
+
+def _found(
+    name: str, files: tuple[str, ...], subfolder: str | None, revision: str | None, local_files_only: bool
+) -> list[Path]:
+    """Return the paths of files in a folder here, else those of a hub repository."""
+    from huggingface_hub import hf_hub_download
+
+    folder = Path(_place(name), subfolder or "").expanduser()
+    if folder.is_dir() and revision is not None:
+        raise ConfigurationError(f"`revision` is of the hub, but {name} is a folder here; leave it out.")
+    if folder.is_dir():
+        return [folder / file for file in files]
+    return [
+        Path(hf_hub_download(name, file, subfolder=subfolder, revision=revision, local_files_only=local_files_only))
+        for file in files
+    ]
 
 
 def _place(name: str) -> str:

@@ -6,7 +6,9 @@ import pytest
 import torch
 from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
 
-from ldmprobe import ImageData, LatentCodec
+from ldmprobe import ImageData, LatentCodec, load_autoencoder
+from ldmprobe.pretrained.source import Source
+from ldmprobe.training.checkpoint.load import is_autoencoder
 from tests.helpers import FLOAT32, refused, tiny_unet
 from tests.pipelines import autoencoder
 
@@ -299,3 +301,22 @@ def test_a_config_without_a_scale_has_it_measured():
     codec.measure_scale([images])
     latents = codec.encode(images, sample_posterior=False)
     assert float(latents.std(correction=0)) == pytest.approx(1, abs=1e-4)
+
+
+def test_an_autoencoder_in_the_hubs_cache_is_found_by_its_id_and_a_pipeline_is_none(tmp_path, monkeypatch):
+    """In the layout of the hub's cache: a snapshot folder for each commit, and what each branch points to."""
+    for name, revision in (("vae", "main"), ("vae", "v2"), ("pipeline", "main")):
+        repository, commit = tmp_path / f"models--someone--{name}", f"{len(revision)}" * 40
+        (repository / "refs").mkdir(parents=True, exist_ok=True)
+        (repository / "refs" / revision).write_text(commit)
+        folder = repository / "snapshots" / commit
+        torch.manual_seed(len(revision))
+        autoencoder(AutoencoderTiny).save_pretrained(folder if name == "vae" else folder / "vae")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    assert is_autoencoder("someone/vae")
+    assert not is_autoencoder("someone/pipeline")
+    assert not is_autoencoder("someone/else")
+    newest, tagged = (load_autoencoder(Source("someone/vae", revision), "cpu") for revision in (None, "v2"))
+    assert not torch.equal(next(newest.network.parameters()), next(tagged.network.parameters()))
+    with refused("`revision` is of the hub, but .* is a folder here"):
+        load_autoencoder(Source(str(folder / "vae"), "v2"), "cpu")

@@ -94,17 +94,19 @@ def load_autoencoder(source: Source | str | Path, device: str | None = None) -> 
     if source.is_checkpoint:
         model = Checkpoint.of(source).autoencoder()
     else:
-        model = AutoencoderModel(autoencoder_folder(source.name).load())
+        model = AutoencoderModel(autoencoder_folder(source.name, None, source.revision, source.local_files_only).load())
     move(model.modules, device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return model
 
 
 def is_autoencoder(source: Source | str | Path) -> bool:
-    """Return whether this is a checkpoint of Autoencoding or the folder of an autoencoder, and no diffusion model."""
+    """Return whether this is a checkpoint of Autoencoding, or the folder or hub id of an autoencoder, and no diffusion
+    model.
+    """
     source = Source.of(source)
     if source.is_checkpoint:
         return Checkpoint.read(Path(source.name)).is_autoencoder
-    return holds_autoencoder(source.name)
+    return holds_autoencoder(source.name, source.revision, source.local_files_only)
 
 
 @dataclass(frozen=True)
