@@ -20,7 +20,7 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(
     [
         *("tests.training.killing", "tests.training.test_latent_diffusion", "ldmprobe.configuration.cli", "ldmprobe.audit.run"),
-        *("diffusers.models.unets.unet_2d", "datasets", "torch._dynamo", "wandb"),
+        *("diffusers.models.unets.unet_2d", "datasets", "torch._dynamo", "wandb", "sklearn.mixture"),
     ]
 )  # fmt: skip
 

@@ -36,10 +36,10 @@ def folder(tmp_path_factory):
     network = tiny_unet_settings(channels=1, in_channels=3)
     probes = [
         part(
-            "DDIMProbe", every_n_steps=2, num_samples=32, num_steps=6, sampler=part(f"{OWN}AdamsBashforth"),
+            "DDIMProbe", every_n_steps=2, num_samples=16, num_steps=6, sampler=part(f"{OWN}AdamsBashforth"),
             guidance=part(f"{OWN}NoisyHalf"), analyses=[part(f"{OWN}Reach"), part("StepKL"), part("MarginalGap")],
         ),
-        part("DenoisingProbe", every_n_steps=2, num_images=32, num_draws=64),
+        part("DenoisingProbe", every_n_steps=2, num_images=16, num_draws=32),
         part("ModelCheckpoint", every_n_train_steps=2, save_last=True),
     ]  # fmt: skip
     config = {

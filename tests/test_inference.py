@@ -26,6 +26,7 @@ from tests.pipelines import autoencoder, clip, saved
 
 FAMILIES = ["DDPMPipeline", "DDIMPipeline", "LDMPipeline", "DiTPipeline", "StableDiffusionPipeline"]
 TINY = ["--num-samples", "8", "--num-steps", "3", "--device", "cpu"]
+FEW = ["--num-draws", "32"]
 
 
 @pytest.fixture(scope="module")
@@ -176,7 +177,7 @@ def test_with_data_a_probe_also_compares_with_real_latents(family, pipelines, tm
     size = ["--image-size", "8"] if family == "DDPMPipeline" else []
     label = ["--label-column", "label"] if family == "DiTPipeline" else []
     label += ["--caption-column", "caption"] if family == "StableDiffusionPipeline" else []
-    assert main(["probe", str(pipelines[family]), "--out", "out", *TINY, *data, *size, *label]) == 0
+    assert main(["probe", str(pipelines[family]), "--out", "out", *TINY, *FEW, *data, *size, *label]) == 0
     records = {record.probe: record for record in RecordStore("out").read()}
     assert set(records) == {"ddim", "denoising"}
     assert records["ddim"].provenance["reference_latents"] == 22  # 24, of which a tenth is held out
@@ -186,7 +187,7 @@ def test_with_data_a_probe_also_compares_with_real_latents(family, pipelines, tm
 
 def test_a_gray_pixel_model_is_probed_with_built_in_digits(tmp_path):
     DDPMPipeline(tiny_unet(channels=1), DDPMScheduler()).save_pretrained(tmp_path / "gray")
-    command = ["probe", "gray", "--out", "out", *TINY, "--data", "builtin:digits", "--num-reference", "50"]
+    command = ["probe", "gray", "--out", "out", *TINY, *FEW, "--data", "builtin:digits", "--num-reference", "50"]
     assert main(command) == 0
     assert main(["sample", "gray", "--out", "gray.png", *TINY]) == 0
     assert Image.open("gray.png").mode == "L"

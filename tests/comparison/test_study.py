@@ -206,7 +206,7 @@ def test_tidy_table_holds_every_number(known):
 
 
 def test_clock_counts_training_and_its_own_helpers_but_no_probes(tmp_path):
-    probe = DenoisingProbe(2, num_images=16, num_draws=256, num_reference=128)
+    probe = DenoisingProbe(2, num_images=16, num_draws=64, num_reference=128)
     balancer = TimestepBalancer(2, num_images=16, num_draws=32, num_reference=128)
     clock = TrainingClock(2)
     callbacks = [clock, probe, balancer]

@@ -189,8 +189,15 @@ def score_module(**kwargs):
     return LatentDiffusion(ScoreNetwork(tiny_unet(channels=1, **FOURIER)), **settings)
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
-@pytest.mark.parametrize("make", [edm_module, score_module])
+@pytest.mark.parametrize(
+    ("make", "precision"),
+    [
+        (edm_module, "32-true"),
+        (edm_module, "bf16-true"),
+        pytest.param(score_module, "32-true", marks=pytest.mark.reliability),  # one wrapper casts for both
+        (score_module, "bf16-true"),
+    ],
+)
 def test_wrapped_networks_train_are_probed_saved_and_go_on(tmp_path, make, precision):
     seen, data = set(), digits()
 
