@@ -28,6 +28,7 @@ from ldmprobe.diffusion.grids import KarrasGrid as KarrasGrid
 from ldmprobe.diffusion.grids import LogSNRGrid as LogSNRGrid
 from ldmprobe.diffusion.grids import ScheduleGrid as ScheduleGrid
 from ldmprobe.diffusion.grids import ShiftGrid as ShiftGrid
+from ldmprobe.diffusion.measured_grid import MeasuredGrid as MeasuredGrid
 from ldmprobe.diffusion.objective import TimestepObjective as TimestepObjective
 from ldmprobe.diffusion.prediction import EpsilonPrediction as EpsilonPrediction
 from ldmprobe.diffusion.prediction import Prediction as Prediction

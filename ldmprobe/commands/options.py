@@ -28,7 +28,7 @@ SAMPLERS = (
     *("ddim", "ddpm", "ddpm-large", "euler", "euler-ancestral", "euler-maruyama", "heun"),
     *("dpmpp-2m", "dpmpp-3m", "dpmpp-2m-sde", "unipc", "predictor-corrector", "annealed-langevin", "resampling"),
 )
-GRIDS = ("schedule", "log-snr", "karras", "edm", "shift")
+GRIDS = ("schedule", "log-snr", "karras", "edm", "shift", "measured")
 
 
 class Parser(ArgumentParser):
@@ -204,6 +204,7 @@ def load(args: Namespace) -> tuple[DiffusionModel, Sampling]:
     """Return the model and the sampling that ``add_model`` and ``add_sampling`` asked for, both checked."""
     import torch
 
+    import ldmprobe.diffusion.measured_grid  # noqa: F401 (so that its grid is known by name)
     from ldmprobe.diffusion.grids import Grid, ScheduleGrid
     from ldmprobe.diffusion.named import by_name
     from ldmprobe.diffusion.samplers import Sampler

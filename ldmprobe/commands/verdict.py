@@ -25,6 +25,8 @@ def run(argv: list[str]) -> int:
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="directory of a run")
     parser.add_argument("--json", action="store_true", help="print it as JSON, for programs")
     args = parser.parse_args(argv[1:])
+    from ldmprobe.diffusion.measured_grid import MeasuredGrid
+    from ldmprobe.probing.verdict import State
     from ldmprobe.tracking.run_verdict import verdict_on
 
     verdict = verdict_on(args.run_dir)
@@ -32,4 +34,6 @@ def run(argv: list[str]) -> int:
         print(json.dumps(verdict.as_dict(), indent=2, allow_nan=False))
     else:
         print(plain(verdict.in_full))
+        if verdict.state not in (State.CANNOT_SAY, State.BROKEN):
+            print(plain(f"  {MeasuredGrid(str(args.run_dir)).advice}"))
     return verdict.state.exit_code

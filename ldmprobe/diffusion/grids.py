@@ -78,7 +78,9 @@ class LogSNRGrid(Grid):
 
     def levels(self, schedule: NoiseSchedule, num_steps: int) -> SamplingGrid:
         check_numbers("Sampling", 1, num_steps=num_steps)
-        return through(schedule, torch.linspace(*_range(schedule, self.min_log_snr), num_steps, dtype=torch.float64))
+        return through(
+            schedule, torch.linspace(*log_snr_range(schedule, self.min_log_snr), num_steps, dtype=torch.float64)
+        )
 
 
 class KarrasGrid(Grid):
@@ -118,7 +120,7 @@ class KarrasGrid(Grid):
 
     def levels(self, schedule: NoiseSchedule, num_steps: int) -> SamplingGrid:
         check_numbers("Sampling", 1, num_steps=num_steps)
-        noisiest, cleanest = _range(schedule, self.min_log_snr)
+        noisiest, cleanest = log_snr_range(schedule, self.min_log_snr)
         noisiest = noisiest if self.sigma_max is None else -2 * math.log(self.sigma_max)
         cleanest = cleanest if self.sigma_min is None else -2 * math.log(self.sigma_min)
         start, end = (math.exp(-log_snr / 2 / self.rho) for log_snr in (noisiest, cleanest))
@@ -200,7 +202,7 @@ def entered_at(grid: SamplingGrid, log_snr: float) -> SamplingGrid:
     )
 
 
-def _range(schedule: NoiseSchedule, min_log_snr: float) -> tuple[float, float]:
+def log_snr_range(schedule: NoiseSchedule, min_log_snr: float) -> tuple[float, float]:
     """Return the log-SNR of the noisiest and the cleanest level of a grid over the log-SNR."""
     finite = schedule.log_snr[schedule.log_snr.isfinite()]
     return max(float(finite.min()), min_log_snr), float(finite.max())

@@ -84,7 +84,7 @@ def test_a_shift_of_3_is_that_of_flow_matching():
 @pytest.mark.parametrize("num_steps", [1, 2, 9, 250])
 def test_every_grid_falls_in_noise_joins_its_steps_and_ends_at_the_data(source, num_steps: int):
     schedule = as_schedule(source)
-    grids = {name: make() for name, make in by_name(Grid).items()}
+    grids = {name: make() for name, make in by_name(Grid).items() if name != "measured"}  # which is of a run
     for name, grid in {**grids, "edm": KarrasGrid(sigma_min=0.1, sigma_max=10.0), "shift less": ShiftGrid(0.3)}.items():
         levels = grid.levels(schedule, num_steps).joined()
         assert levels.num_steps == num_steps
