@@ -17,7 +17,7 @@ from ldmprobe import FinetunedDiffusion, ImageColumn, ImageData, LoRA, RecordSto
 from ldmprobe.cli import main
 from ldmprobe.data.builtin import load_builtin
 from ldmprobe.data.latent_writer import write_cache
-from ldmprobe.inference import given_rows
+from ldmprobe.inference import given_rows, told_rows
 from ldmprobe.models.families import FAMILIES, REFUSED
 from ldmprobe.models.lazy import LazyModule
 from ldmprobe.training.checkpoint.load import Checkpoint
@@ -190,7 +190,7 @@ def sampled(model: Path, name: str) -> torch.Tensor:
     loaded = load_model(str(model), "cpu", prompts(name))
     if told_pictures(name):
         columns = [ImageColumn("image", "source")] if "source" in loaded.conditioning.columns else []
-        _, loaded.conditioning = given_rows(loaded, rows_file(), "image", columns, 2, 2)
+        loaded.conditioning = told_rows(loaded, given_rows(loaded, rows_file(), "image", columns, 2, 2))
     return sample_images(loaded, Sampling(2, 2))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,8 @@ from ldmprobe.io.plain_text import plain
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from ldmprobe.data.in_order import GivenRows
+    from ldmprobe.inference import FilledIn
     from ldmprobe.models.diffusion_model import DiffusionModel
     from ldmprobe.models.guidance import Guidance
     from ldmprobe.probing.sampling import Sampling
@@ -64,6 +67,13 @@ def run(argv: list[str]) -> int:
         float,
     )
     option(group, "--hole FILE", "image that says where to fill in: wherever it is not black", Path)
+    option(
+        group,
+        "--paste PIXELS",
+        "put the pixels outside holes back as they were, going over into the samples within PIXELS of a hole (0: at "
+        "once)",
+        integer(0),
+    )
     option(group, "--enlarge F", "how many times smaller images are than the model's", integer(2))
     option(group, "--measurement-noise STD", "how exactly they are kept, of pixels in [−1, 1]", float, 0.05)
     group = parser.add_argument_group(
@@ -81,7 +91,12 @@ def run(argv: list[str]) -> int:
     with settings_as_options(args):
         model, sampling = load(args)
         _check_writable(args.out)
-        sampling = _of_what_is_given(args, model, sampling)
+        sampling, filled_in = _of_what_is_given(args, model, sampling)
+        if args.paste is not None and (filled_in is None or args.upsampler):
+            raise ConfigurationError(
+                "--paste puts known pixels back, and "
+                + ("those of an upsampler are made anew." if args.upsampler else "none are known; give --hole.")
+            )
         from PIL import Image
 
         from ldmprobe.inference import image_grid, sample_images
@@ -89,6 +104,12 @@ def run(argv: list[str]) -> int:
         upsampled = _upsampled(args.upsampler, args.device, model) if args.upsampler else None
         images = sample_images(model, sampling)
         images = images if upsampled is None else upsampled(images, sampling)
+        if filled_in is not None and not args.upsampler:
+            told = f"known pixels are off by {filled_in.known_error(images):.3f} (root mean square, of −1 to 1)"
+            print(f"{told}; {'--paste 0 puts' if args.paste is None else '--paste put'} them back", file=sys.stderr)
+        if args.paste is not None:
+            assert filled_in is not None
+            images = filled_in.pasted(images, args.paste)
         Image.fromarray(image_grid(images, args.columns)).save(args.out)
     print(plain(args.out))
     return 0
@@ -130,30 +151,40 @@ def _check(args: Namespace) -> None:
         raise ConfigurationError("--column is one of a dataset; give --data.")
 
 
-def _of_what_is_given(args: Namespace, model: DiffusionModel, sampling: Sampling) -> Sampling:
-    """Give the model the conditions of --data, and return the sampling with a start from images, where one is asked
-    for.
+def _of_what_is_given(args: Namespace, model: DiffusionModel, sampling: Sampling) -> tuple[Sampling, FilledIn | None]:
+    """Give the model the conditions of --data, or of --image and --hole where it is told holes. Return the sampling,
+    with a start from images or a guidance by what is known of them where one is asked for, and what samples fill in.
     """
-    from ldmprobe.data.columns import CaptionColumn, Column, LabelColumn
-    from ldmprobe.inference import given_images, given_rows
+    from ldmprobe.data.in_order import GivenRows
+    from ldmprobe.inference import FilledIn, given_images, told_rows
+    from ldmprobe.models.guidance import KnownPixels
     from ldmprobe.probing.start import FromImages
 
-    images, measured = None, args.hole is not None or args.enlarge is not None
-    if args.data is not None:
-        columns: list[Column] = [] if args.label_column is None else [LabelColumn(args.label_column)]
-        columns += [] if args.caption_column is None else [CaptionColumn(args.caption_column)]
-        columns += further_columns(args, model.conditioning)
-        images, conditioning = given_rows(
-            model, args.data, args.image_column, columns, args.num_samples, args.batch_size
-        )
+    rows = _rows(args, model) if args.data is not None else None
+    images = None if rows is None else rows.images
+    if args.image:
+        images = given_images(model, args.image, args.enlarge or 1)
+    hole = None
+    if args.hole is not None:
+        assert images is not None
+        known = KnownPixels(str(args.hole))
+        known.check(tuple(images.shape[1:]))
+        hole = known.holes(images, range(1))
+    hole_column = model.conditioning.hole_column
+    if hole is not None and hole_column is not None:
+        assert images is not None
+        rows = GivenRows.of(images) if args.image or rows is None else rows
+        rows = rows.with_hole(hole_column, hole[0, 0])
+    measured = args.enlarge is not None or (hole is not None and hole_column is None)
+    if rows is not None:
+        conditioning = told_rows(model, rows)
         if not (conditioning.tells or measured or args.strength is not None):
             raise ConfigurationError(
                 "The model is told nothing beside the noise, so that --data is of no use to it; leave it out, or give "
                 "--strength to change its images, --hole to fill them in, or --enlarge."
             )
         model.conditioning = conditioning
-    if args.image:
-        images = given_images(model, args.image, args.enlarge or 1)
+        hole = conditioning.holes if hole is None else hole
     if args.strength is not None:
         assert images is not None
         sampling = replace(sampling, start=FromImages(images, args.strength))
@@ -161,7 +192,20 @@ def _of_what_is_given(args: Namespace, model: DiffusionModel, sampling: Sampling
         assert images is not None
         sampling = replace(sampling, guidance=_measuring(args, sampling.guidance, images))
         sampling.levels(model)
-    return sampling
+    return sampling, FilledIn(images, hole) if images is not None and hole is not None else None
+
+
+def _rows(args: Namespace, model: DiffusionModel) -> GivenRows:
+    """Read the rows of --data."""
+    from ldmprobe.data.columns import CaptionColumn, Column, LabelColumn
+    from ldmprobe.inference import given_rows
+
+    columns: list[Column] = [] if args.label_column is None else [LabelColumn(args.label_column)]
+    columns += [] if args.caption_column is None else [CaptionColumn(args.caption_column)]
+    for column in further_columns(args, model.conditioning):
+        if args.hole is None or column.name != model.conditioning.hole_column:
+            columns.append(column)
+    return given_rows(model, args.data, args.image_column, columns, args.num_samples, args.batch_size)
 
 
 def _measuring(args: Namespace, guidance: Guidance, images: Tensor) -> Guidance:

@@ -69,6 +69,16 @@ class GivenRows:
         labels = reader.column_called("label")
         return cls(batches, None if labels is None else labels.classes)
 
+    @classmethod
+    def of(cls, images: Tensor) -> Self:
+        """Return rows of images (N, C, H, W) in [−1, 1] alone."""
+        return cls([{"image": images, "index": torch.arange(len(images))}], None)
+
+    def with_hole(self, name: str, hole: Tensor) -> Self:
+        """Return the same rows, all with this mask (H, W) in their column ``name``."""
+        batches = [{**batch, name: hole.expand(len(batch["image"]), *hole.shape)} for batch in self.batches]
+        return replace(self, batches=batches)
+
     @property
     def images(self) -> Tensor:
         """All images, (N, C, H, W) in [−1, 1]."""

@@ -18,8 +18,9 @@ from ldmprobe import LatentCodec, Sampling, load_model
 from ldmprobe.cli import main
 from ldmprobe.commands.options import further_columns
 from ldmprobe.data.builtin import load_builtin
+from ldmprobe.data.in_order import GivenRows
 from ldmprobe.data.latent_writer import write_cache
-from ldmprobe.inference import given_images, given_rows, real_latents, sample_images
+from ldmprobe.inference import given_images, given_rows, real_latents, sample_images, told_rows
 from ldmprobe.probing.analyses.samples import side_by_side
 from tests.helpers import refused, sd_scheduler, tiny_unet
 from tests.training.test_latent_diffusion import trainer as quiet_trainer
@@ -165,7 +166,8 @@ def test_samples_are_told_what_rows_of_ones_own_tell_and_probes_find_their_colum
     rows = load_builtin("shapes", **BUILTIN, seed=9)
     rows.rename_column("map", "classes").to_parquet("mine.parquet")
     model = load_model(checkpoint, "cpu")
-    images, conditioning = given_rows(model, "mine.parquet", "image", [ldmprobe.MaskColumn("classes", "map")], 5, 2)
+    given = given_rows(model, "mine.parquet", "image", [ldmprobe.MaskColumn("classes", "map")], 5, 2)
+    images, conditioning = given.images, told_rows(model, given)
     told = conditioning.for_samples(torch.arange(10))["concat"]
     expected = torch.from_numpy(np.stack([np.array(each) for each in rows["map"][:5]])).long()
     assert torch.equal(told[:, :8].argmax(1), expected.repeat(2, 1, 1))  # in their order, in turn
@@ -225,6 +227,31 @@ def test_an_image_is_filled_in_or_enlarged_by_a_model_that_was_not_trained_for_i
     assert "--enlarge is of small images, which have no --hole and no --strength" in told
     told = refuses(capsys, *command, "--image", "small.png", "--enlarge", "3", "--out", "s.png")
     assert "factor 3, and the model's images are 16×16" in told
+
+
+def test_a_model_of_holes_is_told_that_of_an_image_and_known_pixels_are_put_back(checkpoint, tmp_path, capsys):
+    fit(tmp_path, "mask", data())
+    image = load_builtin("shapes", **BUILTIN)[0]["image"]
+    image.save("known.png")
+    hole = np.zeros((SIZE, SIZE), np.uint8)
+    hole[4:12, 6:] = 255
+    Image.fromarray(hole).save("its_hole.png")
+    model = load_model(str(tmp_path / "half.ckpt"), "cpu")
+    assert model.conditioning.hole_column == "hole"
+    rows = GivenRows.of(given_images(model, [Path("known.png")])).with_hole("hole", torch.from_numpy(hole))
+    told = told_rows(model, rows)
+    assert torch.equal(told.for_samples(torch.arange(2))["concat"][1, 0], torch.from_numpy(hole / 255).float())
+    command = ["sample", str(tmp_path / "half.ckpt"), "--num-samples", "1", "--num-steps", "2", "--device", "cpu"]
+    given = ["--image", "known.png", "--hole", "its_hole.png"]
+    assert main([*command, *given, "--out", "plain.png"]) == 0
+    assert "--paste 0 puts them back" in capsys.readouterr().err
+    assert main([*command, *given, "--paste", "0", "--out", "pasted.png"]) == 0
+    plain, pasted, original = (np.asarray(Image.open(name)) for name in ("plain.png", "pasted.png", "known.png"))
+    assert (pasted[hole == 0] == original[hole == 0]).all()
+    assert (pasted[hole != 0] == plain[hole != 0]).all()
+    assert (plain[hole == 0] != original[hole == 0]).any()
+    nothing = refuses(capsys, "sample", checkpoint, "--paste", "0", "--out", "s.png")
+    assert "--paste puts known pixels back, and none are known; give --hole" in nothing
 
 
 # --- what is told ----------------------------------------------------------------------------------------------------

@@ -46,6 +46,11 @@ class Conditioning(nn.Module, ABC):
         """
         return {}
 
+    @property
+    def hole_column(self) -> str | None:
+        """The name in batches of what says where samples fill images in; None where they fill in nothing."""
+        return None
+
     def __init__(self, dropout: float = 0.0) -> None:
         super().__init__()
         self.dropout = self._checked(dropout)
@@ -158,6 +163,12 @@ class Conditioning(nn.Module, ABC):
 
     def shown(self, sample_ids: Tensor) -> Shown | None:
         """Return what is shown beside samples, where their conditions are pictures."""
+        return None
+
+    def hidden(self, batch: Batch) -> Tensor | None:
+        """Return which pixels of a batch's images are filled in, (N, 1, H, W), not 0 there; None where there is no
+        `hole_column`.
+        """
         return None
 
     def set_prompts(self, prompts: Sequence[str]) -> None:

@@ -126,6 +126,14 @@ class Conditions(Conditioning):
         for part in self._parts:
             part.use_codec(codec)
 
+    @property
+    def hole_column(self) -> str | None:
+        return next((part.hole_column for part in self._parts if part.hole_column is not None), None)
+
+    def hidden(self, batch: Batch) -> Tensor | None:
+        found = (part.hidden(self._own(k, batch)) for k, part in enumerate(self._parts))
+        return next((holes for holes in found if holes is not None), None)
+
     def assumed(self, data: ConditioningData) -> PlainValues:
         return {name: value for part in self._parts for name, value in part.assumed(data).items()}
 

@@ -83,13 +83,20 @@ class Masked(SpatialConditioning):
         }
 
     @property
+    def hole_column(self) -> str:
+        return self.column or HOLE
+
+    @property
     def column_kinds(self) -> dict[str, str]:
-        return {self.column or HOLE: "MaskColumn"}
+        return {self.hole_column: "MaskColumn"}
+
+    def hidden(self, batch: Batch) -> Tensor:
+        return self.observed(batch)["mask"]
 
     def observe(self, batch: Batch) -> Observed:
         images = as_floats(batch["image"])
         if self.column is not None or HOLE in batch:
-            masks = (batch[self.column or HOLE] != 0)[:, None].byte()
+            masks = (batch[self.hole_column] != 0)[:, None].byte()
         else:
             size = (images.shape[2], images.shape[3])
             masks = random_masks(self.row_numbers(batch), size, self.families, self.share, self.seed)

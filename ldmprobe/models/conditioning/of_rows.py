@@ -20,6 +20,9 @@ class OfRows(Conditioning):
         conditioning: that of the model.
         batches: the K rows, with the columns that it reads.
 
+    Attributes:
+        holes: which pixels of the rows' images are filled in, (K, 1, H, W); None where nothing is.
+
     Raises:
         ConfigurationError: a column is not there.
     """
@@ -30,7 +33,8 @@ class OfRows(Conditioning):
         rows = list(batches)
         told = [conditioning.from_batch(batch) for batch in rows]
         self._told = {name: torch.cat([each[name] for each in told]) for name in told[0]}
-
+        holes = [found for row in rows if (found := conditioning.hidden(row)) is not None]
+        self.holes = torch.cat(holes) if holes else None
         self._columns = {
             name: [value for row in rows for value in row[name]] for name in ("label", "caption") if name in rows[0]
         }

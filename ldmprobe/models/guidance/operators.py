@@ -155,12 +155,14 @@ class KnownPixels(Operator):
     def restricted(self, u: Tensor, rows: Sequence[int]) -> Tensor:
         return u * self._known(u, rows)
 
-    def _known(self, x: Tensor, rows: Sequence[int]) -> Tensor:
+    def holes(self, images: Tensor, rows: Sequence[int]) -> Tensor:
+        """Return the holes of these rows of images (N, C, H, W), (N, 1, H, W), not 0 there."""
         if self._given is not None:
-            holes = self._given[torch.tensor(rows, dtype=torch.long) % len(self._given)]
-        else:
-            holes = torch.stack([self._hole_of(row, (x.shape[2], x.shape[3])) for row in rows])
-        return 1 - holes.to(x)
+            return self._given[torch.tensor(rows, dtype=torch.long) % len(self._given)]
+        return torch.stack([self._hole_of(row, (images.shape[2], images.shape[3])) for row in rows])
+
+    def _known(self, x: Tensor, rows: Sequence[int]) -> Tensor:
+        return 1 - self.holes(x, rows).to(x)
 
     def _hole_of(self, row: int, size: tuple[int, int]) -> Tensor:
         if (row, *size) not in self._drawn:
