@@ -31,7 +31,7 @@ from unittest.mock import patch
 import numpy as np
 
 POINTS = (10, 30, 100, 300)
-PAGE_LIMIT_MB, SHARE_LIMIT, EXPONENT_LIMIT = 20.0, 0.25, 0.15
+PAGE_LIMIT_MB, SHARE_LIMIT, EXPONENT_LIMIT = 2.0, 0.25, 0.15
 
 
 @contextmanager

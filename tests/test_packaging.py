@@ -65,7 +65,7 @@ def test_help_and_version_import_nothing_heavy():
         "for argv in (['--help'], ['--version'], *([command, '--help'] for command in COMMANDS)):\n"
         "    try: main(argv)\n"
         "    except SystemExit as stop: assert stop.code == 0\n"
-        "    heavy = {'torch', 'lightning', 'diffusers', 'datasets', 'wandb', 'numpy', 'plotly'} & set(sys.modules)\n"
+        "    heavy = {'torch', 'lightning', 'diffusers', 'datasets', 'wandb', 'numpy', 'matplotlib'} & set(sys.modules)\n"
         "    assert not heavy, (argv, heavy)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

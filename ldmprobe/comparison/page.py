@@ -16,10 +16,10 @@ from ldmprobe.comparison.words import listed, one_decimal, sorted_out, verdict
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.denoising_record import PROBE
 from ldmprobe.tracking.charts.chart import cut_off
-from ldmprobe.tracking.charts.interactive import figure_of_choices
 from ldmprobe.tracking.charts.runs import runs_charts
+from ldmprobe.tracking.charts.svg import drawn_by_choice
 from ldmprobe.tracking.comparable import Moment
-from ldmprobe.tracking.page import chart, folded, guarded, page, pairs, section
+from ldmprobe.tracking.page import folded, guarded, page, pairs, section
 from ldmprobe.tracking.thumbnails import sample_uris
 
 _FACTS = (  # of a record's provenance
@@ -197,7 +197,7 @@ def _curves_sections(comparison: Comparison) -> str:
                 heading = metric.title + (f": {name.rpartition('/')[2]}" if metric.name.endswith("/*") else "")
                 charts = runs_charts(shown, name)
                 text = f"{_when(whens)} {escape(metric.meaning)} {cut_off(next(iter(charts.values())))}"
-                parts.append(section(heading, text, chart(figure_of_choices(charts))))
+                parts.append(section(heading, text, drawn_by_choice(charts)))
     return pairs(parts)
 
 

@@ -9,10 +9,10 @@ from ldmprobe.comparison.findings import Comparison
 from ldmprobe.comparison.words import mark, one_decimal, plus_minus, probability, verdict
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.denoising_record import PROBE, log_snr_of
-from ldmprobe.tracking.charts.interactive import figure, figure_of_choices
 from ldmprobe.tracking.charts.runs import bounds_chart, gains_charts
+from ldmprobe.tracking.charts.svg import drawn, drawn_by_choice
 from ldmprobe.tracking.comparable import Moment
-from ldmprobe.tracking.page import chart, folded, pairs, section
+from ldmprobe.tracking.page import folded, pairs, section
 from ldmprobe.tracking.style import class_color
 
 FEW = 4  # runs that are worth a sentence each
@@ -44,7 +44,7 @@ def gains_section(comparison: Comparison) -> str:
     levels = section(
         "The same, level by level",
         f"Paired with {name}: above 0 a run denoises that level better. Bands are 95 % for each level on its own.",
-        chart(figure_of_choices(charts)),
+        drawn_by_choice(charts),
     )
     return first + pairs([levels, _bounds_section(comparison)])
 
@@ -89,7 +89,7 @@ def _bounds_section(comparison: Comparison) -> str:
         "Held-out bound over training",
         "Bands are 95 % over images, and go up and down together: where they overlap, the paired figures still tell "
         f"runs apart. Dashed: where {escape(comparison.first.label)} ended.",
-        chart(figure(bounds_chart(comparison.bounds))),
+        drawn(bounds_chart(comparison.bounds)),
     )
 
 

@@ -14,6 +14,7 @@ from ldmprobe.io.record_file import Part, read_record
 from ldmprobe.io.store import RecordStore, read_or_skip, step_of
 
 T = TypeVar("T")
+SOME = 64  # records of a probe that are looked at, at most, where it has many
 
 
 def thinned(items: Sequence[T], at_most: int) -> list[T]:
@@ -37,7 +38,7 @@ class RunningHistory:
     each.
     """
 
-    def __init__(self, store: RecordStore, at_most: int = 64) -> None:
+    def __init__(self, store: RecordStore, at_most: int = SOME) -> None:
         self.store, self.at_most = store, at_most
         self._kept: dict[Path, ProbeRecord | None] = {}
 
@@ -54,7 +55,8 @@ class RunningHistory:
 
 
 class RecordSeries(Sequence[ProbeRecord]):
-    """Records of one probe on disk, in order of training step. Each is read when it is asked for, and not kept.
+    """Records of one probe on disk, in order of training step. Each is read when it is asked for; only the
+    one that was asked for last is kept.
 
     Attributes:
         paths: their files.
@@ -63,6 +65,7 @@ class RecordSeries(Sequence[ProbeRecord]):
 
     def __init__(self, paths: Sequence[Path], steps: Sequence[int]) -> None:
         self.paths, self.steps = list(paths), list(steps)
+        self._kept: tuple[Path, ProbeRecord] | None = None
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -76,10 +79,13 @@ class RecordSeries(Sequence[ProbeRecord]):
     def __getitem__(self, index: int | slice) -> ProbeRecord | RecordSeries:
         if isinstance(index, slice):
             return RecordSeries(self.paths[index], self.steps[index])
-        try:
-            return read_record(self.paths[index])
-        except (OSError, ValueError) as error:
-            raise ConfigurationError(f"{self.paths[index]} is damaged ({error}); move it away.") from error
+        path = self.paths[index]
+        if self._kept is None or self._kept[0] != path:
+            try:
+                self._kept = path, read_record(path)
+            except (OSError, ValueError) as error:
+                raise ConfigurationError(f"{path} is damaged ({error}); move it away.") from error
+        return self._kept[1]
 
     def thinned(self, at_most: int) -> RecordSeries:
         """Return some of the records, evenly spaced."""
@@ -97,18 +103,27 @@ def steps_of(records: Sequence[ProbeRecord]) -> list[int]:
 
 
 def comparable_series(store: RecordStore, until: int | None = None) -> dict[str, RecordSeries]:
-    """Return by probe the records that were measured as its last one was, up to training step ``until``. Of each file
-    only the header is read, and one whose header cannot be read is skipped with a warning.
+    """Return by probe the records that were measured as its last one was, up to training step ``until``.
+
+    Only headers are read, and where a probe has many records only those of some, evenly spaced: where these agree, all
+    do. A file whose header cannot be read is skipped with a warning.
     """
-    found: dict[str, list[tuple[int, Path, dict[str, str]]]] = {}
+    by_probe: dict[str, list[Path]] = {}
     for path in store.paths():
-        header = read_or_skip(path, Part.HEADER)
-        if header is not None and (until is None or header.step <= until):
-            found.setdefault(header.probe, []).append((header.step, path, header.fingerprints))
-    return {probe: _comparable(sorted(entries, key=lambda entry: entry[0])) for probe, entries in found.items()}
+        if until is None or step_of(path) <= until:
+            by_probe.setdefault(path.name.rpartition("-")[0], []).append(path)
+    series = {probe: _comparable(paths) for probe, paths in by_probe.items()}
+    return {probe: found for probe, found in series.items() if found}
 
 
-def _comparable(entries: Sequence[tuple[int, Path, dict[str, str]]]) -> RecordSeries:
-    last = entries[-1][2]
-    kept = [(path, step) for step, path, fingerprints in entries if fingerprints == last]
-    return RecordSeries(*zip(*kept, strict=True))
+def _comparable(paths: Sequence[Path]) -> RecordSeries:
+    """Return those of a probe's records that were measured as the last one that can be read."""
+    some = thinned(paths, SOME)
+    headers = {path: read_or_skip(path, Part.HEADER) for path in some}
+    prints = [header.fingerprints if header else None for header in headers.values()]
+    if all(each is not None and each == prints[-1] for each in prints):
+        return RecordSeries(paths, [step_of(path) for path in paths])
+    headers |= {path: read_or_skip(path, Part.HEADER) for path in paths if path not in headers}
+    known = [(path, header.fingerprints) for path in paths if (header := headers[path]) is not None]
+    kept = [path for path, fingerprints in known if fingerprints == known[-1][1]]
+    return RecordSeries(kept, [step_of(path) for path in kept])

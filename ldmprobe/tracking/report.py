@@ -16,21 +16,24 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import atomic_write
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
+from ldmprobe.probing.denoising_record import PROBE
 from ldmprobe.probing.judge import judge
 from ldmprobe.tracking.charts.chart import cut_off
-from ldmprobe.tracking.charts.curves import CURVES, Beside, axes_of, curves_chart, family_chart, scalar_chart
+from ldmprobe.tracking.charts.curves import Beside, curves_chart, family_chart, scalar_chart
 from ldmprobe.tracking.charts.heatmap import COLUMNS, heatmap_chart
-from ldmprobe.tracking.charts.interactive import figure_across, figure_of_choices, figure_over_training
-from ldmprobe.tracking.charts.scatter import FRAMES, POINTS, scatter_chart
+from ldmprobe.tracking.charts.scatter import FRAMES, scatter_chart
+from ldmprobe.tracking.charts.svg import drawn, drawn_by_choice, drawn_over_training
 from ldmprobe.tracking.comparable import comparable
 from ldmprobe.tracking.history import comparable_series, steps_of, thinned
-from ldmprobe.tracking.page import chart, folded, guarded, page, pairs, samples_with_slider, section
+from ldmprobe.tracking.page import folded, guarded, page, pairs, samples_over_training, section, slider_over_training
+from ldmprobe.tracking.report_words import fact, left_out, meaning, number, prompted, sentence, some_of
 from ldmprobe.tracking.run_verdict import judged_records
+from ldmprobe.tracking.spectrum import Range, bands_html, noised_html, on_axis, range_of
 from ldmprobe.tracking.thumbnails import sample_uris
-from ldmprobe.tracking.verdict_html import verdict_html
+from ldmprobe.tracking.verdict_html import confidence_html, headline_html
 
 _TOLD_ELSEWHERE = {"summary", "remarks", "notes", "caveats", "sample_labels"}  # of a record's provenance
-_PROMPTS_SHOWN, _MAP = 20, "Noise level × training step"
+_MAP, _SPECTRUM = "Noise level × training step", "By noise level"
 
 
 def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
@@ -84,12 +87,22 @@ def report_html(
         }
     shown = {probe: thinned(each, COLUMNS) for probe, each in probes.items()}
     latest = {name: each[-1] for each in shown.values() for name in each[-1].curves}
-    parts = [guarded("Pictures", _picture_sections, pictured.get(probe, []), counts[probe]) for probe in shown]
-    parts += [_metric_sections(each, latest) for each in shown.values()]
-    parts.append(guarded("How it was measured", _provenance_section, records, config_text, counts))
+    steps = sorted({step for each in pictured.values() for step in steps_of(each)})
     judged = records if judged is None else judged
+    images, scatters = (
+        [guarded("Pictures", draw, pictured.get(probe, []), counts[probe]) for probe in shown]
+        for draw in (_images_sections, _scatter_sections)
+    )
+    parts = [
+        slider_over_training(steps),
+        *images,
+        guarded(_SPECTRUM, _spectrum_section, shown, pictured, judged, latest),
+        guarded("Numbers", _numbers, shown, counts),
+        *scatters,
+        *(_metric_sections(each) for each in shown.values()),
+        guarded("How it was measured", _provenance_section, records, config_text, counts),
+    ]
     header = f"<h1>{escape(title)} <small>ldmprobe report</small></h1>" + guarded("Verdict", _verdict, judged, shown)
-    header += guarded("Numbers", _numbers, shown, counts)
     return page(title, header, "".join(parts))
 
 
@@ -111,9 +124,10 @@ def _verdict(judged: Sequence[ProbeRecord], probes: Mapping[str, Sequence[ProbeR
     remarks = [
         str(records[-1].provenance.get(key, "")) for records in probes.values() for key in ("summary", "remarks")
     ]
-    said = " ".join(escape(_sentence(remark)) for remark in remarks if remark)
+    said = " ".join(escape(sentence(remark)) for remark in remarks if remark)
     found = folded("What the last probes found", f"<p>{said}</p>") if said else ""
-    return verdict_html(judge(judged)) + found
+    verdict = judge(judged)
+    return headline_html(verdict) + confidence_html(verdict) + found
 
 
 def _numbers(probes: Mapping[str, Sequence[ProbeRecord]], counts: Mapping[str, int]) -> str:
@@ -129,72 +143,118 @@ def _numbers(probes: Mapping[str, Sequence[ProbeRecord]], counts: Mapping[str, i
             spread, first = records[-1].scalars.get(metric.spread or ""), records[0].scalars.get(name, value)
             more = [f"± {spread:.3g}"] if spread is not None else []
             more += [metric.unit] if metric.unit else []
-            more += [f"from {_number(first)}"] if first != value else []
-            cards.append((metric.title, _number(value), " ".join(more)))
+            more += [f"from {number(first)}"] if first != value else []
+            cards.append((metric.title, number(value), " ".join(more)))
     numbers = "".join(
         f"<div><span>{escape(a)}</span><strong>{escape(b)}</strong> <em>{escape(c)}</em></div>" for a, b, c in cards
     )
     return f'<div class="numbers">{numbers}</div>'
 
 
-def _picture_sections(pictured: Sequence[ProbeRecord], count: int) -> str:
-    """Return the sections of a probe's images and scatters, each with a slider over training."""
+def _images_sections(pictured: Sequence[ProbeRecord], count: int) -> str:
+    """Return the sections of a probe's images, which the page's slider moves."""
     if not pictured:
         return ""
     last = pictured[-1]
-    drawn = [(name, _images_section) for name in last.images]
-    drawn += [(name, _scatter_section) for name in last.scatters if not name.endswith("_real")]
-    return "".join(guarded(last.metric(name).title, draw, pictured, last, name, count) for name, draw in drawn)
+    names = list(last.images)
+    return "".join(guarded(last.metric(name).title, _images_section, pictured, last, name, count) for name in names)
+
+
+def _scatter_sections(pictured: Sequence[ProbeRecord], count: int) -> str:
+    """Return the sections of a probe's scatters, which the page's slider moves."""
+    if not pictured:
+        return ""
+    last = pictured[-1]
+    names = [name for name in last.scatters if not name.endswith("_real")]
+    return "".join(guarded(last.metric(name).title, _scatter_section, pictured, last, name, count) for name in names)
 
 
 def _images_section(pictured: Sequence[ProbeRecord], last: ProbeRecord, name: str, count: int) -> str:
     uris = sample_uris(pictured, name)
     frames = {step: frame for step, frame in zip(steps_of(pictured), uris, strict=True) if frame}
-    text = _meaning(last, name) + _some_of(len(frames), count) + _prompted(last)
-    return section(last.metric(name).title, text, samples_with_slider(frames))
+    text = meaning(last, name) + some_of(len(frames), count) + prompted(last)
+    return section(last.metric(name).title, text, samples_over_training(frames))
 
 
 def _scatter_section(pictured: Sequence[ProbeRecord], last: ProbeRecord, name: str, count: int) -> str:
     charts = {record.step: scatter_chart(record, name) for record in pictured if record.scatters.get(name)}
-    text = _meaning(last, name) + _some_of(len(charts), count)
-    return section(last.metric(name).title, text, chart(figure_over_training(charts)))
+    text = meaning(last, name) + some_of(len(charts), count)
+    return section(last.metric(name).title, text, drawn_over_training(charts))
 
 
-def _metric_sections(records: Sequence[ProbeRecord], latest: Beside) -> str:
-    """Return a section for each metric of a probe, in the order in which it declares them."""
+def _spectrum_section(
+    probes: Mapping[str, Sequence[ProbeRecord]],
+    pictured: Mapping[str, Sequence[ProbeRecord]],
+    judged: Sequence[ProbeRecord],
+    latest: Beside,
+) -> str:
+    """Return all that is known by noise level above one axis; "" where nothing is."""
+    names = {
+        probe: [name for name in _curves(records[-1]) if _by_level(records[-1], name)]
+        for probe, records in probes.items()
+    }
+    lasts = [records[-1] for records in probes.values()]
+    reach = range_of(lasts, [name for each in names.values() for name in each])
+    if reach is None:
+        return ""
+    images = [png for each in pictured.values() if each for pngs in each[-1].images.values() for png in pngs]
+    rows = "".join(
+        guarded(records[-1].metric(name).title, _row, records, name, latest, reach)
+        for probe, records in probes.items()
+        for name in names[probe]
+    )
+    above = noised_html(images, reach) + bands_html([each for each in judged if each.probe == PROBE], reach)
+    return section(_SPECTRUM, "", f'<div class="spectrum">{above}{rows}</div>')
+
+
+def _row(records: Sequence[ProbeRecord], name: str, latest: Beside, reach: Range) -> str:
+    """Return a chart of the spectrum."""
     last = records[-1]
-    declared = {metric.name: k for k, metric in enumerate(last.metrics)}
-    families = [f"{name.rpartition('/')[0]}/*" for name in last.curves]
-    curves = [
-        name for name in (*last.curves, *families) if name in declared or not last.metric(name).name.endswith("/*")
+    drawn_chart = on_axis(curves_chart(records, name, latest), reach)
+    text = f"{meaning(last, name)} {cut_off(drawn_chart)}"
+    return f"<article><h2>{escape(last.metric(name).title)}</h2><p>{text}</p>{drawn(drawn_chart)}</article>"
+
+
+def _curves(record: ProbeRecord) -> list[str]:
+    """Return the names of a record's curves, and of families of them, in the order in which it declares them."""
+    declared = {metric.name: k for k, metric in enumerate(record.metrics)}
+    families = [f"{name.rpartition('/')[0]}/*" for name in record.curves]
+    found = [
+        name for name in (*record.curves, *families) if name in declared or not record.metric(name).name.endswith("/*")
     ]
-    names = sorted(dict.fromkeys(curves), key=lambda name: declared.get(name, len(declared)))
+    return sorted(dict.fromkeys(found), key=lambda name: declared.get(name, len(declared)))
+
+
+def _by_level(record: ProbeRecord, name: str) -> bool:
+    """Return whether a headline has a place in the spectrum."""
+    metric = record.metric(name)
+    return name in record.curves and metric.shown == "headline" and not metric.along
+
+
+def _metric_sections(records: Sequence[ProbeRecord]) -> str:
+    """Return a section for each metric of a probe that is not in the spectrum."""
+    last = records[-1]
+    names = _curves(last)
+    mapped = [name for name in names if _by_level(last, name) and last.metric(name).has_heatmap]
+    names = [name for name in names if not _by_level(last, name)]
     if len(records) > 1:
         names += [name for name in last.scalars if last.metric(name).shown == "headline" and "/" not in name]
-    drawn: dict[str, list[str]] = {"headline": [], "detail": [], "record": []}
+    sections: dict[str, list[str]] = {"headline": [], "detail": [], "record": []}
     for name in names:
         metric = last.metric(name)
-        drawn[metric.shown].append(guarded(metric.title, _metric_section, records, name, latest))
-    mapped = [
-        name
-        for name in names
-        if name in last.curves and last.metric(name).shown == "headline" and last.metric(name).has_heatmap
-    ]
+        sections[metric.shown].append(guarded(metric.title, _metric_section, records, name))
     if mapped and len(records) > 1:
-        drawn["headline"].append(guarded(_MAP, _heatmap_section, records, mapped))
-    return pairs(drawn["headline"]) + folded(f"Details of the {last.probe} probe", pairs(drawn["detail"]))
+        sections["headline"].append(guarded(_MAP, _heatmap_section, records, mapped))
+    return pairs(sections["headline"]) + folded(f"Details of the {last.probe} probe", pairs(sections["detail"]))
 
 
-def _metric_section(records: Sequence[ProbeRecord], name: str, latest: Beside) -> str:
+def _metric_section(records: Sequence[ProbeRecord], name: str) -> str:
     last = records[-1]
     if name in last.scalars:
-        charts = {"": scalar_chart(records, name)}
-    elif name in last.curves:
-        charts = {axis.name: curves_chart(records, name, latest, axis) for axis in axes_of(last, name)}
+        chart = scalar_chart(records, name)
     else:
-        charts = {axis.name: family_chart(last, name, axis) for axis in axes_of(last, name)}
-    text = f"{_meaning(last, name)} {cut_off(next(iter(charts.values())))}"
-    return section(last.metric(name).title, text, chart(figure_across(charts)))
+        chart = curves_chart(records, name) if name in last.curves else family_chart(last, name)
+    return section(last.metric(name).title, f"{meaning(last, name)} {cut_off(chart)}", drawn(chart))
 
 
 def _heatmap_section(records: Sequence[ProbeRecord], names: Sequence[str]) -> str:
@@ -203,7 +263,7 @@ def _heatmap_section(records: Sequence[ProbeRecord], names: Sequence[str]) -> st
         "How each noise level develops. White is where it should be, or where a linear denoiser is; a horizontal band "
         "that keeps its color while the rest fades is a level that training leaves behind."
     )
-    return section(_MAP, text, chart(figure_of_choices(charts)), wide=True)
+    return section(_MAP, text, drawn_by_choice(charts), wide=True)
 
 
 def _provenance_section(records: Sequence[ProbeRecord], config_text: str | None, counts: Mapping[str, int]) -> str:
@@ -212,7 +272,7 @@ def _provenance_section(records: Sequence[ProbeRecord], config_text: str | None,
         last = [record for record in records if record.probe == probe][-1]
         facts = {"last record": f"step {last.step:,}, {last.created}", **last.provenance, **last.fingerprints}
         listed = "; ".join(
-            f"{escape(str(key)[:200])}: {escape(_fact(value)[:4000])}"
+            f"{escape(str(key)[:200])}: {escape(fact(value)[:4000])}"
             for key, value in facts.items()
             if key not in _TOLD_ELSEWHERE
         )
@@ -221,66 +281,9 @@ def _provenance_section(records: Sequence[ProbeRecord], config_text: str | None,
     return section(
         "How it was measured",
         "Records are compared only where their fingerprints (grid, reference, sampler, held-out data) agree."
-        + _left_out(counts),
+        + left_out(counts),
         f"<details open><summary>Provenance</summary><table>{''.join(rows)}</table></details>{config}",
     )
-
-
-# --- pieces ----------------------------------------------------------------------------------------------------------
-
-
-def _meaning(record: ProbeRecord, name: str) -> str:
-    """Return what a metric means, what this record adds to it, and what moves its samples off the data whatever the
-    model.
-    """
-    note = record.provenance.get("notes", {}).get(name)
-    text = escape(record.metric(name).meaning) + (f" <b>{escape(str(note))}</b>" if note else "")
-    for caveat in record.provenance.get("caveats", []):
-        text += f" <b>{escape(_sentence(caveat))[:400]}</b>: what parts them from the ideal and from real data is its "
-        text += "doing, too."
-    return text
-
-
-def _fact(value: object) -> str:
-    """Return a value of a record in as many digits as one reads; the record itself has them all."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_fact(each)}" for key, each in value.items())
-    return ", ".join(map(_fact, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _sentence(text: object) -> str:
-    return str(text)[:1].upper() + str(text)[1:]
-
-
-def _number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.1f}" if abs(value) >= 100 else f"{value:.3g}"
-
-
-def _some_of(shown: int, count: int) -> str:
-    return f" Shown are {shown} of {count:,} probes, evenly spaced." if shown < count else ""
-
-
-def _left_out(counts: Mapping[str, int]) -> str:
-    """Return what is left out of a page of many records."""
-    if max(counts.values(), default=0) <= FRAMES:
-        return ""
-    most = max(counts, key=lambda probe: counts[probe])
-    return (
-        f" Of the many records ({counts[most]:,} of {most}) the page draws some, evenly spaced, the first and the last "
-        f"among them: at most {COLUMNS} in heatmaps and over training, {CURVES} as curves, {FRAMES} with scatters (of "
-        f"at most {POINTS} samples a level) and samples (large ones reduced). The records themselves, in probes/, are "
-        "whole."
-    )
-
-
-def _prompted(record: ProbeRecord) -> str:
-    prompts = record.provenance.get("prompts")
-    if not isinstance(prompts, list):
-        return ""
-    quoted = ", ".join(f"“{escape(str(prompt)[:200])}”" for prompt in prompts[:_PROMPTS_SHOWN])
-    return f" Prompts, in turn: {quoted}{' …' if len(prompts) > _PROMPTS_SHOWN else ''}."
 
 
 def _config_text(run_dir: Path) -> str | None:

@@ -9,8 +9,8 @@ FORWARD = "#8a8f98"
 REAL = "#b4b9c2"
 ACCENT = "#3b6fd4"
 WARNING = "#c2453d"
-# Training step, early to late: perceptually even (viridis, without its palest yellow).
-STEP_COLORS = ["#440154", "#472f7d", "#39568c", "#2a788e", "#1f988b", "#35b779", "#8bd646"]
+# Training step, early and pale to late and dark: perceptually even (viridis, without its palest yellow).
+STEP_COLORS = ["#8bd646", "#35b779", "#1f988b", "#2a788e", "#39568c", "#472f7d", "#440154"]
 # From far off on the bad side, over white, to far off on the good side.
 DIVERGING = ["#b2182b", "#ef8a62", "#fddbc7", "#ffffff", "#d1e5f0", "#67a9cf", "#2166ac"]
 # Ten classes, told apart by hue and lightness.

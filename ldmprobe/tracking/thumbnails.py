@@ -13,7 +13,7 @@ from PIL import Image
 
 from ldmprobe.io.record import ProbeRecord
 
-TOTAL_BYTES = 6_000_000  # of all images of a page together
+TOTAL_BYTES = 600_000  # of all images of a page together
 _EDGES = (256, 192, 128, 96, 64, 48, 32, 16)
 _IMAGE_PIXELS, _IMAGE_BYTES, _IMAGES = 2**22, 2**23, 1024  # at most, of one image; and at most so many of a record
 _AS_IT_IS = 8_192  # bytes of a PNG that is not worth reducing, at its edge
@@ -43,7 +43,7 @@ def sample_uris(records: Sequence[ProbeRecord], name: str) -> list[list[str]]:
 
 def _reduced(png: bytes, edge: int) -> tuple[str, bytes]:
     """Return the kind of image that is shown, and its bytes."""
-    image = _opened(png)
+    image = opened(png)
     if image is None:
         return "png", b""
     if max(image.size) <= edge and len(png) <= _AS_IT_IS:
@@ -55,8 +55,8 @@ def _reduced(png: bytes, edge: int) -> tuple[str, bytes]:
     return "webp", buffer.getvalue()
 
 
-def _opened(content: bytes) -> Image.Image | None:
-    """The image of a PNG of a sane size; None of anything else."""
+def opened(content: bytes) -> Image.Image | None:
+    """Return the image of a PNG of a sane size; None of anything else."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error")

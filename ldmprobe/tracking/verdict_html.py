@@ -8,11 +8,11 @@ from math import isfinite
 
 from ldmprobe.probing.verdict import BandVerdict, Verdict
 
-_CLASSES = {"✓": "fine", "•": "unfinished", "▲": "look", "?": "unknown"}
+CLASSES = {"✓": "fine", "•": "unfinished", "▲": "look", "?": "unknown"}
 
 
 def verdict_html(verdict: Verdict) -> str:
-    """Return the verdict as HTML; its colors are in ``report.css``."""
+    """Return the verdict with its ribbon as HTML; the colors are in ``report.css``."""
     ribbon = "".join(_cell(band, verdict.bound) for band in verdict.bands)
     if ribbon:
         ribbon = (
@@ -20,19 +20,35 @@ def verdict_html(verdict: Verdict) -> str:
             '<div class="ends"><span>← pure noise · layout, class</span><span>noise level, log-SNR</span>'
             "<span>fine detail · clean image →</span></div>"
         )
+    return headline_html(verdict) + ribbon + confidence_html(verdict)
+
+
+def headline_html(verdict: Verdict) -> str:
+    """Return the state as a pill, and what is the matter and what to do beside it."""
     symbol = verdict.state.symbol
     return (
-        f'<div class="verdict"><span class="pill {_CLASSES[symbol]}">{symbol} {escape(verdict.state.value)}</span>'
-        f"<p><b>{escape(verdict.sentence)}</b> {_with_code(verdict.action)}</p></div>{ribbon}"
-        f'<p class="confidence">{escape(verdict.confidence)}</p>'
+        f'<div class="verdict"><span class="pill {CLASSES[symbol]}">{symbol} {escape(verdict.state.value)}</span>'
+        f"<p><b>{escape(verdict.sentence)}</b> {_with_code(verdict.action)}</p></div>"
     )
+
+
+def confidence_html(verdict: Verdict) -> str:
+    """Return what the verdict rests on."""
+    return f'<p class="confidence">{escape(verdict.confidence)}</p>'
+
+
+def change_in_words(verdict: Verdict) -> str:
+    """Return how the bound has changed since the probe before; "" where there is none to compare with."""
+    if verdict.since is None or not isfinite(verdict.change):
+        return ""
+    return f", {verdict.change:+.2g} since step {verdict.since:,}".replace("-", "−")
 
 
 def _cell(band: BandVerdict, bound: float) -> str:
     share = f"{band.nats / bound:.0%} of the bound" if isfinite(band.nats) and bound else ""
     told = f"{band.state.value}: {band.evidence}"
     return (
-        f'<details class="{_CLASSES[band.symbol]}"><summary><span aria-hidden="true">{band.symbol}</span>'
+        f'<details class="{CLASSES[band.symbol]}"><summary><span aria-hidden="true">{band.symbol}</span>'
         f"<b>{escape(band.name)}</b><em>{share}</em></summary><p>{escape(told)}</p></details>"
     )
 

@@ -1,1 +1,1 @@
-"""Charts: each is described once, and drawn by plotly for pages and by matplotlib for loggers and print."""
+"""Charts: each is described once, and drawn as SVG for pages and by matplotlib for loggers and print."""

@@ -18,6 +18,7 @@ class Line:
         lower, upper: the ends of an interval that is shaded, (N,).
         spread: the half-widths of error bars, (N,).
         hover: what is said before the numbers of the point that one hovers over.
+        step: the training step that it shows, where there are several.
     """
 
     x: np.ndarray
@@ -31,6 +32,7 @@ class Line:
     spread: np.ndarray | None = None
     markers: bool = False
     hover: str = ""
+    step: int | None = None
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,6 @@ class Panel:
         level: where a dashed horizontal line is drawn.
         y_range: as far as the axis reaches; default: as far as there is something to see.
         log, log_x: whether the axis of y or x is logarithmic.
-        falling: whether x falls from left to right.
     """
 
     marks: Sequence[Line | Points | Cells]
@@ -90,7 +91,6 @@ class Panel:
     level: float | None = None
     log: bool = False
     log_x: bool = False
-    falling: bool = False
     x_range: tuple[float, float] | None = None
     y_range: tuple[float, float] | None = None
 

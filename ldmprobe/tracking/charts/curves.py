@@ -11,7 +11,7 @@ import numpy as np
 
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, ProbeRecord
-from ldmprobe.tracking.charts.chart import Chart, Line, Panel
+from ldmprobe.tracking.charts.chart import Chart, Line, Panel, positive
 from ldmprobe.tracking.history import thinned
 from ldmprobe.tracking.style import ACCENT, CLASS_COLORS, FORWARD, IDEAL, step_color
 
@@ -27,27 +27,16 @@ class Axis:
         name: in a choice of axes.
         title: below the axis.
         of: (record, one of its curves) → the place of each level, (L,).
-        falling: whether it falls from left to right.
         log: whether it is logarithmic.
     """
 
     name: str
     title: str
     of: Callable[[ProbeRecord, Curve], np.ndarray]
-    falling: bool = False
     log: bool = False
 
 
-def _passes(record: ProbeRecord, curve: Curve) -> np.ndarray:
-    """Return the network passes that were taken by the end of each level's step."""
-    known = record.curves["passes"]
-    places = dict(zip(known.log_snr.tolist(), known.value.tolist(), strict=True))
-    return np.array([places.get(level, np.nan) for level in curve.log_snr.tolist()])
-
-
 LOG_SNR = Axis("log-SNR", "log-SNR (noisy to clean)", lambda _, curve: curve.log_snr)
-TIMESTEP = Axis("timestep", "timestep (sampling runs left to right)", lambda _, curve: curve.timestep, falling=True)
-PASSES = Axis("network passes", "network passes", _passes)
 
 
 def axis_of(metric: Metric) -> Axis:
@@ -61,23 +50,12 @@ def axis_of(metric: Metric) -> Axis:
     return Axis(metric.along, metric.along, places, log=metric.log_along)
 
 
-def axes_of(record: ProbeRecord, name: str) -> list[Axis]:
-    """Return the axes that a metric's levels may be laid out along, the usual one first."""
-    if not record.metric(name).sampling:
-        return [axis_of(record.metric(name))]
-    return [TIMESTEP, LOG_SNR, *([PASSES] if "passes" in record.curves else [])]
-
-
-def curves_chart(
-    records: Sequence[ProbeRecord], name: str, beside: Beside | None = None, axis: Axis | None = None
-) -> Chart:
-    """Draw a curve of each record, colored by training step, with the interval of the last and the ideal beside
-    them; ``axis`` defaults to the usual one.
-    """
+def curves_chart(records: Sequence[ProbeRecord], name: str, beside: Beside | None = None) -> Chart:
+    """Draw a curve of each record, colored by training step; the interval of the last and the ideal are beside them."""
     records = [record for record in records if name in record.curves]
     steps = (records[0].step, records[-1].step)
     records, last = thinned(records, CURVES), records[-1]
-    metric, axis = last.metric(name), axis or axes_of(last, name)[0]
+    metric, axis = last.metric(name), axis_of(last.metric(name))
     marks = []
     for i, record in enumerate(records):
         curve, latest = record.curves[name], record is records[-1]
@@ -91,16 +69,18 @@ def curves_chart(
                 upper=curve.upper if latest else None,
                 markers=metric.along != "" and not metric.log_along,
                 hover=f"training step {record.step:,}",
+                step=record.step,
             )
         )
     marks += _references(metric, name, last, beside or {}, axis)
-    return Chart([panel(metric, axis, marks, last.curves[name])], steps=steps if len(records) > 1 else None)
+    framed = [last.curves[each] for each in (name, str(metric.ideal_of(name))) if each in last.curves]
+    return Chart([panel(metric, axis, marks, *framed)], steps=steps if len(records) > 1 else None)
 
 
-def family_chart(record: ProbeRecord, family: str, axis: Axis | None = None) -> Chart:
+def family_chart(record: ProbeRecord, family: str) -> Chart:
     """Draw each curve of a family, such as those of eigen-bands, in a color of its own, with its ideal dashed."""
     names = sorted(name for name in record.curves if f"{name.rpartition('/')[0]}/*" == family)
-    metric, marks, axis = record.metric(names[0]), [], axis or axes_of(record, names[0])[0]
+    metric, marks, axis = record.metric(names[0]), [], axis_of(record.metric(names[0]))
     for k, name in enumerate(names):
         curve, color = record.curves[name], CLASS_COLORS[k % len(CLASS_COLORS)]
         member = name.rpartition("/")[2]
@@ -147,7 +127,10 @@ def panel(metric: Metric, axis: Axis, marks: Sequence[Line], *framed: Curve) -> 
     untrained network, off by far more, would press what matters flat.
     """
     level = float(metric.ideal) if isinstance(metric.ideal, int | float) else None
-    limits = None if metric.log else _limits(level, framed)
+    values = np.concatenate([[] if level is None else [level], *(curve.value for curve in framed)])
+    limits = _limits(np.log10(positive(values)) if metric.log else values)
+    if limits is not None and metric.log:
+        limits = 10 ** limits[0], 10 ** limits[1]
     return Panel(
         marks,
         axis.title,
@@ -155,13 +138,11 @@ def panel(metric: Metric, axis: Axis, marks: Sequence[Line], *framed: Curve) -> 
         level=level,
         log=metric.log,
         log_x=axis.log,
-        falling=axis.falling,
         y_range=limits,
     )
 
 
-def _limits(level: float | None, curves: Sequence[Curve]) -> tuple[float, float] | None:
-    values = np.concatenate([[] if level is None else [level], *(curve.value for curve in curves)])
+def _limits(values: np.ndarray) -> tuple[float, float] | None:
     values = values[np.isfinite(values)]
     if not values.size:
         return None

@@ -8,9 +8,9 @@ import numpy as np
 
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.tracking.charts.chart import Cells, Chart, Panel, positive
-from ldmprobe.tracking.history import thinned
+from ldmprobe.tracking.history import SOME, thinned
 
-COLUMNS = 256  # records, at most
+COLUMNS = SOME  # records, at most
 
 
 def heatmap_chart(records: Sequence[ProbeRecord], name: str) -> Chart:

@@ -87,8 +87,6 @@ def _draw(axis: Axes, panel: Panel, chart: Chart) -> None:
         axis.set(xlim=panel.x_range, aspect="equal", xticks=(-step, 0, step), yticks=(-step, 0, step))
     if panel.y_range is not None:
         axis.set_ylim(panel.y_range)
-    if panel.falling:
-        axis.invert_xaxis()
     axis.set_title(panel.title, fontsize=10)
     if not chart.square:
         axis.set_xlabel(panel.x, fontsize=9, labelpad=2)
