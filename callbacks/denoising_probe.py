@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,6 +12,7 @@ from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
 from ldmprobe.callbacks.probe_data import held_out_of, reference_of
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.io.plain_text import plain
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.diffusion_model import DiffusionModel
@@ -68,8 +70,10 @@ class DenoisingProbe(ProbeCallback[DiffusionModel]):
         self._reference: LatentStatistics | None = None
         self._held_out: HeldOut | None = None
         self._previous: ProbeRecord | None = None
+        self._began = 0.0
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
+        self._began = time.monotonic()
         model = self.subject(pl_module)
         if self._reference is None:
             self._reference = reference_of(trainer, model, self.num_reference)
@@ -94,10 +98,13 @@ class DenoisingProbe(ProbeCallback[DiffusionModel]):
         return self._previous
 
     def conclude(self, trainer: L.Trainer) -> dict[str, float]:
-        """Come to a verdict, and send it to the loggers."""
+        """Come to a verdict, send it to the loggers, and say it in a line above the progress bar."""
         verdict = from_rank_zero(trainer, lambda: verdict_on(run_directory(trainer), until=trainer.global_step))
         if trainer.is_global_zero:
             log_verdict(trainer.loggers, verdict)
+            if trainer.progress_bar_callback is not None:
+                seconds = time.monotonic() - self._began
+                trainer.progress_bar_callback.print(plain(f"{verdict.news} (probed in {seconds:.1f} s)"))
         return verdict_metrics(verdict)
 
     def _last_before(self, trainer: L.Trainer) -> ProbeRecord | None:

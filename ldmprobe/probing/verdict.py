@@ -105,6 +105,18 @@ class Verdict:
         return f"{self.state.symbol} {self.state.value}: {self.sentence} {self.action}"
 
     @property
+    def news(self) -> str:
+        """The step, the bound and its change, the state and the worst band, in a line for a terminal."""
+        said = f"step {self.step:,}: "
+        if np.isfinite(self.bound):
+            change = f" ({self.change:+.2g})".replace("-", "−") if np.isfinite(self.change) else ""
+            said += f"bound {self.bound:,.1f} nats{change}, "
+        said += f"{self.state.symbol} {self.state.value}"
+        if (worst := self.worst) is not None and worst.recoverable > 0:
+            said += f", {worst.recoverable:.2g} nats could still go at log-SNR {worst.name}"
+        return said
+
+    @property
     def in_full(self) -> str:
         """The verdict, a line for each band, and what it rests on."""
         wide = max((len(band.name) for band in self.bands), default=0)
