@@ -9,6 +9,7 @@ from ldmprobe.callbacks.exact_resume import ExactResume
 from ldmprobe.callbacks.forgetting import Forgetting
 from ldmprobe.callbacks.likelihood_probe import LikelihoodProbe
 from ldmprobe.callbacks.logger_guard import LoggerGuard
+from ldmprobe.callbacks.lora_strength import LoRAStrength
 from ldmprobe.callbacks.non_finite import NonFinite
 from ldmprobe.callbacks.post_hoc_ema import PostHocEMA
 from ldmprobe.callbacks.probe_callback import ProbeCallback
@@ -29,6 +30,7 @@ __all__ = [
     "ExactResume",
     "Forgetting",
     "LikelihoodProbe",
+    "LoRAStrength",
     "LoggerGuard",
     "NonFinite",
     "PostHocEMA",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ldmprobe.commands.options import Parser, add_base, add_ema_length
+from ldmprobe.commands.options import Parser, add_base, add_weights
 from ldmprobe.io.plain_text import plain
 
 
@@ -34,10 +34,10 @@ def run(argv: list[str]) -> int:
         "--per-channel", action="store_true", help="a scale for each channel of an autoencoder's latents"
     )
     add_base(parser)
-    add_ema_length(parser)
+    add_weights(parser)
     args = parser.parse_args(argv[1:])
     from ldmprobe.training.export import export
 
-    how = (args.merge, args.base, args.per_channel, args.ema_length)
+    how = (args.merge, args.base, args.per_channel, args.ema_length, args.lora_strength)
     print(plain(export(args.checkpoint, args.folder, *how)))
     return 0

@@ -85,11 +85,11 @@ def add_base(parser: argparse._ActionsContainer) -> None:
     option(parser, "--base MODEL", "where a finetune's pretrained model is, if not where the checkpoint says")
 
 
-def add_ema_length(parser: argparse._ActionsContainer, several: str = "") -> None:
-    """Add which average of a checkpoint's weights is taken.
+def add_weights(parser: argparse._ActionsContainer, several: str = "") -> None:
+    """Add which average of a checkpoint's weights is taken, and how much of its LoRA.
 
     Args:
-        several: what is done with several; without it there can be but one.
+        several: what is done with several averages; without it there can be but one.
     """
     option(
         parser,
@@ -98,6 +98,7 @@ def add_ema_length(parser: argparse._ActionsContainer, several: str = "") -> Non
         float,
         nargs="+" if several else None,
     )
+    option(parser, "--lora-strength S", "how much of a LoRA is added; 1 is as trained", float, 1.0)
 
 
 def add_model(parser: ArgumentParser) -> None:
@@ -196,8 +197,8 @@ def source_of(args: Namespace) -> Source:
     """Return where the model is that ``add_model`` asked for, and which of its averages."""
     from ldmprobe.pretrained.source import Source
 
-    how = (args.revision, args.variant, args.local_files_only, args.text_precision, args.base, args.ema_length)
-    return Source(args.model, *how)
+    how = (args.revision, args.variant, args.local_files_only, args.text_precision, args.base)
+    return Source(args.model, *how, args.ema_length, args.lora_strength)
 
 
 def load(args: Namespace) -> tuple[DiffusionModel, Sampling]:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from ldmprobe.commands.options import (
     Parser,
     add_data,
-    add_ema_length,
     add_model,
     add_sampling,
+    add_weights,
     further_columns,
     integer,
     load,
@@ -43,6 +43,7 @@ _OF_DIFFUSION = (
         "--num-draws",
         "--classifier",
         "--classifier-scale",
+        "--lora-strength",
     ),
     *("--base", "--variant", "--text-precision"),
 )
@@ -63,7 +64,7 @@ def run(argv: list[str]) -> int:
         "runs/digits/checkpoints/last.ckpt --data builtin:digits --label-column label --image-size 32 --out probed",
     )
     add_model(parser)
-    add_ema_length(parser, several="; several are compared on the held-out images of --data, and the best is probed")
+    add_weights(parser, several="; several are compared on the held-out images of --data, and the best is probed")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new directory to write to")
     add_sampling(parser, num_samples=256)
     group = parser.add_argument_group(

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 from ldmprobe.commands.options import (
     Parser,
     add_data,
-    add_ema_length,
     add_model,
     add_sampling,
+    add_weights,
     further_columns,
     integer,
     load,
@@ -47,7 +47,7 @@ def run(argv: list[str]) -> int:
         "runs/digits/checkpoints/last.ckpt --out samples.png",
     )
     add_model(parser)
-    add_ema_length(parser)
+    add_weights(parser)
     option(parser, "--out FILE", "new PNG file", Path, Path("samples.png"))
     option(parser, "--columns N", "columns of the grid", integer(1), 10)
     add_sampling(parser, num_samples=50)

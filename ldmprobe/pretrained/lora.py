@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,27 @@ class LoRA:
 def has_lora(network: nn.Module) -> bool:
     """Return whether peft has put trained updates into ``network``."""
     return hasattr(network, "peft_config")
+
+
+@contextmanager
+def lora_at(network: nn.Module, strength: float) -> Iterator[None]:
+    """Run the block with the updates at another strength: W = W_0 + s (α/r) B A; then as before."""
+    from peft.tuners.lora import LoraLayer
+
+    layers = [layer for layer in network.modules() if isinstance(layer, LoraLayer)]
+    before = [dict(layer.scaling) for layer in layers]
+    try:
+        for layer in layers:
+            layer.scaling.update({name: strength * scaling for name, scaling in layer.scaling.items()})
+        yield
+    finally:
+        for layer, scaling in zip(layers, before, strict=True):
+            layer.scaling.update(scaling)
+
+
+def at_strength(state_dict: StateDict, strength: float) -> StateDict:
+    """Return a state dict with its updates at another strength: B times s."""
+    return {name: strength * value if ".lora_B." in name else value for name, value in state_dict.items()}
 
 
 @torch.no_grad()

@@ -24,6 +24,7 @@ class Source:
             the same weights.
         ema_length: σ_rel of an average that is taken in the place of the checkpoint's own weights, of a run with
             PostHocEMA.
+        lora_strength: s of a LoRA's checkpoint, W_0 + s (α/r) B A; 1 is as trained.
     """
 
     name: str
@@ -33,6 +34,7 @@ class Source:
     text_precision: Precision = "float32"
     base: str | None = None
     ema_length: float | None = None
+    lora_strength: float = 1.0
 
     @classmethod
     def of(cls, source: Source | str | Path) -> Source:

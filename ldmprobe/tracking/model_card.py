@@ -55,12 +55,12 @@ def write_model_card(
     # Of several sampling probes the paper's, by DDIM, or else the first.
     sampling = [name for name, of in by_probe.items() if "step_kl" in of[-1].curves or of[-1].images or of[-1].scatters]
     sampled = sorted(sampling, key="ddim".__ne__)
-    denoising, quality = (by_probe.get(probe, []) for probe in ("denoising", "quality"))
+    denoising, quality, strength = (by_probe.get(probe, []) for probe in ("denoising", "quality", "lora_strength"))
     figures = _figures(by_probe[sampled[0]] if sampled else [], denoising)
     for file, (_, content) in figures.items():
         (folder / "figures").mkdir(exist_ok=True)
         (folder / "figures" / file).write_bytes(content)
-    found = _found(denoising, quality) + [
+    found = _found(denoising, quality, strength) + [
         f"![{caption}](figures/{file})\n\n*{caption}*\n" for file, (caption, _) in figures.items()
     ]
     if found and model.weights not in ("raw", "ema"):
@@ -195,7 +195,9 @@ images = pipeline({call}, num_inference_steps=50).images
 """
 
 
-def _found(denoising: Sequence[ProbeRecord], quality: Sequence[ProbeRecord]) -> list[str]:
+def _found(
+    denoising: Sequence[ProbeRecord], quality: Sequence[ProbeRecord], strength: Sequence[ProbeRecord]
+) -> list[str]:
     """Return the verdict and the main numbers, each with the training step it was measured at."""
     parts, rows = [], []
     if denoising:
@@ -221,6 +223,11 @@ def _found(denoising: Sequence[ProbeRecord], quality: Sequence[ProbeRecord]) -> 
         rows += [
             (metric.upper(), f"{last.scalars[metric]:.4g}, {of}") for metric in ("fid", "kid") if metric in last.scalars
         ]
+    if strength:
+        last = strength[-1]
+        best, lower, upper = (last.scalars[f"lora_strength_best{end}"] for end in ("", "/lower", "/upper"))
+        where = f"where most is gained less what is forgotten (step {last.step:,})"
+        rows.append(("Best LoRA strength", f"{best:.2f} (95 %: {lower:.2f} to {upper:.2f}), {where}"))
     return [*parts, table(rows)] if rows else parts
 
 

@@ -32,6 +32,7 @@ def export(
     base: str | None = None,
     per_channel: bool = False,
     ema_length: float | None = None,
+    lora_strength: float = 1.0,
 ) -> Path:
     """Write the model of a checkpoint (with its EMA weights if there are any) to ``folder``: safetensors,
     configurations and ``README.md``, the model card. If the checkpoint lies in a run directory, or in its
@@ -45,6 +46,7 @@ def export(
         base: as ``Checkpoint.read``'s.
         per_channel: an autoencoder's latents have a scale for each channel.
         ema_length: σ_rel of an average in the place of the checkpoint's own weights, of a run with PostHocEMA.
+        lora_strength: how much of a LoRA is exported; 1 is as trained.
 
     Returns:
         ``folder``.
@@ -56,7 +58,7 @@ def export(
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ConfigurationError(f"{folder} exists already; choose a new folder to export to.")
-    read = Checkpoint.of(Source(str(checkpoint), base=base, ema_length=ema_length))
+    read = Checkpoint.of(Source(str(checkpoint), base=base, ema_length=ema_length, lora_strength=lora_strength))
     if read.is_autoencoder and merge:
         raise ConfigurationError(f"{checkpoint} holds an autoencoder, which has no LoRA; leave out --merge.")
     if per_channel and not read.is_autoencoder:

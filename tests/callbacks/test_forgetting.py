@@ -10,9 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ldmprobe import ClassConditioning, Curve, ImageData, LatentDiffusion, RecordStore
-from ldmprobe.callbacks import Forgetting, ReportWriter
+from ldmprobe import ClassConditioning, Curve, ImageData, LatentDiffusion, LoRA, RecordStore, probe_lora_strength
+from ldmprobe.callbacks import Forgetting, LoRAStrength, ReportWriter
 from ldmprobe.data.builtin import digits as all_digits
+from ldmprobe.pretrained.lora import at_strength, lora_at
 from ldmprobe.tracking.report import report_html
 from tests.helpers import refused, tiny_unet
 from tests.training.test_latent_diffusion import assert_same_state, trainer
@@ -207,3 +208,45 @@ def test_data_that_do_not_fit_the_model_are_refused_before_training(folder, tmp_
 def test_impossible_settings_are_refused_at_construction(build, message):
     with refused(message):
         build()
+
+
+def test_the_strength_of_a_lora_is_where_most_is_gained_less_what_is_forgotten(folder, tmp_path):
+    network = Perceptron()
+    network.load_state_dict(torch.load(folder / "base.pt", weights_only=True))
+    LoRA(rank=8, targets=["0", "2", "4"]).add_to(network)
+    settings = {"num_images": 96, "num_draws": 192}
+    strength = LoRAStrength(data(folder, "base"), **settings)
+    callbacks = [forgetting(folder, every_n_steps=NEW_STEPS), strength]
+    fit = trainer(tmp_path, max_steps=NEW_STEPS, limit_val_batches=0, callbacks=callbacks)
+    model = module(network)
+    fit.fit(model, data(folder, "new"))
+    store = RecordStore(tmp_path)
+    (record,), forgot = store.read("lora_strength"), store.read("forgetting")[-1]
+    tried, net, gained, lost = (
+        record.curves[f"lora_strength_{name}"].value for name in ("tried", "net", "gained", "forgotten")
+    )
+    # At strength 1 it is what Forgetting finds, on the same draws; at 0 the base model.
+    one = list(tried).index(1.0)
+    assert [gained[one], lost[one]] == pytest.approx([forgot.scalars["gained_nats"], forgot.scalars["forgotten_nats"]])
+    assert (gained[0], lost[0]) == (0, 0)
+    np.testing.assert_allclose(net, gained - lost)
+    bands = [curve.value for name, curve in record.curves.items() if name.startswith("lora_strength_net_band/")]
+    np.testing.assert_allclose(sum(bands), net)
+    # The best lies where no strength nearby is better, when these are tried themselves.
+    best = record.scalars["lora_strength_best"]
+    assert record.scalars["lora_strength_best/lower"] <= best <= record.scalars["lora_strength_best/upper"]
+    of_base, of_new = strength.kinds_of_data(fit, model.diffusion_model())
+    near = sorted({0.0, 1.0, *np.clip([best - 0.1, best, best + 0.1], 0, 1.25)})
+    again = probe_lora_strength(model.diffusion_model(), of_base.held_out, of_new.held_out, near, num_draws=192)
+    assert near[again.curves["lora_strength_net"].value.argmax()] == pytest.approx(best)
+    # A state dict at a strength is the network at that strength.
+    z, t = torch.randn(2, 1, 8, 8), torch.tensor([10, 900])
+    with torch.no_grad(), lora_at(network, 0.4):
+        expected = network(z, t, {})
+    network.load_state_dict(at_strength(network.state_dict(), 0.4))
+    with torch.no_grad():
+        torch.testing.assert_close(network(z, t, {}), expected)
+    with refused("0 and 1 among them"):
+        probe_lora_strength(model.diffusion_model(), of_base.held_out, of_new.held_out, [0.5, 1.0])
+    with refused("LoRAStrength needs a LoRA"):
+        strength.check(module(Perceptron()).diffusion_model())

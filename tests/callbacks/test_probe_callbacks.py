@@ -22,6 +22,7 @@ from ldmprobe.callbacks import (
     DenoisingProbe,
     Forgetting,
     LikelihoodProbe,
+    LoRAStrength,
     ProbeCallback,
     ReconstructionProbe,
     ReportWriter,
@@ -76,8 +77,9 @@ def test_every_probe_callback_is_covered_here():
     kinds = {
         cls for _, cls in inspect.getmembers(ldmprobe.callbacks, inspect.isclass) if issubclass(cls, ProbeCallback)
     }
-    # tests/callbacks/test_reconstruction_probe.py, tests/training/test_noisy_classification.py
-    of_other_modules = {ReconstructionProbe, ClassifierProbe}
+    # tests/callbacks/test_reconstruction_probe.py, tests/training/test_noisy_classification.py,
+    # tests/callbacks/test_forgetting.py
+    of_other_modules = {ReconstructionProbe, ClassifierProbe, LoRAStrength}
     assert kinds - {ProbeCallback} == {type(probe) for probe in probes()} | of_other_modules
 
 

@@ -4,6 +4,7 @@ diffusers pipeline.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.noisy_classifier import CLASSIFIER
 from ldmprobe.pretrained.finetune import base_fingerprint, frozen_keys, merge_lora_, prepare_for_finetuning_
 from ldmprobe.pretrained.load import load_pipeline
-from ldmprobe.pretrained.lora import LoRA, LoRAWeights, lora_weights
+from ldmprobe.pretrained.lora import LoRA, LoRAWeights, at_strength, lora_weights
 from ldmprobe.pretrained.source import Source
 from ldmprobe.training.checkpoint.newest import newer_last
 from ldmprobe.training.checkpoint.sharded import is_sharded_checkpoint, load_sharded_checkpoint
@@ -64,6 +65,10 @@ def load_model(
     elif source.ema_length is not None:
         raise ConfigurationError(
             f"{source.name} is a pipeline, of whose weights there is one average only; leave out `--ema-length`."
+        )
+    elif source.lora_strength != 1:
+        raise ConfigurationError(
+            f"{source.name} is a pipeline; `--lora-strength` is for the checkpoint of a LoRA. Leave it out."
         )
     elif source.base is not None:
         raise ConfigurationError(
@@ -136,7 +141,8 @@ class Checkpoint:
             ConfigurationError: as ``read`` and ``averaged``.
         """
         found = cls.read(Path(source.name), source.base)
-        return found if source.ema_length is None else found.averaged(source.ema_length)
+        found = found if source.ema_length is None else found.averaged(source.ema_length)
+        return found if source.lora_strength == 1 else found.at_strength(source.lora_strength)
 
     @classmethod
     def read(cls, path: Path, base: str | None = None) -> Checkpoint:
@@ -184,6 +190,18 @@ class Checkpoint:
         state = self.content["state_dict"] | {f"{self._place}{name}": value for name, value in weights.items()}
         content = {**self.content, "state_dict": state}
         return replace(self, content=content, weights=f"power-function average of length {length:g}")
+
+    def at_strength(self, strength: float) -> Checkpoint:
+        """Return it with its LoRA at another strength.
+
+        Raises:
+            ConfigurationError: it has no LoRA, or the strength is not finite.
+        """
+        if not self.spec.get("lora"):
+            raise ConfigurationError(f"{self.path} has no LoRA to set the strength of; leave out `--lora-strength`.")
+        if not math.isfinite(strength):
+            raise ConfigurationError(f"The LoRA's strength is {strength}; expected a number, such as 0.8.")
+        return replace(self, content={**self.content, "state_dict": at_strength(self.content["state_dict"], strength)})
 
     @property
     def spec(self) -> PlainValues:
