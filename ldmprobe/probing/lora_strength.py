@@ -36,7 +36,7 @@ from ldmprobe.probing.squared_errors import squared_errors
 PROBE, BEST = "lora_strength", "lora_strength_best"
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 _GROUPS = 16  # of images, for the jackknife
-_ALONG = {"along": "strength of the LoRA", "places": "lora_strength_tried"}
+_AXIS, _PLACES = "strength of the LoRA", "lora_strength_tried"
 
 METRICS = (
     Metric(
@@ -58,18 +58,21 @@ METRICS = (
         "Nats gained on the new data less nats forgotten of the base model's own kind, over strength: highest at s*. "
         "Dotted: either by itself.",
         "nats, compared with the base model", good="higher", ideal=0.0,
-        beside=("lora_strength_gained", "lora_strength_forgotten"), shown="headline", **_ALONG,
+        beside=("lora_strength_gained", "lora_strength_forgotten"), shown="headline", along=_AXIS, places=_PLACES,
     ),
-    Metric("lora_strength_gained", "gained", "On the new data.", "nats", good="higher", ideal=0.0, **_ALONG),
+    Metric(
+        "lora_strength_gained", "gained", "On the new data.", "nats", good="higher", ideal=0.0, along=_AXIS,
+        places=_PLACES,
+    ),
     Metric(
         "lora_strength_forgotten", "forgotten", "Of the base model's own kind of data.", "nats", good="lower",
-        ideal=0.0, **_ALONG,
+        ideal=0.0, along=_AXIS, places=_PLACES,
     ),
     Metric(
         "lora_strength_net_band/*", "How strong it should be, by noise level",
         "Gained less forgotten within each band of log-SNR, named by its lower end: bands whose lines peak apart want "
         "different strengths.",
-        "nats", good="higher", ideal=0.0, **_ALONG,
+        "nats", good="higher", ideal=0.0, along=_AXIS, places=_PLACES,
     ),
     Metric("lora_strength_tried", "Strength", "", "", along="number", shown="record"),
 )  # fmt: skip

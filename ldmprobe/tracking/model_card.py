@@ -64,7 +64,7 @@ def write_model_card(
         f"![{caption}](figures/{file})\n\n*{caption}*\n" for file, (caption, _) in figures.items()
     ]
     if found and model.weights not in ("raw", "ema"):
-        found.insert(0, f"These were found of the weights as trained, and not of this {model.weights}.\n")
+        found.insert(0, f"These were found of the weights as trained. What is here is another: {model.weights}.\n")
     measured = ["## What its probes found\n", *found] if found else []
     conditioning = model.conditioning.card(pipeline, model.latent_shape)
     facts = _facts(pipeline, model, conditioning) + ([("LoRA", _described(lora))] if lora else [])

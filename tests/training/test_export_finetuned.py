@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from safetensors.torch import load_file
 
 from ldmprobe import FinetunedDiffusion, ImageData, LoRA, load_model
 from ldmprobe.cli import main
@@ -114,3 +115,15 @@ def test_the_code_of_a_loras_card_runs():
     assert str(base.parent) not in card
     assert f"`path/to/{base.name}` stands for the pipeline that it was finetuned from" in card
     assert len(images_of(card.replace(f"path/to/{base.name}", str(base)))) == 4
+
+
+def test_a_lora_is_exported_at_the_strength_that_is_asked_for(capsys):
+    finetuned(saved("StableDiffusionPipeline"), lora=LoRA(rank=2))
+    assert (
+        main(["export", "model.ckpt", "whole"]) == main(["export", "model.ckpt", "half", "--lora-strength", "0.5"]) == 0
+    )
+    whole, half = (load_file(f"{folder}/pytorch_lora_weights.safetensors") for folder in ("whole", "half"))
+    assert all(torch.equal(half[name], value * (0.5 if "lora_B" in name else 1)) for name, value in whole.items())
+    assert any(bool(value.any()) for name, value in whole.items() if "lora_B" in name)
+    assert "LoRA at strength 0.5" in Path("half/README.md").read_text()
+    assert main(["export", str(saved("StableDiffusionPipeline")), "none", "--lora-strength", "0.5"]) == 2

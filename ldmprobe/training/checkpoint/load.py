@@ -201,7 +201,8 @@ class Checkpoint:
             raise ConfigurationError(f"{self.path} has no LoRA to set the strength of; leave out `--lora-strength`.")
         if not math.isfinite(strength):
             raise ConfigurationError(f"The LoRA's strength is {strength}; expected a number, such as 0.8.")
-        return replace(self, content={**self.content, "state_dict": at_strength(self.content["state_dict"], strength)})
+        content = {**self.content, "state_dict": at_strength(self.content["state_dict"], strength)}
+        return replace(self, content=content, weights=f"{self.weights}, LoRA at strength {strength:g}")
 
     @property
     def spec(self) -> PlainValues:
