@@ -20,6 +20,8 @@ single      faults put into a perfect denoiser: does the header of one probe of 
             where there are none?
 
 The denoisers are in known_denoisers.py, the faults in planted_faults.py; what verdicts make of both is bench_verdict.py.
+
+More than 300 lines: six experiments on the same instruments, whose tables stand in one document.
 """
 
 from __future__ import annotations

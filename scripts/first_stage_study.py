@@ -12,6 +12,8 @@ where every latent has as many numbers. FSQ has no cells of more than five chann
 Each of the three parts of a cell is a process of its own with one thread, in DIR/runs/CELL/seed-K. The same command goes
 on where it was stopped: finished parts are not repeated, killed ones continue from their checkpoint. Written are
 DIR/table.md, study.parquet and study.png.
+
+More than 300 lines: a study in one file is read from its plan to its figure.
 """
 
 from __future__ import annotations

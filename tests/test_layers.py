@@ -72,6 +72,13 @@ def test_mathematics_knows_no_framework(path):
         assert not {name.split(".")[0] for name in imports(path)} & HEAVY
 
 
+def test_a_file_of_more_than_300_lines_says_why():
+    for path in [*SOURCES, *sorted((ROOT / "scripts").glob("*.py"))]:
+        text = path.read_text()
+        reason = re.search(r"More than 300 lines[:,] \S", ast.get_docstring(ast.parse(text)) or "")
+        assert (text.count("\n") > 300) == bool(reason), path
+
+
 def test_only_one_file_imports_wandb():
     assert [path.name for path in SOURCES if any(name.split(".")[0] == "wandb" for name in imports(path))] == [
         "wandb.py"

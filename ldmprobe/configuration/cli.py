@@ -13,7 +13,6 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
-from lightning.pytorch.accelerators import CUDAAccelerator, MPSAccelerator
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -24,24 +23,27 @@ import ldmprobe.callbacks
 from ldmprobe.callbacks.exact_resume import ExactResume
 from ldmprobe.callbacks.logger_guard import LoggerGuard
 from ldmprobe.configuration.annotations import allow_tuples_of_any_length
+from ldmprobe.configuration.checks import (
+    RUN_DIR,
+    check_checkpoint,
+    check_devices,
+    check_not_random,
+    check_trainers_numbers,
+    chosen_run_dir,
+)
 from ldmprobe.configuration.errors import configuration_errors
 from ldmprobe.configuration.foreign_code import check_classes, imports_in_the_open
 from ldmprobe.configuration.saved import SaveConfig, plain_settings
 from ldmprobe.data.images import ImageData
-from ldmprobe.errors import ConfigurationError, check_numbers
+from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.plain_text import plain
 from ldmprobe.io.run_directory import check_own, check_own_checkpoint, lock, reserve, unlock
 from ldmprobe.io.store import RecordStore
 from ldmprobe.probing.denoising_record import PROBE
 from ldmprobe.tracking.run_verdict import verdict_on
-from ldmprobe.training.autoencoding import Autoencoding
-from ldmprobe.training.checkpoint.newest import damage
 from ldmprobe.training.checkpoint.resume import continue_curves, keep_wandb_id, last_checkpoint, say
 from ldmprobe.training.checkpoint.write import AtomicCheckpointIO
-from ldmprobe.training.finetuning import FinetunedDiffusion
 from ldmprobe.training.latent_diffusion import LatentDiffusion
-
-_RUN_DIR = "runs/run"
 
 attrgetter(*ldmprobe.__all__)(ldmprobe)  # imports them all: only a class that is imported can go by its bare name
 
@@ -105,7 +107,7 @@ class LDMProbeCLI(LightningCLI):
             "--run_dir",
             type=str | None,
             default=None,
-            help=f"where everything of the run goes (default: trainer.default_root_dir, or {_RUN_DIR})",
+            help=f"where everything of the run goes (default: trainer.default_root_dir, or {RUN_DIR})",
         )
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
@@ -113,7 +115,7 @@ class LDMProbeCLI(LightningCLI):
             super().parse_arguments(parser, args)
             check_classes(self.config)
         if subcommand := self.config.get("subcommand"):
-            _check_checkpoint(self.config[subcommand].get("ckpt_path"))
+            check_checkpoint(self.config[subcommand].get("ckpt_path"))
 
     def _parse_ckpt_path(self) -> None:
         """Do nothing, where Lightning reads a checkpoint's hyperparameters: they may name a class, which would be
@@ -131,9 +133,9 @@ class LDMProbeCLI(LightningCLI):
         config = self.config[self.subcommand] if self.subcommand else self.config
         if "weights_only" in config and config.weights_only is None:
             config.weights_only = True  # Lightning unpickles what comes from a URL
-        _check_devices(config.trainer.accelerator, config.trainer.devices)
-        _check_trainers_numbers(config.trainer)
-        config.run_dir = _run_dir(config.run_dir, config.trainer.default_root_dir)
+        check_devices(config.trainer.accelerator, config.trainer.devices)
+        check_trainers_numbers(config.trainer)
+        config.run_dir = chosen_run_dir(config.run_dir, config.trainer.default_root_dir)
         config.trainer.default_root_dir = None  # so that a saved configuration has one place to change
         self.save_config_kwargs = {**self.save_config_kwargs, "asked": config.clone()}
         if self.subcommand == "fit" and config.trainer.fast_dev_run:
@@ -215,24 +217,9 @@ class LDMProbeCLI(LightningCLI):
         if settings.ckpt_path == "last":
             settings.ckpt_path = last_checkpoint(self.trainer, settings.run_dir, may_start=False)
         if settings.ckpt_path is None:
-            _check_not_random(self.model, self.subcommand, settings.run_dir)
+            check_not_random(self.model, self.subcommand, settings.run_dir)
 
     before_test = before_validate
-
-
-def _run_dir(run_dir: str | None, default_root_dir: Any) -> str:
-    """Return where a run goes.
-
-    Raises:
-        ConfigurationError: two places are named.
-    """
-    named = [str(place) for place in (run_dir, default_root_dir) if place is not None]
-    if len({Path(place).absolute() for place in named}) > 1:
-        raise ConfigurationError(
-            f"run_dir is {run_dir} and trainer.default_root_dir {default_root_dir}; everything of a run goes to one "
-            "place. Write `run_dir` alone (`--trainer.default_root_dir null` takes the other back)."
-        )
-    return named[0] if named else _RUN_DIR
 
 
 def _where_to_look(run_dir: Path) -> str:
@@ -240,61 +227,10 @@ def _where_to_look(run_dir: Path) -> str:
     return f"{report}: open it in a browser" if report.is_file() else f"`ldmprobe report {run_dir}` writes the page"
 
 
-def _check_not_random(model: L.LightningModule, subcommand: str | None, run_dir: str) -> None:
-    """Look at a model that is to be measured as it has been built.
-
-    Raises:
-        ConfigurationError: it is one that is trained from scratch, so that its weights are random.
-    """
-    if isinstance(model, (LatentDiffusion, Autoencoding)) and not isinstance(model, FinetunedDiffusion):
-        raise ConfigurationError(
-            f"`ldmprobe {subcommand}` without a checkpoint would measure a network with random weights; name one by "
-            f"`--ckpt_path FILE`, or the last in {run_dir} by `--ckpt_path last`."
-        )
-    say(f"{subcommand} without a checkpoint: what is measured is {type(model).__name__} as it has been built.")
-
-
 def _is_first_process() -> bool:
     """Return whether this is global rank zero, as the launcher's environment says: there is no Trainer yet."""
     rank: int = rank_zero_only.rank  # type: ignore[attr-defined]
     return rank == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
-
-
-def _check_trainers_numbers(settings: Namespace) -> None:
-    """Those that Lightning does not look at itself, or only in training."""
-    interval = settings.val_check_interval
-    for at_least, numbers in (
-        (1, {"accumulate_grad_batches": settings.accumulate_grad_batches}),
-        (0, {name: settings[name] for name in ("gradient_clip_val", "log_every_n_steps", "min_steps", "min_epochs")}),
-        (-1, {"num_sanity_val_steps": settings.num_sanity_val_steps}),
-        (0.001, {"val_check_interval": interval if isinstance(interval, (int, float)) else None}),
-    ):
-        check_numbers("The Trainer", at_least, **numbers)
-
-
-def _check_devices(accelerator: Any, devices: Any) -> None:
-    """Before the Trainer does, which does not say what to write instead."""
-    present = [kind for kind in (CUDAAccelerator, MPSAccelerator) if kind.is_available()]
-    gpus = present[0].auto_device_count() if present else 0
-    asked = accelerator in ("gpu", "cuda", "mps")
-    if asked and not gpus:
-        raise ConfigurationError(
-            f"There is no GPU here for `--trainer.accelerator {accelerator}`; write `--trainer.accelerator cpu "
-            "--trainer.devices 1`."
-        )
-    if (asked or accelerator == "auto") and str(devices).isdecimal() and 0 < gpus < int(devices):
-        raise ConfigurationError(
-            f"There are fewer GPUs here than `--trainer.devices {devices}`; write `--trainer.devices {gpus}`."
-        )
-
-
-def _check_checkpoint(path: str | None) -> None:
-    if path in (None, "last", "best", "hpc", "registry") or "://" in str(path) or str(path).startswith("registry:"):
-        return
-    if not Path(str(path)).exists():
-        raise ConfigurationError(f"There is no checkpoint {path}; give an existing file, or `--ckpt_path last`.")
-    if fault := damage(Path(str(path))):
-        raise ConfigurationError(f"{path} is torn ({fault}); give another checkpoint, or `--ckpt_path last`.")
 
 
 class _Parts(LDMProbeCLI):

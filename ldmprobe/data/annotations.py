@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from ldmprobe.data.columns import Column, ImageColumn, Reading
-from ldmprobe.data.identity import Hashes, image_hashes
 from ldmprobe.data.image_files import ImageFiles
+from ldmprobe.data.image_hashes import Hashes, image_hashes
 from ldmprobe.data.pictures import opened
 from ldmprobe.types import PlainValues, Rows
 

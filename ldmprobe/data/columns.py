@@ -15,8 +15,8 @@ from PIL import Image, ImageColor
 from torch import Tensor
 
 from ldmprobe.data.column_names import ROW_NUMBER
-from ldmprobe.data.identity import Hashes, image_hashes, text_hashes
 from ldmprobe.data.image_files import ImageFiles
+from ldmprobe.data.image_hashes import Hashes, image_hashes, text_hashes
 from ldmprobe.data.pictures import Range, in_eight_bits, of_array, of_floats, opened
 from ldmprobe.data.view import View
 from ldmprobe.errors import ConfigurationError

@@ -4,6 +4,8 @@ r"""The noising process as a table of noise levels: z_t = α_t x_0 + σ_t ε at 
 
 Every family of processes is such a table. A level's coordinate is its log-SNR; a timestep is only what one network is
 told. Tables are kept in float64 and cast where they meet the model.
+
+More than 300 lines: a schedule and the steps laid on it, each defined by the other, and levels between two timesteps.
 """
 
 from __future__ import annotations

@@ -74,16 +74,6 @@ class RecordStore:
                 return record
         return None
 
-    def require(self) -> list[ProbeRecord]:
-        """All records.
-
-        Raises:
-            ConfigurationError: there are none.
-        """
-        if records := self.read():
-            return records
-        raise self.no_records
-
     @property
     def no_records(self) -> ConfigurationError:
         """Return what to tell a user whose directory holds none."""

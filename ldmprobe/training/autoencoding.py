@@ -1,4 +1,7 @@
-"""Autoencoding: the LightningModule that trains a first stage, the autoencoder behind a latent diffusion model."""
+"""Autoencoding: the LightningModule that trains a first stage, the autoencoder behind a latent diffusion model.
+
+More than 300 lines: one LightningModule, whose settings and hooks are read together.
+"""
 
 from __future__ import annotations
 

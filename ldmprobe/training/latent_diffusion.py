@@ -1,4 +1,7 @@
-"""LatentDiffusion: the LightningModule that trains or finetunes a latent diffusion model."""
+"""LatentDiffusion: the LightningModule that trains or finetunes a latent diffusion model.
+
+More than 300 lines: one LightningModule, whose settings and hooks are read together.
+"""
 
 from __future__ import annotations
 

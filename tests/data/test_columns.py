@@ -16,8 +16,8 @@ from PIL import Image as PILImage
 import ldmprobe.data.columns
 from ldmprobe import BoxesColumn, Column, ImageColumn, ImageData, LatentCodec, MaskColumn, ObjectsColumn, Unconditional
 from ldmprobe.data.checked import check_captions
-from ldmprobe.data.identity import image_hashes
 from ldmprobe.data.image_files import ImageFiles
+from ldmprobe.data.image_hashes import image_hashes
 from ldmprobe.data.latent_writer import write_cache
 from tests.helpers import refused, tiny_unet
 

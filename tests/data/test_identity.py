@@ -13,8 +13,9 @@ from datasets import Dataset, Features, Image
 from PIL import Image as PILImage
 
 from ldmprobe import ImageData, LatentStatistics, load_model
-from ldmprobe.data.identity import held_out_mask, image_hash, image_hashes
+from ldmprobe.data.identity import held_out_mask
 from ldmprobe.data.image_files import ImageFiles
+from ldmprobe.data.image_hashes import image_hash, image_hashes
 from ldmprobe.inference import real_latents
 from tests.helpers import refused
 from tests.test_bad_input import _config, _fit, _probe, _refused

@@ -7,7 +7,6 @@ import pandas as pd
 import pytest
 
 from ldmprobe import Curve, ProbeRecord, RecordStore
-from tests.helpers import refused
 
 
 def record(step=0, probe="ddim", value=1.0):
@@ -59,8 +58,3 @@ def test_pandas_duckdb_and_datasets_read_all_records_as_one_table(tmp_path):
     assert duckdb.sql(f"select count(*) from '{store.folder}/*.parquet' where metric = 's'").fetchall() == [(2,)]
     table = datasets.load_dataset("parquet", data_files=f"{store.folder}/*.parquet", split="train")
     assert len(table) == 8
-
-
-def test_a_directory_without_records_is_refused(tmp_path):
-    with refused("There are no probe records in"):
-        RecordStore(tmp_path).require()

@@ -1,4 +1,7 @@
-"""Conditioning: what a network is told besides z_t and t, and whatever the rest of the house must know of it."""
+"""Conditioning: what a network is told besides z_t and t, and whatever the rest of the house must know of it.
+
+More than 300 lines, most of which say what a conditioning may answer: nobody else asks which one it is.
+"""
 
 from __future__ import annotations
 

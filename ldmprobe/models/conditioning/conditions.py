@@ -1,4 +1,7 @@
-"""Conditions: several conditionings of one network."""
+"""Conditions: several conditionings of one network.
+
+More than 300 lines: each of a conditioning's verbs, said of several.
+"""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
 """Loading a model: a checkpoint of ldmprobe, rebuilt by its own spec without configuration and without pickle, or a
 diffusers pipeline.
+
+More than 300 lines: all that can be wrong with a file that stands for a model is told here, in one place.
 """
 
 from __future__ import annotations
