@@ -23,6 +23,7 @@ from ldmprobe.data.rows import RowReader
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.difference import first_difference
 from ldmprobe.io.digest import fingerprint, weights_fingerprint
+from ldmprobe.io.tensor_file import read_tensors
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.models.denoiser import Condition
@@ -248,12 +249,8 @@ class LatentRows:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], PlainValues]:
     """Return the tensors and the plain values in a file."""
-    from safetensors import safe_open
-
     try:
-        with safe_open(path, "pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-            return tensors, json.loads(file.metadata()["ldmprobe"])
+        return read_tensors(path)
     except Exception as error:  # safetensors and json raise many kinds, all meaning the same
         raise ConfigurationError(
             f"{path} is damaged ({type(error).__name__}: {error}); remove it, and `ldmprobe cache --config YOURS.yaml "

@@ -18,6 +18,7 @@ from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.atomic import atomic_write, remove_partials
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.io.plain_text import plain
+from ldmprobe.io.tensor_file import write_tensors
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, FrozenEncoder
 from ldmprobe.models.denoiser import check_condition
@@ -208,11 +209,6 @@ def _in(dtype: str, values: Tensor, named: Sequence[str]) -> Tensor:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], values: PlainValues) -> None:
-    from safetensors.torch import save
-
     remove_partials(path.parent, f"{path.name}.*")
-    with atomic_write(path) as file:
-        file.write(
-            save({name: value.contiguous() for name, value in tensors.items()}, {"ldmprobe": json.dumps(values)})
-        )
+    write_tensors(path, tensors, values)
     print(f"ldmprobe: {plain(path)}", flush=True)

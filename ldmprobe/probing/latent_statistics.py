@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,8 +14,8 @@ from ldmprobe.analysis.basis import LatentBasis, Rotation
 from ldmprobe.analysis.pca import PCABasis
 from ldmprobe.analysis.spectrum import LinearOptimum
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.io.atomic import atomic_write
 from ldmprobe.io.digest import fingerprint
+from ldmprobe.io.tensor_file import read_tensors, write_tensors
 from ldmprobe.models.codec import IMAGES, LatentCodec
 from ldmprobe.models.pixels import checked_floats
 from ldmprobe.types import Batch, PlainValues
@@ -92,8 +91,6 @@ class LatentStatistics:
 
     def save(self, path: Path) -> None:
         """Write the reference as safetensors, whole or not at all."""
-        from safetensors.torch import save
-
         basis, optimum = self.basis, self.basis.optimum
         tensors = {
             "rotation": basis.rotation.matrix,
@@ -115,9 +112,7 @@ class LatentStatistics:
             "codec": self.codec,
             "data": self.data,
         }
-        contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-        with atomic_write(path) as file:
-            file.write(save(contiguous, {"ldmprobe": json.dumps(header)}))
+        write_tensors(path, tensors, header)
 
     @classmethod
     def load(cls, path: Path) -> LatentStatistics:
@@ -126,13 +121,10 @@ class LatentStatistics:
         Raises:
             ConfigurationError: it is damaged, or something else.
         """
-        from safetensors import safe_open
-
         try:
-            with safe_open(path, "pt") as file:
-                header = json.loads(file.metadata()["ldmprobe"])
-                # Cloned, since products of tensors that lie elsewhere in memory may differ in their last bit.
-                tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a dict)
+            mapped, header = read_tensors(path)
+            # Cloned, since products of tensors that lie elsewhere in memory may differ in their last bit.
+            tensors = {name: tensor.clone() for name, tensor in mapped.items()}
             rotation = Rotation(header["kind"], tuple(header["shape"]), tensors["rotation"])
             known = {name: tensors[f"optimum_{name}"] for name in ("log_snr", "error", "lower", "upper")}
             optimum = LinearOptimum(**known, known_to=header["known_to"])

@@ -4,7 +4,6 @@ with it.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.io.atomic import atomic_write
 from ldmprobe.io.digest import fingerprint, weights_fingerprint
+from ldmprobe.io.tensor_file import read_tensors, write_tensors
 from ldmprobe.models.pixels import as_bytes, checked_floats
 from ldmprobe.probing.probe import evaluating
 
@@ -57,11 +56,8 @@ class RealFeatures:
 
     def save(self, path: Path) -> None:
         """Write the features as safetensors, whole or not at all."""
-        from safetensors.torch import save
-
         header = {"images": self.images, "network": self.network, "source": self.source}
-        with atomic_write(path) as file:
-            file.write(save({"features": self.features.contiguous()}, {"ldmprobe": json.dumps(header)}))
+        write_tensors(path, {"features": self.features}, header)
 
     @classmethod
     def load(cls, path: Path) -> RealFeatures:
@@ -70,12 +66,9 @@ class RealFeatures:
         Raises:
             ConfigurationError: it is damaged, or something else.
         """
-        from safetensors import safe_open
-
         try:
-            with safe_open(path, "pt") as file:
-                header = json.loads(file.metadata()["ldmprobe"])
-                return cls(file.get_tensor("features"), header["images"], header["network"], header["source"])
+            tensors, header = read_tensors(path)
+            return cls(tensors["features"], header["images"], header["network"], header["source"])
         except Exception as error:  # safetensors, json and torch raise many kinds, all meaning the same
             raise ConfigurationError(
                 f"{path} is not readable as features of real images ({type(error).__name__}: {error}); move it away, "
