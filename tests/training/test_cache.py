@@ -79,7 +79,11 @@ def train(folder: Path, data: ImageData, **options) -> tuple[list[float], Latent
 
 @pytest.mark.parametrize(
     "options",
-    [pytest.param({}, marks=pytest.mark.reliability), {"sample_posterior": True}, {"scale": "measure"}],
+    [
+        pytest.param(options, marks=pytest.mark.reliability)
+        for options in ({}, {"sample_posterior": True}, {"scale": "measure"})
+    ]
+    + [{"sample_posterior": True, "scale": "measure"}],
     ids=str,
 )
 def test_losses_are_those_of_encoding_on_the_fly_and_the_codec_is_not_loaded(tmp_path, monkeypatch, options):

@@ -66,7 +66,7 @@ def assert_same_state(one, other):
 def test_loss_falls_for_every_prediction_type(tmp_path, prediction_type):
     # Held-out ε-error by the EMA weights, same images, noise and timesteps, before and after.
     model = module(scheduler=sd_scheduler(prediction_type=prediction_type), ema_decay=0.9)
-    fit = trainer(tmp_path, max_steps=60, val_check_interval=60, limit_val_batches=2)
+    fit = trainer(tmp_path, max_steps=40, val_check_interval=40, limit_val_batches=2)
     data = digits()
     before = fit.validate(model, data, verbose=False)[0]["val/loss"]
     fit.fit(model, data)
