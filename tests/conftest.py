@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+from collections.abc import Iterator
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
@@ -23,7 +24,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _process() -> None:
+def _process() -> Iterator[None]:
     """One thread, as tests run in a process per core. And libraries' log handlers keep the standard error that they
     find when they are imported: here one that outlives each test. What has been imported by now stays, and the garbage
     collector need not go through it again."""
@@ -34,6 +35,8 @@ def _process() -> None:
 
     torch.set_num_threads(1)
     gc.freeze()
+    yield
+    gc.unfreeze()  # else libraries tell of leaks when the process ends
 
 
 @pytest.fixture(autouse=True)
