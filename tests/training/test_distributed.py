@@ -14,7 +14,9 @@ import pytest
 import torch
 import yaml
 
+import ldmprobe
 from ldmprobe import (
+    Column,
     HeldOut,
     ImageData,
     LatentStatistics,
@@ -89,6 +91,34 @@ def finetuning(folder: Path, strategy, **model) -> Path:
     config["trainer"] |= {"max_steps": 4, "val_check_interval": 2, "limit_val_batches": 1, "accelerator": "cpu"}
     config["trainer"] |= {"strategy": strategy, "precision": "32-true", "enable_progress_bar": False}
     config["trainer"]["callbacks"] = [component("DDIMProbe", every_n_steps=2, **DDIM), CHECKPOINTS]
+    return written(config, folder / "config.yaml")
+
+
+def told(task: str) -> dict:
+    """The configuration of a task, as YAMLs in turn make it."""
+    parts = [yaml.safe_load((CONFIGS / "tasks" / f"{name}.yaml").read_text()) for name in ("base", task)]
+    config = merged(*parts)
+    config["data"]["init_args"] |= {"batch_size": 4, "num_workers": 0}
+    config["data"]["init_args"]["dataset_kwargs"] |= {"num_images": 200, "size": 16}
+    return config
+
+
+def merged(one: dict, other: dict) -> dict:
+    deeper = {key: merged(one[key], other[key]) for key in one.keys() & other.keys() if isinstance(other[key], dict)}
+    return {**one, **other, **deeper}
+
+
+def task(folder: Path, strategy, name: str) -> Path:
+    """A task of configs/tasks made tiny."""
+    config = told(name)
+    network = config["model"]["init_args"]["network"]["init_args"]
+    network |= {"sample_size": 16, "block_out_channels": [8, 8, 8], "norm_num_groups": 4, "attention_head_dim": 4}
+    config["trainer"] |= {"max_steps": 4, "strategy": strategy, "enable_progress_bar": False}
+    probes = [
+        component("DDIMProbe", every_n_steps=2, **DDIM),
+        component("DenoisingProbe", every_n_steps=2, **DENOISING),
+    ]
+    config["trainer"]["callbacks"] = [*probes, CHECKPOINTS]
     return written(config, folder / "config.yaml")
 
 
@@ -266,3 +296,23 @@ def test_a_finetune_on_two_processes_is_rebuilt_and_resumes_identically(tmp_path
     } == trained
     arguments = ["--out", str(tmp_path / "samples.png"), "--num-samples=2", "--num-steps=2"]
     assert main(["sample", str(path), *arguments]) == 0
+
+
+@pytest.mark.reliability
+@pytest.mark.parametrize("name", ["semantic_map", "inpainting", "superresolution", "sketch", "style", "layout"])
+def test_each_condition_is_the_same_on_two_processes_resumes_identically_and_is_audited(tmp_path, name):
+    run = fit(tmp_path / "whole", 2, "ddp", partial(task, name=name))
+    settings = told(name)["data"]["init_args"]
+    columns = [made(column) for column in settings.pop("columns", [])]
+    deviation = largest_deviation(run, ImageData(**settings, columns=columns))
+    print(f"largest relative deviation: {deviation:.1e}")
+    assert deviation < TOLERANCE
+    assert_resumed_identically(
+        run, fit(tmp_path / "again", 2, "ddp", partial(task, name=name), ckpt_path=checkpoint(run, 2))
+    )
+    config = task(tmp_path, "auto", name)
+    assert main(["audit", "--config", str(config), "--steps", "3"]) == 0
+
+
+def made(column: dict) -> Column:
+    return getattr(ldmprobe, column["class_path"].removeprefix("ldmprobe."))(**column.get("init_args", {}))
