@@ -10,6 +10,7 @@ from ldmprobe.callbacks.forgetting import Forgetting
 from ldmprobe.callbacks.likelihood_probe import LikelihoodProbe
 from ldmprobe.callbacks.logger_guard import LoggerGuard
 from ldmprobe.callbacks.lora_strength import LoRAStrength
+from ldmprobe.callbacks.memorization_probe import MemorizationProbe
 from ldmprobe.callbacks.non_finite import NonFinite
 from ldmprobe.callbacks.post_hoc_ema import PostHocEMA
 from ldmprobe.callbacks.probe_callback import ProbeCallback
@@ -32,6 +33,7 @@ __all__ = [
     "LikelihoodProbe",
     "LoRAStrength",
     "LoggerGuard",
+    "MemorizationProbe",
     "NonFinite",
     "PostHocEMA",
     "ProbeCallback",

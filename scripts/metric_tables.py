@@ -17,6 +17,7 @@ from ldmprobe.probing import (
     forgetting,
     likelihood,
     lora_strength,
+    memorization_record,
     objective,
     quality,
     reconstruction,
@@ -40,7 +41,7 @@ def metric_tables() -> str:
     kinds = [kind for kind in vars(analyses).values() if isinstance(kind, type) and issubclass(kind, Analysis)]
     tables = {
         "ddim, or another sampler": [*(metric for kind in kinds for metric in kind.metrics), *sampling_probe.METRICS],
-        **{module.__name__.split(".")[-1].removesuffix("_record"): module.METRICS for module in (denoising_record, likelihood, forgetting, lora_strength, averages, quality, cascade, reconstruction, classification, objective)},
+        **{module.__name__.split(".")[-1].removesuffix("_record"): module.METRICS for module in (denoising_record, likelihood, memorization_record, forgetting, lora_strength, averages, quality, cascade, reconstruction, classification, objective)},
         "training": training_loss.METRICS,
         "balance": timestep_balancer.METRICS,
         "clock": training_clock.METRICS,

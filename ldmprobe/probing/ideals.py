@@ -43,10 +43,15 @@ def ideal_denoisers(reference: LatentStatistics, schedule: NoiseSchedule) -> dic
     """Return the ideals that can be made of a reference's latents, by name; they answer ε."""
     if not len(reference.latents):
         return {}
-    table = NoiseSchedule(schedule.alpha, schedule.sigma, EpsilonPrediction(), schedule.model_time)
+    table = answering_epsilon(schedule)
     found: dict[str, IdealDenoiser] = {MEMORIZER: Memorizer(reference.latents, table)}
     mixture = MixtureDenoiser.fit(reference.latents, reference.basis.rotation, table)
     return found if mixture is None else {**found, MIXTURE: mixture}
+
+
+def answering_epsilon(schedule: NoiseSchedule) -> NoiseSchedule:
+    """Return the same levels for a denoiser that answers ε."""
+    return NoiseSchedule(schedule.alpha, schedule.sigma, EpsilonPrediction(), schedule.model_time)
 
 
 def ideal_errors(
@@ -65,7 +70,7 @@ def ideal_errors(
     key = fingerprint(timesteps, model.schedule.log_snr.float(), num_draws, seed, held_out.means)
     if key not in reference.ideal_errors:
         reference.ideal_errors[key] = {}
-        if not _is_known(held_out.latents, reference.latents):
+        if not is_known(held_out.latents, reference.latents):
             mine, even = ranks.share(num_draws), ranks.even_share(num_draws)
             z0 = held_out.latents[even % len(held_out.latents)].to(model.device)
             noise = sample_noise(even.tolist(), tuple(z0.shape[1:]), seed, stream=1).to(model.device)
@@ -98,9 +103,14 @@ def compared(
     return found
 
 
-def _is_known(latents: Tensor, reference: Tensor) -> bool:
+def is_known(latents: Tensor, reference: Tensor) -> bool:
     """Return whether more of the latents are in the reference than an accident would put there."""
-    if not len(reference):
-        return False
+    return len(without_known(latents, reference)) < (1 - _MOST_KNOWN) * len(latents)
+
+
+def without_known(latents: Tensor, reference: Tensor) -> Tensor:
+    """Return those of the latents that are not in the reference."""
+    if not len(latents) or not len(reference):
+        return latents
     distance = torch.cdist(latents.flatten(1).double(), reference.flatten(1).double())
-    return float((distance.amin(1) < _SAME * distance.mean()).double().mean()) > _MOST_KNOWN
+    return latents[distance.amin(1) >= _SAME * distance.mean()]

@@ -15,9 +15,12 @@ from ldmprobe.analysis.faults import FALSE_ALARMS, NEGLIGIBLE, OF_SCALE, in_nats
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.band_evidence import BandEvidence, gather
 from ldmprobe.probing.denoising_record import PROBE, half_width_of, is_whole
+from ldmprobe.probing.memorization_record import PROBE as MEMORIZATION
+from ldmprobe.probing.memorization_record import Memorized, memorized_by_band
 from ldmprobe.probing.verdict import BandVerdict, State, Verdict
 
 LEAST_FALL = 0.001  # of the bound: a band that falls by less has levelled off
+BY_HEART = 0.2  # of the way from denoising unseen images as well as seen ones to a perfect copy machine
 _HIDDEN = 0.25  # of the bound: where more than that could be hidden, nothing can be said
 _NAMED = 3  # unfinished bands, at most
 
@@ -39,8 +42,10 @@ def judge(records: Sequence[ProbeRecord]) -> Verdict:
     last = whole[-1]
     alike = [record for record in whole if record.fingerprints == last.fingerprints]
     evidence, stands_out = gather(alike)
+    by_heart = [record for record in records if record.probe == MEMORIZATION and record.step <= last.step]
+    memorized = memorized_by_band(by_heart[-1]) if by_heart else {}
     bound, hidden = sum(band.nats for band in evidence), sum(band.hidden for band in evidence)
-    bands = tuple(_of_band(band, bound) for band in evidence)
+    bands = tuple(_of_band(band, bound, memorized.get(band.low)) for band in evidence)
     state = max((band.state for band in bands), key=lambda state: state.code)
     before = alike[-2] if len(alike) > 1 else None
     known = f"{last.provenance['num_images']:,} held-out images, {last.provenance['num_draws']:,} draws a level"
@@ -75,7 +80,7 @@ def _more(hidden: float) -> str:
     return f"Faults of {in_nats(hidden)} nats more could be hidden, at most. " if isfinite(hidden) else ""
 
 
-def _of_band(known: BandEvidence, bound: float) -> BandVerdict:
+def _of_band(known: BandEvidence, bound: float, memorized: Memorized | None) -> BandVerdict:
     """Return the verdict on one band: the first of the states, from grave to harmless, whose evidence there is."""
     gain, weighs = known.gain, known.in_sight >= NEGLIGIBLE * bound
     falls = gain is not None and gain.significant and gain.gain > 0
@@ -84,6 +89,8 @@ def _of_band(known: BandEvidence, bound: float) -> BandVerdict:
         state, told = State.BROKEN, "predictions are NaN or Inf"
     elif known.useless and not falls:
         state, told = State.BROKEN, "its error is above that of predicting no noise at all, and does not fall"
+    elif memorized is not None and memorized.share - memorized.half_width >= BY_HEART:
+        state, told = State.MEMORIZING, f"{memorized.in_words} (probed at step {memorized.step:,})"
     elif known.rise is not None and known.rise.nats >= NEGLIGIBLE * bound:
         state = State.OVERFITTING
         told = f"its held-out error has risen by {in_nats(known.rise.nats)} nats since step {known.rise.best:,}"
@@ -127,6 +134,11 @@ def _in_words(
             return (
                 f"Predictions are worthless at {names}: {here[0].evidence}.",
                 "Look here first: learning rate, precision, what the network predicts, how data are scaled.",
+            )
+        case State.MEMORIZING:
+            return (
+                f"Training images are known by heart at {names}: {here[0].evidence}.",
+                "Stop, and take an earlier checkpoint; or more data, a smaller network, a smaller LoRA rank.",
             )
         case State.OVERFITTING:
             best = min(known.rise.best for known in evidence if known.rise)

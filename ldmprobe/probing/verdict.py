@@ -19,11 +19,12 @@ class State(Enum):
     LEARNING = "learning"
     AT_FAULT = "at fault"
     OVERFITTING = "overfitting"
+    MEMORIZING = "memorizing"
     BROKEN = "broken"
 
     @property
     def code(self) -> int:
-        """−1 cannot say, 0 calibrated, 1 levelled off, 2 learning, 3 at fault, 4 overfitting, 5 broken."""
+        """−1 cannot say, 0 calibrated, 1 levelled off, 2 learning, 3 at fault, 4 overfitting, 5 memorizing, 6 broken."""
         return list(State).index(self) - 1
 
     @property

@@ -8,6 +8,7 @@ from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore, read_or_skip, step_of
 from ldmprobe.probing.denoising_record import PROBE
 from ldmprobe.probing.judge import judge
+from ldmprobe.probing.memorization_record import PROBE as MEMORIZATION
 from ldmprobe.probing.verdict import Verdict
 from ldmprobe.tracking.history import thinned
 
@@ -15,7 +16,8 @@ _LATEST, _EARLIER = 3, 12  # records that are read: what it takes to see a trend
 
 
 def judged_records(run_dir: str | Path, until: int | None = None) -> list[ProbeRecord]:
-    """Return the records that a verdict on a run is made of: its last denoising records, and some of the earlier ones.
+    """Return the records that a verdict on a run is made of: its last denoising records, some of the earlier ones,
+    and the last record of memorization.
 
     Args:
         until: the last training step that counts; default: all do.
@@ -28,6 +30,8 @@ def judged_records(run_dir: str | Path, until: int | None = None) -> list[ProbeR
         raise store.no_records
     paths = [path for path in store.paths(PROBE) if until is None or step_of(path) <= until]
     chosen = [*thinned(paths[:-_LATEST], _EARLIER), *paths[-_LATEST:]]
+    memorization = [path for path in store.paths(MEMORIZATION) if until is None or step_of(path) <= until]
+    chosen += memorization[-1:]
     return [record for path in chosen if (record := read_or_skip(path)) is not None]
 
 
