@@ -24,7 +24,9 @@ class State(Enum):
 
     @property
     def code(self) -> int:
-        """−1 cannot say, 0 calibrated, 1 levelled off, 2 learning, 3 at fault, 4 overfitting, 5 memorizing, 6 broken."""
+        """Its place in that order: −1 cannot say, 0 calibrated, 1 levelled off, 2 learning, 3 at fault, 4 overfitting,
+        5 memorizing, 6 broken.
+        """
         return list(State).index(self) - 1
 
     @property

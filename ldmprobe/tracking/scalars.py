@@ -68,8 +68,8 @@ def _levels(curve: Curve, along: str) -> Iterator[tuple[str, float]]:
 
 def verdict_metrics(verdict: Verdict) -> dict[str, float]:
     """Return the numbers of a verdict that loggers are sent, and that callbacks monitor: its code (−1 cannot say, 0
-    calibrated, 1 levelled off, 2 learning, 3 at fault, 4 overfitting, 5 memorizing, 6 broken), the nats that could still
-    go, and the lower end of the band of log-SNR to look at first.
+    calibrated, 1 levelled off, 2 learning, 3 at fault, 4 overfitting, 5 memorizing, 6 broken), the nats that could
+    still go, and the lower end of the band of log-SNR to look at first.
     """
     found = {"code": float(verdict.state.code), "recoverable_nats": verdict.recoverable}
     found["worst_band"] = verdict.worst.low if verdict.worst else float("nan")
