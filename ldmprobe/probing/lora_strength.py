@@ -54,19 +54,10 @@ METRICS = (
     Metric("lora_strength_net_gain_half_width", "95 % half-width of it", "", "nats"),
     Metric("lora_strength_best_band/*", "Best strength within a band", "Of the band of log-SNR that begins there.", ""),
     Metric(
-        "lora_strength_net", "How strong the LoRA should be",
-        "Nats gained on the new data less nats forgotten of the base model's own kind, over strength: highest at s*. "
-        "Dotted: either by itself.",
-        "nats, compared with the base model", good="higher", ideal=0.0,
-        beside=("lora_strength_gained", "lora_strength_forgotten"), shown="headline", along=_AXIS, places=_PLACES,
-    ),
-    Metric(
-        "lora_strength_gained", "gained", "On the new data.", "nats", good="higher", ideal=0.0, along=_AXIS,
-        places=_PLACES,
-    ),
-    Metric(
-        "lora_strength_forgotten", "forgotten", "Of the base model's own kind of data.", "nats", good="lower",
-        ideal=0.0, along=_AXIS, places=_PLACES,
+        "lora_strength_nats/*", "How strong the LoRA should be",
+        "Nats gained on the new data, nats forgotten of the base model's own kind, and net, the one less the other, "
+        "over strength: net is highest at s*.",
+        "nats, compared with the base model", ideal=0.0, along=_AXIS, places=_PLACES, shown="headline",
     ),
     Metric(
         "lora_strength_net_band/*", "How strong it should be, by noise level",
@@ -158,9 +149,9 @@ def probe_lora_strength(
         },
         curves={
             "lora_strength_tried": Curve.along(np.array(tried)),
-            "lora_strength_net": along(net[-1], width[-1]),
-            "lora_strength_gained": along(won.value[-1], won.half_width[-1]),
-            "lora_strength_forgotten": along(-lost.value[-1], lost.half_width[-1]),
+            "lora_strength_nats/net": along(net[-1], width[-1]),
+            "lora_strength_nats/gained": along(won.value[-1], won.half_width[-1]),
+            "lora_strength_nats/forgotten": along(-lost.value[-1], lost.half_width[-1]),
             **{f"lora_strength_net_band/{name}": along(net[k], width[k]) for k, name in enumerate(names)},
         },
         metrics=METRICS,

@@ -222,9 +222,8 @@ def test_the_strength_of_a_lora_is_where_most_is_gained_less_what_is_forgotten(f
     fit.fit(model, data(folder, "new"))
     store = RecordStore(tmp_path)
     (record,), forgot = store.read("lora_strength"), store.read("forgetting")[-1]
-    tried, net, gained, lost = (
-        record.curves[f"lora_strength_{name}"].value for name in ("tried", "net", "gained", "forgotten")
-    )
+    tried = record.curves["lora_strength_tried"].value
+    net, gained, lost = (record.curves[f"lora_strength_nats/{name}"].value for name in ("net", "gained", "forgotten"))
     # At strength 1 it is what Forgetting finds, on the same draws; at 0 the base model.
     one = list(tried).index(1.0)
     assert [gained[one], lost[one]] == pytest.approx([forgot.scalars["gained_nats"], forgot.scalars["forgotten_nats"]])
@@ -238,7 +237,7 @@ def test_the_strength_of_a_lora_is_where_most_is_gained_less_what_is_forgotten(f
     of_base, of_new = strength.kinds_of_data(fit, model.diffusion_model())
     near = sorted({0.0, 1.0, *np.clip([best - 0.1, best, best + 0.1], 0, 1.25)})
     again = probe_lora_strength(model.diffusion_model(), of_base.held_out, of_new.held_out, near, num_draws=192)
-    assert near[again.curves["lora_strength_net"].value.argmax()] == pytest.approx(best)
+    assert near[again.curves["lora_strength_nats/net"].value.argmax()] == pytest.approx(best)
     # A state dict at a strength is the network at that strength.
     z, t = torch.randn(2, 1, 8, 8), torch.tensor([10, 900])
     with torch.no_grad(), lora_at(network, 0.4):
