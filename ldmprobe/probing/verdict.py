@@ -112,7 +112,7 @@ class Verdict:
         """The step, the bound and its change, the state and the worst band, in a line for a terminal."""
         said = f"step {self.step:,}: "
         if np.isfinite(self.bound):
-            change = f" ({self.change:+.2g})".replace("-", "−") if np.isfinite(self.change) else ""
+            change = f" ({signed(self.change)})" if np.isfinite(self.change) else ""
             said += f"bound {self.bound:,.1f} nats{change}, "
         said += f"{self.state.symbol} {self.state.value}"
         if (worst := self.worst) is not None and worst.recoverable > 0:
@@ -133,6 +133,11 @@ class Verdict:
         if self.worst:
             plain["worst_band"] = self.worst.name
         return {name: _finite(value) for name, value in plain.items()}
+
+
+def signed(nats: float) -> str:
+    """Return a change in nats in two digits, or without decimals where it is large."""
+    return f"{nats:+,.0f}".replace("-", "−") if abs(nats) >= 10 else f"{nats:+.2g}".replace("-", "−")
 
 
 def _finite(value: object) -> object:

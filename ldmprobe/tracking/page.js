@@ -34,7 +34,10 @@
     const steps = lines.map(line => +line.dataset.step);
     return step => {
       const chosen = Math.max(0, at(steps, step));
-      lines.forEach((line, i) => line.classList.toggle("chosen", i === chosen));
+      lines.forEach((line, i) => {
+        line.classList.toggle("chosen", i === chosen);
+        line.classList.toggle("faded", i !== chosen);
+      });
     };
   });
   const stages = all(".stages").map(stages => {

@@ -87,7 +87,8 @@ def report_html(
         }
     shown = {probe: thinned(each, COLUMNS) for probe, each in probes.items()}
     latest = {name: each[-1] for each in shown.values() for name in each[-1].curves}
-    steps = sorted({step for each in pictured.values() for step in steps_of(each)})
+    moving = [each for each in pictured.values() if each and (each[-1].images or each[-1].scatters)]
+    steps = sorted({step for each in moving or pictured.values() for step in steps_of(each)})
     judged = records if judged is None else judged
     images, scatters = (
         [guarded("Pictures", draw, pictured.get(probe, []), counts[probe]) for probe in shown]

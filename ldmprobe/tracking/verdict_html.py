@@ -6,7 +6,7 @@ import re
 from html import escape
 from math import isfinite
 
-from ldmprobe.probing.verdict import BandVerdict, Verdict
+from ldmprobe.probing.verdict import BandVerdict, Verdict, signed
 
 CLASSES = {"✓": "fine", "•": "unfinished", "▲": "look", "?": "unknown"}
 
@@ -41,7 +41,7 @@ def change_in_words(verdict: Verdict) -> str:
     """Return how the bound has changed since the probe before; "" where there is none to compare with."""
     if verdict.since is None or not isfinite(verdict.change):
         return ""
-    return f", {verdict.change:+.2g} since step {verdict.since:,}".replace("-", "−")
+    return f", {signed(verdict.change)} since step {verdict.since:,}"
 
 
 def _cell(band: BandVerdict, bound: float) -> str:

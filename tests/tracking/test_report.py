@@ -120,7 +120,7 @@ def test_records_that_are_not_comparable_are_left_out(records):
 
 
 def test_a_page_of_one_probe_alone_works(records):
-    assert "Without held-out data" in report_html(of(records, "ddim"), None, "run")
+    assert "of which there is no record" in report_html(of(records, "ddim"), None, "run")
     assert "<h2>Latents during sampling</h2>" not in report_html(of(records, "denoising"), None, "run")
 
 
