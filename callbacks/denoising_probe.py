@@ -95,6 +95,8 @@ class DenoisingProbe(ProbeCallback[DiffusionModel]):
                 ranks=ranks,
                 progress=progress,
             )
+        rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        self._previous.provenance["learning_rate"] = float(rates[0]) if rates else None
         return self._previous
 
     def conclude(self, trainer: L.Trainer) -> dict[str, float]:

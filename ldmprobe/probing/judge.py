@@ -9,12 +9,14 @@ optimal for its data, Gaussian or not, has none.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from math import isfinite, nan
 
 from ldmprobe.analysis.faults import FALSE_ALARMS, NEGLIGIBLE, OF_SCALE, in_nats, listed
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.band_evidence import BandEvidence, gather
 from ldmprobe.probing.denoising_record import PROBE, half_width_of, is_whole
+from ldmprobe.probing.forecast import Forecast, forecast
 from ldmprobe.probing.memorization_record import PROBE as MEMORIZATION
 from ldmprobe.probing.memorization_record import Memorized, memorized_by_band
 from ldmprobe.probing.verdict import BandVerdict, State, Verdict
@@ -45,7 +47,11 @@ def judge(records: Sequence[ProbeRecord]) -> Verdict:
     by_heart = [record for record in records if record.probe == MEMORIZATION and record.step <= last.step]
     memorized = memorized_by_band(by_heart[-1]) if by_heart else {}
     bound, hidden = sum(band.nats for band in evidence), sum(band.hidden for band in evidence)
-    bands = tuple(_of_band(band, bound, memorized.get(band.low)) for band in evidence)
+    ahead: Sequence[Forecast | None] = forecast(alike, 2 * last.step) or (None,) * (len(evidence) + 1)
+    bands = tuple(
+        replace(_of_band(band, bound, memorized.get(band.low)), forecast=fall)
+        for band, fall in zip(evidence, ahead, strict=False)
+    )
     state = max((band.state for band in bands), key=lambda state: state.code)
     before = alike[-2] if len(alike) > 1 else None
     known = f"{last.provenance['num_images']:,} held-out images, {last.provenance['num_draws']:,} draws a level"
@@ -62,6 +68,8 @@ def judge(records: Sequence[ProbeRecord]) -> Verdict:
         )
     else:
         told = _in_words(state, bands, evidence, stands_out, None if before is None else before.step)
+        if state in (State.LEARNING, State.LEVELLED_OFF) and ahead[-1] is not None:
+            told = (f"{told[0]} {ahead[-1].in_words}", told[1])
     return Verdict(
         state=state,
         step=last.step,
@@ -73,6 +81,7 @@ def judge(records: Sequence[ProbeRecord]) -> Verdict:
         sentence=told[0],
         action=told[1],
         confidence=f"{known}. {_more(hidden)}Of a perfect denoiser's probes {FALSE_ALARMS:.0%} at most are accused.",
+        forecast=ahead[-1],
     )
 
 

@@ -7,6 +7,7 @@ from enum import Enum
 
 import numpy as np
 
+from ldmprobe.probing.forecast import Forecast
 from ldmprobe.types import PlainValues
 
 
@@ -51,6 +52,7 @@ class BandVerdict:
         change: nats since the probe before; NaN where there is none to compare with.
         change_width: half-width of its 95 % interval.
         evidence: a sentence without its stop.
+        forecast: what twice the steps will change; None where there are too few probes to say.
     """
 
     name: str
@@ -62,6 +64,7 @@ class BandVerdict:
     change: float
     change_width: float
     evidence: str
+    forecast: Forecast | None = None
 
     @property
     def symbol(self) -> str:
@@ -83,6 +86,7 @@ class Verdict:
         sentence: what is the matter, with what it costs.
         action: what to do next.
         confidence: what the verdict rests on, and how sure that makes it.
+        forecast: what twice the steps will bring; None where there are too few probes to say.
     """
 
     state: State
@@ -95,6 +99,7 @@ class Verdict:
     sentence: str
     action: str
     confidence: str
+    forecast: Forecast | None = None
 
     @property
     def worst(self) -> BandVerdict | None:

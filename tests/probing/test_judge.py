@@ -169,3 +169,26 @@ def test_the_command_exits_with_what_is_to_be_done(record, code, tmp_path, capsy
     assert plain["state"] == judge([record]).state.value
     assert next(band["name"] for band in plain["bands"]) == "−5.3…−3"
     assert plain["bound"] == pytest.approx(judge([record]).bound)
+
+
+def test_six_probes_tell_what_twice_the_steps_would_bring(tmp_path, capsys):
+    def probed_at(step: int) -> ProbeRecord:
+        return probed(step, **unfinished(2 * step**-0.5))
+
+    course = [probed_at(step) for step in range(100, 700, 100)]
+    verdict = judge(course)
+    fall = judge([course[-1], probed_at(1200)]).change
+    assert verdict.forecast.until == 1200
+    assert verdict.forecast.lower < -fall < verdict.forecast.upper
+    assert 0 < verdict.forecast.nats < 2 * -fall
+    assert "Twice the steps would bring" in verdict.sentence
+    assert sum(band.forecast.nats for band in verdict.bands) == pytest.approx(verdict.forecast.nats, rel=0.3)
+    for record in course:
+        RecordStore(tmp_path).append(record)
+    main(["verdict", str(tmp_path), "--json"])
+    assert json.loads(capsys.readouterr().out)["forecast"]["nats"] == pytest.approx(verdict.forecast.nats)
+    # Of fewer probes, and of a learning rate that decays, nothing is told.
+    assert judge(course[1:]).forecast is None
+    for step, record in enumerate(course):
+        record.provenance["learning_rate"] = 1e-3 / (1 + step)
+    assert judge(course).forecast is None
