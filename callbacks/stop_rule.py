@@ -80,12 +80,7 @@ class StopRule(L.Callback):
         if now is None or self.best_step is None:
             return now is not None
         best = store.at(PROBE, self.best_step)
-        if best is None or best.fingerprints != now.fingerprints:
-            return True  # measured otherwise: the count begins anew
-        fall = bound_per_draw(best) - bound_per_draw(now)
-        mean = clustered_mean(fall, image_of_draw(now))
-        enough = float(mean.value) > self.least_gain * float(bound_per_draw(best).mean())
-        return enough and float(mean.p_value) / 2 < _SURE
+        return best is None or is_better(now, best, self.least_gain)
 
     def _tell(self, trainer: L.Trainer) -> None:
         assert self.best_step is not None
@@ -117,3 +112,15 @@ class StopRule(L.Callback):
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         self.best_step, self.waited, self._seen = (state_dict[name] for name in ("best_step", "waited", "seen"))
+
+
+def is_better(now: ProbeRecord, best: ProbeRecord, least_gain: float) -> bool:
+    """Return whether a denoising probe is better than the best so far, as ``StopRule`` has it; one that was measured
+    otherwise is, so that the count begins anew.
+    """
+    if best.fingerprints != now.fingerprints:
+        return True
+    fall = bound_per_draw(best) - bound_per_draw(now)
+    mean = clustered_mean(fall, image_of_draw(now))
+    enough = float(mean.value) > least_gain * float(bound_per_draw(best).mean())
+    return enough and float(mean.p_value) / 2 < _SURE
