@@ -24,8 +24,8 @@ _OF_NO_EFFECT = (
     "trainer.profiler",
 )
 _PROBES = (
-    "DDIMProbe DenoisingProbe Forgetting LikelihoodProbe MemorizationProbe ReconstructionProbe SampleQuality "
-    "SamplingProbe TrainingClock TrainingLoss TrainingObjective"
+    "ClassifierProbe DDIMProbe DenoisingProbe Forgetting LikelihoodProbe LoRAStrength "
+    "MemorizationProbe ReconstructionProbe SampleQuality SamplingProbe TrainingClock TrainingLoss TrainingObjective"
 )
 _OF_LIGHTNING = "DeviceStatsMonitor LearningRateMonitor ModelCheckpoint ModelSummary RichModelSummary"
 ONLOOKERS = {
