@@ -14,7 +14,7 @@ from PIL import Image
 
 from ldmprobe import ClassifierFreeGuidance, RecordStore, Sampling, load_model, sample_images
 from ldmprobe.cli import main
-from ldmprobe.commands.options import GRIDS, SAMPLERS, Parser, add_ema_length, add_model, add_sampling, load
+from ldmprobe.commands.options import GRIDS, SAMPLERS, Parser, add_model, add_sampling, add_weights, load
 from ldmprobe.diffusion.grids import Grid
 from ldmprobe.diffusion.named import by_name
 from ldmprobe.diffusion.samplers import Sampler
@@ -79,7 +79,7 @@ def test_samplers_and_grids_have_their_settings(pipelines):
     settings = ["--sampler-settings", "order=1", "lower_order_final=false", "--grid-settings", "rho=5"]
     parser = Parser("sample", "", "", "")
     add_model(parser)
-    add_ema_length(parser)
+    add_weights(parser)
     add_sampling(parser, num_samples=8)
     options = ["--sampler", "dpmpp-2m-sde", "--grid", "karras", "--num-steps", "5", "--device", "cpu"]
     args = parser.parse_args([str(pipelines["DDPMPipeline"]), *options, *settings])
