@@ -21,8 +21,8 @@ METRICS = (
     Metric(f"{BAND_WIDTH}/*", "95 % half-width of that", "", "share", shown="record"),
     Metric(
         "memorization", "Memorized by noise level",
-        "The same at each noise level. No value where a copy machine would hardly be better than the network is on "
-        "held-out images.",
+        "How far held-out error lies above training error, as a share of how far it lies above the error of a perfect "
+        "copy machine: 0 is nothing by heart, 1 everything. No value where there is next to nothing to gain by heart.",
         "(held-out − training error) ÷ (held-out − memorizer's)", good="lower", ideal=0.0, shown="headline",
     ),
     Metric(

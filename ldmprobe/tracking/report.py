@@ -18,6 +18,7 @@ from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
 from ldmprobe.probing.denoising_record import PROBE
 from ldmprobe.probing.judge import judge
+from ldmprobe.probing.memorization_record import PROBE as MEMORIZATION
 from ldmprobe.tracking.charts.chart import cut_off
 from ldmprobe.tracking.charts.curves import Beside, curves_chart, family_chart, scalar_chart
 from ldmprobe.tracking.charts.heatmap import COLUMNS, heatmap_chart
@@ -204,7 +205,8 @@ def _spectrum_section(
         for probe, records in probes.items()
         for name in names[probe]
     )
-    above = noised_html(images, reach) + bands_html([each for each in judged if each.probe == PROBE], reach)
+    of_levels = [each for each in judged if each.probe in (PROBE, MEMORIZATION)]
+    above = noised_html(images, reach) + bands_html(sorted(of_levels, key=lambda each: each.step), reach)
     return section(_SPECTRUM, "", f'<div class="spectrum">{above}{rows}</div>')
 
 

@@ -32,7 +32,7 @@ def judged_records(run_dir: str | Path, until: int | None = None) -> list[ProbeR
     chosen = [*thinned(paths[:-_LATEST], _EARLIER), *paths[-_LATEST:]]
     memorization = [path for path in store.paths(MEMORIZATION) if until is None or step_of(path) <= until]
     chosen += memorization[-1:]
-    return [record for path in chosen if (record := read_or_skip(path)) is not None]
+    return [record for path in sorted(chosen, key=step_of) if (record := read_or_skip(path)) is not None]
 
 
 def verdict_on(run_dir: str | Path, until: int | None = None) -> Verdict:
