@@ -12,6 +12,7 @@ from datasets import Image as ImageFeature
 from diffusers import AutoencoderKL, DDIMPipeline, DDPMPipeline, DDPMScheduler, VQModel
 from PIL import Image
 
+import ldmprobe.diffusion.measured_grid  # noqa: F401 (a grid is known by name where it is imported)
 from ldmprobe import ClassifierFreeGuidance, RecordStore, Sampling, load_model, sample_images
 from ldmprobe.cli import main
 from ldmprobe.commands.options import GRIDS, SAMPLERS, Parser, add_model, add_sampling, add_weights, load
