@@ -10,7 +10,7 @@ from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.callbacks.probe_data import held_out_from, held_out_of, reference_in, reference_of
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.data.images import ImageData
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.forgetting import KindOfData
 from ldmprobe.probing.held_out import HeldOut
@@ -36,13 +36,9 @@ class BesideBaseData(ProbeCallback[DiffusionModel]):
         detail: Detail = "bands",
     ) -> None:
         super().__init__(every_n_steps, detail)
-        for name, value, least in (
-            ("num_images", num_images, 8),
-            ("num_draws", num_draws, 32),
-            ("batch_size", batch_size, 1),
-        ):
-            if value < least:
-                raise ConfigurationError(f"{type(self).__name__} got {name} {value}; expected at least {least}.")
+        check_numbers(type(self).__name__, 8, num_images=num_images)
+        check_numbers(type(self).__name__, 32, num_draws=num_draws)
+        check_numbers(type(self).__name__, 1, batch_size=batch_size)
         if not isinstance(base_data, ImageData):
             raise ConfigurationError(
                 f"{type(self).__name__} got base_data of {type(base_data).__name__}; expected a ldmprobe.ImageData."

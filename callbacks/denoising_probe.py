@@ -11,7 +11,7 @@ import lightning as L
 from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
 from ldmprobe.callbacks.probe_data import held_out_of, reference_of
 from ldmprobe.callbacks.rank_zero import from_rank_zero
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import check_numbers
 from ldmprobe.io.plain_text import plain
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
@@ -57,13 +57,9 @@ class DenoisingProbe(ProbeCallback[DiffusionModel]):
         detail: Detail = "bands",
     ) -> None:
         super().__init__(every_n_steps, detail)
-        for name, value, least in (
-            ("num_images", num_images, 8),
-            ("num_draws", num_draws, 32),
-            ("batch_size", batch_size, 1),
-        ):
-            if value < least:
-                raise ConfigurationError(f"DenoisingProbe got {name} {value}; expected at least {least}.")
+        check_numbers("DenoisingProbe", 8, num_images=num_images)
+        check_numbers("DenoisingProbe", 32, num_draws=num_draws)
+        check_numbers("DenoisingProbe", 1, batch_size=batch_size)
         self.num_images, self.num_draws, self.batch_size = num_images, num_draws, batch_size
         self.num_reference, self.seed, self.held_out = num_reference, seed, held_out
         self.image_loss = image_loss

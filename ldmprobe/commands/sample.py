@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from ldmprobe.data.in_order import GivenRows
     from ldmprobe.inference import FilledIn
     from ldmprobe.models.diffusion_model import DiffusionModel
-    from ldmprobe.models.guidance import Guidance
+    from ldmprobe.models.guidance import Guidance, KnownPixels
     from ldmprobe.probing.sampling import Sampling
 
 
@@ -164,7 +164,7 @@ def _of_what_is_given(args: Namespace, model: DiffusionModel, sampling: Sampling
     images = None if rows is None else rows.images
     if args.image:
         images = given_images(model, args.image, args.enlarge or 1)
-    hole = None
+    hole = known = None
     if args.hole is not None:
         assert images is not None
         known = KnownPixels(str(args.hole))
@@ -190,7 +190,7 @@ def _of_what_is_given(args: Namespace, model: DiffusionModel, sampling: Sampling
         sampling = replace(sampling, start=FromImages(images, args.strength))
     if measured:
         assert images is not None
-        sampling = replace(sampling, guidance=_measuring(args, sampling.guidance, images))
+        sampling = replace(sampling, guidance=_measuring(args, sampling.guidance, images, known))
         sampling.levels(model)
     return sampling, FilledIn(images, hole) if images is not None and hole is not None else None
 
@@ -208,13 +208,13 @@ def _rows(args: Namespace, model: DiffusionModel) -> GivenRows:
     return given_rows(model, args.data, args.image_column, columns, args.num_samples, args.batch_size)
 
 
-def _measuring(args: Namespace, guidance: Guidance, images: Tensor) -> Guidance:
+def _measuring(args: Namespace, guidance: Guidance, images: Tensor, known: KnownPixels | None) -> Guidance:
     """Return the guidance, with that by images with a hole, or by small ones; --data has large ones of which small ones
     are made.
     """
-    from ldmprobe.models.guidance import BlockMeans, KnownPixels, MeasurementGuidance
+    from ldmprobe.models.guidance import BlockMeans, MeasurementGuidance
 
-    operator = BlockMeans(args.enlarge) if args.hole is None else KnownPixels(str(args.hole))
+    operator = known or BlockMeans(args.enlarge)
     y = images if args.image and args.enlarge else operator.apply(images, range(len(images)))
     return MeasurementGuidance(operator, args.measurement_noise, y=y, guidance=guidance)
 

@@ -29,6 +29,7 @@ from ldmprobe import (
 from ldmprobe.cli import main
 from ldmprobe.probing.latent_statistics import encode_images
 from ldmprobe.training.checkpoint.sharded import is_sharded_checkpoint, load_sharded_checkpoint
+from scripts.first_stage_study import merged
 from tests.pipelines import saved
 from tests.probing.gaussian import assert_same_record, numbers_of
 from tests.processes import finish, start, start_ranks
@@ -101,11 +102,6 @@ def told(task: str) -> dict:
     config["data"]["init_args"] |= {"batch_size": 4, "num_workers": 0}
     config["data"]["init_args"]["dataset_kwargs"] |= {"num_images": 200, "size": 16}
     return config
-
-
-def merged(one: dict, other: dict) -> dict:
-    deeper = {key: merged(one[key], other[key]) for key in one.keys() & other.keys() if isinstance(other[key], dict)}
-    return {**one, **other, **deeper}
 
 
 def task(folder: Path, strategy, name: str) -> Path:
