@@ -24,6 +24,7 @@ COMMANDS = {
     "export": "write a checkpoint as a diffusers pipeline, with a model card",
     "verdict": "say what a run has learned, what is wrong, and what to do next",
     "report": "write one HTML page about a run",
+    "workspace": "lay out what a run sends to Weights & Biases",
     "compare": "compare runs with the first of them: one HTML page and one table",
     "audit": "prove that a configuration's probes leave its training as it is",
 }

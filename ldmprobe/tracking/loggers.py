@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from math import isfinite
-from typing import TYPE_CHECKING, Any, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import Logger
 
+from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.verdict import Verdict
 from ldmprobe.tracking.history import RunningHistory
 from ldmprobe.tracking.logger_guard import going_on
 from ldmprobe.tracking.pictures import Pictures
-from ldmprobe.tracking.scalars import Detail, key, scalar_metrics, verdict_metrics
+from ldmprobe.tracking.scalars import VERDICT_METRICS, Detail, best_ends, key, numbers, scalar_metrics, verdict_metrics
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
@@ -25,16 +27,17 @@ def log_record(loggers: Iterable[Any], record: ProbeRecord, history: RunningHist
     Args:
         history: of the same probe; read only where it is drawn.
     """
+    _summarize_best(loggers, ((number.key, number.metric) for number in numbers(record)))
     log_scalars(loggers, scalar_metrics(record, detail), record.step)
     pictures = Pictures(record, history)
-    for logger in loggers:
-        kind = type(logger).__name__
-        with going_on(logger):
-            if kind == "WandbLogger":
-                from ldmprobe.tracking.wandb import log_media
+    for wandb_logger in _of_wandb(loggers):
+        with going_on(wandb_logger):
+            from ldmprobe.tracking.wandb import log_media
 
-                log_media(logger, pictures)
-            elif kind == "TensorBoardLogger":
+            log_media(wandb_logger, pictures)
+    for logger in loggers:
+        if type(logger).__name__ == "TensorBoardLogger":
+            with going_on(logger):
                 for name in pictures.names:
                     image = pictures.drawn(name)
                     logger.experiment.add_image(key(record, name), image, record.step, dataformats="HWC")
@@ -50,6 +53,7 @@ def log_scalars(loggers: Iterable[Logger], metrics: dict[str, float], step: int)
 def log_verdict(loggers: Iterable[Logger], verdict: Verdict) -> None:
     """Send a verdict to each logger: its numbers to all, its words to those whose runs have a summary."""
     finite = {name: value for name, value in verdict_metrics(verdict).items() if isfinite(value)}
+    _summarize_best(loggers, ((metric.name, metric) for metric in VERDICT_METRICS))
     log_scalars(loggers, finite, verdict.step)
     words = {"state": verdict.state.value, "sentence": verdict.sentence, "action": verdict.action}
     log_words(loggers, {f"verdict/{name}": text for name, text in words.items()}, verdict.state.exit_code == 1)
@@ -61,9 +65,31 @@ def log_words(loggers: Iterable[Logger], words: dict[str, str], alert: bool = Fa
     Args:
         alert: whether to send an alert, too, where the first of the words has not been there before.
     """
-    for logger in loggers:
-        if type(logger).__name__ == "WandbLogger":
-            with going_on(logger):
-                from ldmprobe.tracking.wandb import summarize
+    for logger in _of_wandb(loggers):
+        with going_on(logger):
+            from ldmprobe.tracking.wandb import summarize
 
-                summarize(cast("WandbLogger", logger), words, alert)
+            summarize(logger, words, alert)
+
+
+def log_page(loggers: Iterable[Logger], page: Path, step: int) -> None:
+    """Send a run's report to each logger that shows pages, which is Weights & Biases'."""
+    for logger in _of_wandb(loggers):
+        with going_on(logger):
+            from ldmprobe.tracking.wandb import log_page
+
+            log_page(logger, page, step)
+
+
+def _summarize_best(loggers: Iterable[Any], metrics: Iterable[tuple[str, Metric]]) -> None:
+    ends = best_ends(metrics)
+    for logger in _of_wandb(loggers):
+        with going_on(logger):
+            from ldmprobe.tracking.wandb import summarize_best
+
+            summarize_best(logger, ends)
+
+
+def _of_wandb(loggers: Iterable[Any]) -> Iterator[WandbLogger]:
+    """Yield those that are Weights & Biases', by name: wandb need not be installed."""
+    return (logger for logger in loggers if type(logger).__name__ == "WandbLogger")

@@ -7,19 +7,31 @@ curves as one number for each band of log-SNR, such as ``probe_denoising/skill/l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
 from ldmprobe.analysis.bands import bands_of
+from ldmprobe.io.metric import Good, Metric
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.probing.verdict import Verdict
 
 Detail = Literal["bands", "levels"]
+BestEnd = Literal["min", "max"]
 SECTION = "probe_"  # what the names of all probes' metrics begin with
 VERDICT = "verdict/"  # and of a verdict's
 OF_PROBES = (SECTION, VERDICT)
+VERDICT_METRICS = (
+    Metric(
+        "verdict/code", "State of the run",
+        "−1 cannot say, 0 calibrated, 1 levelled off, 2 learning, 3 at fault, 4 overfitting, 5 memorizing, 6 broken.",
+        shown="headline",
+    ),
+    Metric("verdict/recoverable_nats", "Still recoverable, at least", unit="nats", good="lower", shown="headline"),
+    Metric("verdict/worst_band", "Band to look at first", "Its lower end.", "log-SNR", shown="headline"),
+)  # fmt: skip
 _POOL: dict[str, Callable[[np.ndarray], np.floating[Any]]] = {"mean": np.mean, "sum": np.sum}
 
 
@@ -30,17 +42,46 @@ def scalar_metrics(record: ProbeRecord, detail: Detail = "bands") -> dict[str, f
 
 def all_metrics(record: ProbeRecord, detail: Detail = "bands") -> dict[str, float]:
     """Return the numbers of a record that loggers are sent, under their names there."""
+    return {number.key: number.value for number in numbers(record, detail)}
+
+
+def best_ends(named: Iterable[tuple[str, Metric]]) -> dict[str, BestEnd]:
+    """Return by name which end of its history is a metric's best, of those where lower or higher is better."""
+    ends: dict[Good, BestEnd] = {"lower": "min", "higher": "max"}
+    return {name: ends[metric.good] for name, metric in named if metric.good in ends}
+
+
+@dataclass(frozen=True)
+class Number:
+    """A number that loggers are sent.
+
+    Attributes:
+        key: its name there.
+        metric: what it means; of a band or a level, that of its curve.
+        value: may be NaN.
+    """
+
+    key: str
+    metric: Metric
+    value: float
+
+
+def numbers(record: ProbeRecord, detail: Detail = "bands") -> Iterator[Number]:
+    """Yield the numbers of a record that loggers are sent: its scalars, then its curves' bands or levels."""
     shown = ("headline",) if detail == "bands" else ("headline", "detail")
     headlines = [name for name in record.scalars if record.metric(name).shown in shown]
     spreads = {record.metric(name).spread for name in headlines}
-    found = {key(record, name): value for name, value in record.scalars.items() if name in spreads.union(headlines)}
+    for name, value in record.scalars.items():
+        if name in spreads.union(headlines):
+            yield Number(key(record, name), record.metric(name), float(value))
     for name, curve in record.curves.items():
         metric = record.metric(name)
+        found: list[tuple[str, float]] = []
         if metric.shown == "headline" and metric.pool is not None:
-            found |= {f"{key(record, name)}/{band}": value for band, value in _bands(curve, _POOL[metric.pool])}
+            found += _bands(curve, _POOL[metric.pool])
         if detail == "levels" and metric.shown in shown:
-            found |= {f"{key(record, name)}/{level}": value for level, value in _levels(curve, metric.along)}
-    return {name: float(value) for name, value in found.items()}
+            found += _levels(curve, metric.along)
+        yield from (Number(f"{key(record, name)}/{place}", metric, value) for place, value in found)
 
 
 def key(record: ProbeRecord, name: str) -> str:
@@ -67,10 +108,7 @@ def _levels(curve: Curve, along: str) -> Iterator[tuple[str, float]]:
 
 
 def verdict_metrics(verdict: Verdict) -> dict[str, float]:
-    """Return the numbers of a verdict that loggers are sent, and that callbacks monitor: its code (−1 cannot say, 0
-    calibrated, 1 levelled off, 2 learning, 3 at fault, 4 overfitting, 5 memorizing, 6 broken), the nats that could
-    still go, and the lower end of the band of log-SNR to look at first.
-    """
-    found = {"code": float(verdict.state.code), "recoverable_nats": verdict.recoverable}
-    found["worst_band"] = verdict.worst.low if verdict.worst else float("nan")
-    return {f"{VERDICT}{name}": value for name, value in found.items()}
+    """Return the numbers of a verdict that loggers are sent, and that callbacks monitor, under their names there."""
+    worst = verdict.worst.low if verdict.worst else float("nan")
+    values = (float(verdict.state.code), verdict.recoverable, worst)
+    return {metric.name: value for metric, value in zip(VERDICT_METRICS, values, strict=True)}

@@ -6,18 +6,38 @@ media carry the same column. Never ``experiment.log(step=…)``: wandb drops sma
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.tracking.charts.curves import axis_of
 from ldmprobe.tracking.pictures import Pictures
-from ldmprobe.tracking.scalars import key
+from ldmprobe.tracking.scalars import BestEnd, key
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
     from wandb import Table
     from wandb.plot.custom_chart import CustomChart
+
+STEP = "trainer/global_step"
+PAGE = "report"
+_LARGEST_PAGE = 2_000_000  # bytes
+_summarized: WeakKeyDictionary[WandbLogger, set[str]] = WeakKeyDictionary()
+
+
+def summarize_best(logger: WandbLogger, ends: Mapping[str, BestEnd]) -> None:
+    """Have the run's summary hold the best value and the last of each metric that is named, instead of the last alone.
+
+    By exact names: where patterns overlap, wandb takes any of them.
+    """
+    known = _summarized.setdefault(logger, set())
+    for name, end in ends.items():
+        if name not in known:
+            logger.experiment.define_metric(name, step_metric=STEP, summary=f"{end},last")
+            known.add(name)
 
 
 def log_media(logger: WandbLogger, pictures: Pictures) -> None:
@@ -27,8 +47,7 @@ def log_media(logger: WandbLogger, pictures: Pictures) -> None:
     record = pictures.record
     media: dict[str, object] = {
         key(record, name): wandb.Image(pictures.drawn(name), caption=f"training step {record.step}")
-        for name in pictures.names
-        if name != "curves"
+        for name in image_names(pictures)
     }
     media |= {key(record, f"{name}_table"): _scatter_table(record, name) for name in record.scatters}
     for name in record.curves:
@@ -36,7 +55,21 @@ def log_media(logger: WandbLogger, pictures: Pictures) -> None:
         if shown == "headline" or (shown == "detail" and "/" not in name):
             media[key(record, f"{name}_curves")] = _line_series(pictures, name)
     if media:
-        logger.experiment.log({**media, "trainer/global_step": record.step})
+        logger.experiment.log({**media, STEP: record.step})
+
+
+def image_names(pictures: Pictures) -> list[str]:
+    """Return which pictures are sent as images: curves are charts there."""
+    return [name for name in pictures.names if name != "curves"]
+
+
+def log_page(logger: WandbLogger, page: Path, step: int) -> None:
+    """Send a report, which W&B shows in a panel, unless it is large."""
+    import wandb
+
+    if page.stat().st_size <= _LARGEST_PAGE:
+        with page.open(encoding="utf-8") as file:
+            logger.experiment.log({PAGE: wandb.Html(file, inject=False), STEP: step})
 
 
 def summarize(logger: WandbLogger, words: dict[str, str], alert: bool = False) -> None:

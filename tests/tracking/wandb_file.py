@@ -16,19 +16,28 @@ _BLOCK, _HEADER = 32 * 1024, 7
 
 def read_history(run_dir: Path) -> list[dict[str, Any]]:
     """All history rows of the one offline run under ``run_dir``."""
+    return [
+        {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
+        for record in read_records(run_dir)
+        if record.HasField("history")
+    ]
+
+
+def read_summary(run_dir: Path) -> dict[str, Any]:
+    """What the summary has come to, by name."""
+    updates = [item for record in read_records(run_dir) for item in record.summary.update]
+    return {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in updates}
+
+
+def read_records(run_dir: Path) -> list[Any]:
+    """All records of the one offline run under ``run_dir``."""
     (path,) = run_dir.glob("wandb/offline-run-*/*.wandb")
     for _ in range(100):  # finish() returns before the last flush
         records = list(_records(path.read_bytes()))
         if any(record.HasField("exit") for record in records):
             break
         time.sleep(0.1)
-    rows = []
-    for record in records:
-        if record.HasField("history"):
-            rows.append(
-                {".".join(item.nested_key) or item.key: json.loads(item.value_json) for item in record.history.item}
-            )
-    return rows
+    return records
 
 
 def _records(data: bytes) -> Iterator[Any]:
