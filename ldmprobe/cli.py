@@ -5,30 +5,10 @@ from __future__ import annotations
 import os
 import select
 import sys
-from argparse import ArgumentParser
-from importlib import import_module
 
-from ldmprobe import __version__
-from ldmprobe.commands.options import Parser
+from ldmprobe.commands.table import COMMANDS, command_line, command_named
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.plain_text import make_output_plain, plain
-
-COMMANDS = {
-    "init": "write a configuration to begin with",
-    "fit": "train or finetune from a YAML file, probing on the way",
-    "validate": "measure a checkpoint's loss on held-out data",
-    "test": "measure a checkpoint's loss on test data",
-    "probe": "probe a checkpoint or a diffusers pipeline, without training",
-    "sample": "draw a grid of samples",
-    "cache": "encode a configuration's images and captions once, for training",
-    "export": "write a checkpoint as a diffusers pipeline, with a model card",
-    "verdict": "say what a run has learned, what is wrong, and what to do next",
-    "report": "write one HTML page about a run",
-    "workspace": "lay out what a run sends to Weights & Biases",
-    "compare": "compare runs with the first of them: one HTML page and one table",
-    "audit": "prove that a configuration's probes leave its training as it is",
-}
-_MODULES = {"validate": "fit", "test": "fit"}  # of the others, the command's own name
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,8 +32,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
     if argv and argv[0] in COMMANDS:
-        return int(import_module(f"ldmprobe.commands.{_MODULES.get(argv[0], argv[0])}").run(argv))
-    _parser().parse_args(argv)
+        return command_named(argv[0]).run(argv)
+    command_line().parse_args(argv)
     return 0
 
 
@@ -66,22 +46,6 @@ def _nobody_reads() -> bool:
     if gone:
         os.dup2(os.open(os.devnull, os.O_WRONLY), output)
     return gone
-
-
-def _parser() -> Parser:
-    parser = Parser(
-        "",
-        "COMMAND [options]",
-        "Train latent diffusion models and see, per noise level, what they have learned.",
-        "fit --config configs/digits.yaml",
-    )
-    parser.add_argument("--version", action="version", version=f"ldmprobe {__version__}")
-    commands = parser.add_subparsers(
-        dest="command", metavar="COMMAND", required=True, title="commands", parser_class=ArgumentParser
-    )
-    for name, purpose in COMMANDS.items():
-        commands.add_parser(name, help=purpose, add_help=False)
-    return parser
 
 
 def _meant_for_the_user(error: Exception) -> ConfigurationError | None:

@@ -73,6 +73,24 @@ def test_help_and_version_import_nothing_heavy():
     assert done.stdout.count("usage: ldmprobe") == len(COMMANDS) + 1
 
 
+def test_a_shell_completes_commands_options_choices_and_files(tmp_path, capsys):
+    pytest.importorskip("shtab")
+    assert main(["completion", "bash"]) == 0
+    (tmp_path / "script").write_text(capsys.readouterr().out)
+    (tmp_path / "mine.yaml").touch()
+    typed = {
+        "verd": "verdict",
+        "fit --trainer.max_st": "--trainer.max_steps",
+        "sample --sampler he": "heun",
+        "probe runs/digits --num-dr": "--num-draws",
+        "fit --config mine": "mine.yaml",
+    }
+    code = 'source ./script; for line in "$@"; do COMP_WORDS=(ldmprobe $line); COMP_CWORD=$((${#COMP_WORDS[@]} - 1)); '
+    code += '_shtab_ldmprobe ldmprobe "${COMP_WORDS[-1]}" "${COMP_WORDS[-2]}"; echo "${COMPREPLY[*]}"; done'
+    done = subprocess.run(["bash", "-c", code, "", *typed], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == [*typed.values()]
+
+
 def test_a_configuration_to_begin_with_comes_with_the_package(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert main(["init"]) == 0

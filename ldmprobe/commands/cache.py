@@ -9,21 +9,16 @@ from ldmprobe.commands.options import PRECISIONS, Parser, integer, option
 from ldmprobe.io.plain_text import plain
 
 
-def run(argv: list[str]) -> int:
-    """Encode the data of the configuration that ``argv`` names.
-
-    Raises:
-        ConfigurationError: anything a user can put right.
-    """
+def parser(command: str) -> Parser:
+    """Return the parser of the command's arguments."""
     parser = Parser(
-        "cache",
+        command,
         "--config FILE [--out DIR] [options] [options of ldmprobe fit]",
         "Encode the images and captions of a configuration once; training then reads them with "
         "`--data.init_args.latents DIR`. All other options are those of `ldmprobe fit`. An interrupted run continues "
         "where it stopped.",
         "--config configs/digits.yaml --out latents/digits",
     )
-    torchrun = os.environ.get
     option(parser, "--out DIR", "folder to write to (default: latents/ and a hash of the contents)", Path)
     option(parser, "--dtype", "precision of the stored latents", default="float32", choices=PRECISIONS)
     option(parser, "--batch-size N", "images encoded at once", integer(1), 32)
@@ -33,11 +28,20 @@ def run(argv: list[str]) -> int:
         "--num-shards N",
         "processes that share the work, as torchrun says",
         integer(1),
-        torchrun("WORLD_SIZE", "1"),
+        os.environ.get("WORLD_SIZE", "1"),
     )
-    option(parser, "--shard K", "number of this process, as torchrun says", integer(0), torchrun("RANK", "0"))
+    option(parser, "--shard K", "number of this process, as torchrun says", integer(0), os.environ.get("RANK", "0"))
     option(parser, "--device NAME", "where to encode (default: this process's GPU if there is one, else cpu)")
-    args, fit_arguments = parser.parse_known_args(argv[1:])
+    return parser
+
+
+def run(argv: list[str]) -> int:
+    """Encode the data of the configuration that ``argv`` names.
+
+    Raises:
+        ConfigurationError: anything a user can put right.
+    """
+    args, fit_arguments = parser(argv[0]).parse_known_args(argv[1:])
     import torch
 
     from ldmprobe.configuration.cli import build_parts
@@ -45,7 +49,7 @@ def run(argv: list[str]) -> int:
     from ldmprobe.models.device import move
 
     model, data = build_parts(fit_arguments)
-    gpu = f"cuda:{torchrun('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
     move((model.codec, model.conditioning), args.device or gpu)
     folder, complete = write_cache(
         data,

@@ -8,14 +8,10 @@ from ldmprobe.commands.options import Parser, option
 from ldmprobe.io.plain_text import plain
 
 
-def run(argv: list[str]) -> int:
-    """Compare the run directories that ``argv`` names.
-
-    Raises:
-        ConfigurationError: they cannot be compared.
-    """
+def parser(command: str) -> Parser:
+    """Return the parser of the command's arguments."""
     parser = Parser(
-        "compare",
+        command,
         "RUN_DIR RUN_DIR ... --out DIR [--labels NAME ...]",
         "Compare runs with the first of them: paired differences per noise level, and steps to the same quality, as "
         "one HTML page and one table.",
@@ -26,7 +22,16 @@ def run(argv: list[str]) -> int:
         "--out", type=Path, required=True, metavar="DIR", help="new directory, or that of an earlier comparison"
     )
     option(parser, "--labels NAME", "names of the runs (default: their directories' names)", nargs="+")
-    args = parser.parse_args(argv[1:])
+    return parser
+
+
+def run(argv: list[str]) -> int:
+    """Compare the run directories that ``argv`` names.
+
+    Raises:
+        ConfigurationError: they cannot be compared.
+    """
+    args = parser(argv[0]).parse_args(argv[1:])
     from ldmprobe.comparison.compare import write_comparison
 
     print(plain(write_comparison(args.run_dirs, args.out, args.labels)))

@@ -8,14 +8,10 @@ from ldmprobe.commands.options import Parser, add_base, add_weights
 from ldmprobe.io.plain_text import plain
 
 
-def run(argv: list[str]) -> int:
-    """Export the checkpoint that ``argv`` names.
-
-    Raises:
-        ConfigurationError: it cannot be exported, or the folder cannot be written.
-    """
+def parser(command: str) -> Parser:
+    """Return the parser of the command's arguments."""
     parser = Parser(
-        "export",
+        command,
         "CHECKPOINT DIR [options]",
         "Write a checkpoint as a folder with a model card: a diffusers pipeline, for "
         "DiffusionPipeline.from_pretrained; a LoRA, for load_lora_weights; or an autoencoder with the measured scale "
@@ -35,7 +31,16 @@ def run(argv: list[str]) -> int:
     )
     add_base(parser)
     add_weights(parser)
-    args = parser.parse_args(argv[1:])
+    return parser
+
+
+def run(argv: list[str]) -> int:
+    """Export the checkpoint that ``argv`` names.
+
+    Raises:
+        ConfigurationError: it cannot be exported, or the folder cannot be written.
+    """
+    args = parser(argv[0]).parse_args(argv[1:])
     from ldmprobe.training.export import export
 
     how = (args.merge, args.base, args.per_channel, args.ema_length, args.lora_strength)

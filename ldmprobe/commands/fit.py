@@ -11,22 +11,8 @@ _DESCRIPTIONS = {
 }
 
 
-def run(argv: list[str]) -> int:
-    """Carry out the command that ``argv`` begins with.
-
-    Raises:
-        ConfigurationError: anything a user can put right, before training.
-    """
-    command, *arguments = argv
-    if {"-h", "--help"}.intersection(arguments):
-        _short_help(command).parse_args(["--help"])
-    from ldmprobe.configuration.cli import run
-
-    run([command, *("--help" if argument == "--help_all" else argument for argument in arguments)])
-    return 0
-
-
-def _short_help(command: str) -> Parser:
+def parser(command: str) -> Parser:
+    """Return a parser of the arguments that are told of first; all are those of Lightning's CLI."""
     parser = Parser(
         command,
         "--config FILE [options]",
@@ -41,3 +27,18 @@ def _short_help(command: str) -> Parser:
     option(parser, "--model.init_args.NAME VALUE", "any setting of the configuration can be given here, too")
     option(parser, "--model.help CLASS", "list a class's arguments; so do --data.help and --trainer.callbacks.help")
     return parser
+
+
+def run(argv: list[str]) -> int:
+    """Carry out the command that ``argv`` begins with.
+
+    Raises:
+        ConfigurationError: anything a user can put right, before training.
+    """
+    command, *arguments = argv
+    if {"-h", "--help"}.intersection(arguments):
+        parser(command).parse_args(["--help"])
+    from ldmprobe.configuration.cli import run
+
+    run([command, *("--help" if argument == "--help_all" else argument for argument in arguments)])
+    return 0

@@ -10,21 +10,26 @@ from ldmprobe.commands.options import Parser, option
 from ldmprobe.errors import ConfigurationError, closest
 
 
-def run(argv: list[str]) -> int:
-    """Write the configuration that ``argv`` names, with those that it is to be given with, or list them all.
-
-    Raises:
-        ConfigurationError: there is none of that name, or the file exists.
-    """
+def parser(command: str) -> Parser:
+    """Return the parser of the command's arguments."""
     parser = Parser(
-        "init",
+        command,
         "[NAME] [--out FILE]",
         "Write a configuration to begin with; without a name, list them.",
         "digits",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="such as digits, or families/edm")
     option(parser, "--out FILE", "YAML file to write (default: NAME.yaml here)", Path)
-    args = parser.parse_args(argv[1:])
+    return parser
+
+
+def run(argv: list[str]) -> int:
+    """Write the configuration that ``argv`` names, with those that it is to be given with, or list them all.
+
+    Raises:
+        ConfigurationError: there is none of that name, or the file exists.
+    """
+    args = parser(argv[0]).parse_args(argv[1:])
     texts = _configurations()
     if args.name is None:
         wide = max(map(len, texts))

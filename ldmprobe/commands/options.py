@@ -44,9 +44,14 @@ class Parser(ArgumentParser):
             allow_abbrev=False,
         )
 
+    @property
+    def options(self) -> list[str]:
+        """Return the names of all options."""
+        return [*self._option_string_actions]
+
     def error(self, message: str) -> NoReturn:
         unknown = re.search(r"invalid choice: '(.+?)'|unrecognized arguments: (\S+)", message)
-        known = [*self._option_string_actions, *(name for action in self._actions for name in action.choices or ())]
+        known = [*self.options, *(name for action in self._actions for name in action.choices or ())]
         near = closest(unknown[1] or unknown[2], known) if unknown else ""
         raise ConfigurationError(f"{message}.{near} `{self.prog} --help` lists all options.")
 

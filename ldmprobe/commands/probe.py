@@ -49,14 +49,10 @@ _OF_DIFFUSION = (
 )
 
 
-def run(argv: list[str]) -> int:
-    """Probe the model that ``argv`` names.
-
-    Raises:
-        ConfigurationError: an option is wrong, or the model or data cannot be used.
-    """
+def parser(command: str) -> Parser:
+    """Return the parser of the command's arguments."""
     parser = Parser(
-        "probe",
+        command,
         "MODEL --out DIR [options]",
         "Probe a checkpoint or a diffusers pipeline without training, into a new directory: records, figures and "
         "report.html. Of an autoencoder (a checkpoint of Autoencoding, or a folder or hub id of one of diffusers) the "
@@ -87,7 +83,16 @@ def run(argv: list[str]) -> int:
         "also the bits per dimension of N held-out images by the probability flow, some 200 passes (default: none)",
         integer(2),
     )
-    args = parser.parse_args(argv[1:])
+    return parser
+
+
+def run(argv: list[str]) -> int:
+    """Probe the model that ``argv`` names.
+
+    Raises:
+        ConfigurationError: an option is wrong, or the model or data cannot be used.
+    """
+    args = parser(argv[0]).parse_args(argv[1:])
     if args.likelihood and args.data is None:
         raise ConfigurationError("--likelihood is of held-out images; give --data.")
     args.lengths = list(dict.fromkeys(args.ema_length or ()))

@@ -34,14 +34,10 @@ if TYPE_CHECKING:
     from ldmprobe.probing.sampling import Sampling
 
 
-def run(argv: list[str]) -> int:
-    """Draw the samples that ``argv`` asks for.
-
-    Raises:
-        ConfigurationError: an option is wrong, the model cannot be used, or the file cannot be written.
-    """
+def parser(command: str) -> Parser:
+    """Return the parser of the command's arguments."""
     parser = Parser(
-        "sample",
+        command,
         "MODEL [--out FILE] [options]",
         "Draw a grid of samples from a checkpoint or a diffusers pipeline.",
         "runs/digits/checkpoints/last.ckpt --out samples.png",
@@ -82,7 +78,16 @@ def run(argv: list[str]) -> int:
         "takes as many steps, and is not guided.",
     )
     option(group, "--upsampler MODEL", "checkpoint, or diffusers pipeline, that upsamples")
-    args = parser.parse_args(argv[1:])
+    return parser
+
+
+def run(argv: list[str]) -> int:
+    """Draw the samples that ``argv`` asks for.
+
+    Raises:
+        ConfigurationError: an option is wrong, the model cannot be used, or the file cannot be written.
+    """
+    args = parser(argv[0]).parse_args(argv[1:])
     _check(args)
     if args.out.suffix != ".png":
         raise ConfigurationError(f"--out is {args.out}; expected a file name that ends in .png.")

@@ -9,14 +9,10 @@ from ldmprobe.commands.options import Parser
 from ldmprobe.io.plain_text import plain
 
 
-def run(argv: list[str]) -> int:
-    """Print the verdict on the run directory that ``argv`` names; return 0 (fine), 1 (look) or 2 (cannot say).
-
-    Raises:
-        ConfigurationError: there are no records in it.
-    """
+def parser(command: str) -> Parser:
+    """Return the parser of the command's arguments."""
     parser = Parser(
-        "verdict",
+        command,
         "RUN_DIR [--json]",
         "Say what each band of noise levels has learned, what is wrong, and what to do next, from a run's records "
         "alone. Exit code: 0 fine, 1 look, 2 cannot say.",
@@ -24,7 +20,16 @@ def run(argv: list[str]) -> int:
     )
     parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="directory of a run")
     parser.add_argument("--json", action="store_true", help="print it as JSON, for programs")
-    args = parser.parse_args(argv[1:])
+    return parser
+
+
+def run(argv: list[str]) -> int:
+    """Print the verdict on the run directory that ``argv`` names; return 0 (fine), 1 (look) or 2 (cannot say).
+
+    Raises:
+        ConfigurationError: there are no records in it.
+    """
+    args = parser(argv[0]).parse_args(argv[1:])
     from ldmprobe.diffusion.measured_grid import MeasuredGrid
     from ldmprobe.probing.verdict import State
     from ldmprobe.tracking.run_verdict import verdict_on

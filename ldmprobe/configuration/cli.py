@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
-from jsonargparse import Namespace
+from jsonargparse import Namespace, capture_parser
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -259,6 +259,20 @@ def build_parts(fit_arguments: list[str]) -> tuple[LatentDiffusion, ImageData]:
         f"The configuration is of {type(cli.model).__name__} on {type(cli.datamodule).__name__}; only latents of "
         "LatentDiffusion on ImageData can be cached."
     )
+
+
+class _Options(LDMProbeCLI):
+    """Is built as far as to parse arguments."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        parser.parse_args(args)
+
+
+def options_of(subcommand: str) -> list[str]:
+    """Return the options of one of the Trainer's subcommands, without those of the classes that are named."""
+    parser = capture_parser(lambda: _Options([subcommand]))
+    (choices,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
+    return [name for action in choices[subcommand]._actions for name in action.option_strings]
 
 
 def run(argv: list[str]) -> None:
