@@ -54,6 +54,7 @@ from ldmprobe.diffusion.samplers import PredictorCorrector as PredictorCorrector
 from ldmprobe.diffusion.samplers import Resampling as Resampling
 from ldmprobe.diffusion.samplers import Sampler as Sampler
 from ldmprobe.diffusion.samplers import SamplerStep as SamplerStep
+from ldmprobe.diffusion.samplers import ScaledEpsilon as ScaledEpsilon
 from ldmprobe.diffusion.samplers import UniPC as UniPC
 from ldmprobe.diffusion.schedule import NoiseSchedule as NoiseSchedule
 from ldmprobe.diffusion.schedulers import DiffusersSchedule as DiffusersSchedule
@@ -150,6 +151,7 @@ from ldmprobe.pretrained.load import PretrainedText as PretrainedText
 from ldmprobe.pretrained.lora import LoRA as LoRA
 from ldmprobe.pretrained.source import Source as Source
 from ldmprobe.probing.analyses import Analysis as Analysis
+from ldmprobe.probing.analyses import Exposure as Exposure
 from ldmprobe.probing.analyses import Findings as Findings
 from ldmprobe.probing.analyses import InheritedError as InheritedError
 from ldmprobe.probing.analyses import MarginalGap as MarginalGap

@@ -43,6 +43,8 @@ class IdealPath:
     Attributes:
         mean_t, var_t, mean_s, var_s: shape (S, D): the sampled latents before and after each step.
         forward_mean_t, forward_var_t, forward_mean_s, forward_var_s: the same levels of the forward process q.
+        epsilon_square, forward_epsilon_square: E ε̂² of the exact denoiser, eq. (1), asked about the sampled latents
+            before each step, and about q at the same level.
     """
 
     mean_t: Tensor
@@ -53,6 +55,8 @@ class IdealPath:
     forward_var_t: Tensor
     forward_mean_s: Tensor
     forward_var_s: Tensor
+    epsilon_square: Tensor
+    forward_epsilon_square: Tensor
 
     def step_kl(self) -> Tensor:
         """Return KL(p_t ‖ p_s) of each step and direction, nats, (S, D)."""
@@ -170,10 +174,14 @@ def ideal_path(
         grid.alpha_t.tolist(), grid.sigma_t.tolist(), grid.alpha_s.tolist(), grid.sigma_s.tolist(), strict=True
     )
     for step, (a_t, b_t, a_s, b_s) in zip(program, levels, strict=True):
+        v = a_t**2 * tau + b_t**2
+        spread = (registers.mean["z"] - a_t * mu[:, None]) ** 2 + registers.variance("z")
+        epsilon_squares = ((weight * (b_t / v) ** 2 * spread).sum(1), (weight * b_t**2 / v).sum(1))
         for operation in step.operations:
             registers.run(operation, mu[:, None], tau)
         after = moments()
-        rows.append((*before, *after, a_t * mu, a_t**2 * ell + b_t**2, a_s * mu, a_s**2 * ell + b_s**2))
+        forward = (a_t * mu, a_t**2 * ell + b_t**2, a_s * mu, a_s**2 * ell + b_s**2)
+        rows.append((*before, *after, *forward, *epsilon_squares))
         before = after
     return IdealPath(*(torch.stack(column) for column in zip(*rows, strict=True)))
 

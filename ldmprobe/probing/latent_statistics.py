@@ -53,7 +53,7 @@ class LatentStatistics:
     magnitudes: Tensor = field(default_factory=lambda: torch.empty(0))
     data: PlainValues = field(default_factory=dict)
     latents: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
-    ideals: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+    ideals: dict[str, tuple[Tensor, ...]] = field(default_factory=dict, repr=False, compare=False)
     ideal_errors: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod

@@ -18,6 +18,7 @@ from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import (
     Analysis,
+    Exposure,
     Findings,
     MarginalGap,
     OneStepError,
@@ -64,7 +65,7 @@ def probe_sampling(
         sampling: how to sample; at least 8 samples. Guidance shifts the marginals by design, so that there is no
             ideal.
         analyses: default: StepKL, PCAScatter, X0Drift, SampleImages, and with a reference MarginalGap, with held-out
-            latents OneStepError.
+            latents OneStepError and Exposure.
         held_out: held-out latents, for analyses that look at single steps.
         step: optimizer steps taken so far.
         ranks: how the samples are shared out; default: one process.
@@ -159,7 +160,7 @@ def default_analyses(reference: LatentStatistics | None, held_out: HeldOut | Non
     if reference is not None:
         analyses.append(MarginalGap())
     if reference is not None and held_out is not None:
-        analyses.append(OneStepError())
+        analyses += [OneStepError(), Exposure()]
     return analyses
 
 

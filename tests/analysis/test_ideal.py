@@ -19,6 +19,7 @@ from ldmprobe.diffusion.samplers import (
     PredictorCorrector,
     Sampler,
     SamplerStep,
+    ScaledEpsilon,
     UniPC,
     denoise_at,
 )
@@ -61,6 +62,7 @@ SAMPLERS |= {
         Heun(s_churn=3.0, s_noise=1.01),
         UniPC(order=3),
         DPMSolver(lower_order_final=False),
+        ScaledEpsilon(0.9, DPMSolver()),
         PredictorCorrector(step=0.3, num_corrections=2, predictor=DDIM(eta=1.0)),
     )
 }

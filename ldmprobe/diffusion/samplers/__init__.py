@@ -17,6 +17,7 @@ from ldmprobe.diffusion.samplers.euler import Euler, EulerAncestral
 from ldmprobe.diffusion.samplers.heun import Heun
 from ldmprobe.diffusion.samplers.langevin import AnnealedLangevin, Langevin, PredictorCorrector
 from ldmprobe.diffusion.samplers.resampling import Resampling
+from ldmprobe.diffusion.samplers.scaled_epsilon import ScaledEpsilon
 from ldmprobe.diffusion.samplers.sde import EulerMaruyama
 from ldmprobe.diffusion.samplers.unipc import UniPC
 
@@ -37,6 +38,7 @@ __all__ = [
     "Resampling",
     "Sampler",
     "SamplerStep",
+    "ScaledEpsilon",
     "UniPC",
     "denoise_at",
     "denoise_between",

@@ -1,6 +1,7 @@
 """Analyses of sampling trajectories, a file each."""
 
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
+from ldmprobe.probing.analyses.exposure import Exposure
 from ldmprobe.probing.analyses.inherited_error import InheritedError
 from ldmprobe.probing.analyses.marginal_gap import MarginalGap
 from ldmprobe.probing.analyses.one_step_error import OneStepError
@@ -11,6 +12,7 @@ from ldmprobe.probing.analyses.x0_drift import X0Drift
 
 __all__ = [
     "Analysis",
+    "Exposure",
     "Findings",
     "InheritedError",
     "MarginalGap",

@@ -22,6 +22,7 @@ from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, Scatter
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.analyses.true_latents import TrueLatents
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import Ranks
@@ -46,6 +47,15 @@ class Trajectory:
     reference: LatentStatistics | None
     ranks: Ranks
     held_out: HeldOut | None = None
+    _true_latents: dict[int, TrueLatents] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def true_latents(self, at_most: int) -> TrueLatents:
+        """Return the first ``at_most`` held-out latents on the levels of the steps, the same for all who ask."""
+        assert self.held_out is not None
+        number = min(at_most, len(self.held_out.latents))
+        if number not in self._true_latents:
+            self._true_latents[number] = TrueLatents(self.model, self.grid, self.held_out, number, self.ranks)
+        return self._true_latents[number]
 
     @property
     def rotation(self) -> Rotation:
@@ -67,14 +77,23 @@ class Trajectory:
             name: of the curves.
             curves_of: the curves of one path; positive, of any shape.
         """
-        assert self.reference is not None
-        sampler, grid, ideals = self.sampling.sampler, self.grid, self.reference.ideals
-        key = f"{name}, {sampler.in_words}, {grid_fingerprint(grid)}"
-        if key not in ideals:
-            program = sampler.program(replace(grid, clip_range=None))
-            ideals[key] = ideal_curves(self.reference.basis, program, grid, grid.prior_std, curves_of)
-        value, half_width = ideals[key]
+        grid = self.grid
+
+        def of_path() -> tuple[Tensor, Tensor]:
+            assert self.reference is not None
+            program = self.sampling.sampler.program(replace(grid, clip_range=None))
+            return ideal_curves(self.reference.basis, program, grid, grid.prior_std, curves_of)
+
+        value, half_width = self.once(name, of_path)
         return (value, half_width) if self.has_ideal else (value * torch.nan, half_width * torch.nan)
+
+    def once(self, name: str, compute: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """Return what ``compute`` does, called once for all probes with the same reference, sampler and grid."""
+        assert self.reference is not None
+        key = f"{name}, {self.sampling.sampler.in_words}, {grid_fingerprint(self.grid)}"
+        if key not in self.reference.ideals:
+            self.reference.ideals[key] = compute()
+        return self.reference.ideals[key]
 
     @property
     def num_samples(self) -> int:

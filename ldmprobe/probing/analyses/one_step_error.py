@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from ldmprobe.analysis.intervals import NORMAL, jackknife
-from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.metric import Metric
@@ -47,31 +46,25 @@ class OneStepError(Analysis):
         if held_out is None or reference is None:
             raise ConfigurationError("OneStepError needs held-out latents and a reference; give the probe data.")
         self.trajectory, self.basis = trajectory, reference.basis
-        device = trajectory.model.device
-        self.number = min(self.num_latents, len(held_out.latents))
-        self.mine, even = trajectory.ranks.share(self.number), trajectory.ranks.even_share(self.number)
-        self.z0 = held_out.latents[even].to(device)
-        self.condition = {name: value[even].to(device) for name, value in held_out.condition.items()}
-        self.noise = sample_noise(even.tolist(), tuple(trajectory.model.latent_shape), seed=0, stream=3).to(device)
+        self.true = trajectory.true_latents(self.num_latents)
         self.rows: list[tuple[float, float]] = []
 
     def update(self, step: SamplingStep) -> None:
-        grid, k, model = self.trajectory.grid, step.index, self.trajectory.model
+        grid, k, true = self.trajectory.grid, step.index, self.true
         levels = [float(level[k]) for level in (grid.alpha_t, grid.sigma_t, grid.alpha_s, grid.sigma_s)]
         alpha_t, sigma_t, alpha_s, sigma_s = levels
-        z_t = alpha_t * self.z0 + sigma_t * self.noise
-        x0, epsilon = model.x0_and_epsilon(z_t, float(grid.timesteps[k]), alpha_t, sigma_t, self.condition)
-        truth = self.basis.rotate(alpha_s * self.z0 + sigma_s * self.noise).double()
+        z_t, x0, epsilon = true.at(k)
+        truth = self.basis.rotate(alpha_s * true.z0 + sigma_s * true.noise).double()
         error = (self.basis.rotate(alpha_s * x0 + sigma_s * epsilon).double() - truth).pow(2).mean(1)
         mean, variance = self.basis.mean.to(z_t.device), self.basis.variance.to(z_t.device)
         slope = (alpha_s * alpha_t * variance + sigma_s * sigma_t) / (alpha_t**2 * variance + sigma_t**2)
         linear = alpha_s * mean + slope * (self.basis.rotate(z_t).double() - alpha_t * mean)
         excess = error - (linear - truth).pow(2).mean(1)
-        every = self.trajectory.ranks.gather_rows(excess, self.mine, self.number)
+        every = self.trajectory.ranks.gather_rows(excess, true.mine, true.number)
         # That filter, along the basis's directions by themselves, is not the best: what it lacks is known.
         slope = slope.cpu()
         lacks, lacks_width = self._lacks((alpha_s - slope * alpha_t) ** 2, (sigma_s - slope * sigma_t) ** 2, levels)
-        width = NORMAL * float(every.std()) / self.number**0.5
+        width = NORMAL * float(every.std()) / true.number**0.5
         self.rows.append((float(every.mean()) + lacks, (width**2 + lacks_width**2) ** 0.5))
 
     def _lacks(self, of_signal: Tensor, of_noise: Tensor, levels: list[float]) -> tuple[float, float]:
