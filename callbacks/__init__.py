@@ -7,6 +7,7 @@ from ldmprobe.callbacks.classifier_probe import ClassifierProbe
 from ldmprobe.callbacks.denoising_probe import DenoisingProbe
 from ldmprobe.callbacks.exact_resume import ExactResume
 from ldmprobe.callbacks.forgetting import Forgetting
+from ldmprobe.callbacks.gradient_probe import GradientProbe
 from ldmprobe.callbacks.likelihood_probe import LikelihoodProbe
 from ldmprobe.callbacks.logger_guard import LoggerGuard
 from ldmprobe.callbacks.lora_strength import LoRAStrength
@@ -30,6 +31,7 @@ __all__ = [
     "DenoisingProbe",
     "ExactResume",
     "Forgetting",
+    "GradientProbe",
     "LikelihoodProbe",
     "LoRAStrength",
     "LoggerGuard",

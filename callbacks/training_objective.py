@@ -9,7 +9,7 @@ import numpy as np
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
 from ldmprobe.callbacks.rank_zero import from_rank_zero
-from ldmprobe.diffusion.objective import TimestepObjective
+from ldmprobe.diffusion.objective import TimestepObjective, objective_of
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
@@ -60,8 +60,8 @@ class TrainingObjective(ProbeCallback[DiffusionModel]):
 
 
 def _objective_of(pl_module: L.LightningModule) -> TimestepObjective:
-    objective = getattr(pl_module, "objective", None)
-    if not isinstance(objective, TimestepObjective):
+    objective = objective_of(pl_module)
+    if objective is None:
         raise ConfigurationError(
             f"TrainingObjective shows the `objective` of a module, and {type(pl_module).__name__} has none; give it "
             "`self.objective = ldmprobe.TimestepObjective(schedule, weighting, sampler)`, or take TrainingObjective "

@@ -166,6 +166,7 @@ from ldmprobe.probing.cascade import probe_cascade as probe_cascade
 from ldmprobe.probing.classification import probe_classifier as probe_classifier
 from ldmprobe.probing.denoising import probe_denoising as probe_denoising
 from ldmprobe.probing.forgetting import probe_forgetting as probe_forgetting
+from ldmprobe.probing.gradient import probe_gradient as probe_gradient
 from ldmprobe.probing.held_out import HeldOut as HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics as LatentStatistics
 from ldmprobe.probing.likelihood import probe_likelihood as probe_likelihood

@@ -10,13 +10,14 @@ from tests.run_config import component
 NORMED = {"model": {"network": own("NormedDenoiser")}}
 SHAPED = {**NORMED["model"], "latent_shape": [2, 4, 4]}
 BALANCER = component("TimestepBalancer", num_images=16, num_draws=32, hysteresis=0.0)
+GRADIENT = component("GradientProbe", num_images=16, num_draws=16)
 BALANCED = {"timesteps": {"class_path": "BalancedTimesteps"}}
 QUALITY = component(
     "SampleQuality", feature_network=own("Convolutions"), num_samples=24, num_steps=2, num_real=30, kid_subset_size=10
 )
 CELLS = {
     "everything at once": {
-        "callbacks": [*ALL_PROBES, BALANCER, component("ReportWriter")],
+        "callbacks": [*ALL_PROBES, GRADIENT, BALANCER, component("ReportWriter")],
         "model": BALANCED,
         "precision": "bf16-mixed",
         "logger": {"class_path": "lightning.pytorch.loggers.WandbLogger"},

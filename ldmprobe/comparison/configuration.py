@@ -24,7 +24,7 @@ _OF_NO_EFFECT = (
     "trainer.profiler",
 )
 _PROBES = (
-    "ClassifierProbe DDIMProbe DenoisingProbe Forgetting LikelihoodProbe LoRAStrength "
+    "ClassifierProbe DDIMProbe DenoisingProbe Forgetting GradientProbe LikelihoodProbe LoRAStrength "
     "MemorizationProbe ReconstructionProbe SampleQuality SamplingProbe TrainingClock TrainingLoss TrainingObjective"
 )
 _OF_LIGHTNING = "DeviceStatsMonitor LearningRateMonitor ModelCheckpoint ModelSummary RichModelSummary"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -59,3 +60,16 @@ class TimestepObjective:
             factor = factor / (p * factor).sum()
             weights = weights / (p * factor * weights).sum()
         return factor, weights
+
+
+@runtime_checkable
+class HasObjective(Protocol):
+    """A LightningModule that says how it weighs and draws timesteps."""
+
+    objective: TimestepObjective
+
+
+def objective_of(module: object) -> TimestepObjective | None:
+    """Return a module's ``objective``; None where it has none of this kind."""
+    found = module.objective if isinstance(module, HasObjective) else None
+    return found if isinstance(found, TimestepObjective) else None

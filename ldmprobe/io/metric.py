@@ -33,6 +33,7 @@ class Metric:
         sampling: whether it is drawn over timesteps, in sampling order, instead of over log-SNR.
         along: what a curve is along where that is no noise level, such as "latent channel".
         places: the name of the curve that holds the places along it; default: 0, 1, 2, …
+        matrix: whether the curves of a family, along each other, are drawn as the rows of a matrix.
         log_along: whether that axis is logarithmic, which leaves out place 0.
         pool: how the levels within a band of log-SNR make one number; None where they make none.
         spread: the name of the scalar that is its half-width or standard deviation.
@@ -55,6 +56,7 @@ class Metric:
     along: str = ""
     places: str = ""
     log_along: bool = False
+    matrix: bool = False
     pool: Pool | None = None
     spread: str | None = None
     shown: Shown = "detail"
@@ -77,6 +79,7 @@ class Metric:
             or not isinstance(self.log, bool)
             or not isinstance(self.sampling, bool)
             or not isinstance(self.log_along, bool)
+            or not isinstance(self.matrix, bool)
             or self.good not in get_args(Good)
             or self.pool not in (None, *get_args(Pool))
             or self.shown not in get_args(Shown)

@@ -22,6 +22,7 @@ from ldmprobe.probing.memorization_record import PROBE as MEMORIZATION
 from ldmprobe.tracking.charts.chart import cut_off
 from ldmprobe.tracking.charts.curves import Beside, curves_chart, family_chart, scalar_chart
 from ldmprobe.tracking.charts.heatmap import COLUMNS, heatmap_chart
+from ldmprobe.tracking.charts.matrix import matrix_chart
 from ldmprobe.tracking.charts.scatter import FRAMES, scatter_chart
 from ldmprobe.tracking.charts.svg import drawn, drawn_by_choice, drawn_over_training
 from ldmprobe.tracking.comparable import comparable
@@ -256,7 +257,8 @@ def _metric_section(records: Sequence[ProbeRecord], name: str) -> str:
     if name in last.scalars:
         chart = scalar_chart(records, name)
     else:
-        chart = curves_chart(records, name) if name in last.curves else family_chart(last, name)
+        of_family = matrix_chart if last.metric(name).matrix else family_chart
+        chart = curves_chart(records, name) if name in last.curves else of_family(last, name)
     return section(last.metric(name).title, f"{meaning(last, name)} {cut_off(chart)}", drawn(chart))
 
 
