@@ -22,7 +22,6 @@ from ldmprobe.probing.memorization_record import PROBE as MEMORIZATION
 from ldmprobe.tracking.charts.chart import cut_off
 from ldmprobe.tracking.charts.curves import Beside, curves_chart, family_chart, scalar_chart
 from ldmprobe.tracking.charts.heatmap import COLUMNS, heatmap_chart
-from ldmprobe.tracking.charts.matrix import matrix_chart
 from ldmprobe.tracking.charts.scatter import FRAMES, scatter_chart
 from ldmprobe.tracking.charts.svg import drawn, drawn_by_choice, drawn_over_training
 from ldmprobe.tracking.comparable import comparable
@@ -257,8 +256,7 @@ def _metric_section(records: Sequence[ProbeRecord], name: str) -> str:
     if name in last.scalars:
         chart = scalar_chart(records, name)
     else:
-        of_family = matrix_chart if last.metric(name).matrix else family_chart
-        chart = curves_chart(records, name) if name in last.curves else of_family(last, name)
+        chart = curves_chart(records, name) if name in last.curves else family_chart(last, name)
     return section(last.metric(name).title, f"{meaning(last, name)} {cut_off(chart)}", drawn(chart))
 
 

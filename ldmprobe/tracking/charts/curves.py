@@ -12,6 +12,7 @@ import numpy as np
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.tracking.charts.chart import Chart, Line, Panel, positive
+from ldmprobe.tracking.charts.matrix import matrix_chart
 from ldmprobe.tracking.history import thinned
 from ldmprobe.tracking.style import ACCENT, CLASS_COLORS, FORWARD, IDEAL, step_color
 
@@ -78,7 +79,11 @@ def curves_chart(records: Sequence[ProbeRecord], name: str, beside: Beside | Non
 
 
 def family_chart(record: ProbeRecord, family: str) -> Chart:
-    """Draw each curve of a family, such as those of eigen-bands, in a color of its own, with its ideal dashed."""
+    """Draw each curve of a family, such as those of eigen-bands, in a color of its own, with its ideal dashed; or all
+    of them as a matrix.
+    """
+    if record.metric(family).matrix:
+        return matrix_chart(record, family)
     names = sorted(name for name in record.curves if f"{name.rpartition('/')[0]}/*" == family)
     metric, marks, axis = record.metric(names[0]), [], axis_of(record.metric(names[0]))
     for k, name in enumerate(names):
