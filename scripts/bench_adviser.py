@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from fast_samplers import Numbers, final_latents, real_features, without_groups
 from torch import Tensor, nn
 
+from fast_samplers import Numbers, final_latents, real_features, without_groups
 from ldmprobe.analysis.intervals import NORMAL, jackknife
 from ldmprobe.diffusion.grids import Grid, KarrasGrid, LogSNRGrid, ScheduleGrid, ShiftGrid
 from ldmprobe.diffusion.measured_grid import MeasuredGrid

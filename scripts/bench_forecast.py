@@ -17,10 +17,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from known_denoisers import perfect_model
-from planted_faults import Planted, real_latents
 from torch import Tensor, nn
 
+from known_denoisers import perfect_model
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.io.record import PerSample, ProbeRecord
@@ -33,6 +32,7 @@ from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.squared_errors import squared_errors
 from ldmprobe.training.ema import EMA
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
+from planted_faults import Planted, real_latents
 
 DATA = ("digits", "shapes", "gaussian")
 WIDTHS, SEEDS, PROBES, DRAWS = (64, 256), 5, 12, 256

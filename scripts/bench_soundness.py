@@ -38,13 +38,12 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler
-from known_denoisers import CLUSTERS_SHAPE, SHAPES, SPECTRA, ClusterDenoiser, Clusters, perfect_data, perfect_probes
-from planted_faults import FAULT_BAND, STARVED, Planted, is_earlier, real_latents, training
 from scipy.optimize import brentq
 from scipy.stats import norm
 from scipy.stats import t as student_t
 from torch import Tensor
 
+from known_denoisers import CLUSTERS_SHAPE, SHAPES, SPECTRA, ClusterDenoiser, Clusters, perfect_data, perfect_probes
 from ldmprobe.analysis.bands import BAND_WIDTH, bands_of
 from ldmprobe.analysis.divergence import independent_gaussian_kl, paired_gaussian_kl
 from ldmprobe.analysis.ideal import ideal_path
@@ -64,6 +63,7 @@ from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.probing.sampling_probe import probe_sampling
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
+from planted_faults import FAULT_BAND, STARVED, Planted, is_earlier, real_latents, training
 
 # --- golden ----------------------------------------------------------------------------------------------------------
 

@@ -14,8 +14,8 @@ import argparse
 from dataclasses import replace
 
 import numpy as np
-from bench_forecast import latents_of, probes
 
+from bench_forecast import latents_of, probes
 from ldmprobe.callbacks.stop_rule import StopRule, is_better
 from ldmprobe.io.record import PerSample, ProbeRecord
 from ldmprobe.probing.denoising_record import ERRORS, bound_per_draw, nats_of

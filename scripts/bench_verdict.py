@@ -24,9 +24,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from known_denoisers import CLUSTERS_SHAPE, ClusterDenoiser, Clusters, perfect_model
-from planted_faults import FAULT_BAND, STARVED, Planted, is_earlier, real_latents, training
 
+from known_denoisers import CLUSTERS_SHAPE, ClusterDenoiser, Clusters, perfect_model
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
@@ -37,6 +36,7 @@ from ldmprobe.probing.judge import judge
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.verdict import State, Verdict
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
+from planted_faults import FAULT_BAND, STARVED, Planted, is_earlier, real_latents, training
 
 Probed = tuple[DiffusionModel, HeldOut, LatentStatistics]
 NUM_DRAWS = 512

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fast_samplers import final_latents, without_groups
 
+from fast_samplers import final_latents, without_groups
 from ldmprobe.analysis.intervals import NORMAL, jackknife
 from ldmprobe.data.images import ImageData
 from ldmprobe.diffusion.grids import Grid, KarrasGrid, ScheduleGrid

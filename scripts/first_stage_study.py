@@ -34,11 +34,11 @@ import pyarrow.parquet as pq
 import yaml
 
 from ldmprobe import ConfigurationError, RecordStore
-from ldmprobe.comparison.jobs import Job, run_jobs, start_process
-from ldmprobe.comparison.study import over_seeds
 from ldmprobe.io.atomic import atomic_write
 from ldmprobe.tracking.charts.static import png
 from ldmprobe.tracking.style import CLASS_COLORS
+from study.jobs import Job, run_jobs, start_process
+from study.statistics import over_seeds
 
 KINDS = ("kl", "vq", "fsq")
 WAYS = {"c": "c fixed", "area": "c/f² fixed"}

@@ -15,8 +15,8 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from judge_shapes import ask, labels, pixels, right_shares, train_classifier
 
+from judge_shapes import ask, labels, pixels, right_shares, train_classifier
 from ldmprobe.data.builtin import load_builtin
 from ldmprobe.features.choose import chosen_network
 from ldmprobe.inference import sample_images

@@ -22,9 +22,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from judge_shapes import train_classifier
 from torch import Tensor
 
+from judge_shapes import train_classifier
 from ldmprobe.data.shapes import COLORS, GROUND, SHAPES, STYLES, drawn, silhouettes
 from ldmprobe.inference import sample_images
 from ldmprobe.models.conditioning import HeldOutRows

@@ -37,14 +37,14 @@ import pyarrow.parquet as pq
 import yaml
 
 from ldmprobe.comparison.configuration import configuration_differences
-from ldmprobe.comparison.jobs import Job, run_jobs, start_process
-from ldmprobe.comparison.study import Study, study, study_run
-from ldmprobe.comparison.study_figures import curves_figure, pareto_figure
-from ldmprobe.comparison.study_table import study_markdown, study_table
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import atomic_write
 from ldmprobe.tracking.charts.static import png
 from ldmprobe.tracking.comparable import read_runs
+from study.figures import curves_figure, pareto_figure
+from study.jobs import Job, run_jobs, start_process
+from study.statistics import Study, study, study_run
+from study.tables import study_markdown, study_table
 
 _NAME = re.compile(r"[\w.+-]+")  # of a method: a folder's
 

@@ -18,9 +18,9 @@ import tempfile
 from pathlib import Path
 
 import yaml
-from healthy_vs_starved import BAND, band_log_snr
 from matplotlib.figure import Figure
 
+from healthy_vs_starved import BAND, band_log_snr
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
 from ldmprobe.tracking.charts.static import png

@@ -1,22 +1,15 @@
 """scripts/judge_shapes.py: who draws what is asked passes, who does not fails."""
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from torch import nn
 
+import judge_shapes
 from ldmprobe import ClassConditioning, DiffusionModel, SmallCLIP, TextConditioning
 from ldmprobe.data.builtin import load_builtin
 from ldmprobe.data.shapes import COLORS, SHAPES
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from tests.helpers import sd_scheduler
-
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "judge_shapes.py"
-spec = importlib.util.spec_from_file_location("judge_shapes", SCRIPT)
-judge_shapes = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(judge_shapes)
 
 SIZE, CLASSES = 16, 20
 

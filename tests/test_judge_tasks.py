@@ -1,28 +1,10 @@
 """scripts/judge_tasks.py: real images are right, and those of another row are not."""
 
-import importlib.util
-import sys
-from pathlib import Path
-
-import pytest
 import torch
 
+import judge_tasks
 import ldmprobe
 from ldmprobe.data.shapes import STYLES
-
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
-
-
-@pytest.fixture(scope="module")
-def judge_tasks():
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        spec = importlib.util.spec_from_file_location("judge_tasks", SCRIPTS / "judge_tasks.py")
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-    finally:
-        sys.path.remove(str(SCRIPTS))
-    return module
 
 
 def rows(columns, size, **options):
@@ -34,7 +16,7 @@ def rows(columns, size, **options):
     return next(data.reference_batches(24))
 
 
-def test_boxes_of_real_images_are_right_and_those_of_others_are_not(judge_tasks):
+def test_boxes_of_real_images_are_right_and_those_of_others_are_not():
     batch = rows([ldmprobe.ObjectsColumn()], 16, max_shapes=3, overlap=False)
     asked = {"objects": ldmprobe.Layout(20, 8, max_boxes=3).observe(batch)["objects"]}
     right = judge_tasks.judge_layout(batch["image"], batch["image"], asked)
@@ -48,7 +30,7 @@ def test_boxes_of_real_images_are_right_and_those_of_others_are_not(judge_tasks)
     assert judge_tasks.judge_layout(batch["image"], batch["image"], {"objects": shifted})["boxes right"] < 0.1
 
 
-def test_a_style_is_told_by_what_it_looks_like(judge_tasks):
+def test_a_style_is_told_by_what_it_looks_like():
     batch = rows([ldmprobe.ImageColumn("source", "source")], 32, styles=list(STYLES))
     asked = {"source": batch["source"], "class_labels": batch["label"]}
     found = judge_tasks.judge_style(batch["image"], batch["image"], asked)

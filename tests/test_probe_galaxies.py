@@ -9,13 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+import probe_galaxies as galaxies
 from ldmprobe.diffusion.processes import VPSDE
 from tests.helpers import refused
-
-SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "probe_galaxies.py"
-spec = importlib.util.spec_from_file_location("probe_galaxies", SCRIPT)
-galaxies = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(galaxies)
 
 PIXELS, HIDDEN, WIDE, BLOCKS = 8, 6, 5, 2
 PATCHES = (PIXELS // 4) ** 2

@@ -1,21 +1,16 @@
 """The study of the first stage: its cells can be built, and its table says what the numbers say."""
 
-import importlib.util
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+import first_stage_study as script
 from ldmprobe.errors import ConfigurationError
 from tests.test_configs import build
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDY = ROOT / "configs" / "studies" / "first_stage_shapes.yaml"
-
-spec = importlib.util.spec_from_file_location("first_stage_study", ROOT / "scripts" / "first_stage_study.py")
-script = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
 
 
 def test_f_is_varied_in_two_ways_and_every_part_is_built(tmp_path):

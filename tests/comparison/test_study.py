@@ -1,8 +1,6 @@
 """A study's statistics on curves with known answers; its script on real short runs."""
 
-import importlib.util
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +9,13 @@ import pytest
 import yaml
 from scipy import stats
 
+import reweighting_study as script
 from ldmprobe import BalancedTimesteps, RecordStore
 from ldmprobe.callbacks import DenoisingProbe, TimestepBalancer, TrainingClock
-from ldmprobe.comparison.study import (
+from ldmprobe.configuration.cli import LDMProbeCLI
+from ldmprobe.tracking.charts.static import png
+from study.figures import curves_figure, pareto_figure
+from study.statistics import (
     BOUND,
     FID,
     GINI,
@@ -25,10 +27,7 @@ from ldmprobe.comparison.study import (
     pareto_front,
     study,
 )
-from ldmprobe.comparison.study_figures import curves_figure, pareto_figure
-from ldmprobe.comparison.study_table import study_markdown, study_table
-from ldmprobe.configuration.cli import LDMProbeCLI
-from ldmprobe.tracking.charts.static import png
+from study.tables import study_markdown, study_table
 from tests.helpers import FLOAT64, refused, tiny_unet_settings
 from tests.run_config import component
 from tests.training import killing
@@ -37,10 +36,6 @@ from tests.training.test_latent_diffusion import digits, module, trainer
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ROOT / "configs" / "studies"
 METHODS = yaml.safe_load((STUDIES / "digits.yaml").read_text())["methods"]
-
-spec = importlib.util.spec_from_file_location("reweighting_study", ROOT / "scripts" / "reweighting_study.py")
-script = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(script)
 
 
 def straight_run(method, seed, bound, fid, seconds=100.0, bound_start=1000.0, fid_start=1000.0):

@@ -1,25 +1,11 @@
 """A perfect denoiser beside a reference of finitely many latents is not accused (scripts/bench_soundness.py perfect)."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
-import pytest
 
-_PATH = Path(__file__).parents[2] / "scripts" / "known_denoisers.py"
-
-
-@pytest.fixture(scope="module")
-def known():
-    spec = importlib.util.spec_from_file_location("known_denoisers", _PATH)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+import known_denoisers as known
 
 
-def test_a_perfect_denoiser_is_not_accused_at_two_latents_per_dimension(known):
+def test_a_perfect_denoiser_is_not_accused_at_two_latents_per_dimension():
     """With the eigenvalues of the sample itself: skill down to −.12, all 17 levels accused, KL ÷ ideal down to .06."""
     denoising, sampled = known.perfect_probes("1/f²", (1, 16, 16), 2, seed=0)
     skill, gap, kl = denoising.curves["denoising_skill"], sampled.curves["marginal_gap"], sampled.curves["step_kl"]
@@ -34,7 +20,7 @@ def test_a_perfect_denoiser_is_not_accused_at_two_latents_per_dimension(known):
     assert (gap.upper >= ideal.lower).all()
 
 
-def test_below_two_latents_per_dimension_no_linear_filter_is_praised_or_accused(known):
+def test_below_two_latents_per_dimension_no_linear_filter_is_praised_or_accused():
     """With the cosine basis alone: skill up to +.34."""
     denoising, _ = known.perfect_probes("1/f²", (1, 8, 8), 1, seed=0)
     skill = denoising.curves["denoising_skill"]
@@ -43,7 +29,7 @@ def test_below_two_latents_per_dimension_no_linear_filter_is_praised_or_accused(
     assert denoising.provenance["linear_optimum_known_to_log_snr"] < 5
 
 
-def test_directions_without_variance_are_left_out_and_counted(known):
+def test_directions_without_variance_are_left_out_and_counted():
     """Their KL has no bound where the sampler ends without noise: step_kl_ideal was 5e25 and more."""
     denoising, sampled = known.perfect_probes("half without", (1, 8, 8), 4, seed=0, flow=True)
     assert sampled.provenance["directions_without_variance"] == 32

@@ -14,7 +14,7 @@ from ldmprobe.cli import main
 from ldmprobe.probing.verdict import State
 from ldmprobe.tracking.loggers import log_verdict
 from ldmprobe.tracking.run_verdict import verdict_on
-from scripts.metric_tables import OUT, metric_tables
+from metric_tables import OUT, metric_tables
 from tests.run_config import unet
 from tests.tracking.wandb_file import read_history, read_records, read_summary
 

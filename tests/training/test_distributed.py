@@ -15,6 +15,7 @@ import torch
 import yaml
 
 import ldmprobe
+from first_stage_study import merged
 from ldmprobe import (
     Column,
     HeldOut,
@@ -29,7 +30,6 @@ from ldmprobe import (
 from ldmprobe.cli import main
 from ldmprobe.probing.latent_statistics import encode_images
 from ldmprobe.training.checkpoint.sharded import is_sharded_checkpoint, load_sharded_checkpoint
-from scripts.first_stage_study import merged
 from tests.pipelines import saved
 from tests.probing.gaussian import assert_same_record, numbers_of
 from tests.processes import finish, start, start_ranks

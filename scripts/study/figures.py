@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ldmprobe.comparison.study import BOUND, FID, SECONDS, Study, StudyRun
 from ldmprobe.tracking.style import CLASS_COLORS, FORWARD, IDEAL
+from study.statistics import BOUND, FID, SECONDS, Study, StudyRun
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 import pyarrow as pa
 
 from ldmprobe.analysis.intervals import ClusteredMean
-from ldmprobe.comparison.study import (
+from ldmprobe.comparison.words import probability
+from study.statistics import (
     BOUND,
     FID,
     GINI,
@@ -21,7 +22,6 @@ from ldmprobe.comparison.study import (
     Reached,
     Study,
 )
-from ldmprobe.comparison.words import probability
 
 _FEW = 2  # methods that are worth naming
 
