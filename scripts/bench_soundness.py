@@ -45,7 +45,7 @@ from torch import Tensor
 
 from known_denoisers import CLUSTERS_SHAPE, SHAPES, SPECTRA, ClusterDenoiser, Clusters, perfect_data, perfect_probes
 from ldmprobe.analysis.bands import BAND_WIDTH, bands_of
-from ldmprobe.analysis.divergence import independent_gaussian_kl, paired_gaussian_kl
+from ldmprobe.analysis.divergence import paired_gaussian_kl
 from ldmprobe.analysis.ideal import ideal_path
 from ldmprobe.analysis.intervals import jackknife_interval
 from ldmprobe.analysis.moments import PairedMoments
@@ -214,7 +214,11 @@ def estimate_row(form: str, spectrum: str, tails: str, n: int, d: int, truth: fl
 
 
 def independent(m: PairedMoments) -> Tensor:
-    return independent_gaussian_kl(m.n, m.mean_x, m.var_x, m.mean_y, m.var_y)
+    """KL(x ‖ y) per direction as of two independent sets of samples, which pairs are not; corrected for their number."""
+    inflation = (m.n - 1) / (m.n - 3)
+    ratio = m.var_x / m.var_y / inflation
+    gap = (m.mean_x - m.mean_y) ** 2 / m.var_y / inflation - (ratio + 1) / m.n
+    return 0.5 * (ratio - 1 - (m.var_x / m.var_y).log() + gap)
 
 
 def draw(tails: str, n: int, d: int, generator: torch.Generator) -> Tensor:

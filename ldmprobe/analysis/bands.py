@@ -39,6 +39,11 @@ def bands_of(log_snr: np.ndarray) -> list[LogSNRBand]:
     ]
 
 
+def band_key(low: float) -> str:
+    """Return what records call the band that begins at ``low``, such as "logsnr-03"."""
+    return f"logsnr{low:+03.0f}"
+
+
 def range_name(low: float, high: float) -> str:
     """The name of a range of log-SNR, such as "−3…0"; of a single level, such as "+7.1"."""
     ends = [_edge(low), _edge(high)]

@@ -59,18 +59,6 @@ def unbiased_unexplained(unexplained: Tensor, n: Tensor) -> Tensor:
     return (n - 3) / (n - 2) * u * series
 
 
-def independent_gaussian_kl(n: int, mean_x: Tensor, var_x: Tensor, mean_y: Tensor, var_y: Tensor) -> Tensor:
-    """KL(x ‖ y) per direction between two *independent* sets of ``n`` samples each, corrected for their finite number.
-
-    Uncorrected it reads (2n−1)/(n(n−3)) nats per direction between two sets from one Gaussian.
-    """
-    ratio = var_x / var_y
-    inflation = (n - 1) / (n - 3)
-    corrected = ratio / inflation
-    gap = (mean_x - mean_y) ** 2 / var_y / inflation - (corrected + 1) / n
-    return 0.5 * (corrected - 1 - ratio.log() + gap)
-
-
 def gaussian_kl_to_known(n: Tensor | int, mean_x: Tensor, var_x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     """KL(x ‖ N(mean, var)) per direction of ``n`` samples to a *known* Gaussian, corrected for their finite number, in
     nats.

@@ -16,7 +16,6 @@ form. Here its coefficients also sum to 1, so that what never changes is kept ex
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,11 +24,6 @@ from ldmprobe.errors import ConfigurationError
 
 LONGEST = 12**-0.5
 """σ_rel of γ = 0, where all updates weigh the same."""
-
-
-def sigma_rel_of(gamma: float) -> float:
-    """σ_rel = √(γ + 1) / ((γ + 2) √(γ + 3)) (eq. 5)."""
-    return math.sqrt(gamma + 1) / ((gamma + 2) * math.sqrt(gamma + 3))
 
 
 def gamma_of(sigma_rel: float) -> float:

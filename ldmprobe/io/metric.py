@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 Good = Literal["lower", "higher", "ideal"]
 Pool = Literal["mean", "sum"]
@@ -30,7 +30,6 @@ class Metric:
         ideal: the mark it is held against: a number, or the name of the curve that holds it.
         beside: names of further curves to be drawn with it; they may be another probe's.
         log: whether its axis is logarithmic.
-        sampling: whether it is drawn over timesteps, in sampling order, instead of over log-SNR.
         along: what a curve is along where that is no noise level, such as "latent channel".
         places: the name of the curve that holds the places along it; default: 0, 1, 2, …
         matrix: whether the curves of a family, along each other, are drawn as the rows of a matrix.
@@ -52,7 +51,6 @@ class Metric:
     ideal: float | str | None = None
     beside: tuple[str, ...] = ()
     log: bool = False
-    sampling: bool = False
     along: str = ""
     places: str = ""
     log_along: bool = False
@@ -63,23 +61,11 @@ class Metric:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "beside", tuple(self.beside))  # a list, from a file
-        texts = (
-            self.name,
-            self.title,
-            self.meaning,
-            self.unit,
-            self.along,
-            self.places,
-            self.spread or "",
-            *self.beside,
-        )
+        texts = (self.name, self.title, self.meaning, self.unit, self.along, self.places, self.spread or "")
         if (
             not all(isinstance(text, str) for text in (*texts, *self.beside))
             or not isinstance(self.ideal, str | float | int | None)
-            or not isinstance(self.log, bool)
-            or not isinstance(self.sampling, bool)
-            or not isinstance(self.log_along, bool)
-            or not isinstance(self.matrix, bool)
+            or not all(isinstance(flag, bool) for flag in (self.log, self.log_along, self.matrix))
             or self.good not in get_args(Good)
             or self.pool not in (None, *get_args(Pool))
             or self.shown not in get_args(Shown)
@@ -98,6 +84,15 @@ class Metric:
         if isinstance(self.ideal, str) and self.ideal.endswith("/*"):
             return self.ideal[:-1] + name.rpartition("/")[2]
         return self.ideal
+
+
+def metric_from(entry: dict[str, Any]) -> Metric:
+    """Return the metric in a record's file; what this version does not know of it is left out.
+
+    Raises:
+        TypeError, ValueError: it is none.
+    """
+    return Metric(**{name: value for name, value in entry.items() if name in Metric.__match_args__})
 
 
 def metric_named(name: str, metrics: Iterable[Metric]) -> Metric:

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from ldmprobe.io.metric import Metric, metric_named
 
@@ -29,10 +30,17 @@ class Curve:
     upper: np.ndarray | None = None
 
     @classmethod
-    def along(cls, value: np.ndarray, lower: np.ndarray | None = None, upper: np.ndarray | None = None) -> Curve:
+    def around(cls, timestep: ArrayLike, log_snr: ArrayLike, value: ArrayLike, half_width: ArrayLike) -> Curve:
+        """A number at each noise level, in the middle of its interval."""
+        value, half_width = np.asarray(value), np.asarray(half_width)
+        return cls(np.asarray(timestep), np.asarray(log_snr), value, value - half_width, value + half_width)
+
+    @classmethod
+    def along(cls, value: ArrayLike, half_width: ArrayLike | None = None) -> Curve:
         """A number for each place along what is no noise level, such as latent channels."""
+        value = np.asarray(value, dtype=np.float64)
         nowhere = np.full(len(value), -1), np.full(len(value), np.nan)
-        return cls(*nowhere, np.asarray(value, dtype=np.float64), lower, upper)
+        return cls(*nowhere, value) if half_width is None else cls.around(*nowhere, value, half_width)
 
 
 @dataclass(frozen=True)

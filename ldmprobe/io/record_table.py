@@ -30,7 +30,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from ldmprobe.io.metric import Metric
+from ldmprobe.io.metric import metric_from
 from ldmprobe.io.record import Curve, PerSample, ProbeRecord, Scatter
 
 SCHEMA_VERSION = 2
@@ -166,8 +166,8 @@ def _header(metadata: bytes) -> dict[str, Any]:
             f"written by a newer ldmprobe (schema {header['schema_version']}, this one reads {SCHEMA_VERSION})"
         )
     try:
-        header["metrics"] = tuple(Metric(**entry) for entry in header["metrics"])
-    except TypeError as error:
+        header["metrics"] = tuple(map(metric_from, header["metrics"]))
+    except (TypeError, AttributeError) as error:
         raise ValueError(f"its metadata has metrics that are none ({error})") from error
     return {key: header[key] for key in types}
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from ldmprobe.diffusion.full_precision import without_autocast
 from ldmprobe.errors import ConfigurationError, check_numbers
+from ldmprobe.io.digest import fingerprint, weights_fingerprint
 from ldmprobe.types import Component, PlainValues
 
 CLASSIFIER = "classifier"
@@ -128,6 +130,11 @@ class ClassifierModel:
     def device(self) -> torch.device:
         """Return where it is."""
         return next(self.network.parameters()).device
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return what tells its weights from others: those that it has when it is first asked."""
+        return fingerprint(weights_fingerprint(self.network.state_dict().values()))
 
     @classmethod
     def load(cls, path: str | Path) -> ClassifierModel:

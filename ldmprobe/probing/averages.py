@@ -13,19 +13,19 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 
+from ldmprobe.analysis.bands import band_key
 from ldmprobe.analysis.comparison import BandGain, gains_by_band
 from ldmprobe.analysis.intervals import clustered_mean
 from ldmprobe.analysis.likelihood import nats_per_error
-from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import log_snr_grid
+from ldmprobe.probing.draws import Draws
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Progress, evaluating, no_progress
-from ldmprobe.probing.squared_errors import squared_errors
 
 PROBE, BEST = "averages", "averages_best_length"
 METRICS = (
@@ -84,15 +84,13 @@ def probe_averages(
         raise ConfigurationError(f"There is {len(averages)} length to compare; expected two or more.")
     lengths = sorted(averages)
     timesteps = log_snr_grid(trained)
-    image = torch.arange(num_draws) % len(held_out.latents)
+    image = np.arange(num_draws) % len(held_out.latents)
 
     def errors_of(model: DiffusionModel) -> np.ndarray:
         """Return its squared errors, (levels, draws)."""
         with evaluating(model.modules):
-            z0 = held_out.latents[image].to(model.device)
-            noise = sample_noise(list(range(num_draws)), tuple(z0.shape[1:]), seed, stream=1).to(model.device)
-            condition = {name: value[image].to(model.device) for name, value in held_out.condition.items()}
-            return squared_errors(model, z0, noise, condition, timesteps, batch_size).T.cpu().numpy()
+            draws = Draws.of(held_out, num_draws, seed, model.device)
+            return draws.squared_errors(model, timesteps, batch_size).T.numpy()
 
     own, found = errors_of(trained), []
     for k, length in enumerate(lengths):
@@ -100,23 +98,22 @@ def probe_averages(
         progress(k + 1, len(lengths))
     log_snr = trained.schedule.log_snr[timesteps].numpy()
     nats = nats_per_error(log_snr, held_out.latents[0].numel())
-    gains = gains_by_band(log_snr, own, found, image.numpy(), nats)
+    gains = gains_by_band(log_snr, own, found, image, nats)
     best = _best([gain[-1] for gain in gains])
-    over_best = gains_by_band(log_snr, found[best], found, image.numpy(), nats)
+    over_best = gains_by_band(log_snr, found[best], found, image, nats)
     totals = [gain[-1] for gain in gains]
     value, width = (np.array([vars(total)[name] for total in totals]) for name in ("gain", "half_width"))
     curves = {
-        "averages_length": Curve.along(np.array(lengths)),
-        "averages_bound_gain": Curve.along(value, value - width, value + width),
+        "averages_length": Curve.along(lengths),
+        "averages_bound_gain": Curve.along(value, width),
     }
     for length, errors in zip(lengths, found, strict=True):
-        change = clustered_mean(own - errors, image.numpy())
-        at_level, half = nats * change.value, nats * change.half_width
-        curves[f"averages_nats/{length:g}"] = Curve(
-            timesteps.numpy(), log_snr, at_level, at_level - half, at_level + half
+        change = clustered_mean(own - errors, image)
+        curves[f"averages_nats/{length:g}"] = Curve.around(
+            timesteps, log_snr, nats * change.value, nats * change.half_width
         )
     by_band = {
-        f"averages_band_length/logsnr{band.low:+03.0f}": lengths[_best([gain[k] for gain in gains])]
+        f"averages_band_length/{band_key(band.low)}": lengths[_best([gain[k] for gain in gains])]
         for k, band in enumerate(gains[0][:-1])
     }
     return ProbeRecord(

@@ -108,7 +108,7 @@ def probe_classifier(
     def curve(per_latent: Tensor) -> Curve:
         value = per_latent.mean(1).numpy()
         width = student(number) * per_latent.std(1).numpy() / number**0.5
-        return Curve(unknown, log_snr, value, value - width, value + width)
+        return Curve.around(unknown, log_snr, value, width)
 
     return ProbeRecord(
         PROBE,

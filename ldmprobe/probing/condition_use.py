@@ -9,19 +9,18 @@ with d the difference of the two errors of one draw, of the same image and noise
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from ldmprobe.analysis.intervals import clustered_half_width, student
-from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.draws import Draws
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
-from ldmprobe.probing.squared_errors import squared_errors
 
 BEYOND_DOUBT = 5.0  # standard errors
 _DRAWS = 128  # of those of the denoising probe
@@ -71,21 +70,16 @@ def condition_use(
     """
     num_images, used = len(held_out.latents), ConditionUse()
     number = min(_DRAWS, len(squared))
-    mine, even = ranks.share(number), ranks.even_share(number)
-    image, other = even % num_images, (even + max(1, num_images // 2)) % num_images
-    device = model.device
-    own, swapped = ({name: value[i] for name, value in held_out.condition.items()} for i in (image, other))
-    z0 = held_out.latents[image].to(device)
-    noise = sample_noise(even.tolist(), tuple(z0.shape[1:]), seed, stream=1).to(device)
+    draws = Draws.of(held_out, number, seed, model.device, ranks)
+    other = (draws.image + max(1, num_images // 2)) % num_images
+    own, swapped = ({name: value[i] for name, value in held_out.condition.items()} for i in (draws.image, other))
     of_image = torch.arange(number) % num_images
     for name, condition in model.conditioning.swapped(own, swapped).items():
-        errors = squared_errors(model, z0, noise, condition, timesteps, batch_size)
-        rise = ranks.gather_rows(errors, mine, number) - squared[:number]
+        errors = replace(draws, condition=condition).squared_errors(model, timesteps, batch_size)
+        rise = errors - squared[:number]
         mse, half_width = squared[:number].mean(0), clustered_half_width(rise, of_image)
-        value, width = rise.mean(0) / mse, half_width / mse
-        log_snr = model.schedule.log_snr[timesteps].numpy()
-        limits = ((value - width).numpy(), (value + width).numpy())
-        used.curves[f"condition_use/{name}"] = Curve(timesteps.numpy(), log_snr, value.numpy(), *limits)
+        log_snr = model.schedule.log_snr[timesteps]
+        used.curves[f"condition_use/{name}"] = Curve.around(timesteps, log_snr, rise.mean(0) / mse, half_width / mse)
         z = (rise.mean(0) / half_width).nan_to_num(0.0) * student(int(of_image.max()) + 1)
         used.scalars[f"condition_use_z/{name}"] = float(z.max())
         if float(z.max()) < BEYOND_DOUBT:

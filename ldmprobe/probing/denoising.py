@@ -18,18 +18,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldmprobe.analysis.bands import band_key
 from ldmprobe.analysis.calibration import NUM_FOLDS, CalibrationSums, calibration
 from ldmprobe.analysis.faults import in_words
 from ldmprobe.analysis.imbalance import summarize
 from ldmprobe.analysis.intervals import clustered_half_width, student
 from ldmprobe.analysis.likelihood import nats_per_error
-from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.io.record import Curve, PerSample, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.condition_use import condition_use
 from ldmprobe.probing.denoising_record import ERRORS, LOG_SNR_SPACING, METRICS, PROBE, levels_of
+from ldmprobe.probing.draws import Draws
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.ideals import compared, ideal_errors
 from ldmprobe.probing.latent_statistics import LatentStatistics
@@ -94,19 +95,16 @@ def probe_denoising(
     timesteps = log_snr_grid(model)
     ranks = ranks or Ranks()
     num_images = len(held_out.latents)
-    mine, even = ranks.share(num_draws), ranks.even_share(num_draws)
-    image = even % num_images
     device, schedule = model.device, model.schedule
     levels = []
     with evaluating(model.modules):
-        z0 = held_out.latents[image].to(device)
-        condition = {name: value[image].to(device) for name, value in held_out.condition.items()}
-        noise = sample_noise(even.tolist(), tuple(z0.shape[1:]), seed, stream=1).to(device)
-        fold = (image % NUM_FOLDS).to(device)
-        fold[len(mine) :] = -1  # of none: thrown away
-        image_errors = torch.zeros(len(even), len(timesteps) if image_loss else 0, dtype=torch.float64, device=device)
-        errors, products, squares = torch.zeros(3, len(even), len(timesteps), dtype=torch.float64, device=device)
-        offsets = torch.zeros(len(even), len(timesteps), z0.shape[1], dtype=torch.float64, device=device)
+        draws = Draws.of(held_out, num_draws, seed, device, ranks)
+        z0, noise, condition, own = draws.z0, draws.noise, draws.condition, len(draws.image)
+        fold = (draws.image % NUM_FOLDS).to(device)
+        fold[len(ranks.share(num_draws)) :] = -1  # of none: thrown away
+        image_errors = torch.zeros(own, len(timesteps) if image_loss else 0, dtype=torch.float64, device=device)
+        errors, products, squares = torch.zeros(3, own, len(timesteps), dtype=torch.float64, device=device)
+        offsets = torch.zeros(own, len(timesteps), z0.shape[1], dtype=torch.float64, device=device)
         for k, timestep in enumerate(timesteps.tolist()):
             alpha, sigma = float(schedule.alpha[timestep]), float(schedule.sigma[timestep])
             sums: CalibrationSums | None = None
@@ -131,10 +129,9 @@ def probe_denoising(
             reduced = (ranks.all_reduce_sum(value) for value in (sums.n, sums.gram, sums.cross, sums.squares))
             levels.append(calibration(CalibrationSums(*reduced)))
             progress(k + 1, len(timesteps))
-        squared, product, square, offset = (
-            ranks.gather_rows(rows, mine, num_draws) for rows in (errors, products, squares, offsets)
+        squared, product, square, offset, image_squared = map(
+            draws.gathered, (errors, products, squares, offsets, image_errors)
         )
-        image_squared = ranks.gather_rows(image_errors, mine, num_draws)
         use = condition_use(model, held_out, timesteps, squared, batch_size, seed, ranks)
         ideals = ideal_errors(model, held_out, reference, timesteps, num_draws, batch_size, seed, ranks)
     log_snr = schedule.log_snr[timesteps]
@@ -203,8 +200,8 @@ def probe_denoising(
             "denoising_bound_nats": float(nats @ mse),
             "denoising_lowest_skill": float(curves["denoising_skill"].value.min()),
             "imbalance_gini": imbalance.gini,
-            **{f"imbalance_share/logsnr{band.low:+03.0f}": band.share for band in imbalance.bands},
-            **{f"calibration_residual_band/logsnr{band.low:+03.0f}": band.residual for band in imbalance.bands},
+            **{f"imbalance_share/{band_key(band.low)}": band.share for band in imbalance.bands},
+            **{f"calibration_residual_band/{band_key(band.low)}": band.residual for band in imbalance.bands},
             **use.scalars,
         },
         curves=curves,

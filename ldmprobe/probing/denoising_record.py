@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from ldmprobe.analysis.bands import LogSNRBand, bands_of
+from ldmprobe.analysis.bands import LogSNRBand, band_key, bands_of
 from ldmprobe.analysis.faults import Levels
 from ldmprobe.analysis.imbalance import Band, summarize
 from ldmprobe.analysis.likelihood import nats_per_error
@@ -145,7 +145,7 @@ def recoverable_shares(record: ProbeRecord) -> list[tuple[LogSNRBand, float]]:
     if "denoising_mse" not in record.curves:
         return []
     bands = bands_of(record.curves["denoising_mse"].log_snr)
-    return [(band, record.scalars[f"imbalance_share/logsnr{band.low:+03.0f}"]) for band in bands]
+    return [(band, record.scalars[f"imbalance_share/{band_key(band.low)}"]) for band in bands]
 
 
 def levels_of(record: ProbeRecord) -> Levels:

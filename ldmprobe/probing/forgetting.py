@@ -152,9 +152,8 @@ def probe_forgetting(
         scalars[total] = -everywhere.gain if kind == "base" else everywhere.gain
         scalars[f"{total}_half_width"] = everywhere.half_width
         for name, scale in (("nats", nats), ("skill_change", 1 / record.curves["denoising_mmse"].value)):
-            value, width = scale * change.value, scale * change.half_width
-            curves[f"forgetting_{name}/{kind}"] = Curve(
-                skill.timestep, skill.log_snr, value, value - width, value + width
+            curves[f"forgetting_{name}/{kind}"] = Curve.around(
+                skill.timestep, skill.log_snr, scale * change.value, scale * change.half_width
             )
         curves |= {
             f"forgetting_skill/{kind}": skill,

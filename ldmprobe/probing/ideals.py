@@ -10,17 +10,16 @@ import torch
 from torch import Tensor
 
 from ldmprobe.analysis.intervals import clustered_half_width
-from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.prediction import EpsilonPrediction
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.io.metric import Metric
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.ideal_denoisers import IdealDenoiser, Memorizer, MixtureDenoiser
+from ldmprobe.probing.draws import Draws
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import Ranks, evaluating
-from ldmprobe.probing.squared_errors import squared_errors
 
 MEMORIZER, MIXTURE = "memorizer", "mixture"
 METRICS = (
@@ -71,14 +70,11 @@ def ideal_errors(
     if key not in reference.ideal_errors:
         reference.ideal_errors[key] = {}
         if not is_known(held_out.latents, reference.latents):
-            mine, even = ranks.share(num_draws), ranks.even_share(num_draws)
-            z0 = held_out.latents[even % len(held_out.latents)].to(model.device)
-            noise = sample_noise(even.tolist(), tuple(z0.shape[1:]), seed, stream=1).to(model.device)
+            draws = Draws.of(HeldOut(held_out.latents, {}), num_draws, seed, model.device, ranks)
             with evaluating([]):
                 for name, denoiser in ideal_denoisers(reference, model.schedule).items():
                     ideal = DiffusionModel(denoiser.to(model.device), denoiser.schedule, model.latent_shape)
-                    errors = squared_errors(ideal, z0, noise, {}, timesteps, batch_size)
-                    reference.ideal_errors[key][name] = ranks.gather_rows(errors, mine, num_draws)
+                    reference.ideal_errors[key][name] = draws.squared_errors(ideal, timesteps, batch_size)
     return reference.ideal_errors[key]
 
 

@@ -135,7 +135,7 @@ def probe_likelihood(
 
     def curve(rows: Tensor) -> Curve:
         value, width = rows.mean(0).flip(0), NORMAL * rows.std(0).flip(0) / num_images**0.5
-        return Curve(timesteps, log_snr.numpy(), value.numpy(), (value - width).numpy(), (value + width).numpy())
+        return Curve.around(timesteps, log_snr, value, width)
 
     return ProbeRecord(
         PROBE,

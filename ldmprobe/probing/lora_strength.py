@@ -18,10 +18,9 @@ import numpy as np
 import torch
 from scipy.interpolate import CubicSpline
 
-from ldmprobe.analysis.bands import bands_of
+from ldmprobe.analysis.bands import band_key, bands_of
 from ldmprobe.analysis.intervals import clustered_mean, jackknife_interval
 from ldmprobe.analysis.likelihood import nats_per_error
-from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.io.metric import Metric
@@ -29,9 +28,9 @@ from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.pretrained.lora import has_lora, lora_at
 from ldmprobe.probing.denoising import log_snr_grid
+from ldmprobe.probing.draws import Draws
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Progress, evaluating, no_progress
-from ldmprobe.probing.squared_errors import squared_errors
 
 PROBE, BEST = "lora_strength", "lora_strength_best"
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
@@ -108,18 +107,14 @@ def probe_lora_strength(
     inside = np.stack([*(band.inside for band in bands), np.ones(len(log_snr), bool)]) * nats  # (bands + 1, levels)
     falls, images = [], []  # of each kind: (bands + 1, strengths, draws), and the image of each draw
     for k, data in enumerate((base_data, new_data)):
-        image = torch.arange(num_draws) % len(data.latents)
         with evaluating(model.modules):
-            z0 = data.latents[image].to(model.device)
-            noise = sample_noise(list(range(num_draws)), tuple(z0.shape[1:]), seed, stream=1).to(model.device)
-            condition = {name: value[image].to(model.device) for name, value in data.condition.items()}
-            errors = []
+            draws, errors = Draws.of(data, num_draws, seed, model.device), []
             for n, strength in enumerate(tried):
                 with lora_at(model.network, strength):
-                    errors.append(squared_errors(model, z0, noise, condition, timesteps, batch_size).T.cpu().numpy())
+                    errors.append(draws.squared_errors(model, timesteps, batch_size).T.numpy())
                 progress(k * len(tried) + n + 1, 2 * len(tried))
         falls.append(np.stack([inside @ (errors[0] - each) for each in errors], 1))
-        images.append(image.numpy())
+        images.append(draws.image.numpy())
     lost, won = (clustered_mean(fall, image) for fall, image in zip(falls, images, strict=True))
     net, width = won.value + lost.value, np.hypot(won.half_width, lost.half_width)
     without = np.stack([_without(falls, images, group) for group in range(_groups(images))])  # (groups, bands + 1, S)
@@ -132,10 +127,7 @@ def probe_lora_strength(
     low, high = jackknife_interval(torch.tensor(float(gain)), torch.from_numpy(gains))
     half = float(high - low) / 2
 
-    def along(value: np.ndarray, half_width: np.ndarray) -> Curve:
-        return Curve.along(value, value - half_width, value + half_width)
-
-    names = [f"logsnr{band.low:+03.0f}" for band in bands]
+    names = [band_key(band.low) for band in bands]
     return ProbeRecord(
         PROBE,
         step,
@@ -148,11 +140,11 @@ def probe_lora_strength(
             **{f"lora_strength_best_band/{name}": float(best[k]) for k, name in enumerate(names)},
         },
         curves={
-            "lora_strength_tried": Curve.along(np.array(tried)),
-            "lora_strength_nats/net": along(net[-1], width[-1]),
-            "lora_strength_nats/gained": along(won.value[-1], won.half_width[-1]),
-            "lora_strength_nats/forgotten": along(-lost.value[-1], lost.half_width[-1]),
-            **{f"lora_strength_net_band/{name}": along(net[k], width[k]) for k, name in enumerate(names)},
+            "lora_strength_tried": Curve.along(tried),
+            "lora_strength_nats/net": Curve.along(net[-1], width[-1]),
+            "lora_strength_nats/gained": Curve.along(won.value[-1], won.half_width[-1]),
+            "lora_strength_nats/forgotten": Curve.along(-lost.value[-1], lost.half_width[-1]),
+            **{f"lora_strength_net_band/{name}": Curve.along(net[k], width[k]) for k, name in enumerate(names)},
         },
         metrics=METRICS,
         provenance={

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmprobe.analysis.bands import bands_of
+from ldmprobe.analysis.bands import band_key, bands_of
 from ldmprobe.analysis.intervals import clustered_half_width
 from ldmprobe.analysis.likelihood import nats_per_error
-from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.ideal_denoisers import Memorizer
 from ldmprobe.probing.denoising import log_snr_grid
+from ldmprobe.probing.draws import Draws
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.ideals import answering_epsilon, is_known, without_known
 from ldmprobe.probing.latent_statistics import LatentStatistics
@@ -37,10 +37,8 @@ from ldmprobe.probing.memorization_record import (
     MEMORIZED_WIDTH,
     METRICS,
     PROBE,
-    band_name,
 )
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
-from ldmprobe.probing.squared_errors import squared_errors
 
 _LEAST_ROOM = 0.1  # of the held-out error: with less to gain by heart, M is noise
 
@@ -93,16 +91,13 @@ def probe_memorization(
     ranks = ranks or Ranks()
     schedule, timesteps = answering_epsilon(model.schedule), log_snr_grid(model)
     memorizer = DiffusionModel(Memorizer(known, schedule).to(model.device), schedule, model.latent_shape)
-    mine, even = ranks.share(num_draws), ranks.even_share(num_draws)
-    pair = even % num_pairs
-    noise = sample_noise(even.tolist(), tuple(held_out.latents.shape[1:]), seed, stream=1).to(model.device)
 
     def errors_of(asked: DiffusionModel, rows: HeldOut, number: int) -> Tensor:
         """Return the squared errors of the draws, (N, L)."""
-        condition = {name: value[pair] for name, value in rows.condition.items()}
-        errors = squared_errors(asked, rows.latents[pair].to(model.device), noise, condition, timesteps, batch_size)
+        draws = Draws.of(rows.first(num_pairs), num_draws, seed, model.device, ranks)
+        errors = draws.squared_errors(asked, timesteps, batch_size)
         progress(number, 3)
-        return ranks.gather_rows(errors, mine, num_draws)
+        return errors
 
     with evaluating(model.modules):
         held, trained = errors_of(model, held_out, 1), errors_of(model, training, 2)
@@ -110,10 +105,7 @@ def probe_memorization(
     log_snr = schedule.log_snr[timesteps]
     nats = torch.from_numpy(nats_per_error(log_snr.numpy(), held_out.latents[0].numel()))
     cluster = torch.arange(num_draws) % num_pairs
-    gap, room = held - trained, held - copied
-
-    def curve(value: Tensor, width: Tensor) -> Curve:
-        return Curve(timesteps.numpy(), log_snr.numpy(), *(x.numpy() for x in (value, value - width, value + width)))
+    gap, room, levels = held - trained, held - copied, (timesteps, log_snr)
 
     def share_within(inside: np.ndarray) -> tuple[float, float]:
         weight = nats * torch.from_numpy(inside)
@@ -121,7 +113,7 @@ def probe_memorization(
         return float(value), float(width)
 
     total, total_width = share_within(np.ones(len(timesteps), bool))
-    bands = {band_name(band.low): share_within(band.inside) for band in bands_of(log_snr.numpy())}
+    bands = {band_key(band.low): share_within(band.inside) for band in bands_of(log_snr.numpy())}
     return ProbeRecord(
         PROBE,
         step,
@@ -132,9 +124,9 @@ def probe_memorization(
             **{f"{BAND_WIDTH}/{name}": width for name, (_, width) in bands.items()},
         },
         curves={
-            "memorization": curve(*share(gap, room, held, cluster)),
-            "memorization_gap": curve(gap.mean(0), clustered_half_width(gap, cluster)),
-            "memorizer_mse": curve(copied.mean(0), clustered_half_width(copied, cluster)),
+            "memorization": Curve.around(*levels, *share(gap, room, held, cluster)),
+            "memorization_gap": Curve.around(*levels, gap.mean(0), clustered_half_width(gap, cluster)),
+            "memorizer_mse": Curve.around(*levels, copied.mean(0), clustered_half_width(copied, cluster)),
         },
         metrics=METRICS,
         provenance={

@@ -48,11 +48,6 @@ class Memorized(NamedTuple):
         return f"{self.share:.0%} ± {self.half_width:.0%} of what a perfect copy machine would gain over unseen images"
 
 
-def band_name(low: float) -> str:
-    """Return what a record calls the band that begins at ``low``."""
-    return f"logsnr{low:+03.0f}"
-
-
 def memorized_by_band(record: ProbeRecord) -> dict[float, Memorized]:
     """Return what is memorized within each band, by the log-SNR that it begins at; NaN where it is not defined."""
     return {

@@ -37,8 +37,7 @@ from ldmprobe.probing.sampling import Sampling, prompts_of, sample_trajectory
 METRICS = (
     Metric(
         "passes", "Network passes",
-        "How often the sampler has asked the network by the end of each step.", "passes", sampling=True,
-        shown="record",
+        "How often the sampler has asked the network by the end of each step.", "passes", shown="record",
     ),
 )  # fmt: skip
 

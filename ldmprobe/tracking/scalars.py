@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ldmprobe.analysis.bands import bands_of
+from ldmprobe.analysis.bands import band_key, bands_of
 from ldmprobe.io.metric import Good, Metric
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.probing.verdict import Verdict
@@ -93,7 +93,7 @@ def _bands(curve: Curve, pool: Callable[[np.ndarray], np.floating[Any]]) -> Iter
     """Yield the bands of log-SNR that a curve has levels in, and the number of each."""
     finite = np.isfinite(curve.log_snr)
     for band in bands_of(curve.log_snr[finite]):
-        yield f"logsnr{band.low:+03.0f}", float(pool(curve.value[finite][band.inside]))
+        yield band_key(band.low), float(pool(curve.value[finite][band.inside]))
 
 
 def _levels(curve: Curve, along: str) -> Iterator[tuple[str, float]]:

@@ -12,7 +12,6 @@ from ldmprobe.analysis.divergence import (
     gaussian_js,
     gaussian_kl,
     gaussian_kl_to_known,
-    independent_gaussian_kl,
     paired_gaussian_kl,
     softmax_kl,
     unbiased_unexplained,
@@ -75,27 +74,6 @@ def test_paired_correction_removes_the_floor_between_equal_distributions(n: int,
     standard_error = float(raw.std()) / 5000**0.5
     assert float(raw.mean()) > 10 * standard_error
     assert abs(float(paired_gaussian_kl(moments).mean())) < 0.1 * float(raw.mean())
-
-
-def test_uncorrected_floor_between_independent_sets_is_the_documented_one():
-    n, repeats = 64, 5000
-    moments = simulate(n, 0.0, NULL, repeats)
-    raw = gaussian_kl(moments.mean_x, moments.var_x, moments.mean_y, moments.var_y)
-    assert abs(float(raw.mean()) - (2 * n - 1) / (n * (n - 3))) < 4 * float(raw.std()) / repeats**0.5
-
-
-@pytest.mark.parametrize("truth", TRUTHS)
-@pytest.mark.parametrize(("n", "repeats"), [(64, 5000), (512, 1500)])
-def test_independent_estimate_is_exactly_unbiased(n: int, repeats: int, truth: tuple):
-    m = simulate(n, 0.0, truth, repeats)
-    estimates = independent_gaussian_kl(n, m.mean_x, m.var_x, m.mean_y, m.var_y)
-    assert abs(float(estimates.mean()) - true_kl(truth)) < 4 * float(estimates.std()) / repeats**0.5
-
-
-def test_independent_correction_is_wrong_for_paired_sets():
-    # −(2N−1)/(N(N−3)) nats per direction: the reason why steps of one trajectory have an estimate of their own.
-    m = simulate(64, 0.999, NULL, 1000)
-    assert float(independent_gaussian_kl(64, m.mean_x, m.var_x, m.mean_y, m.var_y).mean()) < -0.03
 
 
 @pytest.mark.parametrize("reverse", [False, True])

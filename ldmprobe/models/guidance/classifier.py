@@ -10,7 +10,6 @@ from torch import Tensor
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.difference import first_difference
-from ldmprobe.io.digest import fingerprint, weights_fingerprint
 from ldmprobe.models.conditioning import Shown
 from ldmprobe.models.denoiser import Condition
 from ldmprobe.models.guidance.base import Answer, Asked, Guidance, Guided
@@ -101,7 +100,7 @@ class ClassifierGuidance(Guidance):
         return {
             **self.guidance.provenance,
             "classifier_scale": self.scale,
-            "classifier": fingerprint(weights_fingerprint(self.classifier.network.state_dict().values())),
+            "classifier": self.classifier.fingerprint,
             "classifier_classes": None if self.classes is None else list(self.classes),
         }
 

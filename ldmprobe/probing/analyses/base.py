@@ -108,6 +108,10 @@ class Trajectory:
         """A number per step as a curve over the grid."""
         return Curve(self.timesteps, self.grid.log_snr.numpy(), value, lower, upper)
 
+    def curve_around(self, value: Any, half_width: Any) -> Curve:
+        """The same, in the middle of its interval."""
+        return Curve.around(self.timesteps, self.grid.log_snr, value, half_width)
+
 
 @dataclass
 class Findings:

@@ -48,7 +48,7 @@ class Exposure(Analysis):
             "Root mean square of ε̂ along the samples' path over that on held-out latents noised to the same level. On "
             "the dashed ideal the network meets what it met in training. Above it the latents of the chain have too "
             "much noise or spread left for their level, below it too little.",
-            "ratio of norms", ideal="exposure_ideal", sampling=True,
+            "ratio of norms", ideal="exposure_ideal",
         ),
         Metric(
             "exposure_ideal", "ideal: the steps' length alone",
@@ -81,17 +81,17 @@ class Exposure(Analysis):
             self.on_real.append(_mean_square(self.true.at(step.index).epsilon))
 
     def finish(self) -> Findings:
-        trajectory, ranks, true = self.trajectory, self.trajectory.ranks, self.true
+        trajectory, ranks = self.trajectory, self.trajectory.ranks
         if not self.in_chain:
             return Findings()
         chain = ranks.gather_rows(torch.stack(self.in_chain, 1), trajectory.sample_ids, trajectory.num_samples)
-        real = ranks.gather_rows(torch.stack(self.on_real, 1), true.mine, true.number)
+        real = self.true.draws.gathered(torch.stack(self.on_real, 1))
         measured = _LogRatio.of(chain.numpy(), real.numpy(), self._comparable())
         curve = trajectory.curve(np.exp(measured.value), *np.exp(measured.ends))
         if trajectory.reference is None:
             return Findings(curves={"exposure": curve})
         ideal, width = (each.numpy() for each in trajectory.ideal("exposure", _ratio))
-        curves = {"exposure": curve, "exposure_ideal": trajectory.curve(ideal, ideal - width, ideal + width)}
+        curves = {"exposure": curve, "exposure_ideal": trajectory.curve_around(ideal, width)}
         if not trajectory.has_ideal:
             return Findings(curves=curves)
         (responses,) = trajectory.once("exposure by factor", self._responses)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 
 from ldmprobe.analysis.moments import PairedMoments
-from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.trajectory import SamplingStep, sampling_steps
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory, gap_to_real
+from ldmprobe.probing.draws import Draws
 from ldmprobe.probing.sampling import step_noise
 
 
@@ -32,7 +32,7 @@ class InheritedError(Analysis):
             "KL of the final latents from real ones, over the level that the chains started from, with a 95 % "
             "jackknife interval. A chain inherits nothing from above its start, so the fall from one level to the "
             "next is what the steps between them add.",
-            "nats per dimension", good="lower", log=True, sampling=True,
+            "nats per dimension", good="lower", log=True,
         ),
     )  # fmt: skip
 
@@ -56,19 +56,16 @@ class InheritedError(Analysis):
         assert trajectory.held_out is not None
         assert trajectory.reference is not None
         model, basis = trajectory.model, trajectory.reference.basis
-        held_out = trajectory.held_out
-        number = min(self.num_latents, len(held_out.latents))
-        mine, even = ranks.share(number), ranks.even_share(number)
-        z0 = held_out.latents[even].to(model.device)
-        noise = sample_noise(even.tolist(), tuple(model.latent_shape), seed=0, stream=4).to(model.device)
-        condition = {name: value[even].to(model.device) for name, value in held_out.condition.items()}
-        predict = model.predictor(condition, trajectory.sampling.batch_size)
-        chain_noise = step_noise(model, even.tolist(), seed=0)
+        number = min(self.num_latents, len(trajectory.held_out.latents))
+        mine = ranks.share(number)
+        draws = Draws.of(trajectory.held_out, number, 0, model.device, ranks, stream=4)
+        predict = model.predictor(draws.condition, trajectory.sampling.batch_size)
+        chain_noise = step_noise(model, draws.image.tolist(), seed=0)
         starts = sorted({round(k) for k in np.linspace(0, grid.num_steps, self.num_levels, endpoint=False)})
         alpha, sigma = float(grid.alpha_s[-1]), float(grid.sigma_s[-1])
         rows = []
         for start in starts:
-            z = float(grid.alpha_t[start]) * z0 + float(grid.sigma_t[start]) * noise
+            z = float(grid.alpha_t[start]) * draws.z0 + float(grid.sigma_t[start]) * draws.noise
             program = trajectory.sampling.sampler.program(grid.after(start))
             for step in sampling_steps(predict, z, program, model.schedule.prediction, chain_noise):
                 z = step.z_s

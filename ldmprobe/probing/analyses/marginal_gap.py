@@ -18,7 +18,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.metric import Metric
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory, gap_to_real
 
-_gap = partial(Metric, unit="nats per dimension", good="lower", log=True, sampling=True)
+_gap = partial(Metric, unit="nats per dimension", good="lower", log=True)
 _at_the_end = partial(Metric, unit="nats per dimension", good="lower")
 
 
@@ -108,8 +108,7 @@ class MarginalGap(Analysis):
         for k in range(len(parts)):
             member = f"/band{k - 1}" if k else ""
             curves[f"marginal_gap{member}"] = self.trajectory.curve(*measured[:, k])
-            limits = ideal[k] - width[k], ideal[k] + width[k]
-            curves[f"marginal_gap_ideal{member}"] = self.trajectory.curve(ideal[k], *limits)
+            curves[f"marginal_gap_ideal{member}"] = self.trajectory.curve_around(ideal[k], width[k])
         # So small that the real latents cannot tell it from 0, the sampler's part is NaN.
         sampler = float(np.nan_to_num(ideal[0, -1]))
         costs = {"sampler_gap": sampler, "network_gap": float(measured[0, 0, -1]) - sampler}

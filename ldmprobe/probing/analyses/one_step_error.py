@@ -50,21 +50,21 @@ class OneStepError(Analysis):
         self.rows: list[tuple[float, float]] = []
 
     def update(self, step: SamplingStep) -> None:
-        grid, k, true = self.trajectory.grid, step.index, self.true
+        grid, k, draws = self.trajectory.grid, step.index, self.true.draws
         levels = [float(level[k]) for level in (grid.alpha_t, grid.sigma_t, grid.alpha_s, grid.sigma_s)]
         alpha_t, sigma_t, alpha_s, sigma_s = levels
-        z_t, x0, epsilon = true.at(k)
-        truth = self.basis.rotate(alpha_s * true.z0 + sigma_s * true.noise).double()
+        z_t, x0, epsilon = self.true.at(k)
+        truth = self.basis.rotate(alpha_s * draws.z0 + sigma_s * draws.noise).double()
         error = (self.basis.rotate(alpha_s * x0 + sigma_s * epsilon).double() - truth).pow(2).mean(1)
         mean, variance = self.basis.mean.to(z_t.device), self.basis.variance.to(z_t.device)
         slope = (alpha_s * alpha_t * variance + sigma_s * sigma_t) / (alpha_t**2 * variance + sigma_t**2)
         linear = alpha_s * mean + slope * (self.basis.rotate(z_t).double() - alpha_t * mean)
         excess = error - (linear - truth).pow(2).mean(1)
-        every = self.trajectory.ranks.gather_rows(excess, true.mine, true.number)
+        every = draws.gathered(excess)
         # That filter, along the basis's directions by themselves, is not the best: what it lacks is known.
         slope = slope.cpu()
         lacks, lacks_width = self._lacks((alpha_s - slope * alpha_t) ** 2, (sigma_s - slope * sigma_t) ** 2, levels)
-        width = NORMAL * float(every.std()) / true.number**0.5
+        width = NORMAL * float(every.std()) / draws.number**0.5
         self.rows.append((float(every.mean()) + lacks, (width**2 + lacks_width**2) ** 0.5))
 
     def _lacks(self, of_signal: Tensor, of_noise: Tensor, levels: list[float]) -> tuple[float, float]:
@@ -84,4 +84,4 @@ class OneStepError(Analysis):
 
     def finish(self) -> Findings:
         excess, width = np.array(self.rows).T
-        return Findings(curves={"one_step_excess": self.trajectory.curve(excess, excess - width, excess + width)})
+        return Findings(curves={"one_step_excess": self.trajectory.curve_around(excess, width)})

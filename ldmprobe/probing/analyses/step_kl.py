@@ -20,7 +20,7 @@ from ldmprobe.io.record import Curve
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
 from ldmprobe.types import Batch, PlainValues
 
-_per_pass = partial(Metric, unit="nats per dimension", log=True, sampling=True)
+_per_pass = partial(Metric, unit="nats per dimension", log=True)
 
 
 class StepKL(Analysis):
@@ -162,7 +162,7 @@ class StepKL(Analysis):
             with np.errstate(divide="ignore", invalid="ignore"):
                 ratio, width = (value / ideal for value in (column["step_kl"], (upper - lower) / 2))
                 width = np.hypot(width, ratio * (curves["step_kl_ideal"].upper - ideal) / ideal)
-            curves["step_kl_ratio"] = trajectory.curve(ratio, ratio - width, ratio + width)
+            curves["step_kl_ratio"] = trajectory.curve_around(ratio, width)
         without = int((~self.kept).sum())
         provenance: PlainValues = {
             "kl_basis": self.rotation.kind,
@@ -194,9 +194,7 @@ class StepKL(Analysis):
         found_ideal = self.trajectory.ideal(f"step_kl in {len(bands)} bands", perfect)
         ideal, width = (value.numpy() for value in found_ideal)
 
-        def curve(value: np.ndarray, half_width: np.ndarray) -> Curve:
-            return self.trajectory.curve(value, value - half_width, value + half_width)
-
+        curve = self.trajectory.curve_around
         found = {"step_kl_ideal": curve(ideal[0], width[0]), "step_kl_forward": curve(ideal[1], width[1])}
         measured = np.array([row["bands"] for row in self.rows])  # (S, bands, 2)
         for k, band in enumerate(bands):

@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.schedule import SamplingGrid
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.draws import Draws
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
 
@@ -26,17 +26,12 @@ class TrueLatents:
     however many analyses look.
 
     Attributes:
-        number: how many there are on all ranks together.
-        mine: the numbers of those that count on this rank, (n,); more may follow, as in ``Ranks.even_share``.
-        z0, noise: this rank's, (n, C, H, W).
+        draws: the latents, each once, with their noise.
     """
 
     def __init__(self, model: DiffusionModel, grid: SamplingGrid, held_out: HeldOut, number: int, ranks: Ranks) -> None:
-        self.model, self.grid, self.number = model, grid, number
-        self.mine, even = ranks.share(number), ranks.even_share(number)
-        self.z0 = held_out.latents[even].to(model.device)
-        self.condition = {name: value[even].to(model.device) for name, value in held_out.condition.items()}
-        self.noise = sample_noise(even.tolist(), tuple(model.latent_shape), seed=0, stream=3).to(model.device)
+        self.model, self.grid = model, grid
+        self.draws = Draws.of(held_out, number, 0, model.device, ranks, stream=3)
         self._latest: tuple[int, TrueAnswer] | None = None
 
     def at(self, k: int) -> TrueAnswer:
@@ -45,6 +40,7 @@ class TrueLatents:
             alpha, sigma, told = (
                 float(level[k]) for level in (self.grid.alpha_t, self.grid.sigma_t, self.grid.timesteps)
             )
-            z_t = alpha * self.z0 + sigma * self.noise
-            self._latest = k, TrueAnswer(z_t, *self.model.x0_and_epsilon(z_t, told, alpha, sigma, self.condition))
+            z_t = alpha * self.draws.z0 + sigma * self.draws.noise
+            answer = self.model.x0_and_epsilon(z_t, told, alpha, sigma, self.draws.condition)
+            self._latest = k, TrueAnswer(z_t, *answer)
         return self._latest[1]

@@ -19,7 +19,7 @@ class X0Drift(Analysis):
             "x0_drift", "Change of the predicted clean latents",
             "Mean squared change of x̂_0 since the step before: at which noise levels the denoiser still makes up its"
             " mind.",
-            "squared change per dimension", log=True, sampling=True,
+            "squared change per dimension", log=True,
         ),
     )  # fmt: skip
 

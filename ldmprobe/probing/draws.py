@@ -1,0 +1,67 @@
+"""Draws: held-out latents, each with noise of its own, the same for whoever denoises them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ldmprobe.diffusion.noise import sample_noise
+from ldmprobe.models.denoiser import Condition
+from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.probe import Ranks
+from ldmprobe.probing.squared_errors import squared_errors
+
+
+@dataclass(frozen=True)
+class Draws:
+    """N draws of held-out latents: number i is of image i modulo their number. Of several ranks each has its share,
+    made up to the length of the longest (``Ranks.even_share``).
+
+    Attributes:
+        number: N.
+        image: the image of each of this rank's draws, (n,).
+        z0, noise: shape (n, C, H, W), on one device.
+        condition: of each.
+        ranks: how draws are shared out.
+    """
+
+    number: int
+    image: Tensor
+    z0: Tensor
+    noise: Tensor
+    condition: Condition
+    ranks: Ranks
+
+    @classmethod
+    def of(
+        cls,
+        held_out: HeldOut,
+        number: int,
+        seed: int,
+        device: torch.device,
+        ranks: Ranks | None = None,
+        stream: int = 1,
+    ) -> Draws:
+        """Return ``number`` draws of held-out latents, on ``device``.
+
+        Args:
+            seed, stream: of the noise.
+        """
+        ranks = ranks or Ranks()
+        even = ranks.even_share(number)
+        image = even % len(held_out.latents)
+        z0 = held_out.latents[image].to(device)
+        noise = sample_noise(even.tolist(), tuple(z0.shape[1:]), seed, stream).to(device)
+        condition = {name: value[image].to(device) for name, value in held_out.condition.items()}
+        return cls(number, image, z0, noise, condition, ranks)
+
+    def gathered(self, rows: Tensor) -> Tensor:
+        """Return the rows of all draws (N, …), float64 on the CPU, from those of this rank's (n, …)."""
+        return self.ranks.gather_rows(rows, self.ranks.share(self.number), self.number)
+
+    def squared_errors(self, model: DiffusionModel, timesteps: Tensor, batch_size: int) -> Tensor:
+        """Return the squared ε-error per dimension of all draws at each level, (N, L), float64 on the CPU."""
+        return self.gathered(squared_errors(model, self.z0, self.noise, self.condition, timesteps, batch_size))
