@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
+
+from ldmprobe.types import PlainValues
 
 Good = Literal["lower", "higher", "ideal"]
 Pool = Literal["mean", "sum"]
@@ -86,7 +88,7 @@ class Metric:
         return self.ideal
 
 
-def metric_from(entry: dict[str, Any]) -> Metric:
+def metric_from(entry: PlainValues) -> Metric:
     """Return the metric in a record's file; what this version does not know of it is left out.
 
     Raises:

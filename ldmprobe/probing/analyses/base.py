@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from ldmprobe.analysis.basis import LatentBasis, Rotation
@@ -108,7 +109,7 @@ class Trajectory:
         """A number per step as a curve over the grid."""
         return Curve(self.timesteps, self.grid.log_snr.numpy(), value, lower, upper)
 
-    def curve_around(self, value: Any, half_width: Any) -> Curve:
+    def curve_around(self, value: ArrayLike, half_width: ArrayLike) -> Curve:
         """The same, in the middle of its interval."""
         return Curve.around(self.timesteps, self.grid.log_snr, value, half_width)
 
