@@ -38,7 +38,7 @@ class SampleQuality(ProbeCallback[DiffusionModel]):
 
     Args:
         feature_network: "builtin:digits", "builtin:cifar10", "imagenet" or a folder (see
-            ``FeatureNetwork``); "inception" for what is published (``pip install ldmprobe[fid]``, see
+            ``FeatureNetwork``); "inception" for what is published (``pip install 'ldmprobe[fid]'``, see
             ``Inception``); or any module: images (N, C, H, W) in [−1, 1] → features (N, ``num_features``).
         every_n_steps: optimizer steps between probes.
         num_samples: N, at least 2; up to ``num_features`` of them, FID's covariance is singular, which is warned of.

@@ -1,12 +1,25 @@
-"""Errors that a user can put right: the one exception for them, the check of a number where it comes in, and what a
-mistyped name may have meant.
+"""Errors that a user can put right: the one exception for them, the check of a number where it comes in, what a
+mistyped name may have meant, and which extra brings a package that is missing.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+EXTRAS = {
+    "bitsandbytes": "8bit",
+    "efficientnet_lite_pytorch": "perceptual",
+    "peft": "lora",
+    "shtab": "completion",
+    "tensorboard": "tensorboard",
+    "torch_fidelity": "fid",
+    "transformers": "text",
+    "wandb_workspaces": "workspace",
+}
+"""The extras of ldmprobe, by the package that each brings."""
 
 
 class ConfigurationError(ValueError):
@@ -53,3 +66,21 @@ def closest(name: str, known: Iterable[str], alike: float = 0.6) -> str:
     """
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=alike)
     return f" Did you mean {near[0]}?" if near else ""
+
+
+@contextmanager
+def needing(package: str, owner: str, instead: str = "") -> Iterator[None]:
+    """Around the import of a package of an extra.
+
+    Args:
+        owner: what needs it, for the message.
+        instead: what else can be done, as the message's last words.
+
+    Raises:
+        ConfigurationError: it is not installed; names the extra.
+    """
+    try:
+        yield
+    except ImportError as error:
+        extra = f"`pip install 'ldmprobe[{EXTRAS[package]}]'`"
+        raise ConfigurationError(f"{owner} needs {package}, which is not installed: {extra}{instead}.") from error

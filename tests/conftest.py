@@ -60,3 +60,11 @@ def _own_wandb_run():
     yield
     if (wandb := sys.modules.get("wandb")) and wandb.run:
         wandb.finish()
+
+
+@pytest.fixture
+def alone(monkeypatch):
+    """As if no package of an extra, nor wandb, were installed."""
+    from tests.optional import hide_optional
+
+    hide_optional(monkeypatch)

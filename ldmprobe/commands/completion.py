@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ldmprobe.commands.options import Parser
 from ldmprobe.commands.table import command_line, command_named
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import needing
 
 _PATHS = {"FILE", "DIR", "RUN_DIR", "CHECKPOINT", "MODEL", "DATASET"}  # what stands for a value that may be a path
 
@@ -31,12 +31,8 @@ def run(argv: list[str]) -> int:
         ConfigurationError: shtab is not installed.
     """
     args = parser(argv[0]).parse_args(argv[1:])
-    try:
+    with needing("shtab", "`ldmprobe completion`"):
         import shtab
-    except ImportError as error:
-        raise ConfigurationError(
-            "The script is written by shtab, which is not installed: `pip install 'ldmprobe[completion]'`."
-        ) from error
     print(shtab.complete(command_line(lambda name: [_arguments(name)]), args.shell))
     return 0
 

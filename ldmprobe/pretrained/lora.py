@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, needing
 from ldmprobe.models.families import has_lora_format
 from ldmprobe.types import Component, PlainValues, StateDict
 
@@ -88,12 +88,8 @@ class LoRA:
         Raises:
             ConfigurationError: peft is not installed.
         """
-        try:
+        with needing("peft", "LoRA"):
             from peft import LoraConfig
-        except ImportError as error:
-            raise ConfigurationError(
-                "LoRA needs peft, which is not installed: `pip install 'ldmprobe[lora]'`."
-            ) from error
         alpha: Any = self.rank if self.alpha is None else self.alpha  # peft says int, and takes any number
         return LoraConfig(r=self.rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=self.dropout)
 

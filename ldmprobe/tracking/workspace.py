@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, needing
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.store import RecordStore
 from ldmprobe.tracking.history import RunningHistory, comparable_series
@@ -32,7 +32,7 @@ def workspace_of(run_dir: str | Path, entity: str, project: str) -> Workspace:
     Raises:
         ConfigurationError: there are no records, or wandb-workspaces is not installed.
     """
-    try:
+    with needing("wandb_workspaces", "`ldmprobe workspace`"):
         from wandb_workspaces.reports.v2 import MediaBrowser
         from wandb_workspaces.workspaces import (
             RunsetSettings,
@@ -41,10 +41,6 @@ def workspace_of(run_dir: str | Path, entity: str, project: str) -> Workspace:
             Workspace,
             WorkspaceSettings,
         )
-    except ImportError as error:
-        raise ConfigurationError(
-            "A workspace needs wandb-workspaces, which is not installed: `pip install 'ldmprobe[workspace]'`."
-        ) from error
     store = RecordStore(run_dir)
     records = [series[-1] for series in comparable_series(store).values()]
     if not records:

@@ -16,6 +16,7 @@ from ldmprobe.cli import main
 from ldmprobe.configuration.cli import LDMProbeCLI
 from ldmprobe.training.checkpoint.write import AtomicCheckpointIO
 from tests.helpers import tiny_unet_settings
+from tests.optional import OPTIONAL
 from tests.run_config import unet, written
 
 GAUSSIAN = Path(__file__).resolve().parent.parent.parent / "configs" / "gaussian.yaml"
@@ -46,8 +47,9 @@ def fit(run_dir, max_steps, *more):
     return main(["fit", "--config", str(CONFIG), f"--run_dir={run_dir}", f"--trainer.max_steps={max_steps}", *more])
 
 
-def test_everything_of_a_run_is_in_its_directory(tmp_path):
+def test_everything_of_a_run_is_in_its_directory(tmp_path, alone):
     assert fit(tmp_path / "run", 4) == 0
+    assert not OPTIONAL & {*sys.modules}
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"config.yaml", "probes", "checkpoints", "report.html", "reference.safetensors"} <= names
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["max_steps"] == 4

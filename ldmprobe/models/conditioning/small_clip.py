@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import string
 
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, needing
 from ldmprobe.models.conditioning.text_encoder import TextEncoder, text_pipeline
 from ldmprobe.types import Component
 
@@ -28,8 +28,9 @@ class SmallCLIP(TextEncoder):
     def __init__(
         self, words: str, width: int = 64, num_layers: int = 2, num_heads: int = 4, max_tokens: int = 16
     ) -> None:
+        with needing("transformers", "SmallCLIP"):
+            from transformers import CLIPTextConfig, CLIPTextModel
         from diffusers import StableDiffusionPipeline
-        from transformers import CLIPTextConfig, CLIPTextModel
 
         tokenizer = word_tokenizer(words, max_tokens)
         config = CLIPTextConfig(

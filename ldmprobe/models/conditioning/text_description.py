@@ -6,7 +6,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, needing
 from ldmprobe.types import Component, PlainValues
 
 _ABOUT_THE_FILE = (
@@ -54,7 +54,8 @@ def tokenizer_from(description: PlainValues) -> Component:
 
 
 def _transformers_class(name: str) -> Component:
-    import transformers
+    with needing("transformers", "The checkpoint, whose model is told text,"):
+        import transformers
 
     cls = getattr(transformers, name, None)
     bases = (transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase)
