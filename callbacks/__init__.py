@@ -14,6 +14,7 @@ from ldmprobe.callbacks.lora_strength import LoRAStrength
 from ldmprobe.callbacks.memorization_probe import MemorizationProbe
 from ldmprobe.callbacks.non_finite import NonFinite
 from ldmprobe.callbacks.post_hoc_ema import PostHocEMA
+from ldmprobe.callbacks.precision_probe import PrecisionProbe
 from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.callbacks.reconstruction_probe import ReconstructionProbe
 from ldmprobe.callbacks.report_writer import ReportWriter
@@ -38,6 +39,7 @@ __all__ = [
     "MemorizationProbe",
     "NonFinite",
     "PostHocEMA",
+    "PrecisionProbe",
     "ProbeCallback",
     "ReconstructionProbe",
     "ReportWriter",

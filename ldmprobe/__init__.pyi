@@ -172,6 +172,7 @@ from ldmprobe.probing.latent_statistics import LatentStatistics as LatentStatist
 from ldmprobe.probing.likelihood import probe_likelihood as probe_likelihood
 from ldmprobe.probing.lora_strength import probe_lora_strength as probe_lora_strength
 from ldmprobe.probing.memorization import probe_memorization as probe_memorization
+from ldmprobe.probing.precision import probe_precision as probe_precision
 from ldmprobe.probing.quality import probe_quality as probe_quality
 from ldmprobe.probing.reconstruction import Originals as Originals
 from ldmprobe.probing.reconstruction import probe_reconstruction as probe_reconstruction

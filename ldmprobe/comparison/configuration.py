@@ -25,7 +25,8 @@ _OF_NO_EFFECT = (
 )
 _PROBES = (
     "ClassifierProbe DDIMProbe DenoisingProbe Forgetting GradientProbe LikelihoodProbe LoRAStrength "
-    "MemorizationProbe ReconstructionProbe SampleQuality SamplingProbe TrainingClock TrainingLoss TrainingObjective"
+    "MemorizationProbe PrecisionProbe ReconstructionProbe SampleQuality SamplingProbe TrainingClock TrainingLoss "
+    "TrainingObjective"
 )
 _OF_LIGHTNING = "DeviceStatsMonitor LearningRateMonitor ModelCheckpoint ModelSummary RichModelSummary"
 ONLOOKERS = {
