@@ -5,8 +5,8 @@
     python scripts/first_stage_study.py STUDY.yaml --out DIR --quick    # everything once, at settings that say nothing
 
 Each cell trains an autoencoder (`Autoencoding`, with ReconstructionProbe), exports it, and trains the same latent
-diffusion model on it: a U-Net whose width grows with f, so that a step costs about the same. f is varied in two ways:
-with as many latent channels c at every f ("c fixed"), where f is also the size of the bottleneck; and with c/f² fixed,
+diffusion model on it: a U-Net whose width grows with f, so that a step costs about the same. f is varied in one
+or both of two ways: with as many latent channels c at every f ("c fixed"), where f is also the size of the bottleneck; and with c/f² fixed,
 where every latent has as many numbers. FSQ has no cells of more than five channels, since its codebook is a product.
 
 Each of the three parts of a cell is a process of its own with one thread, in DIR/runs/CELL/seed-K. The same command goes
@@ -46,7 +46,7 @@ MIDDLE = 4  # the f at which both ways are the same
 NUM_CODES = 256
 LEVELS = {1: [256], 2: [16, 16], 3: [8, 6, 5], 4: [7, 5, 5, 5], 5: [4, 4, 4, 4, 4]}
 BANDS = {"noisy": (-20.0, -2.0), "middle": (-2.0, 2.0), "clean": (2.0, 20.0)}  # of log-SNR, for skill
-KEYS = {"size": int, "factors": list, "kinds": list, "channels": int, "seeds": list}
+KEYS = {"size": int, "factors": list, "ways": list, "kinds": list, "channels": int, "seeds": list}
 KEYS |= {"data": dict, "first": dict, "second": dict}
 
 
@@ -88,8 +88,9 @@ def read_plan(path: Path, dataset: str | None, quick: bool) -> dict[str, Any]:
     for key, kind in KEYS.items():
         if not isinstance(plan[key], kind) or not plan[key]:
             raise ConfigurationError(f"{path} has {key} {plan[key]!r}; expected a {kind.__name__} that is not empty.")
-    if wrong := [kind for kind in plan["kinds"] if kind not in KINDS]:
-        raise ConfigurationError(f"{path} has the kinds {wrong}; expected some of {', '.join(KINDS)}.")
+    for key, known in (("kinds", KINDS), ("ways", tuple(WAYS))):
+        if wrong := [name for name in plan[key] if name not in known]:
+            raise ConfigurationError(f"{path} has the {key} {wrong}; expected some of {', '.join(known)}.")
     powers = {2**k for k in range(1, 8)}
     if wrong := [f for f in plan["factors"] if f not in powers or plan["size"] % f or plan["size"] // f < 2]:
         raise ConfigurationError(
@@ -124,7 +125,7 @@ def cells_of(plan: dict[str, Any]) -> list[Cell]:
     ways: dict[tuple[str, int, int], list[str]] = {}
     for kind in plan["kinds"]:
         for factor in plan["factors"]:
-            for way in WAYS:
+            for way in plan["ways"]:
                 ratio = (factor / MIDDLE) ** 2 if way == "area" else 1
                 channels = round(plan["channels"] * ratio)
                 if channels == plan["channels"] * ratio and (kind != "fsq" or channels in LEVELS):
@@ -270,6 +271,10 @@ class Found:
     cells: list[Cell]
     rows: list[dict[str, Any]]
 
+    @property
+    def ways(self) -> list[str]:
+        return [way for way in WAYS if any(way in cell.ways for cell in self.cells)]
+
     def of(self, cell: Cell, metric: str) -> dict[int, list[dict[str, Any]]]:
         """Rows of a metric by seed, in order of training step."""
         mine: dict[int, list[dict[str, Any]]] = {}
@@ -317,7 +322,8 @@ def markdown(found: Found, title: str, missing: list[str]) -> str:
         "",
         "± is 95 % over seeds (Student's t). Skill is the denoising probe's, by band of log-SNR.",
     ]
-    for way, words in WAYS.items():
+    for way in found.ways:
+        words = WAYS[way]
         lines += ["", f"## {words}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for cell in (cell for cell in found.cells if way in cell.ways):
             texts = [cell.kind, str(cell.factor), str(cell.channels)]
@@ -350,10 +356,10 @@ def claims(found: Found, way: str) -> Iterator[str]:
 def figure(found: Found) -> bytes:
     from matplotlib.figure import Figure
 
-    drawn = Figure(figsize=(12, 7.4), layout="constrained")
-    axes = drawn.subplots(2, 3)
+    drawn = Figure(figsize=(12, 0.4 + 3.5 * len(found.ways)), layout="constrained")
+    axes = drawn.subplots(len(found.ways), 3, squeeze=False)
     color = dict(zip(KINDS, CLASS_COLORS, strict=False))
-    for row, (way, words) in zip(axes, WAYS.items(), strict=True):
+    for row, way in zip(axes, found.ways, strict=True):
         for kind in KINDS:
             cells = sorted((c for c in found.cells if c.kind == kind and way in c.ways), key=lambda c: c.factor)
             if not cells:
@@ -377,7 +383,7 @@ def figure(found: Found) -> bytes:
                 log_snr = [r["seconds"] for r in curves[0]]
                 mean = np.mean([[r["value"] for r in rows] for rows in curves], 0)
                 row[2].plot(log_snr, mean, color=color[kind], alpha=shade, lw=0.6 + 0.5 * k)
-        row[0].set(xscale="log", yscale="log", xlabel="f", ylabel=f"{words}\nFID (dotted: rFID)")
+        row[0].set(xscale="log", yscale="log", xlabel="f", ylabel=f"{WAYS[way]}\nFID (dotted: rFID)")
         row[0].set_xticks([cell.factor for cell in found.cells], [str(cell.factor) for cell in found.cells])
         row[0].minorticks_off()
         row[1].set(yscale="log", xlabel="seconds of training", ylabel="FID")

@@ -15,6 +15,8 @@ STUDY = ROOT / "configs" / "studies" / "first_stage_shapes.yaml"
 
 def test_f_is_varied_in_two_ways_and_every_part_is_built(tmp_path):
     plan = script.read_plan(STUDY, None, quick=False)
+    assert {way for cell in script.cells_of(plan) for way in cell.ways} == {"c"}
+    plan |= {"factors": [2, 4, 8, 16, 32], "kinds": ["kl", "vq", "fsq"], "ways": ["c", "area"]}
     cells = {cell.name: cell for cell in script.cells_of(plan)}
     assert cells["vq-f4-c4"].ways == ("c", "area")
     assert cells["kl-f8-c4"].ways == ("c",)
