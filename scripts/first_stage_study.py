@@ -1,4 +1,5 @@
-"""How the first stage moves what the second finds hard: downsampling factor f × {KL, VQ, FSQ} × seeds.
+"""How the first stage moves what the second finds hard: downsampling factor f × {KL, VQ, FSQ} × seeds,
+beside diffusion in pixels.
 
     python scripts/first_stage_study.py configs/studies/first_stage_shapes.yaml --out runs/first_stage_study
     python scripts/first_stage_study.py configs/studies/first_stage_cifar10.yaml --out DIR --dataset PATH_OR_HUB_ID
@@ -40,12 +41,13 @@ from ldmprobe.tracking.style import CLASS_COLORS
 from study.jobs import Job, run_jobs, start_process
 from study.statistics import over_seeds
 
-KINDS = ("kl", "vq", "fsq")
+KINDS = ("pixel", "kl", "vq", "fsq")
 WAYS = {"c": "c fixed", "area": "c/f² fixed"}
 MIDDLE = 4  # the f at which both ways are the same
 NUM_CODES = 256
 LEVELS = {1: [256], 2: [16, 16], 3: [8, 6, 5], 4: [7, 5, 5, 5], 5: [4, 4, 4, 4, 4]}
 BANDS = {"noisy": (-20.0, -2.0), "middle": (-2.0, 2.0), "clean": (2.0, 20.0)}  # of log-SNR, for skill
+PARTS = (("autoencoder", "first", "first"), ("export", "export", "exporting"), ("diffusion", "second", "second"))
 KEYS = {"size": int, "factors": list, "ways": list, "kinds": list, "channels": int, "seeds": list}
 KEYS |= {"data": dict, "first": dict, "second": dict}
 
@@ -123,8 +125,10 @@ def quick_plan(plan: dict[str, Any]) -> dict[str, Any]:
 def cells_of(plan: dict[str, Any]) -> list[Cell]:
     """All autoencoders, those of both ways once."""
     ways: dict[tuple[str, int, int], list[str]] = {}
+    if "pixel" in plan["kinds"]:
+        ways["pixel", 1, 3] = plan["ways"]
     for kind in plan["kinds"]:
-        for factor in plan["factors"]:
+        for factor in plan["factors"] if kind != "pixel" else []:
             for way in plan["ways"]:
                 ratio = (factor / MIDDLE) ** 2 if way == "area" else 1
                 channels = round(plan["channels"] * ratio)
@@ -194,19 +198,18 @@ def prepare(plan: dict[str, Any], out: Path) -> list[Part]:
     for seed in plan["seeds"]:
         for cell in cells_of(plan):
             folder = out / "runs" / cell.name / f"seed-{seed}"
-            codec = {"class_path": "ldmprobe.LatentCodec", "init_args": {"autoencoder": str(folder / "export")}}
-            added = {
-                "first": autoencoder(cell, plan["size"]),
-                "second": {**network(cell, plan["size"]), "codec": codec},
-            }
+            added = {"second": network(cell, plan["size"])}
+            if cell.kind != "pixel":
+                codec = {"class_path": "ldmprobe.LatentCodec", "init_args": {"autoencoder": str(folder / "export")}}
+                added = {"first": autoencoder(cell, plan["size"]), "second": {**added["second"], "codec": codec}}
             for stage, model in added.items():
                 config = merged(plan[stage], {"data": data, "model": {"init_args": model}})
                 write_config(folder / f"{stage}.yaml", yaml.safe_dump(config))
             name = f"{cell.name}, seed {seed}"
-            first = Part(f"{name}: autoencoder", folder / "first", (), cell, seed, "first")
-            export = Part(f"{name}: export", folder / "exporting", (first,), cell, seed, "export")
-            second = Part(f"{name}: diffusion", folder / "second", (export,), cell, seed, "second")
-            parts += [first, export, second]
+            needs: tuple[Part, ...] = ()
+            for words, stage, place in PARTS if cell.kind != "pixel" else PARTS[-1:]:
+                needs = (Part(f"{name}: {words}", folder / place, needs, cell, seed, stage),)
+                parts += needs
     return parts
 
 
@@ -243,8 +246,9 @@ def rows_of(part: Part) -> Iterator[dict[str, Any]]:
     cell = part.cell
     here = {"kind": cell.kind, "factor": cell.factor, "channels": cell.channels, "seed": part.seed}
     first, second = (RecordStore(part.folder.parent / stage) for stage in ("first", "second"))
-    for name, value in first.read("reconstruction")[-1].scalars.items():
-        yield here | {"metric": name, "step": -1, "seconds": float("nan"), "value": value}
+    if cell.kind != "pixel":
+        for name, value in first.read("reconstruction")[-1].scalars.items():
+            yield here | {"metric": name, "step": -1, "seconds": float("nan"), "value": value}
     clock = {record.step: record.scalars["training_seconds"] for record in second.read("clock")}
     for record in second.read("quality"):
         yield here | {
@@ -365,6 +369,8 @@ def figure(found: Found) -> bytes:
             if not cells:
                 continue
             for metric, dash in (("fid", "-"), ("rfid", ":")):
+                if kind == "pixel" and metric == "rfid":
+                    continue
                 means = [over_seeds(list(found.last(cell, metric).values())) for cell in cells]
                 row[0].errorbar(
                     [cell.factor for cell in cells], [float(m.value) for m in means],
