@@ -140,6 +140,23 @@ def test_finite_scalars_are_the_nearest_codes_of_the_product_grid(levels):
     assert used(model, latents)[0] > 0.6 * model.quantize.n_e
 
 
+def test_channels_that_say_the_same_are_kept_apart():
+    quantization = FiniteScalarQuantization([3, 3, 3], pull=0.0, decorrelation=2.0)
+    model = network(27, 3)
+    quantization.prepare(model)
+    z = torch.randn(50, 3, 2, 2, generator=drawn())
+    z[:, 1] += 2 * z[:, 0]
+    rho = torch.corrcoef(z.transpose(0, 1).flatten(1))
+    expected = 2 * (rho[0, 1] ** 2 + rho[0, 2] ** 2 + rho[1, 2] ** 2) / 3
+    torch.testing.assert_close(quantization(model, z).loss, expected, **FLOAT32)
+    latents = z.clone().requires_grad_()
+    quantization(model, latents).loss.backward()
+    assert quantization(model, latents - 100 * latents.grad).loss < 0.9 * expected
+    one = FiniteScalarQuantization([4], pull=0.0)
+    one.prepare(single := network(4, 1))
+    assert one(single, z[:, :1]).loss == 0
+
+
 def test_entropies_of_bits_are_those_of_all_codes():
     quantization = LookupFreeQuantization(3, entropy_weight=1.0, diversity=0.0, sharpness=0.3, commitment=0.0)
     model = network(8, 3)
