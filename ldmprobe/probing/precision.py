@@ -9,11 +9,12 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ldmprobe.analysis.bands import bands_of
-from ldmprobe.analysis.intervals import clustered_half_width
+from ldmprobe.analysis.intervals import clustered_half_width, clustered_mean
 from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.errors import ConfigurationError
@@ -145,9 +146,10 @@ def probe_precision(
         total, total_width = (float(each) for each in with_width(difference @ nats))
         scalars[f"precision_lost_in_all/{name}"] = total
         scalars[f"precision_lost_in_all_half_width/{name}"] = total_width
-        of_bands = [with_width(difference @ (nats * torch.from_numpy(band.inside))) for band in bands]
-        sure = [float(value) if value > width else 0.0 for value, width in of_bands]
-        where = bands[sure.index(max(sure))].name if max(sure) > 0 else None
+        of_bands = difference @ (nats * torch.from_numpy(np.stack([band.inside for band in bands]))).T
+        found = clustered_mean(of_bands.T.numpy(), cluster.numpy())
+        sure = np.where(found.p_value * len(bands) < 0.05, found.value, 0.0)  # Bonferroni
+        where = bands[int(sure.argmax())].name if sure.max() > 0 else None
         said.append(
             f"{name}: {total:+.2g} ± {total_width:.1g} nats lost, "
             f"{f'most in log-SNR {where}' if where else 'in no band for sure'}"
