@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch.loggers import Logger
 
+from ldmprobe.io.atomic import atomic_write
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.verdict import Verdict
@@ -19,6 +20,8 @@ from ldmprobe.tracking.scalars import VERDICT_METRICS, Detail, best_ends, key, n
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import WandbLogger
+
+WANDB_ADDRESS = "wandb_url"  # in the directory of a run
 
 
 def log_record(loggers: Iterable[Any], record: ProbeRecord, history: RunningHistory, detail: Detail = "bands") -> None:
@@ -79,6 +82,14 @@ def log_page(loggers: Iterable[Logger], page: Path, step: int) -> None:
             from ldmprobe.tracking.wandb import log_page
 
             log_page(logger, page, step)
+
+
+def note_addresses(loggers: Iterable[Any], run_dir: Path) -> None:
+    """Write down where a run is to be looked at in Weights & Biases, for its report; nothing of an offline one."""
+    for logger in _of_wandb(loggers):
+        if isinstance(url := logger.experiment.url, str):
+            with atomic_write(run_dir / WANDB_ADDRESS) as file:
+                file.write(url.encode())
 
 
 def _summarize_best(loggers: Iterable[Any], metrics: Iterable[tuple[str, Metric]]) -> None:

@@ -109,17 +109,33 @@
     return `${line.dataset.name}\n${number(axis(figure.dataset.x)(px))}: ${number(axis(figure.dataset.y)(py))}`.trim();
   };
   document.addEventListener("pointermove", event => {
-    const plot = event.target.closest && event.target.closest(".plot");
+    if (!event.target.closest) return;
+    const term = event.target.closest(".term");
+    if (term) return explain(term);
+    const plot = event.target.closest(".plot");
     tip.hidden = true;
     if (!plot) return;
     const box = plot.getBoundingClientRect(), cells = plot.querySelector(".cells");
     const x = (event.clientX - box.left) / box.width * 1000, y = (event.clientY - box.top) / box.height * 1000;
     const text = cells ? ofCells(cells, x, y) : ofLines(plot.parentElement, x, y, box.width, box.height);
     if (!text) return;
+    say(text, event.clientX + 14, event.clientY + 14);
+  });
+
+  // --- what a term means: where one points at it, or comes to it by keyboard
+  const say = (text, x, y, words = false) => {
     tip.textContent = text;
+    tip.classList.toggle("words", words);
     tip.hidden = false;
     const room = innerWidth - tip.offsetWidth - 8;
-    tip.style.left = `${Math.max(8, Math.min(event.clientX + 14, room)) + scrollX}px`;
-    tip.style.top = `${event.clientY + 14 + scrollY}px`;
-  });
+    tip.style.left = `${Math.max(8, Math.min(x, room)) + scrollX}px`;
+    tip.style.top = `${y + scrollY}px`;
+  };
+  const explain = term => {
+    const heading = document.getElementById(term.hash.slice(1)), box = term.getBoundingClientRect();
+    if (heading) say(heading.nextElementSibling.textContent, box.left, box.bottom + 5, true);
+  };
+  document.addEventListener("focusin", event => event.target.matches(".term") && explain(event.target));
+  document.addEventListener("focusout", () => { tip.hidden = true; });
+  document.addEventListener("keydown", event => { if (event.key === "Escape") tip.hidden = true; });
 })();

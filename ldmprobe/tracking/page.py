@@ -15,6 +15,7 @@ from html import escape
 from importlib.resources import files
 
 from ldmprobe import __version__
+from ldmprobe.tracking.glossary import definitions, with_terms
 
 _NONCE = secrets.token_urlsafe(16)  # on every script of ours: unknown to whoever wrote the records
 
@@ -22,6 +23,8 @@ _NONCE = secrets.token_urlsafe(16)  # on every script of ours: unknown to whoeve
 def page(title: str, header: str, sections: str, more_css: str = "") -> str:
     """Return a whole page, self-contained; ``title`` is text, ``header`` and ``sections`` are HTML."""
     css, code = ((files("ldmprobe.tracking") / name).read_text("utf-8") for name in ("report.css", "page.js"))
+    terms = definitions(sections)
+    glossary = folded("Glossary", f"<dl>{terms}</dl>") if terms else ""
     policy = (
         f"default-src 'none'; script-src 'nonce-{_NONCE}'; style-src 'unsafe-inline'; img-src data:; "
         "base-uri 'none'; form-action 'none'"
@@ -30,7 +33,7 @@ def page(title: str, header: str, sections: str, more_css: str = "") -> str:
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}"><title>{escape(title)} · ldmprobe</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{css}{more_css}</style></head>'
-        f"<body><header>{header}</header><main>{sections}"
+        f"<body><header>{header}</header><main>{sections}{glossary}"
         f"<footer>Written by ldmprobe {escape(__version__)}.</footer></main>"
         f'<script nonce="{_NONCE}">{code}</script></body></html>'
     )
@@ -43,12 +46,13 @@ def guarded(heading: str, draw: Callable[..., str], *args: object) -> str:
     except Exception as error:  # noqa: BLE001 (whatever a stranger's records lead to, in numpy)
         reason = f"{type(error).__name__}: {error}"[:300]
         warnings.warn(f"'{heading}' could not be drawn from these records ({reason}).", stacklevel=4)
-        return section(heading, f"Could not be drawn from these records ({escape(reason)}).", "")
+        return section(heading, "", f"<p>Could not be drawn from these records ({escape(reason)}).</p>")
 
 
 def section(heading: str, text: str, body: str, wide: bool = False) -> str:
     """Return a section; ``heading`` is text, the rest is HTML. A ``wide`` one of ``pairs`` has a row of its own."""
-    return f"<section{' class=wide' * wide}><h2>{escape(heading)}</h2><p>{text}</p>{body}</section>"
+    said = f"<p>{with_terms(text)}</p>" if text else ""
+    return f"<section{' class=wide' * wide}><h2>{escape(heading)}</h2>{said}{body}</section>"
 
 
 def pairs(sections: Sequence[str]) -> str:

@@ -25,8 +25,10 @@ from ldmprobe.tracking.charts.heatmap import COLUMNS, heatmap_chart
 from ldmprobe.tracking.charts.scatter import FRAMES, scatter_chart
 from ldmprobe.tracking.charts.svg import drawn, drawn_by_choice, drawn_over_training
 from ldmprobe.tracking.comparable import comparable
+from ldmprobe.tracking.glossary import with_terms
 from ldmprobe.tracking.history import comparable_series, steps_of, thinned
 from ldmprobe.tracking.page import folded, guarded, page, pairs, samples_over_training, section, slider_over_training
+from ldmprobe.tracking.report_links import address_of, config_text_of, links_html
 from ldmprobe.tracking.report_words import fact, left_out, meaning, number, prompted, sentence, some_of
 from ldmprobe.tracking.run_verdict import judged_records
 from ldmprobe.tracking.spectrum import Range, bands_html, noised_html, on_axis, range_of
@@ -52,9 +54,8 @@ def write_report(run_dir: str | Path, out: str | Path | None = None) -> Path:
     pictured = {probe: each.thinned(FRAMES) for probe, each in series.items()}
     counts = {probe: len(each) for probe, each in series.items()}
     path = Path(out) if out is not None else run_dir / "report.html"
-    html = report_html(
-        records, _config_text(run_dir), run_dir.resolve().name, pictured, counts, judged_records(run_dir)
-    )
+    told = config_text_of(run_dir), run_dir.resolve().name
+    html = report_html(records, *told, pictured, counts, judged_records(run_dir), address_of(run_dir))
     try:
         with atomic_write(path) as file:
             file.write(html.encode())
@@ -70,6 +71,7 @@ def report_html(
     pictured: Mapping[str, Sequence[ProbeRecord]] | None = None,
     counts: Mapping[str, int] | None = None,
     judged: Sequence[ProbeRecord] | None = None,
+    address: str | None = None,
 ) -> str:
     """Return the page as text, of a size that does not grow with the number of records.
 
@@ -78,6 +80,7 @@ def report_html(
             time.
         counts: how many records there are of each probe, where ``records`` are some of them.
         judged: what the verdict is made of, where ``records`` come without the errors of their draws.
+        address: where the run is in Weights & Biases.
     """
     probes = _by_probe(records)
     counts = {probe: len(each) for probe, each in probes.items()} | dict(counts or {})
@@ -104,7 +107,8 @@ def report_html(
         *(_metric_sections(each) for each in shown.values()),
         guarded("How it was measured", _provenance_section, records, config_text, counts),
     ]
-    header = f"<h1>{escape(title)} <small>ldmprobe report</small></h1>" + guarded("Verdict", _verdict, judged, shown)
+    heading = f"<h1>{escape(title)} <small>ldmprobe report</small></h1>{links_html(config_text, address)}"
+    header = heading + guarded("Verdict", _verdict, judged, shown)
     return page(title, header, "".join(parts))
 
 
@@ -215,7 +219,7 @@ def _row(records: Sequence[ProbeRecord], name: str, latest: Beside, reach: Range
     last = records[-1]
     drawn_chart = on_axis(curves_chart(records, name, latest), reach)
     text = f"{meaning(last, name)} {cut_off(drawn_chart)}"
-    return f"<article><h2>{escape(last.metric(name).title)}</h2><p>{text}</p>{drawn(drawn_chart)}</article>"
+    return f"<article><h2>{escape(last.metric(name).title)}</h2><p>{with_terms(text)}</p>{drawn(drawn_chart)}</article>"
 
 
 def _curves(record: ProbeRecord) -> list[str]:
@@ -280,21 +284,12 @@ def _provenance_section(records: Sequence[ProbeRecord], config_text: str | None,
             if key not in _TOLD_ELSEWHERE
         )
         rows.append(f"<tr><th>{escape(probe)}</th><td>{listed}</td></tr>")
-    config = "" if config_text is None else folded("Configuration", f"<pre>{escape(config_text)}</pre>")
+    config = (
+        "" if config_text is None else folded("Configuration", f"<pre id=configuration>{escape(config_text)}</pre>")
+    )
     return section(
         "How it was measured",
         "Records are compared only where their fingerprints (grid, reference, sampler, held-out data) agree."
         + left_out(counts),
         f"<details open><summary>Provenance</summary><table>{''.join(rows)}</table></details>{config}",
     )
-
-
-def _config_text(run_dir: Path) -> str | None:
-    path = run_dir / "config.yaml"
-    try:
-        if not path.is_file():
-            return None
-        with path.open(encoding="utf-8", errors="replace") as file:
-            return file.read(1_000_000)
-    except OSError:
-        return None

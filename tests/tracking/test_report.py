@@ -8,8 +8,9 @@ import os
 import re
 import shutil
 import subprocess
-from html import escape
+from html import escape, unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -35,10 +36,14 @@ from ldmprobe.tracking.charts.heatmap import heatmap_chart
 from ldmprobe.tracking.charts.scatter import FRAMES, scatter_chart
 from ldmprobe.tracking.charts.svg import drawn, drawn_over_training
 from ldmprobe.tracking.charts.ticks import log_ticks
+from ldmprobe.tracking.glossary import with_terms
 from ldmprobe.tracking.history import RunningHistory, thinned
 from ldmprobe.tracking.pictures import Pictures
 from ldmprobe.tracking.report import report_html
+from ldmprobe.tracking.report_links import address_of, config_text_of, links_html
 from tests.training.test_latent_diffusion import digits, module, trainer
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -404,7 +409,7 @@ def test_the_page_has_nowhere_to_load_from(hostile_page):
     links = ("src", "href", "srcset", "action", "formaction", "data", "poster", "xlink:href", "background", "ping")
     targets = [attributes[name] for _, attributes in page.elements for name in links if name in attributes]
     assert targets
-    assert all(re.match("data:image/(png|webp);base64,", target) for target in targets)
+    assert all(re.match("data:image/(png|webp);base64,|#(term-[a-z-]+|configuration)$", target) for target in targets)
     assert not {"link", "iframe", "object", "embed", "base", "form"} & {tag for tag, _ in page.elements}
     assert not re.search(
         r"url\((?!data:|#)|@import", "".join(re.findall(r"<style>(.*?)</style>", hostile_page.read_text(), re.DOTALL))
@@ -453,3 +458,42 @@ def test_a_browser_draws_the_charts_and_runs_no_strangers_script(whose, hostile_
     assert done.stdout.count('class="tip"') == 1  # the script has run to its end
     assert "Content Security Policy" not in done.stderr
     assert "Uncaught" not in done.stderr
+
+
+def test_terms_lead_to_what_the_glossary_says_of_them(run_dir):
+    html = write_report(run_dir).read_text()
+    linked, told = re.findall(r'class="term" href="#([\w-]+)"', html), re.findall(r'<dt id="([\w-]+)">', html)
+    assert {*linked} == {*told}
+    assert len(told) == len({*told}) >= 8
+    skill = re.search(r'<dt id="term-skill">Skill</dt><dd>(.*?)</dd>', html)[1]
+    assert unescape(skill) in " ".join((ROOT / "docs" / "GLOSSARY.md").read_text().split())
+    assert with_terms("Of <i title='skill'>one</i> skill and more skill, nats") == (
+        "Of <i title='skill'>one</i> "
+        '<a class="term" href="#term-skill">skill</a> and more skill, <a class="term" href="#term-nats">nats</a>'
+    )
+
+
+@pytest.mark.parametrize(
+    ("dataset", "address", "links"),
+    [
+        ("builtin:digits", None, []),
+        (
+            "me/photos",
+            "https://wandb.ai/me/x/runs/1",
+            ["https://huggingface.co/datasets/me/photos", "https://wandb.ai/me/x/runs/1"],
+        ),
+        ("../photos", "javascript:alert(1)", []),
+        ('"><script>', 'https://"><script>', ["https://&quot;&gt;&lt;script&gt;"]),
+    ],
+)
+def test_the_head_links_to_data_configuration_and_wandb(dataset, address, links):
+    config = f"model:\n  dataset: no\ndata:\n  init_args:\n    dataset: {json.dumps(dataset)}\ntrainer: null\n"
+    html = links_html(config, address)
+    assert re.findall(r'href="(.*?)"', html) == [*links[:-1], "#configuration", *links[-1:]]
+    assert escape(dataset) in html
+    assert "<script" not in html
+
+
+def test_without_a_configuration_there_are_no_links(tmp_path):
+    assert links_html(config_text_of(tmp_path), address_of(tmp_path)) == ""
+    assert "#configuration" in links_html("- not: [a configuration", None)
