@@ -144,13 +144,10 @@ def probe_gradient(
         )
     )
 
-    def ends(value: Tensor, width: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        return value, value - width, value + width
-
     def by_level(found: tuple[Tensor, Tensor]) -> Curve:
-        return Curve(timesteps.numpy(), log_snr.numpy(), *(each.numpy() for each in ends(*found)))
+        return Curve.around(timesteps, log_snr, *found)
 
-    rows = [Curve.along(*(each.numpy() for each in ends(*row))) for row in zip(*cosine, strict=True)]
+    rows = [Curve.along(value, half_width) for value, half_width in zip(*cosine, strict=True)]
     return ProbeRecord(
         PROBE,
         step,

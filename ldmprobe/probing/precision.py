@@ -16,16 +16,15 @@ from torch import Tensor, nn
 from ldmprobe.analysis.bands import bands_of
 from ldmprobe.analysis.intervals import clustered_half_width, clustered_mean
 from ldmprobe.analysis.likelihood import nats_per_error
-from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import log_snr_grid
+from ldmprobe.probing.draws import Draws
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
-from ldmprobe.probing.squared_errors import squared_errors
 
 PROBE = "precision"
 Change = Callable[[nn.Module], nn.Module]
@@ -108,19 +107,14 @@ def probe_precision(
             f"There is {len(held_out.latents)} held-out image; expected at least 2, better 32 or more, for intervals."
         )
     formats = {name: FORMATS[name] for name in ("bf16", "int8")} if formats is None else formats
-    ranks, timesteps = ranks or Ranks(), log_snr_grid(model)
-    mine, even = ranks.share(num_draws), ranks.even_share(num_draws)
-    num_images = min(len(held_out.latents), num_draws)
-    image = even % num_images
-    z0 = held_out.latents[image].to(model.device)
-    noise = sample_noise(even.tolist(), tuple(z0.shape[1:]), seed, stream=1).to(model.device)
-    condition = {name: value[image] for name, value in held_out.condition.items()}
+    timesteps, num_images = log_snr_grid(model), min(len(held_out.latents), num_draws)
+    draws = Draws.of(held_out, num_draws, seed, model.device, ranks)
 
     def errors_of(network: nn.Module, number: int) -> Tensor:
         asked = DiffusionModel(network, model.schedule, model.latent_shape, model.codec, model.conditioning)
-        errors = squared_errors(asked, z0, noise, condition, timesteps, batch_size)
+        errors = draws.squared_errors(asked, timesteps, batch_size)
         progress(number, len(formats) + 1)
-        return ranks.gather_rows(errors, mine, num_draws)
+        return errors
 
     with evaluating(model.modules):
         as_it_is = errors_of(model.network, 1)
@@ -129,7 +123,7 @@ def probe_precision(
             for number, (name, change) in enumerate(formats.items(), 2)
         }
     log_snr = model.schedule.log_snr[timesteps]
-    nats = torch.from_numpy(nats_per_error(log_snr.numpy(), z0[0].numel()))
+    nats = torch.from_numpy(nats_per_error(log_snr.numpy(), held_out.latents[0].numel()))
     cluster = torch.arange(num_draws) % num_images
 
     def with_width(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -140,9 +134,7 @@ def probe_precision(
     said = []
     bands = bands_of(log_snr.numpy())
     for name, difference in lost.items():
-        value, width = with_width(nats * difference)
-        ends = (each.numpy() for each in (value, value - width, value + width))
-        curves[f"precision_lost/{name}"] = Curve(timesteps.numpy(), log_snr.numpy(), *ends)
+        curves[f"precision_lost/{name}"] = Curve.around(timesteps, log_snr, *with_width(nats * difference))
         total, total_width = (float(each) for each in with_width(difference @ nats))
         scalars[f"precision_lost_in_all/{name}"] = total
         scalars[f"precision_lost_in_all_half_width/{name}"] = total_width
