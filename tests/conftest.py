@@ -65,6 +65,9 @@ def _own_wandb_run():
 @pytest.fixture
 def alone(monkeypatch):
     """As if no package of an extra, nor wandb, were installed."""
+    from ldmprobe.configuration.foreign_code import imports_in_the_open
     from tests.optional import hide_optional
 
+    with imports_in_the_open():  # what may be named is settled once in a process, by what is installed
+        pass
     hide_optional(monkeypatch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import warnings
@@ -50,7 +51,7 @@ attrgetter(*ldmprobe.__all__)(ldmprobe)  # imports them all: only a class that i
 
 class Parser(LightningArgumentParser):
     """Loggers that have to be told a ``save_dir`` are told the run's, where a configuration does not name one;
-    diffusers gets the tuples that its classes take.
+    diffusers gets the tuples that its classes take; and a class within a class gets null where null is given.
     """
 
     def add_class_arguments(self, theclass: Any, *args: Any, **kwargs: Any) -> list[str]:
@@ -61,6 +62,11 @@ class Parser(LightningArgumentParser):
         if is_logger and "save_dir" in added and self.get_default("save_dir") is None:
             self.set_defaults(save_dir=".")
         return added
+
+    def parse_args(self, args: list[str] | None = None, namespace: Namespace | None = None, **more: bool) -> Namespace:  # type: ignore[override]
+        if namespace is not None and args is not None:  # of a class: jsonargparse has made text of the value
+            args = [re.sub("=None$", "=null", each) for each in args]
+        return super().parse_args(args, namespace, **more)
 
 
 class LDMProbeCLI(LightningCLI):

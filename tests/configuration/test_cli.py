@@ -56,6 +56,20 @@ def test_everything_of_a_run_is_in_its_directory(tmp_path, alone):
     assert {path.name for path in tmp_path.iterdir()} - {"hf_cache"} == {"run"}
 
 
+def test_null_on_the_command_line_is_null(capsys):
+    network = "--model.init_args.network.init_args"
+    given = [
+        f"{network}.num_class_embeds=10",
+        f"{network}.num_class_embeds=null",
+        f"{network}.class_embed_type",
+        "null",
+    ]
+    with pytest.raises(SystemExit):
+        main(["fit", "--config", str(CONFIG), *given, "--print_config"])
+    printed = yaml.safe_load(capsys.readouterr().out)["model"]["init_args"]["network"]["init_args"]
+    assert printed["num_class_embeds"] is printed["class_embed_type"] is None
+
+
 @pytest.mark.skipif(torch.cuda.is_available() or torch.backends.mps.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_told_with_what_to_write(tmp_path, capsys):
     assert fit(tmp_path / "run", 4, "--trainer.accelerator=gpu", "--trainer.devices=4") == 2
