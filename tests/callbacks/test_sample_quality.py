@@ -135,5 +135,5 @@ def test_too_few_samples_for_a_covariance_are_told(tmp_path, caplog):
 
 @pytest.mark.skipif(importlib.util.find_spec("torch_fidelity") is not None, reason="torch-fidelity is installed")
 def test_inception_without_torch_fidelity_says_what_to_install(tmp_path):
-    with refused(r"Inception needs torch-fidelity: `pip install ldmprobe\[fid\]`"):
+    with refused(r"Inception needs torch_fidelity, .*`pip install 'ldmprobe\[fid\]'`"):
         trainer(tmp_path, callbacks=[quality("inception"), NoStep()]).fit(module(), digits())
