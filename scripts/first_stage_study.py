@@ -32,6 +32,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import scipy.stats
 import yaml
 
 from ldmprobe import ConfigurationError, RecordStore
@@ -39,7 +40,6 @@ from ldmprobe.io.atomic import atomic_write
 from ldmprobe.tracking.charts.static import png
 from ldmprobe.tracking.style import CLASS_COLORS
 from study.jobs import Job, run_jobs, start_process
-from study.statistics import over_seeds
 
 KINDS = ("pixel", "kl", "vq", "fsq")
 WAYS = {"c": "c fixed", "area": "c/f² fixed"}
@@ -305,60 +305,75 @@ class Found:
         return min(rows[-1]["seconds"] for cell in self.cells for rows in self.of(cell, "fid").values())
 
 
-def in_words(values: dict[int, float], digits: str = ".3g") -> str:
-    """Mean over seeds with its 95 % interval."""
-    if not values:
+def over_seeds(groups: list[dict[int, float]]) -> list[tuple[float, float]]:
+    """Mean of each group over its seeds, and half of its 95 % interval if all groups scatter alike: with few seeds a
+    cell, the scatter of all cells says more than that of each. NaN where nothing was measured, or nothing twice.
+    """
+    values = [np.array(list(group.values())) for group in groups]
+    free = sum(max(len(each) - 1, 0) for each in values)
+    squares = sum(float(np.sum((each - each.mean()) ** 2)) for each in values if len(each))
+    width = float(scipy.stats.t.ppf(0.975, free)) * (squares / free) ** 0.5 if free else float("nan")
+    return [(float(each.mean()), width / len(each) ** 0.5) if len(each) else (float("nan"),) * 2 for each in values]
+
+
+def in_words(value: float, half_width: float) -> str:
+    if np.isnan(value):
         return "–"
-    mean = over_seeds(list(values.values()))
-    width = float(mean.half_width)
-    return format(float(mean.value), digits) + (f" ± {width:.2g}" if np.isfinite(width) else "")
+    return f"{value:.3g}" + (f" ± {half_width:.2g}" if half_width > 0 else "")
 
 
 def markdown(found: Found, title: str, missing: list[str]) -> str:
     seconds = found.seconds
     columns = {
-        "PSNR, dB": "psnr", "skill over PCA": "skill_over_pca", "rFID": "rfid", "bits/px": "bits_per_pixel",
-        "codes used": "codes_used", "active c": "active_channels", "latent slope": "latent_slope",
+        "PSNR, dB": "psnr", "rFID": "rfid", "bits/px": "bits_per_pixel", "codes used": "codes_used",
+        "latent slope": "latent_slope", "FID": "fid",
     }  # fmt: skip
-    heads = ["kind", "f", "c", *columns, "FID at the end", f"FID at {seconds:.0f} s", *(f"skill, {b}" for b in BANDS)]
+    bands = {f"skill, {band}": f"skill_{band}" for band in BANDS}
+    heads = ["kind", "f", "c", *columns, f"FID at {seconds:.0f} s", *bands]
     lines = [
         f"# {title}",
         "",
-        "± is 95 % over seeds (Student's t). Skill is the denoising probe's, by band of log-SNR.",
+        "± is 95 % over seeds (Student's t, the scatter of all rows pooled). Skill is the denoising probe's, by band of",
+        "log-SNR.",
     ]
     for way in found.ways:
-        words = WAYS[way]
-        lines += ["", f"## {words}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-        for cell in (cell for cell in found.cells if way in cell.ways):
-            texts = [cell.kind, str(cell.factor), str(cell.channels)]
-            texts += [in_words(found.last(cell, metric)) for metric in columns.values()]
-            texts += [in_words(found.last(cell, "fid")), in_words(found.fid_at(cell, seconds))]
-            texts += [in_words(found.last(cell, f"skill_{band}")) for band in BANDS]
+        cells = [cell for cell in found.cells if way in cell.ways]
+        groups = [[found.last(cell, metric) for cell in cells] for metric in (*columns.values(), *bands.values())]
+        groups.insert(len(columns), [found.fid_at(cell, seconds) for cell in cells])
+        rows = zip(*(over_seeds(group) for group in groups), strict=True)
+        lines += ["", f"## {WAYS[way]}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+        for cell, row in zip(cells, rows, strict=True):
+            texts = [cell.kind, str(cell.factor), str(cell.channels), *(in_words(*each) for each in row)]
             lines.append(f"| {' | '.join(texts)} |")
-        lines += ["", *claims(found, way)]
+        lines += ["", *claims(cells, found)]
     lines += [f"\nMissing: {each}." for each in missing]
     return "\n".join(lines) + "\n"
 
 
-def claims(found: Found, way: str) -> Iterator[str]:
-    """Whether VQ or FSQ latents give better samples than KL's, at each f, paired by seed."""
-    by_place = {(cell.kind, cell.factor): cell for cell in found.cells if way in cell.ways}
+def claims(cells: list[Cell], found: Found) -> Iterator[str]:
+    """Whether VQ or FSQ latents give better samples than KL's, paired by seed: at each f, and at all of them."""
+    fids = {(cell.kind, cell.factor): found.last(cell, "fid") for cell in cells}
     for kind in ("vq", "fsq"):
-        for factor in sorted({cell.factor for cell in found.cells}):
-            if (kind, factor) not in by_place or ("kl", factor) not in by_place:
-                continue
-            one, other = (found.last(by_place[key], "fid") for key in ((kind, factor), ("kl", factor)))
-            differences = {seed: one[seed] - other[seed] for seed in one.keys() & other.keys()}
-            if differences:
-                mean = over_seeds(list(differences.values()))
-                sure = np.isfinite(mean.half_width) and abs(mean.value) > mean.half_width
-                word = "better" if mean.value < 0 else "worse"
-                verdict = f"{kind} is {word}" if sure else "not told apart by these seeds"
-                yield f"- FID of {kind} less that of kl at f = {factor}: {in_words(differences)}; {verdict}."
+        factors = [factor for one, factor in fids if one == kind and ("kl", factor) in fids]
+        pairs = [(fids[kind, factor], fids["kl", factor]) for factor in factors]
+        differences = over_seeds([{seed: a[seed] - b[seed] for seed in a.keys() & b.keys()} for a, b in pairs])
+        for factor, each in zip(factors, differences, strict=True):
+            yield f"- FID of {kind} less that of kl at f = {factor}: {in_words(*each)}; {judged(kind, *each)}."
+        if len(differences) > 1:
+            value, width = np.mean([each[0] for each in differences]), np.linalg.norm([each[1] for each in differences])
+            mean = float(value), float(width) / len(differences)
+            yield f"- FID of {kind} less that of kl at all f: {in_words(*mean)}; {judged(kind, *mean)}."
+
+
+def judged(kind: str, value: float, half_width: float) -> str:
+    if not abs(value) > half_width:  # NaN, too: of one seed
+        return "not told apart by these seeds"
+    return f"{kind} is {'better' if value < 0 else 'worse'}"
 
 
 def figure(found: Found) -> bytes:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     drawn = Figure(figsize=(12, 0.4 + 3.5 * len(found.ways)), layout="constrained")
     axes = drawn.subplots(len(found.ways), 3, squeeze=False)
@@ -371,10 +386,10 @@ def figure(found: Found) -> bytes:
             for metric, dash in (("fid", "-"), ("rfid", ":")):
                 if kind == "pixel" and metric == "rfid":
                     continue
-                means = [over_seeds(list(found.last(cell, metric).values())) for cell in cells]
+                means = over_seeds([found.last(cell, metric) for cell in cells])
                 row[0].errorbar(
-                    [cell.factor for cell in cells], [float(m.value) for m in means],
-                    [float(np.nan_to_num(m.half_width)) for m in means], color=color[kind], ls=dash, marker="o", ms=4,
+                    [cell.factor for cell in cells], [mean for mean, _ in means],
+                    [float(np.nan_to_num(width)) for _, width in means], color=color[kind], ls=dash, marker="o", ms=4,
                     capsize=2, label=kind if metric == "fid" else None,
                 )  # fmt: skip
             for k, cell in enumerate(cells):
@@ -389,11 +404,14 @@ def figure(found: Found) -> bytes:
                 log_snr = [r["seconds"] for r in curves[0]]
                 mean = np.mean([[r["value"] for r in rows] for rows in curves], 0)
                 row[2].plot(log_snr, mean, color=color[kind], alpha=shade, lw=0.6 + 0.5 * k)
+        factors = sorted({cell.factor for cell in found.cells})
         row[0].set(xscale="log", yscale="log", xlabel="f", ylabel=f"{WAYS[way]}\nFID (dotted: rFID)")
-        row[0].set_xticks([cell.factor for cell in found.cells], [str(cell.factor) for cell in found.cells])
+        row[0].set_xticks(factors, [str(factor) for factor in factors])
+        row[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        row[0].yaxis.set_major_formatter("{x:g}")
         row[0].minorticks_off()
-        row[1].set(yscale="log", xlabel="seconds of training", ylabel="FID")
-        row[2].set(xlabel="log-SNR (noisy to clean)", ylabel="denoising skill", ylim=(-0.5, 1))
+        row[1].set(xlabel="seconds of training", ylabel="FID", ylim=(0, None))
+        row[2].set(xlabel="log-SNR (noisy to clean)", ylabel="denoising skill", ylim=(-1, 0.5))
         row[0].legend(frameon=False, fontsize=8)
         for axis in row:
             axis.spines[["top", "right"]].set_visible(False)
