@@ -1,12 +1,14 @@
-"""SampleQuality: FID and KID of samples, tracked over training."""
+"""SampleQuality: FID and KID of samples, and copies of training images among them, tracked over training."""
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Literal
 
 import lightning as L
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
 from ldmprobe.callbacks.probe_data import data_source, has_held_out, prepared
@@ -18,23 +20,27 @@ from ldmprobe.features.choose import chosen_network
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import Guidance
+from ldmprobe.probing.copies import CopySearch
 from ldmprobe.probing.probe import Ranks, evaluating
 from ldmprobe.probing.quality import probe_quality, refuse_too_few
-from ldmprobe.probing.real_features import RealFeatures, check_feature_network, network_fingerprint
+from ldmprobe.probing.real_features import RealFeatures, check_feature_network, images_at, network_fingerprint
 from ldmprobe.probing.sampling import Sampling
 
 _log = logging.getLogger(__name__)
+_ORDER = 0  # the seed that data are read with which may be shuffled, so that they are in the same order again
 
 
 class SampleQuality(ProbeCallback[DiffusionModel]):
     """Sample from fixed noise, by DDIM if no other sampler is named, with the EMA weights if there are any, decode, and
     compare with real images.
 
-    What it finds: ``probing.quality.METRICS`` (docs/METRICS.md).
+    What it finds: ``probing.quality.METRICS`` (docs/METRICS.md). It also looks for copies of training images among the
+    samples, and shows the likeliest beside the images they may be copies of; held-out images are looked at in the same
+    way, to know what chance and near-duplicates do.
 
     Distances in different feature networks, or of different numbers of samples, do not compare. Real images are not
     passed through the autoencoder, whose faults are part of the distance. Their features are computed once, by rank
-    zero, and kept in ``real_features.safetensors`` in the run's directory.
+    zero, and kept in the run's directory, in ``real_features.safetensors`` and ``held_out_features.safetensors``.
 
     Args:
         feature_network: "builtin:digits", "builtin:cifar10", "imagenet" or a folder (see
@@ -45,7 +51,7 @@ class SampleQuality(ProbeCallback[DiffusionModel]):
         num_steps: S, sampling steps.
         sampler: default: DDIM.
         grid: which noise levels are visited; default: the schedule's own.
-        num_real: real images, as many as there are up to this.
+        num_real: real images, as many as there are up to this; copies are looked for among so many training images.
         real: which: "train" or "held_out".
         guidance: scale of classifier-free guidance, 1 for none; or another Guidance.
         kid_subset_size: features in each of KID's subsets, at most ``num_samples``.
@@ -81,6 +87,7 @@ class SampleQuality(ProbeCallback[DiffusionModel]):
         self.kid_subset_size = kid_subset_size
         self._network: nn.Module | None = None
         self._real_features: RealFeatures | None = None
+        self._copies: CopySearch | None = None
 
     def check(self, model: DiffusionModel) -> None:
         self.sampling.levels(model)
@@ -102,7 +109,8 @@ class SampleQuality(ProbeCallback[DiffusionModel]):
         model = self.subject(pl_module)
         assert self._network is not None
         if self._real_features is None:
-            self._real_features = self._features_of_real_images(trainer, model, self._network)
+            self._real_features = self._features(trainer, model, self._network, self.real, "real")
+            self._copies = self._copy_search(trainer, model, self._network, self._real_features)
         self.sampling = prepared(trainer, self.sampling)
         with self.progress(trainer) as progress:
             return probe_quality(
@@ -114,27 +122,54 @@ class SampleQuality(ProbeCallback[DiffusionModel]):
                 step=trainer.global_step,
                 ranks=ranks,
                 progress=progress,
+                copies=self._copies,
             )
 
-    def _features_of_real_images(self, trainer: L.Trainer, model: DiffusionModel, network: nn.Module) -> RealFeatures:
+    def _copy_search(
+        self, trainer: L.Trainer, model: DiffusionModel, network: nn.Module, real: RealFeatures
+    ) -> CopySearch:
+        def images(places: Sequence[int]) -> Tensor:
+            """Return the training images of these places, read by rank zero for all ranks."""
+
+            def make() -> Tensor:
+                with evaluating([]):
+                    torch.manual_seed(_ORDER)
+                    return images_at(data_source(trainer).reference_images(max(places) + 1), places)
+
+            return from_rank_zero(trainer, make)
+
+        if self.real == "held_out":
+            return CopySearch(self._features(trainer, model, network, "train", "train"), images, real)
+        try:
+            return CopySearch(real, images, self._features(trainer, model, network, "held_out", "held_out"))
+        except ConfigurationError as error:
+            _log.warning("Copies among samples are counted, but not among held-out images beside them: %s", error)
+            return CopySearch(real, images)
+
+    def _features(
+        self, trainer: L.Trainer, model: DiffusionModel, network: nn.Module, split: str, name: str
+    ) -> RealFeatures:
         """Return the features that the run's directory keeps, if they are of this network and these images, or new
         ones, computed by rank zero for all ranks.
         """
-        path = run_directory(trainer) / "real_features.safetensors"
-        source = f"{self.real}, up to {self.num_real}"
+        path = run_directory(trainer) / f"{name}_features.safetensors"
+        source = f"{split}, up to {self.num_real}"
 
         def make() -> RealFeatures:
             if path.exists():
                 found = RealFeatures.load(path)
                 if (found.network, found.source) == (network_fingerprint(network), source):
                     return found
-            if self.real == "held_out" and not has_held_out(trainer):
+            if split == "held_out" and not has_held_out(trainer):
                 raise ConfigurationError(
                     "SampleQuality got real 'held_out', but the Trainer has no validation data; give it some, or set "
                     "real to 'train'."
+                    if self.real == "held_out"
+                    else "the Trainer has no validation data."
                 )
-            with evaluating([]):  # data may be shuffled
-                batches = data_source(trainer).reference_images(self.num_real, held_out=self.real == "held_out")
+            with evaluating([]):
+                torch.manual_seed(_ORDER)
+                batches = data_source(trainer).reference_images(self.num_real, held_out=split == "held_out")
                 made = RealFeatures.of(network, (batch["image"] for batch in batches), model.device, source)
             made.save(path)
             return made

@@ -164,6 +164,7 @@ from ldmprobe.probing.analyses import X0Drift as X0Drift
 from ldmprobe.probing.averages import probe_averages as probe_averages
 from ldmprobe.probing.cascade import probe_cascade as probe_cascade
 from ldmprobe.probing.classification import probe_classifier as probe_classifier
+from ldmprobe.probing.copies import CopySearch as CopySearch
 from ldmprobe.probing.denoising import probe_denoising as probe_denoising
 from ldmprobe.probing.forgetting import probe_forgetting as probe_forgetting
 from ldmprobe.probing.gradient import probe_gradient as probe_gradient
@@ -174,6 +175,7 @@ from ldmprobe.probing.lora_strength import probe_lora_strength as probe_lora_str
 from ldmprobe.probing.memorization import probe_memorization as probe_memorization
 from ldmprobe.probing.precision import probe_precision as probe_precision
 from ldmprobe.probing.quality import probe_quality as probe_quality
+from ldmprobe.probing.real_features import RealFeatures as RealFeatures
 from ldmprobe.probing.reconstruction import Originals as Originals
 from ldmprobe.probing.reconstruction import probe_reconstruction as probe_reconstruction
 from ldmprobe.probing.sampling import Sampling as Sampling

@@ -10,7 +10,7 @@ from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.probe import evaluating
-from ldmprobe.probing.quality import frechet_distance, sample_features
+from ldmprobe.probing.quality import frechet_distance, images_and_features
 from ldmprobe.probing.real_features import RealFeatures, describe_network, network_fingerprint
 from ldmprobe.probing.sampling import Sampling
 
@@ -62,7 +62,8 @@ def probe_cascade(
     for model in (of_base, of_real):
         grid = sampling.levels(model)
         with evaluating([*model.modules, feature_network.to(model.device)]):
-            features = sample_features(model, feature_network, torch.arange(sampling.num_samples), sampling, grid)
+            drawn = images_and_features(model, feature_network, torch.arange(sampling.num_samples), sampling, grid)
+            features = torch.cat([part for _, part in drawn])
             fids.append(frechet_distance(real.features, features.cpu()))
     scalars = {"cascade_gap": fids[0] - fids[1], "fid_of_base_images": fids[0], "fid_of_real_images": fids[1]}
     described = {"feature_network": describe_network(feature_network), "num_real": len(real.features)}

@@ -1,4 +1,5 @@
-"""The quality probe: Fréchet and kernel distance of decoded samples from real images, in the features of a network.
+"""The quality probe: Fréchet and kernel distance of decoded samples from real images, in the features of a network, and
+copies of training images among them (``probing/copies.py``).
 
 FID = |μ_r − μ_g|² + tr(Σ_r + Σ_g − 2 (Σ_r Σ_g)^½) of features of real and generated images (Heusel et al., 2017,
 arXiv:1706.08500, eq. 6). KID = MMD² with the kernel (x·y/F + 1)³ (Bińkowski et al., 2018, arXiv:1801.01401, eq. 2).
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +24,8 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.copies import METRICS as COPIES
+from ldmprobe.probing.copies import CopyFinder, CopySearch
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
 from ldmprobe.probing.real_features import IMAGES_AT_ONCE, RealFeatures, describe_network, network_fingerprint
 from ldmprobe.probing.sampling import Sampling, sample_trajectory
@@ -40,6 +44,7 @@ METRICS = (
         "KID, lower is better", good="lower", ideal=0.0, spread="kid_std", shown="headline",
     ),
     Metric("kid_std", "Standard deviation of KID over its subsets", "", "KID"),
+    *COPIES,
 )  # fmt: skip
 
 
@@ -52,6 +57,7 @@ def probe_quality(
     step: int = 0,
     ranks: Ranks | None = None,
     progress: Progress = no_progress,
+    copies: CopySearch | None = None,
 ) -> ProbeRecord:
     """Sample latents, by DDIM if no other sampler is named, decode them, and compare their features with those of real
     images.
@@ -69,11 +75,11 @@ def probe_quality(
         step: optimizer steps taken so far.
         ranks: how the samples are shared out; default: one process.
         progress: called after each sampling step of each batch.
+        copies: the search for copies of training images among the samples; default: none.
 
     Returns:
         A record called "quality", the same on every rank: scalars ``fid``, ``kid``, and ``kid_std``, the standard
-            deviation over
-        KID's subsets; NaN where samples are not finite.
+        deviation over KID's subsets; NaN where samples are not finite.
 
     Raises:
         ConfigurationError: N, S, batch or subset size out of range, nothing to guide by, or features of another
@@ -87,7 +93,8 @@ def probe_quality(
             "as many."
         )
     network = network_fingerprint(feature_network)
-    if real.network != network:
+    others = () if copies is None else (copies.known, *([copies.held_out] if copies.held_out else []))
+    if any(each.network != network for each in (real, *others)):
         raise ConfigurationError(
             "The real images' features are of another network, or of other weights; compute them again."
         )
@@ -95,11 +102,20 @@ def probe_quality(
     ranks = ranks or Ranks()
     num_samples = sampling.num_samples
     sample_ids, even_ids = ranks.share(num_samples), ranks.even_share(num_samples)
+    finder = None if copies is None else CopyFinder(copies, sample_ids)
+    mine = []
     with evaluating([*model.modules, feature_network.to(model.device)]):
-        mine = sample_features(model, feature_network, even_ids, sampling, grid, progress)
-        features = ranks.gather_rows(mine, sample_ids, num_samples)
+        for images, found_in in images_and_features(model, feature_network, even_ids, sampling, grid, progress):
+            mine.append(found_in)
+            if finder is not None:
+                finder.update(images, found_in)
+        features = ranks.gather_rows(torch.cat(mine), sample_ids, num_samples)
         found = (0.0,) * 3 if ranks.rank else fid_and_kid(real.features, features, kid_subset_size, sampling.seed)
         told = ranks.all_reduce_sum(torch.tensor(found, dtype=torch.float64, device=model.device))
+        copied = None
+        if finder is not None:
+            image_shape = model.codec.image_shape(model.latent_shape)
+            copied = finder.finish(ranks, num_samples, image_shape, feature_network, model.device)
     fid, kid, kid_std = told.tolist()
     provenance = {
         **sampling.provenance(model),
@@ -111,7 +127,8 @@ def probe_quality(
         **({} if grid.clip_range is None else {"clip_range": grid.clip_range}),
         "notes": {
             "fid": f"{num_samples:,} samples, {len(real.features):,} real images, features of "
-            f"{describe_network(feature_network)}."
+            f"{describe_network(feature_network)}.",
+            **({} if copied is None else {"copied": copied.summary, "copies": copied.summary}),
         },
     }
     fingerprints = {
@@ -119,8 +136,15 @@ def probe_quality(
         "features": network,
         "real_images": real.images,
     }
-    scalars = {"fid": fid, "kid": kid, "kid_std": kid_std}
-    return ProbeRecord("quality", step, scalars, metrics=METRICS, provenance=provenance, fingerprints=fingerprints)
+    return ProbeRecord(
+        "quality",
+        step,
+        scalars={"fid": fid, "kid": kid, "kid_std": kid_std, **({} if copied is None else copied.scalars)},
+        images={} if copied is None else copied.images,
+        metrics=METRICS,
+        provenance=provenance,
+        fingerprints=fingerprints,
+    )
 
 
 def refuse_too_few(num_samples: int, kid_subset_size: int) -> None:
@@ -134,24 +158,25 @@ def refuse_too_few(num_samples: int, kid_subset_size: int) -> None:
         )
 
 
-def sample_features(
+def images_and_features(
     model: DiffusionModel,
     feature_network: nn.Module,
     sample_ids: Tensor,
     sampling: Sampling,
     grid: SamplingGrid,
     progress: Progress = no_progress,
-) -> Tensor:
-    """Features (n, F) of the samples numbered ``sample_ids`` (n,), decoded and clamped to [−1, 1]."""
-    features = []
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the samples numbered ``sample_ids`` (n,) in turn, a few at once: images, decoded and clamped to [−1, 1],
+    and their features.
+    """
     batches = sample_ids.split(sampling.batch_size)
     for k, ids in enumerate(batches):
         for step in sample_trajectory(model, sampling, grid, ids):
             final = step.z_s
             progress(k * grid.num_steps + step.index + 1, len(batches) * grid.num_steps)
         for latents in final.split(IMAGES_AT_ONCE):
-            features.append(feature_network(model.codec.decode(latents).clamp(-1, 1)))
-    return torch.cat(features)
+            images = model.codec.decode(latents).clamp(-1, 1)
+            yield images, feature_network(images)
 
 
 def fid_and_kid(real: Tensor, generated: Tensor, kid_subset_size: int, seed: int = 0) -> tuple[float, float, float]:

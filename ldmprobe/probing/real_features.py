@@ -4,7 +4,7 @@ with it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint, weights_fingerprint
 from ldmprobe.io.tensor_file import read_tensors, write_tensors
-from ldmprobe.models.pixels import as_bytes, checked_floats
+from ldmprobe.models.pixels import as_bytes, as_floats, checked_floats
 from ldmprobe.probing.probe import evaluating
+from ldmprobe.types import Batch
 
 IMAGES_AT_ONCE = 16  # through a decoder or feature network, which need far more memory per sample than a denoiser
 
@@ -74,6 +75,17 @@ class RealFeatures:
                 f"{path} is not readable as features of real images ({type(error).__name__}: {error}); move it away, "
                 "and they are computed again."
             ) from error
+
+
+def images_at(batches: Iterable[Batch], places: Sequence[int]) -> Tensor:
+    """Return the images of these places in batches, (n, C, H, W) in [−1, 1], without keeping others."""
+    found: dict[int, Tensor] = {}
+    wanted, seen = set(places), 0
+    for batch in batches:
+        images = as_floats(batch["image"])
+        found |= {seen + i: images[i] for i in range(len(images)) if seen + i in wanted}
+        seen += len(images)
+    return torch.stack([found[place] for place in places])
 
 
 def describe_network(network: nn.Module) -> str:

@@ -1,0 +1,72 @@
+"""Copies of training images among samples: all of a perfect copy machine's are found, none of a perfect denoiser's."""
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from ldmprobe import CopySearch, DiffusionModel, Memorizer, RealFeatures, Sampling, probe_quality
+from ldmprobe.probing.copies import nearest
+from tests.helpers import gaussian_model
+from tests.probing.gaussian import draw, on_ranks
+
+SHAPE, CPU = (1, 8, 8), torch.device("cpu")
+
+
+class Pixels(nn.Flatten):
+    num_features = 64
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Images that were trained on, and others: draws of the same Gaussian, within [−1, 1]."""
+    drawn = 0.3 * draw(gaussian_model(SHAPE, torch.float32), 64)
+    return drawn[:24], drawn[24:]
+
+
+def copies(model, images, ranks=None, order=slice(None)):
+    network, (training, held_out) = Pixels(), images
+    known, unseen = (RealFeatures.of(network, [each], CPU) for each in (training, held_out))
+    search = CopySearch(known, lambda places: training[order][list(places)], unseen, num_shown=3)
+    return probe_quality(model, known, network, Sampling(9, 40), kid_subset_size=5, ranks=ranks, copies=search)
+
+
+def pixels(png):
+    return np.asarray(Image.open(io.BytesIO(png))).astype(float)
+
+
+def test_a_copy_machines_samples_are_copies_and_are_shown_beside_their_originals(images):
+    like = gaussian_model(SHAPE, torch.float32)
+    model = DiffusionModel(Memorizer(images[0], like.schedule), like.schedule, SHAPE)
+    record = copies(model, images)
+    found = record.scalars
+    assert (found["copied"], found["copied_held_out"]) == (1, 0)
+    assert found["copied/lower"] == pytest.approx(0.701, abs=1e-3)  # Wilson, 9 of 9
+    assert found["copied_held_out/upper"] == pytest.approx(0.088, abs=1e-3)  # 0 of 40
+    assert "Samples are copies of training images" in record.provenance["notes"]["copied"]
+    assert len(record.images["copies"]) == 3
+    for picture in map(pixels, record.images["copies"]):
+        sample, original = picture[:, :8], picture[:, 9:]
+        assert np.abs(sample - original).mean() < 6  # of 255
+        assert np.std(original) > 10
+    for other in on_ranks(2, lambda ranks: copies(model, images, ranks)):
+        assert other.scalars == pytest.approx(found, rel=1e-4, abs=1e-4)
+        assert len(other.images["copies"]) == 3
+    shuffled = copies(model, images, order=torch.arange(23, -1, -1))
+    assert shuffled.scalars == found
+    assert "copies" not in shuffled.images  # rather none than the wrong ones
+
+
+def test_fresh_draws_are_no_copies(images):
+    training, fresh = images
+    ratio, _ = nearest(fresh.flatten(1), training.flatten(1))
+    assert float(ratio.min()) > 0.5
+    planted = training[:5] + 0.02 * torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0))
+    ratio, place = nearest(planted.flatten(1), training.flatten(1))
+    assert place.tolist() == [0, 1, 2, 3, 4]
+    assert float(ratio.max()) < 1 / 3
+    twice = torch.cat([training, training[:1]])
+    assert float(nearest(training[:1].flatten(1), twice.flatten(1))[0]) == 0  # trained on twice, and copied
