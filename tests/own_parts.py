@@ -130,7 +130,10 @@ class Direction(ldmprobe.Conditioning):
 class Reach(ldmprobe.Analysis):
     """An analysis with its Metric table: the root mean square of the latents after each step."""
 
-    metrics = (ldmprobe.Metric("reach", "Reach of the latents", "How far they reach.", ideal=1.0, pool="mean", shown="headline"),)  # fmt: skip
+    metrics = (
+        ldmprobe.Metric("reach", "Reach of the latents", "How far <they> reach.", ideal=1.0, pool="mean", shown="headline"),
+        ldmprobe.Metric("final_reach", "Reach of the samples", "After the last step.", shown="headline"),
+    )  # fmt: skip
 
     def begin(self, trajectory):
         self.trajectory, self.values = trajectory, []
@@ -139,7 +142,8 @@ class Reach(ldmprobe.Analysis):
         self.values.append(float(step.z_s.pow(2).mean().sqrt()))
 
     def finish(self):
-        return ldmprobe.Findings(curves={"reach": self.trajectory.curve(np.array(self.values))})
+        curve = self.trajectory.curve(np.array(self.values))
+        return ldmprobe.Findings(scalars={"final_reach": self.values[-1]}, curves={"reach": curve})
 
 
 def ramp(angle: float) -> np.ndarray:

@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from ldmprobe import DDIM, LatentStatistics, RecordStore, Sampling, StepKL, load_model, probe_sampling
 from ldmprobe.cli import main
+from ldmprobe.comparison.compare import PAGE, TABLE
 from tests.helpers import tiny_unet_settings
 from tests.own_parts import AdamsBashforth, TwiceTheNoise, ramp
 from tests.tracking.wandb_file import read_history
@@ -41,6 +42,7 @@ def folder(tmp_path_factory):
         ),
         part("DenoisingProbe", every_n_steps=2, num_images=16, num_draws=32),
         part("ModelCheckpoint", every_n_train_steps=2, save_last=True),
+        part("ModelCheckpoint", dirpath=str(folder / "best"), monitor=f"probe_{SAMPLED}/final_reach", every_n_train_steps=2),
     ]  # fmt: skip
     config = {
         "data": part("ImageData", dataset=str(folder / "data"), batch_size=16, columns=[part(f"{OWN}AngleColumn")]),
@@ -90,14 +92,26 @@ def test_without_guidance_its_ideal_is_its_own(run):
 
 
 def test_every_logger_has_it(run):
-    (rows,) = run.rglob("metrics.csv")
-    bands = {column for column in pd.read_csv(rows).columns if column.startswith(f"probe_{SAMPLED}/reach/logsnr")}
+    (rows,), final = run.rglob("metrics.csv"), f"probe_{SAMPLED}/final_reach"
+    last = RecordStore(run).read(SAMPLED)[-1].scalars["final_reach"]
+    rows = pd.read_csv(rows)
+    bands = {column for column in rows.columns if column.startswith(f"probe_{SAMPLED}/reach/logsnr")}
     assert len(bands) > 2
+    assert rows[final].dropna().iloc[-1] == pytest.approx(last)
     (events,) = {path.parent for path in run.rglob("events.out.tfevents*")}
     accumulator = EventAccumulator(str(events))
     accumulator.Reload()
     assert bands <= {*accumulator.Tags()["scalars"]}
-    assert bands <= {key for row in read_history(run) for key in row}
+    assert accumulator.Scalars(final)[-1].value == pytest.approx(last)
+    assert {f"probe_{SAMPLED}/curves", f"probe_{SAMPLED}/heatmaps"} <= {*accumulator.Tags()["images"]}
+    sent = {key: value for row in read_history(run) for key, value in row.items()}
+    assert bands <= {*sent}
+    assert sent[final] == pytest.approx(last)
+    assert any("reach_curves_table" in key for key in sent)
+
+
+def test_a_checkpoint_goes_by_it(folder, run):
+    assert list((folder / "best").glob("*.ckpt"))
 
 
 def test_it_is_read_from_its_checkpoint(run):
@@ -122,8 +136,13 @@ def test_it_is_stopped_and_resumed(run, resumed):
 def test_it_is_reported_and_compared(folder, run, resumed):
     assert main(["report", str(run)]) == 0
     assert main(["compare", str(run), str(resumed), "--out", str(folder / "compared")]) == 0
-    for page in (run / "report.html", folder / "compared" / "comparison.html"):
-        assert "Reach of the latents" in page.read_text()
+    report, comparison = (page.read_text() for page in (run / "report.html", folder / "compared" / PAGE))
+    for html in (report, comparison):
+        assert "<h2>Reach of the latents</h2>" in html
+        assert "How far &lt;they&gt; reach" in html
+        assert "could not be drawn" not in html.lower()
+    assert "<h2>Reach of the samples</h2>" in report
+    assert {"reach", "final_reach"} <= {*pd.read_parquet(folder / "compared" / TABLE).metric}
 
 
 def test_it_is_cached(folder, run):

@@ -2,7 +2,7 @@
 
 import ast
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
@@ -38,8 +38,19 @@ SOURCES = [path for path in SOURCES if "ldmprobe/callbacks" not in path.as_posix
 
 @cache
 def imports(path: Path) -> set[str]:
+    """All that a file imports, also within its functions."""
+    return _imported(ast.walk(ast.parse(path.read_text())))
+
+
+@cache
+def at_import(path: Path) -> set[str]:
+    """All that it imports when it is itself imported."""
+    return _imported(ast.parse(path.read_text()).body)
+
+
+def _imported(nodes: Iterable[ast.AST]) -> set[str]:
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -63,10 +74,7 @@ def test_imports_flow_one_way():
 
 def test_mathematics_knows_no_framework():
     for path in (path for path in SOURCES if package_of(path) in PURE):
-        top = ast.parse(path.read_text()).body
-        at_import = {alias.name.split(".")[0] for node in top if isinstance(node, ast.Import) for alias in node.names}
-        at_import |= {node.module.split(".")[0] for node in top if isinstance(node, ast.ImportFrom) and node.module}
-        assert not at_import & HEAVY, path
+        assert not {name.split(".")[0] for name in at_import(path)} & HEAVY, path
         if package_of(path) == "analysis":
             assert not {name.split(".")[0] for name in imports(path)} & HEAVY, path
 

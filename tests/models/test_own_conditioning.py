@@ -1,7 +1,6 @@
 """A picture beside z_t: a conditioning written outside the package, on Gaussian images, whose conditional mean is
 known."""
 
-import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -12,7 +11,6 @@ import ldmprobe
 from ldmprobe import Conditioning, HeldOutRows, Sampling, load_model
 from ldmprobe.callbacks import DDIMProbe, DenoisingProbe
 from ldmprobe.data.builtin import gaussian_spectrum
-from ldmprobe.data.latent_writer import write_cache
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.models.denoiser import as_denoiser, check_denoiser
 from ldmprobe.probing.probe import evaluating
@@ -24,10 +22,13 @@ SIZE = 8
 KNOWN = torch.arange(SIZE) < SIZE // 2  # columns
 
 
-class Picture(Conditioning):
-    """Two planes beside z_t; those of a probe's samples are of held-out rows."""
+class LeftHalf(Conditioning):
+    """The left half of the image, and a channel that says where there is one; those of a probe's samples are of held-out
+    rows."""
 
-    def __init__(self, num_rows: int, dropout: float) -> None:
+    columns = ("image",)
+
+    def __init__(self, num_rows: int = 64, dropout: float = 0.0) -> None:
         super().__init__(dropout)
         self.rows = HeldOutRows(self.columns, num_rows)
 
@@ -40,15 +41,6 @@ class Picture(Conditioning):
     def prepare(self, network, data, codec):
         super().prepare(network, data, codec)
         self.rows.choose(data)
-
-
-class LeftHalf(Picture):
-    """The left half of the image, and a channel that says where there is one."""
-
-    columns = ("image",)
-
-    def __init__(self, num_rows: int = 64, dropout: float = 0.0) -> None:
-        super().__init__(num_rows, dropout)
 
     def from_batch(self, batch):
         self.check_columns(batch)
@@ -123,38 +115,27 @@ def test_samples_have_the_conditional_mean_that_is_known():
     assert (gain @ y).square().sum() / rest.trace() > 1
 
 
-class Losses(L.Callback):
-    def __init__(self) -> None:
-        self.seen: list[float] = []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
-        self.seen.append(float(outputs["loss"]))
-
-
 def unet() -> nn.Module:
     torch.manual_seed(0)
     return tiny_unet(channels=1, in_channels=3)
 
 
-def fit(folder, max_steps: int, data=None, ckpt_path=None, probes: bool = False, network=None, conditioning=None):
+def fit(folder, max_steps: int):
     module = ldmprobe.LatentDiffusion(
-        network or unet(),
+        unet(),
         scheduler=sd_scheduler(),
-        conditioning=conditioning or LeftHalf(dropout=0.2),
+        conditioning=LeftHalf(dropout=0.2),
         optimizer=lambda parameters: torch.optim.AdamW(parameters, lr=2e-3),
         ema_decay=0.9,
         validation_timesteps=1,
     )
-    losses = Losses()
-    callbacks = [losses]
-    if probes:
-        callbacks += [
-            DDIMProbe(every_n_steps=max_steps, num_samples=32, num_steps=4, guidance=2.0),
-            DenoisingProbe(every_n_steps=max_steps, num_images=32, num_draws=64),
-        ]
+    callbacks = [
+        DDIMProbe(every_n_steps=max_steps, num_samples=32, num_steps=4, guidance=2.0),
+        DenoisingProbe(every_n_steps=max_steps, num_images=32, num_draws=64),
+    ]
     trainer = quiet_trainer(folder, max_steps, limit_val_batches=0, callbacks=callbacks)
-    trainer.fit(module, data or images(), ckpt_path=ckpt_path)
-    return trainer, module, losses.seen
+    trainer.fit(module, images())
+    return trainer, module
 
 
 def errors(model: ldmprobe.DiffusionModel, swapped: bool) -> Tensor:
@@ -172,7 +153,7 @@ def errors(model: ldmprobe.DiffusionModel, swapped: bool) -> Tensor:
 
 
 def test_it_is_trained_with_probed_with_guidance_and_read_from_its_checkpoint(tmp_path):
-    trainer, module, _ = fit(tmp_path, 150, probes=True)
+    trainer, module = fit(tmp_path, 150)
     difference = errors(module.diffusion_model(), swapped=True) - errors(module.diffusion_model(), swapped=False)
     assert difference.mean() > 5 * difference.std() / len(difference) ** 0.5  # the condition is used
     trainer.save_checkpoint(tmp_path / "model.ckpt")
@@ -184,15 +165,6 @@ def test_it_is_trained_with_probed_with_guidance_and_read_from_its_checkpoint(tm
     assert kept == 40 and len(expected[:kept].flatten(1).unique(dim=0)) == kept  # noqa: PT018 (one fact)
     assert loaded.conditioning.description == module.conditioning.description
     torch.testing.assert_close(errors(loaded, False), errors(module.diffusion_model(), False), **FLOAT32)
-
-
-def test_it_is_resumed_bit_for_bit(tmp_path):
-    _, whole, losses = fit(tmp_path, 6)
-    trainer, _, first = fit(tmp_path, 3)
-    trainer.save_checkpoint(tmp_path / "half.ckpt")
-    _, resumed, second = fit(tmp_path, 6, ckpt_path=str(tmp_path / "half.ckpt"))
-    assert [*first, *second] == losses
-    assert all(torch.equal(value, resumed.state_dict()[name]) for name, value in whole.state_dict().items())
 
 
 # --- refused ---------------------------------------------------------------------------------------------------------
@@ -228,42 +200,3 @@ def test_a_network_that_answers_with_the_picture_too_is_refused():
 def test_a_checkpoint_of_a_class_that_was_not_imported_says_so():
     with refused("the conditioning Unheard, a class of your own; read it from Python"):
         ldmprobe.models.conditioning.conditioning_of({"class_name": "Unheard"}, nn.Identity())
-
-
-# --- a column of its own, from a cache --------------------------------------------------------------------------------
-
-
-class ShapeMap(Picture):
-    """Where the shape is and where it is not, from the column of masks."""
-
-    columns = ("mask",)
-
-    def __init__(self) -> None:
-        super().__init__(num_rows=8, dropout=0.2)
-
-    def from_batch(self, batch):
-        self.check_columns(batch)
-        shape = (batch["mask"] > 0)[:, None].float()
-        return {"concat": torch.cat([shape, 1 - shape], dim=1)}
-
-
-def shapes(columns: bool = True, **options) -> ldmprobe.ImageData:
-    further = {"columns": [ldmprobe.MaskColumn()]} if columns else {}
-    kwargs = {"num_images": 60, "size": 16}
-    return ldmprobe.ImageData("builtin:shapes", kwargs, image_size=SIZE, random_flip=True, **further, **options)
-
-
-def test_a_map_is_trained_with_from_a_cache_as_from_images(tmp_path):
-    def network():
-        torch.manual_seed(0)
-        return tiny_unet(channels=3, in_channels=5)
-
-    write_cache(shapes(), ldmprobe.LatentCodec(), ShapeMap(), network(), tmp_path / "latents")
-    from_images = fit(tmp_path, 4, shapes(), network=network(), conditioning=ShapeMap())
-    from_cache = fit(tmp_path, 4, shapes(latents=str(tmp_path / "latents")), network=network(), conditioning=ShapeMap())
-    assert from_images[2] == from_cache[2]
-    rows = [module.conditioning.rows.mask for _, module, _ in (from_images, from_cache)]
-    assert torch.equal(*rows)
-    assert rows[0].dtype == torch.uint8
-    with refused("ShapeMap reads 'mask', which the data lacks; add it to the data's `columns`"):
-        fit(tmp_path, 1, shapes(columns=False), network=network(), conditioning=ShapeMap())

@@ -20,8 +20,8 @@ from tests.tracking.wandb_file import read_history, read_records, read_summary
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = {
-    "DDIMProbe": {"num_samples": 8, "num_steps": 20},
-    "DenoisingProbe": {"num_images": 16, "num_draws": 32},
+    "DDIMProbe": {"num_samples": 8, "num_steps": 20, "num_reference": 256},
+    "DenoisingProbe": {"num_images": 16, "num_draws": 32, "num_reference": 256},
     "TrainingLoss": {},
 }
 
