@@ -20,7 +20,7 @@ from ldmprobe.data.latent_writer import write_cache
 from ldmprobe.inference import given_rows, told_rows
 from ldmprobe.models.families import FAMILIES, REFUSED
 from ldmprobe.models.lazy import LazyModule
-from ldmprobe.training.checkpoint.load import Checkpoint
+from ldmprobe.training.checkpoint.checkpoint import Checkpoint
 from tests.helpers import FLOAT32, WHOLE_PATH
 from tests.pipelines import BESIDE, TINY, saved
 from tests.training.test_finetuning import predictions

@@ -22,7 +22,7 @@ from ldmprobe.tracking.autoencoder_card import write_autoencoder_card
 from ldmprobe.tracking.history import comparable_series
 from ldmprobe.tracking.model_card import CARD_RECORDS, write_model_card
 from ldmprobe.tracking.run_verdict import judged_records
-from ldmprobe.training.checkpoint.load import Checkpoint
+from ldmprobe.training.checkpoint.checkpoint import Checkpoint
 
 
 def export(

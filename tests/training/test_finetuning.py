@@ -18,7 +18,7 @@ from ldmprobe.data.latent_writer import write_cache
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.models.lazy import LazyModule
 from ldmprobe.pretrained.finetune import base_fingerprint
-from ldmprobe.training.checkpoint.load import Checkpoint
+from ldmprobe.training.checkpoint.checkpoint import Checkpoint
 from tests.helpers import FLOAT32, FLOAT64, guided, refused, sd_scheduler
 from tests.pipelines import TINY, conditional_unet, saved
 from tests.training.test_latent_diffusion import assert_same_state, trainer

@@ -10,12 +10,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from ldmprobe.diffusion.prediction import prediction_named
+from ldmprobe.diffusion.processes import process_of
+from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.difference import first_difference
 from ldmprobe.models.autoencoder_model import AutoencoderModel
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import describe
-from ldmprobe.models.denoiser import network_config
+from ldmprobe.models.denoiser import from_network_config, network_config
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.lazy import LazyModule
 from ldmprobe.models.quantization import Quantization
@@ -146,3 +150,19 @@ def _check_same_values(theirs: dict[str, Tensor], ours: dict[str, Tensor], what:
 def part_of(state_dict: StateDict, prefix: str) -> PlainValues:
     """Return the entries of a state dict whose names begin with ``prefix``, without it."""
     return {name.removeprefix(prefix): value for name, value in state_dict.items() if name.startswith(prefix)}
+
+
+def schedule_of(description: PlainValues) -> NoiseSchedule:
+    """Rebuild a noise schedule from its description: from a scheduler of diffusers, a process, or from tables."""
+    if "process" in description:
+        return process_of(description)
+    if "class_name" in description:
+        return as_schedule(from_network_config(description))
+    alpha, sigma = (torch.tensor(description[name], dtype=torch.float64) for name in ("alpha", "sigma"))
+    prediction = prediction_named(description["prediction"])
+    if prediction is None:
+        raise ConfigurationError(
+            f"The checkpoint's network predicts {description['prediction']!r}, a kind of your own; read it from "
+            "Python, where its class has been imported."
+        )
+    return NoiseSchedule(alpha, sigma, prediction, torch.tensor(description["model_time"]), description["prior_std"])
