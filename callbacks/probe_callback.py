@@ -84,8 +84,7 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
     def __init__(self, every_n_steps: int = 500, detail: Detail = "bands") -> None:
         if detail not in get_args(Detail):
             raise ConfigurationError(f"{type(self).__name__} got detail {detail!r}; expected 'bands' or 'levels'.")
-        if every_n_steps < 1:
-            raise ConfigurationError(f"{type(self).__name__} got every_n_steps {every_n_steps}; expected at least 1.")
+        check_numbers(type(self).__name__, 1, every_n_steps=every_n_steps)
         self.every_n_steps, self.detail = every_n_steps, detail
         self.failures = 0
         self._nan_told = False

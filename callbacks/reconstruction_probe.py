@@ -11,7 +11,7 @@ from torch import nn
 from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.callbacks.probe_data import data_source, has_held_out
 from ldmprobe.callbacks.rank_zero import from_rank_zero
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.features.choose import chosen_network
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.autoencoder_model import AutoencoderModel, autoencoder_model_of
@@ -53,9 +53,7 @@ class ReconstructionProbe(ProbeCallback[AutoencoderModel]):
         seed: int = 0,
     ) -> None:
         super().__init__(every_n_steps)
-        for name, number, least in (("num_images", num_images, 8), ("num_reference", num_reference, 8)):
-            if number < least:
-                raise ConfigurationError(f"ReconstructionProbe got {name} {number}; expected at least {least}.")
+        check_numbers("ReconstructionProbe", 8, num_images=num_images, num_reference=num_reference)
         self.feature_network, self.perceptual = feature_network, perceptual
         self.num_images, self.num_reference, self.num_pictures = num_images, num_reference, num_pictures
         self.kid_subset_size, self.batch_size, self.seed = kid_subset_size, batch_size, seed

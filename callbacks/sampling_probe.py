@@ -60,8 +60,7 @@ class SamplingProbe(ProbeCallback[DiffusionModel]):
         name: str | None = None,
     ) -> None:
         super().__init__(every_n_steps, detail)
-        if num_samples < 8:
-            raise ConfigurationError(f"{type(self).__name__} got num_samples {num_samples}; expected at least 8.")
+        check_numbers(type(self).__name__, 8, num_samples=num_samples)
         check_numbers(type(self).__name__, 1, num_steps=num_steps, num_reference=num_reference)
         self.sampling = Sampling.of(num_samples, num_steps, sampler, grid, guidance, batch_size, seed)
         self.num_reference, self.analyses = num_reference, analyses

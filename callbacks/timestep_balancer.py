@@ -17,7 +17,7 @@ from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.callbacks.probe_data import held_out_of, reference_of
 from ldmprobe.callbacks.training_clock import seconds_spent
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
@@ -126,17 +126,14 @@ class TimestepBalancer(ProbeCallback[DiffusionModel]):
                 f"TimestepBalancer got smoothing {smoothing}, max_ratio {max_ratio}, hysteresis {hysteresis}; expected "
                 "0 <= smoothing < 1, max_ratio > 1, 0 <= hysteresis < 1."
             )
-        if not 0 <= equalize <= 1:
-            raise ConfigurationError(f"TimestepBalancer got equalize {equalize}; expected 0 to 1.")
+        check_numbers("TimestepBalancer", 0, 1, equalize=equalize)
         if not begin_at_skill < 1:
             raise ConfigurationError(
                 f"TimestepBalancer got begin_at_skill {begin_at_skill}; expected a number below 1."
             )
-        if num_images < 8 or num_draws < 32 or batch_size < 1:
-            raise ConfigurationError(
-                f"TimestepBalancer got num_images {num_images}, num_draws {num_draws}, batch_size {batch_size}; "
-                "expected at least 8, 32 and 1."
-            )
+        check_numbers("TimestepBalancer", 8, num_images=num_images)
+        check_numbers("TimestepBalancer", 32, num_draws=num_draws)
+        check_numbers("TimestepBalancer", 1, batch_size=batch_size)
         self.controller = controller or HeldOutProgress()
         self.num_images, self.num_draws, self.batch_size = num_images, num_draws, batch_size
         self.smoothing, self.max_ratio, self.hysteresis, self.dry_run = smoothing, max_ratio, hysteresis, dry_run

@@ -17,7 +17,7 @@ from scipy.special import expit
 from torch import Tensor, nn
 
 from ldmprobe.diffusion.schedule import NoiseSchedule
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_positive
 
 FloatArray = NDArray[np.float64]
 
@@ -185,7 +185,8 @@ class LogNormalSigma(LogSNRDensity):
 
     def __init__(self, mean: float = -1.2, std: float = 1.2) -> None:
         super().__init__()
-        self.mean, self.std = mean, _positive(self, "std", std)
+        check_positive("LogNormalSigma", std=std)
+        self.mean, self.std = mean, std
 
     def cumulative(self, log_snr: FloatArray) -> FloatArray:
         return np.asarray(stats.norm.cdf(log_snr, -2 * self.mean, 2 * self.std))
@@ -198,7 +199,8 @@ class LogitNormal(LogSNRDensity):
 
     def __init__(self, mean: float = 0.0, std: float = 1.0, shift: float = 1.0) -> None:
         super().__init__()
-        self.std, self.center = _positive(self, "std", std), -2 * mean - 2 * math.log(_positive(self, "shift", shift))
+        check_positive("LogitNormal", std=std, shift=shift)
+        self.std, self.center = std, -2 * mean - 2 * math.log(shift)
 
     def cumulative(self, log_snr: FloatArray) -> FloatArray:
         return np.asarray(stats.norm.cdf(log_snr, self.center, 2 * self.std))
@@ -209,7 +211,8 @@ class Laplace(LogSNRDensity):
 
     def __init__(self, center: float = 0.0, scale: float = 0.5) -> None:
         super().__init__()
-        self.center, self.scale = center, _positive(self, "scale", scale)
+        check_positive("Laplace", scale=scale)
+        self.center, self.scale = center, scale
 
     def cumulative(self, log_snr: FloatArray) -> FloatArray:
         return np.asarray(stats.laplace.cdf(log_snr, self.center, self.scale))
@@ -279,9 +282,3 @@ class Stratified(TimestepSampler):
 def _finite(schedule: NoiseSchedule) -> FloatArray:
     """Return the schedule's log-SNR but for levels without signal or without noise."""
     return schedule.log_snr[schedule.log_snr.isfinite()].numpy()
-
-
-def _positive(sampler: TimestepSampler, name: str, value: float) -> float:
-    if not value > 0:
-        raise ConfigurationError(f"{type(sampler).__name__} got {name} {value}; expected a number above 0.")
-    return value

@@ -306,7 +306,7 @@ def test_stratified_lets_an_adaptive_sampler_hear_the_losses():
         (SpeeD, {"suppression": 0.5}, "SpeeD got .*suppression 0.5.*; expected 0 < tau <= 1000"),
         *[(Mode, {"scale": x}, f"Mode got scale {x}; expected a number from −1 to 1.75") for x in (-1.01, 1.76, math.nan)],
         *[
-            (kind, {name: x}, f"{kind.__name__} got {name} {x}; expected a number above 0")
+            (kind, {name: x}, f"{kind.__name__} got {name} {x}; expected a finite number above 0")
             for kind, name in [(LogNormalSigma, "std"), (LogitNormal, "std"), (LogitNormal, "shift"), (Laplace, "scale")]
             for x in (0.0, -1.0, math.nan)
         ],

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.conditioning.protocols import ConditioningData
 from ldmprobe.types import Batch
@@ -29,8 +29,7 @@ class HeldOutRows(nn.Module):
 
     def __init__(self, columns: Sequence[str] = (), num_rows: int = 64) -> None:
         super().__init__()
-        if num_rows < 1:
-            raise ConfigurationError(f"HeldOutRows got num_rows {num_rows}; expected at least 1.")
+        check_numbers("HeldOutRows", 1, num_rows=num_rows)
         self.columns, self.num_rows = tuple(columns), num_rows
         for name in self.columns:
             self.register_buffer(name, None)

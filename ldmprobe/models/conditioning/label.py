@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning.base import Conditioning
 from ldmprobe.models.conditioning.protocols import CardPart, ConditioningData
@@ -30,8 +30,7 @@ class ClassConditioning(Conditioning):
 
     def __init__(self, num_classes: int, dropout: float = 0.1) -> None:
         super().__init__(dropout)
-        if num_classes < 1:
-            raise ConfigurationError(f"ClassConditioning got num_classes {num_classes}; expected at least 1.")
+        check_numbers("ClassConditioning", 1, num_classes=num_classes)
         self.num_classes = num_classes
 
     def from_batch(self, batch: Batch) -> Condition:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning.observed import Observed, ObservedConditioning
 from ldmprobe.models.conditioning.palette import palette
@@ -49,10 +49,7 @@ class Layout(ObservedConditioning):
         from diffusers.models.embeddings import GLIGENTextBoundingboxProjection
 
         super().__init__(dropout, num_rows)
-        if min(num_classes, width, max_boxes) < 1:
-            raise ConfigurationError(
-                f"Layout got num_classes {num_classes}, width {width}, max_boxes {max_boxes}; expected at least 1."
-            )
+        check_numbers("Layout", 1, num_classes=num_classes, width=width, max_boxes=max_boxes)
         self.num_classes, self.width, self.max_boxes = num_classes, width, max_boxes
         self.column, self.columns = column, (column,)
         self.classes = nn.Embedding(num_classes, width)

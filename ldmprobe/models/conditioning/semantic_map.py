@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning.observed import Observed
 from ldmprobe.models.conditioning.palette import palette
@@ -33,8 +33,7 @@ class SemanticMap(SpatialConditioning):
         self, num_classes: int, column: str = "map", dropout: float = 0.1, num_rows: int = 64, present: bool = True
     ) -> None:
         super().__init__(dropout, num_rows, present)
-        if num_classes < 2:
-            raise ConfigurationError(f"SemanticMap got num_classes {num_classes}; expected at least 2.")
+        check_numbers("SemanticMap", 2, num_classes=num_classes)
         self.num_classes, self.column, self.columns = num_classes, column, (column,)
 
     @property

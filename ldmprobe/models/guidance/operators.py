@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ldmprobe.diffusion.named import Named
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.corruption import MaskFamily, random_masks
 from ldmprobe.types import PlainValues
@@ -66,8 +66,7 @@ class BlockMeans(Operator):
     name = "block means"
 
     def __init__(self, factor: int) -> None:
-        if factor < 2:
-            raise ConfigurationError(f"BlockMeans got factor {factor}; expected at least 2.")
+        check_numbers("BlockMeans", 2, factor=factor)
         self.factor, self.gram = factor, factor**-2
 
     def apply(self, x: Tensor, rows: Sequence[int]) -> Tensor:

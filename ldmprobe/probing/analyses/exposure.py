@@ -23,7 +23,7 @@ from ldmprobe.analysis.ideal import IdealPath, ideal_path
 from ldmprobe.analysis.intervals import NORMAL
 from ldmprobe.diffusion.samplers import ScaledEpsilon
 from ldmprobe.diffusion.trajectory import SamplingStep
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.metric import Metric
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
 
@@ -64,8 +64,7 @@ class Exposure(Analysis):
     )  # fmt: skip
 
     def __init__(self, num_latents: int = 128) -> None:
-        if num_latents < 8:
-            raise ConfigurationError(f"Exposure got num_latents {num_latents}; expected at least 8.")
+        check_numbers("Exposure", 8, num_latents=num_latents)
         self.num_latents = num_latents
 
     def begin(self, trajectory: Trajectory) -> None:

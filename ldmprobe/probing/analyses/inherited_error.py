@@ -6,7 +6,7 @@ import numpy as np
 
 from ldmprobe.analysis.moments import PairedMoments
 from ldmprobe.diffusion.trajectory import SamplingStep, sampling_steps
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory, gap_to_real
@@ -37,10 +37,8 @@ class InheritedError(Analysis):
     )  # fmt: skip
 
     def __init__(self, num_levels: int = 4, num_latents: int = 512) -> None:
-        if num_levels < 1 or num_latents < 32:
-            raise ConfigurationError(
-                f"InheritedError got num_levels {num_levels}, num_latents {num_latents}; expected at least 1 and 32."
-            )
+        check_numbers("InheritedError", 1, num_levels=num_levels)
+        check_numbers("InheritedError", 32, num_latents=num_latents)
         self.num_levels, self.num_latents = num_levels, num_latents
 
     def begin(self, trajectory: Trajectory) -> None:

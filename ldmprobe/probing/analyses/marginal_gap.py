@@ -14,7 +14,7 @@ from ldmprobe.analysis.divergence import gaussian_kl
 from ldmprobe.analysis.ideal import IdealPath
 from ldmprobe.analysis.moments import PairedMoments
 from ldmprobe.diffusion.trajectory import SamplingStep
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.metric import Metric
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory, gap_to_real
 
@@ -74,8 +74,7 @@ class MarginalGap(Analysis):
     )  # fmt: skip
 
     def __init__(self, num_bands: int = 4) -> None:
-        if num_bands < 1:
-            raise ConfigurationError(f"MarginalGap got num_bands {num_bands}; expected at least 1.")
+        check_numbers("MarginalGap", 1, num_bands=num_bands)
         self.num_bands = num_bands
 
     def begin(self, trajectory: Trajectory) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ldmprobe.analysis.intervals import NORMAL, jackknife
 from ldmprobe.diffusion.trajectory import SamplingStep
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.metric import Metric
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
 
@@ -37,8 +37,7 @@ class OneStepError(Analysis):
     )  # fmt: skip
 
     def __init__(self, num_latents: int = 128) -> None:
-        if num_latents < 8:
-            raise ConfigurationError(f"OneStepError got num_latents {num_latents}; expected at least 8.")
+        check_numbers("OneStepError", 8, num_latents=num_latents)
         self.num_latents = num_latents
 
     def begin(self, trajectory: Trajectory) -> None:

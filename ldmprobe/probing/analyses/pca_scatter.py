@@ -8,7 +8,7 @@ from torch import Tensor
 from ldmprobe.analysis.pca import PCABasis
 from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.trajectory import SamplingStep
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import check_numbers
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Scatter
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
@@ -37,8 +37,7 @@ class PCAScatter(Analysis):
     )  # fmt: skip
 
     def __init__(self, num_levels: int = 6) -> None:
-        if num_levels < 2:
-            raise ConfigurationError(f"PCAScatter got num_levels {num_levels}; expected at least 2.")
+        check_numbers("PCAScatter", 2, num_levels=num_levels)
         self.num_levels = num_levels
 
     def begin(self, trajectory: Trajectory) -> None:

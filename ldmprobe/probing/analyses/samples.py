@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ldmprobe.diffusion.trajectory import SamplingStep
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import check_numbers
 from ldmprobe.io.metric import Metric
 from ldmprobe.models.pixels import as_bytes
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
@@ -33,8 +33,7 @@ class SampleImages(Analysis):
     )  # fmt: skip
 
     def __init__(self, num_images: int = 20) -> None:
-        if num_images < 1:
-            raise ConfigurationError(f"SampleImages got num_images {num_images}; expected at least 1.")
+        check_numbers("SampleImages", 1, num_images=num_images)
         self.num_images = num_images
 
     def begin(self, trajectory: Trajectory) -> None:

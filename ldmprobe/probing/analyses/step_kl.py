@@ -14,7 +14,7 @@ from ldmprobe.analysis.ideal import IdealPath
 from ldmprobe.analysis.intervals import NORMAL, jackknife, jackknife_interval
 from ldmprobe.analysis.moments import PairedMoments
 from ldmprobe.diffusion.trajectory import SamplingStep
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import check_numbers
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
@@ -91,8 +91,7 @@ class StepKL(Analysis):
     )  # fmt: skip
 
     def __init__(self, num_bands: int = 4) -> None:
-        if num_bands < 1:
-            raise ConfigurationError(f"StepKL got num_bands {num_bands}; expected at least 1.")
+        check_numbers("StepKL", 1, num_bands=num_bands)
         self.num_bands = num_bands
 
     def begin(self, trajectory: Trajectory) -> None:
