@@ -20,44 +20,6 @@ def ideal_of(mean: torch.Tensor, variance: torch.Tensor, grid: SamplingGrid) -> 
     return ideal_path(mean, variance, DDIM().program(grid), grid)
 
 
-def diffusers_path_of_points(model, num_steps: int, spacing: str, points: torch.Tensor) -> torch.Tensor:
-    """Latents (S + 1, N, C, H, W) on diffusers' way from ``points``, with the exact denoiser."""
-    scheduler = sd_scheduler(timestep_spacing=spacing)
-    scheduler.set_timesteps(num_steps)
-    path = [points]
-    with torch.no_grad():
-        for t in scheduler.timesteps:
-            epsilon = model.network(path[-1], t.expand(len(points)), {})
-            path.append(scheduler.step(epsilon, t, path[-1], eta=0.0).prev_sample)
-    return torch.stack(path)
-
-
-@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
-def test_golden_the_whole_path_equals_diffusers_with_the_exact_denoiser(spacing: str):
-    """Each step is affine and acts on each direction alone, so two points, 0 and 1 in every direction, show all of it:
-    the first travels with the mean, their distance with the standard deviation."""
-    model = gaussian_model()
-    mean, variance = model.network.mean.detach().flatten(), model.network.variance.detach().flatten()
-    points = torch.stack([torch.zeros(2, 4, 4), torch.ones(2, 4, 4)]).double()
-    path = diffusers_path_of_points(model, 50, spacing, points).flatten(2)
-    path_mean, path_var = path[:, 0], (path[:, 1] - path[:, 0]) ** 2
-    ideal = ideal_of(mean, variance, model.schedule.native_grid(50, spacing))
-    torch.testing.assert_close(ideal.mean_t, path_mean[:-1], **FLOAT32_TABLE)
-    torch.testing.assert_close(ideal.mean_s, path_mean[1:], **FLOAT32_TABLE)
-    torch.testing.assert_close(ideal.var_t, path_var[:-1], **FLOAT32_TABLE)
-    torch.testing.assert_close(ideal.var_s, path_var[1:], **FLOAT32_TABLE)
-
-
-def test_golden_two_points_suffice_because_the_path_is_affine_in_each_direction():
-    model = gaussian_model()
-    z = torch.randn(3, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    path = diffusers_path_of_points(
-        model, 20, "leading", torch.cat([z, torch.zeros_like(z[:1]), torch.ones_like(z[:1])])
-    )
-    slope = path[-1, 4] - path[-1, 3]
-    torch.testing.assert_close(path[-1, :3], slope * z + path[-1, 3], **FLOAT32_TABLE)
-
-
 def test_step_kl_equals_equation_2_of_the_slope():
     model = gaussian_model()
     mean, lam = model.network.mean.detach().flatten(), model.network.variance.detach().flatten()

@@ -56,21 +56,11 @@ def test_epsilon_error_scale_converts_squared_errors(prediction_type: str):
     torch.testing.assert_close(epsilon_error, scale * error.pow(2).flatten(1).sum(1), rtol=1e-9, atol=0)
 
 
-def test_v_prediction_is_finite_at_both_ends_of_a_zero_terminal_snr_schedule():
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "flow"])
+def test_velocities_are_finite_at_both_ends(prediction_type: str):
     x0, epsilon = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
-    for alpha, sigma in ((0.0, 1.0), (1.0, 0.0)):
-        v = alpha * epsilon - sigma * x0
-        found = KINDS["v_prediction"].x0_and_epsilon(v, alpha * x0 + sigma * epsilon, alpha, sigma)
+    for level in ((0.0, 1.0), (1.0, 0.0)):
+        alpha, sigma = map(torch.tensor, level)
+        target = KINDS[prediction_type].target(x0, epsilon, alpha, sigma)
+        found = KINDS[prediction_type].x0_and_epsilon(target, alpha * x0 + sigma * epsilon, alpha, sigma)
         torch.testing.assert_close(found, (x0, epsilon))
-
-
-def test_flow_prediction_is_finite_at_both_ends():
-    x0, epsilon = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
-    for alpha, sigma in ((0.0, 1.0), (1.0, 0.0)):
-        found = KINDS["flow"].x0_and_epsilon(epsilon - x0, alpha * x0 + sigma * epsilon, alpha, sigma)
-        torch.testing.assert_close(found, (x0, epsilon))
-
-
-def test_epsilon_error_scale_of_flow_is_the_square_of_alpha():
-    schedule = as_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0))
-    torch.testing.assert_close(KINDS["flow"].epsilon_error_scale(schedule.log_snr), schedule.alpha**2, **FLOAT64)

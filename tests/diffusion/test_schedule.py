@@ -50,24 +50,10 @@ def test_tables_that_are_none_are_refused(make, message):
         make()
 
 
-def test_schedule_is_variance_preserving_in_float64_and_its_snr_falls():
-    schedule = as_schedule(sd_scheduler())
-    assert schedule.alpha.dtype == schedule.sigma.dtype == torch.float64
-    assert schedule.num_timesteps == 1000
-    torch.testing.assert_close(schedule.alpha**2 + schedule.sigma**2, torch.ones(1000, dtype=torch.float64), **FLOAT64)
-    assert (schedule.log_snr.diff() < 0).all()
-
-
 def test_log_snr_is_log_of_alpha_squared_over_sigma_squared():
     schedule = as_schedule(sd_scheduler())
     a = schedule.scheduler.alphas_cumprod.double()
     torch.testing.assert_close(schedule.log_snr, torch.logit(a), **FLOAT64)
-
-
-def test_log_snr_is_minus_infinity_at_zero_terminal_snr():
-    schedule = as_schedule(sd_scheduler(rescale_betas_zero_snr=True, prediction_type="v_prediction"))
-    assert schedule.log_snr[-1] == -torch.inf
-    assert schedule.log_snr[:-1].isfinite().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -105,29 +91,9 @@ def test_ddim_grid_visits_the_timesteps_of_diffusers(spacing: str, num_steps: in
     torch.testing.assert_close(grid.log_snr, as_schedule(scheduler).log_snr[scheduler.timesteps], **FLOAT64)
 
 
-def test_ddim_grid_takes_its_spacing_from_the_scheduler_unless_told_otherwise():
-    schedule = as_schedule(sd_scheduler(timestep_spacing="trailing"))
-    assert torch.equal(schedule.native_grid(50).timesteps, schedule.native_grid(50, "trailing").timesteps)
-    assert not torch.equal(schedule.native_grid(50).timesteps, schedule.native_grid(50, "leading").timesteps)
-
-
 def test_ddim_grid_takes_the_default_spacing_of_a_scheduler_of_another_class():
     schedule = as_schedule(DPMSolverMultistepScheduler())  # linspace by default, where DDIM is leading
     assert torch.equal(schedule.native_grid(10).timesteps, schedule.native_grid(10, "linspace").timesteps)
-
-
-def test_consecutive_steps_meet_where_the_number_of_steps_divides():
-    grid = as_schedule(sd_scheduler()).native_grid(50, "leading")
-    torch.testing.assert_close(grid.alpha_s[:-1], grid.alpha_t[1:], **FLOAT64)
-    torch.testing.assert_close(grid.sigma_s[:-1], grid.sigma_t[1:], **FLOAT64)
-
-
-@pytest.mark.parametrize("set_alpha_to_one", [True, False])
-def test_last_step_arrives_at_the_schedulers_final_level(set_alpha_to_one: bool):
-    scheduler = sd_scheduler(set_alpha_to_one=set_alpha_to_one)
-    grid = as_schedule(scheduler).native_grid(50)
-    assert float(grid.alpha_s[-1]) ** 2 == pytest.approx(float(scheduler.final_alpha_cumprod), rel=1e-12)
-    assert (float(grid.sigma_s[-1]) == 0) == set_alpha_to_one
 
 
 @pytest.mark.parametrize("final_sigmas_type", ["zero", "sigma_min"])

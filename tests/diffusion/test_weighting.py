@@ -105,16 +105,6 @@ def test_weight_equals_the_published_formula(weighting: LossWeighting, predictio
     torch.testing.assert_close(single, expected.float(), **FLOAT32)
 
 
-@pytest.mark.parametrize(
-    ("weighting", "mean"),
-    [(SNRPower(), 1.0), (P2(), 0.627), (Debiased(), 3.021), (MinSNR(), 0.917), (SNRPlusOne(), 21.31), (EDM(), 82.22)],
-)
-def test_raw_mean_on_stable_diffusions_schedule(weighting: LossWeighting, mean: float):
-    betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
-    log_snr = torch.from_numpy(np.log(1 / (1 - np.cumprod(1 - betas)) - 1))
-    assert float(weighting.epsilon_weight(log_snr).mean()) == pytest.approx(mean, rel=1e-3)
-
-
 # --- one loss, whatever is predicted
 # -----------------------------------------------------------------------------------
 

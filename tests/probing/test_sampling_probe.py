@@ -51,42 +51,16 @@ def test_record_says_what_it_was_measured_with(model: DiffusionModel, reference:
     assert record.fingerprints["reference"] == reference.fingerprint
 
 
-def test_the_same_probe_twice_is_identical(model: DiffusionModel, reference: LatentStatistics):
-    first, second = (probe_sampling(model, reference, Sampling(64, 10)) for _ in range(2))
-    assert_same_record(first, second)
-
-
 def test_another_seed_is_another_probe(model: DiffusionModel, reference: LatentStatistics):
     first, second = (probe_sampling(model, reference, Sampling(64, 10, seed=seed)) for seed in (0, 1))
     assert first.curves["step_kl"].value.tolist() != second.curves["step_kl"].value.tolist()
     assert first.fingerprints["sampler"] != second.fingerprints["sampler"]
 
 
-@pytest.mark.parametrize("with_reference", [True, False])
-def test_batch_size_does_not_matter(model: DiffusionModel, reference: LatentStatistics, with_reference: bool):
-    used = reference if with_reference else None
-    small, large = (probe_sampling(model, used, Sampling(64, 10, batch_size=size)) for size in (7, 256))
-    assert_same_record(small, large, **SAME)
-
-
-@pytest.mark.parametrize("with_reference", [True, False])
-def test_two_ranks_agree_with_one_process_and_with_each_other(with_reference: bool):
-    def work(ranks=None):
-        model = gaussian_model()
-        return probe_sampling(model, exact_reference(model) if with_reference else None, Sampling(65, 10), ranks=ranks)
-
-    alone = work()
-    for record in on_ranks(2, work):
-        assert_same_record(record, alone, **SAME)
-
-
-def test_a_rank_without_samples_still_takes_part():
-    def work(ranks=None):
-        model = gaussian_model()
-        return probe_sampling(model, exact_reference(model), Sampling(8, 3), ranks=ranks)
-
-    alone = work()
-    for record in on_ranks(9, work):
+def test_without_a_reference_batches_and_ranks_agree_too(model: DiffusionModel):
+    """With one: tests/probing/test_ranks.py."""
+    alone = probe_sampling(model, None, Sampling(65, 10))
+    for record in on_ranks(2, lambda ranks: probe_sampling(model, None, Sampling(65, 10, batch_size=7), ranks=ranks)):
         assert_same_record(record, alone, **SAME)
 
 
@@ -150,22 +124,6 @@ def test_progress_counts_the_steps_and_may_stop_the_probe(model: DiffusionModel)
 def test_too_few_samples_are_an_error(model: DiffusionModel):
     with refused("num_samples is 7; expected at least 8"):
         probe_sampling(model, sampling=Sampling(7))
-
-
-def test_no_batch_is_an_error(model: DiffusionModel):
-    with refused("batch_size 0; expected at least 1"):
-        probe_sampling(model, sampling=Sampling(batch_size=0))
-
-
-@pytest.mark.parametrize("num_steps", [0, 1001])
-def test_steps_out_of_range_are_an_error(model: DiffusionModel, num_steps: int):
-    with refused(f"num_steps is {num_steps}; expected 1 to 1000"):
-        probe_sampling(model, sampling=Sampling(num_steps=num_steps))
-
-
-def test_unknown_spacing_is_an_error(model: DiffusionModel):
-    with refused("sideways"):
-        probe_sampling(model, sampling=Sampling(grid=ScheduleGrid("sideways")))
 
 
 def test_reference_of_other_latents_is_an_error(model: DiffusionModel):

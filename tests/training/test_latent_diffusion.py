@@ -144,10 +144,9 @@ def test_plain_tensor_loaders_work_without_a_datamodule(tmp_path):
     assert len(list((tmp_path / "probes").glob("*.parquet"))) == 8
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_lower_precision_trains_and_probes(tmp_path, precision):
+def test_mixed_precision_trains_and_probes(tmp_path):
     model = module()
-    fit = trainer(tmp_path, precision=precision, callbacks=[DDIMProbe(3, num_samples=8, num_steps=2)])
+    fit = trainer(tmp_path, precision="bf16-mixed", callbacks=[DDIMProbe(3, num_samples=8, num_steps=2)])
     fit.fit(model, digits())
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
@@ -207,12 +206,10 @@ def test_learning_rate_schedule_steps_with_the_optimizer(tmp_path):
 def test_validation_noise_is_fixed_and_draws_nothing(tmp_path):
     model, data = module(), digits()
     fit = trainer(tmp_path)
-    state = copy.deepcopy(torch.get_rng_state())
     first = fit.validate(model, data, verbose=False)
     torch.manual_seed(123)
     second = fit.validate(model, data, verbose=False)
     assert first == second
-    assert state is not None
 
 
 @pytest.mark.parametrize("weighting", [MinSNR(), LearnedUncertainty()], ids=lambda weighting: type(weighting).__name__)
