@@ -15,18 +15,15 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from fast_samplers import Numbers, final_latents, real_features, without_groups
+from fast_samplers import Numbers, features_of, final_latents, real_features, without_groups
 from ldmprobe.analysis.intervals import NORMAL, jackknife
 from ldmprobe.diffusion.grids import Grid, KarrasGrid, LogSNRGrid, ScheduleGrid, ShiftGrid
 from ldmprobe.diffusion.measured_grid import MeasuredGrid
 from ldmprobe.diffusion.samplers import DDIM, DPMSolver, Sampler
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.features.classifier import FeatureNetwork
-from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.quality import frechet_distance
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.training.checkpoint.load import load_model
@@ -46,14 +43,6 @@ FIXED: dict[str, Grid] = {
 MEASURED = "measured"
 
 
-def features_of(model: DiffusionModel, sampling: Sampling, network: nn.Module) -> Tensor:
-    """Return the features of decoded samples, (N, F)."""
-    latents = final_latents(model, sampling)
-    with evaluating([model.codec, network]):
-        images = (model.codec.decode(part.to(model.device)).clamp(-1, 1) for part in latents.split(256))
-        return torch.cat([network(part).cpu() for part in images])
-
-
 def main(args: argparse.Namespace) -> None:
     model, network = load_model(args.model), FeatureNetwork(args.features)
     grids = FIXED | {MEASURED: MeasuredGrid(str(args.model.parent.parent))}
@@ -65,7 +54,9 @@ def main(args: argparse.Namespace) -> None:
             for called, grid in grids.items():
                 sampling = Sampling(args.num_samples, passes, sampler, grid, batch_size=256)
                 try:
-                    found[called, passes] = without_groups(features_of(model, sampling, network), distance)
+                    found[called, passes] = without_groups(
+                        features_of(model, final_latents(model, sampling), network), distance
+                    )
                 except ConfigurationError as error:
                     print(f"{called} is left out: {error}", flush=True)
             lines += table(f"{name}, {passes} passes", {called: fid for (called, _), fid in found.items()})

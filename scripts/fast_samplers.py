@@ -81,6 +81,13 @@ def final_latents(model: DiffusionModel, sampling: Sampling) -> Tensor:
     return torch.cat(ends)
 
 
+def features_of(model: DiffusionModel, latents: Tensor, network: nn.Module) -> Tensor:
+    """Return the features of the images that latents are decoded to, (N, F)."""
+    with evaluating([model.codec, network]):
+        images = (model.codec.decode(part.to(model.device)).clamp(-1, 1) for part in latents.split(256))
+        return torch.cat([network(part).cpu() for part in images])
+
+
 def gap(latents: Tensor, basis: LatentBasis) -> float:
     """Return KL(samples ‖ real latents) of the moments along the basis's directions, nats per dimension."""
     z, kept = basis.rotate(latents).double(), basis.varies
@@ -109,9 +116,7 @@ def main(args: argparse.Namespace) -> None:
             if network is None or real is None:
                 found[name, passes] = without_groups(latents, lambda part: gap(part, reference.basis))
             else:
-                with evaluating([model.codec, network]):
-                    images = [model.codec.decode(part.to(model.device)).clamp(-1, 1) for part in latents.split(256)]
-                    features = torch.cat([network(part).cpu() for part in images])
+                features = features_of(model, latents, network)
                 found[name, passes] = without_groups(features, partial(frechet_distance, real))
             few = Sampling(8, sampling.num_steps, sampler, grid)
             costs[name, passes] = probe_sampling(model, reference, few, [MarginalGap()]).scalars["sampler_gap"]
