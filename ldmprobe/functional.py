@@ -114,15 +114,7 @@ def _probe_into(
         if held_out is not None:
             batches = _latent_batches(model, held_out, num_draws, batch_size)
             unseen = HeldOut.encode(LatentCodec(), model.conditioning, batches)
-        records = [
-            probe_sampling(
-                model,
-                reference,
-                sampling,
-                held_out=unseen,
-                step=step,
-            )
-        ]
+        records = [probe_sampling(model, reference, sampling, held_out=unseen, step=step)]
         if reference is not None and unseen is not None:
             records.append(
                 probe_denoising(

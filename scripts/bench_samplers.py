@@ -41,11 +41,7 @@ from ldmprobe.probing.sampling import Sampling, sample_trajectory
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
 
 PASSES = (10, 15, 20, 50)
-GRIDS = {
-    "trailing timesteps": ScheduleGrid("trailing"),
-    "Karras, ρ = 7": KarrasGrid(),
-    "uniform log-SNR": LogSNRGrid(),
-}
+GRIDS = {"trailing timesteps": ScheduleGrid("trailing"), "Karras, ρ = 7": KarrasGrid(), "uniform log-SNR": LogSNRGrid()}
 SAMPLERS: dict[str, Sampler] = {
     "DDIM": DDIM(),
     "DDIM, η = 1": DDIM(eta=1.0),

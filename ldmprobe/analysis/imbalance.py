@@ -50,12 +50,7 @@ class Imbalance:
 
 
 def summarize(
-    log_snr: np.ndarray,
-    residual: np.ndarray,
-    half_width: np.ndarray,
-    mse: np.ndarray,
-    nats: np.ndarray,
-    num_draws: int,
+    log_snr: np.ndarray, residual: np.ndarray, half_width: np.ndarray, mse: np.ndarray, nats: np.ndarray, num_draws: int
 ) -> Imbalance:
     """Bands and their Gini from calibration residuals.
 

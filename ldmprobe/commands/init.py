@@ -13,10 +13,7 @@ from ldmprobe.errors import ConfigurationError, closest
 def parser(command: str) -> Parser:
     """Return the parser of the command's arguments."""
     parser = Parser(
-        command,
-        "[NAME] [--out FILE]",
-        "Write a configuration to begin with; without a name, list them.",
-        "digits",
+        command, "[NAME] [--out FILE]", "Write a configuration to begin with; without a name, list them.", "digits"
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="such as digits, or families/edm")
     option(parser, "--out FILE", "YAML file to write (default: NAME.yaml here)", Path)

@@ -23,10 +23,7 @@ def gains_section(comparison: Comparison) -> str:
         return ""
     whens = comparison.moments[PROBE]
     tables = [_gains_table(comparison, k) for k in range(len(whens))]
-    name, log_snr = (
-        escape(comparison.first.label),
-        log_snr_of(first_of(whens[0])),
-    )
+    name, log_snr = escape(comparison.first.label), log_snr_of(first_of(whens[0]))
     first = section(
         "What another seed changes, and at which noise levels"
         if comparison.of_chance

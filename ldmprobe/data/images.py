@@ -34,14 +34,7 @@ from ldmprobe.data.sources import (
     only,
     without_own,
 )
-from ldmprobe.data.stream import (
-    HubStream,
-    RowsInOrder,
-    ShuffledStream,
-    SkippingLoader,
-    StreamPositions,
-    in_fixed_order,
-)
+from ldmprobe.data.stream import HubStream, RowsInOrder, ShuffledStream, SkippingLoader, StreamPositions, in_fixed_order
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning

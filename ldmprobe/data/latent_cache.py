@@ -37,12 +37,7 @@ _FORMAT = 6  # since 6, each file has what an encoder makes of its own captions
 
 
 def cache_key(
-    identity: DataIdentity,
-    rows: Batch,
-    reader: RowReader,
-    codec: LatentCodec,
-    conditioning: Conditioning,
-    dtype: str,
+    identity: DataIdentity, rows: Batch, reader: RowReader, codec: LatentCodec, conditioning: Conditioning, dtype: str
 ) -> PlainValues:
     """Return all that cached latents depend on, as plain values by part, for both the writer and the reader of a cache.
 

@@ -54,11 +54,7 @@ class RowReader:
         return next((column for column in self.columns if column.name == name), None)
 
     def read(
-        self,
-        row: Batch,
-        row_number: int,
-        rng: np.random.Generator | None = None,
-        notes: list[str] | None = None,
+        self, row: Batch, row_number: int, rng: np.random.Generator | None = None, notes: list[str] | None = None
     ) -> Batch:
         """Return one sample: `image` (C, H, W) float32, `index`, and the further columns.
 

@@ -178,12 +178,7 @@ class _Exploding(NoiseProcess):
     """A process with α = 1, whose network is told σ: z_T ~ N(0, σ_max² I)."""
 
     def __init__(
-        self,
-        sigma_min: float,
-        sigma_max: float,
-        num_timesteps: int,
-        prediction: Prediction,
-        **settings: float,
+        self, sigma_min: float, sigma_max: float, num_timesteps: int, prediction: Prediction, **settings: float
     ) -> None:
         if not 0 < sigma_min < sigma_max < math.inf:
             raise ConfigurationError(

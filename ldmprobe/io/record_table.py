@@ -226,13 +226,7 @@ def _parts(table: pa.Table) -> dict[str, Any]:
             here = first["index"] == level
             xy = np.stack([first["value"][here], second["value"][here]], axis=1)
             scatters[name].append(Scatter(int(first["timestep"][here][0]), float(first["log_snr"][here][0]), xy))
-    return {
-        "scalars": scalars,
-        "curves": curves,
-        "scatters": scatters,
-        "per_sample": per_sample,
-        "images": images,
-    }
+    return {"scalars": scalars, "curves": curves, "scatters": scatters, "per_sample": per_sample, "images": images}
 
 
 def _expect(metric: str, consistent: bool) -> None:

@@ -90,11 +90,7 @@ class DiffusionModel:
         return answer.to(z_t.dtype)
 
     def predictor(
-        self,
-        condition: Condition,
-        batch_size: int,
-        guidance: Guidance | None = None,
-        sample_ids: Tensor | None = None,
+        self, condition: Condition, batch_size: int, guidance: Guidance | None = None, sample_ids: Tensor | None = None
     ) -> Predict:
         """Return (z_t, question) → the network's answer, for the samples of ``condition``; at most ``batch_size`` of
         them at once, fewer where memory runs out.

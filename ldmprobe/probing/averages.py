@@ -103,10 +103,7 @@ def probe_averages(
     over_best = gains_by_band(log_snr, found[best], found, image, nats)
     totals = [gain[-1] for gain in gains]
     value, width = (np.array([vars(total)[name] for total in totals]) for name in ("gain", "half_width"))
-    curves = {
-        "averages_length": Curve.along(lengths),
-        "averages_bound_gain": Curve.along(value, width),
-    }
+    curves = {"averages_length": Curve.along(lengths), "averages_bound_gain": Curve.along(value, width)}
     for length, errors in zip(lengths, found, strict=True):
         change = clustered_mean(own - errors, image)
         curves[f"averages_nats/{length:g}"] = Curve.around(

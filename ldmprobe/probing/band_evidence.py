@@ -10,16 +10,7 @@ import numpy as np
 
 from ldmprobe.analysis.bands import bands_of
 from ldmprobe.analysis.comparison import BandGain, gains_by_band
-from ldmprobe.analysis.faults import (
-    LEAST_RESIDUAL,
-    OF_SCALE,
-    Fault,
-    Levels,
-    above_known,
-    critical,
-    find_faults,
-    where,
-)
+from ldmprobe.analysis.faults import LEAST_RESIDUAL, OF_SCALE, Fault, Levels, above_known, critical, find_faults, where
 from ldmprobe.analysis.humps import humps
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.denoising_record import (

@@ -68,9 +68,5 @@ def probe_cascade(
     scalars = {"cascade_gap": fids[0] - fids[1], "fid_of_base_images": fids[0], "fid_of_real_images": fids[1]}
     described = {"feature_network": describe_network(feature_network), "num_real": len(real.features)}
     provenance = {**sampling.provenance(of_base), **described}
-    fingerprints = {
-        **sampling.fingerprints(of_real, grid),
-        "features": real.network,
-        "real_images": real.images,
-    }
+    fingerprints = {**sampling.fingerprints(of_real, grid), "features": real.network, "real_images": real.images}
     return ProbeRecord("cascade", step, scalars, metrics=METRICS, provenance=provenance, fingerprints=fingerprints)

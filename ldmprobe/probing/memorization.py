@@ -30,14 +30,7 @@ from ldmprobe.probing.draws import Draws
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.ideals import answering_epsilon, is_known, without_known
 from ldmprobe.probing.latent_statistics import LatentStatistics
-from ldmprobe.probing.memorization_record import (
-    BAND,
-    BAND_WIDTH,
-    MEMORIZED,
-    MEMORIZED_WIDTH,
-    METRICS,
-    PROBE,
-)
+from ldmprobe.probing.memorization_record import BAND, BAND_WIDTH, MEMORIZED, MEMORIZED_WIDTH, METRICS, PROBE
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
 
 _LEAST_ROOM = 0.1  # of the held-out error: with less to gain by heart, M is noise

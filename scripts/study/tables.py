@@ -9,19 +9,7 @@ import pyarrow as pa
 
 from ldmprobe.analysis.intervals import ClusteredMean
 from ldmprobe.comparison.words import probability
-from study.statistics import (
-    BOUND,
-    FID,
-    GINI,
-    GOALS,
-    KID,
-    RECOVERABLE,
-    SECONDS,
-    SKILL,
-    Method,
-    Reached,
-    Study,
-)
+from study.statistics import BOUND, FID, GINI, GOALS, KID, RECOVERABLE, SECONDS, SKILL, Method, Reached, Study
 
 _FEW = 2  # methods that are worth naming
 

@@ -15,18 +15,7 @@ from ldmprobe.callbacks import DenoisingProbe, TimestepBalancer, TrainingClock
 from ldmprobe.configuration.cli import LDMProbeCLI
 from ldmprobe.tracking.charts.static import png
 from study.figures import curves_figure, pareto_figure
-from study.statistics import (
-    BOUND,
-    FID,
-    GINI,
-    KID,
-    RECOVERABLE,
-    SECONDS,
-    StudyRun,
-    over_seeds,
-    pareto_front,
-    study,
-)
+from study.statistics import BOUND, FID, GINI, KID, RECOVERABLE, SECONDS, StudyRun, over_seeds, pareto_front, study
 from study.tables import study_markdown, study_table
 from tests.helpers import FLOAT64, refused, tiny_unet_settings
 from tests.run_config import component

@@ -266,8 +266,4 @@ def test_what_cannot_be_encoded_beforehand_is_refused(tmp_path, folder, options,
 
 def test_the_same_folder_is_read_by_its_description_alone(folder):
     cache = LatentCache(folder)
-    assert (cache.num_rows, cache.image_shape, cache.dtype) == (
-        {"train": 27, "held_out": 3},
-        (3, 16, 16),
-        "float32",
-    )
+    assert (cache.num_rows, cache.image_shape, cache.dtype) == ({"train": 27, "held_out": 3}, (3, 16, 16), "float32")

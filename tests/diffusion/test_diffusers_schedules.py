@@ -136,8 +136,7 @@ def test_the_score_sde_has_geometric_levels_and_starts_from_the_largest():
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [diffusers.EDMEulerScheduler, diffusers.ScoreSdeVeScheduler, diffusers.FlowMatchEulerDiscreteScheduler],
+    "kind", [diffusers.EDMEulerScheduler, diffusers.ScoreSdeVeScheduler, diffusers.FlowMatchEulerDiscreteScheduler]
 )
 def test_a_schedule_with_one_spacing_tells_it_and_takes_no_other(kind):
     schedule = as_schedule(kind())

@@ -150,8 +150,7 @@ ZERO_SNR = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", "
 
 
 @pytest.mark.parametrize(
-    "kind",
-    [DDIMScheduler, DDPMScheduler, PNDMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler],
+    "kind", [DDIMScheduler, DDPMScheduler, PNDMScheduler, EulerDiscreteScheduler, DPMSolverMultistepScheduler]
 )
 def test_settings_change_what_they_name_and_nothing_else(kind):
     own = as_schedule(kind(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"))

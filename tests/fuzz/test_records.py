@@ -186,9 +186,7 @@ def test_the_report_of_records_that_make_no_sense(folder: Path, strangers: list[
 
 
 @fuzz(
-    6,
-    300,
-    st.lists(damaged(parquet(TABLE)) | tables().map(parquet) | records.map(to_table).map(parquet), max_size=3),
+    6, 300, st.lists(damaged(parquet(TABLE)) | tables().map(parquet) | records.map(to_table).map(parquet), max_size=3)
 )
 def test_the_report_command(folder: Path, contents: list[bytes]) -> None:
     run_dir = folder / "run"

@@ -219,9 +219,7 @@ def test_a_logarithmic_axis_has_six_marks_at_most_and_says_what_is_left_out(reco
     )
     note = "Left out are 3 of 128 directions along which real latents do not vary."
     wild = dataclasses.replace(
-        last,
-        curves={**last.curves, "step_kl": curve},
-        provenance={**last.provenance, "notes": {"step_kl": note}},
+        last, curves={**last.curves, "step_kl": curve}, provenance={**last.provenance, "notes": {"step_kl": note}}
     )
     assert 3 <= len(frame_of(curves_chart([wild], "step_kl").panels[0]).y.ticks) <= 6
     assert [text for _, text in log_ticks(1e-5, 1e33)][:2] == ["10⁻⁵", "100"]

@@ -5,10 +5,4 @@ from ldmprobe.diffusion.schedulers.exploding import EDMSchedule, ScoreSDESchedul
 from ldmprobe.diffusion.schedulers.flow import FlowMatchSchedule
 from ldmprobe.diffusion.schedulers.variance_preserving import VariancePreservingSchedule
 
-__all__ = [
-    "DiffusersSchedule",
-    "EDMSchedule",
-    "FlowMatchSchedule",
-    "ScoreSDESchedule",
-    "VariancePreservingSchedule",
-]
+__all__ = ["DiffusersSchedule", "EDMSchedule", "FlowMatchSchedule", "ScoreSDESchedule", "VariancePreservingSchedule"]

@@ -85,9 +85,6 @@ class LatentSpectrum(Measure):
         variance = (square - mean**2).clamp(min=0)
         by_channel = variance.mean((1, 2), keepdim=True)
         latents, images = radial_mean(variance / by_channel.clamp(min=1e-30)), self.originals.spectrum
-        slopes = {
-            "latent_slope": spectral_slope(latents),
-            "image_slope": spectral_slope(images[: len(latents)]),
-        }
+        slopes = {"latent_slope": spectral_slope(latents), "image_slope": spectral_slope(images[: len(latents)])}
         curves = {"latent_spectrum": latents, "image_spectrum": images}
         return Findings(slopes, {name: Curve.along(s / max(s.mean(), 1e-30)) for name, s in curves.items()})

@@ -136,15 +136,7 @@ def panel(metric: Metric, axis: Axis, marks: Sequence[Line], *framed: Curve) -> 
     limits = _limits(np.log10(positive(values)) if metric.log else values)
     if limits is not None and metric.log:
         limits = 10 ** limits[0], 10 ** limits[1]
-    return Panel(
-        marks,
-        axis.title,
-        metric.unit,
-        level=level,
-        log=metric.log,
-        log_x=axis.log,
-        y_range=limits,
-    )
+    return Panel(marks, axis.title, metric.unit, level=level, log=metric.log, log_x=axis.log, y_range=limits)
 
 
 def _limits(values: np.ndarray) -> tuple[float, float] | None:

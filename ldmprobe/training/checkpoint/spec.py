@@ -129,9 +129,7 @@ def check_same_state(checkpoint: StateDict, module: nn.Module, codec: LatentCode
             )
     if codec is not None and codec.scale_known:
         _check_same_values(
-            theirs,
-            {f"codec.{name}": codec.state_dict()[name] for name in ("scale", "shift")},
-            "codec.scale or shift",
+            theirs, {f"codec.{name}": codec.state_dict()[name] for name in ("scale", "shift")}, "codec.scale or shift"
         )
 
 
