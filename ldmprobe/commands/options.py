@@ -27,6 +27,7 @@ PRECISIONS = ("float32", "bfloat16", "float16")
 SAMPLERS = (
     *("ddim", "ddpm", "ddpm-large", "euler", "euler-ancestral", "euler-maruyama", "heun"),
     *("dpmpp-2m", "dpmpp-3m", "dpmpp-2m-sde", "unipc", "predictor-corrector", "annealed-langevin", "resampling"),
+    "scaled-epsilon",
 )
 GRIDS = ("schedule", "log-snr", "karras", "edm", "shift", "measured")
 
