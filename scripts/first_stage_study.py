@@ -411,7 +411,7 @@ def figure(found: Found) -> bytes:
         row[0].yaxis.set_major_formatter("{x:g}")
         row[0].minorticks_off()
         row[1].set(xlabel="seconds of training", ylabel="FID", ylim=(0, None))
-        row[2].set(xlabel="log-SNR (noisy to clean)", ylabel="denoising skill", ylim=(-1, 0.5))
+        row[2].set(xlabel="log-SNR (noisy to clean)", ylabel="denoising skill", ylim=(-1, 1))
         row[0].legend(frameon=False, fontsize=8)
         for axis in row:
             axis.spines[["top", "right"]].set_visible(False)
