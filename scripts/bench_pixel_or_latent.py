@@ -21,17 +21,15 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from pathlib import Path
-from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DModel
 
 from ldmprobe import ImageData, LatentCodec, LatentDiffusion, Sampling, sample_images
 from ldmprobe.data.latent_writer import write_cache
+from study.timing import step_seconds
 
 FACTORS = (1, 2, 4, 8)
 BATCH, WARM_UP, STEPS, SAMPLES, PASSES = 8, 2, 8, 8, 20
@@ -72,37 +70,6 @@ def images(size: int) -> ImageData:
     return ImageData("builtin:shapes", dataset_kwargs=settings, batch_size=BATCH, check_rows=1)
 
 
-def step_seconds(trained: LatentDiffusion, data: ImageData) -> float:
-    """CPU seconds per training step."""
-
-    class Clock(L.Callback):
-        began = ended = 0.0
-
-        def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-            if trainer.global_step == WARM_UP:
-                self.began = time.process_time()
-
-        def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-            self.ended = time.process_time()
-
-    clock = Clock()
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as run_dir:
-        warnings.simplefilter("ignore")
-        L.Trainer(
-            accelerator="cpu",
-            max_steps=WARM_UP + STEPS,
-            max_epochs=-1,
-            logger=False,
-            callbacks=[clock],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            default_root_dir=run_dir,
-        ).fit(trained, data)
-    return (clock.ended - clock.began) / STEPS
-
-
 def sample_seconds(trained: LatentDiffusion) -> float:
     """CPU seconds per sample."""
     drawn = Sampling(num_samples=SAMPLES, batch_size=SAMPLES, num_steps=PASSES)
@@ -123,7 +90,10 @@ def child(what: str, factor: int, size: int) -> None:
             write_cache(data, trained.codec, trained.conditioning, trained.network, folder / "latents")
             data.latents = str(folder / "latents")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        seconds = sample_seconds(trained) if what == "sample" else step_seconds(trained, data)
+        if what == "sample":
+            seconds = sample_seconds(trained)
+        else:
+            seconds = step_seconds(trained, data, WARM_UP, STEPS, time.process_time)
         memory = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
     parameters = sum(each.numel() for each in trained.network.parameters())
     print(json.dumps({"seconds": seconds, "memory": memory, "parameters": parameters}))

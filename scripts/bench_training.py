@@ -23,12 +23,10 @@ import subprocess
 import sys
 import tempfile
 import time
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from accelerate import Accelerator
@@ -45,6 +43,7 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import SmallCLIP, TextConditioning
 from ldmprobe.pretrained.load import PretrainedText
 from ldmprobe.training.latent_diffusion import LatentDiffusion
+from study.timing import step_seconds
 
 WARM_UP = 2
 WORDS = "a small large red green blue yellow purple circle square triangle star on the left right and"
@@ -183,36 +182,9 @@ def example(folder: Path, setting: Setting, steps: int) -> float:
 def ours(folder: Path, setting: Setting, steps: int, cached: bool) -> float:
     """Seconds per step of LatentDiffusion in a Trainer."""
 
-    class Clock(L.Callback):
-        began = ended = 0.0
-
-        def on_train_batch_start(self, trainer: L.Trainer, *args: Any) -> None:
-            if trainer.global_step == WARM_UP:
-                self.began = time.perf_counter()
-
-        def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-            if trainer.global_step == WARM_UP + steps:
-                self.ended = time.perf_counter()
-
     data = images(setting)
     data.latents = str(folder / "latents") if cached else None
-    clock = Clock()
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory() as run_dir:
-        warnings.simplefilter("ignore")
-        L.Trainer(
-            accelerator="cpu",
-            max_steps=WARM_UP + steps,
-            max_epochs=-1,
-            logger=False,
-            callbacks=[clock],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            gradient_clip_val=1.0,
-            default_root_dir=run_dir,
-        ).fit(model(folder), data)
-    return (clock.ended - clock.began) / steps
+    return step_seconds(model(folder), data, WARM_UP, steps, time.perf_counter)
 
 
 def child(loop: str, folder: Path, setting: Setting, steps: int) -> None:

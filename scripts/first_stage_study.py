@@ -305,7 +305,7 @@ class Found:
         return min(rows[-1]["seconds"] for cell in self.cells for rows in self.of(cell, "fid").values())
 
 
-def over_seeds(groups: list[dict[int, float]]) -> list[tuple[float, float]]:
+def pooled_over_seeds(groups: list[dict[int, float]]) -> list[tuple[float, float]]:
     """Mean of each group over its seeds, and half of its 95 % interval if all groups scatter alike: with few seeds a
     cell, the scatter of all cells says more than that of each. NaN where nothing was measured, or nothing twice.
     """
@@ -340,7 +340,7 @@ def markdown(found: Found, title: str, missing: list[str]) -> str:
         cells = [cell for cell in found.cells if way in cell.ways]
         groups = [[found.last(cell, metric) for cell in cells] for metric in (*columns.values(), *bands.values())]
         groups.insert(len(columns), [found.fid_at(cell, seconds) for cell in cells])
-        rows = zip(*(over_seeds(group) for group in groups), strict=True)
+        rows = zip(*(pooled_over_seeds(group) for group in groups), strict=True)
         lines += ["", f"## {WAYS[way]}", "", f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
         for cell, row in zip(cells, rows, strict=True):
             texts = [cell.kind, str(cell.factor), str(cell.channels), *(in_words(*each) for each in row)]
@@ -356,7 +356,7 @@ def claims(cells: list[Cell], found: Found) -> Iterator[str]:
     for kind in ("vq", "fsq"):
         factors = [factor for one, factor in fids if one == kind and ("kl", factor) in fids]
         pairs = [(fids[kind, factor], fids["kl", factor]) for factor in factors]
-        differences = over_seeds([{seed: a[seed] - b[seed] for seed in a.keys() & b.keys()} for a, b in pairs])
+        differences = pooled_over_seeds([{seed: a[seed] - b[seed] for seed in a.keys() & b.keys()} for a, b in pairs])
         for factor, each in zip(factors, differences, strict=True):
             yield f"- FID of {kind} less that of kl at f = {factor}: {in_words(*each)}; {judged(kind, *each)}."
         if len(differences) > 1:
@@ -386,7 +386,7 @@ def figure(found: Found) -> bytes:
             for metric, dash in (("fid", "-"), ("rfid", ":")):
                 if kind == "pixel" and metric == "rfid":
                     continue
-                means = over_seeds([found.last(cell, metric) for cell in cells])
+                means = pooled_over_seeds([found.last(cell, metric) for cell in cells])
                 row[0].errorbar(
                     [cell.factor for cell in cells], [mean for mean, _ in means],
                     [float(np.nan_to_num(width)) for _, width in means], color=color[kind], ls=dash, marker="o", ms=4,

@@ -143,11 +143,7 @@ def probe_gradient(
             lambda moments: moments.noise_scale(weight, squared_weight),
         )
     )
-
-    def by_level(found: tuple[Tensor, Tensor]) -> Curve:
-        return Curve.around(timesteps, log_snr, *found)
-
-    rows = [Curve.along(value, half_width) for value, half_width in zip(*cosine, strict=True)]
+    rows = [Curve.along(*row) for row in zip(*cosine, strict=True)]
     return ProbeRecord(
         PROBE,
         step,
@@ -158,8 +154,8 @@ def probe_gradient(
             "gradient_noise_scale_half_width": float(scale[1]),
         },
         curves={
-            "gradient_square/draw": by_level(square),
-            "gradient_square/mean": by_level(mean_square),
+            "gradient_square/draw": Curve.around(timesteps, log_snr, *square),
+            "gradient_square/mean": Curve.around(timesteps, log_snr, *mean_square),
             **{f"gradient_cosine/{band.low:+.0f}": row for band, row in zip(bands, rows, strict=True)},
         },
         metrics=METRICS,

@@ -60,8 +60,8 @@ def test_the_table_compares_kinds_by_seed():
 
 def test_the_scatter_of_all_cells_is_pooled():
     # Sums of squares 2 and 8, 2 degrees of freedom, t = 4.303.
-    (one, width), (two, _), (three, narrow) = script.over_seeds([{0: 1.0, 1: 3.0}, {0: 5.0, 1: 9.0}, {1: 7.0}])
+    (one, width), (two, _), (three, narrow) = script.pooled_over_seeds([{0: 1.0, 1: 3.0}, {0: 5.0, 1: 9.0}, {1: 7.0}])
     assert (one, two, three) == (2.0, 7.0, 7.0)
     assert width == pytest.approx(4.3027 * (5 / 2) ** 0.5, rel=1e-4)
     assert narrow == pytest.approx(4.3027 * 5**0.5, rel=1e-4)
-    assert script.judged("vq", *script.over_seeds([{0: -1.0}])[0]) == "not told apart by these seeds"
+    assert script.judged("vq", *script.pooled_over_seeds([{0: -1.0}])[0]) == "not told apart by these seeds"
