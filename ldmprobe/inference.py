@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +18,6 @@ from ldmprobe.features.choose import chosen_network
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.autoencoder_model import AutoencoderModel
 from ldmprobe.models.conditioning import AssumedColumns, OfRows
-from ldmprobe.models.corruption import pasted
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.pixels import as_bytes
 from ldmprobe.probing.analyses import Analysis, Findings, Trajectory
@@ -169,34 +168,6 @@ def told_rows(model: DiffusionModel, rows: GivenRows) -> OfRows:
     with evaluating(model.modules):
         model.conditioning.prepare(model.network, told, model.codec)
         return OfRows(model.conditioning, told.reference_batches(len(rows.images)))
-
-
-@dataclass(frozen=True)
-class FilledIn:
-    """Images with holes that samples fill in; sample i is of number i mod K.
-
-    Attributes:
-        images: (K, C, H, W) in [−1, 1].
-        holes: (K, 1, H, W) or (1, 1, H, W), not 0 where images are filled in.
-    """
-
-    images: Tensor
-    holes: Tensor
-
-    def known_error(self, samples: Tensor) -> float:
-        """Return the root of the mean squared error of known pixels: 0 where samples (N, C, H, W) keep them."""
-        images, holes = self._of(samples)
-        known = (1 - holes).expand_as(samples)
-        return float(((samples - images).square() * known).sum().div(known.sum().clamp(min=1)).sqrt())
-
-    def pasted(self, samples: Tensor, feather: int = 0) -> Tensor:
-        """Return samples with the known pixels in their place, gone over into within so many pixels of the hole."""
-        return pasted(samples, *self._of(samples), feather)
-
-    def _of(self, samples: Tensor) -> tuple[Tensor, Tensor]:
-        rows = torch.arange(len(samples))
-        images, holes = (each[rows % len(each)].to(samples) for each in (self.images, (self.holes != 0).float()))
-        return images, holes
 
 
 def given_images(model: DiffusionModel, files: Sequence[Path], times_smaller: int = 1) -> Tensor:

@@ -5,7 +5,8 @@
 map              mean IoU of the colors in a sample (each pixel's nearest color) with the map that was asked for
 inpainting       error of known pixels before they are pasted; the jump across the edge of the hole, as a share of real images'; shape
                  and color right, as `judge_shapes.py` reads them, where at least 30 % of the shape are visible
-superresolution  PSNR of the sample made small again against what was asked for; error against bicubic interpolation's; shift of color
+superresolution  PSNR of the sample made small again against what was asked for; perceptual distance from the held-out image, and
+                 error, against bicubic interpolation's; shift of color
 sketch           IoU of the outline of what is drawn with the outline that was asked for, a pixel to either side being right, too
 layout           share of the boxes with something of the color asked for, whose extent has IoU >= 0.5 with that of the shape asked for, and
                  which is that shape: what is drawn there is nearer to it than to the others; share of what is drawn outside boxes
@@ -26,6 +27,7 @@ from torch import Tensor
 
 from judge_shapes import train_classifier
 from ldmprobe.data.shapes import COLORS, GROUND, SHAPES, STYLES, drawn, silhouettes
+from ldmprobe.features.perceptual import PerceptualLoss
 from ldmprobe.inference import sample_images
 from ldmprobe.models.conditioning import HeldOutRows
 from ldmprobe.models.corruption import downsampled, from_eight_bits, outlines
@@ -89,8 +91,10 @@ def judge_superresolution(samples: Tensor, truth: Tensor, asked: Rows) -> dict[s
     again = downsampled(samples, factor)
     bicubic = F.interpolate(low, size=truth.shape[2:], mode="bicubic").clamp(-1, 1)
     mse = ((again - low) / 2).square().mean()
+    apart = PerceptualLoss("builtin:cifar10", 1.0).distance
     return {
         "PSNR of the sample made small, dB": float(-10 * mse.log10()),
+        "perceptual distance, of bicubic's": float(apart(samples, truth).mean() / apart(bicubic, truth).mean()),
         "error, of bicubic's": float(
             (samples - truth).square().mean().sqrt() / (bicubic - truth).square().mean().sqrt()
         ),

@@ -107,6 +107,7 @@ class Problem:
         self.explained = self.gain @ a @ sigma
         self.rest = sigma - self.explained
         images = torch.randn(number, PIXELS, generator=seed, dtype=torch.float64) @ torch.linalg.cholesky(sigma).T
+        self.images = images.view(number, 1, SIZE, SIZE).float()
         y = images @ a.T + noise * torch.randn(number, len(a), generator=seed, dtype=torch.float64)
         shape = operator.apply(torch.zeros(1, 1, SIZE, SIZE), [0]).shape[1:]
         self.y, self.means = y.view(number, *shape).float(), y @ self.gain.T
@@ -138,9 +139,9 @@ class Problem:
         return ldmprobe.MeasurementGuidance(self.operator, self.noise, method, self.y)
 
 
-def sampled(problem: Problem, sampling: Sampling) -> tuple[float, float]:
-    """Bias and spread of samples by a perfect network."""
-    model = ldmprobe.DiffusionModel(Gaussian(), schedule(), (1, SIZE, SIZE))
+def sampled(problem: Problem, sampling: Sampling, model: ldmprobe.DiffusionModel | None = None) -> tuple[float, float]:
+    """Bias and spread of samples by a model, or by a perfect network."""
+    model = model or ldmprobe.DiffusionModel(Gaussian(), schedule(), (1, SIZE, SIZE))
     with evaluating(model.modules):
         for step in sample_trajectory(model, sampling, sampling.levels(model), torch.arange(sampling.num_samples)):
             last = step.z_s

@@ -28,9 +28,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ldmprobe.data.in_order import GivenRows
-    from ldmprobe.inference import FilledIn
     from ldmprobe.models.diffusion_model import DiffusionModel
-    from ldmprobe.models.guidance import Guidance, KnownPixels
+    from ldmprobe.models.restored import Enlarged, FilledIn
     from ldmprobe.probing.sampling import Sampling
 
 
@@ -71,6 +70,12 @@ def parser(command: str) -> Parser:
         integer(0),
     )
     option(group, "--enlarge F", "how many times smaller images are than the model's", integer(2))
+    group.add_argument(
+        "--match-color",
+        action="store_true",
+        help="give each sample the mean color of the small image that it enlarges, of --enlarge, of a model of small "
+        "images with --data, or of a cascade",
+    )
     option(group, "--measurement-noise STD", "how exactly they are kept, of pixels in [−1, 1]", float, 0.05)
     group = parser.add_argument_group(
         "cascade",
@@ -96,28 +101,55 @@ def run(argv: list[str]) -> int:
     with settings_as_options(args):
         model, sampling = load(args)
         _check_writable(args.out)
-        sampling, filled_in = _of_what_is_given(args, model, sampling)
-        if args.paste is not None and (filled_in is None or args.upsampler):
-            raise ConfigurationError(
-                "--paste puts known pixels back, and "
-                + ("those of an upsampler are made anew." if args.upsampler else "none are known; give --hole.")
-            )
+        sampling, restored = _of_what_is_given(args, model, sampling)
         from PIL import Image
 
         from ldmprobe.inference import image_grid, sample_images
+        from ldmprobe.models.restored import Enlarged
 
         upsampled = _upsampled(args.upsampler, args.device, model) if args.upsampler else None
+        _check_mending(args, Enlarged if args.upsampler else type(restored))
         images = sample_images(model, sampling)
-        images = images if upsampled is None else upsampled(images, sampling)
-        if filled_in is not None and not args.upsampler:
-            told = f"known pixels are off by {filled_in.known_error(images):.3f} (root mean square, of −1 to 1)"
-            print(f"{told}; {'--paste 0 puts' if args.paste is None else '--paste put'} them back", file=sys.stderr)
-        if args.paste is not None:
-            assert filled_in is not None
-            images = filled_in.pasted(images, args.paste)
+        if upsampled is not None:
+            restored, images = Enlarged(images), upsampled(images, sampling)
+        images = _mended(args, images, restored)
         Image.fromarray(image_grid(images, args.columns)).save(args.out)
     print(plain(args.out))
     return 0
+
+
+def _check_mending(args: Namespace, restored: type[FilledIn | Enlarged | None]) -> None:
+    """Raise ConfigurationError if samples do not restore what is to be put right."""
+    from ldmprobe.models.restored import Enlarged, FilledIn
+
+    if args.paste is not None and restored is not FilledIn:
+        raise ConfigurationError(
+            "--paste puts known pixels back, and "
+            + ("those of an upsampler are made anew." if args.upsampler else "none are known; give --hole.")
+        )
+    if args.match_color and restored is not Enlarged:
+        raise ConfigurationError(
+            "--match-color takes the colors of small images, and none are given; give --enlarge with --image, --data "
+            "for a model of small images, or --upsampler."
+        )
+
+
+def _mended(args: Namespace, samples: Tensor, restored: FilledIn | Enlarged | None) -> Tensor:
+    """Say how far samples are off what they restore, and return them with that put right where it is asked for."""
+    from ldmprobe.models.restored import Enlarged, FilledIn
+
+    if isinstance(restored, FilledIn):
+        off = f"known pixels are off by {restored.known_error(samples):.3f} (root mean square, of −1 to 1)"
+        mended, option = args.paste is not None, "--paste 0"
+        samples = restored.pasted(samples, args.paste) if mended else samples
+    elif isinstance(restored, Enlarged):
+        off = f"mean colors are off by {127.5 * restored.color_error(samples):.1f} of 255 (root mean square)"
+        mended, option = args.match_color, "--match-color"
+        samples = restored.matched(samples) if mended else samples
+    else:
+        return samples
+    print(f"{off}; " + ("which was put right" if mended else f"{option} puts that right"), file=sys.stderr)
+    return samples
 
 
 def _upsampled(name: str, device: str | None, base: DiffusionModel) -> Callable[[Tensor, Sampling], Tensor]:
@@ -156,20 +188,23 @@ def _check(args: Namespace) -> None:
         raise ConfigurationError("--column is one of a dataset; give --data.")
 
 
-def _of_what_is_given(args: Namespace, model: DiffusionModel, sampling: Sampling) -> tuple[Sampling, FilledIn | None]:
+def _of_what_is_given(
+    args: Namespace, model: DiffusionModel, sampling: Sampling
+) -> tuple[Sampling, FilledIn | Enlarged | None]:
     """Give the model the conditions of --data, or of --image and --hole where it is told holes. Return the sampling,
-    with a start from images or a guidance by what is known of them where one is asked for, and what samples fill in.
+    with a start from images or a guidance by what is known of them where one is asked for, and what samples restore.
     """
     from ldmprobe.data.in_order import GivenRows
-    from ldmprobe.inference import FilledIn, given_images, told_rows
-    from ldmprobe.models.guidance import KnownPixels
+    from ldmprobe.inference import given_images, told_rows
+    from ldmprobe.models.guidance import BlockMeans, KnownPixels, MeasurementGuidance
+    from ldmprobe.models.restored import Enlarged, FilledIn
     from ldmprobe.probing.start import FromImages
 
     rows = _rows(args, model) if args.data is not None else None
     images = None if rows is None else rows.images
     if args.image:
         images = given_images(model, args.image, args.enlarge or 1)
-    hole = known = None
+    hole = known = small = None
     if args.hole is not None:
         assert images is not None
         known = KnownPixels(str(args.hole))
@@ -189,15 +224,21 @@ def _of_what_is_given(args: Namespace, model: DiffusionModel, sampling: Sampling
                 "--strength to change its images, --hole to fill them in, or --enlarge."
             )
         model.conditioning = conditioning
-        hole = conditioning.holes if hole is None else hole
+        hole, small = conditioning.holes if hole is None else hole, conditioning.small
     if args.strength is not None:
         assert images is not None
         sampling = replace(sampling, start=FromImages(images, args.strength))
     if measured:
         assert images is not None
-        sampling = replace(sampling, guidance=_measuring(args, sampling.guidance, images, known))
+        operator = known or BlockMeans(args.enlarge)
+        y = images if args.image and args.enlarge else operator.apply(images, range(len(images)))
+        guidance = MeasurementGuidance(operator, args.measurement_noise, y=y, guidance=sampling.guidance)
+        sampling = replace(sampling, guidance=guidance)
         sampling.levels(model)
-    return sampling, FilledIn(images, hole) if images is not None and hole is not None else None
+        small = y if args.enlarge else small
+    if images is not None and hole is not None:
+        return sampling, FilledIn(images, hole)
+    return sampling, None if small is None else Enlarged(small)
 
 
 def _rows(args: Namespace, model: DiffusionModel) -> GivenRows:
@@ -211,17 +252,6 @@ def _rows(args: Namespace, model: DiffusionModel) -> GivenRows:
         if args.hole is None or column.name != model.conditioning.hole_column:
             columns.append(column)
     return given_rows(model, args.data, args.image_column, columns, args.num_samples, args.batch_size)
-
-
-def _measuring(args: Namespace, guidance: Guidance, images: Tensor, known: KnownPixels | None) -> Guidance:
-    """Return the guidance, with that by images with a hole, or by small ones; --data has large ones of which small ones
-    are made.
-    """
-    from ldmprobe.models.guidance import BlockMeans, MeasurementGuidance
-
-    operator = known or BlockMeans(args.enlarge)
-    y = images if args.image and args.enlarge else operator.apply(images, range(len(images)))
-    return MeasurementGuidance(operator, args.measurement_noise, y=y, guidance=guidance)
 
 
 def _check_writable(path: Path) -> None:

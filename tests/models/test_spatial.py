@@ -21,6 +21,8 @@ from ldmprobe.data.builtin import load_builtin
 from ldmprobe.data.in_order import GivenRows
 from ldmprobe.data.latent_writer import write_cache
 from ldmprobe.inference import given_images, given_rows, real_latents, sample_images, told_rows
+from ldmprobe.models.conditioning import OfRows
+from ldmprobe.models.restored import Enlarged
 from ldmprobe.probing.analyses.samples import side_by_side
 from tests.helpers import refused, sd_scheduler, tiny_unet
 from tests.training.test_latent_diffusion import trainer as quiet_trainer
@@ -215,6 +217,7 @@ def test_an_image_is_filled_in_or_enlarged_by_a_model_that_was_not_trained_for_i
     command = ["sample", checkpoint, "--num-samples", "1", "--num-steps", "8", "--grid", "log-snr", "--device", "cpu"]
     assert main([*command, "--image", "whole.png", "--hole", "hole.png", "--out", "filled.png"]) == 0
     assert main([*command, "--image", "small.png", "--enlarge", "4", "--out", "large.png"]) == 0
+    assert "--match-color puts that right" in capsys.readouterr().err
     off = np.abs(np.subtract(*(np.asarray(Image.open(name), dtype=float) for name in ("filled.png", "whole.png"))))
     off = off.mean((0, 2))
     assert off[: SIZE // 2].mean() < 8 < off[SIZE // 2 :].mean()  # of 255
@@ -225,6 +228,17 @@ def test_an_image_is_filled_in_or_enlarged_by_a_model_that_was_not_trained_for_i
     assert float((ldmprobe.BlockMeans(4).apply(large, [0]) - small).abs().mean()) < 0.06  # τ is 0.05
     told = refuses(capsys, *command, "--image", "small.png", "--enlarge", "4", "--strength", "0", "--out", "s.png")
     assert "--enlarge is of small images, which have no --hole and no --strength" in told
+    matched = ["--enlarge", "4", "--match-color", "--out", "matched.png"]
+    assert main([*command, "--image", "small.png", *matched]) == 0
+    colors = [np.asarray(Image.open(f"{name}.png"), dtype=float).mean((0, 1)) for name in ("small", "matched", "large")]
+    assert (np.abs(colors[1] - colors[0]) < np.abs(colors[2] - colors[0])).all()
+    restored, muted = Enlarged(small), 0.1 * large
+    assert restored.color_error(muted) == pytest.approx(
+        float((muted.mean((2, 3)) - small.mean((2, 3))).square().mean().sqrt())
+    )
+    assert restored.color_error(restored.matched(muted)) < 1e-6
+    told = refuses(capsys, *command, "--match-color", "--out", "s.png")
+    assert "--match-color takes the colors of small images, and none are given" in told
     told = refuses(capsys, *command, "--image", "small.png", "--enlarge", "3", "--out", "s.png")
     assert "factor 3, and the model's images are 16×16" in told
 
@@ -244,7 +258,7 @@ def test_a_model_of_holes_is_told_that_of_an_image_and_known_pixels_are_put_back
     command = ["sample", str(tmp_path / "half.ckpt"), "--num-samples", "1", "--num-steps", "2", "--device", "cpu"]
     given = ["--image", "known.png", "--hole", "its_hole.png"]
     assert main([*command, *given, "--out", "plain.png"]) == 0
-    assert "--paste 0 puts them back" in capsys.readouterr().err
+    assert "--paste 0 puts that right" in capsys.readouterr().err
     assert main([*command, *given, "--paste", "0", "--out", "pasted.png"]) == 0
     plain, pasted, original = (np.asarray(Image.open(name)) for name in ("plain.png", "pasted.png", "known.png"))
     assert (pasted[hole == 0] == original[hole == 0]).all()
@@ -309,6 +323,8 @@ def test_the_level_of_noise_that_is_told_is_the_one_applied():
     clean = conditioning.from_batch(batch)
     small = torch.nn.functional.avg_pool2d(batch["image"], 4)
     torch.testing.assert_close(clean["concat"], ((small + 1) * 127.5).round() / 127.5 - 1)
+    assert torch.equal(ldmprobe.Conditions([conditioning]).enlarged(batch), clean["concat"])
+    assert torch.equal(OfRows(conditioning, [batch, batch]).small, clean["concat"].repeat(2, 1, 1, 1))
     assert (clean["class_labels"] == 0).all()  # no noise
     torch.manual_seed(0)
     trained = conditioning.for_training(

@@ -174,6 +174,10 @@ class Conditioning(nn.Module, ABC):
         """
         return None
 
+    def enlarged(self, batch: Batch) -> Tensor | None:
+        """Return the small images of a batch that samples enlarge, (N, C, h, w) in [−1, 1]; None without any."""
+        return None
+
     def set_prompts(self, prompts: Sequence[str]) -> None:
         """Give samples these prompts in turn.
 

@@ -137,6 +137,10 @@ class Conditions(Conditioning):
         found = (part.hidden(self._own(k, batch)) for k, part in enumerate(self._parts))
         return next((holes for holes in found if holes is not None), None)
 
+    def enlarged(self, batch: Batch) -> Tensor | None:
+        found = (part.enlarged(self._own(k, batch)) for k, part in enumerate(self._parts))
+        return next((small for small in found if small is not None), None)
+
     def assumed(self, data: ConditioningData) -> PlainValues:
         return {name: value for part in self._parts for name, value in part.assumed(data).items()}
 

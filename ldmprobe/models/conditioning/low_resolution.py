@@ -109,6 +109,9 @@ class LowResolution(SpatialConditioning):
         low = downsampled(images, self.factor, self.downsampling, rows, self.seed)
         return {"low": in_eight_bits(low) if self.eight_bits else low}
 
+    def enlarged(self, batch: Batch) -> Tensor:
+        return self._floats(self.observed(batch))
+
     def picture(self, observed: Observed) -> Tensor:
         low = self._floats(observed)
         if tuple(low.shape[2:]) == self.latent_size:

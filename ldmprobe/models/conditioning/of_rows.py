@@ -22,6 +22,7 @@ class OfRows(Conditioning):
 
     Attributes:
         holes: which pixels of the rows' images are filled in, (K, 1, H, W); None where nothing is.
+        small: the small images of the rows, (K, C, h, w); None where nothing is enlarged.
 
     Raises:
         ConfigurationError: a column is not there.
@@ -33,8 +34,8 @@ class OfRows(Conditioning):
         rows = list(batches)
         told = [conditioning.from_batch(batch) for batch in rows]
         self._told = {name: torch.cat([each[name] for each in told]) for name in told[0]}
-        holes = [found for row in rows if (found := conditioning.hidden(row)) is not None]
-        self.holes = torch.cat(holes) if holes else None
+        self.holes = _of_all(conditioning.hidden(batch) for batch in rows)
+        self.small = _of_all(conditioning.enlarged(batch) for batch in rows)
         self._columns = {
             name: [value for row in rows for value in row[name]] for name in ("label", "caption") if name in rows[0]
         }
@@ -72,3 +73,8 @@ class OfRows(Conditioning):
     @property
     def description(self) -> PlainValues:
         return {"rows": fingerprint(*self._told.values())}
+
+
+def _of_all(found: Iterable[Tensor | None]) -> Tensor | None:
+    there = [each for each in found if each is not None]
+    return torch.cat(there) if there else None
