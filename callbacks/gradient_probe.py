@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import lightning as L
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback
@@ -50,9 +52,7 @@ class GradientProbe(ProbeCallback[DiffusionModel]):
         self._training: HeldOut | None = None
 
     def subject(self, pl_module: L.LightningModule) -> DiffusionModel:
-        model = super().subject(pl_module)
-        network = trained_network_of(pl_module)
-        return DiffusionModel(network, model.schedule, model.latent_shape, model.codec, model.conditioning)
+        return replace(super().subject(pl_module), network=trained_network_of(pl_module), weights="raw")
 
     def check(self, model: DiffusionModel) -> None:
         if is_sharded(model.network):

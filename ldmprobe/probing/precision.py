@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -111,8 +112,7 @@ def probe_precision(
     draws = Draws.of(held_out, num_draws, seed, model.device, ranks)
 
     def errors_of(network: nn.Module, number: int) -> Tensor:
-        asked = DiffusionModel(network, model.schedule, model.latent_shape, model.codec, model.conditioning)
-        errors = draws.squared_errors(asked, timesteps, batch_size)
+        errors = draws.squared_errors(replace(model, network=network), timesteps, batch_size)
         progress(number, len(formats) + 1)
         return errors
 
