@@ -1,16 +1,18 @@
 """Is a verdict on one run by itself true? Writes the tables of docs/LOG.md's section of that name.
 
-    python scripts/bench_verdict.py perfect                       (quarter of an hour of one core)
-    python scripts/bench_verdict.py digits --out runs/verdicts    (forty minutes of one core)
-    python scripts/bench_verdict.py runs runs/families/*          (records that are there)
+    python scripts/bench_verdict.py perfect                         (quarter of an hour of one core)
+    python scripts/bench_verdict.py trained --out runs/verdicts     (forty minutes of one core)
+    python scripts/bench_verdict.py runs runs/families/*            (records that are there)
 
 perfect  exact denoisers of clusters, of Gaussian data, and of data half of whose directions have no variance: is any
          accused, by one probe or by two?
-digits   training on digits, judged alone at each of six probes: the healthy run, faults put into its probes, and runs
-         whose timesteps are drawn unevenly. Which are at fault, since when, and where?
+trained  runs on digits, shapes or a folder of images, each judged alone at each of its probes: the healthy run, faults
+         put into its probes, and runs whose timesteps are drawn unevenly. Which are at fault, since when, and where?
+         Sixty healthy runs and as many faulty ones, which go on where they were stopped:
+         --datasets digits shapes PATH --widths 16 32 --seeds 10
 runs     the course of verdicts on runs that are there
 
-With --quick (a minute each), perfect takes one seed of each, and digits twenty steps with three faults: that it runs, not
+With --quick (a minute each), perfect takes one seed of each, and trained twenty steps with three faults: that it runs, not
 what it says.
 """
 
@@ -18,9 +20,10 @@ from __future__ import annotations
 
 import argparse
 import copy
+import itertools
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -74,71 +77,134 @@ def perfect(seeds: int) -> None:
         print(f"| {name} | {seeds} | {counts} |", flush=True)
 
 
-# --- training on digits ----------------------------------------------------------------------------------------------
+# --- training ---------------------------------------------------------------------------------------------------------
 
 AT_PROBE = (
     *("scaled by 1.05", "shifted by 0.05", "one channel × 1.10", "blurred", "noise added", "time + 60"),
     *("frozen", "stale average"),
 )
+HEALTHY, PLACELESS = "none", "stale average"
+ALARMS = (State.AT_FAULT, State.BROKEN, State.OVERFITTING, State.MEMORIZING)
 
 
-def digits(out: Path, seeds: int, steps: int, quick: bool) -> None:
-    every = steps // (2 if quick else 5)
-    put_in = ("scaled by 1.05", "frozen", "stale average") if quick else AT_PROBE
-    starved = () if quick else tuple(STARVED)
-    latents, held_out, reference = real_latents("digits")
-    print("| run | seed | verdict at the end | at fault since probe | in its place | it says |\n" + "|---" * 6 + "|")
-    for seed in range(seeds):
-        for faults in (("none", *put_in), *((fault,) for fault in starved)):
-            courses: dict[str, list[ProbeRecord]] = {fault: [] for fault in faults}
-            for step, models in probed(latents, seed, steps, every, faults):
-                for fault, model in models.items():
-                    course = courses[fault]
-                    record = probe_denoising(
-                        model, held_out, reference, NUM_DRAWS, batch_size=NUM_DRAWS, step=step,
-                        previous=course[-1] if course else None,
-                    )  # fmt: skip
-                    course.append(record)
-                    RecordStore(out / f"{fault.replace(' ', '_')}-{seed}").append(record)
-            for fault, course in courses.items():
-                print(row(fault, seed, course), flush=True)
+@dataclass(frozen=True)
+class Run:
+    """A run that was judged at each of its probes: what was planted, and what the last verdict says."""
+
+    name: str
+    fault: str
+    verdict: Verdict
+    since: int | None
+    in_place: bool
+
+    @property
+    def alarm(self) -> bool:
+        return self.verdict.state in ALARMS
+
+    @classmethod
+    def of(cls, name: str, fault: str, course: list[ProbeRecord]) -> Run:
+        verdicts = [judge(course[: k + 1]) for k in range(1, len(course))]
+        alarms = [verdict.state in ALARMS for verdict in verdicts]
+        since = next((k + 1 for k in range(len(alarms)) if all(alarms[k:])), None)
+        return cls(name, fault, verdicts[-1], since, is_in_place(verdicts[-1], fault, course[-1]))
+
+
+def train_and_judge(args: argparse.Namespace) -> None:
+    """Make the runs that are not there yet, and print what is said of each, and then of all."""
+    put_in = ("scaled by 1.05", "frozen", PLACELESS) if args.quick else AT_PROBE
+    starved = () if args.quick else tuple(STARVED)
+    judged: list[Run] = []
+    print("| run | verdict at the end | an alarm since probe | in its place | it says |\n" + "|---" * 5 + "|")
+    for dataset in args.datasets:
+        latents, held_out, reference = real_latents(dataset, args.image_column)
+        for width, seed in itertools.product(args.widths, range(args.seeds)):
+            faulty = seed < args.faulty_seeds
+            for faults in ((HEALTHY, *(put_in if faulty else ())), *((fault,) for fault in starved if faulty)):
+                name = f"{Path(dataset).stem}-{width}-{seed}"
+                stores = {fault: RecordStore(args.out / f"{name}-{fault.replace(' ', '_')}") for fault in faults}
+                if any(store.at("denoising", args.steps) is None for store in stores.values()):
+                    make(stores, latents, held_out, reference, width, seed, args)
+                for fault, store in stores.items():
+                    run = Run.of(name, fault, store.read("denoising"))
+                    place = "yes" if run.in_place else "no"
+                    placed = "" if run.since is None or fault in (HEALTHY, PLACELESS) else place
+                    said = f"{run.verdict.state.value} | {run.since or ''} | {placed} | {run.verdict.sentence}"
+                    print(f"| {name}, {fault} | {said} |", flush=True)
+                    judged.append(run)
+    print(f"\n{in_all(judged)}")
+
+
+def make(
+    stores: dict[str, RecordStore],
+    latents: torch.Tensor,
+    held_out: HeldOut,
+    reference: LatentStatistics,
+    width: int,
+    seed: int,
+    args: argparse.Namespace,
+) -> None:
+    """Train once, and probe the model with each of the faults, into their stores."""
+    previous: dict[str, ProbeRecord | None] = dict.fromkeys(stores)
+    for store in stores.values():
+        store.set_aside(-1)  # what an earlier attempt has left
+    for step, models in probed(latents, width, seed, args.steps, args.steps // args.probes, tuple(stores)):
+        for fault, model in models.items():
+            record = probe_denoising(
+                model, held_out, reference, args.num_draws, batch_size=args.num_draws, step=step,
+                previous=previous[fault],
+            )  # fmt: skip
+            stores[fault].append(record)
+            previous[fault] = record
 
 
 def probed(
-    latents: torch.Tensor, seed: int, steps: int, every: int, faults: tuple[str, ...]
+    latents: torch.Tensor, width: int, seed: int, steps: int, every: int, faults: tuple[str, ...]
 ) -> Iterator[tuple[int, dict[str, DiffusionModel]]]:
     """Train; yield, at each probe, a model with each of the faults."""
     schedule, shape, earlier = as_schedule(stable_diffusion_scheduler()), tuple(latents.shape[1:]), None
-    for step, average, _ in training(latents, seed, steps, starved=faults[0]):
+    for step, average, _ in training(latents, seed, steps, starved=faults[0], width=width):
         if step % every == 0:
             before = earlier or average
             networks = {
-                fault: Planted(average, "none" if fault in STARVED else fault, before if fault == "frozen" else None)
+                fault: Planted(average, HEALTHY if fault in STARVED else fault, before if fault == "frozen" else None)
                 for fault in faults
-                if fault != "stale average"
+                if fault != PLACELESS
             }
-            if "stale average" in faults:
-                networks["stale average"] = Planted(before, "none")
+            if PLACELESS in faults:
+                networks[PLACELESS] = Planted(before, HEALTHY)
             yield step, {fault: DiffusionModel(network, schedule, shape) for fault, network in networks.items()}
         if is_earlier(step, steps):
             earlier = copy.deepcopy(average)
 
 
-def row(fault: str, seed: int, course: list[ProbeRecord]) -> str:
-    verdicts = [judge(course[: k + 1]) for k in range(1, len(course))]
-    last, states = verdicts[-1], [verdict.state for verdict in verdicts]
-    since = next((k + 1 for k in range(len(states)) if set(states[k:]) == {State.AT_FAULT}), None)
-    place = "" if since is None or fault in ("none", "stale average") else in_place(last, fault, course[-1])
-    return f"| {fault} | {seed} | {last.state.value} | {since or ''} | {place} | {last.sentence} |"
-
-
-def in_place(verdict: Verdict, fault: str, record: ProbeRecord) -> str:
-    """Whether every band that is at fault has planted levels in it."""
+def is_in_place(verdict: Verdict, fault: str, record: ProbeRecord) -> bool:
+    """Whether every band that an alarm is about has planted levels in it; a fault without a place has it anywhere."""
+    if fault == PLACELESS:
+        return True
     curve = record.curves["denoising_mse"]
     low, high = STARVED.get(fault, FAULT_BAND)
     planted = curve.log_snr[(low <= curve.timestep) & (curve.timestep < high)]
-    accused = [band for band in verdict.bands if band.state is State.AT_FAULT]
-    return "yes" if all(((band.low <= planted) & (planted < band.high)).any() for band in accused) else "no"
+    accused = [band for band in verdict.bands if band.state in ALARMS]
+    return all(((band.low <= planted) & (planted < band.high)).any() for band in accused)
+
+
+def in_all(judged: list[Run]) -> str:
+    """The verdicts by what was planted, false alarms, and the share of faults that were detected and placed."""
+    states = sorted({run.verdict.state for run in judged}, key=lambda state: state.code)
+    lines = [f"| planted | runs | {' | '.join(state.value for state in states)} | in its place |"]
+    lines.append("|---" * (len(states) + 3) + "|")
+    for fault in dict.fromkeys(run.fault for run in judged):
+        own = [run for run in judged if run.fault == fault]
+        counts = (str(sum(run.verdict.state is state for run in own) or "") for state in states)
+        placed = "" if fault == HEALTHY else str(sum(run.alarm and run.in_place for run in own))
+        lines.append(f"| {fault} | {len(own)} | {' | '.join(counts)} | {placed} |")
+    healthy = [run for run in judged if run.fault == HEALTHY]
+    faulty = [run for run in judged if run.fault != HEALTHY]
+    told = f"False alarms: {sum(run.alarm for run in healthy)} of {len(healthy)} healthy runs."
+    if faulty:
+        placed = sum(run.alarm and run.in_place for run in faulty)
+        told += f" Detected and placed: {placed} of {len(faulty)} faulty ones ({placed / len(faulty):.0%})."
+    return "\n".join([*lines, "", told])
 
 
 # --- runs that are there ---------------------------------------------------------------------------------------------
@@ -157,9 +223,15 @@ if __name__ == "__main__":
     commands = parser.add_subparsers(dest="command", required=True)
     alone = commands.add_parser("perfect")
     alone.add_argument("--seeds", type=int, default=20)
-    trained = commands.add_parser("digits")
+    trained = commands.add_parser("trained")
+    trained.add_argument("--datasets", nargs="+", default=["digits"], help="digits, shapes, or a folder of images")
+    trained.add_argument("--image-column", default="img", help="of a folder")
+    trained.add_argument("--widths", type=int, nargs="+", default=[32], help="of the U-Net, doubled at 4×4")
     trained.add_argument("--seeds", type=int, default=1)
+    trained.add_argument("--faulty-seeds", type=int, default=1, help="of these so many are made faulty, too")
     trained.add_argument("--steps", type=int, default=600)
+    trained.add_argument("--probes", type=int, default=5)
+    trained.add_argument("--num-draws", type=int, default=NUM_DRAWS)
     trained.add_argument("--out", type=Path, default=Path("runs/verdicts"))
     for each in (alone, trained):
         each.add_argument("--quick", action="store_true")
@@ -168,7 +240,8 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     if args.command == "perfect":
         perfect(1 if args.quick else args.seeds)
-    elif args.command == "digits":
-        digits(args.out, args.seeds, 20 if args.quick else args.steps, args.quick)
+    elif args.command == "trained":
+        args.steps, args.probes = (20, 2) if args.quick else (args.steps, args.probes)
+        train_and_judge(args)
     else:
         runs(args.folders)

@@ -80,12 +80,15 @@ class Epsilon(nn.Module):
         return self.network(z_t, t).sample
 
 
-def training(latents: Tensor, seed: int, steps: int, starved: str = "") -> Iterator[tuple[int, Epsilon, float]]:
+def training(
+    latents: Tensor, seed: int, steps: int, starved: str = "", width: int = 32
+) -> Iterator[tuple[int, Epsilon, float]]:
     """Train a small U-Net; yield the step, the weights' moving average, which goes on changing, and the loss: before
     the first step, and after each.
 
     Args:
         starved: one of ``STARVED``, whose timesteps are drawn a hundred times less often.
+        width: channels at 8×8, a multiple of 16, of which there are twice as many at 4×4.
     """
     schedule, channels = as_schedule(stable_diffusion_scheduler()), latents.shape[1]
     torch.manual_seed(seed)
@@ -94,7 +97,7 @@ def training(latents: Tensor, seed: int, steps: int, starved: str = "") -> Itera
         in_channels=channels,
         out_channels=channels,
         layers_per_block=1,
-        block_out_channels=(32, 64),
+        block_out_channels=(width, 2 * width),
         down_block_types=("DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D"),
         norm_num_groups=16,
