@@ -14,6 +14,7 @@ from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace, capture_parser
+from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
@@ -152,16 +153,14 @@ class LDMProbeCLI(LightningCLI):
             take(run_dir, resuming=config.get("ckpt_path") is not None)
             if config.get("ckpt_path") not in (None, "last", "best", "hpc"):
                 check_own_checkpoint(config.ckpt_path, run_dir)
-        loggers = config.trainer.logger
-        for logger in loggers if isinstance(loggers, list) else [loggers]:
+        for logger in _listed(config.trainer.logger):
             settings = getattr(logger, "init_args", None)
             if settings is not None and settings.get("save_dir") in (None, "."):
                 settings.save_dir = run_dir
             elif settings is not None:
                 check_own(settings.save_dir, run_dir, f"{logger.class_path}'s `save_dir`")
             continue_curves(logger)
-        callbacks = config.trainer.callbacks or []
-        for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        for callback in _listed(config.trainer.callbacks):
             if callback.class_path.endswith("ModelCheckpoint"):
                 if (dirpath := callback.init_args.get("dirpath")) is None:
                     callback.init_args.dirpath = f"{run_dir}/checkpoints"
@@ -180,8 +179,7 @@ class LDMProbeCLI(LightningCLI):
         self._scratch = TemporaryDirectory(prefix="ldmprobe-", ignore_cleanup_errors=True)
         config.run_dir = self._scratch.name
         config.ckpt_path = None
-        callbacks = config.trainer.callbacks or []
-        for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        for callback in _listed(config.trainer.callbacks):
             if callback.class_path.endswith("ModelCheckpoint"):  # Lightning's saves a last.ckpt even so
                 callback.init_args.save_last = False
 
@@ -190,6 +188,9 @@ class LDMProbeCLI(LightningCLI):
         super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        settings = self._get(self.config_init, "trainer")
+        if settings.enable_progress_bar is False:  # which Lightning takes for an error where callbacks name a bar
+            settings.callbacks = [each for each in _listed(settings.callbacks) if not isinstance(each, ProgressBar)]
         trainer = super().instantiate_trainer(default_root_dir=self._get(self.config_init, "run_dir"), **kwargs)
         # Lightning's default, not one of the user's choice.
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -226,6 +227,13 @@ class LDMProbeCLI(LightningCLI):
             check_not_random(self.model, self.subcommand, settings.run_dir)
 
     before_test = before_validate
+
+
+def _listed(setting: Any) -> list[Any]:
+    """Return the list that callbacks or loggers are, which one of them alone or none may stand for."""
+    if isinstance(setting, list):
+        return setting
+    return [] if setting is None else [setting]
 
 
 def _where_to_look(run_dir: Path) -> str:

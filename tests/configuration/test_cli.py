@@ -132,6 +132,15 @@ def test_a_logger_named_alone_writes_into_the_run_directory(tmp_path, name):
     assert {each.save_dir for each in built(tmp_path, f"--config={path}").trainer.loggers} == {str(tmp_path / "run")}
 
 
+def test_no_progress_bar_is_shown_where_none_is_wanted_whatever_callbacks_name(tmp_path):
+    assert type(built(tmp_path).trainer.progress_bar_callback).__name__ == "TQDMProgressBar"
+    quiet = built(tmp_path, "--trainer.enable_progress_bar=false").trainer
+    assert quiet.progress_bar_callback is None
+    assert len(quiet.callbacks) == len(built(tmp_path).trainer.callbacks) - 1
+    alone = "--trainer.callbacks=lightning.pytorch.callbacks.TQDMProgressBar"
+    assert built(tmp_path, alone, "--trainer.enable_progress_bar=false").trainer.progress_bar_callback is None
+
+
 def test_a_default_root_dir_is_where_the_run_goes(tmp_path, capsys):
     mine = str(tmp_path / "mine")
     cli = built(tmp_path, f"--trainer.default_root_dir={mine}", "--run_dir=null")
