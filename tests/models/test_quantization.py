@@ -171,6 +171,19 @@ def test_entropies_of_bits_are_those_of_all_codes():
     torch.testing.assert_close(quantization(model, z[:1]).loss, torch.tensor(0.0), **FLOAT32)
 
 
+@pytest.mark.parametrize("kind", [LookupFreeQuantization, BinarySphericalQuantization])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 5.0, 1e3])
+def test_bits_that_are_certain_have_finite_gradients(kind, size):
+    quantization = kind(2, entropy_weight=1.0)
+    quantization.prepare(model := network(4, 2))
+    # All of one channel and one of the other are far on one side.
+    latents = (size * torch.tensor([[1.0, 1e-3], [2.0, -1.0]])).view(2, 2, 1, 1).requires_grad_()
+    quantized = quantization(model, latents)
+    (quantized.loss + quantized.latents.sum()).backward()
+    assert bool(latents.grad.isfinite().all())
+    assert bool(quantized.loss.isfinite())
+
+
 @pytest.mark.parametrize("quantization", KINDS, ids=lambda kind: type(kind).__name__)
 def test_a_stock_vqmodel_decodes_the_same_to_the_last_bit(quantization, tmp_path):
     codes = quantization.codes if hasattr(quantization, "codes") else torch.empty(20, 3)

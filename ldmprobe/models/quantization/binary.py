@@ -59,9 +59,10 @@ class BinaryQuantization(Quantization, ABC):
     def forward(self, network: Component, latents: Tensor) -> Quantized:
         quantized, _, (_, _, codes) = network.quantize(latents)
         u = self.relaxed(latents)
-        # Of p = q(+length | u) for each bit: ln p/(1 − p) = 4 τ · length · u.
-        p = torch.sigmoid(4 * self.sharpness * self.length * vectors_of(u))
-        certain, diverse = _entropy(p).sum(1).mean(), _entropy(p.mean(0)).sum()
+        # Of q(±length | u) for each bit: ln q(+)/q(−) = 4 τ · length · u.
+        logits = 4 * self.sharpness * self.length * vectors_of(u)
+        both = torch.sigmoid(torch.stack([logits, -logits]))
+        certain, diverse = _entropy(both).sum(1).mean(), _entropy(both.mean(1)).sum()
         pull = (u - quantized.detach()).square().mean()
         loss = self.entropy_weight * (certain - self.diversity * diverse) / self.bits + self.commitment * pull
         # The value is the network's own to the last bit; the gradient is that of u.
@@ -120,6 +121,8 @@ class BinarySphericalQuantization(BinaryQuantization):
         return torch.nn.functional.normalize(latents, dim=1)
 
 
-def _entropy(p: Tensor) -> Tensor:
-    """Return the entropy of bits that are set with probability ``p``, in nats."""
-    return torch.special.entr(p) + torch.special.entr(1 - p)
+def _entropy(both: Tensor) -> Tensor:
+    """Return the entropy of bits in nats, by the probabilities (2, …) of both values of each: 1 − p would be rounded to
+    0, where the gradient is infinite.
+    """
+    return torch.special.entr(both.clamp(min=torch.finfo(both.dtype).tiny)).sum(0)
