@@ -31,6 +31,7 @@ from ldmprobe.probing.sampling import Sampling, sample_trajectory
 
 if TYPE_CHECKING:
     from ldmprobe.data.columns import Column
+    from ldmprobe.data.images import ImageData
     from ldmprobe.data.in_order import GivenRows
     from ldmprobe.data.rows import RowReader
 
@@ -57,9 +58,7 @@ def sample_images(model: DiffusionModel, sampling: Sampling) -> Tensor:
 
 
 class OnlyFinite(Analysis):
-    """Finds nothing, but ends a probe whose latents are not finite: of a model that is only looked at there is no
-    record with gaps.
-    """
+    """Finds nothing, but ends a probe whose latents are not finite: of a model looked at once no record has gaps."""
 
     def begin(self, trajectory: Trajectory) -> None: ...
 
@@ -92,6 +91,44 @@ def image_grid(images: Tensor, columns: int, gap: int = 2) -> Any:
     return grid.permute(1, 2, 0).squeeze(2).numpy()
 
 
+@dataclass(frozen=True)
+class RealLatents:
+    """A dataset's images as a model is probed with them, encoded by its codec.
+
+    Attributes:
+        reference: of training images.
+        held_out: held-out images, with their conditions.
+        model, data: whose they are.
+    """
+
+    reference: LatentStatistics
+    held_out: HeldOut
+    model: DiffusionModel
+    data: ImageData
+
+    def training(self, num_images: int) -> HeldOut:
+        """Return so many training images, with their conditions, which the model is known to be trained on.
+
+        Raises:
+            ConfigurationError: it was trained on others; or it does not say, and held-out images may be among them.
+        """
+        model, data, theirs = self.model, self.data, self.model.trained_on
+        if theirs and not data.identity.has_training_rows_of(theirs):
+            raise ConfigurationError(
+                f"As its checkpoint tells, the model was trained on {theirs['train']['rows']:,} rows that are not the "
+                f"{len(data.identity.train.images):,} training rows of {data.dataset}; give the --data that it was "
+                "trained with, divided as then."
+            )
+        if not theirs and data.held_out_reader.split == data.train_split:
+            raise ConfigurationError(
+                f"The model does not say which rows it was trained on, and {data.dataset} has no split of others; give "
+                'data with a split "train", which it was trained on, and one called "test", which it was not.'
+            )
+        rows = AssumedColumns.of(data, model.conditioning).reference_batches(num_images)
+        with evaluating(model.modules):
+            return HeldOut.encode(model.codec, model.conditioning, rows)
+
+
 def real_latents(
     model: DiffusionModel,
     dataset: str,
@@ -102,7 +139,7 @@ def real_latents(
     num_held_out: int = 512,
     caption_column: str | None = None,
     columns: Sequence[Column] = (),
-) -> tuple[LatentStatistics, HeldOut]:
+) -> RealLatents:
     """A dataset's training images as reference, and its held-out images, both encoded by the model's codec.
 
     Args:
@@ -139,7 +176,7 @@ def real_latents(
     with evaluating(model.modules):
         latents = encode_images(model.codec, (batch["image"] for batch in data.reference_batches(num_reference)))
         held_out = HeldOut.encode(model.codec, model.conditioning, told.reference_batches(num_held_out, held_out=True))
-    return LatentStatistics.fit(latents, fingerprint(model.codec.description)), held_out
+    return RealLatents(LatentStatistics.fit(latents, fingerprint(model.codec.description)), held_out, model, data)
 
 
 def given_rows(

@@ -112,7 +112,7 @@ def main(args: argparse.Namespace) -> None:
             for step, kept in directly.kept.items():
                 checkpoint = str(folder / "checkpoints" / f"step={step}.ckpt")
                 live = load_model(checkpoint)
-                _, held_out = real_latents(live, "builtin:digits", image_size=32)
+                held_out = real_latents(live, "builtin:digits", image_size=32).held_out
 
                 def averaged(
                     length: float, checkpoint: str = checkpoint, live: DiffusionModel = live

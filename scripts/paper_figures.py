@@ -29,7 +29,7 @@ def make_figures(args: argparse.Namespace) -> list[Path]:
     model = load_model(args.model)
     reference: LatentStatistics | None = None
     if args.data is not None:
-        reference, _ = real_latents(model, args.data, args.image_column, args.label_column, args.image_size)
+        reference = real_latents(model, args.data, args.image_column, args.label_column, args.image_size).reference
     record = probe_sampling(
         model,
         reference,

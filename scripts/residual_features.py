@@ -120,14 +120,14 @@ if __name__ == "__main__":
     parser.add_argument("starved")
     args = parser.parse_args()
     models = {name: load_model(path) for name, path in (("healthy", args.healthy), ("starved", args.starved))}
-    reference, held_out = real_latents(models["healthy"], "builtin:digits", label_column="label", image_size=32)
+    real = real_latents(models["healthy"], "builtin:digits", label_column="label", image_size=32)
     schedule = models["healthy"].schedule
     models["linear optimum"] = DiffusionModel(
-        LinearOptimum(reference, schedule), schedule, models["healthy"].latent_shape
+        LinearOptimum(real.reference, schedule), schedule, models["healthy"].latent_shape
     )
     print(f"| model | features | {' | '.join(f't={t}' for t in TIMESTEPS)} |\n|---|---|{'---|' * len(TIMESTEPS)}")
     for name, model in models.items():
-        data = HeldOut(gaussian_latents(reference, 180), {}) if name == "linear optimum" else held_out
-        table = [residuals(model, data, reference, t) for t in TIMESTEPS]
+        data = HeldOut(gaussian_latents(real.reference, 180), {}) if name == "linear optimum" else real.held_out
+        table = [residuals(model, data, real.reference, t) for t in TIMESTEPS]
         for k, features in enumerate(SETS):
             print(f"| {name} | {features} | {' | '.join(f'{row[k]:+.3f}' for row in table)} |", flush=True)

@@ -204,10 +204,10 @@ def test_a_grid_fills_rows_from_the_left():
 def test_without_captions_all_real_images_have_the_prompt(pipelines, tmp_path):
     pictures, name = _pictures(tmp_path / "pictures.parquet"), str(pipelines["StableDiffusionPipeline"])
     model = load_model(name, "cpu", prompts=["no caption of theirs"])
-    _, held_out = real_latents(model, pictures)
+    held_out = real_latents(model, pictures).held_out
     expected = model.conditioning.for_samples(torch.arange(len(held_out.latents)))["encoder_hidden_states"]
     torch.testing.assert_close(held_out.condition["encoder_hidden_states"], expected)
-    _, captioned = real_latents(model, pictures, caption_column="caption")
+    captioned = real_latents(model, pictures, caption_column="caption").held_out
     assert not torch.allclose(captioned.condition["encoder_hidden_states"], expected)
 
 

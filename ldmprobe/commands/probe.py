@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ldmprobe.commands.further_probes import FURTHER, FurtherProbe, add_further, asked_for
 from ldmprobe.commands.options import (
     Parser,
     add_data,
@@ -26,26 +27,18 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.plain_text import plain
 
 if TYPE_CHECKING:
+    from ldmprobe.inference import RealLatents
+    from ldmprobe.io.store import RecordStore
     from ldmprobe.models.diffusion_model import DiffusionModel
     from ldmprobe.pretrained.source import Source
+    from ldmprobe.probing.held_out import HeldOut
     from ldmprobe.probing.sampling import Sampling
 
 _OF_DIFFUSION = (
-    *("--num-samples", "--num-steps", "--sampler", "--grid", "--timestep-spacing", "--prompt", "--guidance-scale"),
-    *(
-        "--sampler-settings",
-        "--grid-settings",
-        "--guidance-interval",
-        "--label-column",
-        "--caption-column",
-        "--column",
-        "--likelihood",
-        "--num-draws",
-        "--classifier",
-        "--classifier-scale",
-        "--lora-strength",
-    ),
-    *("--base", "--variant", "--text-precision"),
+    *("--num-samples", "--num-steps", "--sampler", "--sampler-settings", "--grid", "--grid-settings"),
+    *("--timestep-spacing", "--prompt", "--guidance-scale", "--guidance-interval", "--classifier"),
+    *("--classifier-scale", "--label-column", "--caption-column", "--column", "--num-draws", "--lora-strength"),
+    *("--base", "--variant", "--text-precision", *(probe.flag for probe in FURTHER)),
 )
 
 
@@ -70,19 +63,14 @@ def parser(command: str) -> Parser:
     add_data(group)
     option(group, "--image-size PIXELS", "resize images to this (default: leave as they are)", integer(1))
     option(group, "--num-reference N", "number of real images", integer(2), 4096)
-    option(group, "--num-draws N", "noised latents of held-out images at each noise level", integer(32), 512)
+    option(group, "--num-draws N", "noised latents of real images at each noise level", integer(32), 512)
     option(
         group,
         "--feature-network NAME",
         "network that an autoencoder's rFID is taken in, or none; another than its perceptual loss is in (default: "
         "builtin:digits for gray, builtin:cifar10 for RGB images)",
     )
-    option(
-        group,
-        "--likelihood N",
-        "also the bits per dimension of N held-out images by the probability flow, some 200 passes (default: none)",
-        integer(2),
-    )
+    add_further(parser)
     return parser
 
 
@@ -93,8 +81,7 @@ def run(argv: list[str]) -> int:
         ConfigurationError: an option is wrong, or the model or data cannot be used.
     """
     args = parser(argv[0]).parse_args(argv[1:])
-    if args.likelihood and args.data is None:
-        raise ConfigurationError("--likelihood is of held-out images; give --data.")
+    further = asked_for(args)
     args.lengths = list(dict.fromkeys(args.ema_length or ()))
     args.ema_length = args.lengths[0] if len(args.lengths) == 1 else None
     if len(args.lengths) > 1 and args.data is None:
@@ -104,7 +91,9 @@ def run(argv: list[str]) -> int:
 
     with settings_as_options(args):
         source = source_of(args)
-        probe_into = _autoencoder_probe(source, args, argv) if is_autoencoder(source) else _diffusion_probe(args)
+        probe_into = (
+            _autoencoder_probe(source, args, argv) if is_autoencoder(source) else _diffusion_probe(args, further)
+        )
         with locked(args.out, resuming=False, option="--out") as out:
             print(plain(probe_into(out)))
     return 0
@@ -147,63 +136,79 @@ def _autoencoder_probe(source: Source, args: Namespace, argv: Sequence[str]) -> 
     return probe_into
 
 
-def _diffusion_probe(args: Namespace) -> Callable[[Path], str]:
+def _diffusion_probe(args: Namespace, further: Sequence[FurtherProbe]) -> Callable[[Path], str]:
     if args.feature_network is not None:
         raise ConfigurationError("--feature-network is for an autoencoder's rFID; leave it out.")
     model, sampling = load(args)
-    return lambda out: _probe_into(out, model, sampling, args)
+    return lambda out: _probe_into(out, model, sampling, args, further)
 
 
-def _probe_into(out: Path, model: DiffusionModel, sampling: Sampling, args: Namespace) -> str:
-    from ldmprobe.inference import OnlyFinite, real_latents
+def _probe_into(
+    out: Path, model: DiffusionModel, sampling: Sampling, args: Namespace, further: Sequence[FurtherProbe]
+) -> str:
+    from ldmprobe.inference import OnlyFinite
     from ldmprobe.io.store import RecordStore
-    from ldmprobe.probing.averages import BEST, probe_averages
     from ldmprobe.probing.denoising import probe_denoising
-    from ldmprobe.probing.likelihood import probe_likelihood
     from ldmprobe.probing.probe import progress_bar
     from ldmprobe.probing.sampling_probe import default_analyses, probe_sampling
     from ldmprobe.tracking.charts.static import png
     from ldmprobe.tracking.pictures import curves_figure, scatter_figure
     from ldmprobe.tracking.report import write_report
 
-    reference, held_out = None, None
-    if args.data is not None:
-        reference, held_out = real_latents(
-            model,
-            args.data,
-            args.image_column,
-            args.label_column,
-            args.image_size,
-            args.num_reference,
-            caption_column=args.caption_column,
-            columns=further_columns(args, model.conditioning),
-        )
     store, step = RecordStore(out), model.trained_steps
     how = {"batch_size": args.batch_size, "seed": args.seed, "step": step}
-    draws = {"num_draws": args.num_draws, **how}
-    if held_out is not None and len(args.lengths) > 1:
-        averages = {length: partial(_averaged, args, model, length) for length in args.lengths}
-        with progress_bar("averages") as progress:
-            compared = probe_averages(model, averages, held_out, progress=progress, **draws)
-        store.append(compared)
-        print(plain(compared.provenance["summary"]))
-        model = averages[compared.scalars[BEST]]()
+    real = None if args.data is None else _real(model, args)
+    prepared = {} if real is None else {probe.name: probe.prepared(real, args) for probe in further}
+    if real is not None and len(args.lengths) > 1:
+        model = _best_average(model, real.held_out, store, args)
+    reference, held_out = (None, None) if real is None else (real.reference, real.held_out)
     with progress_bar("sampling probe") as progress:
         analyses = [OnlyFinite(), *default_analyses(reference, held_out)]
         record = probe_sampling(
             model, reference, sampling, analyses=analyses, held_out=held_out, step=step, progress=progress
         )
     store.append(record)
-    if reference is not None and held_out is not None:
-        reference.save(out / "reference.safetensors")
-        store.append(probe_denoising(model, held_out, reference, **draws))
-        if args.likelihood:
-            with progress_bar("likelihood probe") as progress:
-                few = held_out.first(args.likelihood)
-                store.append(probe_likelihood(model, few, reference, progress=progress, **how))
+    if real is not None:
+        real.reference.save(out / "reference.safetensors")
+        store.append(probe_denoising(model, real.held_out, real.reference, args.num_draws, **how))
+    for name, probe in prepared.items():
+        with progress_bar(f"{name} probe") as progress:
+            found = probe(model, progress=progress, **how)
+        store.append(found)
+        if "summary" in found.provenance:
+            print(plain(found.provenance["summary"]))
     (out / "pca.png").write_bytes(png(scatter_figure(record, "pca")))
     (out / "step_kl.png").write_bytes(png(curves_figure([record], ["step_kl"])))
     return f"report: {write_report(out)}\nfigures: {out / 'pca.png'}, {out / 'step_kl.png'}"
+
+
+def _real(model: DiffusionModel, args: Namespace) -> RealLatents:
+    from ldmprobe.inference import real_latents
+
+    return real_latents(
+        model,
+        args.data,
+        args.image_column,
+        args.label_column,
+        args.image_size,
+        args.num_reference,
+        caption_column=args.caption_column,
+        columns=further_columns(args, model.conditioning),
+    )
+
+
+def _best_average(model: DiffusionModel, held_out: HeldOut, store: RecordStore, args: Namespace) -> DiffusionModel:
+    """Return the model with the best of several averages of its weights; how they compare goes into the store."""
+    from ldmprobe.probing.averages import BEST, probe_averages
+    from ldmprobe.probing.probe import progress_bar
+
+    how = {"batch_size": args.batch_size, "seed": args.seed, "step": model.trained_steps}
+    averages = {length: partial(_averaged, args, model, length) for length in args.lengths}
+    with progress_bar("averages") as progress:
+        compared = probe_averages(model, averages, held_out, args.num_draws, progress=progress, **how)
+    store.append(compared)
+    print(plain(compared.provenance["summary"]))
+    return averages[compared.scalars[BEST]]()
 
 
 def _averaged(args: Namespace, model: DiffusionModel, length: float) -> DiffusionModel:

@@ -161,6 +161,15 @@ class DataIdentity:
             told.append(f"{number / len(before):.0%} of the held-out rows then are trained on now")
         return told
 
+    def has_training_rows_of(self, theirs: PlainValues) -> bool:
+        """Return whether the images that a checkpoint's summary has on the training side are those on it now, by their
+        number and those that are looked up.
+        """
+        train = theirs["train"]
+        return train["rows"] == len(self.train.images) and bool(
+            self.train.has(np.array(train["sample"], np.uint64)).all()
+        )
+
     def trained_on(self, theirs: PlainValues) -> str | None:
         """Return how many rows that a checkpoint's summary has on the training side are on the held-out side now, in
         words.

@@ -182,7 +182,7 @@ def test_samples_are_told_what_rows_of_ones_own_tell_and_probes_find_their_colum
     assert "--column names 'layout', of which the model is told nothing; it reads map" in told
     assert "got 'classes', expected NAME=COLUMN" in refuses(capsys, *probe, "--column", "classes")
     columns = further_columns(Namespace(column=[("map", "classes")]), model.conditioning)
-    _, held_out = real_latents(model, "mine.parquet", columns=columns)
+    held_out = real_latents(model, "mine.parquet", columns=columns).held_out
     assert torch.equal(held_out.condition["concat"][:, :8].sum(1), torch.ones(len(held_out.latents), SIZE, SIZE))
 
 
