@@ -62,8 +62,13 @@ def _likelihood(real: RealLatents, args: Namespace) -> Callable[..., ProbeRecord
 def _memorization(real: RealLatents, args: Namespace) -> Callable[..., ProbeRecord]:
     from ldmprobe.probing.memorization import probe_memorization
 
-    rows = {"training": real.training(args.memorization), "held_out": real.held_out.first(args.memorization)}
-    return partial(probe_memorization, **rows, reference=real.reference, num_draws=args.num_draws)
+    return partial(
+        probe_memorization,
+        training=real.training(args.memorization),
+        held_out=real.held_out.first(args.memorization),
+        reference=real.reference,
+        num_draws=args.num_draws,
+    )
 
 
 def _precision(real: RealLatents, args: Namespace) -> Callable[..., ProbeRecord]:
