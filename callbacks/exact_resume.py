@@ -14,7 +14,13 @@ from torch import Tensor
 from ldmprobe import lightning_private as private
 from ldmprobe.callbacks.probe_callback import run_directory
 from ldmprobe.callbacks.rank_zero import from_rank_zero
-from ldmprobe.callbacks.same_optimization import check_same_optimization, check_schedules_last, optimization
+from ldmprobe.callbacks.same_optimization import (
+    check_no_tuner,
+    check_rate_is_there,
+    check_same_optimization,
+    check_schedules_last,
+    optimization,
+)
 from ldmprobe.data.images import ImageData
 from ldmprobe.io.store import RecordStore
 from ldmprobe.training.checkpoint.newest import set_aside_later
@@ -37,8 +43,8 @@ class ExactResume(L.Callback):
     - that a validation is due after its batch and has not run;
     - the classes of optimizers and learning-rate schedulers, and the number of processes.
 
-    With other optimizers or schedulers the run is refused, and so is one that outlasts its OneCycleLR; another number
-    of processes is told.
+    With other optimizers or schedulers the run is refused, and so is one that outlasts its OneCycleLR, or has one of
+    Lightning's tuners among its callbacks; another number of processes is told.
 
     Rows that loggers still hold are written before it, so that none it counts on is lost with the process. Records of
     later steps than the checkpoint's are set aside when the run goes on, and taken anew. Where the run directory has
@@ -53,6 +59,10 @@ class ExactResume(L.Callback):
         self._extra: PlainValues = {}
         self._schedules: list[Batch] = []  # of the checkpoint
         self._trained = self._terminating = False
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        if stage == "fit":
+            check_rate_is_there(trainer, pl_module)
 
     # --- into the checkpoint ---------------------------------------------------------------------------------------
 
@@ -81,6 +91,8 @@ class ExactResume(L.Callback):
     # --- out of the checkpoint -------------------------------------------------------------------------------------
 
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: StateDict) -> None:
+        if checkpoint["global_step"] > 0:  # a tuner restores its own, of step 0
+            check_no_tuner(trainer)
         if isinstance(private.datamodule_of(trainer), ImageData) and ImageData.__qualname__ not in checkpoint:
             rank_zero_warn(
                 "The checkpoint does not say what data it was trained on: it is of an earlier version, which held out "

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import lightning as L
+from lightning.pytorch.callbacks import BatchSizeFinder, LearningRateFinder
 from torch.optim.lr_scheduler import OneCycleLR
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.lightning_private import callbacks_of, seeks_rate_in_vain
 from ldmprobe.types import Batch, PlainValues
 
 _NEW_RUN = "start a new run in another directory (FinetunedDiffusion takes a checkpoint's weights as `pretrained`)"
@@ -57,6 +59,31 @@ def check_schedules_last(trainer: L.Trainer, states: list[Batch]) -> None:
             f"{told}: there is no learning rate for the steps after it. "
             f"Write `total_steps: {trainer.max_steps // config.frequency}`."
         )
+
+
+def check_no_tuner(trainer: L.Trainer) -> None:
+    """Raise ConfigurationError if a run that goes on has one of Lightning's tuners among its callbacks.
+
+    A tuner ends by restoring a checkpoint of its own, after which Lightning has forgotten the run's: training would
+    start over at step 0, with the checkpoint's weights and a new optimizer, without a word.
+    """
+    for tuner in callbacks_of(trainer):
+        if isinstance(tuner, (BatchSizeFinder, LearningRateFinder)):
+            raise ConfigurationError(
+                f"{type(tuner).__name__} would have this run start over at step 0, where it is to go on from "
+                f"{trainer.ckpt_path}. Take it out of the callbacks."
+            )
+
+
+def check_rate_is_there(trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+    """Raise ConfigurationError if a LearningRateFinder is to set an attribute that the module does not have."""
+    for finder in callbacks_of(trainer):
+        if isinstance(finder, LearningRateFinder) and seeks_rate_in_vain(finder, pl_module):
+            raise ConfigurationError(
+                "LearningRateFinder sets a learning rate that is an attribute of the module, and "
+                f"{type(pl_module).__name__} has it from its `optimizer`. Write `update_attr: false`, and read what "
+                "`callback.optimal_lr.suggestion()` returns; docs/TRAINING.md says how far to trust it."
+            )
 
 
 def _name(part: object) -> str:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from typing import cast
 
 import lightning as L
-from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, Timer
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.parsing import lightning_hasattr
 
 from ldmprobe.types import StateDict
 
@@ -64,6 +65,12 @@ def allow_early_stop(trainer: L.Trainer) -> None:
 def counts_epochs(timer: Timer) -> bool:
     """Return whether a Timer stops at the ends of epochs only."""
     return timer._interval == "epoch"
+
+
+def seeks_rate_in_vain(tuner: LearningRateFinder, module: L.LightningModule) -> bool:
+    """Return whether a LearningRateFinder is to set an attribute that the module does not have."""
+    names = [tuner._attr_name] if tuner._attr_name else ["lr", "learning_rate"]
+    return tuner._update_attr and not any(lightning_hasattr(module, name) for name in names)
 
 
 def checks_at_epoch_end(callback: EarlyStopping, trainer: L.Trainer) -> bool:

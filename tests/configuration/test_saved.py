@@ -22,6 +22,12 @@ def config(lr_scheduler: dict | None = None, **model) -> dict:
     return settings
 
 
+def tuned(name: str, **init_args) -> dict:
+    settings = config()
+    tuner = {"class_path": f"lightning.pytorch.callbacks.{name}", "init_args": init_args}
+    return settings | {"trainer": {**settings["trainer"], "callbacks": [*settings["trainer"]["callbacks"], tuner]}}
+
+
 @pytest.fixture(scope="module")
 def begun(tmp_path_factory):
     """A run of this configuration in runs/one, trained once for all tests that go on with it."""
@@ -128,6 +134,8 @@ def test_what_is_changed_on_resume_is_told_with_its_effect_and_the_file_tells_th
             ["codec.scale"],
         ),
         (config(), config(timesteps={"class_path": "ldmprobe.LossSecondMoment"}), ["timesteps"]),
+        (config(), tuned("LearningRateFinder", update_attr=False), ["LearningRateFinder", "step 0", "last.ckpt"]),
+        (config(), tuned("BatchSizeFinder"), ["BatchSizeFinder", "step 0", "last.ckpt"]),
     ],
     ids=[
         "optimizer",
@@ -138,6 +146,8 @@ def test_what_is_changed_on_resume_is_told_with_its_effect_and_the_file_tells_th
         "longer schedule",
         "scale",
         "sampler",
+        "tuner of the rate",
+        "tuner of the batch",
     ],
 )
 def test_what_cannot_be_changed_is_refused_and_nothing_is_overwritten(before, after, texts, begun, capsys):
@@ -148,3 +158,7 @@ def test_what_cannot_be_changed_is_refused_and_nothing_is_overwritten(before, af
 
 def test_a_schedule_that_ends_before_training_is_refused_at_once(capsys):
     _refused(capsys, config(ONE_CYCLE), "`total_steps: 5`", arguments=("--trainer.max_steps=5",))
+
+
+def test_a_finder_of_a_rate_that_the_module_does_not_have_is_refused(capsys):
+    _refused(capsys, tuned("LearningRateFinder"), "LearningRateFinder", "LatentDiffusion", "`update_attr: false`")
