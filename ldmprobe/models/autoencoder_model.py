@@ -6,7 +6,7 @@ A user's own LightningModule is probed by returning one of these from a method c
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Protocol, runtime_checkable
@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from ldmprobe.diffusion.full_precision import without_autocast
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.autoencoder import check_autoencoder, images_of, latent_shape_of, latents_of, posterior_of
+from ldmprobe.models.autoencoder import (
+    check_autoencoder,
+    image_shape_of,
+    images_of,
+    latent_shape_of,
+    latents_of,
+    posterior_of,
+)
 from ldmprobe.models.denoiser import network_config
 from ldmprobe.models.latent_scale import moments_of
 from ldmprobe.types import Component, PlainValues
@@ -60,9 +67,13 @@ class AutoencoderModel:
         """(c, h, w) of the latents of its images; empty where these are not known.
 
         Raises:
-            ConfigurationError: it does not take images of this shape.
+            ConfigurationError: it does not take images of this shape, or decodes them to another.
         """
-        return latent_shape_of(self.network, self.image_shape) if self.image_shape else ()
+        if not self.image_shape:
+            return ()
+        latent_shape = latent_shape_of(self.network, self.image_shape)
+        check_same_shape(self.image_shape, image_shape_of(self.network, latent_shape))
+        return latent_shape
 
     @property
     def description(self) -> PlainValues:
@@ -99,6 +110,17 @@ class AutoencoderModel:
             return {}
         std = moments.variance.clamp(min=0).sqrt()
         return {"images": moments.num_latents, "mean": moments.mean.tolist(), "std": std.tolist()}
+
+
+def check_same_shape(images: Sequence[int], decoded: Sequence[int]) -> None:
+    """Raise ConfigurationError if an autoencoder decodes images of a shape (C, H, W) to images of another, whose
+    difference torch would broadcast.
+    """
+    if tuple(images) != tuple(decoded):
+        raise ConfigurationError(
+            f"The autoencoder decodes images of shape {tuple(images)} to images of shape {tuple(decoded)}; give it as "
+            "many `out_channels` as `in_channels`, and a decoder of as many blocks as the encoder."
+        )
 
 
 @runtime_checkable

@@ -55,23 +55,24 @@ class Adversarial(nn.Module):
         super()._apply(in_float32(fn), recurse)
         return self
 
-    def check(self, image_shape: tuple[int, ...], max_steps: int, precision: str) -> None:
+    def check(self, image_shape: tuple[int, ...], steps: float, precision: str) -> None:
         """Raise ConfigurationError if the discriminator does not take such images, never counts, or is weighted by
         gradients that fp16 cannot hold.
 
         Args:
             image_shape: (C, H, W); empty where it is not known.
-            max_steps, precision: the Trainer's.
+            steps: those of the run; -1 or infinite where they are not known.
+            precision: the Trainer's.
         """
         if self.adaptive and precision.startswith(("16", "transformer-engine-float16")):
             raise ConfigurationError(
                 f"The adversarial weight is adaptive, and trainer.precision {precision}: its gradients underflow in "
                 "float16, and the weight explodes. Write `precision: bf16-mixed` or 32-true, or `adaptive: false`."
             )
-        if 0 <= max_steps <= self.start:
+        if 0 <= steps <= self.start:
             raise ConfigurationError(
-                f"The adversarial term is to count from step {self.start} on, and trainer.max_steps is {max_steps}: it "
-                "never would. Lower its `start`, or leave `adversarial` out."
+                f"The adversarial term is to count from step {self.start} on, and the run has {steps} steps: it never "
+                "would. Lower its `start`, or leave `adversarial` out."
             )
         if image_shape:
             outline = copy.deepcopy(self.discriminator).to("meta")

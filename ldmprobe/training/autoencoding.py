@@ -29,7 +29,6 @@ from ldmprobe.models.autoencoder import (
     has_posterior,
     images_of,
     last_layer,
-    latent_shape_of,
     latents_of,
     posterior_of,
 )
@@ -143,13 +142,15 @@ class Autoencoding(L.LightningModule):
                 f"float32: write one of {', '.join(_PRECISIONS)}."
             )
         self.image_shape = image_shape_in(datamodule_of(self.trainer))
-        outline = copy.deepcopy(self.autoencoder).to("meta")
         if self.image_shape:
-            latent_shape_of(outline, self.image_shape)
+            _ = AutoencoderModel(copy.deepcopy(self.autoencoder).to("meta"), self.image_shape).latent_shape
             if self.reconstruction.perceptual is not None:
                 self.reconstruction.perceptual.check(self.image_shape[0])
+
+    def on_fit_start(self) -> None:
         if self.adversarial is not None:
-            self.adversarial.check(self.image_shape, self.trainer.max_steps, self.trainer.precision)
+            steps = self.trainer.estimated_stepping_batches
+            self.adversarial.check(self.image_shape, steps, self.trainer.precision)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = [{"params": parameters, "name": name} for name, parameters in self._trained().items() if parameters]
@@ -258,13 +259,13 @@ class Autoencoding(L.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         images, model = _images(batch), self.autoencoder_model()
-        latents = model.encode(images)
-        decoded = model.decode(latents)
+        posterior = model.posterior(images) if has_posterior(model.network) else None
+        decoded = model.decode(model.encode(images) if posterior is None else posterior.mode())
         _, parts = self.reconstruction(images, decoded)
         mse = (images - decoded).square().flatten(1).mean(1).clamp(min=1e-12)
         parts["psnr"] = (10 * torch.log10(4 / mse)).mean()
-        if has_posterior(model.network):
-            parts["kl"] = model.posterior(images).kl().mean() / math.prod(images.shape[1:])
+        if posterior is not None:
+            parts["kl"] = posterior.kl().mean() / math.prod(images.shape[1:])
         for name, value in parts.items():
             shown = name == "psnr"
             self.log(f"val/{name}", value, prog_bar=shown, batch_size=len(images), sync_dist=True)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.features.perceptual import PerceptualDistance
+from ldmprobe.models.autoencoder_model import check_same_shape
 
 Reconstruction = Literal["l1", "mse"]
 
@@ -41,7 +42,12 @@ class ReconstructionLoss(nn.Module):
         self.log_variance = None if log_variance is None else nn.Parameter(torch.tensor(float(log_variance)))
 
     def forward(self, images: Tensor, decoded: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of decoded images (N, C, H, W), in float32, and its parts by name."""
+        """Return the loss of decoded images (N, C, H, W), in float32, and its parts by name.
+
+        Raises:
+            ConfigurationError: they have another shape than the images.
+        """
+        check_same_shape(images.shape[1:], decoded.shape[1:])
         difference = images - decoded
         loss = difference.abs().mean() if self.kind == "l1" else difference.square().mean()
         parts = {"reconstruction": loss.detach()}

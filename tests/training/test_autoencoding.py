@@ -299,17 +299,31 @@ def test_two_ranks_train_what_one_does_with_batches_twice_as_large(tmp_path):
 @pytest.mark.parametrize(
     ("settings", "size", "told"),
     [
-        ({"adversarial": adversarial(start=7)}, 16, "from step 7 on.*max_steps is 4"),
+        ({"adversarial": adversarial(start=7)}, 16, "from step 7 on.*the run has 4 steps"),
         ({}, 17, "factor 2; set the data's `image_size` to a multiple of 2, such as 16"),
         ({"autoencoder": autoencoder(AutoencoderKL, in_channels=1, out_channels=1), "quantization": None}, 16,
          "3 channel.*encodes 1"),
         ({"adversarial": Adversarial(PatchDiscriminator(channels=1, image_size=16))}, 16, "`channels` to 3"),
         ({"perceptual": PerceptualLoss("builtin:digits")}, 16, "3 channels but the perceptual.*takes 1"),
+        ({"autoencoder": autoencoder(AutoencoderKL, in_channels=3, out_channels=1), "quantization": None}, 16,
+         r"\(3, 16, 16\) to images of shape \(1, 16, 16\).*`out_channels`"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_before_training(settings, size, told):
     with refused(told):
         trainer(4).fit(module(**settings), images_data(size))
+
+
+def test_what_only_a_batch_of_ones_own_data_shows_is_refused_before_it_trains():
+    class Own(L.LightningDataModule):
+        def train_dataloader(self):
+            return torch.utils.data.DataLoader([{"image": torch.zeros(3, 16, 16)}] * 8, batch_size=4)
+
+    gray = autoencoder(AutoencoderKL, in_channels=3, out_channels=1)
+    with refused(r"\(3, 16, 16\) to images of shape \(1, 16, 16\)"):
+        trainer(4).fit(module(autoencoder=gray, quantization=None, adversarial=None), Own())
+    with refused("from step 6 on.*the run has 6 steps"):
+        trainer(-1, max_epochs=3).fit(module(adversarial=adversarial(start=6)), Own())
 
 
 def test_sharding_and_cached_latents_are_refused():
