@@ -17,6 +17,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from ldmprobe.diffusion.full_precision import without_autocast
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.features.perceptual import PerceptualDistance
 from ldmprobe.lightning_private import batches_begun, datamodule_of
@@ -183,7 +184,8 @@ class Autoencoding(L.LightningModule):
             latents, images = self.equivariance(latents, images)
         if self.quantization is not None:
             self._begin(latents)
-            quantized = self.quantization(self.autoencoder, latents)
+            with without_autocast(images.device):
+                quantized = self.quantization(self.autoencoder, latents)
             latents, regularizer = quantized.latents, regularizer + quantized.loss
             statistics |= {"quantization": quantized.loss.detach(), **quantized.statistics}
         decoded = images_of(self.autoencoder, latents, quantize=self.quantization is None).float()

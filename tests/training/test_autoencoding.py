@@ -344,8 +344,12 @@ def test_fp16_is_refused_where_gradients_are_weighed():
 
 
 def test_convolutions_take_bf16_while_losses_stay_in_float32():
-    model = module()
+    model, lowered = module(), {"encoder": set(), "codes": set()}
+    for name, part in (("encoder", model.autoencoder.encoder), ("codes", model.quantization)):
+        part.register_forward_hook(lambda *_, name=name: lowered[name].add(torch.is_autocast_enabled("cpu")))
     done = fit(model, 3, precision="bf16-mixed")
+    assert True in lowered["encoder"]
+    assert lowered["codes"] == {False}
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert done.callback_metrics["train/loss"].dtype == torch.float32
     assert 0 < float(done.callback_metrics["train/adaptive_weight"]) < 1e4
