@@ -39,6 +39,7 @@ from ldmprobe.training.checkpoint.load import load_model
 from ldmprobe.training.ema_snapshots import averaged_weights
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from ldmprobe.training.power_ema import PowerEMA
+from study.training import bare_trainer
 
 LENGTHS = (0.03, 0.05, 0.08, 0.12, 0.16, 0.2)
 
@@ -81,18 +82,9 @@ def train(folder: Path, seed: int, steps: int, stops: int) -> Directly:
     module = LatentDiffusion(network, codec, optimizer=optimizer, ema_decay=None, seed=seed)
     directly, every = Directly(steps // stops), max(1, steps // 30)
     saving = ModelCheckpoint(folder / "checkpoints", "{step}", every_n_train_steps=steps // stops, save_top_k=-1)
-    L.Trainer(
-        default_root_dir=str(folder),
-        max_steps=steps,
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        gradient_clip_val=1.0,
-        callbacks=[PostHocEMA(every_n_steps=every), directly, saving],
-    ).fit(module, ImageData("builtin:digits", image_size=32, batch_size=64))
+    own = {"default_root_dir": str(folder), "gradient_clip_val": 1.0, "enable_checkpointing": True}
+    trainer = bare_trainer(steps, PostHocEMA(every_n_steps=every), directly, saving, **own)
+    trainer.fit(module, ImageData("builtin:digits", image_size=32, batch_size=64))
     return directly
 
 

@@ -30,6 +30,7 @@ from ldmprobe.models.discriminator import PatchDiscriminator
 from ldmprobe.training.adversarial import Adversarial
 from ldmprobe.training.autoencoding import Autoencoding
 from ldmprobe.training.ema import EMA
+from study.training import bare_trainer
 
 KL_WEIGHT, WEIGHT, PERCEPTUAL, WARM_UP = 1e-6, 0.5, 0.1, 2
 
@@ -79,17 +80,7 @@ def ours(args: argparse.Namespace) -> float:
         kl_weight=KL_WEIGHT,
     )
     clock = Clock()
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = L.Trainer(
-        max_steps=args.steps + WARM_UP,
-        max_epochs=-1,
-        accelerator="cpu",
-        limit_val_batches=0,
-        enable_checkpointing=False,
-        callbacks=[clock],
-        **quiet,
-    )
-    trainer.fit(module, data(args))
+    bare_trainer(args.steps + WARM_UP, clock).fit(module, data(args))
     return (clock.ends[-1] - clock.ends[WARM_UP - 1]) / args.steps
 
 

@@ -37,6 +37,7 @@ from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.probing.sampling_probe import probe_sampling
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
+from study.training import demo_unet
 
 
 class Free(nn.Module):
@@ -48,20 +49,6 @@ class Free(nn.Module):
 
     def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
         return z_t * self.scale
-
-
-def demo_unet() -> UNet2DModel:
-    return UNet2DModel(
-        sample_size=8,
-        in_channels=2,
-        out_channels=2,
-        layers_per_block=1,
-        block_out_channels=(48, 96),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=32,
-        norm_num_groups=16,
-    )
 
 
 def small_unet() -> UNet2DModel:

@@ -15,7 +15,6 @@ import math
 import time
 
 import torch
-from diffusers import UNet2DModel
 from torch import Tensor
 
 from ldmprobe.analysis.divergence import gaussian_kl
@@ -39,6 +38,7 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.sampling import Sampling, sample_trajectory
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
+from study.training import demo_unet
 
 PASSES = (10, 15, 20, 50)
 GRIDS = {"trailing timesteps": ScheduleGrid("trailing"), "Karras, ρ = 7": KarrasGrid(), "uniform log-SNR": LogSNRGrid()}
@@ -134,21 +134,6 @@ def costs() -> None:
     print(
         f"the curves of a probe by DPM-Solver++ 2M, with {len(basis.mean_without)} jackknife groups, over "
         f"{len(basis.eigenvalues)} eigenvalues, once for all probes of a run: {seconds:.1f}"
-    )
-
-
-def demo_unet() -> UNet2DModel:
-    """Return the U-Net of configs/digits.yaml, without classes."""
-    return UNet2DModel(
-        sample_size=8,
-        in_channels=2,
-        out_channels=2,
-        layers_per_block=1,
-        block_out_channels=(48, 96),
-        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=32,
-        norm_num_groups=16,
     )
 
 

@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
-import lightning as L
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor, nn
@@ -24,6 +23,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from ldmprobe import Autoencoding, Originals, probe_reconstruction, reverse_water_filling
 from ldmprobe.data.builtin import gaussian_spectrum, load_builtin
+from study.training import bare_trainer
 
 SIZE = 4  # pixels of an image's side: D = 16 directions
 BATCH_SIZE = 256
@@ -83,16 +83,7 @@ def train(theta: float, images: Tensor, steps: int, seed: int) -> Autoencoding:
         ema_decay=0.999,
         seed=seed,
     )
-    trainer = L.Trainer(
-        max_steps=steps,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-    )
-    trainer.fit(module, DataLoader(Shuffled(images, seed), batch_size=None))
+    bare_trainer(steps).fit(module, DataLoader(Shuffled(images, seed), batch_size=None))
     return module
 
 

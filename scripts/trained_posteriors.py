@@ -1,7 +1,7 @@
 """Does a trained network know what a picture beside z_t tells it? Inpainting and super-resolution of Gaussian images,
 whose posterior is known.
 
-    python scripts/trained_posteriors.py            (ten minutes of one core)
+    python scripts/trained_posteriors.py            (twenty minutes of one core)
 
 A conditional U-Net is trained on `builtin:gaussian` at 8×8, once to fill in the half of an image that is hidden and once
 to enlarge 4×4 block means; samples of it for known rows are held against the posterior, and against what the exact
@@ -22,6 +22,7 @@ import ldmprobe
 from ldmprobe import BlockMeans, Conditioning, KnownPixels, LogSNRGrid, Sampling
 from ldmprobe.models.conditioning import OfRows
 from measurement_table import EXPONENT, FLOOR, SIZE, Posterior, Problem, sampled
+from study.training import bare_trainer
 
 RIGHT = (torch.arange(SIZE) >= SIZE // 2).expand(1, SIZE, SIZE)  # the hole: what is right of the middle
 TASKS = {  # what is known, and what tells the network so, with the channels that it then has
@@ -53,17 +54,8 @@ def trained(conditioning: Conditioning, channels: int, args: argparse.Namespace)
         ema_decay=0.99,
     )
     kwargs = {"num_images": args.num_images, "channels": 1, "size": SIZE, "exponent": EXPONENT, "floor": FLOOR}
-    L.Trainer(
-        max_steps=args.steps,
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        gradient_clip_val=1.0,
-    ).fit(module, ldmprobe.ImageData("builtin:gaussian", kwargs, batch_size=args.batch_size))
+    data = ldmprobe.ImageData("builtin:gaussian", kwargs, batch_size=args.batch_size)
+    bare_trainer(args.steps, gradient_clip_val=1.0).fit(module, data)
     return module.diffusion_model()
 
 
@@ -81,7 +73,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--lr", type=float, default=3e-3)
     parser.add_argument("--num-images", type=int, default=50_000)
-    parser.add_argument("--num-samples", type=int, default=3000)
+    parser.add_argument("--num-samples", type=int, default=2000)
     parser.add_argument("--num-measurements", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

@@ -10,6 +10,7 @@ from typing import Any
 import lightning as L
 
 from ldmprobe import ImageData, LatentDiffusion
+from study.training import bare_trainer
 
 
 def step_seconds(
@@ -30,17 +31,6 @@ def step_seconds(
     timed = Clock()
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as run_dir:
         warnings.simplefilter("ignore")
-        L.Trainer(
-            accelerator="cpu",
-            max_steps=warm_up + steps,
-            max_epochs=-1,
-            logger=False,
-            callbacks=[timed],
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            limit_val_batches=0,
-            gradient_clip_val=1.0,
-            default_root_dir=run_dir,
-        ).fit(model, data)
+        trainer = bare_trainer(warm_up + steps, timed, gradient_clip_val=1.0, default_root_dir=run_dir)
+        trainer.fit(model, data)
     return (timed.ended - timed.began) / steps

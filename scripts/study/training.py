@@ -1,0 +1,37 @@
+"""What scripts train, and train with: the demo's network, and a trainer that does nothing but train."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import lightning as L
+from diffusers import UNet2DModel
+
+
+def bare_trainer(steps: int, *callbacks: L.Callback, **more: Any) -> L.Trainer:
+    """A trainer of so many steps on the CPU that validates, logs, shows and saves nothing, but for what ``more`` says."""
+    bare = {
+        "max_epochs": -1,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "limit_val_batches": 0,
+    }
+    return L.Trainer(max_steps=steps, callbacks=list(callbacks), **{**bare, **more})
+
+
+def demo_unet() -> UNet2DModel:
+    """The U-Net of configs/digits.yaml, without classes."""
+    return UNet2DModel(
+        sample_size=8,
+        in_channels=2,
+        out_channels=2,
+        layers_per_block=1,
+        block_out_channels=(48, 96),
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=32,
+        norm_num_groups=16,
+    )
