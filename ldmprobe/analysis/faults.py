@@ -272,8 +272,8 @@ def _range(values: np.ndarray) -> str:
 
 
 def listed(names: Sequence[str]) -> str:
-    """Return names as a sentence lists them: "a, b and c"."""
-    return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), names[-1]])
+    """Return names as a sentence lists them: "a, b and c"; "" of none."""
+    return " and ".join([*([", ".join(names[:-1])] if len(names) > 1 else []), *names[-1:]])
 
 
 def in_nats(value: float) -> str:

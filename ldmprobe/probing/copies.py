@@ -20,10 +20,12 @@ from scipy.stats import binomtest
 from torch import Tensor, nn
 
 from ldmprobe.io.metric import Metric
+from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.analyses.samples import png_bytes, side_by_side
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.real_features import RealFeatures
 
+QUALITY = "quality"  # the probe whose samples are searched
 COPY = 1 / 3  # the largest r of a copy
 _AT_ONCE = 256  # images whose distances are in memory
 METRICS = (
@@ -91,6 +93,17 @@ def nearest(features: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
         ratios.append(torch.where(distance[:, 1] == 0, distance[:, 0], distance[:, 0] / distance[:, 1]))
         places.append(place[:, 0])
     return torch.cat(ratios), torch.cat(places)
+
+
+def copied_in(record: ProbeRecord) -> str:
+    """Return what a record says of copies, in a sentence, where there are surely more among samples than among held-out
+    images; "" where there are not, or it does not tell.
+    """
+    return str(record.provenance["notes"]["copied"]) if _surely_more(record.scalars) else ""
+
+
+def _surely_more(scalars: Mapping[str, float]) -> bool:
+    return scalars.get("copied/lower", math.nan) > scalars.get("copied_held_out/upper", math.nan)
 
 
 class CopyFinder:
@@ -167,7 +180,7 @@ def _in_words(scalars: Mapping[str, float], num_samples: int, num_held_out: int,
     if math.isnan(scalars["copied"]):
         return "Samples have NaN or Inf in them: nothing can be said of copies."
     beside = f", of {num_held_out:,} held-out images {said('copied_held_out')}" if num_held_out else ""
-    copying = scalars["copied/lower"] > scalars.get("copied_held_out/upper", 0.0)
+    copying = _surely_more(scalars) if num_held_out else scalars["copied"] > 0
     return (
         f"{'Samples are copies of training images' if copying else 'No copying is measurable'}: of {num_samples:,} "
         f"samples {said('copied')} lie less than a third as far from one of {num_known:,} training images as from the "

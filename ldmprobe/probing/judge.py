@@ -15,6 +15,7 @@ from math import isfinite, nan
 from ldmprobe.analysis.faults import FALSE_ALARMS, NEGLIGIBLE, OF_SCALE, in_nats, listed
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.band_evidence import BandEvidence, gather
+from ldmprobe.probing.copies import QUALITY, copied_in
 from ldmprobe.probing.denoising_record import PROBE, half_width_of, is_whole
 from ldmprobe.probing.forecast import Forecast, forecast
 from ldmprobe.probing.memorization_record import PROBE as MEMORIZATION
@@ -52,7 +53,9 @@ def judge(records: Sequence[ProbeRecord]) -> Verdict:
         replace(_of_band(band, bound, memorized.get(band.low)), forecast=fall)
         for band, fall in zip(evidence, ahead, strict=False)
     )
-    state = max((band.state for band in bands), key=lambda state: state.code)
+    copied = _copied([record for record in records if record.probe == QUALITY and record.step <= last.step], last.step)
+    states = [*(band.state for band in bands), *([State.MEMORIZING] if copied else [])]
+    state = max(states, key=lambda state: state.code)
     before = alike[-2] if len(alike) > 1 else None
     known = f"{last.provenance['num_images']:,} held-out images, {last.provenance['num_draws']:,} draws a level"
     skill = last.curves["denoising_skill"]
@@ -70,6 +73,8 @@ def judge(records: Sequence[ProbeRecord]) -> Verdict:
         told = _in_words(state, bands, evidence, stands_out, None if before is None else before.step)
         if state in (State.LEARNING, State.LEVELLED_OFF) and ahead[-1] is not None:
             told = (f"{told[0]} {ahead[-1].in_words}", told[1])
+        if copied:
+            told = (f"{told[0]} {copied}".lstrip(), told[1])
     return Verdict(
         state=state,
         step=last.step,
@@ -83,6 +88,12 @@ def judge(records: Sequence[ProbeRecord]) -> Verdict:
         confidence=f"{known}. {_more(hidden)}Of a perfect denoiser's probes {FALSE_ALARMS:.0%} at most are accused.",
         forecast=ahead[-1],
     )
+
+
+def _copied(quality: Sequence[ProbeRecord], step: int) -> str:
+    """Return what the last record of samples says of copies, where they are copies, and when it was."""
+    told = copied_in(quality[-1]) if quality else ""
+    return f"{told} That was at step {quality[-1].step:,}." if told and quality[-1].step < step else told
 
 
 def _more(hidden: float) -> str:
@@ -146,7 +157,7 @@ def _in_words(
             )
         case State.MEMORIZING:
             return (
-                f"Training images are known by heart at {names}: {here[0].evidence}.",
+                f"Training images are known by heart at {names}: {here[0].evidence}." if here else "",
                 "Stop, and take an earlier checkpoint; or more data, a smaller network, a smaller LoRA rank.",
             )
         case State.OVERFITTING:

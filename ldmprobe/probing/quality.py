@@ -25,7 +25,7 @@ from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.copies import METRICS as COPIES
-from ldmprobe.probing.copies import CopyFinder, CopySearch
+from ldmprobe.probing.copies import QUALITY, CopyFinder, CopySearch
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
 from ldmprobe.probing.real_features import IMAGES_AT_ONCE, RealFeatures, describe_network, network_fingerprint
 from ldmprobe.probing.sampling import Sampling, sample_trajectory
@@ -137,7 +137,7 @@ def probe_quality(
         "real_images": real.images,
     }
     return ProbeRecord(
-        "quality",
+        QUALITY,
         step,
         scalars={"fid": fid, "kid": kid, "kid_std": kid_std, **({} if copied is None else copied.scalars)},
         images={} if copied is None else copied.images,

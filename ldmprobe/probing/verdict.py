@@ -77,7 +77,7 @@ class Verdict:
     """The verdict on a run.
 
     Attributes:
-        state: the gravest of its bands' that counts.
+        state: the gravest of its bands' that counts; memorizing at least where samples are copies of training images.
         step: of the last probe; ``since`` is the probe it is compared with, or None.
         bound: the held-out likelihood bound between the first level and the last, in nats.
         change: nats since then; NaN where there is nothing to compare with.

@@ -60,7 +60,7 @@ def write_model_card(
     for file, (_, content) in figures.items():
         (folder / "figures").mkdir(exist_ok=True)
         (folder / "figures" / file).write_bytes(content)
-    found = _found(denoising, quality, strength) + [
+    found = _found(shown, denoising, quality, strength) + [
         f"![{caption}](figures/{file})\n\n*{caption}*\n" for file, (caption, _) in figures.items()
     ]
     if found and model.weights not in ("raw", "ema"):
@@ -196,13 +196,16 @@ images = pipeline({call}, num_inference_steps=50).images
 
 
 def _found(
-    denoising: Sequence[ProbeRecord], quality: Sequence[ProbeRecord], strength: Sequence[ProbeRecord]
+    records: Sequence[ProbeRecord],
+    denoising: Sequence[ProbeRecord],
+    quality: Sequence[ProbeRecord],
+    strength: Sequence[ProbeRecord],
 ) -> list[str]:
     """Return the verdict and the main numbers, each with the training step it was measured at."""
     parts, rows = [], []
     if denoising:
         last = denoising[-1]
-        verdict = judge(denoising)
+        verdict = judge(records)
         parts.append(f"**{verdict.state.symbol} {verdict.state.value}** {escape(verdict.sentence, quote=False)}\n")
         bound = last.scalars.get("denoising_bound_nats", float("nan"))
         rows.append(("Held-out likelihood bound", f"{bound:.2f} nats, less is better (step {last.step:,})"))

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore, read_or_skip, step_of
+from ldmprobe.probing.copies import QUALITY
 from ldmprobe.probing.denoising_record import PROBE
 from ldmprobe.probing.judge import judge
 from ldmprobe.probing.memorization_record import PROBE as MEMORIZATION
@@ -17,7 +18,7 @@ _LATEST, _EARLIER = 3, 12  # records that are read: what it takes to see a trend
 
 def judged_records(run_dir: str | Path, until: int | None = None) -> list[ProbeRecord]:
     """Return the records that a verdict on a run is made of: its last denoising records, some of the earlier ones,
-    and the last record of memorization.
+    and the last records of memorization and of samples.
 
     Args:
         until: the last training step that counts; default: all do.
@@ -30,8 +31,8 @@ def judged_records(run_dir: str | Path, until: int | None = None) -> list[ProbeR
         raise store.no_records
     paths = [path for path in store.paths(PROBE) if until is None or step_of(path) <= until]
     chosen = [*thinned(paths[:-_LATEST], _EARLIER), *paths[-_LATEST:]]
-    memorization = [path for path in store.paths(MEMORIZATION) if until is None or step_of(path) <= until]
-    chosen += memorization[-1:]
+    for probe in (MEMORIZATION, QUALITY):
+        chosen += [path for path in store.paths(probe) if until is None or step_of(path) <= until][-1:]
     return [record for path in sorted(chosen, key=step_of) if (record := read_or_skip(path)) is not None]
 
 

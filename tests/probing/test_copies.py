@@ -1,6 +1,7 @@
 """Copies of training images among samples: all of a perfect copy machine's are found, none of a perfect denoiser's."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,10 +9,12 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ldmprobe import CopySearch, DiffusionModel, Memorizer, RealFeatures, Sampling, probe_quality
+from ldmprobe import CopySearch, DiffusionModel, Memorizer, RealFeatures, RecordStore, Sampling, load_run, probe_quality
+from ldmprobe.cli import main
 from ldmprobe.probing.copies import nearest
 from tests.helpers import gaussian_model
 from tests.probing.gaussian import draw, on_ranks
+from tests.probing.test_judge import probed
 
 SHAPE, CPU = (1, 8, 8), torch.device("cpu")
 
@@ -34,13 +37,21 @@ def copies(model, images, ranks=None, order=slice(None)):
     return probe_quality(model, known, network, Sampling(9, 40), kid_subset_size=5, ranks=ranks, copies=search)
 
 
+def near_duplicates(images):
+    return images + 0.02 * torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+
+
 def pixels(png):
     return np.asarray(Image.open(io.BytesIO(png))).astype(float)
 
 
-def test_a_copy_machines_samples_are_copies_and_are_shown_beside_their_originals(images):
+def copy_machine(images):
     like = gaussian_model(SHAPE, torch.float32)
-    model = DiffusionModel(Memorizer(images[0], like.schedule), like.schedule, SHAPE)
+    return DiffusionModel(Memorizer(images[0], like.schedule), like.schedule, SHAPE)
+
+
+def test_a_copy_machines_samples_are_copies_and_are_shown_beside_their_originals(images):
+    model = copy_machine(images)
     record = copies(model, images)
     found = record.scalars
     assert (found["copied"], found["copied_held_out"]) == (1, 0)
@@ -64,9 +75,24 @@ def test_fresh_draws_are_no_copies(images):
     training, fresh = images
     ratio, _ = nearest(fresh.flatten(1), training.flatten(1))
     assert float(ratio.min()) > 0.5
-    planted = training[:5] + 0.02 * torch.randn(5, *SHAPE, generator=torch.Generator().manual_seed(0))
+    planted = near_duplicates(training[:5])
     ratio, place = nearest(planted.flatten(1), training.flatten(1))
     assert place.tolist() == [0, 1, 2, 3, 4]
     assert float(ratio.max()) < 1 / 3
     twice = torch.cat([training, training[:1]])
     assert float(nearest(training[:1].flatten(1), twice.flatten(1))[0]) == 0  # trained on twice, and copied
+
+
+def test_a_verdict_says_so_where_there_are_more_copies_than_among_held_out_images(images, capsys):
+    twins = images[0], near_duplicates(images[0])
+    healthy = copies(gaussian_model(SHAPE, torch.float32), images)
+    copied, of_duplicates = copies(copy_machine(images), images), copies(copy_machine(images), twins)
+    assert [record.scalars["copied"] for record in (healthy, copied, of_duplicates)] == [0, 1, 1]
+    for name, quality, code in (("healthy", healthy, 0), ("copied", copied, 1), ("duplicates", of_duplicates, 0)):
+        for record in (probed(100), replace(quality, step=100), probed(200)):
+            RecordStore(name).append(record)
+        assert main(["verdict", name]) == code, name
+    assert "memorizing: Samples are copies of training images: of 9 samples 100.0% (95 %: " in capsys.readouterr().out
+    verdict = load_run("copied").verdict
+    assert verdict.sentence.endswith(" of 40 held-out images 0.0% (95 %: 0.0% to 8.8%). That was at step 100.")
+    assert "take an earlier checkpoint" in verdict.action
