@@ -1,6 +1,6 @@
 """Faults put into denoisers on purpose, and networks trained on real 8×8 latents to put them into.
 
-Shared by bench_soundness.py and bench_verdict.py.
+Shared by bench_soundness.py, bench_verdict.py and bench_memorization.py.
 """
 
 from __future__ import annotations
@@ -80,19 +80,14 @@ class Epsilon(nn.Module):
         return self.network(z_t, t).sample
 
 
-def training(
-    latents: Tensor, seed: int, steps: int, starved: str = "", width: int = 32
-) -> Iterator[tuple[int, Epsilon, float]]:
-    """Train a small U-Net; yield the step, the weights' moving average, which goes on changing, and the loss: before
-    the first step, and after each.
+def small_unet(channels: int, width: int = 32) -> UNet2DModel:
+    """Return a U-Net for 8×8 latents.
 
     Args:
-        starved: one of ``STARVED``, whose timesteps are drawn a hundred times less often.
+        channels: of the latents.
         width: channels at 8×8, a multiple of 16, of which there are twice as many at 4×4.
     """
-    schedule, channels = as_schedule(stable_diffusion_scheduler()), latents.shape[1]
-    torch.manual_seed(seed)
-    network = UNet2DModel(
+    return UNet2DModel(
         sample_size=8,
         in_channels=channels,
         out_channels=channels,
@@ -102,6 +97,21 @@ def training(
         up_block_types=("UpBlock2D", "UpBlock2D"),
         norm_num_groups=16,
     )
+
+
+def training(
+    latents: Tensor, seed: int, steps: int, starved: str = "", width: int = 32
+) -> Iterator[tuple[int, Epsilon, float]]:
+    """Train a small U-Net; yield the step, the weights' moving average, which goes on changing, and the loss: before
+    the first step, and after each.
+
+    Args:
+        starved: one of ``STARVED``, whose timesteps are drawn a hundred times less often.
+        width: of the U-Net.
+    """
+    schedule, channels = as_schedule(stable_diffusion_scheduler()), latents.shape[1]
+    torch.manual_seed(seed)
+    network = small_unet(channels, width)
     density = torch.ones(1000)
     density[slice(*STARVED.get(starved, (0, 0)))] = 0.01
     ema = EMA(network, 0.995)
