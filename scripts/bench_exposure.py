@@ -15,8 +15,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from bench_adviser import features_of
-from fast_samplers import real_features, without_groups
+from fast_samplers import features_of, final_latents, real_features, without_groups
 from ldmprobe.analysis.intervals import NORMAL, jackknife
 from ldmprobe.data.images import ImageData
 from ldmprobe.diffusion.samplers import ScaledEpsilon
@@ -52,7 +51,7 @@ def main(args: argparse.Namespace) -> None:
         plain = None
         for power in SCALES.values():
             sampling = Sampling(args.num_samples, passes, ScaledEpsilon(scale**power), batch_size=256)
-            fid = without_groups(features_of(model, sampling, network), distance)
+            fid = without_groups(features_of(model, final_latents(model, sampling), network), distance)
             plain = fid if plain is None else plain
             value, error = jackknife(fid[0] - plain[0], fid[1:] - plain[1:])
             cells.append(f"{float(value):+.3f} ± {NORMAL * float(error):.3f}" if power else f"{float(fid[0]):.3f}")

@@ -1,6 +1,6 @@
 """Data whose exact denoiser is known in closed form, Gaussian or not, and models of it that can be probed.
 
-Shared by bench_soundness.py, bench_verdict.py and tests/probing/test_perfect_denoiser.py.
+Shared by bench_soundness.py, bench_verdict.py and tests.
 """
 
 from __future__ import annotations
@@ -110,17 +110,34 @@ class Clusters:
         self.means = 1.2 * self.variance.sqrt() * torch.randn(number, d, generator=generator, dtype=torch.float64)
 
     def draw(self, n: int, generator: torch.Generator) -> Tensor:
-        cluster = torch.randint(len(self.means), (n,), generator=generator)
+        return self.of_clusters(torch.randint(len(self.means), (n,), generator=generator), generator)
+
+    def of_clusters(self, cluster: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw a latent of each of these clusters (N,)."""
+        n = len(cluster)
         noise = torch.randn(n, self.means.shape[1], generator=generator, dtype=torch.float64)
         return ((self.means[cluster] + self.variance.sqrt() * noise) @ self.basis.T).float().view(n, *CLUSTERS_SHAPE)
 
     def denoise(self, z: Tensor, alpha: float, sigma: float, first: int = 0) -> tuple[Tensor, Tensor]:
         """E[ε|z] and the likeliest cluster, of the data without the clusters before ``first``."""
+        posterior = self.posterior(z, alpha, sigma, first)
+        return self.denoise_knowing(posterior, z, alpha, sigma, first), posterior.argmax(1)
+
+    def posterior(self, z: Tensor, alpha: float, sigma: float, first: int = 0) -> Tensor:
+        """p(cluster|z), (N, K)."""
+        centered, total = self._centered(z, alpha, sigma, first)
+        return (-0.5 * (centered**2 / total).sum(-1)).softmax(-1)
+
+    def denoise_knowing(self, known: Tensor, z: Tensor, alpha: float, sigma: float, first: int = 0) -> Tensor:
+        """E[ε|z] where the probabilities of the clusters are ``known``, (N, K)."""
+        centered, total = self._centered(z, alpha, sigma, first)
+        epsilon = sigma * (known[..., None] * centered).sum(1) / total
+        return (epsilon @ self.basis.T).float().view_as(z)
+
+    def _centered(self, z: Tensor, alpha: float, sigma: float, first: int) -> tuple[Tensor, Tensor]:
+        """z less each cluster's mean, along the basis (N, K, D), and the variance of that (D,)."""
         centered = (z.flatten(1).double() @ self.basis)[:, None] - alpha * self.means[first:]
-        total = alpha**2 * self.variance + sigma**2
-        posterior = (-0.5 * (centered**2 / total).sum(-1)).softmax(-1)
-        epsilon = sigma * (posterior[..., None] * centered).sum(1) / total
-        return (epsilon @ self.basis.T).float().view_as(z), posterior.argmax(1)
+        return centered, alpha**2 * self.variance + sigma**2
 
     def linear(self, z: Tensor, alpha: float, sigma: float) -> Tensor:
         mean = self.means.mean(0)
@@ -158,3 +175,13 @@ class ClusterDenoiser(nn.Module):
     def _one_scaled(self, z: Tensor, t: Tensor, size: float) -> Tensor:
         epsilon, cluster = self.data.denoise(z, *self.levels(t))
         return torch.where((cluster == 0).view(-1, 1, 1, 1), size * epsilon, epsilon)
+
+
+class ClassDenoiser(ClusterDenoiser):
+    """The exact denoiser of clusters that is told which one it is, or, by the number K, that it is any of the K."""
+
+    def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        number, levels = len(self.data.means), self.levels(t)
+        told = nn.functional.one_hot(condition["class_labels"], number + 1)
+        known = torch.where(told[:, -1:] == 1, self.data.posterior(z_t, *levels), told[:, :-1].double())
+        return self.data.denoise_knowing(known, z_t, *levels)

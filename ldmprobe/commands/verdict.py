@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 from ldmprobe.commands.options import Parser
@@ -31,6 +32,8 @@ def run(argv: list[str]) -> int:
     """
     args = parser(argv[0]).parse_args(argv[1:])
     from ldmprobe.diffusion.measured_grid import MeasuredGrid
+    from ldmprobe.io.store import RecordStore
+    from ldmprobe.probing.class_information import CURVE
     from ldmprobe.probing.verdict import State
     from ldmprobe.tracking.run_verdict import verdict_on
 
@@ -41,4 +44,7 @@ def run(argv: list[str]) -> int:
         print(plain(verdict.in_full))
         if verdict.state not in (State.CANNOT_SAY, State.BROKEN):
             print(plain(f"  {MeasuredGrid(str(args.run_dir)).advice}"))
+            last = RecordStore(args.run_dir).last_before("denoising", sys.maxsize)
+            if last is not None and (told := last.provenance.get("notes", {}).get(CURVE)):
+                print(plain(f"  {told}"))
     return verdict.state.exit_code

@@ -23,7 +23,6 @@ from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
 
 BEYOND_DOUBT = 5.0  # standard errors
-_DRAWS = 128  # of those of the denoising probe
 METRICS = (
     Metric(
         "condition_use/*", "Is the condition used?",
@@ -65,19 +64,18 @@ def condition_use(
 
     Args:
         timesteps: the levels, (L,).
-        squared: squared ε-errors of the probe's draws with their own conditions, (N, L).
+        squared: squared ε-errors of the probe's first N draws with their own conditions, (N, L).
         seed: the probe's, whose noise is drawn again.
     """
     num_images, used = len(held_out.latents), ConditionUse()
-    number = min(_DRAWS, len(squared))
-    draws = Draws.of(held_out, number, seed, model.device, ranks)
+    draws = Draws.of(held_out, len(squared), seed, model.device, ranks)
     other = (draws.image + max(1, num_images // 2)) % num_images
     own, swapped = ({name: value[i] for name, value in held_out.condition.items()} for i in (draws.image, other))
-    of_image = torch.arange(number) % num_images
+    of_image = torch.arange(len(squared)) % num_images
     for name, condition in model.conditioning.swapped(own, swapped).items():
         errors = replace(draws, condition=condition).squared_errors(model, timesteps, batch_size)
-        rise = errors - squared[:number]
-        mse, half_width = squared[:number].mean(0), clustered_half_width(rise, of_image)
+        rise = errors - squared
+        mse, half_width = squared.mean(0), clustered_half_width(rise, of_image)
         log_snr = model.schedule.log_snr[timesteps]
         used.curves[f"condition_use/{name}"] = Curve.around(timesteps, log_snr, rise.mean(0) / mse, half_width / mse)
         z = (rise.mean(0) / half_width).nan_to_num(0.0) * student(int(of_image.max()) + 1)

@@ -28,6 +28,8 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.io.record import Curve, PerSample, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.class_information import CURVE as CLASS_INFORMATION
+from ldmprobe.probing.class_information import class_information
 from ldmprobe.probing.condition_use import condition_use
 from ldmprobe.probing.denoising_record import ERRORS, LOG_SNR_SPACING, METRICS, PROBE, levels_of
 from ldmprobe.probing.draws import Draws
@@ -35,6 +37,8 @@ from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.ideals import compared, ideal_errors
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
+
+_CONDITION_DRAWS = 128  # whose conditions are swapped and left out
 
 
 def log_snr_grid(model: DiffusionModel) -> Tensor:
@@ -132,7 +136,8 @@ def probe_denoising(
         squared, product, square, offset, image_squared = map(
             draws.gathered, (errors, products, squares, offsets, image_errors)
         )
-        use = condition_use(model, held_out, timesteps, squared, batch_size, seed, ranks)
+        conditional = (model, held_out, timesteps, squared[:_CONDITION_DRAWS], batch_size, seed, ranks)
+        use, information = condition_use(*conditional), class_information(*conditional)
         ideals = ideal_errors(model, held_out, reference, timesteps, num_draws, batch_size, seed, ranks)
     log_snr = schedule.log_snr[timesteps]
     dimension = held_out.latents[0].numel()
@@ -177,7 +182,7 @@ def probe_denoising(
         "prediction_offset_floor": curve(offset_width / student(int(of_image.max()) + 1)),
     }
     curves |= {name: curve(*found) for name, found in compared(squared, ideals, mmse, of_image).items()}
-    curves |= use.curves
+    curves |= use.curves | information.curves
     if image_loss:
         curves["image_mse"] = curve(image_squared.mean(0), clustered_half_width(image_squared, of_image))
     fingerprints = {
@@ -193,6 +198,7 @@ def probe_denoising(
     imbalance = summarize(
         log_snr.numpy(), residual.numpy(), residual_width.numpy(), mse.numpy(), nats.numpy(), num_draws
     )
+    notes = {"condition_use/*": " ".join(use.ignored), CLASS_INFORMATION: information.advice}
     record = ProbeRecord(
         PROBE,
         step,
@@ -203,6 +209,7 @@ def probe_denoising(
             **{f"imbalance_share/{band_key(band.low)}": band.share for band in imbalance.bands},
             **{f"calibration_residual_band/{band_key(band.low)}": band.residual for band in imbalance.bands},
             **use.scalars,
+            **information.scalars,
         },
         curves=curves,
         metrics=METRICS,
@@ -216,11 +223,13 @@ def probe_denoising(
             "log_snr_range": [float(log_snr.min()), float(log_snr.max())],
             "linear_optimum_known_to_log_snr": min(reference.basis.optimum.known_to, 99.0),
             "progress_since_step": previous.step if "denoising_progress" in curves and previous is not None else None,
-            **({"notes": {"condition_use/*": " ".join(use.ignored)}} if use.ignored else {}),
+            "notes": {name: note for name, note in notes.items() if note},
         },
         fingerprints=fingerprints,
     )
 
     summary, remarks = in_words(levels_of(record), imbalance.bands)
-    record.provenance.update(summary=summary, remarks=" ".join([*use.ignored, remarks]).strip())
+    record.provenance.update(
+        summary=summary, remarks=" ".join(filter(None, [*use.ignored, remarks, information.advice]))
+    )
     return record

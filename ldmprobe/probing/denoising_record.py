@@ -10,6 +10,7 @@ from ldmprobe.analysis.imbalance import Band, summarize
 from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, ProbeRecord
+from ldmprobe.probing.class_information import METRICS as CLASS_INFORMATION
 from ldmprobe.probing.condition_use import METRICS as CONDITION_USE
 from ldmprobe.probing.ideals import METRICS as IDEALS
 
@@ -103,6 +104,7 @@ METRICS = (
     ),
     *IDEALS,
     *CONDITION_USE,
+    *CLASS_INFORMATION,
 )  # fmt: skip
 
 
