@@ -75,5 +75,6 @@ class LoRAStrength(BesideBaseData):
                 batch_size=self.batch_size,
                 seed=self.seed,
                 step=trainer.global_step,
+                ranks=ranks,
                 progress=progress,
             )

@@ -30,7 +30,7 @@ from ldmprobe.pretrained.lora import has_lora, lora_at
 from ldmprobe.probing.denoising import log_snr_grid
 from ldmprobe.probing.draws import Draws
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.probe import Progress, evaluating, no_progress
+from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
 
 PROBE, BEST = "lora_strength", "lora_strength_best"
 STRENGTHS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
@@ -77,6 +77,7 @@ def probe_lora_strength(
     batch_size: int = 256,
     seed: int = 0,
     step: int = 0,
+    ranks: Ranks | None = None,
     progress: Progress = no_progress,
 ) -> ProbeRecord:
     """Denoise held-out latents of both kinds at each strength of the model's LoRA, and say which is best.
@@ -90,7 +91,7 @@ def probe_lora_strength(
         num_draws: noised latents per level and kind of data.
 
     Returns:
-        A record called "lora_strength".
+        A record called "lora_strength", the same on every rank.
 
     Raises:
         ConfigurationError: there is no LoRA, there are fewer than four strengths, or 0 or 1 is not among them.
@@ -108,13 +109,13 @@ def probe_lora_strength(
     falls, images = [], []  # of each kind: (bands + 1, strengths, draws), and the image of each draw
     for k, data in enumerate((base_data, new_data)):
         with evaluating(model.modules):
-            draws, errors = Draws.of(data, num_draws, seed, model.device), []
+            draws, errors = Draws.of(data, num_draws, seed, model.device, ranks), []
             for n, strength in enumerate(tried):
                 with lora_at(model.network, strength):
                     errors.append(draws.squared_errors(model, timesteps, batch_size).T.numpy())
                 progress(k * len(tried) + n + 1, 2 * len(tried))
         falls.append(np.stack([inside @ (errors[0] - each) for each in errors], 1))
-        images.append(draws.image.numpy())
+        images.append(np.arange(num_draws) % len(data.latents))
     lost, won = (clustered_mean(fall, image) for fall, image in zip(falls, images, strict=True))
     net, width = won.value + lost.value, np.hypot(won.half_width, lost.half_width)
     without = np.stack([_without(falls, images, group) for group in range(_groups(images))])  # (groups, bands + 1, S)

@@ -1,10 +1,22 @@
 """Under sharding each pass through the network is a collective: every rank makes as many, and no number depends on
 it."""
 
+import copy
+
 import pytest
 import torch
+from torch import nn
 
-from ldmprobe import HeldOut, InheritedError, Sampling, probe_denoising, probe_sampling
+from ldmprobe import (
+    DiffusionModel,
+    HeldOut,
+    InheritedError,
+    LoRA,
+    Sampling,
+    probe_denoising,
+    probe_lora_strength,
+    probe_sampling,
+)
 from ldmprobe.diffusion.samplers import DDIM, DPMSolver, PredictorCorrector
 from ldmprobe.probing.analyses import StepKL
 from ldmprobe.probing.probe import Ranks
@@ -54,6 +66,39 @@ def test_a_stochastic_sampler_makes_the_same_record_on_two_ranks(sampler):
     expected = probe()
     for record in on_ranks(2, lambda ranks: probe(ranks, batch_size=3)):
         assert_same_record(record, expected, **TOLERANCE)
+
+
+class Pixels(nn.Module):
+    """A linear denoiser with a LoRA."""
+
+    def __init__(self, num_pixels: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(num_pixels, num_pixels, bias=False)
+        LoRA(rank=2, targets=["linear"]).add_to(self)
+        for parameter in self.parameters():
+            nn.init.normal_(parameter, std=num_pixels**-0.5)
+        self.double()
+
+    def forward(self, z_t, t, condition):
+        return self.linear(z_t.flatten(1)).view_as(z_t)
+
+
+def test_a_lora_is_tried_by_two_ranks_in_half_the_passes():
+    gaussian = gaussian_model()
+    shape = gaussian.latent_shape
+    torch.manual_seed(0)
+    model = DiffusionModel(Pixels(torch.Size(shape).numel()), gaussian.schedule, shape)
+    kinds = HeldOut(draw(gaussian, 7), {}), HeldOut(draw(gaussian, 20)[7:], {})
+
+    def probe(ranks=None):
+        own, latents = copy.deepcopy(model), []
+        own.network.register_forward_hook(lambda module, inputs, output: latents.append(len(inputs[0])))
+        return probe_lora_strength(own, *kinds, num_draws=33, ranks=ranks), sum(latents)
+
+    expected, alone = probe()
+    for record, latents in on_ranks(2, probe):
+        assert_same_record(record, expected, **TOLERANCE)
+        assert latents * 33 == alone * 17
 
 
 @pytest.mark.parametrize(("num_samples", "world_size"), [(10, 1), (10, 2), (11, 4), (2, 3)])
