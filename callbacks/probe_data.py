@@ -4,7 +4,7 @@ tuples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics, latents_of
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.real_data import DataSource, each_loader, loaders_in, read_beside, reference_at, same_reading
+from ldmprobe.probing.real_features import images_at
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.types import Batch
 
@@ -111,6 +112,16 @@ def prepared(trainer: L.Trainer, sampling: Sampling) -> Sampling:
 def has_held_out(trainer: L.Trainer) -> bool:
     """Return whether `held_out_of` will find any."""
     return not isinstance(source := data_source(trainer), Loaders) or source.trainer.val_dataloaders is not None
+
+
+def training_images_at(trainer: L.Trainer, places: Sequence[int]) -> Tensor:
+    """Return the training images of these places among `reference_images`, (n, C, H, W) in [−1, 1]: an ImageData's row
+    by row, those of other data from among all before them.
+    """
+    source = data_source(trainer)
+    if isinstance(source, ImageData):
+        return as_floats(source.training_images_at(places)["image"])
+    return images_at(source.reference_images(max(places) + 1), places)
 
 
 class Loaders:

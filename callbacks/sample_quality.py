@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
-from ldmprobe.callbacks.probe_data import data_source, has_held_out, prepared
+from ldmprobe.callbacks.probe_data import data_source, has_held_out, prepared, training_images_at
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.diffusion.grids import Grid
 from ldmprobe.diffusion.samplers import Sampler
@@ -23,7 +23,7 @@ from ldmprobe.models.guidance import Guidance
 from ldmprobe.probing.copies import CopySearch
 from ldmprobe.probing.probe import Ranks, evaluating
 from ldmprobe.probing.quality import probe_quality, refuse_too_few
-from ldmprobe.probing.real_features import RealFeatures, check_feature_network, images_at, network_fingerprint
+from ldmprobe.probing.real_features import RealFeatures, check_feature_network, network_fingerprint
 from ldmprobe.probing.sampling import Sampling
 
 _log = logging.getLogger(__name__)
@@ -134,7 +134,7 @@ class SampleQuality(ProbeCallback[DiffusionModel]):
             def make() -> Tensor:
                 with evaluating([]):
                     torch.manual_seed(_ORDER)
-                    return images_at(data_source(trainer).reference_images(max(places) + 1), places)
+                    return training_images_at(trainer, places)
 
             return from_rank_zero(trainer, make)
 

@@ -5,7 +5,7 @@ More than 300 lines, a third of which are what a configuration can say of its da
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property
 from itertools import islice
@@ -34,7 +34,15 @@ from ldmprobe.data.sources import (
     only,
     without_own,
 )
-from ldmprobe.data.stream import HubStream, RowsInOrder, ShuffledStream, SkippingLoader, StreamPositions, in_fixed_order
+from ldmprobe.data.stream import (
+    HubStream,
+    RowsInOrder,
+    ShuffledStream,
+    SkippingLoader,
+    StreamPositions,
+    at_places,
+    in_fixed_order,
+)
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning
@@ -345,3 +353,7 @@ class ImageData(L.LightningDataModule):
         """The same, always with `image`."""
         split = SPLITS[held_out]
         return in_fixed_order(self.rows[split], self.reader_of(split), num_images)
+
+    def training_images_at(self, places: Sequence[int]) -> Batch:
+        """Return the training images of these places among `reference_images`, without reading others."""
+        return at_places(self.rows["train"], self.reader_of("train"), places)

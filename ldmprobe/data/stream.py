@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence, Sized
 from itertools import islice
 from typing import Any, Protocol
 
@@ -127,12 +127,26 @@ class SkippingLoader:
 def in_fixed_order(rows: Rows, reader: Reader, num_rows: int) -> Iterator[Batch]:
     """Yield batches of `num_rows` rows, or of all there are, in an order that never changes."""
     if is_table(rows):
-        order = np.random.default_rng(0).permutation(len(rows))[:num_rows]
-        samples: Iterator[Any] = (reader.read(rows[int(i)], int(i)) for i in order)
+        samples: Iterator[Any] = (reader.read(rows[int(i)], int(i)) for i in _fixed_order(rows)[:num_rows])
     else:
         samples = (reader.read(row, i) for i, row in enumerate(islice(rows, num_rows)))
     while batch := list(islice(samples, 256)):
         yield reader.collate(batch)
+
+
+def at_places(rows: Rows, reader: Reader, places: Sequence[int]) -> Batch:
+    """Return the rows of these places in the order of `in_fixed_order`, without reading others; a stream passes over
+    those before them.
+    """
+    if is_table(rows):
+        return reader.collate([reader.read(rows[int(i)], int(i)) for i in _fixed_order(rows)[places]])
+    first = enumerate(islice(rows, max(places) + 1))
+    found = {i: reader.read(row, i) for i, row in first if i in places}
+    return reader.collate([found[place] for place in places])
+
+
+def _fixed_order(rows: Sized) -> np.ndarray:
+    return np.random.default_rng(0).permutation(len(rows))
 
 
 class RowsInOrder(Dataset):

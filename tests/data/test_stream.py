@@ -10,7 +10,7 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
 from ldmprobe.data.builtin import gaussian
-from ldmprobe.data.stream import HubStream, ShuffledStream, SkippingLoader, StreamPositions
+from ldmprobe.data.stream import HubStream, ShuffledStream, SkippingLoader, StreamPositions, at_places, in_fixed_order
 from tests.helpers import row_reader
 
 N = 20
@@ -90,6 +90,27 @@ def test_augmentation_is_a_function_of_seed_and_position():
     first, second = stream[list(range(10))], stream[list(range(10, 20))]
     by_row = [dict(zip(b["index"].tolist(), b["image"], strict=True)) for b in (first, second)]
     assert sum(torch.equal(by_row[0][i], by_row[1][i]) for i in range(10)) < 8  # drawn anew in each pass
+
+
+class Remembered:
+    """A reader that remembers which rows it has read."""
+
+    def __init__(self):
+        self.read_rows, self.collate = [], READER.collate
+
+    def read(self, row, number, rng=None):
+        self.read_rows.append(number)
+        return READER.read(row, number, rng)
+
+
+def test_rows_of_places_in_the_fixed_order_are_read_alone(table):
+    places = [11, 2, 11]
+    for rows in (table, table.to_iterable_dataset(num_shards=2)):
+        reader = Remembered()
+        batch = at_places(rows, reader, places)
+        (whole,) = in_fixed_order(rows, READER, 15)
+        assert torch.equal(batch["image"], whole["image"][places])
+        assert set(reader.read_rows) == set(batch["index"].tolist())
 
 
 # --- streaming datasets
