@@ -116,6 +116,8 @@ class Autoencoding(L.LightningModule):
         self.autoencoder = network.requires_grad_(True).train()
         self.kl_weight = _kl_weight(network, kl_weight)
         self.quantization = _quantization(network, quantization, train)
+        if self.quantization is not None and isinstance(autoencoder, str):
+            self.quantization.begun.fill_(True)  # its codes are the ones to go on with
         if train == "decoder":
             network.requires_grad_(False)
             for parameter in decoder_parameters(network):

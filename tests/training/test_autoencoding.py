@@ -22,6 +22,7 @@ from ldmprobe import (
     MovingAverageQuantization,
     PatchDiscriminator,
     PerceptualLoss,
+    VectorQuantization,
     load_autoencoder,
     load_model,
 )
@@ -247,6 +248,23 @@ def test_a_trained_decoder_leaves_latents_as_they_are():
     assert torch.equal(latents_of(model.autoencoder.eval(), images), latents)
     changed = [name for name, value in model.autoencoder.state_dict().items() if not torch.equal(value, before[name])]
     assert {name.split(".")[0] for name in changed} == {"decoder", "post_quant_conv"}
+
+
+@pytest.mark.parametrize(
+    "kind", [lambda: VectorQuantization(revive_below=0), lambda: MovingAverageQuantization(revive_below=0, decay=1.0)]
+)
+def test_the_codes_of_a_folder_are_gone_on_with(kind, tmp_path):
+    network(VQModel, num_vq_embeddings=16).save_pretrained(tmp_path)
+
+    def moved(first_stage):  # by a step that moves nothing
+        still = {"adversarial": None, "optimizer": lambda groups: torch.optim.SGD(groups, lr=0.0)}
+        model = module(autoencoder=first_stage, quantization=kind(), **still)
+        before = model.autoencoder.quantize.embedding.weight.detach().clone()
+        fit(model, 1)
+        return not torch.equal(model.autoencoder.quantize.embedding.weight, before)
+
+    assert not moved(str(tmp_path))
+    assert moved(network(VQModel, num_vq_embeddings=16))
 
 
 # --- resumed, and on several ranks -----------------------------------------------------------------------------------
