@@ -164,6 +164,16 @@ def test_an_autoencoder_without_posterior_or_codes_has_no_rate(images, originals
     assert list(record.images) == ["reconstructions"]
 
 
+def test_an_autoencoder_that_has_diverged_has_no_psnr(images, originals, features):
+    subject = model()
+    with torch.no_grad():
+        subject.network.decoder.conv_out.bias.fill_(torch.nan)
+    record = probe_reconstruction(subject, [images[1]], originals, features, kid_subset_size=10)
+    for name in ("psnr", "psnr_half_width", "skill_over_pca", "ssim", "rfid", "equivariance_error", "grid_energy"):
+        assert math.isnan(record.scalars[name]), name
+    assert "not finite" in record.provenance["summary"]
+
+
 def test_values_beyond_pixels_are_kept_and_too_few_images_refused(images):
     training, held_out = images
     wide = Originals.of([3 * training], [3 * held_out], 4)

@@ -21,8 +21,8 @@ _NO_ERROR = 1e-9  # of PCA's, beside the range of pixels: as many components as 
 
 
 def decibels(mse: float) -> float:
-    """Return the PSNR of a mean squared error of pixels in [−1, 1]: 10 log10(2²/MSE)."""
-    return 10 * math.log10(4 / mse) if mse > 0 else math.inf
+    """Return the PSNR of a mean squared error of pixels in [−1, 1]: 10 log10(2²/MSE), NaN if that is."""
+    return math.inf if mse == 0 else 10 * math.log10(4 / mse)
 
 
 class PerImage(Measure):
@@ -74,7 +74,7 @@ class PixelError(PerImage):
         errors = self.gather(ranks)
         mse, linear = float(errors.mean()), float(self.originals.pca_error.mean())
         width = NORMAL * float(errors.std()) / math.sqrt(len(errors))
-        scalars = {"psnr": decibels(mse), "psnr_half_width": 10 / math.log(10) * width / mse if mse > 0 else 0.0}
+        scalars = {"psnr": decibels(mse), "psnr_half_width": 0.0 if mse == 0 else 10 / math.log(10) * width / mse}
         if linear > _NO_ERROR * (self.originals.high - self.originals.low) ** 2:
             scalars |= {"pca_psnr": decibels(linear), "skill_over_pca": 1 - mse / linear}
         return Findings(scalars)

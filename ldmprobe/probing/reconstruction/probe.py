@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from itertools import chain
 
@@ -159,6 +160,8 @@ def _summary(model: AutoencoderModel, originals: Originals, scalars: dict[str, f
     """Return what was found, in a sentence."""
     channels, height, width = model.latent_shape
     size = f"{originals.shape[1]}×{originals.shape[2]}"
+    if math.isnan(scalars["psnr"]):
+        return f"held-out images of {size} come back with values that are not finite: the autoencoder has diverged."
     words = f"held-out images of {size} come back from {channels}×{height}×{width} (f = {factor}) with "
     words += f"{scalars['psnr']:.1f} dB"
     if "pca_psnr" in scalars:
