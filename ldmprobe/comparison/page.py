@@ -19,8 +19,8 @@ from ldmprobe.tracking.charts.chart import cut_off
 from ldmprobe.tracking.charts.runs import runs_charts
 from ldmprobe.tracking.charts.svg import drawn_by_choice
 from ldmprobe.tracking.comparable import Moment
-from ldmprobe.tracking.page import folded, guarded, page, pairs, section
-from ldmprobe.tracking.thumbnails import sample_uris
+from ldmprobe.tracking.page import folded, guarded, page, pairs, samples_over_training, section
+from ldmprobe.tracking.thumbnails import is_stacked, sample_uris
 
 _FACTS = (  # of a record's provenance
     *("weights", "autoencoder", "latent_shape", "factor", "feature_network", "num_images", "num_draws"),
@@ -139,21 +139,16 @@ def _images_section(comparison: Comparison, whens: Sequence[Moment], name: str) 
         text += f" The same place in each grid started from the same {same}."
     else:
         text += f" {escape(records[0].metric(name).meaning)}"
-    return section(
-        name.replace("_", " ").capitalize(),
-        text,
-        _grids(whens[0], next(uris))
-        + "".join(folded(f"At {when.description}", _grids(when, next(uris))) for when in whens[1:]),
-    )
+    grids = [_grids(when, next(uris), is_stacked(records[0].images[name])) for when in whens]
+    earlier = (folded(f"At {when.description}", grid) for when, grid in zip(whens[1:], grids[1:], strict=True))
+    return section(name.replace("_", " ").capitalize(), text, "".join([grids[0], *earlier]))
 
 
-def _grids(moment: Moment, uris: Sequence[Sequence[str]]) -> str:
+def _grids(moment: Moment, uris: Sequence[Sequence[str]], stacked: bool) -> str:
     grids = []
     for i, (label, record) in enumerate(moment.records.items()):
-        pictures = "".join(f'<img alt="sample {k}" src="{uri}">' for k, uri in enumerate(uris[i]))
-        grids.append(
-            f'<div><h3>{named(label, i)}<em>step {record.step:,}</em></h3><div class="samples">{pictures}</div></div>'
-        )
+        pictures = samples_over_training({record.step: uris[i]}, stacked)
+        grids.append(f"<div><h3>{named(label, i)}<em>step {record.step:,}</em></h3>{pictures}</div>")
     return f'<div class="side">{"".join(grids)}</div>'
 
 

@@ -65,11 +65,15 @@ def folded(summary: str, body: str) -> str:
     return f"<details><summary>{escape(summary)}</summary>{body}</details>" if body else ""
 
 
-def samples_over_training(frames: Mapping[int, Sequence[str]]) -> str:
-    """Return the last of several grids of images, as data URIs by training step; the page's slider shows the others."""
+def samples_over_training(frames: Mapping[int, Sequence[str]], stacked: bool = False) -> str:
+    """Return the last of several grids of images, as data URIs by training step; the page's slider shows the others.
+
+    Args:
+        stacked: each image is of several, one above the other.
+    """
     pictures = "".join(f'<img alt="sample {i}" src="{uri}">' for i, uri in enumerate(list(frames.values())[-1]))
     told = "" if len(frames) < 2 else f" data-frames='{json.dumps(list(frames.values()))}' data-steps='{[*frames]}'"
-    return f'<div class="samples"{told}>{pictures}</div>'
+    return f'<div class="samples{" stacked" * stacked}"{told}>{pictures}</div>'
 
 
 def slider_over_training(steps: Sequence[int]) -> str:

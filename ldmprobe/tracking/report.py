@@ -32,10 +32,11 @@ from ldmprobe.tracking.report_links import address_of, config_text_of, links_htm
 from ldmprobe.tracking.report_words import fact, left_out, meaning, number, prompted, sentence, some_of
 from ldmprobe.tracking.run_verdict import judged_records
 from ldmprobe.tracking.spectrum import Range, bands_html, noised_html, on_axis, range_of
-from ldmprobe.tracking.thumbnails import sample_uris
+from ldmprobe.tracking.thumbnails import is_stacked, sample_uris
 from ldmprobe.tracking.verdict_html import confidence_html, headline_html
 
 _TOLD_ELSEWHERE = {"summary", "remarks", "notes", "caveats", "sample_labels"}  # of a record's provenance
+_FIRST_STAGE = "reconstruction"  # the probe of an autoencoder
 _MAP, _SPECTRUM = "Noise level × training step", "By noise level"
 
 
@@ -126,11 +127,13 @@ def _by_probe(records: Sequence[ProbeRecord]) -> dict[str, list[ProbeRecord]]:
 
 
 def _verdict(judged: Sequence[ProbeRecord], probes: Mapping[str, Sequence[ProbeRecord]]) -> str:
-    """Return the verdict, and what single probes come to in words."""
+    """Return the verdict, and what single probes come to in words; these alone of an autoencoder, which has none."""
     remarks = [
         str(records[-1].provenance.get(key, "")) for records in probes.values() for key in ("summary", "remarks")
     ]
     said = " ".join(escape(sentence(remark)) for remark in remarks if remark)
+    if _FIRST_STAGE in probes and not any(record.probe == PROBE for record in judged):
+        return f'<p class="summary">{said}</p>'
     found = folded("What the last probes found", f"<p>{said}</p>") if said else ""
     verdict = judge(judged)
     return headline_html(verdict) + confidence_html(verdict) + found
@@ -179,7 +182,7 @@ def _images_section(pictured: Sequence[ProbeRecord], last: ProbeRecord, name: st
     uris = sample_uris(pictured, name)
     frames = {step: frame for step, frame in zip(steps_of(pictured), uris, strict=True) if frame}
     text = meaning(last, name) + some_of(len(frames), count) + prompted(last)
-    return section(last.metric(name).title, text, samples_over_training(frames))
+    return section(last.metric(name).title, text, samples_over_training(frames, is_stacked(last.images[name])))
 
 
 def _scatter_section(pictured: Sequence[ProbeRecord], last: ProbeRecord, name: str, count: int) -> str:

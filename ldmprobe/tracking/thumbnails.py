@@ -41,6 +41,12 @@ def sample_uris(records: Sequence[ProbeRecord], name: str) -> list[list[str]]:
     return found
 
 
+def is_stacked(pngs: Sequence[bytes]) -> bool:
+    """Return whether the first image is at least twice as high as wide, as those one above the other are."""
+    image = opened(pngs[0]) if pngs else None
+    return image is not None and image.height >= 2 * image.width
+
+
 def _reduced(png: bytes, edge: int) -> tuple[str, bytes]:
     """Return the kind of image that is shown, and its bytes."""
     image = opened(png)

@@ -80,6 +80,9 @@ def test_the_page_reads_as_one_of_a_first_stage(run):
     assert page.count("<h1>") == 1
     for words in ("Held-out images of 16×16 come back from", "Reconstructions of held-out images", "noise by design"):
         assert words in page
+    assert 'class="summary">Held-out images' in page  # where a diffusion model's page has its verdict
+    assert "DenoisingProbe" not in page
+    assert page.count('<div class="samples stacked"') == 1
     assert "noise level" not in page.split("<main>")[0].rpartition("</script>")[2]
     assert "Could not be drawn" not in page
 
