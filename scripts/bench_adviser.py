@@ -91,7 +91,7 @@ def guidances(args: argparse.Namespace) -> list[str]:
         raise ConfigurationError(f"The condition of {args.model} tells nothing: there is no interval to try.")
     interval = found["guidance_interval/low"], found["guidance_interval/high"]
     told, width = (found[f"class_information_nats{end}"] for end in ("", "_half_width"))
-    lines = [f"{told:.2f} ± {width:.2f} nats, 90 % of them at log-SNR {interval[0]:.1f} to {interval[1]:.1f}"]
+    lines = [f"{told:.2f} ± {width:.2f} nats told; advised: log-SNR {interval[0]:.1f} to {interval[1]:.1f}"]
     distance = partial(frechet_distance, real_features(args, network, model.device))
     for scale in args.scales:
         tried: dict[str, Guidance] = {

@@ -6,7 +6,8 @@ r"""Class information: what a noisy latent says of its condition, by noise level
 by the I-MMSE relation (Guo, Shamai & Verdú, 2005, eq. 1; Kong et al., 2023, arXiv:2302.03792) with the errors of a
 network for those of the exact posteriors. Of classes that images tell apart, all of it together is the entropy of the
 classes, ln K for K that are equally frequent. What a network has above that is its own: a null condition, which it sees
-in few of its training samples, denoised worse than it could be.
+in few of its training samples, denoised worse than it could be. From the level on where the condition has told as much
+as it can, counted from the noisy side, the difference is that alone.
 
 Guidance adds w − 1 times the difference of both answers. Where the condition says nothing that difference is error of
 the network, multiplied, and the pass for it is wasted. The interval advised for ``IntervalGuidance`` (Kynkäänniemi et
@@ -97,27 +98,35 @@ def class_information(
         {TOTAL: total, f"{TOTAL}_half_width": total_width},
     )
     if total > total_width:
-        low, high = shortest_interval(log_snr.numpy(), density.numpy())
+        most = model.conditioning.most_nats
+        low, high = shortest_interval(log_snr.numpy(), density.numpy(), most)
         found.scalars |= {"guidance_interval/low": low, "guidance_interval/high": high}
+        told = f"{total:.2f} ± {total_width:.2f} nats that the condition tells."
+        if total > most:
+            told = (
+                f"{most:.2f} nats that the condition can tell; measured were {total:.2f} ± {total_width:.2f}, since "
+                "without a condition the network denoises worse than it could."
+            )
         found.advice = (
             f"Guidance is of use between two log-SNRs, --guidance-interval {low:.1f} {high:.1f}, which hold "
-            f"{SHARE:.0%} of the {total:.2f} ± {total_width:.2f} nats that the condition tells."
+            f"{SHARE:.0%} of the {told}"
         )
     return found
 
 
-def shortest_interval(log_snr: np.ndarray, density: np.ndarray, share: float = SHARE) -> tuple[float, float]:
-    """Return the ends of the shortest interval that holds a share of a density, which is linear between its points and
+def shortest_interval(log_snr: np.ndarray, density: np.ndarray, most: float = np.inf) -> tuple[float, float]:
+    """Return the ends of the shortest interval that holds 90 % of a density, which is linear between its points and
     taken for 0 where it is negative.
 
     Args:
         log_snr: where it is known, (L,), rising.
         density: somewhere above 0, (L,).
+        most: the largest integral that it can have; from where that is reached, the density is taken for 0.
     """
     fine = np.linspace(log_snr[0], log_snr[-1], 2001)
-    held = np.cumsum(np.interp(fine, log_snr, np.maximum(density, 0.0)))
-    held /= held[-1]
-    starts = fine[held <= 1 - share + 1e-12]
-    ends = np.interp(np.interp(starts, fine, held) + share, held, fine)
+    held = np.cumsum(np.interp(fine, log_snr, np.maximum(density, 0.0))) * (fine[1] - fine[0])
+    held = np.minimum(held, most) / min(held[-1], most)
+    starts = fine[held <= 1 - SHARE + 1e-12]
+    ends = np.interp(np.interp(starts, fine, held) + SHARE, held, fine)
     shortest = int(np.argmin(ends - starts))
     return float(starts[shortest]), float(ends[shortest])

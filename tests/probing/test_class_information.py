@@ -71,3 +71,6 @@ def test_nothing_is_advised_where_nothing_is_told():
 def test_the_shortest_interval_of_a_normal_density_is_about_its_mean():
     x = np.linspace(-8, 9, 60)
     assert shortest_interval(x, np.exp(-((x - 1) ** 2) / 2)) == pytest.approx((1 - 1.645, 1 + 1.645), abs=0.02)
+    low, high = shortest_interval(x, np.ones(60), most=2.0)  # all of it below log-SNR −6
+    assert high - low == pytest.approx(1.8, abs=0.02)
+    assert high < -5.98

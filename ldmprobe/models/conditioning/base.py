@@ -5,6 +5,7 @@ More than 300 lines, most of which say what a conditioning may answer: nobody el
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterator, Sequence
 
@@ -152,6 +153,11 @@ class Conditioning(nn.Module, ABC):
     def knows_null(self) -> bool:
         """Return whether the network is trained without a condition, too, so that it can be guided."""
         return self._knew_null or self.dropout > 0
+
+    @property
+    def most_nats(self) -> float:
+        """Return the largest entropy that what it tells can have, in nats; infinite where that is not known."""
+        return math.inf
 
     @property
     def description(self) -> PlainValues:

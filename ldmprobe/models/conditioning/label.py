@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
@@ -45,6 +47,10 @@ class ClassConditioning(Conditioning):
 
     def null(self, num_samples: int, device: torch.device) -> Condition:
         return {"class_labels": torch.full((num_samples,), self.num_classes, device=device)}
+
+    @property
+    def most_nats(self) -> float:
+        return math.log(self.num_classes)
 
     def prepare(self, network: nn.Module, data: ConditioningData, codec: LatentCodec) -> None:
         super().prepare(network, data, codec)

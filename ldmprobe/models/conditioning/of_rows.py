@@ -67,6 +67,10 @@ class OfRows(Conditioning):
         return self.conditioning.knows_null
 
     @property
+    def most_nats(self) -> float:
+        return self.conditioning.most_nats
+
+    @property
     def label(self) -> str:
         return self.conditioning.label
 
