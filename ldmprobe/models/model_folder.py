@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.latent_scale import SCALING
 from ldmprobe.types import Component
 
 WEIGHTS = re.compile(
@@ -35,6 +38,24 @@ def belonging_to(file: str) -> set[str]:
     index = filter(None, (match["name"], "safetensors.index", variant_of(file), "json"))
     parts = (re.sub(r"-\d+-of-", f"-{i:05d}-of-", file) for i in range(1, int(match["parts"]) + 1))
     return {".".join(index), *parts}
+
+
+@contextmanager
+def _scale_is_read() -> Iterator[None]:
+    """Keep diffusers from saying that settings of the scale of latents will be ignored, where its class does not know
+    them: LatentCodec reads them.
+    """
+
+    def others(record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return "will be ignored" not in message or not {*re.findall(r"'(\w+)': ", message)} <= {*SCALING}
+
+    logger = logging.getLogger("diffusers.configuration_utils")
+    logger.addFilter(others)
+    try:
+        yield
+    finally:
+        logger.removeFilter(others)
 
 
 @dataclass(frozen=True)
@@ -61,7 +82,7 @@ class ModelFolder:
         if not (self.folder / "config.json").is_file():
             raise self._not_loadable(f"its config.json is missing. {_AGAIN}")
         try:
-            with torch.device("meta"):
+            with torch.device("meta"), _scale_is_read():
                 if self._of_diffusers:
                     network = self.network_class.from_config(self.network_class.load_config(self.folder))
                 else:
@@ -81,7 +102,7 @@ class ModelFolder:
         options = {"torch_dtype": dtype, "low_cpu_mem_usage": False} if self._of_diffusers else {"dtype": dtype}
         variant = self.variant if any(variant_of(path.name) for path in self._weight_files()) else None
         try:
-            with torch.random.fork_rng(devices=[]):  # its weights are drawn before they are read
+            with torch.random.fork_rng(devices=[]), _scale_is_read():  # its weights are drawn before they are read
                 network, found = self.network_class.from_pretrained(
                     self.folder,
                     variant=variant,

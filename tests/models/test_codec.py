@@ -1,5 +1,6 @@
 """LatentCodec: loads what diffusers saves, and owns the scale."""
 
+import logging.handlers
 from importlib.resources import files
 
 import pytest
@@ -134,6 +135,23 @@ def test_mean_and_standard_deviation_by_channel_scale_as_stable_diffusion_xl_doe
     assert plain.description != codec.description
     plain.load_state_dict(codec.state_dict())
     assert torch.equal(plain.encode(_images()), codec.encode(_images()))
+
+
+def test_a_scale_that_only_the_codec_reads_is_not_said_to_be_ignored(tmp_path):
+    network = tiny_autoencoder("VQModel")
+    network.register_to_config(latents_mean=[0.1, 0.2], latents_std=[1.0, 2.0], scaling_factor=1.0)
+    network.save_pretrained(tmp_path / "scale")
+    network.register_to_config(another_setting=1)
+    network.save_pretrained(tmp_path / "more")
+    said, logger = logging.handlers.BufferingHandler(100), logging.getLogger("diffusers.configuration_utils")
+    logger.addHandler(said)
+    try:
+        LatentCodec(str(tmp_path / "scale")).load()
+        assert said.buffer == []
+        LatentCodec(str(tmp_path / "more")).load()
+    finally:
+        logger.removeHandler(said)
+    assert "another_setting" in said.buffer[0].getMessage()
 
 
 @pytest.mark.parametrize(
