@@ -24,7 +24,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.special import expit
-from scipy.stats import t as student_t
 
 from ldmprobe.analysis.bands import runs_of
 from ldmprobe.analysis.imbalance import Band
@@ -252,7 +251,7 @@ def critical(levels: Levels, sides: int) -> float:
     """
     groups = max(levels.num_images, 2)
     tail = FALSE_ALARMS / (sides * (_TESTS + len(levels.excess)) * len(levels.log_snr))
-    return float(student_t.ppf(1 - tail, groups - 1)) / student(groups)
+    return student(groups, tail) / student(groups)
 
 
 def where(flagged: np.ndarray, log_snr: np.ndarray) -> str:

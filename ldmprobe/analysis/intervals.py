@@ -14,6 +14,7 @@ would be 4 % larger.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import torch
@@ -24,11 +25,14 @@ NORMAL = 1.96
 """Standard errors in the half-width of a 95 % interval, by the normal distribution."""
 
 
-def student(groups: int) -> float:
-    """Return the standard errors in the half-width of a 95 % interval of a mean over independent groups, by Student's
-    t.
+@cache
+def student(groups: int, tail: float = 0.025) -> float:
+    """Return the standard errors in the half-width of an interval of a mean over independent groups, by Student's t.
+
+    Args:
+        tail: the probability of each side that is outside; that of a 95 % interval by default.
     """
-    return float(student_t.ppf(0.975, groups - 1))
+    return float(student_t.ppf(1 - tail, groups - 1))
 
 
 def clustered_half_width(values: Tensor, cluster: Tensor) -> Tensor:

@@ -192,14 +192,16 @@ def _parts(table: pa.Table) -> dict[str, Any]:
     per_sample: dict[str, PerSample] = {}
     images: dict[str, list[bytes]] = {}
     axes: dict[str, dict[str, np.ndarray]] = {}
-    metrics = np.asarray(table["metric"].to_pylist(), dtype=object)
-    for metric in dict.fromkeys(metrics.tolist()):
-        rows = table.filter(pa.array(metrics == metric))
-        column = {name: rows[name].to_numpy() for name in _COLUMNS}
+    encoded = table["metric"].combine_chunks().dictionary_encode()
+    which, whole = encoded.indices.to_numpy(), {name: table[name].to_numpy() for name in _COLUMNS}
+    pictured = table["image"].is_valid().to_numpy()
+    of_metric = np.split(np.argsort(which, kind="stable"), np.cumsum(np.bincount(which))[:-1])
+    for metric, rows in zip(encoded.dictionary.to_pylist(), of_metric, strict=False):
+        column = {name: values[rows] for name, values in whole.items()}
         n, index, sample = len(rows), column["index"], column["sample"]
-        if rows["image"].null_count < n:
-            _expect(metric, rows["image"].null_count == 0 and np.array_equal(index, np.arange(n)))
-            images[metric] = rows["image"].to_pylist()
+        if pictured[rows].any():
+            _expect(metric, pictured[rows].all() and np.array_equal(index, np.arange(n)))
+            images[metric] = table["image"].take(rows).to_pylist()
         elif metric.endswith(("/pc1", "/pc2")):
             axes[metric] = column
         elif sample[0] >= 0:
