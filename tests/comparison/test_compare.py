@@ -205,7 +205,7 @@ def test_page_has_every_section_and_loads_nothing(html):
     ):
         assert f"<h2>{heading}</h2>" in html
     assert "could not be drawn" not in html.lower()
-    assert html.count('class="chart"') == 17  # eight at two moments, and the bound over training
+    assert html.count('class="chart"') == 19  # nine at two moments, and the bound over training
     for title in ("Held-out bound", "Imbalance"):
         assert f"<td>{title}</td><td>step 4, the last in common</td>" in html
     assert not re.search(r"<(script|img|iframe)[^>]+src=[\"'](?!data:)", html)
@@ -214,13 +214,13 @@ def test_page_has_every_section_and_loads_nothing(html):
 
 def test_each_chart_shows_every_run_at_one_moment_and_has_a_button_for_the_other(html):
     charts = re.findall(r'<div class="chart">.*?</figure></div></div>', html)
-    assert len(charts) == 17
+    assert len(charts) == 19
     for chart in charts:
         shown = [name for name in re.findall(r'data-name="(.*?)"', chart) if "deal" not in name]
         assert set(shown) in ({"starved", "other_seed"}, {"starved", "other_seed", "plain"})
         assert len(shown) == len(set(shown))
     choices = re.findall(r'<div class="choice"><div class="buttons">(.*?)</div><div><div.*?</div><div hidden>', html)
-    assert len(choices) == 8  # all but the bound over training
+    assert len(choices) == 9  # all but the bound over training
     for buttons in choices:
         labels = re.findall(r'aria-pressed="(.*?)">(.*?)</button>', buttons)
         assert labels == [("true", "step 4, the last in common"), ("false", "each run&#x27;s last step")]
