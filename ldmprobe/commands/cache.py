@@ -44,7 +44,7 @@ def run(argv: list[str]) -> int:
     args, fit_arguments = parser(argv[0]).parse_known_args(argv[1:])
     import torch
 
-    from ldmprobe.configuration.cli import build_parts
+    from ldmprobe.configuration.parts import build_parts
     from ldmprobe.data.latent_writer import write_cache
     from ldmprobe.models.device import move
 

@@ -43,7 +43,7 @@ def _arguments(command: str) -> Parser:
 
     parser = command_named(command).parser(command)
     if command in ("fit", "validate", "test"):
-        from ldmprobe.configuration.cli import options_of
+        from ldmprobe.configuration.parts import options_of
 
         for name in options_of(command):
             if name not in parser.options:

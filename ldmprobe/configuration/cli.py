@@ -13,9 +13,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import lightning as L
-from jsonargparse import Namespace, capture_parser
+from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ProgressBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.utilities.exceptions import SIGTERMException
@@ -36,7 +36,6 @@ from ldmprobe.configuration.checks import (
 from ldmprobe.configuration.errors import configuration_errors
 from ldmprobe.configuration.foreign_code import check_classes, imports_in_the_open
 from ldmprobe.configuration.saved import SaveConfig, plain_settings
-from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.plain_text import plain
 from ldmprobe.io.run_directory import check_own, check_own_checkpoint, lock, reserve, unlock
@@ -45,7 +44,6 @@ from ldmprobe.probing.denoising_record import PROBE
 from ldmprobe.tracking.run_verdict import verdict_on
 from ldmprobe.training.checkpoint.resume import continue_curves, keep_wandb_id, last_checkpoint, say
 from ldmprobe.training.checkpoint.write import AtomicCheckpointIO
-from ldmprobe.training.latent_diffusion import LatentDiffusion
 
 attrgetter(*ldmprobe.__all__)(ldmprobe)  # imports them all: only a class that is imported can go by its bare name
 
@@ -117,7 +115,7 @@ class LDMProbeCLI(LightningCLI):
             help=f"where everything of the run goes (default: trainer.default_root_dir, or {RUN_DIR})",
         )
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         with configuration_errors("read"), imports_in_the_open():
             super().parse_arguments(parser, args)
             check_classes(self.config)
@@ -245,48 +243,6 @@ def _is_first_process() -> bool:
     """Return whether this is global rank zero, as the launcher's environment says: there is no Trainer yet."""
     rank: int = rank_zero_only.rank  # type: ignore[attr-defined]
     return rank == 0 and int(os.environ.get("NODE_RANK", "0")) == 0
-
-
-class _Parts(LDMProbeCLI):
-    """Builds the model and the data, and nothing that trains or writes."""
-
-    @configuration_errors("read")
-    def before_instantiate_classes(self) -> None:
-        self.config.trainer.callbacks, self.config.trainer.logger = None, False
-
-    @configuration_errors("built")
-    def instantiate_classes(self) -> None:
-        self.config_init = self.parser.instantiate(self.config)
-        self.model, self.datamodule = self.config_init.model, self.config_init.data
-
-
-def build_parts(fit_arguments: list[str]) -> tuple[LatentDiffusion, ImageData]:
-    """Return the model and the data that the arguments of ``fit`` name.
-
-    Raises:
-        ConfigurationError: they cannot be built, or are of other kinds.
-    """
-    cli = _Parts(fit_arguments, run=False)
-    if isinstance(cli.model, LatentDiffusion) and isinstance(cli.datamodule, ImageData):
-        return cli.model, cli.datamodule
-    raise ConfigurationError(
-        f"The configuration is of {type(cli.model).__name__} on {type(cli.datamodule).__name__}; only latents of "
-        "LatentDiffusion on ImageData can be cached."
-    )
-
-
-class _Options(LDMProbeCLI):
-    """Is built as far as to parse arguments."""
-
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        parser.parse_args(args)
-
-
-def options_of(subcommand: str) -> list[str]:
-    """Return the options of one of the Trainer's subcommands, without those of the classes that are named."""
-    parser = capture_parser(lambda: _Options([subcommand]))
-    (choices,) = (action.choices for action in parser._actions if isinstance(action.choices, dict))
-    return [name for action in choices[subcommand]._actions for name in action.option_strings]
 
 
 def run(argv: list[str]) -> None:
