@@ -25,7 +25,7 @@ from ldmprobe.tracking.verdict_html import CLASSES, change_in_words
 
 _TILES, _TILE = 14, 48  # noised images along the axis, and the pixels that each has at most
 _ENDS = (
-    '<div class="ends"><span>← pure noise · layout, class</span><span>noise level, log-SNR</span>'
+    '<div class="ends"><span>← pure noise · layout, class</span><span>noise level, log-SNR · share of the bound</span>'
     "<span>fine detail · clean image →</span></div>"
 )
 Range = tuple[float, float]
@@ -104,7 +104,7 @@ def _stage(verdict: Verdict, reach: Range) -> str:
 def _cell(band: BandVerdict, bound: float, reach: Range) -> str:
     low, high = reach
     left, right = (np.clip((end - low) / (high - low), 0, 1) for end in (band.low, band.high))
-    share = f"{band.nats / bound:.0%} of the bound" if isfinite(band.nats) and bound else ""
+    share = f"{band.nats / bound:.0%}<i> of the bound</i>" if isfinite(band.nats) and bound else ""
     told = escape(f"log-SNR {band.name}: {band.state.value}, {band.evidence}")
     return (
         f'<span class="{CLASSES[band.symbol]}" style="left:{left:.2%};width:{right - left:.2%}" title="{told}">'

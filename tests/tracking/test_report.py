@@ -243,7 +243,7 @@ def test_header_has_the_headlines_and_the_verdict_in_words(records):
     assert f"<span>Held-out bound</span><strong>{bound:.1f}</strong> <em>nats</em>" in html
     verdict = judge([record])
     assert f"<b>{escape(verdict.sentence)}</b>" in html
-    assert html.count(" of the bound</em></span>") == len(verdict.bands) > 1
+    assert html.count(" of the bound</i></em></span>") == len(verdict.bands) > 1
     assert all(f"{escape(f'{band.state.value}: {band.evidence}')}</li>" in html for band in verdict.bands)
     assert escape(record.provenance["summary"]) in html
 
