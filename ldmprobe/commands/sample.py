@@ -107,8 +107,8 @@ def run(argv: list[str]) -> int:
         from ldmprobe.inference import image_grid, sample_images
         from ldmprobe.models.restored import Enlarged
 
-        upsampled = _upsampled(args.upsampler, args.device, model) if args.upsampler else None
         _check_mending(args, Enlarged if args.upsampler else type(restored))
+        upsampled = _upsampled(args.upsampler, args.device, model) if args.upsampler else None
         images = sample_images(model, sampling)
         if upsampled is not None:
             restored, images = Enlarged(images), upsampled(images, sampling)
@@ -148,7 +148,7 @@ def _mended(args: Namespace, samples: Tensor, restored: FilledIn | Enlarged | No
         samples = restored.matched(samples) if mended else samples
     else:
         return samples
-    print(f"{off}; " + ("which was put right" if mended else f"{option} puts that right"), file=sys.stderr)
+    print(off + (", which was put right" if mended else f"; {option} puts that right"), file=sys.stderr)
     return samples
 
 

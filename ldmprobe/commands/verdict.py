@@ -34,6 +34,7 @@ def run(argv: list[str]) -> int:
     from ldmprobe.diffusion.measured_grid import MeasuredGrid
     from ldmprobe.io.store import RecordStore
     from ldmprobe.probing.class_information import CURVE
+    from ldmprobe.probing.denoising_record import PROBE
     from ldmprobe.probing.verdict import State
     from ldmprobe.tracking.run_verdict import verdict_on
 
@@ -44,7 +45,7 @@ def run(argv: list[str]) -> int:
         print(plain(verdict.in_full))
         if verdict.state not in (State.CANNOT_SAY, State.BROKEN):
             print(plain(f"  {MeasuredGrid(str(args.run_dir)).advice}"))
-            last = RecordStore(args.run_dir).last_before("denoising", sys.maxsize)
+            last = RecordStore(args.run_dir).last_before(PROBE, sys.maxsize)
             if last is not None and (told := last.provenance.get("notes", {}).get(CURVE)):
                 print(plain(f"  {told}"))
     return verdict.state.exit_code

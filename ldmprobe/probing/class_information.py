@@ -30,7 +30,6 @@ from ldmprobe.io.record import Curve
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.draws import Draws
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.probe import Ranks
 
 CURVE, TOTAL = "class_information", "class_information_nats"
 SHARE = 0.9  # of the information, that the interval holds
@@ -69,23 +68,21 @@ class ClassInformation:
 def class_information(
     model: DiffusionModel,
     held_out: HeldOut,
-    timesteps: Tensor,
+    draws: Draws,
     squared: Tensor,
+    timesteps: Tensor,
     batch_size: int,
-    seed: int,
-    ranks: Ranks,
 ) -> ClassInformation:
     """Denoise draws of the denoising probe without their conditions, and compare; find nothing for a model that was
     never trained without one.
 
     Args:
+        draws: the probe's first N, of the held-out latents.
+        squared: their squared ε-errors with their own conditions, (N, L).
         timesteps: the levels, (L,), from noisy to clean.
-        squared: squared ε-errors of the probe's first N draws with their own conditions, (N, L).
-        seed: the probe's, whose noise is drawn again.
     """
     if not held_out.condition or not model.conditioning.knows_null:
         return ClassInformation()
-    draws = Draws.of(held_out, len(squared), seed, model.device, ranks)
     null = model.conditioning.without(model.device)(draws.condition)
     rise = replace(draws, condition=null).squared_errors(model, timesteps, batch_size) - squared
     of_image = torch.arange(len(squared)) % len(held_out.latents)

@@ -20,7 +20,6 @@ from ldmprobe.io.record import Curve
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.draws import Draws
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.probe import Ranks
 
 BEYOND_DOUBT = 5.0  # standard errors
 METRICS = (
@@ -54,21 +53,19 @@ class ConditionUse:
 def condition_use(
     model: DiffusionModel,
     held_out: HeldOut,
-    timesteps: Tensor,
+    draws: Draws,
     squared: Tensor,
+    timesteps: Tensor,
     batch_size: int,
-    seed: int,
-    ranks: Ranks,
 ) -> ConditionUse:
     """Denoise some draws of the denoising probe with swapped conditions, and compare.
 
     Args:
+        draws: the probe's first N, of the held-out latents.
+        squared: their squared ε-errors with their own conditions, (N, L).
         timesteps: the levels, (L,).
-        squared: squared ε-errors of the probe's first N draws with their own conditions, (N, L).
-        seed: the probe's, whose noise is drawn again.
     """
     num_images, used = len(held_out.latents), ConditionUse()
-    draws = Draws.of(held_out, len(squared), seed, model.device, ranks)
     other = (draws.image + max(1, num_images // 2)) % num_images
     own, swapped = ({name: value[i] for name, value in held_out.condition.items()} for i in (draws.image, other))
     of_image = torch.arange(len(squared)) % num_images

@@ -136,7 +136,8 @@ def probe_denoising(
         squared, product, square, offset, image_squared = map(
             draws.gathered, (errors, products, squares, offsets, image_errors)
         )
-        conditional = (model, held_out, timesteps, squared[:_CONDITION_DRAWS], batch_size, seed, ranks)
+        few = Draws.of(held_out, min(num_draws, _CONDITION_DRAWS), seed, device, ranks)
+        conditional = (model, held_out, few, squared[: few.number], timesteps, batch_size)
         use, information = condition_use(*conditional), class_information(*conditional)
         ideals = ideal_errors(model, held_out, reference, timesteps, num_draws, batch_size, seed, ranks)
     log_snr = schedule.log_snr[timesteps]

@@ -19,6 +19,7 @@ from ldmprobe.io.store import RecordStore
 from ldmprobe.probing.denoising_record import PROBE
 from ldmprobe.probing.judge import judge
 from ldmprobe.probing.memorization_record import PROBE as MEMORIZATION
+from ldmprobe.probing.reconstruction import PROBE as FIRST_STAGE
 from ldmprobe.tracking.charts.chart import cut_off
 from ldmprobe.tracking.charts.curves import Beside, curves_chart, family_chart, scalar_chart
 from ldmprobe.tracking.charts.heatmap import COLUMNS, heatmap_chart
@@ -36,7 +37,6 @@ from ldmprobe.tracking.thumbnails import is_stacked, sample_uris
 from ldmprobe.tracking.verdict_html import confidence_html, headline_html
 
 _TOLD_ELSEWHERE = {"summary", "remarks", "notes", "caveats", "sample_labels"}  # of a record's provenance
-_FIRST_STAGE = "reconstruction"  # the probe of an autoencoder
 _MAP, _SPECTRUM = "Noise level × training step", "By noise level"
 
 
@@ -132,7 +132,7 @@ def _verdict(judged: Sequence[ProbeRecord], probes: Mapping[str, Sequence[ProbeR
         str(records[-1].provenance.get(key, "")) for records in probes.values() for key in ("summary", "remarks")
     ]
     said = " ".join(escape(sentence(remark)) for remark in remarks if remark)
-    if _FIRST_STAGE in probes and not any(record.probe == PROBE for record in judged):
+    if FIRST_STAGE in probes and not any(record.probe == PROBE for record in judged):
         return f'<p class="summary">{said}</p>'
     found = folded("What the last probes found", f"<p>{said}</p>") if said else ""
     verdict = judge(judged)

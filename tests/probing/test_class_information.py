@@ -13,7 +13,6 @@ from ldmprobe.probing.class_information import CURVE, TOTAL, class_information, 
 from ldmprobe.probing.denoising import log_snr_grid
 from ldmprobe.probing.draws import Draws
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.probe import Ranks
 
 CLASSES = 10
 
@@ -31,7 +30,7 @@ def found(number, network=known.ClassDenoiser, dropout=0.1):
     draws = Draws.of(held_out, number, 0, model.device)
     with torch.no_grad():
         squared = draws.squared_errors(model, timesteps, number)
-        information = class_information(model, held_out, timesteps, squared, number, 0, Ranks())
+        information = class_information(model, held_out, draws, squared, timesteps, number)
     return information, (clusters, draws, model.schedule.log_snr[timesteps])
 
 
