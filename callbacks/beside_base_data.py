@@ -6,15 +6,13 @@ import logging
 
 import lightning as L
 
+from ldmprobe.callbacks.kept_latents import KeptLatents
 from ldmprobe.callbacks.probe_callback import ProbeCallback
-from ldmprobe.callbacks.probe_data import held_out_from, held_out_of, reference_in, reference_of
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.forgetting import KindOfData
-from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.tracking.scalars import Detail
 
@@ -46,8 +44,11 @@ class BesideBaseData(ProbeCallback[DiffusionModel]):
         self.base_data = base_data
         self.num_images, self.num_draws, self.batch_size = num_images, num_draws, batch_size
         self.num_reference, self.seed = num_reference, seed
-        self._references: tuple[LatentStatistics, LatentStatistics] | None = None
-        self._held_out: tuple[HeldOut, HeldOut] | None = None
+        self._latents = (
+            KeptLatents(num_images, num_reference, data=base_data, name="base_reference"),
+            KeptLatents(num_images, num_reference),
+        )
+        self._told = False
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         from_rank_zero(trainer, self.base_data.prepare_data)
@@ -70,26 +71,12 @@ class BesideBaseData(ProbeCallback[DiffusionModel]):
 
     def kinds_of_data(self, trainer: L.Trainer, model: DiffusionModel) -> tuple[KindOfData, KindOfData]:
         """Return the base model's data and the Trainer's; collective."""
-        base_data = self.base_data
-        if self._references is None:
-            self._references = (
-                reference_in(
-                    trainer,
-                    model,
-                    "base_reference.safetensors",
-                    lambda: base_data.reference_batches(self.num_reference),
-                    base_data.identity.train,
-                ),
-                reference_of(trainer, model, self.num_reference),
-            )
-        first = self._held_out is None
-        if self._held_out is None or model.conditioning.trained:
-            self._held_out = (
-                held_out_from(trainer, model, base_data.reference_batches(self.num_images, held_out=True)),
-                held_out_of(trainer, model, self.num_images),
-            )
-        base_images, new_images = (len(held_out.latents) for held_out in self._held_out)
-        if first and min(base_images, new_images) < self.num_images:
+        of_base, of_new = (
+            KindOfData(kept.held_out(trainer, model), kept.reference(trainer, model)) for kept in self._latents
+        )
+        base_images, new_images = (len(of.held_out.latents) for of in (of_base, of_new))
+        if not self._told and min(base_images, new_images) < self.num_images:
+            self._told = True
             _log.warning(
                 "%s was to measure on %d held-out images of each kind; there are %d of the base model's and %d "
                 "of the new. Its intervals are of these: give larger held-out splits where they are too wide.",
@@ -98,5 +85,4 @@ class BesideBaseData(ProbeCallback[DiffusionModel]):
                 base_images,
                 new_images,
             )
-        of_base, of_new = (KindOfData(*each) for each in zip(self._held_out, self._references, strict=True))
         return of_base, of_new

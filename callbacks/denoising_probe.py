@@ -8,8 +8,8 @@ from typing import Any
 
 import lightning as L
 
+from ldmprobe.callbacks.kept_latents import KeptLatents
 from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
-from ldmprobe.callbacks.probe_data import held_out_of, reference_of
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.errors import check_numbers
 from ldmprobe.io.plain_text import plain
@@ -17,8 +17,6 @@ from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import probe_denoising
-from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.tracking.loggers import log_verdict
 from ldmprobe.tracking.run_verdict import verdict_on
@@ -61,27 +59,23 @@ class DenoisingProbe(ProbeCallback[DiffusionModel]):
         check_numbers("DenoisingProbe", 32, num_draws=num_draws)
         check_numbers("DenoisingProbe", 1, batch_size=batch_size)
         self.num_images, self.num_draws, self.batch_size = num_images, num_draws, batch_size
-        self.num_reference, self.seed, self.held_out = num_reference, seed, held_out
-        self.image_loss = image_loss
-        self._reference: LatentStatistics | None = None
-        self._held_out: HeldOut | None = None
+        self.num_reference, self.seed, self.image_loss = num_reference, seed, image_loss
+        self._latents = KeptLatents(num_images, num_reference, held_out)
         self._previous: ProbeRecord | None = None
         self._began = 0.0
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
         self._began = time.monotonic()
         model = self.subject(pl_module)
-        if self._reference is None:
-            self._reference = reference_of(trainer, model, self.num_reference)
-        if self._held_out is None or model.conditioning.trained:
-            self._held_out = held_out_of(trainer, model, self.num_images, self.held_out)
+        reference = self._latents.reference(trainer, model)
+        held_out = self._latents.held_out(trainer, model)
         if self._previous is None and trainer.global_step > 0:  # resumed
             self._previous = from_rank_zero(trainer, lambda: self._last_before(trainer))
         with self.progress(trainer) as progress:
             self._previous = probe_denoising(
                 model,
-                self._held_out,
-                self._reference,
+                held_out,
+                reference,
                 num_draws=self.num_draws,
                 batch_size=self.batch_size,
                 seed=self.seed,

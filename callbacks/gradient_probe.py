@@ -6,14 +6,13 @@ from dataclasses import replace
 
 import lightning as L
 
+from ldmprobe.callbacks.kept_latents import KeptLatents
 from ldmprobe.callbacks.probe_callback import ProbeCallback
-from ldmprobe.callbacks.probe_data import data_source, held_out_from
 from ldmprobe.diffusion.objective import objective_of
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel, trained_network_of
 from ldmprobe.probing.gradient import NUM_GROUPS, probe_gradient
-from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.training.sharding import is_sharded
 
@@ -49,7 +48,7 @@ class GradientProbe(ProbeCallback[DiffusionModel]):
         check_numbers("GradientProbe", 2 * NUM_GROUPS, num_images=num_images, num_draws=num_draws)
         check_numbers("GradientProbe", 1, batch_size=batch_size)
         self.num_images, self.num_draws, self.batch_size, self.seed = num_images, num_draws, batch_size, seed
-        self._training: HeldOut | None = None
+        self._latents = KeptLatents(num_images)
 
     def subject(self, pl_module: L.LightningModule) -> DiffusionModel:
         return replace(super().subject(pl_module), network=trained_network_of(pl_module), weights="raw")
@@ -63,12 +62,11 @@ class GradientProbe(ProbeCallback[DiffusionModel]):
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
         model = self.subject(pl_module)
-        if self._training is None or model.conditioning.trained:
-            self._training = held_out_from(trainer, model, data_source(trainer).reference_batches(self.num_images))
+        training = self._latents.training(trainer, model)
         with self.progress(trainer) as progress:
             return probe_gradient(
                 model,
-                self._training,
+                training,
                 objective_of(pl_module),
                 self.num_draws,
                 self.batch_size,

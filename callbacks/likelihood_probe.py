@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import lightning as L
 
+from ldmprobe.callbacks.kept_latents import KeptLatents
 from ldmprobe.callbacks.probe_callback import ProbeCallback
-from ldmprobe.callbacks.probe_data import held_out_of, reference_of
 from ldmprobe.errors import check_numbers
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.likelihood import Flow, probe_likelihood
 from ldmprobe.probing.probe import Ranks, evaluating
 
@@ -43,8 +41,7 @@ class LikelihoodProbe(ProbeCallback[DiffusionModel]):
         check_numbers("LikelihoodProbe", 1e-3, 2.0, log_snr_step=log_snr_step)
         self.num_images, self.log_snr_step, self.batch_size = num_images, log_snr_step, batch_size
         self.num_reference, self.seed = num_reference, seed
-        self._reference: LatentStatistics | None = None
-        self._held_out: HeldOut | None = None
+        self._latents = KeptLatents(num_images, num_reference)
 
     def check(self, model: DiffusionModel) -> None:
         with evaluating(model.modules):
@@ -52,15 +49,13 @@ class LikelihoodProbe(ProbeCallback[DiffusionModel]):
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
         model = self.subject(pl_module)
-        if self._reference is None:
-            self._reference = reference_of(trainer, model, self.num_reference)
-        if self._held_out is None or model.conditioning.trained:
-            self._held_out = held_out_of(trainer, model, self.num_images)
+        reference = self._latents.reference(trainer, model)
+        held_out = self._latents.held_out(trainer, model)
         with self.progress(trainer) as progress:
             return probe_likelihood(
                 model,
-                self._held_out,
-                self._reference,
+                held_out,
+                reference,
                 self.log_snr_step,
                 self.batch_size,
                 self.seed,

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import lightning as L
 
+from ldmprobe.callbacks.kept_latents import KeptLatents
 from ldmprobe.callbacks.probe_callback import ProbeCallback
-from ldmprobe.callbacks.probe_data import data_source, held_out_from, held_out_of, reference_of
 from ldmprobe.errors import check_numbers
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.memorization import probe_memorization
 from ldmprobe.probing.probe import Ranks
 
@@ -45,23 +43,18 @@ class MemorizationProbe(ProbeCallback[DiffusionModel]):
         check_numbers("MemorizationProbe", 1, batch_size=batch_size)
         self.num_images, self.num_draws, self.batch_size = num_images, num_draws, batch_size
         self.num_reference, self.seed = num_reference, seed
-        self._reference: LatentStatistics | None = None
-        self._training: HeldOut | None = None
-        self._held_out: HeldOut | None = None
+        self._latents = KeptLatents(num_images, num_reference)
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
         model = self.subject(pl_module)
-        if self._reference is None:
-            self._reference = reference_of(trainer, model, self.num_reference)
-        if self._held_out is None or self._training is None or model.conditioning.trained:
-            self._held_out = held_out_of(trainer, model, self.num_images)
-            self._training = held_out_from(trainer, model, data_source(trainer).reference_batches(self.num_images))
+        reference = self._latents.reference(trainer, model)
+        held_out, training = self._latents.held_out(trainer, model), self._latents.training(trainer, model)
         with self.progress(trainer) as progress:
             return probe_memorization(
                 model,
-                self._training,
-                self._held_out,
-                self._reference,
+                training,
+                held_out,
+                reference,
                 self.num_draws,
                 self.batch_size,
                 self.seed,

@@ -6,12 +6,11 @@ from collections.abc import Sequence
 
 import lightning as L
 
+from ldmprobe.callbacks.kept_latents import KeptLatents
 from ldmprobe.callbacks.probe_callback import ProbeCallback
-from ldmprobe.callbacks.probe_data import held_out_of
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.precision import FORMATS, probe_precision
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.training.sharding import is_sharded
@@ -53,7 +52,7 @@ class PrecisionProbe(ProbeCallback[DiffusionModel]):
             )
         self.formats, self.num_images, self.num_draws = tuple(formats), num_images, num_draws
         self.batch_size, self.seed = batch_size, seed
-        self._held_out: HeldOut | None = None
+        self._latents = KeptLatents(num_images)
 
     def check(self, model: DiffusionModel) -> None:
         if is_sharded(model.network):
@@ -64,12 +63,11 @@ class PrecisionProbe(ProbeCallback[DiffusionModel]):
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
         model = self.subject(pl_module)
-        if self._held_out is None or model.conditioning.trained:
-            self._held_out = held_out_of(trainer, model, self.num_images)
+        held_out = self._latents.held_out(trainer, model)
         with self.progress(trainer) as progress:
             return probe_precision(
                 model,
-                self._held_out,
+                held_out,
                 {name: FORMATS[name] for name in self.formats},
                 self.num_draws,
                 self.batch_size,

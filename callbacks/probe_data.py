@@ -4,7 +4,7 @@ tuples.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,82 +13,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, DistributedSampler
 
-from ldmprobe.callbacks.probe_callback import run_directory
 from ldmprobe.callbacks.rank_zero import from_rank_zero
-from ldmprobe.data.identity import KnownRows
 from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.lightning_private import datamodule_of
-from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.pixels import as_floats
-from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.latent_statistics import LatentStatistics, latents_of
 from ldmprobe.probing.probe import evaluating
-from ldmprobe.probing.real_data import DataSource, each_loader, loaders_in, read_beside, reference_at, same_reading
+from ldmprobe.probing.real_data import DataSource, each_loader, read_beside, same_reading
 from ldmprobe.probing.real_features import images_at
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.types import Batch
-
-
-def reference_of(trainer: L.Trainer, model: DiffusionModel, num_images: int) -> LatentStatistics:
-    """The run's reference, of training images."""
-    source = data_source(trainer)
-    rows = source.identity.train if isinstance(source, ImageData) else None
-    return reference_in(trainer, model, "reference.safetensors", lambda: source.reference_batches(num_images), rows)
-
-
-def reference_in(
-    trainer: L.Trainer,
-    model: DiffusionModel,
-    name: str,
-    batches: Callable[[], Iterable[Batch]],
-    rows: KnownRows | None = None,
-) -> LatentStatistics:
-    """The reference called ``name`` in the run's directory; where there is none, one fitted on ``batches()`` and put
-    there; by rank zero, for all ranks.
-
-    Args:
-        rows: the data that the batches are of, where they are known.
-    """
-    path = run_directory(trainer) / name
-
-    def make() -> LatentStatistics:
-        with evaluating(model.modules):
-            reference = reference_at(path, model, lambda: latents_of(model.codec, batches()), rows)
-        if not path.exists():
-            reference.save(path)
-            # As a resumed run will: fitted tensors have other strides, and so other last bits.
-            reference = LatentStatistics.load(path)
-        return reference
-
-    return from_rank_zero(trainer, make)
-
-
-def held_out_of(
-    trainer: L.Trainer, model: DiffusionModel, num_images: int, batches: Iterable[Any] | None = None
-) -> HeldOut:
-    """Held-out images, encoded, with their conditions: of ``batches`` where they are given, else the Trainer's
-    validation data; by rank zero, for all ranks.
-
-    Raises:
-        ConfigurationError: there are none.
-    """
-    chosen = (
-        data_source(trainer).reference_batches(num_images, held_out=True)
-        if batches is None
-        else read_beside(loaders_in(batches), num_images)
-    )
-    return held_out_from(trainer, model, chosen)
-
-
-def held_out_from(trainer: L.Trainer, model: DiffusionModel, batches: Iterable[Batch]) -> HeldOut:
-    """Return the held-out images of just these batches, as ``held_out_of`` does."""
-
-    def make() -> HeldOut:
-        with evaluating(model.modules):
-            return HeldOut.encode(model.codec, model.conditioning, batches)
-
-    return from_rank_zero(trainer, make)
 
 
 def prepared(trainer: L.Trainer, sampling: Sampling) -> Sampling:
@@ -110,7 +44,7 @@ def prepared(trainer: L.Trainer, sampling: Sampling) -> Sampling:
 
 
 def has_held_out(trainer: L.Trainer) -> bool:
-    """Return whether `held_out_of` will find any."""
+    """Return whether there are held-out images."""
     return not isinstance(source := data_source(trainer), Loaders) or source.trainer.val_dataloaders is not None
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import lightning as L
 
+from ldmprobe.callbacks.kept_latents import KeptLatents
 from ldmprobe.callbacks.probe_callback import ProbeCallback
-from ldmprobe.callbacks.probe_data import has_held_out, held_out_of, prepared, reference_of
+from ldmprobe.callbacks.probe_data import has_held_out, prepared
 from ldmprobe.diffusion.grids import Grid
 from ldmprobe.diffusion.samplers import Sampler
 from ldmprobe.errors import ConfigurationError, check_numbers
@@ -13,8 +14,6 @@ from ldmprobe.io.record import PROBE_NAME, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import Guidance
 from ldmprobe.probing.analyses import Analysis
-from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.probing.sampling_probe import probe_sampling, record_name
@@ -70,8 +69,7 @@ class SamplingProbe(ProbeCallback[DiffusionModel]):
                 "underscores."
             )
         self._name = name or record_name(self.sampling.sampler)
-        self._reference: LatentStatistics | None = None
-        self._held_out: HeldOut | None = None
+        self._latents = KeptLatents(num_images=128, num_reference=num_reference)
 
     @property
     def records(self) -> str:
@@ -82,18 +80,16 @@ class SamplingProbe(ProbeCallback[DiffusionModel]):
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
         model = self.subject(pl_module)
-        if self._reference is None:
-            self._reference = reference_of(trainer, model, self.num_reference)
-        if has_held_out(trainer) and (self._held_out is None or model.conditioning.trained):
-            self._held_out = held_out_of(trainer, model, num_images=128)
+        reference = self._latents.reference(trainer, model)
+        held_out = self._latents.held_out(trainer, model) if has_held_out(trainer) else None
         self.sampling = prepared(trainer, self.sampling)
         with self.progress(trainer) as progress:
             return probe_sampling(
                 model,
-                self._reference,
+                reference,
                 self.sampling,
                 analyses=self.analyses,
-                held_out=self._held_out,
+                held_out=held_out,
                 step=trainer.global_step,
                 ranks=ranks,
                 progress=progress,

@@ -13,8 +13,8 @@ import torch
 
 from ldmprobe.analysis.balancing import Controller, HeldOutProgress, Measured, bounded, moved
 from ldmprobe.analysis.likelihood import nats_per_error
+from ldmprobe.callbacks.kept_latents import KeptLatents
 from ldmprobe.callbacks.probe_callback import ProbeCallback
-from ldmprobe.callbacks.probe_data import held_out_of, reference_of
 from ldmprobe.callbacks.training_clock import seconds_spent
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.errors import ConfigurationError, check_numbers
@@ -23,7 +23,6 @@ from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import MarginalGap
 from ldmprobe.probing.denoising import probe_denoising
-from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.sampling import Sampling
@@ -138,10 +137,9 @@ class TimestepBalancer(ProbeCallback[DiffusionModel]):
         self.num_images, self.num_draws, self.batch_size = num_images, num_draws, batch_size
         self.smoothing, self.max_ratio, self.hysteresis, self.dry_run = smoothing, max_ratio, hysteresis, dry_run
         self.equalize, self.begin_at_skill = equalize, begin_at_skill
-        self.num_reference, self.seed, self.held_out = num_reference, seed, held_out
+        self.num_reference, self.seed = num_reference, seed
         self.cost_seconds = 0.0
-        self._reference: LatentStatistics | None = None
-        self._held_out: HeldOut | None = None
+        self._latents = KeptLatents(num_images, num_reference, held_out)
         self._state: PlainValues = {}  # begun; step, mse, target, density and weight of the last decision
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -160,21 +158,19 @@ class TimestepBalancer(ProbeCallback[DiffusionModel]):
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
         began = seconds_spent(pl_module.device)
         model = self.subject(pl_module)
-        if self._reference is None:
-            self._reference = reference_of(trainer, model, self.num_reference)
-        if self._held_out is None or model.conditioning.trained:
-            self._held_out = held_out_of(trainer, model, self.num_images, self.held_out)
+        reference = self._latents.reference(trainer, model)
+        held_out = self._latents.held_out(trainer, model)
         found = probe_denoising(
             model,
-            self._held_out,
-            self._reference,
+            held_out,
+            reference,
             num_draws=self.num_draws,
             batch_size=self.batch_size,
             seed=self.seed,
             step=trainer.global_step,
             ranks=ranks,
         )
-        gap = self._gap(model, found, ranks) if self.controller.needs_gap else None
+        gap = self._gap(model, reference, found, ranks) if self.controller.needs_gap else None
         measured = self._measured(found, gap)
         record = self._decide(found, measured, self._sampler_of(pl_module))
         self.cost_seconds += seconds_spent(pl_module.device) - began
@@ -238,11 +234,11 @@ class TimestepBalancer(ProbeCallback[DiffusionModel]):
             },
         )
 
-    def _gap(self, model: DiffusionModel, found: ProbeRecord, ranks: Ranks) -> np.ndarray:
+    def _gap(self, model: DiffusionModel, reference: LatentStatistics, found: ProbeRecord, ranks: Ranks) -> np.ndarray:
         """The sampling gap at the levels of the denoising probe, from a short sampling."""
         record = probe_sampling(
             model,
-            self._reference,
+            reference,
             Sampling(self.num_draws, num_steps=20, batch_size=self.batch_size, seed=self.seed),
             analyses=[MarginalGap()],
             step=found.step,

@@ -350,4 +350,4 @@ def test_held_out_captions_are_encoded_anew_while_their_encoder_is_trained(tmp_p
     trainer(tmp_path, max_steps=2, callbacks=[probe], limit_val_batches=0).fit(model, data)
     batch = next(data.reference_batches(8, held_out=True))
     now = text.encode(batch["caption"])["encoder_hidden_states"]
-    torch.testing.assert_close(probe._held_out.condition["encoder_hidden_states"], now)
+    torch.testing.assert_close(probe._latents._kept[True].condition["encoder_hidden_states"], now)
