@@ -114,7 +114,7 @@ def _strokes(rng: np.random.Generator, size: tuple[int, int], share: float) -> n
     return np.asarray(mask)
 
 
-def at_cells(masks: Tensor, size: tuple[int, int], cells: Cells = "any") -> Tensor:
+def at_cells(masks: Tensor, size: tuple[int, ...], cells: Cells = "any") -> Tensor:
     """Return masks (N, 1, H, W) at h × w: a cell is hidden where any pixel of it is, so that none of a cut cell is
     taken for known; or where its first pixel is ("nearest").
     """

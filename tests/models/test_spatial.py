@@ -59,7 +59,7 @@ KINDS = {
     ),
     "sketch": (partial(ldmprobe.Sketch, "mask", gaps=0.2, thickness=2), 2, {}),
     "style": (style, 4, {"num_class_embeds": 4}),
-    "layout": (partial(ldmprobe.Layout, 20, 8, 3), 0, {}),
+    "layout": (partial(ldmprobe.Layout, 20, 8, 3), 8, {"cross_attention_dim": 8}),
 }
 
 
@@ -76,7 +76,7 @@ def data(**options) -> ldmprobe.ImageData:
 
 def network(channels: int, **more) -> nn.Module:
     torch.manual_seed(0)
-    if channels:
+    if "cross_attention_dim" not in more:
         return tiny_unet(3, SIZE, in_channels=3 + channels, **more)
     blocks = {
         "down_block_types": ("CrossAttnDownBlock2D",),
@@ -84,7 +84,7 @@ def network(channels: int, **more) -> nn.Module:
         "mid_block_type": None,
     }
     sizes = {"block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 4, "attention_head_dim": 2}
-    return UNet2DConditionModel(SIZE, 3, 3, cross_attention_dim=8, **blocks, **sizes)
+    return UNet2DConditionModel(SIZE, 3 + channels, 3, **blocks, **sizes, **more)
 
 
 class Losses(L.Callback):
@@ -357,16 +357,22 @@ def test_several_conditions_are_stacked_in_order_and_swapped_one_by_one():
     assert torch.equal(swapped["ClassConditioning"]["concat"], condition["concat"])
 
 
-def test_tokens_of_boxes_are_where_the_boxes_are_and_null_elsewhere():
-    torch.manual_seed(0)
-    conditioning = ldmprobe.Layout(5, 8, max_boxes=3)
-    boxes = [torch.tensor([[0.1, 0.2, 0.5, 0.6, 4.0]]), torch.empty(0, 5)]
+def test_boxes_are_tokens_and_fill_their_areas_and_no_boxes_are_the_null_condition():
+    conditioning = ready(ldmprobe.Layout(20, 8, max_boxes=3, filled=2))[0]
+    quarter, corner = [0.0, 0.5, 0.5, 1.0, 4.0], [1 - 1.5 / SIZE, 0.0, 1.0, 1 / SIZE, 1.0]
     with torch.no_grad():
-        tokens = conditioning.from_batch({"objects": boxes})["encoder_hidden_states"]
-        null = conditioning.null(1, torch.device("cpu"))["encoder_hidden_states"][0]
-    assert torch.equal(tokens[1], null)  # an empty ground is no condition
-    assert torch.equal(tokens[0, 1:], null[1:])
-    assert not torch.allclose(tokens[0, 0], null[0])
+        told = conditioning.from_batch({"objects": [torch.tensor([quarter, corner]), torch.empty(0, 5)]})
+        null = conditioning.null(1, torch.device("cpu"))
+        (quarter_token, corner_token, no_token), empty = told["encoder_hidden_states"]
+        expected = torch.zeros(2, SIZE, SIZE)
+        expected[:, SIZE // 2 :, : SIZE // 2] = conditioning.fill(quarter_token)[:, None, None]
+        expected[:, 0, -2] = conditioning.fill(corner_token) / 2  # a place of which the box covers half
+        expected[:, 0, -1] = conditioning.fill(corner_token)
+    torch.testing.assert_close(told["concat"][0], expected)
+    assert torch.equal(no_token, empty[0])
+    assert torch.equal(empty, null["encoder_hidden_states"][0])  # an empty ground is no condition
+    assert torch.equal(told["concat"][1:], null["concat"])
+    assert not told["concat"][1].any()
 
 
 # --- refused ---------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Layout: boxes with a class each, as tokens that the network attends to."""
+"""Layout: boxes with a class each, as tokens that the network attends to and as areas beside z_t."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning.observed import Observed, ObservedConditioning
 from ldmprobe.models.conditioning.palette import palette
 from ldmprobe.models.conditioning.protocols import ConditioningData
-from ldmprobe.models.denoiser import Condition, config_of
+from ldmprobe.models.denoiser import CONCAT, Condition, config_of
 from ldmprobe.types import Batch, PlainValues
 
 _CHECKED = 256  # rows of training data that are looked at before training
@@ -22,12 +22,16 @@ _NONE = -1  # the class of a place without a box
 class Layout(ObservedConditioning):
     """One token a box, of the embedding of its class and Fourier features of its corners (8 frequencies, base 100), by
     the position net of GLIGEN (Li et al., 2023, arXiv:2301.07093, eq. 5), which is trained with the network; places
-    without a box have a learned null token.
+    without a box have a learned null token. Beside z_t, each box's area is filled with a linear map of its token, as
+    SpaText fills areas with embeddings (Avrahami et al., 2023, arXiv:2211.14305): Σ_k a_k(i, j) W token_k, where
+    a_k is the share of the place (i, j) of the latents that box k covers. Attention alone learns what to draw, and
+    is slow to learn where.
 
     Args:
         num_classes: of the boxes: 0 … num_classes − 1.
         width: of the tokens, the network's `cross_attention_dim`.
         max_boxes: the most boxes of an image, and the number of tokens.
+        filled: channels beside z_t, which the network's `in_channels` count, too; 0 for tokens alone.
         column: the name in batches of the boxes, as an `ObjectsColumn` has them.
         dropout: share of training samples without boxes, for classifier-free guidance.
         num_rows: of how many held-out rows samples have the boxes, in turn.
@@ -42,6 +46,7 @@ class Layout(ObservedConditioning):
         num_classes: int,
         width: int,
         max_boxes: int = 8,
+        filled: int = 8,
         column: str = "objects",
         dropout: float = 0.1,
         num_rows: int = 64,
@@ -50,14 +55,16 @@ class Layout(ObservedConditioning):
 
         super().__init__(dropout, num_rows)
         check_numbers("Layout", 1, num_classes=num_classes, width=width, max_boxes=max_boxes)
+        check_numbers("Layout", 0, filled=filled)
         self.num_classes, self.width, self.max_boxes = num_classes, width, max_boxes
         self.column, self.columns = column, (column,)
         self.classes = nn.Embedding(num_classes, width)
         self.position_net = GLIGENTextBoundingboxProjection(positive_len=width, out_dim=width)
+        self.filled, self.fill = filled, nn.Linear(width, filled, bias=False)
 
     @property
     def settings(self) -> PlainValues:
-        return {name: vars(self)[name] for name in ("num_classes", "width", "max_boxes", "column")}
+        return {name: vars(self)[name] for name in ("num_classes", "width", "max_boxes", "filled", "column")}
 
     @property
     def column_kinds(self) -> dict[str, str]:
@@ -70,7 +77,11 @@ class Layout(ObservedConditioning):
         objects = observed["objects"].to(self.classes.weight.device)
         there = (objects[..., 4] != _NONE).to(objects.dtype)
         classes = self.classes(objects[..., 4].clamp(min=0).long())
-        return {"encoder_hidden_states": self.position_net(objects[..., :4], there, positive_embeddings=classes)}
+        tokens = self.position_net(objects[..., :4], there, positive_embeddings=classes)
+        if not self.filled:
+            return {"encoder_hidden_states": tokens}
+        areas = covered(objects[..., :4], self.latent_size)
+        return {"encoder_hidden_states": tokens, CONCAT: torch.einsum("nkc,nkhw->nchw", self.fill(tokens), areas)}
 
     def null(self, num_samples: int, device: torch.device) -> Condition:
         return self.condition({"objects": self._padded([torch.empty(0, 5)] * num_samples)}, torch.arange(num_samples))
@@ -126,3 +137,16 @@ class Layout(ObservedConditioning):
                 picture[:, top : bottom + 1, left] = picture[:, top : bottom + 1, right] = color
                 picture[:, top, left : right + 1] = picture[:, bottom, left : right + 1] = color
         return pictures
+
+
+def covered(boxes: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Return what share of each place of an h × w grid boxes (…, 4) of x0, y0, x1, y1 in [0, 1] cover, (…, h, w)."""
+    height, width = size
+    x0, y0, x1, y1 = (corner[..., None] for corner in boxes.unbind(-1))
+    return _overlap(y0, y1, height)[..., :, None] * _overlap(x0, x1, width)[..., None, :]
+
+
+def _overlap(low: Tensor, high: Tensor, length: int) -> Tensor:
+    """Return what share of each of `length` equal parts of [0, 1] lies between two numbers."""
+    part = torch.arange(length, device=low.device)
+    return (torch.minimum(high * length, part + 1) - torch.maximum(low * length, part)).clamp(min=0)

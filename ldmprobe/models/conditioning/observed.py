@@ -20,6 +20,7 @@ from ldmprobe.types import Batch, PlainValues
 Observed = dict[str, Tensor]
 """What is taken of each row of a batch (N, …), by name."""
 _TRUTH = "truth_"
+_SIZES = ("image_size", "latent_size")
 
 
 class ObservedConditioning(Conditioning):
@@ -33,12 +34,14 @@ class ObservedConditioning(Conditioning):
 
     Attributes:
         image_size: (H, W) of the images, known once it is prepared.
+        latent_size: (h, w) of their latents, likewise.
     """
 
     def __init__(self, dropout: float, num_rows: int) -> None:
         super().__init__(dropout)
         self.rows, self.num_rows = HeldOutRows(num_rows=num_rows), num_rows
         self.image_size: tuple[int, ...] = ()
+        self.latent_size: tuple[int, ...] = ()
         self._codec: tuple[LatentCodec, ...] = ()  # in a tuple, since it is not a part of this module
 
     # --- what each kind says ---------------------------------------------------------------------------------------
@@ -98,7 +101,7 @@ class ObservedConditioning(Conditioning):
     def prepare(self, network: nn.Module, data: ConditioningData, codec: LatentCodec) -> None:
         super().prepare(network, data, codec)
         self.use_codec(codec)
-        self.image_size = tuple(data.image_shape[1:])
+        self.image_size, self.latent_size = data.image_shape[1:], codec.latent_shape(data.image_shape)[1:]
         self.rows.choose(data, self._to_keep)
 
     def _to_keep(self, batch: Batch) -> Batch:
@@ -152,18 +155,25 @@ class ObservedConditioning(Conditioning):
 
     @property
     def spec(self) -> PlainValues:
-        return {**self.settings, "num_rows": self.rows.num_rows, "image_size": list(self.image_size)}
+        return {**self.settings, "num_rows": self.rows.num_rows, **self._sizes}
 
     @property
     def run_spec(self) -> PlainValues:
-        return {**super().run_spec, "image_size": list(self.image_size)}
+        return {**super().run_spec, **self._sizes}
 
     def restore(self, run_spec: PlainValues) -> None:
         super().restore(run_spec)
-        self.image_size = tuple(run_spec.get("image_size", self.image_size))
+        self._take_sizes(run_spec)
 
     @classmethod
     def from_spec(cls, spec: PlainValues, network: nn.Module) -> Self:
-        made = cls(**{name: value for name, value in spec.items() if name != "image_size"})
-        made.image_size = tuple(spec["image_size"])
+        made = cls(**{name: value for name, value in spec.items() if name not in _SIZES})
+        made._take_sizes(spec)
         return made
+
+    @property
+    def _sizes(self) -> PlainValues:
+        return {name: list(vars(self)[name]) for name in _SIZES}
+
+    def _take_sizes(self, spec: PlainValues) -> None:
+        self.image_size, self.latent_size = (tuple(spec[name]) for name in _SIZES)

@@ -27,13 +27,13 @@ class SpatialConditioning(ObservedConditioning):
             picture and of this.
 
     Attributes:
-        shape: (C', h, w) of the picture, known once it is prepared.
+        channels: C' of the picture, known once it is prepared.
     """
 
     def __init__(self, dropout: float = 0.1, num_rows: int = 64, present: bool = True) -> None:
         super().__init__(dropout, num_rows)
         self.present = present
-        self.shape: tuple[int, ...] = ()
+        self.channels = 0
 
     @abstractmethod
     def picture(self, observed: Observed) -> Tensor:
@@ -47,41 +47,28 @@ class SpatialConditioning(ObservedConditioning):
         return {CONCAT: torch.cat([picture, torch.ones_like(picture[:, :1])], dim=1) if self.present else picture}
 
     def null(self, num_samples: int, device: torch.device) -> Condition:
-        channels, height, width = self._known_shape
-        return {CONCAT: torch.zeros(num_samples, channels + self.present, height, width, device=device)}
+        if not self.channels:
+            raise ConfigurationError(f"{self.label} does not know its shape yet: it is made ready before training.")
+        return {CONCAT: torch.zeros(num_samples, self.channels + self.present, *self.latent_size, device=device)}
 
     def prepare(self, network: nn.Module, data: ConditioningData, codec: LatentCodec) -> None:
-        self.shape = (0, *codec.latent_shape(data.image_shape)[1:])
         super().prepare(network, data, codec)
-        first = self.picture(self._kept(torch.zeros(1, dtype=torch.long), truth=False))
-        self.shape = tuple(first.shape[1:])
-
-    @property
-    def latent_size(self) -> tuple[int, int]:
-        """(h, w) of the latents."""
-        _, height, width = self._known_shape
-        return height, width
-
-    @property
-    def _known_shape(self) -> tuple[int, ...]:
-        if not self.shape:
-            raise ConfigurationError(f"{self.label} does not know its shape yet: it is made ready before training.")
-        return self.shape
+        self.channels = self.picture(self._kept(torch.zeros(1, dtype=torch.long), truth=False)).shape[1]
 
     @property
     def spec(self) -> PlainValues:
-        return {**super().spec, "present": self.present, "shape": list(self.shape)}
+        return {**super().spec, "present": self.present, "channels": self.channels}
 
     @property
     def run_spec(self) -> PlainValues:
-        return {**super().run_spec, "shape": list(self.shape)}
+        return {**super().run_spec, "channels": self.channels}
 
     def restore(self, run_spec: PlainValues) -> None:
         super().restore(run_spec)
-        self.shape = tuple(run_spec.get("shape", self.shape))
+        self.channels = run_spec["channels"]
 
     @classmethod
     def from_spec(cls, spec: PlainValues, network: nn.Module) -> Self:
-        made = super().from_spec({name: value for name, value in spec.items() if name != "shape"}, network)
-        made.shape = tuple(spec["shape"])
+        made = super().from_spec({name: value for name, value in spec.items() if name != "channels"}, network)
+        made.channels = spec["channels"]
         return made
