@@ -110,8 +110,7 @@ def test_a_fast_dev_run_tries_everything_and_leaves_nothing_in_the_way_of_the_re
     assert _files() == before
 
 
-# --- before anything is written
-# ------------------------------------------------------------------------------------------
+# --- before anything is written ---------------------------------------------------------------------------------------
 
 
 def _empty_folder() -> dict:
@@ -208,8 +207,7 @@ def test_what_a_user_can_put_right_is_told_before_anything_is_written(config, te
     assert len(error) < 600
 
 
-# --- the run directory
-# ---------------------------------------------------------------------------------------------------
+# --- the run directory ------------------------------------------------------------------------------------------------
 
 
 def test_a_directory_that_holds_another_run(capsys):
@@ -243,8 +241,7 @@ def test_a_file_in_place_of_the_directory_above(capsys):
     assert Path("runs").read_text() == "mine"
 
 
-# --- the configuration file
-# ----------------------------------------------------------------------------------------------
+# --- the configuration file -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

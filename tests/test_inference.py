@@ -211,8 +211,7 @@ def test_without_captions_all_real_images_have_the_prompt(pipelines, tmp_path):
     assert not torch.allclose(captioned.condition["encoder_hidden_states"], expected)
 
 
-# --- what is refused
-# -----------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 def _refused(command: list, capsys, text: str) -> None:
@@ -235,34 +234,21 @@ def test_an_unsupported_family_is_refused_by_name(pipelines, tmp_path, capsys):
         _refused(command, capsys, "is a FluxPipeline, which is not supported (its latents are packed into tokens")
 
 
-def test_images_of_another_size_are_refused(pipelines, capsys, tmp_path):
-    data = _pictures(tmp_path / "pictures.parquet", size=24)
-    command = ["probe", pipelines["LDMPipeline"], "--out", "out", *TINY, "--data", data]
-    _refused(command, capsys, "have shape (3, 24, 24), the model's (3, 16, 16); set --image-size 16.")
-
-
-def test_data_without_labels_is_refused_for_a_class_conditional_model(pipelines, capsys, tmp_path):
-    data = _pictures(tmp_path / "pictures.parquet")
-    command = ["probe", pipelines["DiTPipeline"], "--out", "out", *TINY, "--data", data]
-    _refused(command, capsys, "ClassConditioning reads 'label', which the data lacks; set --label-column.")
-
-
-def test_several_prompts_and_no_captions_are_refused(pipelines, capsys, tmp_path):
-    data = _pictures(tmp_path / "pictures.parquet")
-    command = [
-        "probe",
-        pipelines["StableDiffusionPipeline"],
-        "--out",
-        "out",
-        *TINY,
-        "--data",
-        data,
-        "--prompt",
-        "a",
-        "b",
-    ]
-    _refused(command, capsys, "there are 2 prompts; set --caption-column, or give one --prompt")
-    _refused([*command, "--caption-column", "text"], capsys, "There is no column 'text'")
+@pytest.mark.parametrize(
+    ("pipeline", "size", "options", "told"),
+    [
+        ("LDMPipeline", 24, "", "have shape (3, 24, 24), the model's (3, 16, 16); set --image-size 16."),
+        ("DiTPipeline", 16, "", "ClassConditioning reads 'label', which the data lacks; set --label-column."),
+        (
+            "StableDiffusionPipeline", 16, "--prompt a b",
+            "there are 2 prompts; set --caption-column, or give one --prompt",
+        ),
+        ("StableDiffusionPipeline", 16, "--prompt a b --caption-column text", "There is no column 'text'"),
+    ],
+)  # fmt: skip
+def test_data_that_do_not_fit_the_model_are_refused(pipelines, capsys, tmp_path, pipeline, size, options, told):
+    data = ["--data", _pictures(tmp_path / "pictures.parquet", size=size), *options.split()]
+    _refused(["probe", pipelines[pipeline], "--out", "out", *TINY, *data], capsys, told)
 
 
 def test_guidance_without_a_prompt_is_refused(pipelines, capsys):
@@ -321,20 +307,17 @@ def test_a_refused_probe_can_be_put_right_and_run_again(pipelines, capsys):
     assert main(command) == 0
 
 
-def test_sample_overwrites_nothing(pipelines, capsys):
+def test_sample_overwrites_nothing_and_says_where_it_cannot_write(pipelines, capsys):
     Path("kept.png").write_bytes(b"mine")
-    _refused(["sample", pipelines["DDPMPipeline"], "--out", "kept.png"], capsys, "kept.png exists already")
-    assert Path("kept.png").read_bytes() == b"mine"
-    _refused(
-        ["sample", pipelines["DDPMPipeline"], "--out", "kept.jpg"], capsys, "expected a file name that ends in .png"
-    )
-
-
-def test_sample_into_a_place_that_cannot_be_made_is_refused(pipelines, capsys):
-    Path("file").write_text("mine")
-    _refused(["sample", pipelines["DDPMPipeline"], "--out", "file/grid.png", *TINY], capsys, "file")
     Path("link.png").symlink_to("nowhere/grid.png")
-    _refused(["sample", pipelines["DDPMPipeline"], "--out", "link.png", *TINY], capsys, "link.png cannot be written")
+    for out, told in (
+        ("kept.png", "kept.png exists already"),
+        ("kept.jpg", "expected a file name that ends in .png"),
+        ("kept.png/grid.png", "kept.png"),
+        ("link.png", "link.png cannot be written"),
+    ):
+        _refused(["sample", pipelines["DDPMPipeline"], "--out", out, *TINY], capsys, told)
+    assert Path("kept.png").read_bytes() == b"mine"
 
 
 def test_probe_overwrites_no_run(pipelines, capsys):

@@ -156,24 +156,29 @@ def _index(pipeline: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
-def test_a_pipeline_with_its_own_pipeline_code(pipeline, capsys):
-    (pipeline / "pipeline.py").write_text("open('went_off', 'w')\nclass Mine: ...\n")
-    _index(pipeline, _class_name=["pipeline", "Mine"])
-    _refused(capsys, "not supported", code=_main("sample", str(pipeline), *TINY))
-
-
-def test_a_pipeline_with_a_component_of_its_own_code(pipeline, capsys):
-    (pipeline / "unet" / "mine.py").write_text("open('went_off', 'w')\nclass Net: ...\n")
-    _index(pipeline, unet=["mine", "Net"])
-    _refused(capsys, "mine.Net", code=_main("sample", str(pipeline), *TINY))
-
-
 @pytest.mark.parametrize(
-    "component", [["os", "system"], ["torch.hub", "load"], ["transformers", "AutoModel"], "text", [1, 2], []]
+    ("entry", "told"),
+    [
+        ({"_class_name": ["mine", "Net"]}, "not supported"),
+        ({"unet": ["mine", "Net"]}, "mine.Net"),
+        *(
+            ({"unet": component}, "unet")
+            for component in (
+                ["os", "system"],
+                ["torch.hub", "load"],
+                ["transformers", "AutoModel"],
+                "text",
+                [1, 2],
+                [],
+            )
+        ),
+    ],
 )
-def test_a_pipeline_with_a_component_of_no_known_library(component, pipeline, capsys):
-    _index(pipeline, unet=component)
-    _refused(capsys, "unet", code=_main("sample", str(pipeline), *TINY))
+def test_a_pipeline_with_code_of_its_own_or_of_no_known_library(entry, told, pipeline, capsys):
+    for folder in (pipeline, pipeline / "unet"):
+        (folder / "mine.py").write_text("open('went_off', 'w')\nclass Net: ...\n")
+    _index(pipeline, **entry)
+    _refused(capsys, told, code=_main("sample", str(pipeline), *TINY))
 
 
 # --- data ------------------------------------------------------------------------------------------------------------

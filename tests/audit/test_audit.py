@@ -133,15 +133,13 @@ def test_a_configuration_without_probes_is_refused(tmp_path):
         audit(["--config", str(path)], steps=20)
 
 
-def test_too_few_steps_are_refused(tmp_path, capsys):
-    assert main(["audit", "--config", "any.yaml", "--steps", "1"]) == 2
-    assert "--steps: got 1, expected at least 2" in capsys.readouterr().err
-
-
-def test_an_argument_that_fit_does_not_know_is_refused(tmp_path, capsys):
-    path = write_config(tmp_path / "run.yaml")
-    assert main(["audit", "--config", str(path), "--trainer.no_such_thing=1"]) == 2
-    assert "no_such_thing" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [(("--steps", "1"), "--steps: got 1, expected at least 2"), (("--trainer.no_such_thing=1",), "no_such_thing")],
+)
+def test_arguments_that_cannot_be_are_refused(tmp_path, capsys, options, told):
+    assert main(["audit", "--config", str(write_config(tmp_path / "run.yaml")), *options]) == 2
+    assert told in capsys.readouterr().err
 
 
 @pytest.mark.usefixtures("forked_audit")

@@ -4,6 +4,7 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
+import pytest
 import torch
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
@@ -37,22 +38,19 @@ def test_every_rank_gets_what_rank_zero_has():
     assert on_both_ranks(lambda rank: f"rank {rank}") == ["rank 0", "rank 0"]
 
 
-def test_what_a_user_can_put_right_is_raised_on_every_rank():
+@pytest.mark.parametrize(
+    ("error", "there"),
+    [
+        (ConfigurationError("There are no images: none."), ConfigurationError("There are no images: none.")),
+        (OSError("disk gone"), RuntimeError("On rank zero: OSError: disk gone")),
+    ],
+)
+def test_an_error_is_raised_on_every_rank_and_stays_one_that_a_user_can_put_right(error, there):
     def make(rank):
-        raise ConfigurationError("There are no images: none at all.")
+        raise error
 
-    errors = on_both_ranks(make)
-    assert [type(error) for error in errors] == [ConfigurationError] * 2
-    assert {str(error) for error in errors} == {"There are no images: none at all."}
-
-
-def test_any_other_error_is_raised_on_every_rank():
-    def make(rank):
-        raise OSError("disk gone")
-
-    errors = on_both_ranks(make)
-    assert [type(error) for error in errors] == [OSError, RuntimeError]
-    assert str(errors[1]) == "On rank zero: OSError: disk gone"
+    raised = on_both_ranks(make)
+    assert [(type(each), str(each)) for each in raised] == [(type(each), str(each)) for each in (error, there)]
 
 
 def test_a_loader_is_read_without_the_sampler_that_gives_each_rank_a_part():

@@ -60,8 +60,7 @@ def fit(folder, rows, ckpt_path=None, callbacks=(), **settings) -> Reads:
     return reader
 
 
-# --- honored
-# -------------------------------------------------------------------------------------------------------------
+# --- honored ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("settings", [{}, {"num_workers": 2}, {"streaming": True, "shuffle_buffer": 8}], ids=str)
@@ -124,8 +123,7 @@ def test_min_steps_does_not_keep_a_run_from_stopping_early(tmp_path):
     assert len(fit(tmp_path, data(), callbacks=[Stop()], min_steps=6, val_check_interval=5).rows) == 6
 
 
-# --- refused
-# -------------------------------------------------------------------------------------------------------------
+# --- refused ----------------------------------------------------------------------------------------------------------
 
 VALIDATES = {"val_check_interval": 5}
 MONITOR = {"monitor": "val/loss"}

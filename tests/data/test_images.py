@@ -136,8 +136,7 @@ def test_classes_are_counted_where_the_column_does_not_say(tmp_path):
     assert data.num_classes == 7
 
 
-# --- what is refused, before training
-# ------------------------------------------------------------------------------------
+# --- what is refused, before training ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("column", ["image_column", "label_column", "caption_column"])
@@ -229,8 +228,7 @@ def test_captions_that_are_empty_here_and_there_are_counted(tmp_path):
     assert len(told) == 1
 
 
-# --- what the values say
-# -------------------------------------------------------------------------------------------------
+# --- what the values say ----------------------------------------------------------------------------------------------
 
 
 def _arrays(path, images: np.ndarray, dtype: str) -> str:

@@ -101,8 +101,7 @@ def test_photos_lie_on_no_side_in_training_validation_probes_and_cache(tmp_path)
         assert (corners == corners.new_tensor(expected)).all()
 
 
-# --- transparency
-# --------------------------------------------------------------------------------------------------------
+# --- transparency -----------------------------------------------------------------------------------------------------
 
 
 def _transparent(mode: str) -> dict:
@@ -143,8 +142,7 @@ def test_a_color_that_is_none_is_refused():
         ImageData("builtin:digits", background="snow white")
 
 
-# --- depth, ranges, frames
-# ------------------------------------------------------------------------------------------------
+# --- depth, ranges, frames --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP", "TIFF"])
@@ -206,8 +204,7 @@ def test_floats_are_flipped_in_training():
     assert seen == {(-2, -1, 0, 1), (1, 0, -1, -2)}
 
 
-# --- files
-# ---------------------------------------------------------------------------------------------------------------
+# --- files ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -134,18 +134,19 @@ def test_a_named_split_is_taken():
     assert len(_choose(splits, "train", "extra", 0.1, 0)[1]) == 2
 
 
-@pytest.mark.parametrize(("train", "held_out"), [("training", None), ("train", "training")])
-def test_an_unknown_split_is_refused_with_the_known_ones(train, held_out):
-    splits = {"train": _table(range(4)), "test": _table(range(4))}
-    with refused("There is no split 'training'; the dataset has 'train', 'test'"):
+@pytest.mark.parametrize(
+    ("train", "held_out", "empty", "told"),
+    [
+        ("training", None, None, "There is no split 'training'; the dataset has 'train', 'test'"),
+        ("train", "training", None, "There is no split 'training'; the dataset has 'train', 'test'"),
+        ("train", None, "train", "Split 'train' is empty"),
+        ("train", None, "test", "Split 'test' is empty"),
+    ],
+)
+def test_a_split_that_is_not_there_or_empty_is_refused_by_name(train, held_out, empty, told):
+    splits = {name: _table([] if name == empty else range(4)) for name in ("train", "test")}
+    with refused(told):
         _choose(splits, train, held_out, 0.1, 0)
-
-
-@pytest.mark.parametrize("empty", ["train", "test"])
-def test_an_empty_split_is_refused_by_name(empty):
-    splits = {"train": _table(range(4)), "test": _table(range(4))} | {empty: _table([])}
-    with refused(f"Split '{empty}' is empty"):
-        _choose(splits, "train", None, 0.1, 0)
 
 
 @pytest.mark.parametrize("rows", [0, 1])
@@ -160,20 +161,15 @@ def test_what_is_nowhere_is_refused_with_what_to_write():
     assert "Expected a hub id, a folder of parquet files" in str(error.value)
 
 
-def test_a_folder_without_data_is_refused(tmp_path):
+@pytest.mark.parametrize("source", ["folder", "broken.parquet"])
+def test_what_holds_no_data_is_refused(tmp_path, source):
     (tmp_path / "folder").mkdir()
-    with refused("holds no dataset that can be read"):
-        load_splits(str(tmp_path / "folder"))
-
-
-def test_a_broken_parquet_file_is_refused(tmp_path):
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 but not really")
     with refused("holds no dataset that can be read"):
-        load_splits(str(tmp_path / "broken.parquet"))
+        load_splits(str(tmp_path / source))
 
 
-# --- folders and tables as they come
-# -------------------------------------------------------------------------------------
+# --- folders and tables as they come ----------------------------------------------------------------------------------
 
 
 def _lora_folder(folder: Path, n: int, captions: dict[int, str], ending: str = ".txt", under: str = "") -> str:

@@ -113,8 +113,7 @@ def test_rows_of_places_in_the_fixed_order_are_read_alone(table):
         assert set(reader.read_rows) == set(batch["index"].tolist())
 
 
-# --- streaming datasets
-# --------------------------------------------------------------------------------------------------
+# --- streaming datasets -----------------------------------------------------------------------------------------------
 
 
 def _hub(table, seed=0, batch_size=2, buffer_size=8, rank=0, world_size=1, shards=4) -> HubStream:
@@ -146,13 +145,9 @@ def test_two_ranks_share_each_pass_of_a_hub_stream(table, numbers, shards):
     assert sorted(functools.reduce(operator.iadd, ranks[0] + ranks[1], [])) == list(range(N))
 
 
-def test_two_workers_share_each_pass_of_a_hub_stream(table, numbers):
-    loader = DataLoader(_hub(table, batch_size=5), batch_size=None, num_workers=2)
-    assert sorted(functools.reduce(operator.iadd, _hub_rows(loader, numbers, 4), [])) == list(range(N))
-
-
-def test_more_workers_than_shards_still_give_every_row(table, numbers):
-    loader = DataLoader(_hub(table, batch_size=5, shards=1), batch_size=None, num_workers=2)
+@pytest.mark.parametrize("settings", [{}, {"shards": 1}])  # the latter fewer than workers
+def test_two_workers_share_each_pass_of_a_hub_stream(table, numbers, settings):
+    loader = DataLoader(_hub(table, batch_size=5, **settings), batch_size=None, num_workers=2)
     assert sorted(functools.reduce(operator.iadd, _hub_rows(loader, numbers, 4), [])) == list(range(N))
 
 

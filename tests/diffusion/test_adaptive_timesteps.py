@@ -42,8 +42,7 @@ def batches(schedule: NoiseSchedule, count: int, seed: int = 0) -> list[tuple[Te
     return found
 
 
-# --- second moment
-# ------------------------------------------------------------------------------------------------------
+# --- second moment ----------------------------------------------------------------------------------------------------
 
 
 def test_second_moment_is_uniform_until_every_timestep_has_its_history(schedule: NoiseSchedule):
@@ -86,8 +85,7 @@ def test_second_moment_lowers_the_variance_of_the_loss(schedule: NoiseSchedule):
     assert float((p * (factor * loss) ** 2).sum()) - mean**2 < 0.1 * (float((loss**2).mean()) - mean**2)
 
 
-# --- adaptive
-# -----------------------------------------------------------------------------------------------------------
+# --- adaptive ---------------------------------------------------------------------------------------------------------
 
 
 def test_adaptive_is_uniform_in_log_snr_before_it_has_seen_anything(schedule: NoiseSchedule):
@@ -153,8 +151,7 @@ def test_adaptive_takes_losses_where_there_is_no_signal():
     assert p[-1] == 0
 
 
-# --- variance-aware
-# -----------------------------------------------------------------------------------------------------
+# --- variance-aware ---------------------------------------------------------------------------------------------------
 
 
 def test_variance_aware_divides_by_the_running_deviation_of_each_bin(schedule: NoiseSchedule):

@@ -116,8 +116,7 @@ def test_draws_come_from_torchs_global_generator(name: str, schedule: NoiseSched
     assert not torch.equal(draws[0], draws[2])
 
 
-# --- over the timestep
-# ---------------------------------------------------------------------------------------------------
+# --- over the timestep ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("a", "b"), [(1, 1), (2, 5), (0.8, 1), (0.5, 0.5)])
@@ -164,8 +163,7 @@ def test_starved_band_draws_a_timestep_inside_share_times_as_often(start, stop, 
     assert float(p[inside].sum()) == pytest.approx((stop - start) * share * outside_level, rel=1e-10)
 
 
-# --- over the log-SNR
-# ----------------------------------------------------------------------------------------------------
+# --- over the log-SNR -------------------------------------------------------------------------------------------------
 
 
 def log_snr_of(flow_time: np.ndarray) -> np.ndarray:
@@ -256,8 +254,7 @@ def test_a_timestep_without_signal_is_left_out_of_a_density_over_log_snr(name: s
     assert (p[:-1] > 0).all()
 
 
-# --- variance
-# -----------------------------------------------------------------------------------------------------------
+# --- variance ---------------------------------------------------------------------------------------------------------
 
 
 def test_stratified_draws_each_of_as_many_equally_likely_timesteps_once(schedule: NoiseSchedule):
@@ -291,8 +288,7 @@ def test_stratified_lets_an_adaptive_sampler_hear_the_losses():
     assert inner.losses.flatten().tolist() == [1, 2, 3]
 
 
-# --- bad arguments
-# --------------------------------------------------------------------------------------------------------
+# --- bad arguments ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -105,8 +105,7 @@ def test_weight_equals_the_published_formula(weighting: LossWeighting, predictio
     torch.testing.assert_close(single, expected.float(), **FLOAT32)
 
 
-# --- one loss, whatever is predicted
-# -----------------------------------------------------------------------------------
+# --- one loss, whatever is predicted ----------------------------------------------------------------------------------
 
 
 def stated_losses(weighting: LossWeighting, log_snr: Tensor) -> list[tuple[Tensor, Tensor, Tensor | None]]:
@@ -189,8 +188,7 @@ def test_weight_has_its_limit_where_there_is_no_signal_and_where_there_is_no_noi
                 assert found == pytest.approx(limit, rel=1e-5, abs=1e-5), (log_snr, prediction_type)
 
 
-# --- learned uncertainty
-# ------------------------------------------------------------------------------------------------
+# --- learned uncertainty ----------------------------------------------------------------------------------------------
 
 
 def test_learned_uncertainty_converges_to_the_log_of_the_weighted_error():
@@ -262,8 +260,7 @@ def test_learned_uncertainty_keeps_its_precision_in_a_module_that_is_cast():
     torch.testing.assert_close(weighting.uncertainty(LOG_SNR), expected, **FLOAT32)
 
 
-# --- bad arguments
-# ------------------------------------------------------------------------------------------------------
+# --- bad arguments ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from datasets import Dataset, Features, Image
 from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler
@@ -205,16 +206,15 @@ def test_damaged_images(folder: Path, content: bytes) -> None:
         _read(_kept(folder, content))
 
 
-def test_an_image_that_would_fill_the_memory(tmp_path):
+@pytest.mark.parametrize(
+    ("mode", "size", "kind"),
+    [
+        ("1", 20_000, "PNG"),
+        ("RGB", 8, "EPS"),
+    ],  # fills the memory; is a program, which Pillow would have Ghostscript run
+)
+def test_an_image_that_does_harm(tmp_path, mode, size, kind):
     file = io.BytesIO()
-    PILImage.new("1", (20_000, 20_000)).save(file, "PNG")
-    with refused("the image cannot be read"):
-        _read(_kept(tmp_path, file.getvalue()))
-
-
-def test_an_image_that_is_a_program(tmp_path):
-    """Pillow would have Ghostscript run it."""
-    file = io.BytesIO()
-    PILImage.new("RGB", (8, 8)).save(file, "EPS")
+    PILImage.new(mode, (size, size)).save(file, kind)
     with refused("the image cannot be read"):
         _read(_kept(tmp_path, file.getvalue()))

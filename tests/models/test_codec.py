@@ -249,8 +249,7 @@ def test_the_digits_autoencoder_is_small():
     assert sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) < 300_000
 
 
-# --- what is refused
-# -----------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

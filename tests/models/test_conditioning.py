@@ -3,6 +3,7 @@
 import ast
 import math
 import re
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -62,8 +63,7 @@ def test_unconditional_is_nothing():
     assert [*conditions, conditioning.null(3, CPU), conditioning.for_training({})] == [{}] * 4
 
 
-# --- what is refused
-# -----------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -79,20 +79,18 @@ def test_a_batch_without_labels_is_refused():
         ClassConditioning(3).from_batch({"image": torch.zeros(1)})
 
 
-def test_data_without_labels_is_refused():
-    with refused("set the data's `label_column`"):
-        ClassConditioning(3).prepare(nn.Identity(), data(None), LatentCodec())
-
-
-def test_data_with_more_classes_is_refused_with_what_to_write():
-    with refused(r"class label is out of range: .* \(labels 0 to 9\).* set it to 10"):
-        ClassConditioning(5).prepare(nn.Identity(), data(10), LatentCodec())
-
-
-@pytest.mark.parametrize("embeds", [None, 10])
-def test_a_u_net_without_room_for_the_null_class_is_refused(embeds):
-    with refused(f"UNet2DModel has num_class_embeds {embeds}; expected 11"):
-        ClassConditioning(10).prepare(tiny_unet(num_class_embeds=embeds), data(10), LatentCodec())
+@pytest.mark.parametrize(
+    ("num_classes", "network", "classes", "told"),
+    [
+        (3, nn.Identity, None, "set the data's `label_column`"),
+        (5, nn.Identity, 10, r"class label is out of range: .* \(labels 0 to 9\).* set it to 10"),
+        (10, tiny_unet, 10, "UNet2DModel has num_class_embeds None; expected 11"),
+        (10, partial(tiny_unet, num_class_embeds=10), 10, "UNet2DModel has num_class_embeds 10; expected 11"),
+    ],
+)
+def test_data_or_a_network_of_other_classes_are_refused(num_classes, network, classes, told):
+    with refused(told):
+        ClassConditioning(num_classes).prepare(network(), data(classes), LatentCodec())
 
 
 def test_a_dit_with_fewer_classes_is_refused():
@@ -104,8 +102,7 @@ def test_a_dit_with_fewer_classes_is_refused():
         ClassConditioning(10).prepare(network, data(10), LatentCodec())
 
 
-# --- nobody asks which conditioning it is
-# ----------------------------------------------------------------------------------
+# --- nobody asks which conditioning it is -----------------------------------------------------------------------------
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = [path for folder in ("ldmprobe", "callbacks", "scripts") for path in sorted((ROOT / folder).rglob("*.py"))]

@@ -149,21 +149,22 @@ def test_a_class_that_diffusers_lacks_is_refused_by_name():
 
 
 @pytest.mark.parametrize(
-    ("network", "refusal"),
+    ("network", "width", "refusal"),
     [
-        (tiny_text_unet, "embeddings are 32 wide and UNet2DConditionModel has cross_attention_dim 12; make them equal"),
-        (tiny_unet, "UNet2DModel takes no text; use UNet2DConditionModel"),
+        (tiny_text_unet, 32, "embeddings are 32 wide and UNet2DConditionModel has cross_attention_dim 12; make them"),
+        (tiny_unet, 32, "UNet2DModel takes no text; use UNet2DConditionModel"),
+        (
+            lambda: UNet2DConditionModel.from_config(
+                tiny_text_unet().config, time_cond_proj_dim=8
+            ),  # the guidance scale
+            12,
+            "time_cond_proj_dim 8",
+        ),
     ],
 )
-def test_text_that_a_network_does_not_take_is_refused(network, refusal):
+def test_text_that_a_network_does_not_take_is_refused(network, width, refusal):
     with refused(refusal):
-        check_denoiser(network(), (2, 8, 8), {"encoder_hidden_states": torch.zeros(1, 4, 32)}, CPU)
-
-
-def test_a_network_that_is_told_its_guidance_scale_is_refused():
-    network = UNet2DConditionModel.from_config(tiny_text_unet().config, time_cond_proj_dim=8)
-    with refused("time_cond_proj_dim 8"):
-        check_denoiser(network, (2, 8, 8), {"encoder_hidden_states": torch.zeros(1, 3, 12)}, CPU)
+        check_denoiser(network(), (2, 8, 8), {"encoder_hidden_states": torch.zeros(1, 4, width)}, CPU)
 
 
 class Bare(nn.Module):

@@ -166,8 +166,7 @@ def test_of_several_variants_the_one_that_is_asked_for_is_read(kind, variant):
     assert torch.equal(next(frozen.network.parameters()), expected)
 
 
-# --- files that are not whole
-# --------------------------------------------------------------------------------------------
+# --- files that are not whole -----------------------------------------------------------------------------------------
 
 
 def weights_file(files: ModelFolder) -> Path:

@@ -39,8 +39,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
-# --- the small one
-# -------------------------------------------------------------------------------------------------------
+# --- the small one ----------------------------------------------------------------------------------------------------
 
 
 def test_each_word_is_one_token_and_others_are_spelt():
@@ -66,8 +65,7 @@ def test_words_of_other_letters_are_refused():
         SmallCLIP("rouge bleu-clair")
 
 
-# --- any of them
-# ---------------------------------------------------------------------------------------------------------
+# --- any of them ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -119,8 +117,7 @@ def test_captions_longer_than_the_encoder_takes_are_refused():
         TextEncoder(pipeline)
 
 
-# --- what training is told
-# -----------------------------------------------------------------------------------------------
+# --- what training is told --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
@@ -203,8 +200,7 @@ def test_captions_that_are_short_enough_are_no_matter():
     )  # a warning would be an error
 
 
-# --- what probes are told
-# ------------------------------------------------------------------------------------------------
+# --- what probes are told ---------------------------------------------------------------------------------------------
 
 
 def test_a_samples_prompt_is_a_function_of_its_number():
@@ -254,8 +250,7 @@ def test_pixart_alpha_is_told_resolution_and_aspect_ratio_where_it_takes_them(se
         assert (condition["resolution"].tolist(), condition["aspect_ratio"].tolist()) == ([[16.0, 32.0]], [[0.5]])
 
 
-# --- what is refused
-# -----------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("wrong", [{"dropout": 1.0}, {"dropout": -0.1}, {"prompts": ()}, {"prompts": "a red star"}])

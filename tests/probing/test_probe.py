@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -55,21 +56,14 @@ def test_inside_there_is_no_autocast():
         assert (x @ x).dtype == torch.bfloat16
 
 
-def test_modes_return_module_by_module():
+@pytest.mark.parametrize("error", [None, KeyError])
+def test_modes_return_module_by_module_also_after_an_exception(error):
     network = mixed_modes()
     before = flags(network)
     assert len(set(before)) == 2
-    with evaluating([network, network]):
-        pass
-    assert flags(network) == before
-    assert torch.is_grad_enabled()
-
-
-def test_modes_return_after_an_exception():
-    network = mixed_modes()
-    before = flags(network)
-    with pytest.raises(KeyError), evaluating([network]):
-        raise KeyError
+    with pytest.raises(error) if error else nullcontext(), evaluating([network, network]):
+        if error:
+            raise error
     assert flags(network) == before
     assert torch.is_grad_enabled()
 

@@ -246,8 +246,7 @@ def test_of_a_run_it_has_numbers_and_figures(tmp_path):
     assert DiffusionPipeline.from_pretrained("new/pipeline").unet.config.sample_size == 8
 
 
-# --- what is refused
-# -----------------------------------------------------------------------------------------------------
+# --- what is refused --------------------------------------------------------------------------------------------------
 
 SMALL = {"latent_shape": (2, 4, 4)}
 REFUSED = {
