@@ -44,7 +44,7 @@ class ClassifierProbe(ProbeCallback[ClassifierModel]):
         module = _trained(pl_module)
         if self._held_out is None:
             self._held_out = from_rank_zero(trainer, lambda: self._read(trainer, module))
-        with self.progress(trainer) as progress:
+        with self.running(trainer, ranks) as how:
             return probe_classifier(
                 module.classifier_model(),
                 *self._held_out,
@@ -52,9 +52,7 @@ class ClassifierProbe(ProbeCallback[ClassifierModel]):
                 max_log_snr=module.max_log_snr,
                 batch_size=self.batch_size,
                 seed=self.seed,
-                step=trainer.global_step,
-                ranks=ranks,
-                progress=progress,
+                **how,
             )
 
     def _read(self, trainer: L.Trainer, module: NoisyClassification) -> tuple[Tensor, Tensor]:

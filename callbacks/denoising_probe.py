@@ -71,7 +71,7 @@ class DenoisingProbe(ProbeCallback[DiffusionModel]):
         held_out = self._latents.held_out(trainer, model)
         if self._previous is None and trainer.global_step > 0:  # resumed
             self._previous = from_rank_zero(trainer, lambda: self._last_before(trainer))
-        with self.progress(trainer) as progress:
+        with self.running(trainer, ranks) as how:
             self._previous = probe_denoising(
                 model,
                 held_out,
@@ -80,10 +80,8 @@ class DenoisingProbe(ProbeCallback[DiffusionModel]):
                 batch_size=self.batch_size,
                 seed=self.seed,
                 image_loss=self.image_loss,
-                step=trainer.global_step,
                 previous=self._previous,
-                ranks=ranks,
-                progress=progress,
+                **how,
             )
         rates = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
         self._previous.provenance["learning_rate"] = float(rates[0]) if rates else None

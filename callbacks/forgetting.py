@@ -52,7 +52,7 @@ class Forgetting(BesideBaseData):
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
         model = self.subject(pl_module)
         of_base, of_new = self.kinds_of_data(trainer, model)
-        with self.progress(trainer) as progress:
+        with self.running(trainer, ranks) as how:
             record = probe_forgetting(
                 model,
                 of_base,
@@ -61,9 +61,7 @@ class Forgetting(BesideBaseData):
                 num_draws=self.num_draws,
                 batch_size=self.batch_size,
                 seed=self.seed,
-                step=trainer.global_step,
-                ranks=ranks,
-                progress=progress,
+                **how,
             )
         self._before = self._before or record
         return record

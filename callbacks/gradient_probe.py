@@ -63,15 +63,7 @@ class GradientProbe(ProbeCallback[DiffusionModel]):
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
         model = self.subject(pl_module)
         training = self._latents.training(trainer, model)
-        with self.progress(trainer) as progress:
+        with self.running(trainer, ranks) as how:
             return probe_gradient(
-                model,
-                training,
-                objective_of(pl_module),
-                self.num_draws,
-                self.batch_size,
-                self.seed,
-                step=trainer.global_step,
-                ranks=ranks,
-                progress=progress,
+                model, training, objective_of(pl_module), self.num_draws, self.batch_size, self.seed, **how
             )

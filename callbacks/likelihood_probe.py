@@ -51,15 +51,5 @@ class LikelihoodProbe(ProbeCallback[DiffusionModel]):
         model = self.subject(pl_module)
         reference = self._latents.reference(trainer, model)
         held_out = self._latents.held_out(trainer, model)
-        with self.progress(trainer) as progress:
-            return probe_likelihood(
-                model,
-                held_out,
-                reference,
-                self.log_snr_step,
-                self.batch_size,
-                self.seed,
-                step=trainer.global_step,
-                ranks=ranks,
-                progress=progress,
-            )
+        with self.running(trainer, ranks) as how:
+            return probe_likelihood(model, held_out, reference, self.log_snr_step, self.batch_size, self.seed, **how)

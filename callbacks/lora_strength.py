@@ -65,7 +65,7 @@ class LoRAStrength(BesideBaseData):
             return None
         model = self.subject(pl_module)
         of_base, of_new = self.kinds_of_data(trainer, model)
-        with self.progress(trainer) as progress:
+        with self.running(trainer, ranks) as how:
             return probe_lora_strength(
                 model,
                 of_base.held_out,
@@ -74,7 +74,5 @@ class LoRAStrength(BesideBaseData):
                 num_draws=self.num_draws,
                 batch_size=self.batch_size,
                 seed=self.seed,
-                step=trainer.global_step,
-                ranks=ranks,
-                progress=progress,
+                **how,
             )

@@ -49,16 +49,7 @@ class MemorizationProbe(ProbeCallback[DiffusionModel]):
         model = self.subject(pl_module)
         reference = self._latents.reference(trainer, model)
         held_out, training = self._latents.held_out(trainer, model), self._latents.training(trainer, model)
-        with self.progress(trainer) as progress:
+        with self.running(trainer, ranks) as how:
             return probe_memorization(
-                model,
-                training,
-                held_out,
-                reference,
-                self.num_draws,
-                self.batch_size,
-                self.seed,
-                step=trainer.global_step,
-                ranks=ranks,
-                progress=progress,
+                model, training, held_out, reference, self.num_draws, self.batch_size, self.seed, **how
             )

@@ -64,7 +64,7 @@ class PrecisionProbe(ProbeCallback[DiffusionModel]):
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
         model = self.subject(pl_module)
         held_out = self._latents.held_out(trainer, model)
-        with self.progress(trainer) as progress:
+        with self.running(trainer, ranks) as how:
             return probe_precision(
                 model,
                 held_out,
@@ -72,7 +72,5 @@ class PrecisionProbe(ProbeCallback[DiffusionModel]):
                 self.num_draws,
                 self.batch_size,
                 self.seed,
-                step=trainer.global_step,
-                ranks=ranks,
-                progress=progress,
+                **how,
             )

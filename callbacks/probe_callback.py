@@ -25,7 +25,7 @@ from ldmprobe.io.store import RecordStore
 from ldmprobe.lightning_private import callbacks_of
 from ldmprobe.models.diffusion_model import diffusion_model_of
 from ldmprobe.probing.non_finite import first_not_finite
-from ldmprobe.probing.probe import Progress, Ranks, plain_stderr, progress_bar
+from ldmprobe.probing.probe import Progress, Ranks, Running, plain_stderr, progress_bar
 from ldmprobe.tracking.history import RunningHistory
 from ldmprobe.tracking.loggers import log_record, log_scalars
 from ldmprobe.tracking.scalars import Detail, all_metrics
@@ -255,6 +255,12 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
             told = f"{name} failed at step {step} ({type(error).__name__}: {error}); training goes on."
             _log.error(told, exc_info=self.failures == 1)
             log_scalars(trainer.loggers, {f"probe_failures/{name}": float(self.failures)}, step)
+
+    @contextmanager
+    def running(self, trainer: L.Trainer, ranks: Ranks) -> Iterator[Running]:
+        """The arguments by which a probe knows of training, its progress among them."""
+        with self.progress(trainer) as progress:
+            yield {"step": trainer.global_step, "ranks": ranks, "progress": progress}
 
     @contextmanager
     def progress(self, trainer: L.Trainer) -> Iterator[Progress]:

@@ -14,7 +14,7 @@ from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.features.choose import chosen_network
 from ldmprobe.io.record import ProbeRecord
-from ldmprobe.models.autoencoder_model import AutoencoderModel, autoencoder_model_of
+from ldmprobe.models.autoencoder_model import AutoencoderModel, HasAutoencoder
 from ldmprobe.probing.probe import Ranks, evaluating
 from ldmprobe.probing.real_features import check_feature_network
 from ldmprobe.probing.reconstruction import Originals, probe_reconstruction
@@ -61,7 +61,12 @@ class ReconstructionProbe(ProbeCallback[AutoencoderModel]):
         self._originals: Originals | None = None
 
     def subject(self, pl_module: L.LightningModule) -> AutoencoderModel:
-        return autoencoder_model_of(pl_module)
+        if not isinstance(pl_module, HasAutoencoder):
+            raise ConfigurationError(
+                f"{type(pl_module).__name__} trains no autoencoder that could be probed: use ldmprobe.Autoencoding, or "
+                "give it a method `autoencoder_model(self) -> ldmprobe.AutoencoderModel`."
+            )
+        return pl_module.autoencoder_model()
 
     def check(self, model: AutoencoderModel) -> None:
         if self.feature_network is None:
@@ -83,7 +88,7 @@ class ReconstructionProbe(ProbeCallback[AutoencoderModel]):
         model = self.subject(pl_module)
         if self._originals is None:
             self._originals = from_rank_zero(trainer, lambda: self._originals_of(trainer, model))
-        with self.progress(trainer) as progress:
+        with self.running(trainer, ranks) as how:
             return probe_reconstruction(
                 model,
                 (batch["image"] for batch in data_source(trainer).reference_images(self.num_images, held_out=True)),
@@ -94,9 +99,7 @@ class ReconstructionProbe(ProbeCallback[AutoencoderModel]):
                 kid_subset_size=self.kid_subset_size,
                 batch_size=self.batch_size,
                 seed=self.seed,
-                step=trainer.global_step,
-                ranks=ranks,
-                progress=progress,
+                **how,
             )
 
     def _originals_of(self, trainer: L.Trainer, model: AutoencoderModel) -> Originals:

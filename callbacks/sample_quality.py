@@ -112,17 +112,15 @@ class SampleQuality(ProbeCallback[DiffusionModel]):
             self._real_features = self._features(trainer, model, self._network, self.real, "real")
             self._copies = self._copy_search(trainer, model, self._network, self._real_features)
         self.sampling = prepared(trainer, self.sampling)
-        with self.progress(trainer) as progress:
+        with self.running(trainer, ranks) as how:
             return probe_quality(
                 model,
                 self._real_features,
                 self._network,
                 self.sampling,
                 self.kid_subset_size,
-                step=trainer.global_step,
-                ranks=ranks,
-                progress=progress,
                 copies=self._copies,
+                **how,
             )
 
     def _copy_search(

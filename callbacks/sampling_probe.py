@@ -83,17 +83,9 @@ class SamplingProbe(ProbeCallback[DiffusionModel]):
         reference = self._latents.reference(trainer, model)
         held_out = self._latents.held_out(trainer, model) if has_held_out(trainer) else None
         self.sampling = prepared(trainer, self.sampling)
-        with self.progress(trainer) as progress:
+        with self.running(trainer, ranks) as how:
             return probe_sampling(
-                model,
-                reference,
-                self.sampling,
-                analyses=self.analyses,
-                held_out=held_out,
-                step=trainer.global_step,
-                ranks=ranks,
-                progress=progress,
-                name=self._name,
+                model, reference, self.sampling, analyses=self.analyses, held_out=held_out, name=self._name, **how
             )
 
 

@@ -128,17 +128,3 @@ class HasAutoencoder(Protocol):
     """A LightningModule that says which autoencoder of it is to be probed."""
 
     def autoencoder_model(self) -> AutoencoderModel: ...
-
-
-def autoencoder_model_of(module: object) -> AutoencoderModel:
-    """Return what a LightningModule's ``autoencoder_model()`` returns.
-
-    Raises:
-        ConfigurationError: it has no such method.
-    """
-    if not isinstance(module, HasAutoencoder):
-        raise ConfigurationError(
-            f"{type(module).__name__} trains no autoencoder that could be probed: use ldmprobe.Autoencoding, or give "
-            "it a method `autoencoder_model(self) -> ldmprobe.AutoencoderModel`."
-        )
-    return module.autoencoder_model()

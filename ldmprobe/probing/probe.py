@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 import torch
@@ -112,3 +113,11 @@ class Ranks:
         everything = torch.zeros(num_samples, *rows.shape[1:], dtype=torch.float64, device=rows.device)
         everything[sample_ids.to(rows.device)] = rows[: len(sample_ids)].double()
         return self.all_reduce_sum(everything).cpu()
+
+
+class Running(TypedDict):
+    """What a probe is told of the training that it looks at, beside what it measures."""
+
+    step: int
+    ranks: Ranks
+    progress: Progress
