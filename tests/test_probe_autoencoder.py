@@ -47,8 +47,9 @@ def test_what_an_autoencoder_cannot_be_asked_is_said_before_it_is_loaded(folders
     command = ["probe", str(folders / "kl"), "--out", str(tmp_path / "out")]
     with refused("is an autoencoder, which is probed with images; give --data"):
         probe.run(command)
-    with refused("which is not sampled; leave out --num-steps"):
-        probe.run([*command, *DATA, "--num-steps", "5"])
+    for steps in (["--num-steps", "5"], ["--num-steps=5"]):
+        with refused("which is not sampled; leave out --num-steps"):
+            probe.run([*command, *DATA, *steps])
     with refused(r"Images of 15×15 cannot be divided .* set --image-size to a multiple of 2"):
         probe.run([*command, "--data", "builtin:digits", "--image-size", "15"])
     assert not (tmp_path / "out").exists()

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldmprobe.commands.further_probes import FURTHER, FurtherProbe, add_further, asked_for
+from ldmprobe.commands.further_probes import FurtherProbe, add_further, asked_for
 from ldmprobe.commands.options import (
     Parser,
     add_data,
@@ -34,11 +34,9 @@ if TYPE_CHECKING:
     from ldmprobe.probing.held_out import HeldOut
     from ldmprobe.probing.sampling import Sampling
 
-_OF_DIFFUSION = (
-    *("--num-samples", "--num-steps", "--sampler", "--sampler-settings", "--grid", "--grid-settings"),
-    *("--timestep-spacing", "--prompt", "--guidance-scale", "--guidance-interval", "--classifier"),
-    *("--classifier-scale", "--label-column", "--caption-column", "--column", "--num-draws", "--lora-strength"),
-    *("--base", "--variant", "--text-precision", *(probe.flag for probe in FURTHER)),
+_OF_AUTOENCODERS = (
+    *("--out", "--data", "--image-column", "--image-size", "--num-reference", "--feature-network", "--batch-size"),
+    *("--seed", "--ema-length", "--revision", "--local-files-only", "--device"),
 )
 
 
@@ -104,7 +102,8 @@ def _autoencoder_probe(source: Source, args: Namespace, argv: Sequence[str]) -> 
     from ldmprobe.inference import real_images
     from ldmprobe.training.checkpoint.load import load_autoencoder
 
-    if superfluous := [flag for flag in _OF_DIFFUSION if flag in argv]:
+    flags = [text.partition("=")[0] for text in argv if text.startswith("--")]
+    if superfluous := [flag for flag in flags if flag not in _OF_AUTOENCODERS]:
         raise ConfigurationError(f"{args.model} is an autoencoder, which is not sampled; leave out {superfluous[0]}.")
     if args.data is None:
         raise ConfigurationError(f"{args.model} is an autoencoder, which is probed with images; give --data.")

@@ -23,7 +23,7 @@ from ldmprobe.data.rows import RowReader
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.difference import first_difference
 from ldmprobe.io.digest import fingerprint, weights_fingerprint
-from ldmprobe.io.tensor_file import read_tensors
+from ldmprobe.io.tensor_file import read_tensors, readable
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.models.denoiser import Condition
@@ -244,10 +244,6 @@ class LatentRows:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], PlainValues]:
     """Return the tensors and the plain values in a file."""
-    try:
+    instead = f"remove it, and `ldmprobe cache --config YOURS.yaml --out {path.parent}` makes it again"
+    with readable(path, "cached latents", instead):
         return read_tensors(path)
-    except Exception as error:  # safetensors and json raise many kinds, all meaning the same
-        raise ConfigurationError(
-            f"{path} is damaged ({type(error).__name__}: {error}); remove it, and `ldmprobe cache --config YOURS.yaml "
-            f"--out {path.parent}` makes it again."
-        ) from error

@@ -67,3 +67,8 @@ def checked_floats(images: Tensor) -> Tensor:
             "/ 127.5 − 1."
         )
     return floats
+
+
+def decibels(mse: Tensor) -> Tensor:
+    """Return the PSNR of mean squared errors of pixels in [−1, 1]: 10 log10(2²/MSE), infinite where there is none."""
+    return 10 * torch.log10(4 / mse)

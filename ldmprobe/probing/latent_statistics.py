@@ -15,7 +15,7 @@ from ldmprobe.analysis.pca import PCABasis
 from ldmprobe.analysis.spectrum import LinearOptimum
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
-from ldmprobe.io.tensor_file import read_tensors, write_tensors
+from ldmprobe.io.tensor_file import read_tensors, readable, write_tensors
 from ldmprobe.models.codec import IMAGES, LatentCodec
 from ldmprobe.models.pixels import checked_floats
 from ldmprobe.types import Batch, PlainValues
@@ -121,7 +121,7 @@ class LatentStatistics:
         Raises:
             ConfigurationError: it is damaged, or something else.
         """
-        try:
+        with readable(path, "a reference", "move it away, and it is fitted again"):
             mapped, header = read_tensors(path)
             # Cloned, since products of tensors that lie elsewhere in memory may differ in their last bit.
             tensors = {name: tensor.clone() for name, tensor in mapped.items()}
@@ -136,11 +136,6 @@ class LatentStatistics:
             magnitudes, latents = (tensors.get(name, torch.empty(0)) for name in ("magnitudes", "latents"))
             data = header.get("data", {})
             return cls(basis, pca, tensors["cloud"], header["num_latents"], header["codec"], magnitudes, data, latents)
-        except Exception as error:  # safetensors, json and torch raise many kinds, all meaning the same
-            raise ConfigurationError(
-                f"{path} is not a readable reference ({type(error).__name__}: {error}); move it away, and it is fitted "
-                "again."
-            ) from error
 
 
 def magnitude_quantiles(latents: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint, weights_fingerprint
-from ldmprobe.io.tensor_file import read_tensors, write_tensors
+from ldmprobe.io.tensor_file import read_tensors, readable, write_tensors
 from ldmprobe.models.pixels import as_bytes, as_floats, checked_floats
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.types import Batch
@@ -67,14 +67,9 @@ class RealFeatures:
         Raises:
             ConfigurationError: it is damaged, or something else.
         """
-        try:
+        with readable(path, "features of real images", "move it away, and they are computed again"):
             tensors, header = read_tensors(path)
             return cls(tensors["features"], header["images"], header["network"], header["source"])
-        except Exception as error:  # safetensors, json and torch raise many kinds, all meaning the same
-            raise ConfigurationError(
-                f"{path} is not readable as features of real images ({type(error).__name__}: {error}); move it away, "
-                "and they are computed again."
-            ) from error
 
 
 def images_at(batches: Iterable[Batch], places: Sequence[int]) -> Tensor:

@@ -34,7 +34,7 @@ from ldmprobe.models.autoencoder import (
     posterior_of,
 )
 from ldmprobe.models.autoencoder_model import AutoencoderModel
-from ldmprobe.models.pixels import as_floats
+from ldmprobe.models.pixels import as_floats, decibels
 from ldmprobe.models.quantization import Quantization, VectorQuantization
 from ldmprobe.training.adversarial import Adversarial
 from ldmprobe.training.checkpoint.spec import autoencoder_spec, check_same_model, check_same_state
@@ -267,7 +267,7 @@ class Autoencoding(L.LightningModule):
         decoded = model.decode(model.encode(images) if posterior is None else posterior.mode())
         _, parts = self.reconstruction(images, decoded)
         mse = (images - decoded).square().flatten(1).mean(1).clamp(min=1e-12)
-        parts["psnr"] = (10 * torch.log10(4 / mse)).mean()
+        parts["psnr"] = decibels(mse).mean()
         if posterior is not None:
             parts["kl"] = posterior.kl().mean() / math.prod(images.shape[1:])
         for name, value in parts.items():

@@ -100,8 +100,7 @@ def test_latents_can_be_kept_in_half_precision(tmp_path, dtype):
         assert torch.equal(LatentCodec().latents(latent), image["image"].to(latent["latent"].dtype).float())
 
 
-# --- what is refused, before training
-# ------------------------------------------------------------------------------------
+# --- what is refused, before training ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -216,16 +215,12 @@ def test_a_file_that_is_no_longer_there_is_another_image(tmp_path):
     assert before["data"] != _key(train=rows)["data"]
 
 
-def test_the_codecs_scale_may_change(tmp_path):
+def test_the_codecs_scale_may_change_and_its_autoencoder_be_given_by_name_or_as_a_module(tmp_path):
     gray = {"image_size": 32, "channels": 1}
-    data = ready(shapes(write(tmp_path, shapes(**gray), LatentCodec("builtin:digits")), **gray))
-    data.use_latents(LatentCodec("builtin:digits", scale=2.0), Unconditional())
-
-
-def test_an_autoencoder_is_the_same_by_name_and_as_a_module(tmp_path):
-    gray = {"image_size": 32, "channels": 1}
-    data = ready(shapes(write(tmp_path, shapes(**gray), LatentCodec("builtin:digits")), **gray))
-    data.use_latents(LatentCodec(LatentCodec("builtin:digits").autoencoder), Unconditional())
+    codec = LatentCodec("builtin:digits")
+    data = ready(shapes(write(tmp_path, shapes(**gray), codec), **gray))
+    for other in (LatentCodec("builtin:digits", scale=2.0), LatentCodec(codec.autoencoder)):
+        data.use_latents(other, Unconditional())
 
 
 def test_an_incomplete_cache_is_refused_with_what_finishes_it(tmp_path):
@@ -249,7 +244,7 @@ def test_a_folder_that_is_no_cache_is_refused(tmp_path, content):
 def test_a_damaged_file_is_named(tmp_path):
     path = write(tmp_path) / "held_out-00000.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with refused(r"held_out-00000.safetensors is damaged .*remove it"):
+    with refused(r"held_out-00000.safetensors is not readable as cached latents .*remove it"):
         next(iter(ready(shapes(tmp_path)).val_dataloader()))
 
 

@@ -11,6 +11,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from ldmprobe.analysis.intervals import NORMAL
 from ldmprobe.io.metric import Metric
 from ldmprobe.models.autoencoder_model import AutoencoderModel
+from ldmprobe.models.pixels import decibels
 from ldmprobe.probing.analyses import Findings
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.reconstruction.measure import Measure, Reconstructed
@@ -18,11 +19,6 @@ from ldmprobe.probing.reconstruction.originals import Originals
 
 _WINDOW = 11  # pixels of SSIM's
 _NO_ERROR = 1e-9  # of PCA's, beside the range of pixels: as many components as images have
-
-
-def decibels(mse: float) -> float:
-    """Return the PSNR of a mean squared error of pixels in [−1, 1]: 10 log10(2²/MSE), NaN if that is."""
-    return math.inf if mse == 0 else 10 * math.log10(4 / mse)
 
 
 class PerImage(Measure):
@@ -72,11 +68,12 @@ class PixelError(PerImage):
 
     def finish(self, ranks: Ranks) -> Findings:
         errors = self.gather(ranks)
-        mse, linear = float(errors.mean()), float(self.originals.pca_error.mean())
+        means = torch.stack([errors.mean(), self.originals.pca_error.mean().to(errors)])
+        (mse, linear), (psnr, pca_psnr) = means.tolist(), decibels(means).tolist()
         width = NORMAL * float(errors.std()) / math.sqrt(len(errors))
-        scalars = {"psnr": decibels(mse), "psnr_half_width": 0.0 if mse == 0 else 10 / math.log(10) * width / mse}
+        scalars = {"psnr": psnr, "psnr_half_width": 0.0 if mse == 0 else 10 / math.log(10) * width / mse}
         if linear > _NO_ERROR * (self.originals.high - self.originals.low) ** 2:
-            scalars |= {"pca_psnr": decibels(linear), "skill_over_pca": 1 - mse / linear}
+            scalars |= {"pca_psnr": pca_psnr, "skill_over_pca": 1 - mse / linear}
         return Findings(scalars)
 
 
