@@ -4,7 +4,7 @@ At z_t = α x_0 + σ ε a network may answer with
 
 .. math:: \epsilon, \qquad x_0, \qquad v = \alpha \epsilon - \sigma x_0, \qquad u = \epsilon - x_0.
 
-v: Salimans & Ho, 2022 (arXiv:2202.00512), section 4. u, with α = 1 − σ: Lipman et al., 2023 (arXiv:2210.02747).
+v: Salimans & Ho, 2022 (arXiv:2202.00512), section 4. u: Lipman et al., 2023 (arXiv:2210.02747), where α = 1 − σ.
 """
 
 from __future__ import annotations
@@ -103,7 +103,9 @@ class VPrediction(Prediction):
 
 
 class VelocityPrediction(Prediction):
-    """The velocity u = ε − x_0 of rectified flow, α = 1 − σ. ‖Δε‖² = α² · ‖Δu‖², α = √SNR/(1 + √SNR)."""
+    """The velocity u = ε − x_0, of rectified flow where α + σ = 1; elsewhere x_0 = (z − σ u)/(α + σ). ‖Δε‖² =
+    α²/(α + σ)² · ‖Δu‖², α/(α + σ) = √SNR/(1 + √SNR).
+    """
 
     name = "flow"
 
@@ -111,7 +113,8 @@ class VelocityPrediction(Prediction):
         return epsilon - x0
 
     def x0_and_epsilon(self, answer: Tensor, z_t: Tensor, alpha: Level, sigma: Level) -> tuple[Tensor, Tensor]:
-        return z_t - sigma * answer, z_t + alpha * answer
+        total = alpha + sigma
+        return (z_t - sigma * answer) / total, (z_t + alpha * answer) / total
 
     def log_epsilon_error_scale(self, log_snr: Tensor) -> Tensor:
         return 2 * logsigmoid(log_snr / 2)

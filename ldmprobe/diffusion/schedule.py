@@ -147,7 +147,8 @@ class NoiseSchedule:
         preserved = (self.alpha**2 + self.sigma**2 - 1).abs().max()
         if isinstance(prediction, VPrediction) and float(preserved) > 1e-4:
             raise ConfigurationError(
-                "A network predicts v = α ε − σ x_0 only where α² + σ² = 1; for this noise schedule use ε or x_0."
+                "A network predicts v = α ε − σ x_0 only where α² + σ² = 1; for this noise schedule use ε, x_0, or "
+                "ε − x_0 (`VelocityPrediction`)."
             )
 
     @classmethod

@@ -4,25 +4,33 @@ import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 
+from ldmprobe import VESDE, SubVPSDE
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.prediction import KINDS
 from tests.helpers import FLOAT32, FLOAT64, sd_scheduler
 
 TIMESTEPS = torch.tensor([0, 1, 100, 500, 900, 999])
+SCHEDULES = {
+    "stable diffusion": as_schedule(sd_scheduler()),
+    "flow": as_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0)),
+    "sub-VP": SubVPSDE(),
+    "VE": VESDE(),
+}
+ANSWERS = [(kind, of) for kind in KINDS for of in SCHEDULES if kind != "v_prediction" or of == "stable diffusion"]
+ANSWERS.remove(("epsilon", "flow"))  # at α = 0 ε says nothing about x_0
 
 
-def noised(prediction_type: str = "epsilon"):
-    flow = prediction_type == "flow"
-    schedule = as_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0) if flow else sd_scheduler())
+def noised(of: str = "stable diffusion"):
+    schedule = SCHEDULES[of]
     generator = torch.Generator().manual_seed(0)
     x0, epsilon = torch.randn(2, len(TIMESTEPS), 2, 4, 4, generator=generator, dtype=torch.float64)
     alpha, sigma = schedule.levels(TIMESTEPS, x0)
     return schedule, x0, epsilon, alpha, sigma
 
 
-@pytest.mark.parametrize("prediction_type", KINDS)
-def test_the_target_converts_back_to_x0_and_epsilon(prediction_type: str):
-    _, x0, epsilon, alpha, sigma = noised(prediction_type)
+@pytest.mark.parametrize(("prediction_type", "of"), ANSWERS)
+def test_the_target_converts_back_to_x0_and_epsilon(prediction_type: str, of: str):
+    _, x0, epsilon, alpha, sigma = noised(of)
     target = KINDS[prediction_type].target(x0, epsilon, alpha, sigma)
     found_x0, found_epsilon = KINDS[prediction_type].x0_and_epsilon(target, alpha * x0 + sigma * epsilon, alpha, sigma)
     torch.testing.assert_close(found_x0, x0, **FLOAT64)
@@ -35,18 +43,18 @@ def test_v_target_equals_diffusers_get_velocity():
     torch.testing.assert_close(KINDS["v_prediction"].target(x0, epsilon, alpha, sigma), velocity, **FLOAT32)
 
 
-@pytest.mark.parametrize("prediction_type", KINDS)
-def test_any_prediction_stays_consistent_with_z_t(prediction_type: str):
-    _, x0, epsilon, alpha, sigma = noised(prediction_type)
+@pytest.mark.parametrize(("prediction_type", "of"), ANSWERS)
+def test_any_prediction_stays_consistent_with_z_t(prediction_type: str, of: str):
+    _, x0, epsilon, alpha, sigma = noised(of)
     z_t = alpha * x0 + sigma * epsilon
     prediction = torch.randn(z_t.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     found_x0, found_epsilon = KINDS[prediction_type].x0_and_epsilon(prediction, z_t, alpha, sigma)
     torch.testing.assert_close(alpha * found_x0 + sigma * found_epsilon, z_t, **FLOAT64)
 
 
-@pytest.mark.parametrize("prediction_type", KINDS)
-def test_epsilon_error_scale_converts_squared_errors(prediction_type: str):
-    schedule, x0, epsilon, alpha, sigma = noised(prediction_type)
+@pytest.mark.parametrize(("prediction_type", "of"), ANSWERS)
+def test_epsilon_error_scale_converts_squared_errors(prediction_type: str, of: str):
+    schedule, x0, epsilon, alpha, sigma = noised(of)
     z_t = alpha * x0 + sigma * epsilon
     target = KINDS[prediction_type].target(x0, epsilon, alpha, sigma)
     error = torch.randn(z_t.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

@@ -92,7 +92,7 @@ def test_description_rebuilds_the_process(process):
 @pytest.mark.parametrize("kind", [SubVPSDE, VESDE, EDMProcess])
 def test_v_is_refused_where_variance_is_not_preserved(kind):
     assert VPSDE(prediction=VPrediction()).prediction.name == "v_prediction"
-    with refused("only where α² \\+ σ² = 1; .* use ε or x_0"):
+    with refused("only where α² \\+ σ² = 1; .* use ε, x_0, or ε − x_0"):
         kind(prediction=VPrediction())
 
 
