@@ -124,6 +124,16 @@ def t5(cls: Any = T5EncoderModel, config: Any = T5Config, width: int = 16) -> tu
     return cls(settings), tokenizer
 
 
+def _texts(*encoders: tuple[Any, Any]) -> dict[str, Any]:
+    """Text encoders and their tokenizers, by the names that they have in a pipeline."""
+    numbered = zip(("", "_2", "_3"), encoders, strict=False)
+    return {
+        f"{kind}{n}": part
+        for n, pair in numbered
+        for kind, part in zip(("text_encoder", "tokenizer"), pair, strict=True)
+    }
+
+
 def conditional_unet(**options: Any) -> UNet2DConditionModel:
     settings = {
         "sample_size": 8,
@@ -160,11 +170,9 @@ def _dit() -> Any:
 
 
 def _stable_diffusion(**scheduler: Any) -> Any:
-    text_encoder, tokenizer = clip()
     return StableDiffusionPipeline(
+        **_texts(clip()),
         vae=autoencoder(scaling_factor=0.5),
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
         unet=conditional_unet(),
         scheduler=sd_scheduler(**scheduler),
         safety_checker=None,
@@ -182,15 +190,14 @@ def _stable_diffusion_v() -> Any:
 def _beside_text(cls: Any, channels: int, scaling_factor: float = 0.5, **options: Any) -> Any:
     """Stable Diffusion whose network is told a picture beside latents of four channels, which are certain: the pipeline
     for inpainting draws those of its masked image."""
-    text_encoder, tokenizer = clip()
+    texts = _texts(clip())
     vae = autoencoder(channels=4, scaling_factor=scaling_factor)
     nn.init.zeros_(vae.quant_conv.weight[4:].detach())
     nn.init.constant_(vae.quant_conv.bias[4:].detach(), -30.0)  # the log-variance
     embeds = options["max_noise_level"] + 1 if "max_noise_level" in options else None
     unet = conditional_unet(in_channels=4 + channels, out_channels=4, num_class_embeds=embeds)
-    parts = {"vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer, "unet": unet}
     without = dict.fromkeys(("safety_checker", "feature_extractor"))
-    return cls(**parts, scheduler=sd_scheduler(), **without, **options)
+    return cls(**texts, vae=vae, unet=unet, scheduler=sd_scheduler(), **without, **options)
 
 
 def _inpaint() -> Any:
@@ -208,7 +215,7 @@ def _instruct_pix2pix() -> Any:
 
 def stable_diffusion_xl(channels: int = 2, **scaling: Any) -> Any:
     """Stable Diffusion XL with these settings of its autoencoder."""
-    (text_encoder, tokenizer), (text_encoder_2, tokenizer_2) = clip(), clip(CLIPTextModelWithProjection)
+    texts = _texts(clip(), clip(CLIPTextModelWithProjection))
     unet = conditional_unet(
         in_channels=channels,
         out_channels=channels,
@@ -218,33 +225,23 @@ def stable_diffusion_xl(channels: int = 2, **scaling: Any) -> Any:
         projection_class_embeddings_input_dim=16 + 6 * 4,
     )
     return StableDiffusionXLPipeline(
+        **texts,
         vae=autoencoder(channels=channels, scaling_factor=0.5, **scaling),
-        text_encoder=text_encoder,
-        text_encoder_2=text_encoder_2,
-        tokenizer=tokenizer,
-        tokenizer_2=tokenizer_2,
         unet=unet,
         scheduler=sd_scheduler(),
         add_watermarker=False,
     )
 
 
+_SIZES = {"sample_size": 8, "patch_size": 2, "in_channels": 2, "attention_head_dim": 8, "num_attention_heads": 2}
+
+
 def _pixart(cls: Any) -> Any:
-    text_encoder, tokenizer = t5()
-    transformer = PixArtTransformer2DModel(
-        num_attention_heads=2,
-        attention_head_dim=8,
-        in_channels=2,
-        out_channels=4,
-        num_layers=1,
-        cross_attention_dim=16,
-        caption_channels=16,
-        sample_size=8,
-        patch_size=2,
-    )
+    texts = _texts(t5())
+    widths = dict.fromkeys(("cross_attention_dim", "caption_channels"), 16)
+    transformer = PixArtTransformer2DModel(**_SIZES, **widths, out_channels=4, num_layers=1)
     return cls(
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
+        **texts,
         vae=autoencoder(scaling_factor=0.5),
         transformer=_stirred(transformer),
         scheduler=sd_scheduler(),
@@ -252,51 +249,24 @@ def _pixart(cls: Any) -> Any:
 
 
 def _stable_diffusion_3() -> Any:
-    (text_encoder, tokenizer), (text_encoder_2, tokenizer_2) = (clip(CLIPTextModelWithProjection) for _ in range(2))
-    text_encoder_3, tokenizer_3 = t5(width=32)
-    transformer = SD3Transformer2DModel(
-        sample_size=8,
-        patch_size=2,
-        in_channels=2,
-        out_channels=2,
-        num_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=32,
-        caption_projection_dim=16,
-        pooled_projection_dim=32,
-    )
+    texts = _texts(clip(CLIPTextModelWithProjection), clip(CLIPTextModelWithProjection), t5(width=32))
+    widths = {"joint_attention_dim": 32, "caption_projection_dim": 16, "pooled_projection_dim": 32}
+    transformer = SD3Transformer2DModel(**_SIZES, **widths, out_channels=2, num_layers=1)
     return StableDiffusion3Pipeline(
+        **texts,
         transformer=_stirred(transformer),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=autoencoder(scaling_factor=0.5, shift_factor=0.1),
-        text_encoder=text_encoder,
-        tokenizer=tokenizer,
-        text_encoder_2=text_encoder_2,
-        tokenizer_2=tokenizer_2,
-        text_encoder_3=text_encoder_3,
-        tokenizer_3=tokenizer_3,
     )
 
 
 def _aura_flow() -> Any:
-    text_encoder, tokenizer = t5(UMT5EncoderModel, UMT5Config)
-    transformer = AuraFlowTransformer2DModel(
-        sample_size=8,
-        patch_size=2,
-        in_channels=2,
-        out_channels=2,
-        num_mmdit_layers=1,
-        num_single_dit_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=16,
-        caption_projection_dim=16,
-        pos_embed_max_size=16,
-    )
+    texts = _texts(t5(UMT5EncoderModel, UMT5Config))
+    widths = dict.fromkeys(("joint_attention_dim", "caption_projection_dim", "pos_embed_max_size"), 16)
+    layers = dict.fromkeys(("num_mmdit_layers", "num_single_dit_layers"), 1)
+    transformer = AuraFlowTransformer2DModel(**_SIZES, **widths, **layers, out_channels=2)
     return AuraFlowPipeline(
-        tokenizer=tokenizer,
-        text_encoder=text_encoder,
+        **texts,
         vae=autoencoder(scaling_factor=0.5),
         transformer=_stirred(transformer),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
