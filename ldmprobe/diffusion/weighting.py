@@ -32,10 +32,6 @@ class LossWeighting(nn.Module, ABC):
     def log_weight(self, log_snr: Tensor) -> Tensor:
         """Return ln w(λ) for finite log-SNR (N,), w being a factor on ‖ε̂ − ε‖²."""
 
-    def epsilon_weight(self, log_snr: Tensor) -> Tensor:
-        """w(λ), shape (N,)."""
-        return self.log_weight(log_snr.clamp(-FINITE_LOG_SNR, FINITE_LOG_SNR)).exp()
-
     def prediction_weight(self, log_snr: Tensor, prediction: Prediction) -> Tensor:
         """The same weight as a factor on the squared error of answers of this kind, shape (N,); finite at every
         log-SNR.

@@ -103,16 +103,22 @@ def averages(losses: list[float], decay: float) -> float:
     return average
 
 
-def test_adaptive_follows_the_average_loss_of_each_bin(schedule: NoiseSchedule):
-    sampler = AdaptiveLoss(num_bins=30, decay=0.9, floor=0.001)
-    bins = np.floor((schedule.log_snr.numpy() + 12) / 0.8).astype(int)
-    seen: dict[int, list[float]] = {place: [] for place in bins.tolist()}
+def losses_seen(sampler: AdaptiveTimesteps, schedule: NoiseSchedule) -> tuple[list[int], dict[int, list[float]]]:
+    """The bin of each timestep, of 30, and the losses by bin that a sampler has been shown."""
+    bins = np.floor((schedule.log_snr.numpy() + 12) / 0.8).astype(int).tolist()
+    seen: dict[int, list[float]] = {place: [] for place in bins}
     for t, log_snr, loss in batches(schedule, 40):
         sampler.observe(t, log_snr, loss)
         for timestep, value in zip(t.tolist(), loss.tolist(), strict=True):
             seen[bins[timestep]].append(value)
+    return bins, seen
+
+
+def test_adaptive_follows_the_average_loss_of_each_bin(schedule: NoiseSchedule):
+    sampler = AdaptiveLoss(num_bins=30, decay=0.9, floor=0.001)
+    bins, seen = losses_seen(sampler, schedule)
     assert min(len(losses) for losses in seen.values()) > 20  # beyond the plain mean
-    density = np.array([averages(seen[place], 0.9) for place in bins.tolist()])
+    density = np.array([averages(seen[place], 0.9) for place in bins])
     expected = UniformLogSNR().probabilities(schedule).numpy() * density
     found = sampler.probabilities(schedule)
     torch.testing.assert_close(found, torch.from_numpy(expected / expected.sum()), **FLOAT64)
@@ -156,18 +162,13 @@ def test_adaptive_takes_losses_where_there_is_no_signal():
 
 def test_variance_aware_divides_by_the_running_deviation_of_each_bin(schedule: NoiseSchedule):
     sampler = VarianceAware(power=0.5, num_bins=30, decay=0.9, max_ratio=100)
-    bins = np.floor((schedule.log_snr.numpy() + 12) / 0.8).astype(int)
-    seen: dict[int, list[float]] = {place: [] for place in bins.tolist()}
-    for t, log_snr, loss in batches(schedule, 40):
-        sampler.observe(t, log_snr, loss)
-        for timestep, value in zip(t.tolist(), loss.tolist(), strict=True):
-            seen[bins[timestep]].append(value)
+    bins, seen = losses_seen(sampler, schedule)
     deviation = {
         place: math.sqrt(averages([v**2 for v in losses], 0.9) - averages(losses, 0.9) ** 2)
         for place, losses in seen.items()
     }
     mean = np.mean(list(deviation.values()))
-    expected = np.array([(deviation[place] / mean) ** -0.5 for place in bins.tolist()])
+    expected = np.array([(deviation[place] / mean) ** -0.5 for place in bins])
     torch.testing.assert_close(sampler.loss_factor(schedule), torch.from_numpy(expected), rtol=1e-6, atol=0)
     torch.testing.assert_close(sampler.probabilities(schedule), UniformTimesteps().probabilities(schedule), **FLOAT64)
 

@@ -47,7 +47,7 @@ def test_plain_weight_is_one_on_whatever_is_predicted(prediction_type: str):
 
 def test_plain_weighting_has_no_weight_on_epsilon_and_says_what_to_call():
     with pytest.raises(NotImplementedError, match="call prediction_weight"):
-        UniformWeighting().epsilon_weight(LOG_SNR)
+        UniformWeighting().log_weight(LOG_SNR)
 
 
 def sigma(snr: np.ndarray) -> np.ndarray:
@@ -226,16 +226,12 @@ def test_gradient_of_the_uncertainty_is_one_less_the_scaled_error():
     torch.testing.assert_close(of_linear, expected[0] * slope + expected[1] * slope_1, **FLOAT64)
 
 
-def test_learned_uncertainty_starts_as_its_base():
+def test_learned_uncertainty_starts_as_its_base_and_is_finite_without_signal_and_without_noise():
     log_snr = LOG_SNR.float()
     errors = torch.rand(len(log_snr), generator=torch.Generator().manual_seed(0))
     weights = EDM().prediction_weight(log_snr, KINDS["v_prediction"])
     assert torch.equal(LearnedUncertainty()(errors, weights, log_snr), weights * errors)
-
-
-def test_learned_uncertainty_is_finite_without_signal_and_without_noise():
-    weighting = WEIGHTINGS["learned"]()
-    assert weighting.uncertainty(torch.tensor([-math.inf, math.inf])).isfinite().all()
+    assert WEIGHTINGS["learned"]().uncertainty(torch.tensor([-math.inf, math.inf])).isfinite().all()
 
 
 def test_learned_uncertainty_is_in_the_state_with_its_features():
@@ -245,17 +241,12 @@ def test_learned_uncertainty_is_in_the_state_with_its_features():
     assert torch.equal(other.uncertainty(LOG_SNR), weighting.uncertainty(LOG_SNR))
 
 
-def test_learned_uncertainty_keeps_its_precision_under_autocast():
-    weighting = WEIGHTINGS["learned"]().float()
-    with torch.autocast("cpu", torch.bfloat16):
-        found = weighting.uncertainty(LOG_SNR)
-    torch.testing.assert_close(found, weighting.uncertainty(LOG_SNR), **FLOAT32)
-
-
-def test_learned_uncertainty_keeps_its_precision_in_a_module_that_is_cast():
+def test_learned_uncertainty_keeps_its_precision_under_autocast_and_in_a_module_that_is_cast():
     weighting = WEIGHTINGS["learned"]().float()
     nn.init.normal_(weighting.linear.weight)
     expected = weighting.uncertainty(LOG_SNR)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(weighting.uncertainty(LOG_SNR), expected, **FLOAT32)
     nn.ModuleList([weighting]).bfloat16()
     torch.testing.assert_close(weighting.uncertainty(LOG_SNR), expected, **FLOAT32)
 
