@@ -44,7 +44,7 @@ def test_autoencoders_are_probed_and_lie_beside_each_other(folders, tmp_path, ca
 
 
 def test_what_an_autoencoder_cannot_be_asked_is_said_before_it_is_loaded(folders, tmp_path):
-    command = ["probe", str(folders / "kl"), "--out", str(tmp_path / "out")]
+    command = ["probe", str(folders / "kl"), f"--out={tmp_path / 'out'}"]
     with refused("is an autoencoder, which is probed with images; give --data"):
         probe.run(command)
     for steps in (["--num-steps", "5"], ["--num-steps=5"]):

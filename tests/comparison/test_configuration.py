@@ -67,6 +67,7 @@ def test_where_only_seeds_differ_no_winner_is_declared(runs_dir, tmp_path):
     assert 'class="worse"' not in html
     (other / "config.yaml").unlink()  # of unknown configurations nothing is taken for a seed
     assert not only_seeds_differ(first, other)
+    assert not only_seeds_differ(other, other)
 
 
 def test_a_seed_is_one_whatever_is_shown_of_it_and_a_callback_that_may_train_is_not(runs_dir, tmp_path):
