@@ -36,6 +36,9 @@ RUNS = {
     "torch.hub.load": {"repo_or_dir": ".", "model": "went_off", "source": "local"},
     "transformers.pipeline": {"task": "went_off"},
     "os.system": {"command": "touch went_off"},
+    "torch.os.system": {"command": "touch went_off"},
+    "subprocess.Popen": {"args": ["touch", "went_off"]},
+    "torch.load": {"f": "went_off"},
     "pip.main": {"args": ["install", "went_off"]},
 }
 PLACES = [
