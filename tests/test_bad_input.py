@@ -229,16 +229,18 @@ def test_a_checkpoint_that_is_not_there(capsys):
     _refused(capsys, _config(), "runs/none.ckpt", arguments=("--ckpt_path", "runs/none.ckpt"))
 
 
-def test_a_file_in_place_of_the_run_directory(capsys):
-    Path("runs").mkdir()
-    Path("runs/one").write_text("mine")
-    _refused(capsys, _config(), "runs/one", "`--run_dir`")
-
-
-def test_a_file_in_place_of_the_directory_above(capsys):
-    Path("runs").write_text("mine")
-    _refused(capsys, _config(), "runs/one cannot be created: Not a directory. Choose another `--run_dir`.")
-    assert Path("runs").read_text() == "mine"
+@pytest.mark.parametrize(
+    ("place", "told"),
+    [
+        ("runs/one", ("runs/one", "`--run_dir`")),
+        ("runs", ("runs/one cannot be created: Not a directory. Choose another `--run_dir`.",)),
+    ],
+)
+def test_a_file_in_place_of_the_run_directory_or_the_one_above(place, told, capsys):
+    Path(place).parent.mkdir(exist_ok=True)
+    Path(place).write_text("mine")
+    _refused(capsys, _config(), *told)
+    assert Path(place).read_text() == "mine"
 
 
 # --- the configuration file -------------------------------------------------------------------------------------------

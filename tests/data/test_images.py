@@ -250,21 +250,18 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (12, 3, 8, 8))
         (PIXELS, "float32", (0, 255)),
         (PIXELS / 255, "float64", (0, 1)),
         (PIXELS / 127.5 - 1, "float32", None),
+        (PIXELS > 127, "bool", None),
     ],
 )
-def test_arrays_of_any_type_become_the_same_images(images, dtype, value_range, tmp_path):
+def test_arrays_of_any_type_become_the_same_images_and_truth_values_black_and_white(
+    images, dtype, value_range, tmp_path
+):
     data = ImageData(_arrays(tmp_path / "a.parquet", images, dtype), value_range=value_range)
     data.setup()
+    expected = np.where(images, 1.0, -1.0) if dtype == "bool" else PIXELS / 127.5 - 1
     for held_out in (False, True):
         (batch,) = data.reference_batches(99, held_out)
-        np.testing.assert_allclose(batch["image"], PIXELS[batch["index"].numpy()] / 127.5 - 1, atol=1e-6)
-
-
-def test_arrays_of_truth_values_are_black_and_white(tmp_path):
-    data = ImageData(_arrays(tmp_path / "a.parquet", PIXELS > 127, "bool"))
-    data.setup()
-    (batch,) = data.reference_batches(99)
-    assert np.array_equal(batch["image"], np.where(PIXELS[batch["index"].numpy()] > 127, 1, -1))
+        np.testing.assert_allclose(batch["image"], expected[batch["index"].numpy()], atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -120,18 +120,13 @@ def test_the_held_out_rows_are_always_the_same_and_no_training_rows(fixed):
     assert sorted(train + held_out) == [10 * i for i in range(20)]
 
 
-def test_usual_names_are_found_and_the_training_split_is_never_held_out():
+def test_usual_and_given_names_are_found_and_the_training_split_is_never_held_out():
     table = _table(range(6))
-    splits = {"test": table, "validation": table.select(range(2))}
+    splits = {"test": table, "validation": table.select(range(2)), "extra": table.select(range(3))}
     assert len(_choose(splits, "test", None, 0.1, 0)[1]) == 2
+    assert len(_choose(splits, "test", "extra", 0.1, 0)[1]) == 3
     train, held_out = _choose({"test": table}, "test", None, 0.5, 0)
     assert (len(train), len(held_out)) == (3, 3)
-
-
-def test_a_named_split_is_taken():
-    table = _table(range(6))
-    splits = {"train": table, "test": table, "extra": table.select(range(2))}
-    assert len(_choose(splits, "train", "extra", 0.1, 0)[1]) == 2
 
 
 @pytest.mark.parametrize(
