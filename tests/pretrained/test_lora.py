@@ -6,7 +6,6 @@ import pytest
 import torch
 from torch import nn
 
-from ldmprobe.errors import ConfigurationError
 from ldmprobe.pretrained.lora import LoRA, LoRAWeights, merge_lora
 from ldmprobe.training.ema import EMA
 from tests.helpers import FLOAT64, refused, tiny_unet_with_attention
@@ -103,10 +102,7 @@ def test_settings_out_of_range_are_refused(settings, message):
 
 
 def test_a_rank_above_that_of_all_matrices_is_refused():
-    with pytest.raises(
-        ConfigurationError,
-        match="LoRA got rank 6; none of the matrices of TwoLayers that it updates has a rank above 5",
-    ):
+    with refused("LoRA got rank 6; none of the matrices of TwoLayers that it updates has a rank above 5"):
         LoRA(rank=6, targets=["first", "second"]).add_to(TwoLayers())
     LoRA(rank=5, targets=["first", "second"]).add_to(TwoLayers())
 
