@@ -41,16 +41,10 @@ def test_commands_that_need_one_name_the_extra(alone, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("said", "advice"),
     [
-        (
-            "Requirement 'wandb>=0.12.10' not met. HINT: Try running `pip install -U 'wandb>=0.12.10'`",
-            "`pip install wandb`",
-        ),
-        (
-            "Neither `tensorboard` nor `tensorboardX` is available. Try `pip install`ing either.",
-            r"ldmprobe\[tensorboard\]",
-        ),
+        ("Requirement 'wandb>=0.12.10' not met. HINT: Try running `pip install -U 'wandb>=0.12.10'`", "`pip install wandb`"),
+        ("Neither `tensorboard` nor `tensorboardX` is available. Try `pip install`ing either.", r"ldmprobe\[tensorboard\]"),
     ],
-)
+)  # fmt: skip
 def test_what_lightning_says_of_a_missing_logger_names_what_to_install(alone, said, advice):
     with refused(advice), configuration_errors("built"):
         raise ModuleNotFoundError(said)

@@ -239,10 +239,7 @@ def test_an_unsupported_family_is_refused_by_name(pipelines, tmp_path, capsys):
     [
         ("LDMPipeline", 24, "", "have shape (3, 24, 24), the model's (3, 16, 16); set --image-size 16."),
         ("DiTPipeline", 16, "", "ClassConditioning reads 'label', which the data lacks; set --label-column."),
-        (
-            "StableDiffusionPipeline", 16, "--prompt a b",
-            "there are 2 prompts; set --caption-column, or give one --prompt",
-        ),
+        ("StableDiffusionPipeline", 16, "--prompt a b", "there are 2 prompts; set --caption-column, or give one --prompt"),
         ("StableDiffusionPipeline", 16, "--prompt a b --caption-column text", "There is no column 'text'"),
     ],
 )  # fmt: skip

@@ -176,15 +176,12 @@ def test_fewer_held_out_images_than_were_asked_for_are_told(folder, tmp_path, ca
 @pytest.mark.parametrize(
     ("base", "message"),
     [
-        (
-            {"image_size": 16},
-            r"base_data: its images become latents of shape \(1, 16, 16\), the model's are \(1, 8, 8\)",
-        ),
+        ({"image_size": 16}, r"base_data: its images become latents of shape \(1, 16, 16\), the model's are \(1, 8, 8\)"),
         ({"label_column": None}, r"base_data: ClassConditioning reads 'label'"),
         ({"num_classes": 12}, r"base_data: A class label is out of range: the data has 12 classes"),
         ({"label_column": "kind"}, r"base_data: There is no column 'kind'"),
     ],
-)
+)  # fmt: skip
 def test_data_that_do_not_fit_the_model_are_refused_before_training(folder, tmp_path, base, message):
     torch.manual_seed(0)
     model = module(tiny_unet(channels=1, num_class_embeds=11), conditioning=ClassConditioning(10))

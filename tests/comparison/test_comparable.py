@@ -65,13 +65,10 @@ def test_probes_that_are_not_comparable_are_refused_by_the_parts_that_differ(run
     ("change", "message"),
     [
         (lambda record: {"per_sample": {}}, r"denoising record of step 0 in .*other lacks the errors of its draws"),
-        (
-            lambda record: {"provenance": {**record.provenance, "num_images": 64}},
-            r"what differs is held_out \(held-out images, num_images",
-        ),
+        (lambda record: {"provenance": {**record.provenance, "num_images": 64}}, r"what differs is held_out \(held-out images, num_images"),
     ],
     ids=["without_errors", "under_the_same_draws"],
-)
+)  # fmt: skip
 def test_records_that_cannot_be_paired_are_refused(runs_dir, tmp_path, change, message):
     for record in RecordStore(runs_dir / "starved").read("denoising"):
         RecordStore(tmp_path / "other").append(dataclasses.replace(record, **change(record)))

@@ -115,11 +115,7 @@ def test_what_is_changed_on_resume_is_told_with_its_effect_and_the_file_tells_th
     ("before", "after", "texts"),
     [
         (config(), config(optimizer={"class_path": "torch.optim.SGD", "init_args": {"lr": 1e-3}}), ["AdamW", "SGD"]),
-        (
-            config(),
-            config(optimizer={"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3}}),
-            ["AdamW", "adam.Adam"],
-        ),
+        (config(), config(optimizer={"class_path": "torch.optim.Adam", "init_args": {"lr": 1e-3}}), ["AdamW", "adam.Adam"]),
         (config(), config(ONE_CYCLE), ["scheduler none", "OneCycleLR"]),
         (config(ONE_CYCLE), config(), ["OneCycleLR", "configuration none"]),
         (config(ONE_CYCLE), config(ONE_CYCLE), ["total_steps 2", "max_steps is 3", "`max_steps: 2`"]),
@@ -149,7 +145,7 @@ def test_what_is_changed_on_resume_is_told_with_its_effect_and_the_file_tells_th
         "tuner of the rate",
         "tuner of the batch",
     ],
-)
+)  # fmt: skip
 def test_what_cannot_be_changed_is_refused_and_nothing_is_overwritten(before, after, texts, begun, capsys):
     begun(before)
     capsys.readouterr()

@@ -148,21 +148,13 @@ def one_row(**values) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("column", "value", "message"),
     [
-        (
-            MaskColumn(),
-            PILImage.new("L", (6, 8)),
-            "Row 3, column 'mask': the mask cannot be read .it is 6×8, its image 8×6",
-        ),
-        (
-            MaskColumn(),
-            PILImage.new("RGB", (8, 6)),
-            "holds one number for each pixel, this picture of mode RGB several",
-        ),
+        (MaskColumn(), PILImage.new("L", (6, 8)), "Row 3, column 'mask': the mask cannot be read .it is 6×8, its image 8×6"),
+        (MaskColumn(), PILImage.new("RGB", (8, 6)), "holds one number for each pixel, this picture of mode RGB several"),
         (MaskColumn(), np.zeros((6, 8)), r"expected whole numbers \(H, W\), got float64"),
         (BoxesColumn(), [[5, 5, 3, 2]], r"no boxes x0, y0, x1, y1 in pixels .* \(not widths and heights\)"),
         (BoxesColumn(), [[0.1, 0.1, 0.4, 0.5]], "no fractions"),
     ],
-)
+)  # fmt: skip
 def test_what_does_not_lie_on_the_image_is_refused_with_its_row(column, value, message):
     reader = ldmprobe.data.rows.RowReader(others=(column,))
     with refused(message):

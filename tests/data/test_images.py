@@ -205,12 +205,9 @@ def test_the_rows_of_batches_are_rows_of_the_dataset():
     ("captions", "message"),
     [
         (["a dog", None, "a cat"], "has None in column 'text'; expected a caption"),
-        (
-            ["", " ", ""],
-            "All captions of split 'train' are empty in column 'text'.*only a model without text can leave",
-        ),
+        (["", " ", ""], "All captions of split 'train' are empty in column 'text'.*only a model without text can leave"),
     ],
-)
+)  # fmt: skip
 def test_captions_that_say_nothing_are_an_error(captions, message, tmp_path):
     with refused(message):
         _captioned(10 * captions, tmp_path).setup()
@@ -272,13 +269,9 @@ def test_arrays_of_any_type_become_the_same_images_and_truth_values_black_and_wh
         (PIXELS // 128, "int32", r"is 1 of 255, so that all images are black.*\[0, 1\]"),
         (PIXELS * 16, "uint16", r"of 65535, so that all images are black.*\[0, 4\d\d\d\]"),
         (PIXELS * 16, "int32", r"Row \d+ of split 'train'.*expected 0 to 255; set the data's `value_range`"),
-        (
-            np.where(np.arange(12)[:, None, None, None] == 5, np.nan, PIXELS - 99),
-            "float32",
-            r"Row 5 of split 'train'.*NaN",
-        ),
+        (np.where(np.arange(12)[:, None, None, None] == 5, np.nan, PIXELS - 99), "float32", r"Row 5 of split 'train'.*NaN"),
     ],
-)
+)  # fmt: skip
 def test_values_that_do_not_say_which_are_black_and_white_are_refused(images, dtype, message, tmp_path):
     with refused(message):
         ImageData(_arrays(tmp_path / "a.parquet", images, dtype)).setup()

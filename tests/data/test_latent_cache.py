@@ -124,14 +124,11 @@ def test_a_cache_of_other_data_is_refused_by_what_differs(folder, options, diffe
     ("codec", "difference"),
     [
         (LatentCodec("builtin:digits"), "codec.class_name is AutoencoderKL, this configuration's is NoneType"),
-        (
-            LatentCodec("builtin:digits", sample_posterior=True),
-            "latents.kind is moments, this configuration's is latent",
-        ),
+        (LatentCodec("builtin:digits", sample_posterior=True), "latents.kind is moments, this configuration's is latent"),
         ("other weights", "codec.weights are others"),
     ],
     ids=["class", "posterior", "weights"],
-)
+)  # fmt: skip
 def test_a_cache_of_another_codec_is_refused_by_what_differs(tmp_path, codec, difference):
     gray = {"image_size": 32, "channels": 1}
     here = LatentCodec() if "class" in difference else LatentCodec("builtin:digits")

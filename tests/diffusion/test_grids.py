@@ -113,11 +113,7 @@ def test_a_grid_that_enters_an_exploding_process_below_its_end_starts_from_less_
 @pytest.mark.parametrize(
     ("grid", "num_steps", "text"),
     [
-        (
-            lambda: KarrasGrid(sigma_min=0.002, sigma_max=80.0),
-            10,
-            r"reaches from log-SNR -5\.364 to 7\.069, and a level",
-        ),
+        (lambda: KarrasGrid(sigma_min=0.002, sigma_max=80.0), 10, r"reaches from log-SNR -5\.364 to 7\.069, and a level"),
         (KarrasGrid, 0, r"num_steps 0; expected at least 1"),
         (LogSNRGrid, 0, r"num_steps 0; expected at least 1"),
         (ScheduleGrid, 1001, r"num_steps is 1001; expected 1 to 1000"),
@@ -131,7 +127,7 @@ def test_a_grid_that_enters_an_exploding_process_below_its_end_starts_from_less_
         (lambda: KarrasGrid(min_log_snr=math.nan), 10, r"min_log_snr nan"),
         (lambda: LogSNRGrid(math.nan), 10, r"min_log_snr nan"),
     ],
-)
+)  # fmt: skip
 def test_levels_that_no_schedule_has_are_refused(grid, num_steps: int, text: str):
     with refused(text):
         grid().levels(as_schedule(sd_scheduler()), num_steps)

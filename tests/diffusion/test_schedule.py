@@ -39,12 +39,9 @@ def test_tables_of_ones_own_are_those_of_diffusers():
     [
         (lambda: NoiseSchedule.from_alpha_bar(torch.tensor([0.9, 1.2])), r"alpha_bar reaches from 0.9 to 1.2.*cumprod"),
         (lambda: NoiseSchedule.from_sigmas(torch.tensor([-1.0, 1.0])), "sigmas has -1 in it"),
-        (
-            lambda: NoiseSchedule.from_sigmas(torch.tensor([1.0, 2.0]), "eps"),
-            "prediction is 'eps'; expected one of epsilon",
-        ),
+        (lambda: NoiseSchedule.from_sigmas(torch.tensor([1.0, 2.0]), "eps"), "prediction is 'eps'; expected one of epsilon"),
     ],
-)
+)  # fmt: skip
 def test_tables_that_are_none_are_refused(make, message):
     with refused(message):
         make()
@@ -178,10 +175,7 @@ def test_flow_matching_takes_the_settings_of_its_own_scheduler():
 @pytest.mark.parametrize(
     ("settings", "text"),
     [
-        (
-            {"rescale_beta": True},
-            "DDIMScheduler has no setting 'rescale_beta'; expected some of .*, rescale_betas_zero_snr",
-        ),
+        ({"rescale_beta": True}, "DDIMScheduler has no setting 'rescale_beta'; expected some of .*, rescale_betas_zero_snr"),
         ({"use_flow_sigmas": True}, "DDIMScheduler has no setting 'use_flow_sigmas'"),
         ({"class_path": "diffusers.DDIMScheduler"}, "DDIMScheduler has no setting 'class_path'"),
         ({"prediction_type": "flow_prediction"}, "'flow_prediction'; expected one of epsilon, sample, v_prediction"),
@@ -190,7 +184,7 @@ def test_flow_matching_takes_the_settings_of_its_own_scheduler():
         ({"beta_schedule": "sideways"}, "DDPMScheduler cannot have the settings {'beta_schedule': 'sideways'}"),
         ({"beta_start": "much"}, "DDPMScheduler cannot have the settings {'beta_start': 'much'}"),
     ],
-)
+)  # fmt: skip
 def test_settings_that_no_diffusion_has_are_refused(settings, text):
     with refused(text):
         as_schedule(DDPMScheduler()).with_settings(**settings)

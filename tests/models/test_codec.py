@@ -158,16 +158,13 @@ def test_a_scale_that_only_the_codec_reads_is_not_said_to_be_ignored(tmp_path):
     ("settings", "told"),
     [
         ({"latents_std": None}, "has latents_mean and no latents_std"),
-        (
-            {"latents_std": [8.4, 0.0]},
-            r"latents_std \[8.4, 0.0\]; expected a number for each channel, in latents_std above 0",
-        ),
+        ({"latents_std": [8.4, 0.0]}, r"latents_std \[8.4, 0.0\]; expected a number for each channel, in latents_std above 0"),
         ({"latents_mean": 0.1}, "latents_mean is 0.1; expected a list of numbers"),
         ({"shift_factor": 0.3}, "has both a shift_factor, 0.3, and latents_mean"),
         ({"scaling_factor": 0.0}, "scaling_factor is 0"),
         ({"scaling_factor": [1.0]}, r"scaling_factor is \[1.0\]; expected a number"),
     ],
-)
+)  # fmt: skip
 def test_scales_that_contradict_each_other_are_refused(settings, told):
     with refused(told):
         LatentCodec(by_channel(**settings))

@@ -185,19 +185,11 @@ def test_plain_modules_get_latents_and_picture_as_one():
 @pytest.mark.parametrize(
     ("network", "picture", "message"),
     [
-        (
-            unet,
-            (1, 8, 8),
-            "UNet2DModel has in_channels 3; expected 2: 1 of the latents and 1 of the conditioning's concat",
-        ),
+        (unet, (1, 8, 8), "UNet2DModel has in_channels 3; expected 2: 1 of the latents and 1 of the conditioning's concat"),
         (unet, (2, 4, 8), r"concat has shape \(2, 4, 8\), the latents \(1, 8, 8\); expected the same height and width"),
-        (
-            partial(tiny_unet, channels=3),
-            (2, 8, 8),
-            r"with \(3, 8, 8\); .* Make its in_channels 3, its out_channels 1",
-        ),
+        (partial(tiny_unet, channels=3), (2, 8, 8), r"with \(3, 8, 8\); .* Make its in_channels 3, its out_channels 1"),
     ],
-)
+)  # fmt: skip
 def test_a_picture_that_does_not_fit_is_refused_early(network, picture, message):
     with refused(message):
         check_denoiser(network(), (1, 8, 8), {"concat": torch.zeros(1, *picture)}, torch.device("cpu"))

@@ -106,24 +106,16 @@ def test_weights_in_half_precision_see_sigma_and_z_at_full_precision(kind):
     ("network", "schedule", "message"),
     [
         (Preconditioned(Told()), VPSDE(), "Preconditioned is told σ of a process with α = 1, and the VPSDE tells"),
-        (
-            ScoreNetwork(Told()),
-            sd_scheduler(),
-            "ScoreNetwork is told σ .* DDIMScheduler tells something else; use VESDE",
-        ),
+        (ScoreNetwork(Told()), sd_scheduler(), "ScoreNetwork is told σ .* DDIMScheduler tells something else; use VESDE"),
         (Preconditioned(Told()), VESDE(), "answers sample, and the VESDE has prediction epsilon; .*SamplePrediction"),
         (ScoreNetwork(Told()), EDMProcess(), "answers epsilon, and the EDMProcess has prediction sample"),
-        (
-            Told(),
-            EDMEulerScheduler(),
-            "EDMEulerScheduler has its network in ldmprobe's Preconditioned; .*sigma_data: 0.5",
-        ),
+        (Told(), EDMEulerScheduler(), "EDMEulerScheduler has its network in ldmprobe's Preconditioned; .*sigma_data: 0.5"),
         (Preconditioned(Told()), EDMEulerScheduler(), "Preconditioned, init_args: .*sigma_data: 0.5"),
         (tiny_unet(), VESDE(), "VESDE tells UNet2DModel σ .* scale up to 50, .*EpsilonNetwork, init_args"),
         (tiny_unet(), EDMProcess(), "EDMProcess tells UNet2DModel σ .* scale up to 80, .*Preconditioned, init_args"),
         (Told(), ScoreSdeVeScheduler(), "ScoreSdeVeScheduler has its network in ldmprobe's ScoreNetwork"),
     ],
-)
+)  # fmt: skip
 def test_a_schedule_that_tells_or_asks_something_else_is_refused_before_training(network, schedule, message):
     for make in (DiffusionModel, LatentDiffusion):
         with refused(message):

@@ -125,10 +125,7 @@ def test_boxes_are_tokens_and_fill_their_areas_and_no_boxes_are_the_null_conditi
         (ldmprobe.LowResolution(5), "factor 5, and images of 16×16 cannot be divided by it"),
         (ldmprobe.Layout(20, 8, max_boxes=1), "An image has 2 boxes, and Layout max_boxes 1"),
         (ldmprobe.Layout(3, 8), r"A box has class \d+, and Layout num_classes 3"),
-        (
-            ldmprobe.StyleSource("sauce"),
-            "StyleSource reads 'sauce', which the data lacks; add it to the data's `columns`",
-        ),
+        (ldmprobe.StyleSource("sauce"), "StyleSource reads 'sauce', which the data lacks; add it to the data's `columns`"),
         (
             ldmprobe.Conditions([ldmprobe.LowResolution(4, noise_levels=5), ldmprobe.ClassConditioning(3)]),
             "LowResolution, ClassConditioning, two of which tell the network its class_labels",
@@ -138,7 +135,7 @@ def test_boxes_are_tokens_and_fill_their_areas_and_no_boxes_are_the_null_conditi
             r"parts of different num_rows \(Masked 8, SemanticMap 64\); set them to one number",
         ),
     ],
-)
+)  # fmt: skip
 def test_what_does_not_fit_the_data_is_refused_before_training(conditioning, message):
     with refused(message):
         ready(conditioning)[0].for_samples(torch.arange(1))

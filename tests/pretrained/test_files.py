@@ -56,34 +56,22 @@ SD, XL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
             named("unet", ["diffusers", "MyUNet"]),
             r"asks for diffusers.MyUNet as its unet, which diffusers [\d.]+.*, installed here, lacks",
         ),
-        (
-            SD,
-            named("tokenizer", ["transformers", "MyTokenizer"]),
-            "asks for transformers.MyTokenizer as its tokenizer, which transformers",
-        ),
+        (SD, named("tokenizer", ["transformers", "MyTokenizer"]), "asks for transformers.MyTokenizer as its tokenizer, which transformers"),
         (
             SD,
             named("unet", ["unet.mine", "MyUNet"]),
             "asks for unet.mine.MyUNet as its unet; expected a class of diffusers or transformers",
         ),
-        (
-            SD,
-            named("vae", [None, None]),
-            "is without its vae .null in model_index.json., which a StableDiffusionPipeline needs",
-        ),
+        (SD, named("vae", [None, None]), "is without its vae .null in model_index.json., which a StableDiffusionPipeline needs"),
         (SD, without("unet"), "lacks its unet: .* there is no folder 'unet'. Copy or download"),
         (SD, without("scheduler"), "lacks its scheduler: .* there is no folder 'scheduler'. Copy or download"),
-        (
-            XL,
-            without("text_encoder_2"),
-            "lacks its text_encoder_2: model_index.json names a CLIPTextModelWithProjection",
-        ),
+        (XL, without("text_encoder_2"), "lacks its text_encoder_2: model_index.json names a CLIPTextModelWithProjection"),
         (SD, without(WEIGHTS), r"The unet in .* has no weights \(\*.safetensors\)"),
         (SD, without_a_tensor, r"1 of its \d+ tensors is missing .*, the first is conv_in.bias\."),
         (SD, cut_off, r"No UNet2DConditionModel .*/unet: .* is torn .*\. Copy or download it"),
         (SD, without("model_index.json"), "the folder has no readable model_index.json. Give the folder that"),
     ],
-)
+)  # fmt: skip
 def test_what_a_pipeline_lacks_is_named(tmp_path, family, change, told):
     shutil.copytree(saved(family), tmp_path / "changed")
     change(tmp_path / "changed")

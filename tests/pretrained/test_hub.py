@@ -81,17 +81,11 @@ class Hub(BaseHTTPRequestHandler):
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        (
-            "gated/pipeline",
-            "access to it is gated. Accept its terms on https://huggingface.co/gated/pipeline, then log in by `hf auth",
-        ),
+        ("gated/pipeline", "access to it is gated. Accept its terms on https://huggingface.co/gated/pipeline, then log in by `hf auth"),
         ("missing/pipeline", "no repository of this name, or a private one: check the name"),
-        (
-            "old/pipeline",
-            "the hub's old/pipeline has no revision 'v9'; leave `revision` out, or name a branch, tag or commit",
-        ),
+        ("old/pipeline", "the hub's old/pipeline has no revision 'v9'; leave `revision` out, or name a branch, tag or commit"),
     ],
-)
+)  # fmt: skip
 def test_what_the_hub_refuses_is_told_with_what_to_do(name, text, tmp_path, monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     Thread(target=server.serve_forever, daemon=True).start()

@@ -54,13 +54,10 @@ def test_a_rectangular_model_keeps_its_shape(tmp_path):
 @pytest.mark.parametrize(
     ("family", "why"),
     [
-        (
-            "FluxPipeline",
-            r" \(its latents are packed into tokens, .*\); supported are DDPMPipeline, .*, AuraFlowPipeline\.",
-        ),
+        ("FluxPipeline", r" \(its latents are packed into tokens, .*\); supported are DDPMPipeline, .*, AuraFlowPipeline\."),
         ("NinePipeline", "; supported are DDPMPipeline"),
     ],
-)
+)  # fmt: skip
 def test_another_family_is_refused_by_name(folder, family, why):
     index = json.loads((folder / "model_index.json").read_text())
     (folder / "model_index.json").write_text(json.dumps(index | {"_class_name": family}))
@@ -92,13 +89,9 @@ def test_a_folder_has_no_revisions(folder):
         ("pytorch_lora_weights.safetensors", "", "it has a LoRA alone, .* `ldmprobe export CHECKPOINT DIR --merge`"),
         ("pytorch_lora_weights.safetensors", "pytorch_lora_weights.safetensors", "it has a LoRA alone"),
         ("checkpoints/last.ckpt", "", "it is the folder of a run. Give one of its checkpoints, such as .*/last.ckpt"),
-        (
-            "checkpoints/last.ckpt",
-            "checkpoints/last.ckpt",
-            "it is a checkpoint. Write a pipeline of it, `ldmprobe export",
-        ),
+        ("checkpoints/last.ckpt", "checkpoints/last.ckpt", "it is a checkpoint. Write a pipeline of it, `ldmprobe export"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_pipeline_is_refused_with_what_to_give_instead(tmp_path, there, given, told):
     (tmp_path / there).parent.mkdir(exist_ok=True)
     (tmp_path / there).touch()

@@ -275,13 +275,10 @@ def test_no_real_images_are_an_error():
 @pytest.mark.parametrize(
     ("network", "message"),
     [
-        (
-            nn.Flatten(),
-            r"Flatten makes \(2, 32\) of 2 images; expected \(2, num_features\), and its num_features is None",
-        ),
+        (nn.Flatten(), r"Flatten makes \(2, 32\) of 2 images; expected \(2, num_features\), and its num_features is None"),
         (nn.Conv2d(3, 4, 1), r"Conv2d cannot take the model's images of shape \(2, 4, 4\)"),
     ],
-)
+)  # fmt: skip
 def test_a_network_that_does_not_fit_is_refused(network, message):
     with refused(message):
         check_feature_network(network, (2, 4, 4), CPU)

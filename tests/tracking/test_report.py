@@ -168,15 +168,11 @@ def test_terms_lead_to_what_the_glossary_says_of_them(run_dir):
     ("dataset", "address", "links"),
     [
         ("builtin:digits", None, []),
-        (
-            "me/photos",
-            "https://wandb.ai/me/x/runs/1",
-            ["https://huggingface.co/datasets/me/photos", "https://wandb.ai/me/x/runs/1"],
-        ),
+        ("me/photos", "https://wandb.ai/me/x/runs/1", ["https://huggingface.co/datasets/me/photos", "https://wandb.ai/me/x/runs/1"]),
         ("../photos", "javascript:alert(1)", []),
         ('"><script>', 'https://"><script>', ["https://&quot;&gt;&lt;script&gt;"]),
     ],
-)
+)  # fmt: skip
 def test_the_head_links_to_data_configuration_and_wandb(dataset, address, links):
     config = f"model:\n  dataset: no\ndata:\n  init_args:\n    dataset: {json.dumps(dataset)}\ntrainer: null\n"
     html = links_html(config, address)

@@ -318,8 +318,7 @@ def test_two_ranks_train_what_one_does_with_batches_twice_as_large(tmp_path):
     [
         ({"adversarial": adversarial(start=7)}, 16, "from step 7 on.*the run has 4 steps"),
         ({}, 17, "factor 2; set the data's `image_size` to a multiple of 2, such as 16"),
-        ({"autoencoder": autoencoder(AutoencoderKL, in_channels=1, out_channels=1), "quantization": None}, 16,
-         "3 channel.*encodes 1"),
+        ({"autoencoder": autoencoder(AutoencoderKL, in_channels=1, out_channels=1), "quantization": None}, 16, "3 channel.*encodes 1"),
         ({"adversarial": Adversarial(PatchDiscriminator(channels=1, image_size=16))}, 16, "`channels` to 3"),
         ({"perceptual": PerceptualLoss("builtin:digits")}, 16, "3 channels but the perceptual.*takes 1"),
         ({"autoencoder": autoencoder(AutoencoderKL, in_channels=3, out_channels=1), "quantization": None}, 16,

@@ -157,12 +157,9 @@ def test_each_caption_is_encoded_once_a_file_and_training_gets_what_the_encoder_
         ([], "the following arguments are required: data, model"),
         (["--config", "none.yaml"], "File does not exist"),
         (["--batches", "3"], "nrecognized arguments: --batches"),
-        (
-            ["--config", "CONFIG", "--data.init_args.batch_size", "many"],
-            "data.batch_size cannot be read: Expected a int. Got value: many",
-        ),
+        (["--config", "CONFIG", "--data.init_args.batch_size", "many"], "data.batch_size cannot be read: Expected a int. Got value: many"),
     ],
-)
+)  # fmt: skip
 def test_without_a_whole_configuration_it_says_where_its_parts_are_listed(given, reason, tmp_path, capsys):
     config = str(write_config(tmp_path))
     assert main(["cache", *[config if word == "CONFIG" else word for word in given]]) == 2

@@ -266,16 +266,9 @@ def test_two_nodes_that_share_no_disk_make_the_records_of_one_process_and_resume
             id="ddp-lora-text-encoder",
         ),
         pytest.param(SD, SHARDED, {"lora": None}, {"network"}, id="fsdp-whole-network", marks=pytest.mark.reliability),
-        pytest.param(
-            SD,
-            WHOLE,
-            {"lora": None},
-            {"network"},
-            id="fsdp-whole-network-and-checkpoint",
-            marks=pytest.mark.reliability,
-        ),
+        pytest.param(SD, WHOLE, {"lora": None}, {"network"}, id="fsdp-whole-network-and-checkpoint", marks=pytest.mark.reliability),
     ],
-)
+)  # fmt: skip
 def test_a_finetune_on_two_processes_is_rebuilt_and_resumes_identically(tmp_path, family, strategy, model, trained):
     model["pretrained"] = str(saved(family))
     run = fit(tmp_path / "whole", 2, strategy, partial(finetuning, **model))
