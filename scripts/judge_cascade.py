@@ -38,7 +38,7 @@ if __name__ == "__main__":
     parser.add_argument("upsampler")
     parser.add_argument("--num-samples", type=int, default=400)
     parser.add_argument("--num-steps", type=int, default=25, help="of DDIM, for each of the two")
-    parser.add_argument("--guidance-scale", type=float, default=3.0, help="of the base")
+    parser.add_argument("--guidance-scale", type=float, default=1.5, help="of the base")
     parser.add_argument("--level", type=int, help="of noise on small images (default: the upsampler's)")
     parser.add_argument("--num-real", type=int, default=2000)
     parser.add_argument("--seed", type=int, default=1)
