@@ -77,8 +77,9 @@ class KeptLatents:
         path, source = run_directory(trainer) / f"{self._name}.safetensors", self._data or data_source(trainer)
         rows = source.identity.train if isinstance(source, ImageData) else None
         with evaluating(model.modules):
-            batches = source.reference_batches(self._num_reference)
-            reference = reference_at(path, model, lambda: latents_of(model.codec, batches), rows)
+            reference = reference_at(
+                path, model, lambda: latents_of(model.codec, source.reference_batches(self._num_reference)), rows
+            )
         if not path.exists():
             reference.save(path)
             # As a resumed run will: fitted tensors have other strides, and so other last bits.

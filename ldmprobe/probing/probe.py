@@ -116,7 +116,7 @@ class Ranks:
 
 
 class Running(TypedDict):
-    """What a probe is told of the training that it looks at, beside what it measures."""
+    """The arguments by which a probe knows of the training that it looks at."""
 
     step: int
     ranks: Ranks

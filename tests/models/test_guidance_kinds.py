@@ -27,7 +27,7 @@ from tests.helpers import FLOAT32, refused, sd_scheduler
 
 def conditioning() -> Conditions:
     source = StyleSource()
-    source.channels, source.latent_size = 1, (4, 4)
+    source.restore({"image_size": [4, 4], "latent_size": [4, 4], "channels": 1})
     return Conditions([source, ClassConditioning(3)])
 
 
@@ -128,7 +128,7 @@ def test_a_model_that_was_never_without_its_condition_is_not_guided():
 
 def test_guidance_is_by_those_parts_that_a_model_was_also_trained_without():
     masked = Masked()
-    masked.channels, masked.latent_size = 1, (4, 4)
+    masked.restore({"image_size": [4, 4], "latent_size": [4, 4], "channels": 1})
     always, at_once = (Conditions([masked, ClassConditioning(3)], dropout) for dropout in (0.0, 0.1))
     condition = {"concat": torch.randn(5, 1, 4, 4), "class_labels": torch.tensor([0, 1, 2, 0, 1])}
     none = always.without(torch.device("cpu"))(condition)

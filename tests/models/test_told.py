@@ -118,6 +118,17 @@ def test_boxes_are_tokens_and_fill_their_areas_and_no_boxes_are_the_null_conditi
     assert not told["concat"][1].any()
 
 
+def test_without_areas_boxes_are_tokens_alone():
+    conditioning = ready(ldmprobe.Layout(20, 8, max_boxes=3, filled=0))[0]
+    assert list(conditioning.null(2, torch.device("cpu"))) == ["encoder_hidden_states"]
+
+
+@pytest.mark.parametrize("conditioning", [ldmprobe.Layout(20, 8), ldmprobe.SemanticMap(4)])
+def test_what_is_not_made_ready_is_refused_where_its_shape_is_asked_for(conditioning):
+    with refused("does not know its shape yet: it is made ready before training"):
+        conditioning.null(1, torch.device("cpu"))
+
+
 @pytest.mark.parametrize(
     ("conditioning", "message"),
     [

@@ -60,7 +60,7 @@ class Layout(ObservedConditioning):
         self.column, self.columns = column, (column,)
         self.classes = nn.Embedding(num_classes, width)
         self.position_net = GLIGENTextBoundingboxProjection(positive_len=width, out_dim=width)
-        self.filled, self.fill = filled, nn.Linear(width, filled, bias=False)
+        self.filled, self.fill = filled, nn.Linear(width, filled, bias=False) if filled else None
 
     @property
     def settings(self) -> PlainValues:
@@ -78,7 +78,7 @@ class Layout(ObservedConditioning):
         there = (objects[..., 4] != _NONE).to(objects.dtype)
         classes = self.classes(objects[..., 4].clamp(min=0).long())
         tokens = self.position_net(objects[..., :4], there, positive_embeddings=classes)
-        if not self.filled:
+        if self.fill is None:
             return {"encoder_hidden_states": tokens}
         areas = covered(objects[..., :4], self.latent_size)
         return {"encoder_hidden_states": tokens, CONCAT: torch.einsum("nkc,nkhw->nchw", self.fill(tokens), areas)}

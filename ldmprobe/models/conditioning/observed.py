@@ -20,7 +20,6 @@ from ldmprobe.types import Batch, PlainValues
 Observed = dict[str, Tensor]
 """What is taken of each row of a batch (N, …), by name."""
 _TRUTH = "truth_"
-_SIZES = ("image_size", "latent_size")
 
 
 class ObservedConditioning(Conditioning):
@@ -34,14 +33,13 @@ class ObservedConditioning(Conditioning):
 
     Attributes:
         image_size: (H, W) of the images, known once it is prepared.
-        latent_size: (h, w) of their latents, likewise.
     """
 
     def __init__(self, dropout: float, num_rows: int) -> None:
         super().__init__(dropout)
         self.rows, self.num_rows = HeldOutRows(num_rows=num_rows), num_rows
         self.image_size: tuple[int, ...] = ()
-        self.latent_size: tuple[int, ...] = ()
+        self._latent_size: tuple[int, ...] = ()
         self._codec: tuple[LatentCodec, ...] = ()  # in a tuple, since it is not a part of this module
 
     # --- what each kind says ---------------------------------------------------------------------------------------
@@ -101,7 +99,7 @@ class ObservedConditioning(Conditioning):
     def prepare(self, network: nn.Module, data: ConditioningData, codec: LatentCodec) -> None:
         super().prepare(network, data, codec)
         self.use_codec(codec)
-        self.image_size, self.latent_size = data.image_shape[1:], codec.latent_shape(data.image_shape)[1:]
+        self.image_size, self._latent_size = data.image_shape[1:], codec.latent_shape(data.image_shape)[1:]
         self.rows.choose(data, self._to_keep)
 
     def _to_keep(self, batch: Batch) -> Batch:
@@ -167,13 +165,24 @@ class ObservedConditioning(Conditioning):
 
     @classmethod
     def from_spec(cls, spec: PlainValues, network: nn.Module) -> Self:
-        made = cls(**{name: value for name, value in spec.items() if name not in _SIZES})
+        made = cls(**{name: value for name, value in spec.items() if name not in ("image_size", "latent_size")})
         made._take_sizes(spec)
         return made
 
     @property
-    def _sizes(self) -> PlainValues:
-        return {name: list(vars(self)[name]) for name in _SIZES}
+    def latent_size(self) -> tuple[int, ...]:
+        """(h, w) of the latents.
+
+        Raises:
+            ConfigurationError: it is not prepared.
+        """
+        if not self._latent_size:
+            raise ConfigurationError(f"{self.label} does not know its shape yet: it is made ready before training.")
+        return self._latent_size
+
+    @property
+    def _sizes(self) -> dict[str, list[int]]:
+        return {"image_size": list(self.image_size), "latent_size": list(self._latent_size)}
 
     def _take_sizes(self, spec: PlainValues) -> None:
-        self.image_size, self.latent_size = (tuple(spec[name]) for name in _SIZES)
+        self.image_size, self._latent_size = tuple(spec["image_size"]), tuple(spec["latent_size"])

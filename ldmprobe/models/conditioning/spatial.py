@@ -8,7 +8,6 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning.observed import Observed, ObservedConditioning
 from ldmprobe.models.conditioning.protocols import ConditioningData
@@ -47,8 +46,6 @@ class SpatialConditioning(ObservedConditioning):
         return {CONCAT: torch.cat([picture, torch.ones_like(picture[:, :1])], dim=1) if self.present else picture}
 
     def null(self, num_samples: int, device: torch.device) -> Condition:
-        if not self.channels:
-            raise ConfigurationError(f"{self.label} does not know its shape yet: it is made ready before training.")
         return {CONCAT: torch.zeros(num_samples, self.channels + self.present, *self.latent_size, device=device)}
 
     def prepare(self, network: nn.Module, data: ConditioningData, codec: LatentCodec) -> None:
