@@ -30,6 +30,8 @@ import torch
 
 from known_denoisers import CLUSTERS_SHAPE, ClusterDenoiser, Clusters, perfect_model
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from ldmprobe.diffusion.objective import TimestepObjective
+from ldmprobe.diffusion.weighting import UniformWeighting
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.diffusion_model import DiffusionModel
@@ -37,9 +39,10 @@ from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.judge import judge
 from ldmprobe.probing.latent_statistics import LatentStatistics
+from ldmprobe.probing.objective import objective_record
 from ldmprobe.probing.verdict import State, Verdict
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
-from planted_faults import FAULT_BAND, STARVED, Planted, is_earlier, real_latents, training
+from planted_faults import FAULT_BAND, STARVED, Planted, is_earlier, real_latents, timesteps, training
 
 Probed = tuple[DiffusionModel, HeldOut, LatentStatistics]
 NUM_DRAWS = 512
@@ -102,8 +105,9 @@ class Run:
         return self.verdict.state in ALARMS
 
     @classmethod
-    def of(cls, name: str, fault: str, course: list[ProbeRecord]) -> Run:
-        verdicts = [judge(course[: k + 1]) for k in range(1, len(course))]
+    def of(cls, name: str, fault: str, store: RecordStore) -> Run:
+        course, drawn = store.read("denoising"), store.read("objective")
+        verdicts = [judge([*drawn, *course[: k + 1]]) for k in range(1, len(course))]
         alarms = [verdict.state in ALARMS for verdict in verdicts]
         since = next((k + 1 for k in range(len(alarms)) if all(alarms[k:])), None)
         return cls(name, fault, verdicts[-1], since, is_in_place(verdicts[-1], fault, course[-1]))
@@ -125,7 +129,7 @@ def train_and_judge(args: argparse.Namespace) -> None:
                 if any(store.at("denoising", args.steps) is None for store in stores.values()):
                     make(stores, latents, held_out, reference, width, seed, args)
                 for fault, store in stores.items():
-                    run = Run.of(name, fault, store.read("denoising"))
+                    run = Run.of(name, fault, store)
                     place = "yes" if run.in_place else "no"
                     placed = "" if run.since is None or fault in (HEALTHY, PLACELESS) else place
                     said = f"{run.verdict.state.value} | {run.since or ''} | {placed} | {run.verdict.sentence}"
@@ -145,8 +149,11 @@ def make(
 ) -> None:
     """Train once, and probe the model with each of the faults, into their stores."""
     previous: dict[str, ProbeRecord | None] = dict.fromkeys(stores)
+    schedule, sampler = as_schedule(stable_diffusion_scheduler()), timesteps(next(iter(stores)))
+    drawn = objective_record(TimestepObjective(schedule, UniformWeighting(), sampler))
     for store in stores.values():
         store.set_aside(-1)  # what an earlier attempt has left
+        store.append(drawn)
     for step, models in probed(latents, width, seed, args.steps, args.steps // args.probes, tuple(stores)):
         for fault, model in models.items():
             record = probe_denoising(
@@ -213,9 +220,11 @@ def in_all(judged: list[Run]) -> str:
 def runs(folders: list[Path]) -> None:
     print("| run | verdict at each probe after the first | at the end it says |\n|---|---|---|")
     for folder in folders:
-        records = RecordStore(folder).read("denoising")
-        course = ", ".join(judge(records[: k + 1]).state.value for k in range(1, len(records)))
-        print(f"| {folder.name} | {course} | {judge(records).sentence} |", flush=True)
+        store = RecordStore(folder)
+        drawn, probes = store.read("objective"), store.read("denoising")
+        verdicts = [judge([*drawn, *probes[: k + 1]]) for k in range(len(probes))]
+        course = ", ".join(verdict.state.value for verdict in verdicts[1:])
+        print(f"| {folder.name} | {course} | {verdicts[-1].sentence} |", flush=True)
 
 
 if __name__ == "__main__":

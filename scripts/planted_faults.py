@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ldmprobe.data.images import ImageData
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from ldmprobe.diffusion.timesteps import StarvedBand, TimestepSampler, UniformTimesteps
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics, encode_images
@@ -22,6 +23,7 @@ from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
 
 FAULT_BAND = (200, 500)  # of 1,000 timesteps
 STARVED = {"starved early": (700, 1000), "starved middle": (200, 500), "starved late": (0, 60)}
+OFTEN = 0.01  # are these drawn, of how often others are
 
 
 class Planted(nn.Module):
@@ -99,6 +101,11 @@ def small_unet(channels: int, width: int = 32) -> UNet2DModel:
     )
 
 
+def timesteps(starved: str = "") -> TimestepSampler:
+    """Return evenly drawn timesteps, but for one of ``STARVED``."""
+    return StarvedBand(*STARVED[starved], OFTEN) if starved in STARVED else UniformTimesteps()
+
+
 def training(
     latents: Tensor, seed: int, steps: int, starved: str = "", width: int = 32
 ) -> Iterator[tuple[int, Epsilon, float]]:
@@ -111,9 +118,7 @@ def training(
     """
     schedule, channels = as_schedule(stable_diffusion_scheduler()), latents.shape[1]
     torch.manual_seed(seed)
-    network = small_unet(channels, width)
-    density = torch.ones(1000)
-    density[slice(*STARVED.get(starved, (0, 0)))] = 0.01
+    network, sampler = small_unet(channels, width), timesteps(starved)
     ema = EMA(network, 0.995)
     optimizer = torch.optim.AdamW(network.parameters(), lr=2e-3)
     decay = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
@@ -121,7 +126,7 @@ def training(
     yield 0, average, float("nan")
     for step in range(1, steps + 1):
         z0 = latents[torch.randint(len(latents), (64,))]
-        t = torch.multinomial(density, 64, replacement=True)
+        t = sampler(64, schedule)
         noise = torch.randn_like(z0)
         loss = (network(schedule.add_noise(z0, noise, t), t).sample - noise).pow(2).mean()
         optimizer.zero_grad()

@@ -10,7 +10,18 @@ import numpy as np
 
 from ldmprobe.analysis.bands import bands_of
 from ldmprobe.analysis.comparison import BandGain, gains_by_band
-from ldmprobe.analysis.faults import LEAST_RESIDUAL, OF_SCALE, Fault, Levels, above_known, critical, find_faults, where
+from ldmprobe.analysis.faults import (
+    LEAST_RESIDUAL,
+    NEGLIGIBLE,
+    OF_SCALE,
+    Fault,
+    Levels,
+    above_known,
+    critical,
+    find_faults,
+    in_nats,
+    where,
+)
 from ldmprobe.analysis.humps import humps
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.denoising_record import (
@@ -21,8 +32,10 @@ from ldmprobe.probing.denoising_record import (
     nats_of,
     residual_bands,
 )
+from ldmprobe.probing.objective import draws_beside_even
 
 _LASTS = 0.8  # of it a probe later: planted faults have kept .85 or more, the humps of healthy networks .72 or less
+_RARELY = 1 / 30  # of even draws; EDM's log-normal draws its ends a twentieth as often
 _VISIBLE = 0.9  # the error of the linear optimum or of the network, where a denoiser has something to go by
 
 
@@ -76,6 +89,7 @@ class BandEvidence:
         recoverable: nats that are still to be had, at least.
         in_sight: those of them at levels where noise can be seen (``_visible``).
         hidden: further nats that a linear correction could remove, at most.
+        untrained: what keeps its levels from being trained, in words; "" where nothing is known to.
         moved: what of the latents' scale a gain or an offset surely moves, at some level.
         lost: whether predictions are NaN or Inf somewhere in it.
         useless: whether some level's error is surely above that of predicting no noise at all.
@@ -98,22 +112,26 @@ class BandEvidence:
     faults: tuple[Fault, ...]
     light: tuple[Fault, ...]
     stands_out: str
+    untrained: str
     gain: BandGain | None
     rise: Rise | None
 
 
-def gather(records: Sequence[ProbeRecord]) -> tuple[list[BandEvidence], str]:
+def gather(records: Sequence[ProbeRecord], objective: ProbeRecord | None = None) -> tuple[list[BandEvidence], str]:
     """Return what is known of each band, noisy to clean, and what stands out in all of them.
 
     Args:
         records: whole denoising records of one run that are measured alike, in order of training step.
+        objective: the record of what is drawn.
     """
     last, previous = records[-1], records[-2] if len(records) > 1 else None
     levels = levels_of(last)
+    drawn = np.ones(len(levels.mse)) if objective is None else draws_beside_even(objective, levels.log_snr)
+    rare, frozen = drawn < _RARELY, _frozen(previous, last)
     lost = ~np.isfinite(levels.mse)
     counted, light = ([], []) if lost.any() else find_faults(levels, residual_bands(last))
     visible = _visible(levels)
-    recoverable = _recoverable(levels, last, visible)
+    recoverable = _recoverable(levels, last, (visible, visible & rare))
     width = half_width_of(last.curves["denoising_mse"])
     sure = critical(levels, sides=2)
     moved = np.maximum(
@@ -130,7 +148,9 @@ def gather(records: Sequence[ProbeRecord]) -> tuple[list[BandEvidence], str]:
         for kind, height in zip(_OUTLIERS, _outstanding(records), strict=True)
     ]
     found = []
-    for band, (at_least, in_sight, more), gain in zip(bands_of(levels.log_snr), recoverable, gains, strict=False):
+    for band, (at_least, in_sight, unseen, more), gain in zip(
+        bands_of(levels.log_snr), recoverable, gains, strict=False
+    ):
         here = band.inside
         found.append(
             BandEvidence(
@@ -147,6 +167,7 @@ def gather(records: Sequence[ProbeRecord]) -> tuple[list[BandEvidence], str]:
                 faults=tuple(fault for fault in counted if (fault.levels & here).any()),
                 light=tuple(fault for fault in light if (fault.levels & here).any()),
                 stands_out=_told(outstanding, here, levels.log_snr),
+                untrained=_untrained(frozen[here], drawn[here & rare], unseen, levels.bound),
                 gain=gain,
                 rise=_rise(records, here),
             )
@@ -163,17 +184,39 @@ def _visible(levels: Levels) -> np.ndarray:
     return found
 
 
-def _recoverable(levels: Levels, record: ProbeRecord, visible: np.ndarray) -> list[tuple[float, float, float]]:
+def _frozen(before: ProbeRecord | None, after: ProbeRecord) -> np.ndarray:
+    """Return which levels answer as they did, (L,): none where all do, and nothing was trained in between."""
+    errors = errors_of(after)
+    same = np.zeros(len(errors), bool) if before is None else (errors_of(before) == errors).all(1)
+    return same & ~same.all()
+
+
+def _untrained(frozen: np.ndarray, rare: np.ndarray, nats: float, bound: float) -> str:
+    """Return what keeps levels of a band from being trained: they are ``frozen``, or so ``rare`` among the draws that
+    ``nats`` of the bound are still to be had there.
+    """
+    if frozen.any():
+        return "answers have not changed at all since the probe before, while others have"
+    if rare.size and nats >= NEGLIGIBLE * bound:
+        often = f"1/{1 / rare.mean():.0f}" if rare.mean() > 0 else "0"
+        return f"levels are drawn {often} times as often as evenly, and {in_nats(nats)} nats could still go there"
+    return ""
+
+
+def _recoverable(levels: Levels, record: ProbeRecord, places: tuple[np.ndarray, ...]) -> list[tuple[float, ...]]:
     """Return what each band could still lose at least, by a linear correction or by the best denoiser known in place of
-    it, how much of that at ``visible`` levels, and what more a linear correction could remove at most; in nats.
+    it, how much of that at the levels of each of ``places``, and what more a linear correction could remove at most;
+    in nats.
     """
     by_ideal = levels.nats * above_known(levels)
     by_correction = levels.nats * levels.mse * record.curves["calibration_residual"].value
     found = []
     for band, inside in zip(residual_bands(record), (band.inside for band in bands_of(levels.log_snr)), strict=True):
         ways = [by_ideal, by_correction] if band.lower > LEAST_RESIDUAL else [by_ideal]
-        at_least, in_sight = (max(0.0, *(float(way[at].sum()) for way in ways)) for at in (inside, inside & visible))
-        found.append((at_least, in_sight, max(band.upper_nats - at_least, 0.0)))
+        at_least, *of_it = (
+            max(0.0, *(float(way[inside & at].sum()) for way in ways)) for at in (np.ones_like(inside), *places)
+        )
+        found.append((at_least, *of_it, max(band.upper_nats - at_least, 0.0)))
     return found
 
 

@@ -20,6 +20,7 @@ from ldmprobe.probing.denoising_record import PROBE, half_width_of, is_whole
 from ldmprobe.probing.forecast import Forecast, forecast
 from ldmprobe.probing.memorization_record import PROBE as MEMORIZATION
 from ldmprobe.probing.memorization_record import Memorized, memorized_by_band
+from ldmprobe.probing.objective import PROBE as OBJECTIVE
 from ldmprobe.probing.verdict import BandVerdict, State, Verdict
 
 LEAST_FALL = 0.001  # of the bound: a band that falls by less has levelled off
@@ -44,7 +45,8 @@ def judge(records: Sequence[ProbeRecord]) -> Verdict:
         return Verdict(State.CANNOT_SAY, 0, None, nan, nan, nan, (), *told, "No denoising record.")
     last = whole[-1]
     alike = [record for record in whole if record.fingerprints == last.fingerprints]
-    evidence, stands_out = gather(alike)
+    objective = [record for record in records if record.probe == OBJECTIVE and record.step <= last.step]
+    evidence, stands_out = gather(alike, objective[-1] if objective else None)
     by_heart = [record for record in records if record.probe == MEMORIZATION and record.step <= last.step]
     memorized = memorized_by_band(by_heart[-1]) if by_heart else {}
     bound, hidden = sum(band.nats for band in evidence), sum(band.hidden for band in evidence)
@@ -114,8 +116,8 @@ def _of_band(known: BandEvidence, bound: float, memorized: Memorized | None) -> 
     elif known.rise is not None and known.rise.nats >= NEGLIGIBLE * bound:
         state = State.OVERFITTING
         told = f"its held-out error has risen by {in_nats(known.rise.nats)} nats since step {known.rise.best:,}"
-    elif known.stands_out:
-        state, told = State.AT_FAULT, known.stands_out
+    elif known.untrained or known.stands_out:
+        state, told = State.AT_FAULT, known.untrained or known.stands_out
     elif known.faults and (weighs or known.moved >= OF_SCALE) and not falls:
         told = "; ".join(f"{fault.weighed[0].lower()}{fault.weighed[1:]}" for fault in known.faults)
         state = State.AT_FAULT
@@ -165,6 +167,11 @@ def _in_words(
             return (
                 f"Held-out error rises at {names}: {here[0].evidence}.",
                 f"Stop, and take the checkpoint of step {best:,} or so; more data or a smaller network would help.",
+            )
+        case State.AT_FAULT if untrained := [known for known in evidence if known.untrained]:
+            return (
+                f"At log-SNR {listed([known.name for known in untrained])}, {untrained[0].untrained}.",
+                "Draw these levels more often (`ldmprobe init balancer`), or find what keeps them from being trained.",
             )
         case State.AT_FAULT if stands_out:
             return (

@@ -18,6 +18,7 @@ from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.probing.probe import evaluating
 
+PROBE = "objective"
 BIN_WIDTH = 0.5
 LOG_SNR_LIMIT = 12.0
 """Levels beyond are left out: a zero, or nearly zero, terminal SNR has an infinite, or huge, weight on ε and nothing to
@@ -30,8 +31,9 @@ METRICS = (
     Metric("emphasis_mean_log_snr", "Mean log-SNR of the weight on squared ε-errors", "", "log-SNR", shown="headline"),
     Metric(
         "timestep_density", "Density of the draws, p", "The share of draws per unit of log-SNR; it integrates to 1.",
-        "p: share of draws per log-SNR", log=True, shown="headline",
+        "p: share of draws per log-SNR", ideal="even_density", log=True, shown="headline",
     ),
+    Metric("even_density", "of timesteps drawn evenly", "", "p: share of draws per log-SNR", log=True, shown="record"),
     Metric(
         "loss_weight", "Weight on the squared ε-error, w",
         "The mean over the bin's draws of what the squared ε-error is multiplied by, the sampler's factor and a "
@@ -64,12 +66,13 @@ def objective_record(objective: TimestepObjective, step: int = 0) -> ProbeRecord
     log_snr = schedule.log_snr[within].numpy()
     edges = np.linspace(log_snr.min(), log_snr.max(), max(1, round(np.ptp(log_snr) / BIN_WIDTH)) + 1)
     middle, width = (edges[1:] + edges[:-1]) / 2, np.diff(edges)
-    drawn, weighed = (_per_bin(log_snr, mass[within].numpy(), edges) for mass in (p, p * weights))
-    density, emphasis = drawn / drawn.sum() / width, weighed / weighed.sum() / width
+    masses = (p, p * weights, torch.ones_like(p))
+    drawn, weighed, even = (_per_bin(log_snr, mass[within].numpy(), edges) for mass in masses)
+    density, emphasis, even_density = (mass / mass.sum() / width for mass in (drawn, weighed, even))
     mean_weight = np.divide(weighed, drawn, out=np.full_like(drawn, np.nan), where=drawn > 0)
     no_timestep = np.full(len(middle), -1)
     return ProbeRecord(
-        "objective",
+        PROBE,
         step,
         scalars={
             "timestep_mean_log_snr": float((density * width * middle).sum()),
@@ -77,6 +80,7 @@ def objective_record(objective: TimestepObjective, step: int = 0) -> ProbeRecord
         },
         curves={
             "timestep_density": Curve(no_timestep, middle, density),
+            "even_density": Curve(no_timestep, middle, even_density),
             "loss_weight": Curve(no_timestep, middle, mean_weight),
             "training_emphasis": Curve(no_timestep, middle, emphasis),
         },
@@ -91,6 +95,15 @@ def objective_record(objective: TimestepObjective, step: int = 0) -> ProbeRecord
         },
         fingerprints={"grid": fingerprint(edges.astype(np.float32))},
     )
+
+
+def draws_beside_even(record: ProbeRecord, log_snr: FloatArray) -> FloatArray:
+    """Return how often each level of ``log_snr`` (L,) is drawn: ÷ how often it would be if all timesteps were alike,
+    (L,).
+    """
+    drawn, even = record.curves["timestep_density"], record.curves["even_density"].value
+    found: FloatArray = np.interp(log_snr, drawn.log_snr, drawn.value / even)
+    return found
 
 
 def epsilon_weights(objective: TimestepObjective) -> Tensor:

@@ -98,6 +98,42 @@ def test_a_level_that_stands_out_from_both_sides_is_at_fault_however_much_still_
     assert "either side" not in judge([probed(100, **going), probed(200, **planted)]).sentence
 
 
+def drawn(often: np.ndarray) -> ProbeRecord:
+    """What is drawn at each level, ÷ evenly."""
+    even = np.ones(LEVELS)
+    curves = {
+        "timestep_density": Curve(np.arange(LEVELS), LOG_SNR, often),
+        "even_density": Curve(np.arange(LEVELS), LOG_SNR, even),
+    }
+    return ProbeRecord("objective", 0, curves=curves)
+
+
+def test_levels_that_are_hardly_drawn_are_at_fault_where_something_is_left_though_they_fall():
+    hardly = at(0, 2.9)
+    course = [probed(step, excess=left * hardly, residual=left * hardly) for step, left in ((100, 0.3), (200, 0.2))]
+    assert states(judge(course))["0…+3"] is State.LEARNING
+    verdict = judge([drawn(np.where(hardly, 0.0143, 1.4)), *course])
+    assert states(verdict) == {**states(judge(course)), "0…+3": State.AT_FAULT}
+    assert verdict.sentence.startswith("At log-SNR 0…+3, levels are drawn 1/70 times as often as evenly, and ")
+    # A tenth as often is what EDM's log-normal draws do at their ends; and where nothing is left, nothing is missed.
+    assert judge([drawn(np.where(hardly, 0.1, 1.1)), *course]).state is State.LEARNING
+    assert judge([drawn(np.where(at(-3, -1), 0.0, 1.1)), *course]).state is State.LEARNING
+
+
+def test_levels_that_do_not_change_at_all_while_others_do_are_at_fault():
+    before, after = probed(100, 0.2), probed(200, 0.1)
+    name = "denoising_errors"
+    errors = np.where(at(-1, 1)[:, None], before.per_sample[name].value, after.per_sample[name].value)
+    after = replace(after, per_sample={name: replace(after.per_sample[name], value=errors)})
+    verdict = judge([before, after])
+    assert (verdict.state, states(verdict)["+3…+6"]) == (State.AT_FAULT, State.LEARNING)
+    assert verdict.sentence.startswith(
+        "At log-SNR −3…0 and 0…+3, answers have not changed at all since the probe before"
+    )
+    # Where all are as they were, nothing was trained, which is no level's fault.
+    assert judge([before, replace(before, step=200)]).state is not State.AT_FAULT
+
+
 def test_where_no_noise_can_be_seen_nothing_is_at_fault():
     """As rectified flow's clean end: an error of 1.04 at log-SNR +12 that no longer falls."""
     clean = LOG_SNR > 4

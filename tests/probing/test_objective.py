@@ -22,12 +22,12 @@ def edges_of(curve):
     return np.concatenate([curve.log_snr - half, curve.log_snr[-1:] + half])
 
 
-@pytest.mark.parametrize("metric", ["timestep_density", "training_emphasis"])
+@pytest.mark.parametrize("metric", ["timestep_density", "even_density", "training_emphasis"])
 def test_densities_are_histograms_to_within_half_a_timestep(metric):
     schedule = schedules()[SD]
     curve = record_of(MinSNR(), UniformTimesteps()).curves[metric]
     snr = schedule.log_snr.exp()
-    weight = torch.ones(1000) if metric == "timestep_density" else snr.clamp(max=5) / snr
+    weight = snr.clamp(max=5) / snr if metric == "training_emphasis" else torch.ones(1000)
     edges = edges_of(curve)
     histogram, _ = np.histogram(schedule.log_snr, edges, weights=weight)
     found = np.cumsum(curve.value * np.diff(edges))
