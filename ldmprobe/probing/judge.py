@@ -21,7 +21,7 @@ from ldmprobe.probing.forecast import Forecast, forecast
 from ldmprobe.probing.memorization_record import PROBE as MEMORIZATION
 from ldmprobe.probing.memorization_record import Memorized, memorized_by_band
 from ldmprobe.probing.objective import PROBE as OBJECTIVE
-from ldmprobe.probing.verdict import BandVerdict, State, Verdict
+from ldmprobe.probing.verdict import BandVerdict, State, Verdict, signed
 
 LEAST_FALL = 0.001  # of the bound: a band that falls by less has levelled off
 BY_HEART = 0.2  # of the way from denoising unseen images as well as seen ones to a perfect copy machine
@@ -110,12 +110,12 @@ def _of_band(known: BandEvidence, bound: float, memorized: Memorized | None) -> 
     if known.lost:
         state, told = State.BROKEN, "predictions are NaN or Inf"
     elif known.useless and not falls:
-        state, told = State.BROKEN, "its error is above that of predicting no noise at all, and does not fall"
+        state, told = State.BROKEN, "the error is above that of predicting no noise at all, and does not fall"
     elif memorized is not None and memorized.share - memorized.half_width >= BY_HEART:
         state, told = State.MEMORIZING, f"{memorized.in_words} (probed at step {memorized.step:,})"
     elif known.rise is not None and known.rise.nats >= NEGLIGIBLE * bound:
         state = State.OVERFITTING
-        told = f"its held-out error has risen by {in_nats(known.rise.nats)} nats since step {known.rise.best:,}"
+        told = f"held-out error has risen by {in_nats(known.rise.nats)} nats since step {known.rise.best:,}"
     elif known.untrained or known.stands_out:
         state, told = State.AT_FAULT, known.untrained or known.stands_out
     elif known.faults and (weighs or known.moved >= OF_SCALE) and not falls:
@@ -136,8 +136,8 @@ def _of_band(known: BandEvidence, bound: float, memorized: Memorized | None) -> 
 def _left(known: BandEvidence) -> str:
     parts = []
     if known.gain is not None:
-        parts.append(f"{-known.gain.gain:+.2g} ± {known.gain.half_width:.1g} nats".replace("-", "−"))
-    if known.recoverable > 0:
+        parts.append(f"{signed(-known.gain.gain)} ± {in_nats(known.gain.half_width)} nats")
+    if known.recoverable >= 0.01:
         parts.append(f"{in_nats(known.recoverable)} of its {in_nats(known.nats)} could still go, at least")
     return "; ".join(parts) or f"{in_nats(known.nats)} nats"
 
@@ -165,7 +165,7 @@ def _in_words(
         case State.OVERFITTING:
             best = min(known.rise.best for known in evidence if known.rise)
             return (
-                f"Held-out error rises at {names}: {here[0].evidence}.",
+                f"At {names}, {here[0].evidence}.",
                 f"Stop, and take the checkpoint of step {best:,} or so; more data or a smaller network would help.",
             )
         case State.AT_FAULT if untrained := [known for known in evidence if known.untrained]:

@@ -7,6 +7,7 @@ from enum import Enum
 
 import numpy as np
 
+from ldmprobe.analysis.faults import in_nats
 from ldmprobe.probing.forecast import Forecast
 from ldmprobe.types import PlainValues
 
@@ -121,7 +122,7 @@ class Verdict:
             said += f"bound {self.bound:,.1f} nats{change}, "
         said += f"{self.state.symbol} {self.state.value}"
         if (worst := self.worst) is not None and worst.recoverable > 0:
-            said += f", {worst.recoverable:.2g} nats could still go at log-SNR {worst.name}"
+            said += f", {in_nats(worst.recoverable)} nats could still go at log-SNR {worst.name}"
         return said
 
     @property
@@ -141,8 +142,8 @@ class Verdict:
 
 
 def signed(nats: float) -> str:
-    """Return a change in nats in two digits, or without decimals where it is large."""
-    return f"{nats:+,.0f}".replace("-", "−") if abs(nats) >= 10 else f"{nats:+.2g}".replace("-", "−")
+    """Return a change in nats with its sign, to a hundredth, or without decimals where it is large."""
+    return f"{nats:+,.{2 if abs(nats) < 1 else 1 if abs(nats) < 10 else 0}f}".replace("-", "−")
 
 
 def _finite(value: object) -> object:

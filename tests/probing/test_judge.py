@@ -9,7 +9,7 @@ import pytest
 from ldmprobe import Curve, PerSample, ProbeRecord, RecordStore
 from ldmprobe.cli import main
 from ldmprobe.probing.judge import judge
-from ldmprobe.probing.verdict import State, Verdict
+from ldmprobe.probing.verdict import State, Verdict, signed
 
 LOG_SNR = np.array([-5.26, -4.5, -3.7, -2.9, -2.2, -1.5, -0.7, 0.0, 0.8, 1.5, 2.3, 3.0, 3.7, 4.5, 5.3, 6.0, 7.07])
 LEVELS, IMAGES, DRAWS = len(LOG_SNR), 64, 256
@@ -228,3 +228,7 @@ def test_six_probes_tell_what_twice_the_steps_would_bring(tmp_path, capsys):
     for step, record in enumerate(course):
         record.provenance["learning_rate"] = 1e-3 / (1 + step)
     assert judge(course).forecast is None
+
+
+def test_changes_are_told_without_exponents():
+    assert [signed(nats) for nats in (-1234.6, 12.3, -2.34, 0.056, 1e-5)] == ["−1,235", "+12", "−2.3", "+0.06", "+0.00"]
