@@ -168,9 +168,11 @@ def _in_words(
                 f"At {names}, {here[0].evidence}.",
                 f"Stop, and take the checkpoint of step {best:,} or so; more data or a smaller network would help.",
             )
-        case State.AT_FAULT if untrained := [known for known in evidence if known.untrained]:
+        case State.AT_FAULT if untrained := dict.fromkeys(known.untrained for known in evidence if known.untrained):
+            alike = {why: [known.name for known in evidence if known.untrained == why] for why in untrained}
+            told = "; at ".join(f"log-SNR {listed(at)}, {why}" for why, at in alike.items())
             return (
-                f"At log-SNR {listed([known.name for known in untrained])}, {untrained[0].untrained}.",
+                f"At {told}.",
                 "Draw these levels more often (`ldmprobe init balancer`), or find what keeps them from being trained.",
             )
         case State.AT_FAULT if stands_out:

@@ -115,6 +115,11 @@ def test_levels_that_are_hardly_drawn_are_at_fault_where_something_is_left_thoug
     verdict = judge([drawn(np.where(hardly, 0.0143, 1.4)), *course])
     assert states(verdict) == {**states(judge(course)), "0…+3": State.AT_FAULT}
     assert verdict.sentence.startswith("At log-SNR 0…+3, levels are drawn 1/70 times as often as evenly, and ")
+    # Each band is told with what it has left itself.
+    both = probed(200, excess=0.2 * at(0, 5.5), residual=0.2 * at(0, 5.5))
+    told = judge([drawn(np.where(at(0, 5.5), 0.0143, 1.4)), course[0], both])
+    costs = [band.evidence for band in told.bands if "drawn 1/70" in band.evidence]
+    assert told.sentence == f"At log-SNR 0…+3, {costs[0]}; at log-SNR +3…+6, {costs[1]}."
     # A tenth as often is what EDM's log-normal draws do at their ends; and where nothing is left, nothing is missed.
     assert judge([drawn(np.where(hardly, 0.1, 1.1)), *course]).state is State.LEARNING
     assert judge([drawn(np.where(at(-3, -1), 0.0, 1.1)), *course]).state is State.LEARNING
