@@ -6,8 +6,9 @@ two figures.
 
 A study is one YAML:
 
-    base: [digits_base.yaml]      # configurations of `ldmprobe fit`, beside the study; with DenoisingProbe,
-    SampleQuality, TrainingClock baseline: uniform
+    base: [digits_base.yaml]      # configurations of `ldmprobe fit` beside the study, with DenoisingProbe,
+                                  # SampleQuality and TrainingClock
+    baseline: uniform
     seeds: [0, 1, 2]
     methods:                      # name: what is added to the base, itself a configuration of `ldmprobe fit`
       uniform: {}
@@ -42,7 +43,7 @@ from ldmprobe.io.atomic import atomic_write
 from ldmprobe.tracking.charts.static import png
 from ldmprobe.tracking.comparable import read_runs
 from study.figures import curves_figure, pareto_figure
-from study.jobs import Job, run_jobs, start_process
+from study.jobs import Job, run_jobs, start_command
 from study.statistics import Study, study, study_run
 from study.tables import study_markdown, study_table
 
@@ -147,8 +148,7 @@ def fit_arguments(plan: Plan, job: Run) -> list[str]:
 
 
 def start(plan: Plan, job: Run) -> subprocess.Popen:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-    return start_process(job, [sys.executable, "-m", "ldmprobe.cli", *fit_arguments(plan, job)], environment)
+    return start_command(job, fit_arguments(plan, job))
 
 
 def read_study(plan: Plan, jobs: list[Run]) -> Study:

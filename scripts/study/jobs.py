@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -79,11 +81,13 @@ def run_jobs(jobs: Sequence[Job], start: Callable[[Job], Process], processes: in
     return failed
 
 
-def start_process(job: Job, arguments: Sequence[str], environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start a job whose output goes to its log."""
+def start_command(job: Job, arguments: Sequence[str]) -> subprocess.Popen[bytes]:
+    """Start a job that is a command of `ldmprobe`, on one thread, with its output in the job's log."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "ldmprobe.cli", *arguments]
     job.folder.mkdir(parents=True, exist_ok=True)
     with job.log.open("ab") as log:
-        return subprocess.Popen(list(arguments), stdout=log, stderr=subprocess.STDOUT, env=environment)
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=environment)
 
 
 def _end(log: Path) -> str:

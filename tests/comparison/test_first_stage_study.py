@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import first_stage_study as script
+from study.first_stage import Cell, Found, figure, judged, markdown, pooled_over_seeds
 from tests.helpers import refused
 from tests.test_configs import build
 
@@ -35,7 +36,7 @@ def test_f_is_varied_in_two_ways_and_every_part_is_built(tmp_path):
 
 
 def test_the_table_compares_kinds_by_seed():
-    cells = [script.Cell(kind, 4, 4, ("c", "area")) for kind in ("kl", "vq")]
+    cells = [Cell(kind, 4, 4, ("c", "area")) for kind in ("kl", "vq")]
     rows = []
     for cell in cells:
         for seed, gain in ((0, 9.0), (1, 10.0), (2, 11.0)):
@@ -47,21 +48,21 @@ def test_the_table_compares_kinds_by_seed():
             ]
             rows.append(here | {"metric": "rfid", "step": -1, "seconds": float("nan"), "value": 3.0})
             rows.append(here | {"metric": "skill", "step": 100, "seconds": 0.0, "value": 0.5})
-    found = script.Found(cells, rows)
-    text = script.markdown(found, "known", ["kl, seed 3 failed"])
+    found = Found(cells, rows)
+    text = markdown(found, "known", ["kl, seed 3 failed"])
     assert "FID of vq less that of kl at f = 4: -10 ± 2.5; vq is better" in text
     assert "Missing: kl, seed 3 failed" in text
     assert found.fid_at(cells[0], 75.0) == {0: 75.0, 1: 105.0, 2: 135.0}
-    assert script.figure(found).startswith(b"\x89PNG")
-    worse = script.Found(cells, [row | {"value": row["value"] + 9 * (row["seed"] == 1)} if row["kind"] == "vq" else row
+    assert figure(found).startswith(b"\x89PNG")
+    worse = Found(cells, [row | {"value": row["value"] + 9 * (row["seed"] == 1)} if row["kind"] == "vq" else row
                                  for row in rows])  # fmt: skip
-    assert "not told apart by these seeds" in script.markdown(worse, "known", [])
+    assert "not told apart by these seeds" in markdown(worse, "known", [])
 
 
 def test_the_scatter_of_all_cells_is_pooled():
     # Sums of squares 2 and 8, 2 degrees of freedom, t = 4.303.
-    (one, width), (two, _), (three, narrow) = script.pooled_over_seeds([{0: 1.0, 1: 3.0}, {0: 5.0, 1: 9.0}, {1: 7.0}])
+    (one, width), (two, _), (three, narrow) = pooled_over_seeds([{0: 1.0, 1: 3.0}, {0: 5.0, 1: 9.0}, {1: 7.0}])
     assert (one, two, three) == (2.0, 7.0, 7.0)
     assert width == pytest.approx(4.3027 * (5 / 2) ** 0.5, rel=1e-4)
     assert narrow == pytest.approx(4.3027 * 5**0.5, rel=1e-4)
-    assert script.judged("vq", *script.pooled_over_seeds([{0: -1.0}])[0]) == "not told apart by these seeds"
+    assert judged("vq", *pooled_over_seeds([{0: -1.0}])[0]) == "not told apart by these seeds"

@@ -2,21 +2,16 @@
 
 import math
 from pathlib import Path
-from typing import Any
 
-import lightning as L
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
+from diffusers import AutoencoderDC, AutoencoderTiny, VQModel
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ldmprobe import (
     Adversarial,
-    Autoencoding,
     Equivariance,
-    ImageData,
     LatentCodec,
     MovingAverageQuantization,
     PatchDiscriminator,
@@ -25,57 +20,14 @@ from ldmprobe import (
     load_autoencoder,
     load_model,
 )
-from ldmprobe.callbacks import ExactResume
 from ldmprobe.cli import main
 from ldmprobe.io.digest import weights_fingerprint
 from ldmprobe.models.autoencoder import images_of, last_layer, latents_of, posterior_of
-from ldmprobe.training.image_source import image_shape_in
-from ldmprobe.training.sharding import check_not_sharded
+from tests.autoencoding import adversarial, fit, images_data, module, network, trainer
 from tests.helpers import refused
-from tests.pipelines import autoencoder
 from tests.processes import finish, start_ranks
 
 SGD = {"optimizer": lambda groups: torch.optim.SGD(groups, lr=0.05)}
-
-
-def images_data(size: int = 16, batch_size: int = 8) -> ImageData:
-    settings = {"size": size, "num_images": 100}
-    return ImageData("builtin:shapes", dataset_kwargs=settings, batch_size=batch_size, check_rows=4)
-
-
-def adversarial(**settings: Any) -> Adversarial:
-    return Adversarial(PatchDiscriminator(channels=3, image_size=16, width=8), **settings)
-
-
-def network(cls: Any = AutoencoderKL, **options: Any) -> Any:
-    torch.manual_seed(0)
-    sides = {"in_channels": 3, "out_channels": 3}
-    return autoencoder(cls, channels=2, levels=2, **sides, **options)
-
-
-def module(**settings: Any) -> Autoencoding:
-    """A module with everything that has a state, the codes included."""
-    torch.manual_seed(0)
-    defaults = {
-        "autoencoder": network(VQModel, num_vq_embeddings=16),
-        "quantization": MovingAverageQuantization(revive_below=0.9, decay=0.5),
-        "adversarial": adversarial(start=2),
-        "ema_decay": 0.9,
-        "log_variance": 0.0,
-    }
-    return Autoencoding(**{**defaults, **settings})
-
-
-def trainer(max_steps: int, folder: Path | str = ".", callbacks: tuple[Any, ...] = (), **options: Any) -> L.Trainer:
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-    every = {"max_steps": max_steps, "max_epochs": -1, "limit_val_batches": 0, "default_root_dir": folder}
-    return L.Trainer(callbacks=[ExactResume(), *callbacks], **{**quiet, **every, "devices": 1, **options})
-
-
-def fit(model: Autoencoding, max_steps: int, **options: Any) -> L.Trainer:
-    done = trainer(max_steps, **options)
-    done.fit(model, images_data())
-    return done
 
 
 def state_of(path: Path) -> dict[str, torch.Tensor]:
@@ -136,6 +88,20 @@ def test_before_its_start_the_discriminator_learns_and_does_not_count():
     assert float(loss.generator) == 0
     assert loss.discriminator.requires_grad
     assert decoded.grad is None
+
+
+def test_equivariant_images_and_latents_are_transformed_alike():
+    torch.manual_seed(3)
+    images = torch.rand(2, 3, 32, 32)
+    latents = F.avg_pool2d(images, 2)  # of an autoencoder that scales and rotates with its images
+    seen = set()
+    for _ in range(20):
+        z, x = Equivariance(scales=(0.5, 0.5), probability=0.5)(latents, images)
+        seen.add(x.shape[-1])
+        assert x.shape[-1] == 2 * z.shape[-1]
+        torch.testing.assert_close(F.avg_pool2d(x, 2), z, rtol=0, atol=0.2)
+        assert math.isclose(float(x.mean()), float(images.mean()), abs_tol=0.01)
+    assert seen == {16, 32}
 
 
 # --- a run -----------------------------------------------------------------------------------------------------------
@@ -266,6 +232,18 @@ def test_the_codes_of_a_folder_are_gone_on_with(kind, tmp_path):
     assert moved(network(VQModel, num_vq_embeddings=16))
 
 
+def test_convolutions_take_bf16_while_losses_stay_in_float32():
+    model, lowered = module(), {"encoder": set(), "codes": set()}
+    for name, part in (("encoder", model.autoencoder.encoder), ("codes", model.quantization)):
+        part.register_forward_hook(lambda *_, name=name: lowered[name].add(torch.is_autocast_enabled("cpu")))
+    done = fit(model, 3, precision="bf16-mixed")
+    assert True in lowered["encoder"]
+    assert lowered["codes"] == {False}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert done.callback_metrics["train/loss"].dtype == torch.float32
+    assert 0 < float(done.callback_metrics["train/adaptive_weight"]) < 1e4
+
+
 # --- resumed, and on several ranks -----------------------------------------------------------------------------------
 
 
@@ -308,95 +286,3 @@ def test_two_ranks_train_what_one_does_with_batches_twice_as_large(tmp_path):
         torch.testing.assert_close(
             two[name], value, rtol=1e-5, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}"
         )
-
-
-# --- refused before training -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("settings", "size", "told"),
-    [
-        ({"adversarial": adversarial(start=7)}, 16, "from step 7 on.*the run has 4 steps"),
-        ({}, 17, "factor 2; set the data's `image_size` to a multiple of 2, such as 16"),
-        ({"autoencoder": autoencoder(AutoencoderKL, in_channels=1, out_channels=1), "quantization": None}, 16, "3 channel.*encodes 1"),
-        ({"adversarial": Adversarial(PatchDiscriminator(channels=1, image_size=16))}, 16, "`channels` to 3"),
-        ({"perceptual": PerceptualLoss("builtin:digits")}, 16, "3 channels but the perceptual.*takes 1"),
-        ({"autoencoder": autoencoder(AutoencoderKL, in_channels=3, out_channels=1), "quantization": None}, 16,
-         r"\(3, 16, 16\) to images of shape \(1, 16, 16\).*`out_channels`"),
-    ],
-)  # fmt: skip
-def test_what_does_not_fit_is_refused_before_training(settings, size, told):
-    with refused(told):
-        trainer(4).fit(module(**settings), images_data(size))
-
-
-def test_what_only_a_batch_of_ones_own_data_shows_is_refused_before_it_trains():
-    class Own(L.LightningDataModule):
-        def train_dataloader(self):
-            return torch.utils.data.DataLoader([{"image": torch.zeros(3, 16, 16)}] * 8, batch_size=4)
-
-    gray = autoencoder(AutoencoderKL, in_channels=3, out_channels=1)
-    with refused(r"\(3, 16, 16\) to images of shape \(1, 16, 16\)"):
-        trainer(4).fit(module(autoencoder=gray, quantization=None, adversarial=None), Own())
-    with refused("from step 6 on.*the run has 6 steps"):
-        trainer(-1, max_epochs=3).fit(module(adversarial=adversarial(start=6)), Own())
-
-
-def test_sharding_and_cached_latents_are_refused():
-    with refused("ModelParallelStrategy does not shard; use `strategy: ddp`"):
-        check_not_sharded(ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1), "Autoencoding")
-    with refused("trained on images, not on latents"):
-        image_shape_in(ImageData("builtin:shapes", latents="latents/shapes"))
-    assert image_shape_in(L.LightningDataModule()) == ()
-
-
-def test_fp16_is_refused_where_gradients_are_weighed():
-    with refused("adaptive.*16-mixed.*bf16-mixed"):  # Lightning itself makes it bf16 where there is no GPU
-        adversarial().check((3, 16, 16), -1, "16-mixed")
-    adversarial(adaptive=False).check((3, 16, 16), -1, "16-mixed")
-    adversarial().check((), -1, "bf16-mixed")
-    with refused("precision bf16-true.*bf16-mixed"):
-        trainer(4, precision="bf16-true").fit(module(), images_data())
-
-
-def test_convolutions_take_bf16_while_losses_stay_in_float32():
-    model, lowered = module(), {"encoder": set(), "codes": set()}
-    for name, part in (("encoder", model.autoencoder.encoder), ("codes", model.quantization)):
-        part.register_forward_hook(lambda *_, name=name: lowered[name].add(torch.is_autocast_enabled("cpu")))
-    done = fit(model, 3, precision="bf16-mixed")
-    assert True in lowered["encoder"]
-    assert lowered["codes"] == {False}
-    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
-    assert done.callback_metrics["train/loss"].dtype == torch.float32
-    assert 0 < float(done.callback_metrics["train/adaptive_weight"]) < 1e4
-
-
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [
-        ({"kl_weight": 1e-6}, "VQModel has no posterior"),
-        ({"autoencoder": network()}, "only a VQModel has codes"),
-        ({"train": "decoder"}, "leaves codes as they are"),
-        ({"reconstruction": "l2"}, "expected 'l1' or 'mse'"),
-        ({"autoencoder": torch.nn.Linear(2, 2)}, "Linear is not a supported autoencoder"),
-    ],
-)
-def test_settings_that_contradict_each_other_are_refused(settings, told):
-    with refused(told):
-        module(**settings)
-
-
-def test_equivariant_images_and_latents_are_transformed_alike():
-    torch.manual_seed(3)
-    images = torch.rand(2, 3, 32, 32)
-    latents = F.avg_pool2d(images, 2)  # of an autoencoder that scales and rotates with its images
-    seen = set()
-    for _ in range(20):
-        z, x = Equivariance(scales=(0.5, 0.5), probability=0.5)(latents, images)
-        seen.add(x.shape[-1])
-        assert x.shape[-1] == 2 * z.shape[-1]
-        torch.testing.assert_close(F.avg_pool2d(x, 2), z, rtol=0, atol=0.2)
-        assert math.isclose(float(x.mean()), float(images.mean()), abs_tol=0.01)
-    assert seen == {16, 32}
-    with refused(r"scales \[0.0, 1.0\]"):
-        Equivariance(scales=(0.0, 1.0))
