@@ -1,16 +1,17 @@
 r"""Which noise levels are measurably at fault in one probe of one run, how much that weighs, and what could still be
 hidden.
 
-Four things are asked of every level, none of which needs another run to compare with. A denoiser that is optimal for
+Five things are asked of every level, none of which needs another run to compare with. A denoiser that is optimal for
 its data passes all of them: no known denoiser is better, neither the linear one (its skill is at least 0) nor an ideal
-made of training latents; its gain E[ε·ε_θ]/E[ε_θ²] is 1, the mean of its error is 0, and a linear correction removes
-nothing of it (R = 0). The first three are tested at each of L levels with Bonferroni's correction,
+made of training latents; its gain E[ε·ε_θ]/E[ε_θ²] is 1, the mean of its error is 0, a linear correction removes
+nothing of it (R = 0), and it answers alike when it is asked the same thing twice. The first three are tested at each of
+L levels with Bonferroni's correction,
 
 .. math:: |\text{deviation}| > t_{G-1}\!\left(1 - \frac{0.05}{2 \cdot n L}\right)
     \widehat{\text{se}} + \text{least that is told of},
 
 n being three and the number of ideals, and G that of independent images; R, whose cross-fit makes it read low, by its
-own interval over bands of log-SNR.
+own interval over bands of log-SNR; of two answers to the same latents, any difference is real.
 
 What is found is weighed in nats of the likelihood bound: the heaviest is the headline. What is less than half a per
 cent of the bound comes last, except a gain or an offset that moves the noisy latents by one per cent of their scale:
@@ -51,6 +52,7 @@ class Levels:
         offset, offset_width: root mean square over channels of the error's mean, in units of the noise.
         num_images: G, how many images the draws are of.
         excess: by ideal, the error above its own, paired draw by draw, and the half-width of that.
+        chance: the share of the error that differs from one answer to the same latents to the next.
     """
 
     log_snr: np.ndarray
@@ -66,6 +68,7 @@ class Levels:
     offset_width: np.ndarray
     num_images: int
     excess: Mapping[str, tuple[np.ndarray, np.ndarray]] = field(default_factory=dict)
+    chance: np.ndarray = field(default_factory=lambda: np.zeros(1))
 
     @property
     def bound(self) -> float:
@@ -126,6 +129,7 @@ def find_faults(levels: Levels, bands: Sequence[Band]) -> tuple[list[Fault], lis
         *worse_than_ideal(levels),
         *wrong_gain(levels),
         *offset_from_zero(levels),
+        *answers_by_chance(levels),
     ]
     found.sort(key=lambda fault: -fault.nats)
     heavy = [fault for fault in found if fault.nats >= least]
@@ -223,6 +227,19 @@ def offset_from_zero(levels: Levels) -> list[Fault]:
         f"Predictions are shifted at {where(flagged, levels.log_snr)}, by {_range(levels.offset[flagged])} of the noise"
     )
     return [Fault(text, nats, flagged, float(levels.moved_by_offset(levels.offset)[flagged].max()))]
+
+
+def answers_by_chance(levels: Levels) -> list[Fault]:
+    """The levels whose answers to the same latents differ, by more than rounding does."""
+    chance = np.broadcast_to(levels.chance, levels.mse.shape)
+    flagged = chance >= LEAST_RESIDUAL
+    if not flagged.any():
+        return []
+    text = (
+        f"Asked the same thing twice at {where(flagged, levels.log_snr)}, the network answers otherwise: "
+        f"up to {chance.max():.0%} of its error is chance"
+    )
+    return [Fault(text, float((levels.nats * levels.mse * chance)[flagged].sum()), flagged)]
 
 
 def _recoverable(bands: Sequence[Band], levels: Levels) -> list[Fault]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -63,7 +64,8 @@ class DiffusionModel:
 
     @property
     def device(self) -> torch.device:
-        return next(self.network.parameters()).device
+        held = chain(self.network.parameters(), self.network.buffers())
+        return next(held, torch.empty(0)).device  # a network may be code alone
 
     @property
     def modules(self) -> list[nn.Module]:

@@ -17,6 +17,7 @@ from ldmprobe.analysis.faults import (
     Fault,
     Levels,
     above_known,
+    answers_by_chance,
     critical,
     find_faults,
     in_nats,
@@ -90,6 +91,7 @@ class BandEvidence:
         in_sight: those of them at levels where noise can be seen (``_visible``).
         hidden: further nats that a linear correction could remove, at most.
         untrained: what keeps its levels from being trained, in words; "" where nothing is known to.
+        by_chance: what of its answers is chance, in words; "" where they are the same each time.
         moved: what of the latents' scale a gain or an offset surely moves, at some level.
         lost: whether predictions are NaN or Inf somewhere in it.
         useless: whether some level's error is surely above that of predicting no noise at all.
@@ -113,6 +115,7 @@ class BandEvidence:
     light: tuple[Fault, ...]
     stands_out: str
     untrained: str
+    by_chance: str
     gain: BandGain | None
     rise: Rise | None
 
@@ -128,7 +131,7 @@ def gather(records: Sequence[ProbeRecord], objective: ProbeRecord | None = None)
     levels = levels_of(last)
     drawn = np.ones(len(levels.mse)) if objective is None else draws_beside_even(objective, levels.log_snr)
     rare, frozen = drawn < _RARELY, _frozen(previous, last)
-    lost = ~np.isfinite(levels.mse)
+    lost, chance = ~np.isfinite(levels.mse), answers_by_chance(levels)
     counted, light = ([], []) if lost.any() else find_faults(levels, residual_bands(last))
     visible = _visible(levels)
     recoverable = _recoverable(levels, last, (visible, visible & rare))
@@ -167,6 +170,7 @@ def gather(records: Sequence[ProbeRecord], objective: ProbeRecord | None = None)
                 faults=tuple(fault for fault in counted if (fault.levels & here).any()),
                 light=tuple(fault for fault in light if (fault.levels & here).any()),
                 stands_out=_told(outstanding, here, levels.log_snr),
+                by_chance=next((f.weighed for f in chance if (f.levels & here & visible).any()), ""),
                 untrained=_untrained(frozen[here], drawn[here & rare], unseen, levels.bound),
                 gain=gain,
                 rise=_rise(records, here),

@@ -37,6 +37,9 @@ from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.ideals import compared, ideal_errors
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
+from ldmprobe.probing.repeatability import CURVE as CHANCE
+from ldmprobe.probing.repeatability import NUM_DRAWS as REPEATED
+from ldmprobe.probing.repeatability import variance_of_answers
 
 _CONDITION_DRAWS = 128  # whose conditions are swapped and left out
 
@@ -139,6 +142,8 @@ def probe_denoising(
         few = Draws.of(held_out, min(num_draws, _CONDITION_DRAWS), seed, device, ranks)
         conditional = (model, held_out, few, squared[: few.number], timesteps, batch_size)
         use, information = condition_use(*conditional), class_information(*conditional)
+        repeated = Draws.of(held_out, min(num_draws, REPEATED), seed, device, ranks)
+        variance = variance_of_answers(model, repeated, timesteps)
         ideals = ideal_errors(model, held_out, reference, timesteps, num_draws, batch_size, seed, ranks)
     log_snr = schedule.log_snr[timesteps]
     dimension = held_out.latents[0].numel()
@@ -180,6 +185,7 @@ def probe_denoising(
         "calibration_nats": curve(nats * excess, nats * residual_width * mse),
         "prediction_gain": curve(gain, gain_width),
         "prediction_offset": curve(offset.mean(0).pow(2).mean(1).sqrt(), offset_width),
+        CHANCE: curve(variance / mse),
         "prediction_offset_floor": curve(offset_width / student(int(of_image.max()) + 1)),
     }
     curves |= {name: curve(*found) for name, found in compared(squared, ideals, mmse, of_image).items()}

@@ -13,6 +13,8 @@ from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.probing.class_information import METRICS as CLASS_INFORMATION
 from ldmprobe.probing.condition_use import METRICS as CONDITION_USE
 from ldmprobe.probing.ideals import METRICS as IDEALS
+from ldmprobe.probing.repeatability import CURVE as CHANCE
+from ldmprobe.probing.repeatability import METRICS as REPEATABILITY
 
 PROBE, ERRORS, EXCESS = "denoising", "denoising_errors", "excess_over/"
 LOG_SNR_SPACING = 0.75  # of the levels that are probed
@@ -105,6 +107,7 @@ METRICS = (
     *IDEALS,
     *CONDITION_USE,
     *CLASS_INFORMATION,
+    *REPEATABILITY,
 )  # fmt: skip
 
 
@@ -177,6 +180,7 @@ def levels_of(record: ProbeRecord) -> Levels:
             for name, curve in curves.items()
             if name.startswith(EXCESS)
         },
+        curves[CHANCE].value if CHANCE in curves else np.zeros(len(mse.value)),
     )
 
 

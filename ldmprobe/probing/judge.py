@@ -116,8 +116,8 @@ def _of_band(known: BandEvidence, bound: float, memorized: Memorized | None) -> 
     elif known.rise is not None and known.rise.nats >= NEGLIGIBLE * bound:
         state = State.OVERFITTING
         told = f"held-out error has risen by {in_nats(known.rise.nats)} nats since step {known.rise.best:,}"
-    elif known.untrained or known.stands_out:
-        state, told = State.AT_FAULT, known.untrained or known.stands_out
+    elif told := known.by_chance or known.untrained or known.stands_out:
+        state = State.AT_FAULT
     elif known.faults and (weighs or known.moved >= OF_SCALE) and not falls:
         told = "; ".join(f"{fault.weighed[0].lower()}{fault.weighed[1:]}" for fault in known.faults)
         state = State.AT_FAULT
@@ -167,6 +167,11 @@ def _in_words(
             return (
                 f"At {names}, {here[0].evidence}.",
                 f"Stop, and take the checkpoint of step {best:,} or so; more data or a smaller network would help.",
+            )
+        case State.AT_FAULT if by_chance := next((known.by_chance for known in evidence if known.by_chance), ""):
+            return (
+                f"{by_chance}.",
+                "Turn off what is random in evaluation: dropout, added noise, layers that are dropped or drawn from.",
             )
         case State.AT_FAULT if untrained := dict.fromkeys(known.untrained for known in evidence if known.untrained):
             alike = {why: [known.name for known in evidence if known.untrained == why] for why in untrained}

@@ -96,7 +96,7 @@ class Ranks:
 
     def share(self, num_samples: int) -> Tensor:
         """The numbers of this rank's samples, (n,), int64."""
-        return torch.arange(self.rank, num_samples, self.world_size)
+        return torch.arange(num_samples)[self.rank :: self.world_size]
 
     def even_share(self, num_samples: int) -> Tensor:
         """``share``, made up to the length of the longest rank's by sample 0, whose results here are to be thrown

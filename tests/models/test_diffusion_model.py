@@ -15,7 +15,7 @@ from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.samplers import Denoise
 from ldmprobe.models.denoiser import as_denoiser
 from ldmprobe.models.diffusion_model import diffusion_model_of
-from tests.helpers import FLOAT32, guided, refused, sd_scheduler, tiny_unet
+from tests.helpers import FLOAT32, gaussian_model, guided, refused, sd_scheduler, tiny_unet
 
 Z, T = torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(0)), torch.tensor([3, 300, 600, 999])
 LABELS = {"class_labels": torch.tensor([0, 1, 2, 0])}
@@ -179,3 +179,14 @@ def test_another_network_put_in_its_place_is_the_one_that_answers(model):
     assert torch.equal(other.predict(Z, T, LABELS), model.predict(Z, T, LABELS))
     other.network = tiny_unet(num_class_embeds=4).eval()
     assert torch.equal(other.predict(Z, T, LABELS), as_denoiser(other.network)(Z, T, LABELS))
+
+
+def test_a_network_may_be_code_alone():
+    class Halved(torch.nn.Module):
+        def forward(self, z_t, t, condition):
+            return 0.5 * z_t
+
+    model = DiffusionModel(Halved(), gaussian_model().schedule, (1, 4, 4))
+    assert model.device.type == "cpu"
+    _, epsilon = model.x0_and_epsilon(torch.ones(2, 1, 4, 4), 500.0, 0.6, 0.8, {})
+    assert torch.equal(epsilon, torch.full((2, 1, 4, 4), 0.5))

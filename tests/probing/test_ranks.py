@@ -101,7 +101,7 @@ def test_a_lora_is_tried_by_two_ranks_in_half_the_passes():
         assert latents * 33 == alone * 17
 
 
-@pytest.mark.parametrize(("num_samples", "world_size"), [(10, 1), (10, 2), (11, 4), (2, 3)])
+@pytest.mark.parametrize(("num_samples", "world_size"), [(10, 1), (10, 2), (11, 4), (2, 3), (2, 5)])
 def test_an_even_share_is_the_share_made_up_to_one_length(num_samples, world_size):
     ranks = [Ranks(rank, world_size) for rank in range(world_size)]
     shares = [one.even_share(num_samples) for one in ranks]
