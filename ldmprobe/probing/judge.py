@@ -27,6 +27,7 @@ LEAST_FALL = 0.001  # of the bound: a band that falls by less has levelled off
 BY_HEART = 0.2  # of the way from denoising unseen images as well as seen ones to a perfect copy machine
 _HIDDEN = 0.25  # of the bound: where more than that could be hidden, nothing can be said
 _NAMED = 3  # unfinished bands, at most
+_EARLY = 100  # steps: a network that is worse than a linear denoiser everywhere is then young, not broken
 
 
 def judge(records: Sequence[ProbeRecord]) -> Verdict:
@@ -61,8 +62,9 @@ def judge(records: Sequence[ProbeRecord]) -> Verdict:
     before = alike[-2] if len(alike) > 1 else None
     known = f"{last.provenance['num_images']:,} held-out images, {last.provenance['num_draws']:,} draws a level"
     skill = last.curves["denoising_skill"]
-    if last.step == 0 and bool((skill.value + half_width_of(skill) < 0).all()):
-        state, told = State.CANNOT_SAY, ("The network is untrained.", "Train it.")
+    if last.step < _EARLY and bool((skill.value + half_width_of(skill) < 0).all()):
+        young = f"After {last.step:,} steps the network is hardly trained" if last.step else "The network is untrained"
+        state, told = State.CANNOT_SAY, (f"{young}: it is worse than a linear denoiser at every level.", "Train on.")
     elif state.exit_code == 0 and not hidden <= _HIDDEN * bound:
         state, told = (
             State.CANNOT_SAY,

@@ -189,6 +189,10 @@ def test_where_nothing_can_be_said_it_is_said():
     untrained = judge([probed(0, mse=np.full(LEVELS, 1.2))])
     assert (untrained.state, untrained.state.code) == (State.CANNOT_SAY, -1)
     assert untrained.recoverable > 0  # a monitor of it is a number from the start
+    bad = np.full(LEVELS, 1.2)
+    young, broken = (judge([probed(0, mse=bad), probed(step, mse=bad)]) for step in (4, 400))
+    assert (young.state, broken.state) == (State.CANNOT_SAY, State.BROKEN)
+    assert "After 4 steps the network is hardly trained" in young.sentence
     few = probed(100)
     wide = few.curves["calibration_residual"]
     few.curves["calibration_residual"] = replace(wide, lower=wide.value - 0.5, upper=wide.value + 0.5)
