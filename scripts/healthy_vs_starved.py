@@ -2,7 +2,7 @@
 
     python scripts/healthy_vs_starved.py --out docs/healthy_vs_starved.png
 
-Trains configs/digits.yaml twice, into runs/healthy and runs/starved (nine minutes on two cores); runs that are there
+Trains configs/digits.yaml twice, into runs/healthy and runs/starved (eight minutes on two cores); runs that are there
 already are used. The starved one draws timesteps below 150 a hundred times less often.
 """
 
@@ -70,7 +70,7 @@ def draw(runs: dict[str, RecordStore]) -> Figure:
     for axis in axes[1]:
         axis.set_xlabel("log-SNR (noisy to clean)")
     axes[0, 0].legend(frameon=False, fontsize=9, loc="upper left")
-    note = "color: training step, dark (early) to light (late)   shaded: the starved timesteps"
+    note = "color: training step, light (early) to dark (late)   shaded: the starved timesteps"
     figure.text(0.99, 0.0, note, ha="right", va="bottom", fontsize=8.5, color="#555")
     figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
     return figure
