@@ -10,17 +10,23 @@ from __future__ import annotations
 import numpy as np
 
 
-def humps(value: np.ndarray, width: np.ndarray) -> np.ndarray:
-    r"""Return how far each level surely stands out from the lowest level on either side, (L,); negative where it does
-    not, and minus infinity at the two ends.
+def humps(value: np.ndarray, width: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    r"""Return how far each level surely stands out from some level on either side, (L,); negative where it does not,
+    and minus infinity at the two ends.
 
-    .. math:: h_l = (v_l - w_l) - \max\big(\min_{j<l}(v_j + w_j), \min_{k>l}(v_k + w_k)\big)
+    .. math:: h_l = \min\big(\max_{j<l} h_{lj}, \max_{k>l} h_{lk}\big), \qquad h_{lj} = v_l - v_j - w_{lj},
+
+    but no more than :math:`v_l - w_l` over a level that is off to the other side, :math:`v_j < 0`.
 
     Args:
-        value, width: v ≥ 0 and what it can be off by, per level in order of log-SNR, (L,).
+        value: v, how far each level is off to the side that is asked for, in order of log-SNR, (L,).
+        width: w, what each can be off by, (L,).
+        pairs: what the difference of each two can be off by, (L, L): of the same draws much less than both together.
     """
-    upper, infinity = value + width, np.array([np.inf])
-    before = np.concatenate([infinity, np.minimum.accumulate(upper)[:-1]])
-    after = np.concatenate([np.minimum.accumulate(upper[::-1])[::-1][1:], infinity])
-    found: np.ndarray = value - width - np.maximum(before, after)
+    over = value[:, None] - value - pairs
+    over = np.where(value < 0, np.minimum(over, (value - width)[:, None]), over)
+    places = np.arange(len(value))
+    before = np.where(places[:, None] > places, over, -np.inf).max(1)
+    after = np.where(places[:, None] < places, over, -np.inf).max(1)
+    found: np.ndarray = np.minimum(before, after)
     return found

@@ -42,10 +42,30 @@ def clustered_half_width(values: Tensor, cluster: Tensor) -> Tensor:
     Args:
         cluster: the cluster of each draw, (N,).
     """
-    _, member = cluster.unique(return_inverse=True)
-    groups = int(member.max()) + 1
-    sums = torch.zeros(groups, *values.shape[1:], dtype=values.dtype).index_add_(0, member, values - values.mean(0))
+    sums = _sums(values, cluster)
+    groups = len(sums)
     return student(groups) * (groups / (groups - 1) * (sums**2).sum(0)).sqrt() / len(values)
+
+
+def clustered_pair_widths(values: Tensor, cluster: Tensor) -> Tensor:
+    """Return the half-widths of the 95 % intervals of the differences between means of ``values`` (N, L), (L, L), each
+    of the same draws.
+
+    Args:
+        cluster: the cluster of each draw, (N,).
+    """
+    sums = _sums(values, cluster)
+    groups, products = len(sums), sums.T @ sums
+    squares = products.diagonal()
+    apart = (squares[:, None] + squares - 2 * products).clamp(min=0)
+    return student(groups) * (groups / (groups - 1) * apart).sqrt() / len(values)
+
+
+def _sums(values: Tensor, cluster: Tensor) -> Tensor:
+    """Return the sums of each cluster's deviations from the mean, (G, ...)."""
+    _, member = cluster.unique(return_inverse=True)
+    zeros = torch.zeros(int(member.max()) + 1, *values.shape[1:], dtype=values.dtype)
+    return zeros.index_add_(0, member, values - values.mean(0))
 
 
 @dataclass(frozen=True)

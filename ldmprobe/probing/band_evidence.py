@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +12,6 @@ from ldmprobe.analysis.comparison import BandGain, gains_by_band
 from ldmprobe.analysis.faults import (
     LEAST_RESIDUAL,
     NEGLIGIBLE,
-    OF_SCALE,
     Fault,
     Levels,
     above_known,
@@ -23,7 +21,6 @@ from ldmprobe.analysis.faults import (
     in_nats,
     where,
 )
-from ldmprobe.analysis.humps import humps
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.denoising_record import (
     errors_of,
@@ -34,37 +31,11 @@ from ldmprobe.probing.denoising_record import (
     residual_bands,
 )
 from ldmprobe.probing.objective import draws_beside_even
+from ldmprobe.probing.outliers import OUTLIER_MOVES, OUTLIERS, Outlier
 
 _LASTS = 0.8  # of it a probe later: planted faults have kept .85 or more, the humps of healthy networks .72 or less
 _RARELY = 1 / 30  # of even draws; EDM's log-normal draws its ends a twentieth as often
 _VISIBLE = 0.9  # the error of the linear optimum or of the network, where a denoiser has something to go by
-
-
-class _Outlier(NamedTuple):
-    """What a level can stand out by: a curve's distance from its ideal, to one side; what a healthy network's U-shape
-    is uneven by, at most; and what of the latents' scale a distance moves.
-    """
-
-    curve: str
-    ideal: float
-    sign: int
-    least: float
-    moved: Callable[[Levels, np.ndarray], np.ndarray]
-    words: str
-
-
-_OUTLIERS = (
-    _Outlier(
-        *("calibration_residual", 0.0, 1, 0.01, Levels.moved_by_residual),
-        "a linear correction would remove {:.0%} more of the loss",
-    ),
-    _Outlier("prediction_gain", 1.0, 1, 0.015, Levels.moved_by_gain, "predictions are too small by {:.1%} more"),
-    _Outlier("prediction_gain", 1.0, -1, 0.015, Levels.moved_by_gain, "predictions are too large by {:.1%} more"),
-    _Outlier(
-        *("prediction_offset", 0.0, 1, 0.01, Levels.moved_by_offset),
-        "predictions are shifted by {:.1%} more of the noise",
-    ),
-)
 
 
 @dataclass(frozen=True)
@@ -98,6 +69,7 @@ class BandEvidence:
         faults: what the last probe finds in it that counts, and what does not.
         stands_out: by how much its levels are worse than neighbors on both sides, in words; "" where they are not.
         gain: over the probe before; None where there is none.
+        begun: whether that is the untrained network's, from which an error may rise before it falls.
         rise: since the best probe; None where there is none.
     """
 
@@ -117,6 +89,7 @@ class BandEvidence:
     untrained: str
     by_chance: str
     gain: BandGain | None
+    begun: bool
     rise: Rise | None
 
 
@@ -147,8 +120,8 @@ def gather(records: Sequence[ProbeRecord], objective: ProbeRecord | None = None)
     if previous is not None:
         gains = _gains(previous, last)
     outstanding = [
-        np.where(visible & (kind.moved(levels, height) >= OF_SCALE), height, 0.0)
-        for kind, height in zip(_OUTLIERS, _outstanding(records), strict=True)
+        np.where(visible & (kind.moved(levels, height) >= OUTLIER_MOVES), height, 0.0)
+        for kind, height in zip(OUTLIERS, _outstanding(records), strict=True)
     ]
     found = []
     for band, (at_least, in_sight, unseen, more), gain in zip(
@@ -173,6 +146,7 @@ def gather(records: Sequence[ProbeRecord], objective: ProbeRecord | None = None)
                 by_chance=next((f.weighed for f in chance if (f.levels & here & visible).any()), ""),
                 untrained=_untrained(frozen[here], drawn[here & rare], unseen, levels.bound),
                 gain=gain,
+                begun=previous is not None and previous.step == 0,
                 rise=_rise(records, here),
             )
         )
@@ -236,7 +210,7 @@ def _outstanding(records: Sequence[ProbeRecord]) -> list[np.ndarray]:
     tells nothing.
     """
     found = []
-    for kind in _OUTLIERS:
+    for kind in OUTLIERS:
         height = _humps(records[-1], kind)
         if len(records) > 1:
             before = _humps(records[-2], kind) if records[-2].step > 0 else np.zeros_like(height)
@@ -245,16 +219,15 @@ def _outstanding(records: Sequence[ProbeRecord]) -> list[np.ndarray]:
     return found
 
 
-def _humps(record: ProbeRecord, kind: _Outlier) -> np.ndarray:
-    curve = record.curves[kind.curve]
-    distance = np.maximum(kind.sign * (curve.value - kind.ideal), 0.0)
-    return humps(distance, critical(levels_of(record), sides=2) * half_width_of(curve))
+def _humps(record: ProbeRecord, kind: Outlier) -> np.ndarray:
+    found: np.ndarray = np.nan_to_num(record.curves[kind.name].value, nan=-np.inf)
+    return found
 
 
 def _told(outstanding: Sequence[np.ndarray], inside: np.ndarray, log_snr: np.ndarray) -> str:
     """Return which levels are worse than others on both sides of them, and by how much; "" if none are."""
     heights = [np.where(inside, height, 0.0) for height in outstanding]
-    parts = [kind.words.format(height.max()) for kind, height in zip(_OUTLIERS, heights, strict=True) if height.any()]
+    parts = [kind.words.format(height.max()) for kind, height in zip(OUTLIERS, heights, strict=True) if height.any()]
     if not parts:
         return ""
     place = where(np.any(heights, axis=0), log_snr)

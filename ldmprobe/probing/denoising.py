@@ -36,6 +36,7 @@ from ldmprobe.probing.draws import Draws
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.ideals import compared, ideal_errors
 from ldmprobe.probing.latent_statistics import LatentStatistics
+from ldmprobe.probing.outliers import outliers
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
 from ldmprobe.probing.repeatability import CURVE as CHANCE
 from ldmprobe.probing.repeatability import NUM_DRAWS as REPEATED
@@ -188,6 +189,11 @@ def probe_denoising(
         CHANCE: curve(variance / mse),
         "prediction_offset_floor": curve(offset_width / student(int(of_image.max()) + 1)),
     }
+    by_channel = offset.mean(0)
+    parts = {
+        "prediction_gain": product / square.mean(0) - gain * square / square.mean(0),
+        "prediction_offset": (offset * by_channel).mean(2) / by_channel.pow(2).mean(1).sqrt(),
+    }
     curves |= {name: curve(*found) for name, found in compared(squared, ideals, mmse, of_image).items()}
     curves |= use.curves | information.curves
     if image_loss:
@@ -235,7 +241,9 @@ def probe_denoising(
         fingerprints=fingerprints,
     )
 
-    summary, remarks = in_words(levels_of(record), imbalance.bands)
+    found = levels_of(record)
+    record.curves.update(outliers(found, record.curves, parts, of_image))
+    summary, remarks = in_words(found, imbalance.bands)
     record.provenance.update(
         summary=summary, remarks=" ".join(filter(None, [*use.ignored, remarks, information.advice]))
     )

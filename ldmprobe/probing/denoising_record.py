@@ -13,6 +13,8 @@ from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.probing.class_information import METRICS as CLASS_INFORMATION
 from ldmprobe.probing.condition_use import METRICS as CONDITION_USE
 from ldmprobe.probing.ideals import METRICS as IDEALS
+from ldmprobe.probing.outliers import METRICS as OUTLIER_METRICS
+from ldmprobe.probing.outliers import OUTLIERS
 from ldmprobe.probing.repeatability import CURVE as CHANCE
 from ldmprobe.probing.repeatability import METRICS as REPEATABILITY
 
@@ -108,6 +110,7 @@ METRICS = (
     *CONDITION_USE,
     *CLASS_INFORMATION,
     *REPEATABILITY,
+    *OUTLIER_METRICS,
 )  # fmt: skip
 
 
@@ -116,6 +119,11 @@ def is_whole(record: ProbeRecord) -> bool:
     errors, known = record.per_sample.get(ERRORS), record.provenance
     expected = (len(record.curves["denoising_mse"].value), known.get("num_draws")) if record.curves else None
     return errors is not None and errors.value.shape == expected and {"num_images", "dimension"} <= known.keys()
+
+
+def can_be_judged(record: ProbeRecord) -> bool:
+    """Return whether a record is whole and has all that a verdict asks of its levels."""
+    return is_whole(record) and {CHANCE, *(kind.name for kind in OUTLIERS)} <= record.curves.keys()
 
 
 def log_snr_of(record: ProbeRecord) -> np.ndarray:
@@ -180,7 +188,7 @@ def levels_of(record: ProbeRecord) -> Levels:
             for name, curve in curves.items()
             if name.startswith(EXCESS)
         },
-        curves[CHANCE].value if CHANCE in curves else np.zeros(len(mse.value)),
+        curves[CHANCE].value,
     )
 
 

@@ -16,7 +16,7 @@ from ldmprobe.analysis.faults import FALSE_ALARMS, NEGLIGIBLE, OF_SCALE, in_nats
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.band_evidence import BandEvidence, gather
 from ldmprobe.probing.copies import QUALITY, copied_in
-from ldmprobe.probing.denoising_record import PROBE, half_width_of, is_whole
+from ldmprobe.probing.denoising_record import PROBE, can_be_judged, half_width_of
 from ldmprobe.probing.forecast import Forecast, forecast
 from ldmprobe.probing.memorization_record import PROBE as MEMORIZATION
 from ldmprobe.probing.memorization_record import Memorized, memorized_by_band
@@ -37,7 +37,7 @@ def judge(records: Sequence[ProbeRecord]) -> Verdict:
         records: of one run, in order of training step; those of other probes, and those that are measured otherwise
             than the last, are passed over.
     """
-    whole = [record for record in records if record.probe == PROBE and is_whole(record)]
+    whole = [record for record in records if record.probe == PROBE and can_be_judged(record)]
     if not whole:
         told = (
             "A verdict rests on a diffusion model's held-out error, of which there is no record.",
@@ -109,9 +109,10 @@ def _of_band(known: BandEvidence, bound: float, memorized: Memorized | None) -> 
     gain, weighs = known.gain, known.in_sight >= NEGLIGIBLE * bound
     falls = gain is not None and gain.significant and gain.gain > 0
     moves = falls and gain is not None and gain.gain >= LEAST_FALL * bound
+    unfinished = falls or known.begun
     if known.lost:
         state, told = State.BROKEN, "predictions are NaN or Inf"
-    elif known.useless and not falls:
+    elif known.useless and not unfinished:
         state, told = State.BROKEN, "the error is above that of predicting no noise at all, and does not fall"
     elif memorized is not None and memorized.share - memorized.half_width >= BY_HEART:
         state, told = State.MEMORIZING, f"{memorized.in_words} (probed at step {memorized.step:,})"
@@ -120,10 +121,10 @@ def _of_band(known: BandEvidence, bound: float, memorized: Memorized | None) -> 
         told = f"held-out error has risen by {in_nats(known.rise.nats)} nats since step {known.rise.best:,}"
     elif told := known.by_chance or known.untrained or known.stands_out:
         state = State.AT_FAULT
-    elif known.faults and (weighs or known.moved >= OF_SCALE) and not falls:
+    elif known.faults and (weighs or known.moved >= OF_SCALE) and not unfinished:
         told = "; ".join(f"{fault.weighed[0].lower()}{fault.weighed[1:]}" for fault in known.faults)
         state = State.AT_FAULT
-    elif moves:
+    elif moves or (known.begun and known.faults):
         state, told = State.LEARNING, _left(known)
     elif gain is not None and (known.faults or known.light or falls):
         state, told = State.LEVELLED_OFF, _left(known)

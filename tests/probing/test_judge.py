@@ -5,10 +5,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from ldmprobe import Curve, PerSample, ProbeRecord, RecordStore
 from ldmprobe.cli import main
+from ldmprobe.probing.denoising_record import levels_of
 from ldmprobe.probing.judge import judge
+from ldmprobe.probing.outliers import outliers
 from ldmprobe.probing.verdict import State, Verdict, signed
 
 LOG_SNR = np.array([-5.26, -4.5, -3.7, -2.9, -2.2, -1.5, -0.7, 0.0, 0.8, 1.5, 2.3, 3.0, 3.7, 4.5, 5.3, 6.0, 7.07])
@@ -40,8 +43,9 @@ def probed(step: int, excess=0.0, residual=0.0, gain=1.0, mse=None, linear=LINEA
         "calibration_residual": curve(residual, 0.004),
         "prediction_gain": curve(gain, 0.004),
         "prediction_offset": curve(0.003, 0.004),
+        "prediction_chance": curve(0.0, 0.0),
     }
-    return ProbeRecord(
+    record = ProbeRecord(
         "denoising",
         step,
         curves=curves,
@@ -49,6 +53,9 @@ def probed(step: int, excess=0.0, residual=0.0, gain=1.0, mse=None, linear=LINEA
         provenance={"num_draws": DRAWS, "num_images": IMAGES, "dimension": 256},
         fingerprints={"grid": "g"},
     )
+    parts = dict.fromkeys(("prediction_gain", "prediction_offset"), torch.from_numpy(0.02 * OWN[0].T))
+    curves |= outliers(levels_of(record), curves, parts, torch.arange(DRAWS) % IMAGES)
+    return record
 
 
 def unfinished(left: float) -> dict:
@@ -182,6 +189,8 @@ def test_nan_is_broken_and_so_is_worse_than_predicting_nothing():
     json.dumps(verdict.as_dict(), allow_nan=False)
     worse = np.where(at(-1, 1), 1.5, BEST)
     assert judge([probed(100, mse=worse), probed(200, mse=worse)]).state is State.BROKEN
+    # The first answers of all may be worse than none.
+    assert judge([probed(0, mse=np.ones(LEVELS)), probed(200, mse=worse)]).state is State.LEARNING
 
 
 def test_where_nothing_can_be_said_it_is_said():
@@ -190,7 +199,7 @@ def test_where_nothing_can_be_said_it_is_said():
     assert (untrained.state, untrained.state.code) == (State.CANNOT_SAY, -1)
     assert untrained.recoverable > 0  # a monitor of it is a number from the start
     bad = np.full(LEVELS, 1.2)
-    young, broken = (judge([probed(0, mse=bad), probed(step, mse=bad)]) for step in (4, 400))
+    young, broken = (judge([probed(step, mse=bad) for step in steps]) for steps in ((0, 4), (0, 200, 400)))
     assert (young.state, broken.state) == (State.CANNOT_SAY, State.BROKEN)
     assert "After 4 steps the network is hardly trained" in young.sentence
     few = probed(100)
