@@ -134,4 +134,4 @@ def test_a_model_of_holes_is_told_that_of_an_image_and_known_pixels_are_put_back
     assert (pasted[hole != 0] == plain[hole != 0]).all()
     assert (plain[hole == 0] != original[hole == 0]).any()
     nothing = refuses(capsys, "sample", checkpoint, "--paste", "0", "--out", "s.png")
-    assert "--paste puts known pixels back, and none are known; give --hole" in nothing
+    assert "--paste puts known pixels back, and none are given; give --image with --hole" in nothing

@@ -125,7 +125,11 @@ def _check_mending(args: Namespace, restored: type[FilledIn | Enlarged | None]) 
     if args.paste is not None and restored is not FilledIn:
         raise ConfigurationError(
             "--paste puts known pixels back, and "
-            + ("those of an upsampler are made anew." if args.upsampler else "none are known; give --hole.")
+            + (
+                "those of an upsampler are made anew."
+                if args.upsampler
+                else "none are given; give --image with --hole, or --data with holes."
+            )
         )
     if args.match_color and restored is not Enlarged:
         raise ConfigurationError(
