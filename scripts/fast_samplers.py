@@ -64,8 +64,11 @@ def steps_for(sampler: Sampler, passes: int) -> int:
 
 
 def without_groups(samples: Tensor, distance: Callable[[Tensor], float]) -> Tensor:
-    """Return a distance of samples (N, …), and of those without each group, (1 + GROUPS,)."""
-    group = torch.arange(len(samples)) % GROUPS
+    """Return a distance of samples (N, …), and of those without each group, (1 + GROUPS,).
+
+    Groups are runs of samples: sample i is of class i mod K, and of every sixteenth sample all were of half the classes.
+    """
+    group = torch.arange(len(samples)) * GROUPS // len(samples)
     parts = [samples, *(samples[group != g] for g in range(GROUPS))]
     return torch.tensor([distance(part) for part in parts], dtype=torch.float64)
 
