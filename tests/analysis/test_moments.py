@@ -1,10 +1,11 @@
 """PairedMoments against numpy on all samples at once; the jackknife against the standard error of a mean."""
 
 import numpy as np
+import pytest
 import torch
 
 from ldmprobe.analysis.intervals import jackknife_interval
-from ldmprobe.analysis.moments import NUM_GROUPS, PairedMoments
+from ldmprobe.analysis.moments import NUM_GROUPS, PairedMoments, group_of
 from tests.helpers import FLOAT64
 
 
@@ -41,12 +42,12 @@ def test_batches_of_any_size_and_order_add_up_to_the_whole():
     assert_numpy_agrees(merged.total(), x, y)
 
 
-def test_a_group_holds_the_samples_whose_number_leaves_its_remainder_and_is_left_out_alone():
+def test_a_group_holds_its_samples_and_is_left_out_alone():
     x, y = pairs()
     moments = PairedMoments.from_samples(x, y, torch.arange(100), num_groups=8)
     left_out = moments.leave_one_out()
     for group in range(8):
-        mine = torch.arange(100) % 8 == group
+        mine = group_of(torch.arange(100), 8) == group
         for found, rows in ((moments, mine), (left_out, ~mine)):
             assert_numpy_agrees(PairedMoments(found.n[group], found.sums[:, group]), x[rows], y[rows])
 
@@ -62,7 +63,7 @@ def test_jackknife_of_a_mean_is_the_standard_error_between_groups():
     x, _ = pairs(n=32 * 4)
     moments = PairedMoments.from_samples(x, x, torch.arange(128))
     lower, upper = jackknife_interval(moments.total().mean_x, moments.leave_one_out().mean_x)
-    group_means = x.view(4, 32, 5).mean(0).numpy()
+    group_means = x[group_of(torch.arange(128)).argsort(stable=True)].view(32, 4, 5).mean(1).numpy()
     half_width = 1.96 * group_means.std(0, ddof=1) / np.sqrt(32)
     np.testing.assert_allclose(((upper - lower) / 2).numpy(), half_width, rtol=1e-10)
     torch.testing.assert_close((upper + lower) / 2, moments.total().mean_x, **FLOAT64)
@@ -79,3 +80,15 @@ def test_jackknife_interval_of_a_mean_has_the_known_width_and_coverage():
     # 1.96 standard errors known to 31 degrees of freedom cover .941; the standard error here is .005.
     coverage = float(((lower < truth) & (truth < upper)).double().mean())
     assert abs(coverage - 0.941) < 4 * 0.0053
+
+
+@pytest.mark.parametrize("number", [128, 256, 2048])
+def test_groups_are_of_one_size_and_do_not_go_with_the_classes(number):
+    sample = torch.arange(number)
+    group = group_of(sample)
+    assert group.bincount(minlength=NUM_GROUPS).tolist() == [number // NUM_GROUPS] * NUM_GROUPS
+    for classes in (2, 3, 4, 8, 10, 16, 50):
+        counts = torch.zeros(NUM_GROUPS, classes)
+        counts.index_put_((group, sample % classes), torch.ones(number), accumulate=True)
+        chance = (number / NUM_GROUPS / classes * (1 - 1 / classes)) ** 0.5
+        assert float((counts - counts.mean()).pow(2).mean().sqrt()) < 1.1 * chance
