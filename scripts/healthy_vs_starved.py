@@ -2,7 +2,7 @@
 
     python scripts/healthy_vs_starved.py --out docs/healthy_vs_starved.png
 
-Trains configs/digits.yaml twice, into runs/healthy and runs/starved (eight minutes on two cores); runs that are there
+Trains configs/digits.yaml twice, into runs/healthy and runs/starved (nine minutes on two cores); runs that are there
 already are used. The starved one draws timesteps below 150 a hundred times less often.
 """
 

@@ -36,6 +36,17 @@ class ScaledBand(nn.Module):
         return torch.where(inside, self.factor * epsilon, epsilon)
 
 
+class WithDropout(nn.Module):
+    """A denoiser that answers otherwise in train mode."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.dropout = network, nn.Dropout(0.5)
+
+    def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
+        return self.dropout(self.network(z_t, t, condition))
+
+
 class GaussianX0(nn.Module):
     """The exact posterior mean of ε and x_0 given z, restated as v or flow velocity, for every level α = 0 included.
 

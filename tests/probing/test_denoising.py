@@ -21,21 +21,10 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import LOG_SNR_SPACING, HeldOut, log_snr_grid, probe_denoising
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from tests.helpers import gaussian_model, refused
-from tests.probing.gaussian import ScaledBand, assert_same_record, draw, exact_reference
+from tests.probing.gaussian import ScaledBand, WithDropout, assert_same_record, draw, exact_reference
 
 NUM_LATENTS = 512
 SAME = {"rtol": 1e-5, "atol": 1e-6}
-
-
-class WithDropout(nn.Module):
-    """A denoiser that answers otherwise in train mode."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network, self.dropout = network, nn.Dropout(0.5)
-
-    def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        return self.dropout(self.network(z_t, t, condition))
 
 
 class AsPrediction(nn.Module):

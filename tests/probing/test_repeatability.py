@@ -9,7 +9,7 @@ from ldmprobe.probing.denoising import HeldOut, probe_denoising
 from ldmprobe.probing.judge import judge
 from ldmprobe.probing.verdict import State
 from tests.helpers import gaussian_model
-from tests.probing.gaussian import draw, exact_reference
+from tests.probing.gaussian import WithDropout, draw, exact_reference
 
 WIDTH = 0.2  # of the noise that is added
 BAND = (200, 500)  # of timesteps
@@ -68,13 +68,5 @@ def test_it_is_at_fault_at_once_and_though_its_error_falls():
 
 
 def test_dropout_that_evaluation_turns_off_is_not_told_of():
-    class WithDropout(nn.Module):
-        def __init__(self, network: nn.Module) -> None:
-            super().__init__()
-            self.network, self.dropout = network, nn.Dropout(0.5)
-
-        def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
-            return self.dropout(self.network(z_t, t, condition))
-
     record = probed(WithDropout(gaussian_model().network).train(), num_draws=64)
     assert not record.curves["prediction_chance"].value.any()
