@@ -42,10 +42,10 @@ SIZES, RATIO, RATE, BATCH, DRAWS, LENGTH = (25, 50, 100, 200, 400), 1.35, 2e-3, 
 
 
 def course(
-    rows: Callable[[int], Tensor], training: Tensor, held_out: Tensor, first: int, last: int
+    rows: Callable[[int], Tensor], training: Tensor, held_out: Tensor, first: int, last: int, width: int
 ) -> Iterator[ProbeRecord]:
     """Train on ``rows(step)``; yield what is memorized of ``training``, from step ``first`` on a geometric grid."""
-    network = Epsilon(small_unet(training.shape[1]))
+    network = Epsilon(small_unet(training.shape[1], width))
     average, ema = copy.deepcopy(network), PowerEMA(network, [LENGTH])
     schedule, shape = as_schedule(stable_diffusion_scheduler()), tuple(training.shape[1:])
     model = DiffusionModel(Planted(average, "none"), schedule, shape)
@@ -93,22 +93,26 @@ def records_of(
     return records
 
 
-def digits(out: Path, size: int, seed: int, last: int) -> float:
+def digits(out: Path, size: int, seed: int, last: int, width: int) -> float:
     """Return the onset of a network trained on so many digits, chosen by the seed."""
 
     def make() -> Iterator[ProbeRecord]:
         latents, held_out = latents_of("digits")
         torch.manual_seed(seed)
         training = latents[torch.randperm(len(latents))[:size]]
-        return course(lambda step: training[torch.randint(size, (BATCH,))], training, held_out, 2 * size, last)
+
+        def batch(step: int) -> Tensor:
+            return training[torch.randint(size, (BATCH,))]
+
+        return course(batch, training, held_out, 2 * size, last, width)
 
     def is_end(record: ProbeRecord) -> bool:
         return record.scalars[MEMORIZED] >= BY_HEART or record.step * RATIO > last
 
-    return onset_of(records_of(out / f"digits-{size}-{seed}", make, is_end))
+    return onset_of(records_of(out / f"digits-{width}-{size}-{seed}", make, is_end))
 
 
-def endless(out: Path, seed: int, last: int) -> tuple[int, int, float]:
+def endless(out: Path, seed: int, last: int, width: int) -> tuple[int, int, float]:
     """Return how many probes there are of a network that sees each Gaussian row once, how many of them have a band that
     a verdict would call memorizing, and the largest M with its half-width taken off.
     """
@@ -117,9 +121,9 @@ def endless(out: Path, seed: int, last: int) -> tuple[int, int, float]:
         rows = perfect_model("1/f²", (2, 8, 8), 4, seed, last * BATCH + DRAWS)[1].latents.float()
         torch.manual_seed(seed)
         each = rows[DRAWS:].split(BATCH)
-        return course(lambda step: each[step - 1], rows[DRAWS:][:DRAWS], rows[:DRAWS], 25, last)
+        return course(lambda step: each[step - 1], rows[DRAWS:][:DRAWS], rows[:DRAWS], 25, last, width)
 
-    records = records_of(out / f"endless-{seed}", make, lambda record: record.step * RATIO > last)
+    records = records_of(out / f"endless-{width}-{seed}", make, lambda record: record.step * RATIO > last)
     surely = [[known.share - known.half_width for known in memorized_by_band(record).values()] for record in records]
     named = sum(max(bands) >= BY_HEART for bands in surely)
     return len(records), named, max(r.scalars[MEMORIZED] - r.scalars[MEMORIZED_WIDTH] for r in records)
@@ -131,13 +135,13 @@ def main(args: argparse.Namespace) -> None:
     print("| seed | " + " | ".join(f"n = {size}" for size in sizes) + " |\n" + "|---" * (len(sizes) + 1) + "|")
     for seed in range(args.seeds):
         for k, size in enumerate(sizes):
-            onsets[seed, k] = digits(args.out, size, seed, args.steps)
+            onsets[seed, k] = digits(args.out, size, seed, args.steps, args.width)
         print(f"| {seed} | " + " | ".join(f"{onset:.0f}" for onset in onsets[seed]) + " |", flush=True)
     slopes = [linregress(np.log(sizes), np.log(each)).slope for each in onsets]
     exponent = clustered_mean(np.array(slopes), np.arange(args.seeds))
     print(f"\nonset ∝ n^{exponent.value:.2f}, 95 %: ± {exponent.half_width:.2f} over {args.seeds} seeds")
     for seed in range(args.seeds):
-        number, named, surely = endless(args.out, seed, args.endless_steps)
+        number, named, surely = endless(args.out, seed, args.endless_steps, args.width)
         print(
             f"endless Gaussian data, seed {seed}: {named} of {number} probes named; M − half-width {surely:.3f} at most"
         )
@@ -148,6 +152,7 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True, help="folder of the runs' records")
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--width", type=int, default=32, help="of the U-Net, doubled at 4×4")
     parser.add_argument("--steps", type=int, default=4000, help="of each run on digits, at most")
     parser.add_argument("--endless-steps", type=int, default=1000, help="of each run on Gaussian data")
     main(parser.parse_args())

@@ -4,6 +4,7 @@ import shutil
 from types import SimpleNamespace
 
 import lightning as L
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -14,7 +15,7 @@ from ldmprobe.cli import main
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.diffusion_model import trained_network_of
 from ldmprobe.pretrained.source import Source
-from ldmprobe.probing.averages import BEST
+from ldmprobe.probing.averages import BEST, FOR_BOUND
 from ldmprobe.training.checkpoint.load import load_model
 from ldmprobe.training.ema_snapshots import EMASnapshots, averaged_weights
 from ldmprobe.training.power_ema import PowerEMA
@@ -98,11 +99,16 @@ def test_several_lengths_are_compared_and_the_best_is_probed(run, tmp_path, caps
     (record,) = RecordStore(out).read("averages")
     best = record.scalars[BEST]
     probed = RecordStore(out).read("denoising")[0]
-    assert f"the one of length {best:g} has the lowest held-out bound" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"the one of length {best:g} is best for samples" in said
+    assert f"The lowest bound is that of length {record.scalars[FOR_BOUND]:g}." in said
     assert probed.provenance["weights"] == f"power-function average of length {best:g}"
     # The same draws: the gain at each level is the difference of the bounds of two whole probes.
     curve = record.curves["averages_bound_gain"].value
-    assert curve.argmax() == [0.05, 0.2].index(best)
+    assert curve.argmax() == [0.05, 0.2].index(record.scalars[FOR_BOUND])
+    by_level = [record.curves[f"averages_nats/{length:g}"] for length in (0.05, 0.2)]
+    seen = [(gained.value / (1 + np.exp(gained.log_snr))).sum() for gained in by_level]  # σ² = sigmoid(−λ)
+    assert np.argmax(seen) == [0.05, 0.2].index(best)
     in_all = [record.curves[f"averages_nats/{length:g}"].value.sum() for length in (0.05, 0.2)]
     assert curve == pytest.approx(in_all)
     averaged = load_model(Source(last, ema_length=0.2)).network.state_dict()

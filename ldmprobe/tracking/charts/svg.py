@@ -194,8 +194,9 @@ def _path(frame: Frame, x: np.ndarray, y: np.ndarray) -> str:
 
 
 def _dots(frame: Frame, x: np.ndarray, y: np.ndarray) -> str:
+    """Return points, each at a whole thousandth of the panel: finer is not seen, and they are most of a page's size."""
     places = zip(frame.x.places(x).tolist(), frame.y.places(y).tolist(), strict=True)
-    return "".join(f"M{a:.4g} {b:.4g}h0" for a, b in places if np.isfinite(a) and np.isfinite(b))
+    return "".join(f"M{a:.0f} {b:.0f}h0" for a, b in places if np.isfinite(a) and np.isfinite(b))
 
 
 def _moved(marks: Sequence[Line | Points | Cells], frame: Frame) -> str:
