@@ -7,7 +7,8 @@ s = 0, the base model, in nats of the likelihood bound as in ``probing/forgettin
 
 At s* the next nat gained costs a nat forgotten; below it, less. The ratio gained ÷ forgotten is largest at small s
 whatever the LoRA, and is therefore not what is maximized. Between the strengths that were tried net(s) is a cubic
-spline; the interval of s* is a jackknife over groups of images.
+spline; the interval of s* is a jackknife over groups of images. All of this is of the held-out bound: of samples s*
+says little (docs/MODELS.md, "How strong a LoRA should be").
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ _AXIS, _PLACES = "strength of the LoRA", "lora_strength_tried"
 
 METRICS = (
     Metric(
-        BEST, "Best LoRA strength",
+        BEST, "Best LoRA strength for the bound",
         "s*, where what is gained on the new data less what is forgotten of the base model's is largest: there the "
         "next nat gained costs a nat forgotten.",
         "strength; 1 is as trained", good="ideal", ideal=1.0, shown="headline",
@@ -197,6 +198,7 @@ def _sentence(tried: Sequence[float], best: float, lower: float, upper: float, g
     end = " It is the strongest that was tried; try stronger ones." if best >= tried[-1] else ""
     sure = "surely better than" if gain > half else "not to be told from"
     return (
-        f"The LoRA is best at strength {best:.2f} (95 %: {lower:.2f} to {upper:.2f}), where it gains most on the new "
-        f"data less what it forgets of the base model's: {gain:,.2f} ± {half:,.2f} nats more than at 1, {sure} it.{end}"
+        f"By the held-out bound the LoRA is best at strength {best:.2f} (95 %: {lower:.2f} to {upper:.2f}), where it "
+        f"gains most on the new data less what it forgets of the base model's: {gain:,.2f} ± {half:,.2f} nats more "
+        f"than at 1, {sure} it.{end} Samples may say otherwise: draw some at both."
     )

@@ -229,8 +229,8 @@ def _found(
     if strength:
         last = strength[-1]
         best, lower, upper = (last.scalars[f"lora_strength_best{end}"] for end in ("", "/lower", "/upper"))
-        where = f"where most is gained less what is forgotten (step {last.step:,})"
-        rows.append(("Best LoRA strength", f"{best:.2f} (95 %: {lower:.2f} to {upper:.2f}), {where}"))
+        where = f"where most nats are gained less those forgotten (step {last.step:,}); samples may say otherwise"
+        rows.append(("Best LoRA strength by the bound", f"{best:.2f} (95 %: {lower:.2f} to {upper:.2f}), {where}"))
     return [*parts, table(rows)] if rows else parts
 
 
