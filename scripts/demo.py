@@ -26,7 +26,7 @@ def main() -> int:
     run("-m", "ldmprobe.cli", "fit", "--config", "configs/digits.yaml")
     minutes = (time.monotonic() - started) / 60
     checkpoint = "runs/digits/checkpoints/last.ckpt"
-    fast = ("--sampler", "dpmpp-2m", "--grid", "log-snr", "--num-steps", "10")
+    fast = ("--sampler", "dpmpp-2m", "--grid", "measured", "--grid-settings", "record=runs/digits", "--num-steps", "10")
     samples = ("--out", "runs/digits/samples.png", "--num-samples", "100", "--guidance-scale", "1.5")
     run("-m", "ldmprobe.cli", "sample", checkpoint, *samples, *fast)
     run("scripts/judge_digits.py", checkpoint)

@@ -1,5 +1,5 @@
 """What few steps cost: FID, or the samples' gap from real latents, and the sampler's own gap over network passes, for
-six samplers of one trained model.
+six samplers of one trained model, and two of them on levels made of the run's own losses.
 
     python scripts/fast_samplers.py runs/digits/checkpoints/last.ckpt --out runs/fast_digits
         --features builtin:digits --data builtin:digits --image-size 32
@@ -9,7 +9,7 @@ FID is of the same starting noises for every sampler, in features that no traini
 jackknife over samples; without --features it is the KL of the samples from real latents. Both are told as ratios to
 DDIM's in 50 steps on the usual timesteps. The sampler gap is the closed form's: how far from real latents a perfect
 denoiser of Gaussian data would end by the same steps, whatever the network. Real latents' moments are those in the
-run's ``reference.safetensors``.
+run's ``reference.safetensors``, and measured levels those of its last denoising probe.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from ldmprobe.analysis.divergence import gaussian_kl
 from ldmprobe.analysis.intervals import NORMAL, jackknife
 from ldmprobe.data.images import ImageData
 from ldmprobe.diffusion.grids import Grid, LogSNRGrid, ScheduleGrid
+from ldmprobe.diffusion.measured_grid import MeasuredGrid
 from ldmprobe.diffusion.samplers import DDIM, DPMSolver, Heun, Sampler, UniPC
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.features.classifier import FeatureNetwork
@@ -52,6 +53,8 @@ SAMPLERS: dict[str, tuple[Sampler, Grid]] = {
     "UniPC": (UniPC(), LogSNRGrid()),
     "Heun": (Heun(), LogSNRGrid()),
     "SDE-DPM++ 2M": (DPMSolver(sde=True), LogSNRGrid()),
+    "DPM-Solver++ 2M, measured levels": (DPMSolver(), MeasuredGrid()),
+    "UniPC, measured levels": (UniPC(), MeasuredGrid()),
 }
 YARDSTICK, OFTEN, GROUPS = "DDIM, trailing timesteps", 50, 16
 Numbers = dict[tuple[str, int], Tensor]
@@ -107,12 +110,14 @@ def real_features(args: argparse.Namespace, network: nn.Module, device: torch.de
 
 def main(args: argparse.Namespace) -> None:
     model = load_model(args.model)
-    reference = LatentStatistics.load(args.model.parent.parent / "reference.safetensors")
+    run = args.model.parent.parent
+    reference = LatentStatistics.load(run / "reference.safetensors")
     network = FeatureNetwork(args.features) if args.features else None
     real = real_features(args, network, model.device) if network else None
     found: Numbers = {}
     costs: dict[tuple[str, int], float] = {}
-    for name, (sampler, grid) in SAMPLERS.items():
+    for name, (sampler, on) in SAMPLERS.items():
+        grid = MeasuredGrid(str(run)) if isinstance(on, MeasuredGrid) else on
         for passes in args.passes:
             sampling = Sampling(args.num_samples, steps_for(sampler, passes), sampler, grid, batch_size=512)
             latents = final_latents(model, sampling)
