@@ -1,15 +1,18 @@
-r"""A grid made for one model: the levels that lose least, by the losses that a run's denoising probe has measured.
+r"""A grid made for one model: the levels that cost least, by the losses that a run's denoising probe has measured.
 
 What steps from log-SNR λ_k to λ_{k+1} lose by keeping the answer that they start with is
 
-.. math:: \text{gap} = \tfrac12 \sum_k \int_{\gamma_k}^{\gamma_{k+1}}
-          \bigl(\text{mmse}(\gamma_k) - \text{mmse}(\gamma)\bigr)\, d\gamma, \qquad \gamma = e^{\lambda}
+.. math:: \text{cost} = \tfrac12 \sum_k \int_{\gamma_k}^{\gamma_{k+1}}
+          \bigl(\text{mmse}(\gamma_k) - \text{mmse}(\gamma)\bigr)\, \sigma\, d\gamma,
+          \qquad \gamma = e^{\lambda}, \quad \sigma = (1 + \gamma)^{-1/2},
 
-in nats per dimension, mmse being the error of x̂_0, MSE_ε / γ. It is the discretization gap of the likelihood bound:
-with infinitely many steps that is ½ ∫ mmse dγ (I-MMSE: Guo, Shamai & Verdú, 2005; Kong et al., 2023, arXiv:2302.03792),
-with S of them the sum of ½ mmse(γ_k) (γ_{k+1} − γ_k) (Kingma et al., 2021, arXiv:2107.00630). Since an ideal denoiser's
-answers are a martingale, mmse(γ_k) − mmse(γ) is also E‖x̂_0(γ) − x̂_0(γ_k)‖²: how far the answer moves within the step.
-Of many short steps, the density in λ is √(MSE_ε − dMSE_ε/dλ): the more, the less noise there is.
+mmse being the error of x̂_0, MSE_ε / γ. Since an ideal denoiser's answers are a martingale, mmse(γ_k) − mmse(γ) is
+E‖x̂_0(γ) − x̂_0(γ_k)‖²: how far the answer moves within the step. Without σ this is the discretization gap of the
+likelihood bound, in nats per dimension: with infinitely many steps the bound is ½ ∫ mmse dγ (I-MMSE: Guo, Shamai &
+Verdú, 2005; Kong et al., 2023, arXiv:2302.03792), with S of them the sum of ½ mmse(γ_k) (γ_{k+1} − γ_k) (Kingma et al.,
+2021, arXiv:2107.00630). Most of that lies at so little noise that few samples show it; an error's effect on a sample
+goes with σ² (docs/MEASUREMENT.md, "Where more training pays"). σ lies halfway, and was chosen by the FID of two models:
+one would rather have no weight, the other σ² (docs/SAMPLERS.md).
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ _CANDIDATES, _BETWEEN = 128, 16  # levels that a step may start from, at least; 
 
 
 class MeasuredGrid(Grid):
-    r"""Levels that minimize what S steps lose, by measured losses; exactly, by dynamic programming over candidates.
+    r"""Levels that minimize what S steps cost, by measured losses; exactly, by dynamic programming over candidates.
 
     The last level is free, and its step goes to the data.
 
@@ -109,7 +112,7 @@ def best_levels(log_snr: np.ndarray, error: np.ndarray, ends: tuple[float, float
 def gaps(
     log_snr: np.ndarray, error: np.ndarray, ends: tuple[float, float], intervals: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the candidates λ (M,), evenly spaced from one end to the other, and what a step from each to each loses,
+    """Return the candidates λ (M,), evenly spaced from one end to the other, and what a step from each to each costs,
     (M, M), per dimension; infinite where it does not lead to less noise.
 
     ln mmse is interpolated by monotone cubics (Fritsch & Carlson, 1980). Beyond the measured levels mmse is constant
@@ -120,8 +123,8 @@ def gaps(
     low, high = min(ends[0], log_snr[0]) - 1, max(ends[1], log_snr[-1]) + 1
     at = np.concatenate([[low], log_snr, [high]])
     mmse = np.exp(PchipInterpolator(at, np.concatenate([known[:1], known, known[-1:] - (high - log_snr[-1])]))(fine))
-    gamma = np.exp(fine)
-    kept, lost = (_integral(each, fine)[::_BETWEEN] for each in (gamma, gamma * mmse))
+    weight = np.exp(fine) / np.sqrt(1 + np.exp(fine))  # σ dγ/dλ
+    kept, lost = (_integral(each, fine)[::_BETWEEN] for each in (weight, weight * mmse))
     start = mmse[::_BETWEEN]
     gap = 0.5 * (start[:, None] * (kept[None, :] - kept[:, None]) - (lost[None, :] - lost[:, None]))
     gap[np.tril_indices(len(gap))] = np.inf

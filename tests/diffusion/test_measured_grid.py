@@ -4,6 +4,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from scipy.integrate import quad
 from scipy.optimize import minimize
 
 from ldmprobe import Curve, MeasuredGrid, ProbeRecord, RecordStore
@@ -22,22 +23,20 @@ def mmse(log_snr: np.ndarray) -> np.ndarray:
     return (VARIANCE / (1 + np.exp(np.asarray(log_snr))[..., None] * VARIANCE)).mean(-1)
 
 
-def gap(log_snr: np.ndarray) -> float:
-    """What steps from these levels, and from the last to the schedule's end, lose of the bound: ½ ∫ mmse dγ is
-    ½ ln(1 + γ v).
-    """
-    gamma = np.exp(np.append(log_snr, ENDS[1]))
-    least = 0.5 * np.log((1 + gamma[-1] * VARIANCE) / (1 + gamma[0] * VARIANCE)).mean()
-    return float(0.5 * (mmse(log_snr) * np.diff(gamma)).sum() - least)
+def cost(log_snr: np.ndarray) -> float:
+    """½ Σ ∫ (mmse(γ_k) − mmse(γ)) (1 + γ)^−½ dγ of steps from these levels, and from the last to the schedule's end."""
+    edges = np.append(log_snr, ENDS[1])
+    least = quad(lambda x: float(mmse(np.array(x))) * np.exp(x) / np.sqrt(1 + np.exp(x)), edges[0], edges[-1])[0]
+    return float((mmse(log_snr) * np.diff(np.sqrt(1 + np.exp(edges)))).sum() - 0.5 * least)
 
 
 def test_the_shortest_path_is_that_of_brute_force():
-    cost = np.random.default_rng(0).random((9, 9))
-    cost[np.tril_indices(9)] = np.inf
+    costs = np.random.default_rng(0).random((9, 9))
+    costs[np.tril_indices(9)] = np.inf
     paths = [(0, *inner) for inner in combinations(range(1, 8), 3)]
-    lengths = [sum(cost[a, b] for a, b in zip(path, (*path[1:], 8), strict=True)) for path in paths]
-    assert tuple(shortest_path(cost, 4)) == paths[int(np.argmin(lengths))]
-    assert list(shortest_path(cost, 1)) == [0]
+    lengths = [sum(costs[a, b] for a, b in zip(path, (*path[1:], 8), strict=True)) for path in paths]
+    assert tuple(shortest_path(costs, 4)) == paths[int(np.argmin(lengths))]
+    assert list(shortest_path(costs, 1)) == [0]
 
 
 @pytest.mark.parametrize("num_steps", [4, 10])
@@ -45,9 +44,9 @@ def test_levels_lose_as_little_as_any_of_gaussian_data(num_steps: int):
     found = best_levels(LOG_SNR, np.exp(LOG_SNR) * mmse(LOG_SNR), ENDS, num_steps)
     assert found[0] == ENDS[0]
     even = np.linspace(*ENDS, num_steps + 1)[1:-1]
-    exact = minimize(lambda inner: gap(np.append(ENDS[0], np.sort(inner))), even, method="BFGS")
-    assert exact.fun < gap(found) < 1.01 * exact.fun
-    assert gap(found) < 0.9 * gap(np.linspace(*ENDS, num_steps + 1)[:-1])
+    exact = minimize(lambda inner: cost(np.append(ENDS[0], np.sort(inner))), even, method="BFGS")
+    assert exact.fun < cost(found) < 1.01 * exact.fun
+    assert cost(found) < 0.9 * cost(np.linspace(*ENDS, num_steps + 1)[:-1])
 
 
 def test_a_grid_is_of_the_last_record_and_loses_less_than_every_fixed_one(tmp_path):
@@ -57,9 +56,9 @@ def test_a_grid_is_of_the_last_record_and_loses_less_than_every_fixed_one(tmp_pa
         store.append(ProbeRecord("denoising", step, curves={"denoising_mse": curve, "denoising_mmse": curve}))
     measured = MeasuredGrid(str(tmp_path))
     assert measured.in_words == f"measured, record {tmp_path}"
-    lost = gap(measured.levels(schedule, 10).log_snr.numpy())
+    lost = cost(measured.levels(schedule, 10).log_snr.numpy())
     for grid in (LogSNRGrid(), KarrasGrid(), ScheduleGrid("trailing"), ScheduleGrid("leading")):
-        assert lost < 0.9 * gap(grid.levels(schedule, 10).log_snr.numpy())
+        assert lost < 0.9 * cost(grid.levels(schedule, 10).log_snr.numpy())
     assert measured.levels(schedule, 250).num_steps == 250
 
 
