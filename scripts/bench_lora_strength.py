@@ -98,5 +98,5 @@ if __name__ == "__main__":
     parser.add_argument("base", type=Path, help="checkpoint of configs/shapes_text.yaml")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=300, help="of each finetune")
-    parser.add_argument("--num-samples", type=int, default=500, help="of each kind")
+    parser.add_argument("--num-samples", type=int, default=400, help="of each kind")
     main(parser.parse_args())
