@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.features.choose import chosen_network
+from ldmprobe.features.choose import named_network
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.autoencoder_model import AutoencoderModel
 from ldmprobe.models.conditioning import AssumedColumns, OfRows
@@ -262,8 +262,7 @@ def real_images(
         warnings.warn(f"The model was trained on rows of {dataset} that are held out here ({moved}).", stacklevel=2)
     model = replace(model, image_shape=tuple(data.image_shape))
     entries = math.prod(model.latent_shape)
-    chosen = feature_network or {1: "builtin:digits", 3: "builtin:cifar10"}.get(channels, "none")
-    network = None if chosen == "none" else chosen_network(chosen)
+    network = named_network(feature_network, channels)
     if network is not None:
         check_feature_network(network, model.image_shape, model.device)
     held_out = [batch["image"] for batch in data.reference_images(num_held_out, held_out=True)]

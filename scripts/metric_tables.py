@@ -23,6 +23,7 @@ from ldmprobe.probing import (
     precision,
     quality,
     reconstruction,
+    relevance,
     sampling_probe,
 )
 from ldmprobe.probing.analyses import Analysis
@@ -43,7 +44,7 @@ def metric_tables() -> str:
     kinds = [kind for kind in vars(analyses).values() if isinstance(kind, type) and issubclass(kind, Analysis)]
     tables = {
         "ddim, or another sampler": [*(metric for kind in kinds for metric in kind.metrics), *sampling_probe.METRICS],
-        **{module.__name__.split(".")[-1].removesuffix("_record"): module.METRICS for module in (denoising_record, likelihood, memorization_record, gradient, precision, forgetting, lora_strength, averages, quality, cascade, reconstruction, classification, objective)},
+        **{module.__name__.split(".")[-1].removesuffix("_record"): module.METRICS for module in (denoising_record, likelihood, memorization_record, gradient, precision, forgetting, lora_strength, averages, relevance, quality, cascade, reconstruction, classification, objective)},
         "training": training_loss.METRICS,
         "balance": timestep_balancer.METRICS,
         "clock": training_clock.METRICS,

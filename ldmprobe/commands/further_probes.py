@@ -17,6 +17,7 @@ from ldmprobe.errors import ConfigurationError
 if TYPE_CHECKING:
     from ldmprobe.inference import RealLatents
     from ldmprobe.io.record import ProbeRecord
+    from ldmprobe.probing.sampling import Sampling
 
 # The names of the formats, written down since help imports none of them; a test holds that they are all.
 FORMATS = ("bf16", "fp16", "fp8", "int8", "compiled")
@@ -30,8 +31,8 @@ class FurtherProbe:
         option: such as "--likelihood N".
         text: its help.
         of: the images that it takes.
-        prepared: what probes a model, with the real latents and the command's arguments taken in; called before any
-            pass of the network, so that what cannot be is refused at once.
+        prepared: what probes a model, with the real latents, how it is sampled and the command's arguments taken in;
+            called before any pass of the network, so that what cannot be is refused at once.
         kind: converts the option's text.
         nargs, choices: as argparse has them.
     """
@@ -39,7 +40,7 @@ class FurtherProbe:
     option: str
     text: str
     of: str
-    prepared: Callable[[RealLatents, Namespace], Callable[..., ProbeRecord]]
+    prepared: Callable[[RealLatents, Sampling, Namespace], Callable[..., ProbeRecord]]
     kind: Callable[[str], object] = str
     nargs: str | None = None
     choices: tuple[str, ...] | None = None
@@ -53,13 +54,13 @@ class FurtherProbe:
         return self.flag.removeprefix("--")
 
 
-def _likelihood(real: RealLatents, args: Namespace) -> Callable[..., ProbeRecord]:
+def _likelihood(real: RealLatents, sampling: Sampling, args: Namespace) -> Callable[..., ProbeRecord]:
     from ldmprobe.probing.likelihood import probe_likelihood
 
     return partial(probe_likelihood, held_out=real.held_out.first(args.likelihood), reference=real.reference)
 
 
-def _memorization(real: RealLatents, args: Namespace) -> Callable[..., ProbeRecord]:
+def _memorization(real: RealLatents, sampling: Sampling, args: Namespace) -> Callable[..., ProbeRecord]:
     from ldmprobe.probing.memorization import probe_memorization
 
     return partial(
@@ -71,11 +72,35 @@ def _memorization(real: RealLatents, args: Namespace) -> Callable[..., ProbeReco
     )
 
 
-def _precision(real: RealLatents, args: Namespace) -> Callable[..., ProbeRecord]:
+def _precision(real: RealLatents, sampling: Sampling, args: Namespace) -> Callable[..., ProbeRecord]:
     from ldmprobe.probing.precision import FORMATS, probe_precision
 
     formats = {name: FORMATS[name] for name in args.precision}
     return partial(probe_precision, held_out=real.held_out, formats=formats, num_draws=args.num_draws)
+
+
+def _relevance(real: RealLatents, sampling: Sampling, args: Namespace) -> Callable[..., ProbeRecord]:
+    from ldmprobe.features.choose import named_network
+    from ldmprobe.probing.real_features import RealFeatures, check_feature_network
+    from ldmprobe.probing.relevance import check_alike, probe_relevance
+    from ldmprobe.training.checkpoint.load import load_model
+
+    other, data = load_model(args.relevance, args.device, args.prompt), real.data
+    check_alike(real.model, other)
+    network = named_network(args.feature_network, data.image_shape[0])
+    if network is None:
+        raise ConfigurationError("--relevance compares samples by their FID; give a --feature-network.")
+    check_feature_network(network, tuple(data.image_shape), real.model.device)
+    images = (batch["image"] for batch in data.reference_images(args.num_reference, held_out=False))
+    return partial(
+        probe_relevance,
+        other=other,
+        held_out=real.held_out,
+        real=RealFeatures.of(network, images, real.model.device, f"training images of {data.dataset}"),
+        feature_network=network,
+        sampling=sampling,
+        num_draws=args.num_draws,
+    )
 
 
 FURTHER = (
@@ -101,6 +126,13 @@ FURTHER = (
         _precision,
         nargs="+",
         choices=FORMATS,
+    ),
+    FurtherProbe(
+        "--relevance CHECKPOINT",
+        "which noise levels matter to the samples: their FID where another model, such as an earlier checkpoint of the "
+        "run, answers in one band of them, for each band; the sampling once by each model and once a band",
+        "training images beside samples",
+        _relevance,
     ),
 )
 

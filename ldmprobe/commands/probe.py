@@ -65,8 +65,8 @@ def parser(command: str) -> Parser:
     option(
         group,
         "--feature-network NAME",
-        "network that an autoencoder's rFID is taken in, or none; another than its perceptual loss is in (default: "
-        "builtin:digits for gray, builtin:cifar10 for RGB images)",
+        "network that an autoencoder's rFID is taken in, or none, and the FID of --relevance; another than the "
+        "autoencoder's perceptual loss is in (default: builtin:digits for gray, builtin:cifar10 for RGB images)",
     )
     add_further(parser)
     return parser
@@ -136,8 +136,8 @@ def _autoencoder_probe(source: Source, args: Namespace, argv: Sequence[str]) -> 
 
 
 def _diffusion_probe(args: Namespace, further: Sequence[FurtherProbe]) -> Callable[[Path], str]:
-    if args.feature_network is not None:
-        raise ConfigurationError("--feature-network is for an autoencoder's rFID; leave it out.")
+    if args.feature_network is not None and args.relevance is None:
+        raise ConfigurationError("--feature-network is for an autoencoder's rFID and --relevance; leave it out.")
     model, sampling = load(args)
     return lambda out: _probe_into(out, model, sampling, args, further)
 
@@ -157,7 +157,7 @@ def _probe_into(
     store, step = RecordStore(out), model.trained_steps
     how = {"batch_size": args.batch_size, "seed": args.seed, "step": step}
     real = None if args.data is None else _real(model, args)
-    prepared = {} if real is None else {probe.name: probe.prepared(real, args) for probe in further}
+    prepared = {} if real is None else {probe.name: probe.prepared(real, sampling, args) for probe in further}
     if real is not None and len(args.lengths) > 1:
         model = _best_average(model, real.held_out, store, args)
     reference, held_out = (None, None) if real is None else (real.reference, real.held_out)

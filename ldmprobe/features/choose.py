@@ -1,4 +1,4 @@
-"""Which feature network is meant: by name, or the module itself."""
+"""Which feature network is meant: by name, the module itself, or what goes with images of so many channels."""
 
 from __future__ import annotations
 
@@ -17,3 +17,14 @@ def chosen_network(chosen: str | nn.Module) -> nn.Module:
     if isinstance(chosen, nn.Module):
         return chosen
     return Inception() if chosen == "inception" else FeatureNetwork(chosen)
+
+
+def named_network(name: str | None, channels: int) -> nn.Module | None:
+    """Return the network of this name; by default that for gray or RGB images, "builtin:digits" or "builtin:cifar10";
+    None for "none", and where there is no default.
+
+    Raises:
+        ConfigurationError: nothing loadable there.
+    """
+    chosen = name or {1: "builtin:digits", 3: "builtin:cifar10"}.get(channels, "none")
+    return None if chosen == "none" else chosen_network(chosen)

@@ -39,9 +39,9 @@ def probe(arguments: str) -> int:
 def test_the_command_finds_in_a_checkpoint_what_the_callbacks_found_in_training(run, capsys):
     folder, path = run
     data = "--data builtin:digits --label-column label"
-    assert probe(f"{path} {data} --memorization 16 --precision bf16 --likelihood 2") == 0
+    assert probe(f"{path} {data} --memorization 16 --precision bf16 --likelihood 2 --relevance {path}") == 0
     told, found = capsys.readouterr().out, {record.probe: record for record in RecordStore("probed").read()}
-    assert set(found) == {"ddim", "denoising", "memorization", "precision", "likelihood"}
+    assert set(found) == {"ddim", "denoising", "memorization", "precision", "likelihood", "relevance"}
     for kind in ("memorization", "precision"):
         in_training = RecordStore(folder).read(kind)[-1]
         assert in_training.step == found[kind].step == 4
@@ -49,6 +49,8 @@ def test_the_command_finds_in_a_checkpoint_what_the_callbacks_found_in_training(
         assert found[kind].provenance["summary"] in told
     assert found["memorization"].provenance["num_images"] == 16
     assert found["likelihood"].provenance["num_images"] == 2
+    assert not found["relevance"].curves["relevance_fid"].value.any()  # by the same model's answers nothing is lost
+    assert found["relevance"].provenance["feature_network"].startswith("ImageClassifier")
 
 
 def test_what_a_model_was_trained_on_has_to_be_known(run, tmp_path, capsys):
