@@ -1,5 +1,5 @@
 """What few steps cost: FID, or the samples' gap from real latents, and the sampler's own gap over network passes, for
-six samplers of one trained model, and two of them on levels made of the run's own losses.
+six samplers of one trained model.
 
     python scripts/fast_samplers.py runs/digits/checkpoints/last.ckpt --out runs/fast_digits
         --features builtin:digits --data builtin:digits --image-size 32
@@ -9,7 +9,7 @@ FID is of the same starting noises for every sampler, in features that no traini
 jackknife over samples; without --features it is the KL of the samples from real latents. Both are told as ratios to
 DDIM's in 50 steps on the usual timesteps. The sampler gap is the closed form's: how far from real latents a perfect
 denoiser of Gaussian data would end by the same steps, whatever the network. Real latents' moments are those in the
-run's ``reference.safetensors``, and measured levels those of its last denoising probe.
+run's ``reference.safetensors``, and two of the samplers are also tried on levels made of its last denoising probe.
 """
 
 from __future__ import annotations
