@@ -81,12 +81,18 @@ def _precision(real: RealLatents, sampling: Sampling, args: Namespace) -> Callab
 
 def _relevance(real: RealLatents, sampling: Sampling, args: Namespace) -> Callable[..., ProbeRecord]:
     from ldmprobe.features.choose import named_network
+    from ldmprobe.io.digest import weights_fingerprint
     from ldmprobe.probing.real_features import RealFeatures, check_feature_network
     from ldmprobe.probing.relevance import check_alike, probe_relevance
     from ldmprobe.training.checkpoint.load import load_model
 
     other, data = load_model(args.relevance, args.device, args.prompt), real.data
     check_alike(real.model, other)
+    if len({weights_fingerprint(model.network.parameters()) for model in (real.model, other)}) == 1:
+        raise ConfigurationError(
+            f"{args.model} and --relevance {args.relevance} have the same weights, so that nothing changes where one "
+            "answers for the other; give an earlier checkpoint."
+        )
     network = named_network(args.feature_network, data.image_shape[0])
     if network is None:
         raise ConfigurationError("--relevance compares samples by their FID; give a --feature-network.")
