@@ -104,7 +104,7 @@ def _relevance(real: RealLatents, sampling: Sampling, args: Namespace) -> Callab
         held_out=real.held_out,
         real=RealFeatures.of(network, images, real.model.device, f"training images of {data.dataset}"),
         feature_network=network,
-        sampling=sampling,
+        sampling=sampling.fitted(sampling.levels(real.model, real=True), real.reference.basis),
         num_draws=args.num_draws,
     )
 

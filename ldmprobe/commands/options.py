@@ -207,8 +207,12 @@ def source_of(args: Namespace) -> Source:
     return Source(args.model, *how, args.ema_length, args.lora_strength)
 
 
-def load(args: Namespace) -> tuple[DiffusionModel, Sampling]:
-    """Return the model and the sampling that ``add_model`` and ``add_sampling`` asked for, both checked."""
+def load(args: Namespace, real: bool = False) -> tuple[DiffusionModel, Sampling]:
+    """Return the model and the sampling that ``add_model`` and ``add_sampling`` asked for, both checked.
+
+    Args:
+        real: whether there will be real latents, for a sampler with settings that are found from them.
+    """
     import torch
 
     import ldmprobe.diffusion.measured_grid  # noqa: F401 (so that its grid is known by name)
@@ -252,7 +256,7 @@ def load(args: Namespace) -> tuple[DiffusionModel, Sampling]:
         guidance = IntervalGuidance(guidance, *args.guidance_interval)
     sampling = Sampling.of(args.num_samples, args.num_steps, sampler, grid, guidance, args.batch_size, args.seed)
     if model.conditioning.ready:
-        sampling.levels(model)
+        sampling.levels(model, real)
     return model, sampling
 
 

@@ -138,7 +138,7 @@ def _autoencoder_probe(source: Source, args: Namespace, argv: Sequence[str]) -> 
 def _diffusion_probe(args: Namespace, further: Sequence[FurtherProbe]) -> Callable[[Path], str]:
     if args.feature_network is not None and args.relevance is None:
         raise ConfigurationError("--feature-network is for an autoencoder's rFID and --relevance; leave it out.")
-    model, sampling = load(args)
+    model, sampling = load(args, real=args.data is not None)
     return lambda out: _probe_into(out, model, sampling, args, further)
 
 

@@ -55,6 +55,8 @@ def test_the_command_finds_in_a_checkpoint_what_the_callbacks_found_in_training(
     assert found["memorization"].provenance["num_images"] == 16
     assert found["likelihood"].provenance["num_images"] == 2
     assert found["relevance"].curves["relevance_fid"].value.all()
+    found_by_spectrum = "--sampler predictor-corrector --sampler-settings step=auto"
+    assert main(shlex.split(f"probe {path} {data} --relevance earlier.ckpt {found_by_spectrum} --out auto {FEW}")) == 0
     assert main(shlex.split(f"probe {path} {data} --relevance {path} --out other {FEW}")) == 2
     assert "have the same weights" in capsys.readouterr().err
     assert found["relevance"].provenance["feature_network"].startswith("ImageClassifier")
