@@ -29,9 +29,9 @@ from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import log_snr_grid
-from ldmprobe.probing.draws import Draws
+from ldmprobe.probing.draws import held_out_errors
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.probe import Progress, evaluating, no_progress
+from ldmprobe.probing.probe import Progress, no_progress
 
 PROBE, BEST, FOR_BOUND = "averages", "averages_best_length", "averages_bound_length"
 METRICS = (
@@ -52,8 +52,8 @@ METRICS = (
     Metric(
         "averages_bound_gain", "Which average of the weights",
         "By how much the held-out bound is lower than that of the weights as trained, paired draw by draw, for each "
-        "length: the width of the average's profile, as a share of all steps so far. Take the highest; where it is at "
-        "an end, try further.",
+        "length: the width of the average's profile, as a share of all steps so far. The highest is the bound's "
+        "best; where it is at an end, try further.",
         "nats gained over the weights as trained", good="higher", ideal=0.0, along="length of the average (σ_rel)",
         places="averages_length", shown="headline",
     ),
@@ -99,10 +99,7 @@ def probe_averages(
     image = np.arange(num_draws) % len(held_out.latents)
 
     def errors_of(model: DiffusionModel) -> np.ndarray:
-        """Return its squared errors, (levels, draws)."""
-        with evaluating(model.modules):
-            draws = Draws.of(held_out, num_draws, seed, model.device)
-            return draws.squared_errors(model, timesteps, batch_size).T.numpy()
+        return held_out_errors(model, held_out, num_draws, seed, timesteps, batch_size)
 
     own, found = errors_of(trained), []
     for k, length in enumerate(lengths):

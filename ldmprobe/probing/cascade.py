@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
-from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.probe import evaluating
-from ldmprobe.probing.quality import frechet_distance, images_and_features
-from ldmprobe.probing.real_features import RealFeatures, describe_network, network_fingerprint
+from ldmprobe.probing.quality import frechet_distance, sampled_features
+from ldmprobe.probing.real_features import RealFeatures, checked_fingerprint, describe_network
 from ldmprobe.probing.sampling import Sampling
 
 METRICS = (
@@ -56,15 +53,11 @@ def probe_cascade(
     Raises:
         ConfigurationError: features of another network, or settings that the model does not take.
     """
-    if real.network != network_fingerprint(feature_network):
-        raise ConfigurationError("The real images' features are of another network; compute them again.")
+    checked_fingerprint(feature_network, real)
     fids = []
     for model in (of_base, of_real):
         grid = sampling.levels(model)
-        with evaluating([*model.modules, feature_network.to(model.device)]):
-            drawn = images_and_features(model, feature_network, torch.arange(sampling.num_samples), sampling, grid)
-            features = torch.cat([part for _, part in drawn])
-            fids.append(frechet_distance(real.features, features.cpu()))
+        fids.append(frechet_distance(real.features, sampled_features(model, feature_network, sampling, grid)))
     scalars = {"cascade_gap": fids[0] - fids[1], "fid_of_base_images": fids[0], "fid_of_real_images": fids[1]}
     described = {"feature_network": describe_network(feature_network), "num_real": len(real.features)}
     provenance = {**sampling.provenance(of_base), **described}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.models.denoiser import Condition
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.probe import Ranks
+from ldmprobe.probing.probe import Ranks, evaluating
 from ldmprobe.probing.squared_errors import squared_errors
 
 
@@ -65,3 +66,12 @@ class Draws:
     def squared_errors(self, model: DiffusionModel, timesteps: Tensor, batch_size: int) -> Tensor:
         """Return the squared ε-error per dimension of all draws at each level, (N, L), float64 on the CPU."""
         return self.gathered(squared_errors(model, self.z0, self.noise, self.condition, timesteps, batch_size))
+
+
+def held_out_errors(
+    model: DiffusionModel, held_out: HeldOut, num_draws: int, seed: int, timesteps: Tensor, batch_size: int
+) -> np.ndarray:
+    """Return the squared ε-errors of a model in evaluation on the denoising probe's draws, (levels, draws)."""
+    with evaluating(model.modules):
+        draws = Draws.of(held_out, num_draws, seed, model.device)
+        return draws.squared_errors(model, timesteps, batch_size).T.numpy()

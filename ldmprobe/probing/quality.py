@@ -27,7 +27,7 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.copies import METRICS as COPIES
 from ldmprobe.probing.copies import QUALITY, CopyFinder, CopySearch
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
-from ldmprobe.probing.real_features import IMAGES_AT_ONCE, RealFeatures, describe_network, network_fingerprint
+from ldmprobe.probing.real_features import IMAGES_AT_ONCE, RealFeatures, checked_fingerprint, describe_network
 from ldmprobe.probing.sampling import Sampling, sample_trajectory
 
 METRICS = (
@@ -92,12 +92,8 @@ def probe_quality(
             f"kid_subset_size is {kid_subset_size}, but there are {len(real.features)} real images; expected at most "
             "as many."
         )
-    network = network_fingerprint(feature_network)
     others = () if copies is None else (copies.known, *([copies.held_out] if copies.held_out else []))
-    if any(each.network != network for each in (real, *others)):
-        raise ConfigurationError(
-            "The real images' features are of another network, or of other weights; compute them again."
-        )
+    network = checked_fingerprint(feature_network, real, *others)
     grid = sampling.levels(model)
     ranks = ranks or Ranks()
     num_samples = sampling.num_samples
@@ -177,6 +173,15 @@ def images_and_features(
         for latents in final.split(IMAGES_AT_ONCE):
             images = model.codec.decode(latents).clamp(-1, 1)
             yield images, feature_network(images)
+
+
+def sampled_features(
+    model: DiffusionModel, feature_network: nn.Module, sampling: Sampling, grid: SamplingGrid
+) -> Tensor:
+    """Return the features of all samples, (N, F), on the CPU; the feature network is moved to the model's device."""
+    with evaluating([*model.modules, feature_network.to(model.device)]):
+        parts = images_and_features(model, feature_network, torch.arange(sampling.num_samples), sampling, grid)
+        return torch.cat([features.cpu() for _, features in parts])
 
 
 def fid_and_kid(real: Tensor, generated: Tensor, kid_subset_size: int, seed: int = 0) -> tuple[float, float, float]:

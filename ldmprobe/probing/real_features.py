@@ -93,6 +93,20 @@ def network_fingerprint(network: nn.Module) -> str:
     return fingerprint(describe_network(network), weights_fingerprint(network.state_dict().values()))
 
 
+def checked_fingerprint(network: nn.Module, *known: RealFeatures) -> str:
+    """Return the fingerprint of the network whose features are all of these.
+
+    Raises:
+        ConfigurationError: some are another's.
+    """
+    found = network_fingerprint(network)
+    if any(each.network != found for each in known):
+        raise ConfigurationError(
+            "The real images' features are of another network, or of other weights; compute them again."
+        )
+    return found
+
+
 def check_feature_network(network: nn.Module, image_shape: tuple[int, ...], device: torch.device) -> int:
     """F, once it is seen that ``network`` maps images of this shape (C, H, W) in [−1, 1] to features (N, F), F its
     ``num_features``.

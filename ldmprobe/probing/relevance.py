@@ -25,9 +25,8 @@ from ldmprobe.analysis.comparison import BandGain, gains_by_band
 from ldmprobe.analysis.intervals import NORMAL, jackknife
 from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.analysis.moments import group_of
-from ldmprobe.diffusion.schedule import SamplingGrid
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.io.digest import fingerprint
+from ldmprobe.io.digest import fingerprint, weights_fingerprint
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.models.denoiser import Condition
@@ -35,11 +34,11 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import Guidance
 from ldmprobe.models.guidance.base import Answer, Asked, Guided
 from ldmprobe.probing.denoising import log_snr_grid
-from ldmprobe.probing.draws import Draws
+from ldmprobe.probing.draws import held_out_errors
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.probe import Progress, evaluating, no_progress
-from ldmprobe.probing.quality import frechet_distance, images_and_features
-from ldmprobe.probing.real_features import RealFeatures, describe_network, network_fingerprint
+from ldmprobe.probing.probe import Progress, no_progress
+from ldmprobe.probing.quality import frechet_distance, sampled_features
+from ldmprobe.probing.real_features import RealFeatures, checked_fingerprint, describe_network
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.types import PlainValues
 
@@ -140,17 +139,14 @@ def probe_relevance(
     """
     sampling = sampling or Sampling(1024, 20)
     check_alike(model, other)
-    if network_fingerprint(feature_network) != real.network:
-        raise ConfigurationError(
-            "The real images' features are of another network, or of other weights; compute them again."
-        )
+    checked_fingerprint(feature_network, real)
     grid = sampling.levels(model)
     bands = bands_of(grid.log_snr.double().numpy())
     asked = [AnswersOf(other, sampling.guidance, band.low, band.high) for band in bands]
     chosen = [sampling.guidance, *asked, AnswersOf(other, sampling.guidance, -np.inf, np.inf)]
     found = []
     for k, guidance in enumerate(chosen):
-        drawn = _features(model, feature_network, replace(sampling, guidance=guidance), grid)
+        drawn = sampled_features(model, feature_network, replace(sampling, guidance=guidance), grid)
         found.append(_distances(real.features, drawn))
         progress(k + 1, len(chosen))
     own, *within, whole = found
@@ -202,19 +198,13 @@ def check_alike(model: DiffusionModel, other: DiffusionModel) -> None:
         ("prediction", lambda each: each.schedule.prediction.name),
         ("noise levels", lambda each: fingerprint(each.schedule.log_snr)),
         ("autoencoder", lambda each: fingerprint(each.codec.description)),
+        ("text encoders", lambda each: weights_fingerprint(each.conditioning.parameters())),
     )
     if differing := [name for name, of in alike if of(model) != of(other)]:
         raise ConfigurationError(
             f"The two models differ in {' and '.join(differing)}, so that one cannot answer for the other; give an "
             "earlier checkpoint of the same run, or of one with the same settings."
         )
-
-
-def _features(model: DiffusionModel, feature_network: nn.Module, sampling: Sampling, grid: SamplingGrid) -> Tensor:
-    """Return the features of the samples, (N, F)."""
-    with evaluating([*model.modules, feature_network.to(model.device)]):
-        parts = images_and_features(model, feature_network, torch.arange(sampling.num_samples), sampling, grid)
-        return torch.cat([features.cpu() for _, features in parts])
 
 
 def _distances(real: Tensor, drawn: Tensor) -> Tensor:
@@ -237,11 +227,7 @@ def _nats_lost(
     """Return what the model gains over the other of the held-out bound, by the name of the band."""
     timesteps = log_snr_grid(model)
     log_snr = model.schedule.log_snr[timesteps].numpy()
-    errors = []
-    for each in (other, model):
-        with evaluating(each.modules):
-            draws = Draws.of(held_out, num_draws, seed, each.device)
-            errors.append(draws.squared_errors(each, timesteps, batch_size).T.numpy())
+    errors = [held_out_errors(each, held_out, num_draws, seed, timesteps, batch_size) for each in (other, model)]
     image = np.arange(num_draws) % len(held_out.latents)
     nats = nats_per_error(log_snr, held_out.latents[0].numel())
     (gains,) = gains_by_band(log_snr, errors[0], errors[1:], image, nats)

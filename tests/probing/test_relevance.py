@@ -1,5 +1,6 @@
 """Relevance: a fault put into one band of a perfect denoiser costs samples there, and nowhere else."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -71,5 +72,9 @@ def test_models_that_do_not_go_together_are_refused_before_anything_is_sampled(f
     model, other, held_out, real, _ = found
     with refused("differ in prediction"):
         probe_relevance(model, v_model(), held_out, real, FEATURES, SAMPLING)
+    encoding_otherwise = copy.deepcopy(other.conditioning)
+    encoding_otherwise.register_parameter("encoder", nn.Parameter(torch.ones(1)))
+    with refused("differ in text encoders"):
+        probe_relevance(model, replace(other, conditioning=encoding_otherwise), held_out, real, FEATURES, SAMPLING)
     with refused("of another network"):
         probe_relevance(model, other, held_out, real, nn.Sequential(nn.Flatten()), SAMPLING)
