@@ -36,8 +36,8 @@ class SamplingProbe(ProbeCallback[DiffusionModel]):
         batch_size: latents through the network at once.
         num_reference: real latents, of training images, that bases and ideal curves are fitted on.
         seed: of the starting noise and of that of the steps, the same at every probe.
-        analyses: default: all of them: StepKL, PCAScatter, X0Drift, SampleImages, MarginalGap, OneStepError,
-            Exposure.
+        analyses: default: all of them: StepKL, PCAScatter, X0Drift, SampleImages, MarginalGap, IdealTwins,
+            OneStepError, Exposure.
         detail: what loggers are sent: "bands" of log-SNR, or also all "levels".
         name: of the records, and so of a section in the loggers; default: the sampler's. Two probes by one sampler, on
             different grids, need different ones.

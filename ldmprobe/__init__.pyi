@@ -153,6 +153,7 @@ from ldmprobe.pretrained.source import Source as Source
 from ldmprobe.probing.analyses import Analysis as Analysis
 from ldmprobe.probing.analyses import Exposure as Exposure
 from ldmprobe.probing.analyses import Findings as Findings
+from ldmprobe.probing.analyses import IdealTwins as IdealTwins
 from ldmprobe.probing.analyses import InheritedError as InheritedError
 from ldmprobe.probing.analyses import MarginalGap as MarginalGap
 from ldmprobe.probing.analyses import OneStepError as OneStepError

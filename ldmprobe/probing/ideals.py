@@ -42,10 +42,15 @@ def ideal_denoisers(reference: LatentStatistics, schedule: NoiseSchedule) -> dic
     """Return the ideals that can be made of a reference's latents, by name; they answer ε."""
     if not len(reference.latents):
         return {}
-    table = answering_epsilon(schedule)
+    table, rotation = answering_epsilon(schedule), reference.basis.rotation
     found: dict[str, IdealDenoiser] = {MEMORIZER: Memorizer(reference.latents, table)}
-    mixture = MixtureDenoiser.fit(reference.latents, reference.basis.rotation, table)
-    return found if mixture is None else {**found, MIXTURE: mixture}
+    if MIXTURE not in reference.ideals:
+        mixture = MixtureDenoiser.fit(reference.latents, rotation, table)
+        reference.ideals[MIXTURE] = () if mixture is None else (mixture.weights, mixture.means, mixture.variances)
+    if not reference.ideals[MIXTURE]:
+        return found
+    weights, means, variances = reference.ideals[MIXTURE]
+    return {**found, MIXTURE: MixtureDenoiser(weights, means, variances, rotation, table)}
 
 
 def answering_epsilon(schedule: NoiseSchedule) -> NoiseSchedule:

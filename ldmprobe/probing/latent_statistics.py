@@ -41,7 +41,8 @@ class LatentStatistics:
         data: summary of the rows whose latents these are, where they are known (``KnownRows.summary``).
         latents: shape (K, C, H, W), the first of them, as many as have 2²⁴ entries; what ideals are made of. Empty in a
             reference that was kept before there were any.
-        ideals: curves of perfect denoisers of these latents, kept from probe to probe; not on disk.
+        ideals: what was fitted for perfect denoisers of these latents, and their curves, kept from probe to probe; not
+            on disk.
         ideal_errors: what ideals left of a denoising probe's draws, likewise (``probing/ideals.py``).
     """
 

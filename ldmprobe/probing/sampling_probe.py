@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ldmprobe.diffusion.samplers import Sampler
-from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import ProbeRecord
@@ -20,6 +18,7 @@ from ldmprobe.probing.analyses import (
     Analysis,
     Exposure,
     Findings,
+    IdealTwins,
     MarginalGap,
     OneStepError,
     PCAScatter,
@@ -32,7 +31,7 @@ from ldmprobe.probing.clipping import clipping, count_clipped
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics, magnitude_quantiles
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
-from ldmprobe.probing.sampling import Sampling, prompts_of, sample_trajectory
+from ldmprobe.probing.sampling import Sampling, prompts_of
 
 METRICS = (
     Metric(
@@ -63,8 +62,8 @@ def probe_sampling(
         reference: real latents; without it there is no ideal curve, and PCA is fitted on the final samples.
         sampling: how to sample; at least 8 samples. Guidance shifts the marginals by design, so that there is no
             ideal.
-        analyses: default: StepKL, PCAScatter, X0Drift, SampleImages, and with a reference MarginalGap, with held-out
-            latents OneStepError and Exposure.
+        analyses: default: StepKL, PCAScatter, X0Drift, SampleImages, and with a reference MarginalGap and IdealTwins,
+            with held-out latents OneStepError and Exposure.
         held_out: held-out latents, for analyses that look at single steps.
         step: optimizer steps taken so far.
         ranks: how the samples are shared out; default: one process.
@@ -93,16 +92,14 @@ def probe_sampling(
         sampling = sampling.fitted(grid, reference.basis)
     ranks = ranks or Ranks()
     analyses = default_analyses(reference, held_out) if analyses is None else list(analyses)
-    sample_ids = ranks.share(num_samples)
     program = sampling.sampler.program(grid)
     found = Findings()
     clipped = torch.zeros(2, dtype=torch.float64, device=model.device)
     with evaluating(model.modules):
-        trajectory = Trajectory(model, sampling, grid, sample_ids, reference, ranks, held_out)
+        trajectory = Trajectory(model, sampling, grid, ranks.share(num_samples), reference, ranks, held_out)
         for analysis in analyses:
             analysis.begin(trajectory)
-        for even_step in sample_trajectory(model, sampling, grid, ranks.even_share(num_samples)):
-            sampling_step = _first(len(sample_ids), even_step)
+        for sampling_step in trajectory.steps():
             for analysis in analyses:
                 analysis.update(sampling_step)
             if grid.clip_range is not None and sampling_step.index == grid.num_steps - 1:
@@ -157,7 +154,7 @@ def default_analyses(reference: LatentStatistics | None, held_out: HeldOut | Non
     """Return all analyses that can be made of what there is."""
     analyses: list[Analysis] = [StepKL(), PCAScatter(), X0Drift(), SampleImages()]
     if reference is not None:
-        analyses.append(MarginalGap())
+        analyses += [MarginalGap(), IdealTwins()]
     if reference is not None and held_out is not None:
         analyses += [OneStepError(), Exposure()]
     return analyses
@@ -168,11 +165,6 @@ def _magnitudes(reference: LatentStatistics | None, held_out: HeldOut | None) ->
     if reference is not None and len(reference.magnitudes):
         return reference.magnitudes
     return None if held_out is None else magnitude_quantiles(held_out.latents)
-
-
-def _first(n: int, step: SamplingStep) -> SamplingStep:
-    """Return the same step of the first ``n`` latents."""
-    return replace(step, z_t=step.z_t[:n], z_s=step.z_s[:n], x0=step.x0[:n], epsilon=step.epsilon[:n])
 
 
 def _sample_labels(model: DiffusionModel, num_samples: int) -> list[int] | None:

@@ -6,6 +6,7 @@ import numpy as np
 
 IDEAL = "#1b1f24"
 FORWARD = "#8a8f98"
+BESIDE = [FORWARD, "#c9822b", "#8c5aa8"]  # of the curves beside an ideal, in turn
 REAL = "#b4b9c2"
 ACCENT = "#3b6fd4"
 WARNING = "#c2453d"

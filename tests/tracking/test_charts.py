@@ -29,12 +29,14 @@ def lines(chart: Chart) -> list[Line]:
 def test_kl_chart_draws_the_curves_of_the_records_beside_the_ideal(records):
     ddim = records["ddim"]
     chart = curves_chart(ddim, "step_kl")
-    *drawn, ideal, forward = lines(chart)
+    *drawn, ideal, memorizer, mixture, forward = lines(chart)
     assert [line.hover for line in drawn] == [f"training step {record.step}" for record in ddim]
     for line, record in zip(drawn, ddim, strict=True):
         np.testing.assert_array_equal(line.y, record.curves["step_kl"].value)
         np.testing.assert_array_equal(line.x, record.curves["step_kl"].log_snr)
     assert (ideal.name, forward.name) == ("ideal: perfect denoiser", "forward process")
+    assert (memorizer.name, mixture.name) == ("ideal: memorizer", "ideal: mixture of Gaussians")
+    assert len({line.color for line in (ideal, memorizer, mixture, forward)}) == 4
     np.testing.assert_array_equal(ideal.y, ddim[-1].curves["step_kl_ideal"].value)
     ratio = lines(curves_chart(ddim, "step_kl_ratio"))[-1].y
     np.testing.assert_allclose(ratio, drawn[-1].y / ideal.y)

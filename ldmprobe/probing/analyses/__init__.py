@@ -2,6 +2,7 @@
 
 from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
 from ldmprobe.probing.analyses.exposure import Exposure
+from ldmprobe.probing.analyses.ideal_twins import IdealTwins
 from ldmprobe.probing.analyses.inherited_error import InheritedError
 from ldmprobe.probing.analyses.marginal_gap import MarginalGap
 from ldmprobe.probing.analyses.one_step_error import OneStepError
@@ -14,6 +15,7 @@ __all__ = [
     "Analysis",
     "Exposure",
     "Findings",
+    "IdealTwins",
     "InheritedError",
     "MarginalGap",
     "OneStepError",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -27,7 +27,7 @@ from ldmprobe.probing.analyses.true_latents import TrueLatents
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import Ranks
-from ldmprobe.probing.sampling import Sampling, grid_fingerprint
+from ldmprobe.probing.sampling import Sampling, grid_fingerprint, sample_trajectory
 from ldmprobe.types import PlainValues
 
 
@@ -49,6 +49,12 @@ class Trajectory:
     ranks: Ranks
     held_out: HeldOut | None = None
     _true_latents: dict[int, TrueLatents] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def steps(self) -> Iterator[SamplingStep]:
+        """Yield the sampling steps of this rank's samples; every rank takes as many passes."""
+        n = len(self.sample_ids)
+        for step in sample_trajectory(self.model, self.sampling, self.grid, self.ranks.even_share(self.num_samples)):
+            yield replace(step, z_t=step.z_t[:n], z_s=step.z_s[:n], x0=step.x0[:n], epsilon=step.epsilon[:n])
 
     def true_latents(self, at_most: int) -> TrueLatents:
         """Return the first ``at_most`` held-out latents on the levels of the steps, the same for all who ask."""

@@ -43,7 +43,8 @@ class MarginalGap(Analysis):
             "marginal_gap", "Samples against real latents, level by level",
             "KL of the sampled latents from real ones noised to the same level. Errors are carried from left to "
             "right: a rise says where the samples leave the data, not which level is to blame.",
-            ideal="marginal_gap_ideal", pool="mean", shown="headline",
+            ideal="marginal_gap_ideal", beside=("marginal_gap_memorizer", "marginal_gap_mixture"), pool="mean",
+            shown="headline",
         ),
         _gap(
             "marginal_gap_ideal", "ideal: the steps' length alone",

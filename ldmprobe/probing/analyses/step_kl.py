@@ -43,14 +43,14 @@ class StepKL(Analysis):
             "step_kl", "KL before and after each denoiser pass",
             "The paper's measurement: how much one pass changes the distribution of the latents. A perfect model "
             "shows this shape too, near 0 early and steep late: read a curve only by its distance from the dashed "
-            "ideal.",
-            ideal="step_kl_ideal", beside=("step_kl_forward",), shown="headline",
+            "ideal, of Gaussian data, and from the dotted ones, of the training latents as they are.",
+            ideal="step_kl_ideal", beside=("step_kl_memorizer", "step_kl_mixture", "step_kl_forward"), shown="headline",
         ),
         _per_pass(
             "step_kl_ratio", "KL per pass ÷ its ideal",
             "1 is what a perfect denoiser of Gaussian data with the real latents' mean and covariance would do. A "
             "level that stays away from 1, or drifts, is where to look first; real latents are not Gaussian, so a "
-            "healthy model need not reach 1 everywhere.",
+            "healthy model need not reach 1 everywhere. The dotted ideals of the chart before show by how much.",
             unit="KL ÷ ideal KL", ideal=1.0, pool="mean", shown="headline",
         ),
         _per_pass(

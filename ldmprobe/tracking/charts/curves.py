@@ -14,7 +14,7 @@ from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.tracking.charts.chart import Chart, Line, Panel, positive
 from ldmprobe.tracking.charts.matrix import matrix_chart
 from ldmprobe.tracking.history import thinned
-from ldmprobe.tracking.style import ACCENT, CLASS_COLORS, FORWARD, IDEAL, step_color
+from ldmprobe.tracking.style import ACCENT, BESIDE, CLASS_COLORS, IDEAL, step_color
 
 CURVES = 24  # of one metric in a chart, at most
 Beside = Mapping[str, ProbeRecord]  # the latest record that holds a curve, by the curve's name
@@ -155,7 +155,8 @@ def _references(metric: Metric, name: str, last: ProbeRecord, beside: Beside, ax
     """Return the ideal's line, where it is a curve, and those of what is drawn beside it."""
     found = []
     ideal = metric.ideal_of(name)
-    for each, color, dash in [(ideal, IDEAL, "dash"), *((other, FORWARD, "dot") for other in metric.beside)]:
+    others = [(other, BESIDE[k % len(BESIDE)], "dot") for k, other in enumerate(metric.beside)]
+    for each, color, dash in [(ideal, IDEAL, "dash"), *others]:
         holder = last if each in last.curves else beside.get(str(each))
         if holder is not None:
             curve, label = holder.curves[str(each)], holder.metric(str(each)).title
