@@ -13,6 +13,7 @@ from ldmprobe.probing.denoising_record import levels_of
 from ldmprobe.probing.judge import judge
 from ldmprobe.probing.outliers import outliers
 from ldmprobe.probing.verdict import State, Verdict, signed
+from ldmprobe.tracking.run_verdict import verdict_on
 
 LOG_SNR = np.array([-5.26, -4.5, -3.7, -2.9, -2.2, -1.5, -0.7, 0.0, 0.8, 1.5, 2.3, 3.0, 3.7, 4.5, 5.3, 6.0, 7.07])
 LEVELS, IMAGES, DRAWS = len(LOG_SNR), 64, 256
@@ -115,13 +116,16 @@ def drawn(often: np.ndarray) -> ProbeRecord:
     return ProbeRecord("objective", 0, curves=curves)
 
 
-def test_levels_that_are_hardly_drawn_are_at_fault_where_something_is_left_though_they_fall():
+def test_levels_that_are_hardly_drawn_are_at_fault_where_something_is_left_though_they_fall(tmp_path):
     hardly = at(0, 2.9)
     course = [probed(step, excess=left * hardly, residual=left * hardly) for step, left in ((100, 0.3), (200, 0.2))]
     assert states(judge(course))["0…+3"] is State.LEARNING
     verdict = judge([drawn(np.where(hardly, 0.0143, 1.4)), *course])
     assert states(verdict) == {**states(judge(course)), "0…+3": State.AT_FAULT}
     assert verdict.sentence.startswith("At log-SNR 0…+3, levels are drawn 1/70 times as often as evenly, and ")
+    for record in (drawn(np.where(hardly, 0.0143, 1.4)), *course):
+        RecordStore(tmp_path).append(record)
+    assert verdict_on(tmp_path) == verdict  # what the command, the page and a run's end say
     # Each band is told with what it has left itself.
     both = probed(200, excess=0.2 * at(0, 5.5), residual=0.2 * at(0, 5.5))
     told = judge([drawn(np.where(at(0, 5.5), 0.0143, 1.4)), course[0], both])
