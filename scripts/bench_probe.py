@@ -3,7 +3,7 @@
     python scripts/bench_probe.py            (ten minutes on two cores)
     python scripts/bench_probe.py --quick    (two)
 
-1. whole probe, all analyses, record on disk ÷ the bare passes it makes, timed inside it (demo's U-Net; 4×64×64, as
+1. whole probe, all analyses, record on disk ÷ the bare passes it makes, timed inside it (U-Net of configs/families; 4×64×64, as
   Stable Diffusion's, small U-Net): a run's first, which also makes the ideals, and a later one
 2. scikit-learn PCA + scipy KL on stored trajectories ÷ the same on the stream by ours, D = 16,384
 3. exponent of the analyses' time in N and in S; peak memory at S = 10 and 100
@@ -37,7 +37,7 @@ from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.probing.sampling_probe import probe_sampling
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
-from study.training import demo_unet
+from study.training import families_unet
 
 
 class Free(nn.Module):
@@ -199,7 +199,9 @@ if __name__ == "__main__":
         sys.exit()
     print(f"{Path(__file__).name}, {torch.get_num_threads()} threads\n\n| what | ratio |\n|---|---|")
     quick = args.quick
-    overhead("demo's U-Net, 2×8×8", demo_unet(), (2, 8, 8), 512, 10 if quick else 50, 256, 1 if quick else 3)
+    overhead(
+        "U-Net of configs/families, 2×8×8", families_unet(), (2, 8, 8), 512, 10 if quick else 50, 256, 1 if quick else 3
+    )
     small = (64, 3) if quick else (512, 50)
     overhead("small U-Net, 4×64×64", small_unet(), (4, 64, 64), *small, batch=64, rounds=1)
     against_libraries(256, 2 if quick else 5)

@@ -38,7 +38,7 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.sampling import Sampling, sample_trajectory
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
-from study.training import demo_unet
+from study.training import families_unet
 
 PASSES = (10, 15, 20, 50)
 GRIDS = {"trailing timesteps": ScheduleGrid("trailing"), "Karras, ρ = 7": KarrasGrid(), "uniform log-SNR": LogSNRGrid()}
@@ -138,8 +138,8 @@ def costs() -> None:
 
 
 def steps_cost() -> None:
-    print("\nSampling ÷ its bare network passes, the demo's U-Net, 20 steps of 64 latents, median of 3\n")
-    model = DiffusionModel(demo_unet().eval(), as_schedule(stable_diffusion_scheduler()), (2, 8, 8))
+    print("\nSampling ÷ its bare network passes, the U-Net of configs/families, 20 steps of 64 latents, median of 3\n")
+    model = DiffusionModel(families_unet().eval(), as_schedule(stable_diffusion_scheduler()), (2, 8, 8))
     spent = [0.0]
     predict = model.predict
 

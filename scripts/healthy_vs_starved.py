@@ -2,8 +2,8 @@
 
     python scripts/healthy_vs_starved.py --out docs/healthy_vs_starved.png
 
-Trains configs/digits.yaml twice, into runs/healthy and runs/starved (nine minutes on two cores); runs that are there
-already are used. The starved one draws timesteps below 150 a hundred times less often.
+Trains configs/digits.yaml twice, into runs/healthy and runs/starved (six minutes on two cores), but with timesteps drawn
+evenly, of which the starved one draws those below 150 a hundred times less often; runs that are there already are used.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from ldmprobe.tracking.style import IDEAL, WARNING, step_color
 
 ROOT = Path(__file__).resolve().parent.parent
 BAND = (0, 150)
+HEALTHY = ["--model.init_args.timesteps=ldmprobe.UniformTimesteps"]
 STARVED = [
     "--model.init_args.timesteps.class_path=ldmprobe.StarvedBand",
     f"--model.init_args.timesteps.init_args.start={BAND[0]}",
@@ -94,7 +95,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="PNG to write")
     args = parser.parse_args()
-    runs = {"healthy": train("healthy"), "starved": train("starved", *STARVED)}
+    runs = {"healthy": train("healthy", *HEALTHY), "starved": train("starved", *STARVED)}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_bytes(png(draw(runs), dpi=110))
     print(args.out)

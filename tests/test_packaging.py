@@ -12,7 +12,15 @@ from packaging.requirements import Requirement
 from ldmprobe.cli import COMMANDS, main
 
 ROOT = Path(__file__).resolve().parent.parent
-_STUDIES_BY_SCRIPT = {"cifar10", "controllers", "digits", "first_stage_cifar10", "first_stage_shapes"}
+_STUDIES_BY_SCRIPT = {
+    "cifar10",
+    "cifar10_recipe",
+    "controllers",
+    "digits",
+    "digits_recipe",
+    "first_stage_cifar10",
+    "first_stage_shapes",
+}
 
 
 def test_every_package_is_listed():

@@ -35,8 +35,9 @@ def run(argv: list[str]) -> int:
     from ldmprobe.io.store import RecordStore
     from ldmprobe.probing.class_information import CURVE
     from ldmprobe.probing.denoising_record import PROBE
+    from ldmprobe.probing.recipe import recipe_advice
     from ldmprobe.probing.verdict import State
-    from ldmprobe.tracking.run_verdict import verdict_on
+    from ldmprobe.tracking.run_verdict import judged_records, verdict_on
 
     verdict = verdict_on(args.run_dir)
     if args.json:
@@ -48,4 +49,6 @@ def run(argv: list[str]) -> int:
             last = RecordStore(args.run_dir).last_before(PROBE, sys.maxsize)
             if last is not None and (told := last.provenance.get("notes", {}).get(CURVE)):
                 print(plain(f"  {told}"))
+            if recipe := recipe_advice(judged_records(args.run_dir)):
+                print(plain(f"  {recipe}"))
     return verdict.state.exit_code

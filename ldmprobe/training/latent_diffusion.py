@@ -37,7 +37,7 @@ from ldmprobe.training.sharding import check_strategy, check_trained, is_sharded
 from ldmprobe.types import Batch, PlainValues, StateDict
 
 _MEASURED_IMAGES = 1024  # for the codec's scale
-_WHOLE = 0.999  # share of a density over noise levels that a schedule has to cover, so as not to warn
+_WHOLE = 0.99  # share of a density over noise levels that a schedule has to cover, so as not to warn
 
 
 def adamw(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -22,8 +22,8 @@ def bare_trainer(steps: int, *callbacks: L.Callback, **more: Any) -> L.Trainer:
     return L.Trainer(max_steps=steps, callbacks=list(callbacks), **{**bare, **more})
 
 
-def demo_unet() -> UNet2DModel:
-    """The U-Net of configs/digits.yaml, without classes."""
+def families_unet() -> UNet2DModel:
+    """The U-Net of configs/families, without classes."""
     return UNet2DModel(
         sample_size=8,
         in_channels=2,
