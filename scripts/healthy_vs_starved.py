@@ -14,13 +14,17 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
+from ldmprobe.probing.judge import judge
+from ldmprobe.probing.verdict import Verdict
 from ldmprobe.tracking.charts.static import png
 from ldmprobe.tracking.style import IDEAL, WARNING, step_color
 
+RIBBON = {"✓": "#2b7a55", "•": "#9a6700", "▲": "#b3302a", "?": "#5c6470"}
 ROOT = Path(__file__).resolve().parent.parent
 BAND = (0, 150)
 HEALTHY = ["--model.init_args.timesteps=ldmprobe.UniformTimesteps"]
@@ -41,9 +45,14 @@ def train(name: str, *overrides: str) -> RecordStore:
 
 
 def draw(runs: dict[str, RecordStore]) -> Figure:
-    figure = Figure(figsize=(11.5, 6.2), layout="constrained")
-    axes = figure.subplots(2, 3, sharex="col", sharey="col")
-    for row, (name, store) in zip(axes, runs.items(), strict=True):
+    figure = Figure(figsize=(11.5, 7.4), layout="constrained")
+    layout = figure.add_gridspec(4, 3, height_ratios=[0.32, 3, 0.32, 3])
+    axes = np.array([[figure.add_subplot(layout[2 * k + 1, column]) for column in range(3)] for k in range(2)])
+    for below, above in zip(axes[1], axes[0], strict=True):
+        below.sharex(above)
+        below.sharey(above)
+    for k, (row, (name, store)) in enumerate(zip(axes, runs.items(), strict=True)):
+        ribbon(figure.add_subplot(layout[2 * k, :]), judge(store.read()))
         ddim, denoising = store.read("ddim"), store.read("denoising")
         curves(row[0], ddim, "step_kl")
         ideal = ddim[-1].curves["step_kl_ideal"]
@@ -68,13 +77,26 @@ def draw(runs: dict[str, RecordStore]) -> Figure:
     )
     for axis, title in zip(axes[0], titles, strict=True):
         axis.set_title(title, fontsize=11)
+        axis.tick_params(labelbottom=False)
     for axis in axes[1]:
         axis.set_xlabel("log-SNR (noisy to clean)")
     axes[0, 0].legend(frameon=False, fontsize=9, loc="upper left")
-    note = "color: training step, light (early) to dark (late)   shaded: the starved timesteps"
+    note = (
+        "bars: the verdict by log-SNR   lines: training step, light (early) to dark (late)   shaded: starved timesteps"
+    )
     figure.text(0.99, 0.0, note, ha="right", va="bottom", fontsize=8.5, color="#555")
     figure.get_layout_engine().set(rect=(0, 0.03, 1, 0.97))
     return figure
+
+
+def ribbon(axis: Axes, verdict: Verdict) -> None:
+    """Draw the state of each band of noise levels, as the page does."""
+    for k, band in enumerate(verdict.bands):
+        axis.barh(0, 0.985, left=k, height=1, align="edge", color=RIBBON[band.symbol])
+        told = f"{band.symbol} {band.name}   {band.state.value}"
+        axis.text(k + 0.49, 0.47, told, ha="center", va="center", color="white", fontsize=9)
+    axis.set(xlim=(0, len(verdict.bands)), ylim=(0, 1))
+    axis.set_axis_off()
 
 
 def curves(axis, records: list[ProbeRecord], metric: str) -> None:
