@@ -2,7 +2,7 @@
 
     make demo          (or: python scripts/demo.py)
 
-Some five minutes on two cores. Everything is in ``runs/digits/``; an earlier demo there is moved aside, never
+Three to four minutes on two cores. Everything is in ``runs/digits/``; an earlier demo there is moved aside, never
 overwritten.
 """
 

@@ -2,7 +2,7 @@
 
     python scripts/healthy_vs_starved.py --out docs/healthy_vs_starved.png
 
-Trains configs/digits.yaml twice, into runs/healthy and runs/starved (six minutes on two cores), but with timesteps drawn
+Trains configs/digits.yaml twice, into runs/healthy and runs/starved (eight minutes on two cores), but with timesteps drawn
 evenly, of which the starved one draws those below 150 a hundred times less often; runs that are there already are used.
 """
 
