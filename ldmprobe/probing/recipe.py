@@ -30,6 +30,6 @@ def recipe_advice(records: Sequence[ProbeRecord]) -> str:
     if not bool((skill.value + half_width_of(skill) < 0).all()):
         return ""
     return (
-        f"The learning rate has been {rates.pop():.1g} throughout. One that rises and then falls to 0 ended with a "
-        "lower bound and better samples wherever it was tried: `ldmprobe init recipe`."
+        f"The learning rate has been {rates.pop():g} throughout. One that rises and then falls to 0 ended with a "
+        "lower bound and better samples on both data sets that it was tried on: `ldmprobe init recipe`."
     )

@@ -17,7 +17,8 @@ from ldmprobe import (
     StepKL,
     probe_sampling,
 )
-from tests.helpers import gaussian_model, refused
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from tests.helpers import gaussian_model, refused, sd_scheduler
 from tests.probing.gaussian import assert_same_record, on_ranks
 
 SHAPE = (1, 4, 4)
@@ -76,3 +77,10 @@ def test_there_are_none_where_samples_are_moved_by_design_or_without_real_latent
     assert not [name for name in probe_sampling(model, reference, edited, analyses()).curves if "memorizer" in name]
     with refused("IdealTwins needs real latents"):
         probe_sampling(model, None, Sampling(8, 2), [IdealTwins()])
+
+
+def test_they_are_finite_where_sampling_starts_without_signal(reference):
+    model = gaussian_model(SHAPE, torch.float32)
+    model.schedule = as_schedule(sd_scheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True))
+    curves = probe_sampling(model, reference, Sampling(16, 4), analyses()).curves
+    assert np.isfinite(curves["step_kl_memorizer"].value[:-1]).all()

@@ -8,6 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ldmprobe.diffusion.prediction import SamplePrediction
+from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.metric import Metric
@@ -78,6 +80,9 @@ class IdealTwins(Analysis):
     def _curves_of(self, denoiser: IdealDenoiser) -> tuple[Tensor, ...]:
         """Return value, lower and upper end, (3, S), of each of the curves."""
         trajectory = self.trajectory
+        table = trajectory.model.schedule
+        # Answers of ε leave x_0 open where α is 0, as at the start of rectified flow.
+        denoiser.schedule = NoiseSchedule(table.alpha, table.sigma, SamplePrediction(), table.model_time)
         network = denoiser.to(trajectory.model.device)
         model = DiffusionModel(network, denoiser.schedule, trajectory.model.latent_shape)
         sampling = replace(trajectory.sampling, guidance=ClassifierFreeGuidance())
