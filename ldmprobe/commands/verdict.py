@@ -35,11 +35,13 @@ def run(argv: list[str]) -> int:
     from ldmprobe.io.store import RecordStore
     from ldmprobe.probing.class_information import CURVE
     from ldmprobe.probing.denoising_record import PROBE
+    from ldmprobe.probing.judge import judge
     from ldmprobe.probing.recipe import recipe_advice
     from ldmprobe.probing.verdict import State
-    from ldmprobe.tracking.run_verdict import judged_records, verdict_on
+    from ldmprobe.tracking.run_verdict import judged_records
 
-    verdict = verdict_on(args.run_dir)
+    records = judged_records(args.run_dir)
+    verdict = judge(records)
     if args.json:
         print(json.dumps(verdict.as_dict(), indent=2, allow_nan=False))
     else:
@@ -49,6 +51,6 @@ def run(argv: list[str]) -> int:
             last = RecordStore(args.run_dir).last_before(PROBE, sys.maxsize)
             if last is not None and (told := last.provenance.get("notes", {}).get(CURVE)):
                 print(plain(f"  {told}"))
-            if recipe := recipe_advice(judged_records(args.run_dir)):
+            if recipe := recipe_advice(records):
                 print(plain(f"  {recipe}"))
     return verdict.state.exit_code

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ldmprobe.analysis.intervals import clustered_half_width
-from ldmprobe.diffusion.prediction import EpsilonPrediction
+from ldmprobe.diffusion.prediction import EpsilonPrediction, Prediction
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.io.metric import Metric
@@ -38,11 +38,11 @@ _SAME = 1e-3  # of the mean distance between latents: closer ones are of one ima
 _MOST_KNOWN = 0.01  # of held-out images that may be in the reference: more are no accident
 
 
-def ideal_denoisers(reference: LatentStatistics, schedule: NoiseSchedule) -> dict[str, IdealDenoiser]:
-    """Return the ideals that can be made of a reference's latents, by name; they answer ε."""
+def ideal_denoisers(reference: LatentStatistics, table: NoiseSchedule) -> dict[str, IdealDenoiser]:
+    """Return the ideals that can be made of a reference's latents, by name; they answer what ``table`` says."""
     if not len(reference.latents):
         return {}
-    table, rotation = answering_epsilon(schedule), reference.basis.rotation
+    rotation = reference.basis.rotation
     found: dict[str, IdealDenoiser] = {MEMORIZER: Memorizer(reference.latents, table)}
     if MIXTURE not in reference.ideals:
         mixture = MixtureDenoiser.fit(reference.latents, rotation, table)
@@ -53,9 +53,9 @@ def ideal_denoisers(reference: LatentStatistics, schedule: NoiseSchedule) -> dic
     return {**found, MIXTURE: MixtureDenoiser(weights, means, variances, rotation, table)}
 
 
-def answering_epsilon(schedule: NoiseSchedule) -> NoiseSchedule:
-    """Return the same levels for a denoiser that answers ε."""
-    return NoiseSchedule(schedule.alpha, schedule.sigma, EpsilonPrediction(), schedule.model_time)
+def answering(prediction: Prediction, schedule: NoiseSchedule) -> NoiseSchedule:
+    """Return the same levels for a denoiser with this kind of answer."""
+    return NoiseSchedule(schedule.alpha, schedule.sigma, prediction, schedule.model_time)
 
 
 def ideal_errors(
@@ -77,7 +77,9 @@ def ideal_errors(
         if not is_known(held_out.latents, reference.latents):
             draws = Draws.of(HeldOut(held_out.latents, {}), num_draws, seed, model.device, ranks)
             with evaluating([]):
-                for name, denoiser in ideal_denoisers(reference, model.schedule).items():
+                for name, denoiser in ideal_denoisers(
+                    reference, answering(EpsilonPrediction(), model.schedule)
+                ).items():
                     ideal = DiffusionModel(denoiser.to(model.device), denoiser.schedule, model.latent_shape)
                     reference.ideal_errors[key][name] = draws.squared_errors(ideal, timesteps, batch_size)
     return reference.ideal_errors[key]

@@ -20,6 +20,7 @@ from torch import Tensor
 from ldmprobe.analysis.bands import band_key, bands_of
 from ldmprobe.analysis.intervals import clustered_half_width
 from ldmprobe.analysis.likelihood import nats_per_error
+from ldmprobe.diffusion.prediction import EpsilonPrediction
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.io.record import Curve, ProbeRecord
@@ -28,7 +29,7 @@ from ldmprobe.models.ideal_denoisers import Memorizer
 from ldmprobe.probing.denoising import log_snr_grid
 from ldmprobe.probing.draws import Draws
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.ideals import answering_epsilon, is_known, without_known
+from ldmprobe.probing.ideals import answering, is_known, without_known
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.memorization_record import BAND, BAND_WIDTH, MEMORIZED, MEMORIZED_WIDTH, METRICS, PROBE
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
@@ -82,7 +83,7 @@ def probe_memorization(
             "the data's `held_out_fraction` or a split of theirs, remove duplicates, or leave out the probe."
         )
     ranks = ranks or Ranks()
-    schedule, timesteps = answering_epsilon(model.schedule), log_snr_grid(model)
+    schedule, timesteps = answering(EpsilonPrediction(), model.schedule), log_snr_grid(model)
     memorizer = DiffusionModel(Memorizer(known, schedule).to(model.device), schedule, model.latent_shape)
 
     def errors_of(asked: DiffusionModel, rows: HeldOut, number: int) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ldmprobe.diffusion.samplers import Sampler
+from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import ProbeRecord
@@ -17,7 +18,6 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.analyses import (
     Analysis,
     Exposure,
-    Findings,
     IdealTwins,
     MarginalGap,
     OneStepError,
@@ -27,6 +27,7 @@ from ldmprobe.probing.analyses import (
     Trajectory,
     X0Drift,
 )
+from ldmprobe.probing.analyses.base import analyzed
 from ldmprobe.probing.clipping import clipping, count_clipped
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics, magnitude_quantiles
@@ -93,20 +94,17 @@ def probe_sampling(
     ranks = ranks or Ranks()
     analyses = default_analyses(reference, held_out) if analyses is None else list(analyses)
     program = sampling.sampler.program(grid)
-    found = Findings()
     clipped = torch.zeros(2, dtype=torch.float64, device=model.device)
     with evaluating(model.modules):
         trajectory = Trajectory(model, sampling, grid, ranks.share(num_samples), reference, ranks, held_out)
-        for analysis in analyses:
-            analysis.begin(trajectory)
-        for sampling_step in trajectory.steps():
-            for analysis in analyses:
-                analysis.update(sampling_step)
+
+        def seen(sampling_step: SamplingStep) -> None:
+            nonlocal clipped
             if grid.clip_range is not None and sampling_step.index == grid.num_steps - 1:
                 clipped = ranks.all_reduce_sum(count_clipped(sampling_step.x0, grid.clip_range))
             progress(sampling_step.index + 1, grid.num_steps)
-        for analysis in analyses:
-            found.update(analysis.finish())
+
+        found = analyzed(trajectory, analyses, seen)
     found.curves["passes"] = trajectory.curve(np.cumsum([float(step.passes) for step in program]))
     clips = clipping(model, grid.clip_range, clipped, _magnitudes(reference, held_out))
     guided = (

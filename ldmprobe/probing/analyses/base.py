@@ -165,6 +165,26 @@ class Analysis(ABC):
     def finish(self) -> Findings: ...
 
 
+def analyzed(
+    trajectory: Trajectory, analyses: Sequence[Analysis], seen: Callable[[SamplingStep], None] = lambda step: None
+) -> Findings:
+    """Show every step of a trajectory to the analyses, in order, and return what they find.
+
+    Args:
+        seen: called after each step.
+    """
+    for analysis in analyses:
+        analysis.begin(trajectory)
+    for step in trajectory.steps():
+        for analysis in analyses:
+            analysis.update(step)
+        seen(step)
+    found = Findings()
+    for analysis in analyses:
+        found.update(analysis.finish())
+    return found
+
+
 def gap_to_real(
     moments: PairedMoments, basis: LatentBasis, alpha: float, sigma: float, parts: Sequence[Tensor] = ()
 ) -> np.ndarray:

@@ -9,17 +9,16 @@ import torch
 from torch import Tensor
 
 from ldmprobe.diffusion.prediction import SamplePrediction
-from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.metric import Metric
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import ClassifierFreeGuidance
 from ldmprobe.models.ideal_denoisers import IdealDenoiser
-from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory
+from ldmprobe.probing.analyses.base import Analysis, Findings, Trajectory, analyzed
 from ldmprobe.probing.analyses.marginal_gap import MarginalGap
 from ldmprobe.probing.analyses.step_kl import StepKL
-from ldmprobe.probing.ideals import ideal_denoisers
+from ldmprobe.probing.ideals import answering, ideal_denoisers
 
 _CURVES = ("step_kl", "marginal_gap")
 _twin = partial(Metric, unit="nats per dimension", log=True, shown="record")
@@ -70,7 +69,9 @@ class IdealTwins(Analysis):
         if sampling.shifted_by:
             return Findings()
         found = Findings()
-        for name, denoiser in ideal_denoisers(reference, trajectory.model.schedule).items():
+        # Answers of ε would leave x_0 open where α is 0, as at the start of rectified flow.
+        table = answering(SamplePrediction(), trajectory.model.schedule)
+        for name, denoiser in ideal_denoisers(reference, table).items():
             once = f"{name}, {sampling.num_samples} samples from seed {sampling.seed}"
             curves = trajectory.once(once, partial(self._curves_of, denoiser))
             for curve, value in zip(_CURVES, curves, strict=True):
@@ -80,21 +81,11 @@ class IdealTwins(Analysis):
     def _curves_of(self, denoiser: IdealDenoiser) -> tuple[Tensor, ...]:
         """Return value, lower and upper end, (3, S), of each of the curves."""
         trajectory = self.trajectory
-        table = trajectory.model.schedule
-        # Answers of ε leave x_0 open where α is 0, as at the start of rectified flow.
-        denoiser.schedule = NoiseSchedule(table.alpha, table.sigma, SamplePrediction(), table.model_time)
         network = denoiser.to(trajectory.model.device)
         model = DiffusionModel(network, denoiser.schedule, trajectory.model.latent_shape)
         sampling = replace(trajectory.sampling, guidance=ClassifierFreeGuidance())
         twin = replace(trajectory, model=model, sampling=sampling, held_out=None)
         analyses = (StepKL(num_bands=1), MarginalGap(num_bands=1))
-        for analysis in analyses:
-            analysis.begin(twin)
-        for step in twin.steps():
-            for analysis in analyses:
-                analysis.update(step)
-        findings = Findings()
-        for analysis in analyses:
-            findings.update(analysis.finish())
+        findings = analyzed(twin, analyses)
         kept = [findings.curves[name] for name in _CURVES]
         return tuple(torch.stack([torch.as_tensor(v) for v in (c.value, c.lower, c.upper)]) for c in kept)

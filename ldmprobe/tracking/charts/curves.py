@@ -158,8 +158,7 @@ def _references(metric: Metric, name: str, last: ProbeRecord, beside: Beside, ax
     others = [(other, BESIDE[k % len(BESIDE)], "dot") for k, other in enumerate(metric.beside)]
     for each, color, dash in [(ideal, IDEAL, "dash"), *others]:
         declared = any(known.name == each for known in last.metrics)  # then another probe's would be of other samples
-        holder = last if each in last.curves or declared else beside.get(str(each))
-        holder = None if holder is last and each not in last.curves else holder
+        holder = last if each in last.curves else None if declared else beside.get(str(each))
         if holder is not None:
             curve, label = holder.curves[str(each)], holder.metric(str(each)).title
             own = len(curve.value) == len(last.curves[name].value)
