@@ -132,7 +132,9 @@ def main(args: argparse.Namespace) -> None:
     args.out.mkdir(parents=True, exist_ok=True)
     what = "gap of the samples" if network is None else "FID"
     (args.out / "fast_samplers.md").write_text(table(found, costs, what), encoding="utf-8")
-    (args.out / "fast_samplers.png").write_bytes(png(figure(chart(found, costs, what))))
+    drawn = figure(chart(found, costs, what))
+    drawn.axes[1].legend(frameon=False, fontsize=8, loc="upper right")  # where no curve is
+    (args.out / "fast_samplers.png").write_bytes(png(drawn))
     print(table(found, costs, what))
 
 
@@ -167,8 +169,8 @@ def chart(found: Numbers, costs: dict[tuple[str, int], float], what: str) -> Cha
     x = np.array(every)
     for i, name in enumerate(SAMPLERS):
         value, width = np.array([ratio(found, name, passes) for passes in every]).T
-        distance.append(Line(x, value, class_color(i), name, lower=value - width, upper=value + width, markers=True))
-        cost.append(Line(x, np.array([costs[name, passes] for passes in every]), class_color(i), markers=True))
+        distance.append(Line(x, value, class_color(i), lower=value - width, upper=value + width, markers=True))
+        cost.append(Line(x, np.array([costs[name, passes] for passes in every]), class_color(i), name, markers=True))
     return Chart(
         [
             Panel(distance, "network passes", f"{what} ÷ DDIM in 50 steps", "Samples", level=1.0, log=True),

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
 _SAME = 1e-9  # levels whose log-SNR is this close are the same one
+_HALVINGS = 60  # of the range of log-SNR, to find a level: to float64's precision
 
 
 @dataclass(frozen=True)
@@ -292,18 +293,24 @@ class NoiseSchedule:
         return _interpolated(log_snr, self.log_snr[finite], self.model_time[finite].double())
 
     def level_told(self, told: Tensor) -> tuple[Tensor, Tensor]:
-        """Return α and σ, (K,), float64, of the levels at which the network is told ``told`` (K,); between two
-        timesteps, as ``told_between`` has it.
+        """Return α and σ, (K,), float64, of the levels at which the network is told ``told`` (K,): between two
+        timesteps, where ``told_between`` says so, to float64's precision.
         """
         table, wanted = self.model_time.double(), told.detach().to("cpu", torch.float64)
         nearest = (table[None, :] - wanted[:, None]).abs().argmin(dim=1)
         listed = table[nearest].float() == wanted.float()
-        finite = self.log_snr.isfinite().nonzero().flatten()
-        order = finite[table[finite].argsort()]
-        log_snr = _interpolated(wanted, table[order], self.log_snr[order])
-        log_alpha = self.log_alpha_at(log_snr)
+        if bool(listed.all()):
+            return self.alpha[nearest], self.sigma[nearest]
+        finite = self.log_snr[self.log_snr.isfinite()]
+        low, high = torch.full_like(wanted, float(finite[-1])), torch.full_like(wanted, float(finite[0]))
+        rises = self.told_between(high) > self.told_between(low)
+        for _ in range(_HALVINGS):
+            middle = (low + high) / 2
+            beyond = (self.told_between(middle) > wanted) == rises
+            low, high = torch.where(beyond, low, middle), torch.where(beyond, middle, high)
+        log_alpha = self.log_alpha_at(low)
         alpha = torch.where(listed, self.alpha[nearest], log_alpha.exp())
-        return alpha, torch.where(listed, self.sigma[nearest], (log_alpha - log_snr / 2).exp())
+        return alpha, torch.where(listed, self.sigma[nearest], (log_alpha - low / 2).exp())
 
     def native_grid(self, num_steps: int, timestep_spacing: str | None = None) -> SamplingGrid:
         """Return the levels of ``num_steps`` sampling steps that are customary for this schedule: for a table,

@@ -67,13 +67,13 @@ class Memorizer(IdealDenoiser):
 
     def __init__(self, latents: Tensor, schedule: NoiseSchedule) -> None:
         super().__init__(schedule)
-        self.latents = nn.Parameter(latents.detach().clone(), requires_grad=False)
+        known = latents.detach().double().flatten(1)
+        self.known, self.squares = (nn.Parameter(of, requires_grad=False) for of in (known, known.square().sum(1)))
 
     def posterior_mean(self, z_t: Tensor, alpha: float, sigma: float) -> Tensor:
-        known = self.latents.double().flatten(1)
-        products = z_t.flatten(1).double() @ known.T
-        weights = ((alpha * products - alpha**2 / 2 * known.square().sum(1)) / sigma**2).softmax(1)
-        return (weights @ known).view_as(z_t)
+        products = z_t.flatten(1).double() @ self.known.T
+        weights = ((alpha * products - alpha**2 / 2 * self.squares) / sigma**2).softmax(1)
+        return (weights @ self.known).view_as(z_t)
 
 
 class MixtureDenoiser(IdealDenoiser):

@@ -6,6 +6,8 @@ with the same finite-sample error.
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -54,8 +56,10 @@ def ideal_denoisers(reference: LatentStatistics, table: NoiseSchedule) -> dict[s
 
 
 def answering(prediction: Prediction, schedule: NoiseSchedule) -> NoiseSchedule:
-    """Return the same levels for a denoiser with this kind of answer."""
-    return NoiseSchedule(schedule.alpha, schedule.sigma, prediction, schedule.model_time)
+    """Return the same schedule for a denoiser with this kind of answer, whatever the network's is."""
+    same = copy(schedule)
+    same.prediction = prediction
+    return same
 
 
 def ideal_errors(

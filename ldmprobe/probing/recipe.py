@@ -1,8 +1,8 @@
 """Recipe: whether a run's own records recommend ``configs/recipe.yaml``, a learning rate that rises and falls to 0.
 
-Of networks that were trained from nothing on two data sets, those whose rate did so ended with a lower held-out bound
-and better samples than those of a constant rate, in as many steps (docs/TRAINING.md). Of finetuning nothing was
-measured.
+Of networks that were trained from nothing on two data sets, those whose rate did so, to a tuned peak, ended with a
+lower held-out bound and better samples than those of a constant rate, in as many steps (docs/TRAINING.md). Of
+finetuning nothing was measured.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ def recipe_advice(records: Sequence[ProbeRecord]) -> str:
     rates = {record.provenance.get("learning_rate") for record in probed}
     if len(probed) < _FEWEST or len(rates) != 1 or None in rates or probed[0].step > 0:
         return ""
-    skill = probed[0].curves["denoising_skill"]
-    if not bool((skill.value + half_width_of(skill) < 0).all()):
+    skill = probed[0].curves.get("denoising_skill")
+    if skill is None or not bool((skill.value + half_width_of(skill) < 0).all()):
         return ""
     return (
-        f"The learning rate has been {rates.pop():g} throughout. One that rises and then falls to 0 ended with a "
-        "lower bound and better samples on both data sets that it was tried on: `ldmprobe init recipe`."
+        f"The learning rate has been {rates.pop():g} throughout. One that rises to a tuned peak and then falls to 0 "
+        "ended with a lower bound and better samples on both data sets that it was tried on: `ldmprobe init recipe`."
     )

@@ -113,7 +113,8 @@ def probe_sampling(
         else ""
     )
     bent = (
-        f"there are no ideal curves, since a sampler that clips x̂_0, here to ±{grid.clip_range:g}, has no closed form"
+        f"there are no closed-form ideal curves, since a sampler that clips x̂_0, here to ±{grid.clip_range:g}, is not "
+        "affine"
         if reference is not None and grid.clip_range is not None
         else ""
     )

@@ -19,7 +19,7 @@ _LATEST, _EARLIER = 3, 12  # records that are read: what it takes to see a trend
 
 def judged_records(run_dir: str | Path, until: int | None = None) -> list[ProbeRecord]:
     """Return the records that a verdict on a run is made of: its last denoising records, some of the earlier ones,
-    and the last records of what is trained, of memorization and of samples.
+    and the last records until then of what is trained, of memorization and of samples.
 
     Args:
         until: the last training step that counts; default: all do.
@@ -32,8 +32,9 @@ def judged_records(run_dir: str | Path, until: int | None = None) -> list[ProbeR
         raise store.no_records
     paths = [path for path in store.paths(PROBE) if until is None or step_of(path) <= until]
     chosen = [*thinned(paths[:-_LATEST], _EARLIER), *paths[-_LATEST:]]
+    last = step_of(paths[-1]) if paths else until
     for probe in (OBJECTIVE, MEMORIZATION, QUALITY):
-        chosen += [path for path in store.paths(probe) if until is None or step_of(path) <= until][-1:]
+        chosen += [path for path in store.paths(probe) if last is None or step_of(path) <= last][-1:]
     return [record for path in sorted(chosen, key=step_of) if (record := read_or_skip(path)) is not None]
 
 

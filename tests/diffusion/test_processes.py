@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from scipy.integrate import solve_ivp
 
 from ldmprobe import DDIM, VESDE, VPSDE, EDMProcess, LogNormalSigma, NoiseSchedule, Stratified, SubVPSDE
@@ -12,10 +13,11 @@ from ldmprobe.analysis.divergence import gaussian_kl
 from ldmprobe.analysis.ideal import ideal_path
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.grids import LogSNRGrid
-from ldmprobe.diffusion.prediction import KINDS, EpsilonPrediction, VPrediction
+from ldmprobe.diffusion.prediction import KINDS, EpsilonPrediction, SamplePrediction, VPrediction
 from ldmprobe.diffusion.processes import process_of
 from ldmprobe.diffusion.samplers import DPMSolver
 from ldmprobe.diffusion.trajectory import sampling_steps
+from ldmprobe.probing.ideals import answering
 from tests.helpers import FLOAT32, FLOAT64, refused, sd_scheduler, told
 
 PROCESSES = {
@@ -25,6 +27,11 @@ PROCESSES = {
     "VE": VESDE(),
     "NCSN": VESDE(num_timesteps=10),
     "EDM": EDMProcess(),
+}
+TABLES = {
+    "flow": as_schedule(FlowMatchEulerDiscreteScheduler(shift=3.0)),
+    "table": as_schedule(sd_scheduler()),
+    "coarse table": NoiseSchedule.from_sigmas(torch.logspace(-2, 1, 8)),
 }
 
 
@@ -94,6 +101,16 @@ def test_v_is_refused_where_variance_is_not_preserved(kind):
     assert VPSDE(prediction=VPrediction()).prediction.name == "v_prediction"
     with refused("only where α² \\+ σ² = 1; .* use ε, x_0, or ε − x_0"):
         kind(prediction=VPrediction())
+
+
+@pytest.mark.parametrize("schedule", [*PROCESSES.values(), *TABLES.values()], ids=[*PROCESSES, *TABLES])
+def test_the_level_of_what_a_network_is_told_is_that_which_tells_it(schedule):
+    low, high = (float(end) for end in schedule.log_snr[schedule.log_snr.isfinite()][[-1, 0]])
+    log_snr = torch.linspace(low, high, 37, dtype=torch.float64)[1:-1]
+    alpha, sigma, told = schedule.level_at(log_snr)
+    for same in (schedule, answering(SamplePrediction(), schedule)):
+        found = same.level_told(told)
+        torch.testing.assert_close(torch.stack(found), torch.stack([alpha, sigma]), rtol=1e-6, atol=1e-9)
 
 
 def test_sub_vp_is_not_the_root():

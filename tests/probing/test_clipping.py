@@ -39,7 +39,7 @@ def test_real_latents_beyond_the_range_are_counted_told_and_put_into_the_record(
     assert clipped.provenance["clipped_samples"] == pytest.approx(exact, abs=0.1)
     told, no_ideal = clipped.provenance["caveats"]
     assert told == clipped.provenance["clipping"]
-    assert "no ideal curves, since a sampler that clips x̂_0, here to ±0.5" in no_ideal
+    assert "no closed-form ideal curves, since a sampler that clips x̂_0, here to ±0.5" in no_ideal
     assert np.isnan(clipped.curves["step_kl_ideal"].value).all()
     assert clipped.scalars.keys().isdisjoint({"sampler_gap", "network_gap"})
     assert np.isfinite(clipped.curves["step_kl"].value).all()
@@ -63,7 +63,7 @@ def test_pixels_within_the_range_are_no_fault():
         record = probe_sampling(model, LatentStatistics.fit(pixels), Sampling(8, 3))
         sample_images(model, Sampling(2, 2))
     assert record.provenance["clipped_real"] == 0
-    assert ["no ideal curves" in caveat for caveat in record.provenance["caveats"]] == [True]
+    assert ["no closed-form ideal" in caveat for caveat in record.provenance["caveats"]] == [True]
 
 
 def test_samples_of_latents_are_told_by_their_own_numbers():

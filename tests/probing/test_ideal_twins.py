@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 
 from ldmprobe import (
     DDIM,
@@ -79,8 +80,13 @@ def test_there_are_none_where_samples_are_moved_by_design_or_without_real_latent
         probe_sampling(model, None, Sampling(8, 2), [IdealTwins()])
 
 
-def test_they_are_finite_where_sampling_starts_without_signal(reference):
+@pytest.mark.parametrize(
+    "scheduler",
+    [sd_scheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True), FlowMatchEulerDiscreteScheduler()],
+    ids=["zero terminal SNR", "flow"],
+)
+def test_they_are_finite_where_sampling_starts_without_signal(reference, scheduler):
     model = gaussian_model(SHAPE, torch.float32)
-    model.schedule = as_schedule(sd_scheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True))
+    model.schedule = as_schedule(scheduler)
     curves = probe_sampling(model, reference, Sampling(16, 4), analyses()).curves
     assert np.isfinite(curves["step_kl_memorizer"].value[:-1]).all()

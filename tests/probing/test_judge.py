@@ -126,6 +126,8 @@ def test_levels_that_are_hardly_drawn_are_at_fault_where_something_is_left_thoug
     for record in (drawn(np.where(hardly, 0.0143, 1.4)), *course):
         RecordStore(tmp_path).append(record)
     assert verdict_on(tmp_path) == verdict  # what the command, the page and a run's end say
+    RecordStore(tmp_path).append(replace(drawn(np.ones(LEVELS)), step=300))  # what no denoising record has seen yet
+    assert verdict_on(tmp_path) == verdict
     # Each band is told with what it has left itself.
     both = probed(200, excess=0.2 * at(0, 5.5), residual=0.2 * at(0, 5.5))
     told = judge([drawn(np.where(at(0, 5.5), 0.0143, 1.4)), course[0], both])

@@ -72,7 +72,7 @@ class IdealTwins(Analysis):
         # Answers of ε would leave x_0 open where α is 0, as at the start of rectified flow.
         table = answering(SamplePrediction(), trajectory.model.schedule)
         for name, denoiser in ideal_denoisers(reference, table).items():
-            once = f"{name}, {sampling.num_samples} samples from seed {sampling.seed}"
+            once = f"{name}, {sampling.num_samples} samples from seed {sampling.seed}, {sampling.start.provenance}"
             curves = trajectory.once(once, partial(self._curves_of, denoiser))
             for curve, value in zip(_CURVES, curves, strict=True):
                 found.curves[f"{curve}_{name}"] = trajectory.curve(*value.numpy())
@@ -85,7 +85,6 @@ class IdealTwins(Analysis):
         model = DiffusionModel(network, denoiser.schedule, trajectory.model.latent_shape)
         sampling = replace(trajectory.sampling, guidance=ClassifierFreeGuidance())
         twin = replace(trajectory, model=model, sampling=sampling, held_out=None)
-        analyses = (StepKL(num_bands=1), MarginalGap(num_bands=1))
-        findings = analyzed(twin, analyses)
+        findings = analyzed(twin, (StepKL(), MarginalGap()))
         kept = [findings.curves[name] for name in _CURVES]
         return tuple(torch.stack([torch.as_tensor(v) for v in (c.value, c.lower, c.upper)]) for c in kept)
