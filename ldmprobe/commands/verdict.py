@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 
 from ldmprobe.commands.options import Parser
@@ -31,26 +30,13 @@ def run(argv: list[str]) -> int:
         ConfigurationError: there are no records in it.
     """
     args = parser(argv[0]).parse_args(argv[1:])
-    from ldmprobe.diffusion.measured_grid import MeasuredGrid
-    from ldmprobe.io.store import RecordStore
-    from ldmprobe.probing.class_information import CURVE
-    from ldmprobe.probing.denoising_record import PROBE
     from ldmprobe.probing.judge import judge
-    from ldmprobe.probing.recipe import recipe_advice
-    from ldmprobe.probing.verdict import State
-    from ldmprobe.tracking.run_verdict import judged_records
+    from ldmprobe.tracking.run_verdict import judged_records, told_in_full
 
     records = judged_records(args.run_dir)
     verdict = judge(records)
     if args.json:
         print(json.dumps(verdict.as_dict(), indent=2, allow_nan=False))
     else:
-        print(plain(verdict.in_full))
-        if verdict.state not in (State.CANNOT_SAY, State.BROKEN):
-            print(plain(f"  {MeasuredGrid(str(args.run_dir)).advice}"))
-            last = RecordStore(args.run_dir).last_before(PROBE, sys.maxsize)
-            if last is not None and (told := last.provenance.get("notes", {}).get(CURVE)):
-                print(plain(f"  {told}"))
-            if recipe := recipe_advice(records):
-                print(plain(f"  {recipe}"))
+        print(plain(told_in_full(args.run_dir, records, verdict)))
     return verdict.state.exit_code

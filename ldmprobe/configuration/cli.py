@@ -41,7 +41,8 @@ from ldmprobe.io.plain_text import plain
 from ldmprobe.io.run_directory import check_own, check_own_checkpoint, lock, reserve, unlock
 from ldmprobe.io.store import RecordStore
 from ldmprobe.probing.denoising_record import PROBE
-from ldmprobe.tracking.run_verdict import verdict_on
+from ldmprobe.probing.judge import judge
+from ldmprobe.tracking.run_verdict import judged_records, told_in_full
 from ldmprobe.training.checkpoint.resume import continue_curves, keep_wandb_id, last_checkpoint, say
 from ldmprobe.training.checkpoint.write import AtomicCheckpointIO
 
@@ -212,7 +213,8 @@ class LDMProbeCLI(LightningCLI):
         ):
             return
         try:
-            said = verdict_on(run_dir).in_full
+            records = judged_records(run_dir)
+            said = told_in_full(run_dir, records, judge(records))
         except Exception as error:  # noqa: BLE001 (training is done, and must not end in a traceback)
             said = f"No verdict could be reached on these records ({type(error).__name__}: {error})."
         print(f"\n{plain(said)}\n\n{_where_to_look(run_dir)}", flush=True)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from ldmprobe.diffusion.measured_grid import MeasuredGrid
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore, read_or_skip, step_of
+from ldmprobe.probing.class_information import CURVE
 from ldmprobe.probing.copies import QUALITY
 from ldmprobe.probing.denoising_record import PROBE
 from ldmprobe.probing.judge import judge
 from ldmprobe.probing.memorization_record import PROBE as MEMORIZATION
 from ldmprobe.probing.objective import PROBE as OBJECTIVE
-from ldmprobe.probing.verdict import Verdict
+from ldmprobe.probing.recipe import recipe_advice
+from ldmprobe.probing.verdict import State, Verdict
 from ldmprobe.tracking.history import thinned
 
 _LATEST, _EARLIER = 3, 12  # records that are read: what it takes to see a trend, and where it turned
@@ -49,3 +53,18 @@ def verdict_on(run_dir: str | Path, until: int | None = None) -> Verdict:
         ConfigurationError: there are no records of any probe.
     """
     return judge(judged_records(run_dir, until))
+
+
+def told_in_full(run_dir: str | Path, records: Sequence[ProbeRecord], verdict: Verdict) -> str:
+    """Return a verdict in words and, of a network that can do something, what else its records advise: the levels to
+    sample at, the interval to guide in, the learning rate.
+
+    Args:
+        records: of ``judged_records``, which the verdict is made of.
+    """
+    advice: list[str] = []
+    if verdict.state not in (State.CANNOT_SAY, State.BROKEN):
+        last = [record for record in records if record.probe == PROBE][-1]
+        guidance = last.provenance.get("notes", {}).get(CURVE)
+        advice = [MeasuredGrid(str(run_dir)).advice, *([guidance] if guidance else []), recipe_advice(records)]
+    return "\n".join([verdict.in_full, *(f"  {sentence}" for sentence in advice if sentence)])

@@ -13,7 +13,7 @@ from ldmprobe.probing.denoising_record import levels_of
 from ldmprobe.probing.judge import judge
 from ldmprobe.probing.outliers import outliers
 from ldmprobe.probing.verdict import State, Verdict, signed
-from ldmprobe.tracking.run_verdict import verdict_on
+from ldmprobe.tracking.run_verdict import told_in_full, verdict_on
 
 LOG_SNR = np.array([-5.26, -4.5, -3.7, -2.9, -2.2, -1.5, -0.7, 0.0, 0.8, 1.5, 2.3, 3.0, 3.7, 4.5, 5.3, 6.0, 7.07])
 LEVELS, IMAGES, DRAWS = len(LOG_SNR), 64, 256
@@ -247,6 +247,14 @@ def test_six_probes_tell_what_twice_the_steps_would_bring(tmp_path, capsys):
         RecordStore(tmp_path).append(record)
     main(["verdict", str(tmp_path), "--json"])
     assert json.loads(capsys.readouterr().out)["forecast"]["nats"] == pytest.approx(verdict.forecast.nats)
+    # Below it stands what else the records advise: levels to sample at, and a rate that falls where it did not.
+    untrained = probed(0, mse=3 * LINEAR)
+    for record in (untrained, *course):
+        record.provenance["learning_rate"] = 1e-3
+    told = told_in_full(tmp_path, [untrained, *course], verdict).splitlines()
+    assert told[-2].startswith("  With 10 passes, sample at log-SNR −5.3, ")
+    assert told[-1].startswith("  The learning rate has been 0.001 throughout. ")
+    assert told_in_full(tmp_path, [untrained], judge([untrained])) == judge([untrained]).in_full
     # Of fewer probes, and of a learning rate that decays, nothing is told.
     assert judge(course[1:]).forecast is None
     for step, record in enumerate(course):
