@@ -89,7 +89,7 @@ def train(folder: Path, seed: int, steps: int, stops: int) -> Directly:
 
 
 def main(args: argparse.Namespace) -> None:
-    steps, number, draws = (60, 64, 32) if args.quick else (600, 512, 256)
+    steps, number, draws = (60, 64, 32) if args.quick else (600, args.num_samples, 256)
     judge = FeatureNetwork("builtin:digits")
     data = ImageData("builtin:digits", image_size=32)
     data.setup()
@@ -145,5 +145,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--stops", type=int, default=2, help="how often training is looked at")
+    parser.add_argument("--num-samples", type=int, default=512, help="for each FID")
     parser.add_argument("--quick", action="store_true")
     main(parser.parse_args())
