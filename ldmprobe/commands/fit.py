@@ -7,7 +7,7 @@ from ldmprobe.commands.options import Parser, option
 _DESCRIPTIONS = {
     "fit": "Train or finetune from a YAML file.",
     "validate": "Measure a checkpoint's loss on held-out data.",
-    "test": "Measure a checkpoint's loss on test data.",
+    "test": "Measure a checkpoint's loss on the split `test`, where it is not the held-out one.",
 }
 
 

@@ -48,6 +48,8 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.types import Batch, PlainValues, Rows, StateDict
 
+_TEST = "test"  # the split of that name, where it is neither trained on nor held out
+
 
 class ImageData(L.LightningDataModule):
     """Images (with labels, captions) from any Hugging Face dataset, as batches in [−1, 1].
@@ -93,7 +95,8 @@ class ImageData(L.LightningDataModule):
         num_workers: processes that decode images.
         streaming: read rows as needed, for what does not fit on disk; shuffled through `shuffle_buffer` rows.
         num_classes: for label columns that do not say (a stream's integer column).
-        check_rows: how many rows of each split are decoded before training, to find unreadable images early.
+        check_rows: how many rows of each split are decoded before training, to find unreadable images early; one at
+            least, whose shape is known then.
         seed: of the order and augmentation of training images.
         latents: folder that `ldmprobe cache` has made for this configuration: batches are read from it, in the same
             order.
@@ -166,6 +169,7 @@ class ImageData(L.LightningDataModule):
         self._value_range_is_given = value_range is not None
         self._train: Any = None
         self._held_out: Any = None
+        self._test: Any = None
         self._cache: LatentCache | None = None
 
     def prepare_data(self) -> None:
@@ -197,6 +201,7 @@ class ImageData(L.LightningDataModule):
             for column in self.reader.columns:
                 check_column(column.column, rows.column_names or list(next(iter(rows), {})))
         self._train, self._held_out = (only(rows, self.reader.columns) for rows in (train, held_out))
+        self._test = splits.get(_TEST) if _TEST not in (self.train_split, held_out_split) else None
         named = ((self.train_split, self._train), (held_out_split, self._held_out))
         self.reader = replace(
             self.reader,
@@ -217,10 +222,9 @@ class ImageData(L.LightningDataModule):
             return
         read = ((self._train, self.reader, "training"), (self._held_out, self.held_out_reader, "held-out"))
         for rows, reader, kind in read:
-            checked = CheckedRows.read(islice(rows, self.check_rows), reader, kind)
-            if self.check_rows > 0:
-                of_training = rows is self._train
-                self.image_shape = checked.check(self.image_shape, of_training and not self._value_range_is_given)
+            checked = CheckedRows.read(islice(rows, max(1, self.check_rows)), reader, kind)
+            of_training = rows is self._train
+            self.image_shape = checked.check(self.image_shape, of_training and not self._value_range_is_given)
             self.checked_captions += checked.captions
         check_captions(self.checked_captions, self.reader.random_flip)
 
@@ -328,15 +332,27 @@ class ImageData(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         if self._cache is not None:
             latents = self._latents("held_out")
-            return DataLoader(RowsInOrder(latents, latents), batch_size=self.batch_size, collate_fn=latents.collate)
-        return DataLoader(
-            RowsInOrder(self._held_out, self.held_out_reader),
-            batch_size=self.batch_size,
-            collate_fn=self.held_out_reader.collate,
-        )
+            return self._in_order(latents, latents)
+        return self._in_order(self._held_out, self.held_out_reader)
 
     def test_dataloader(self) -> DataLoader:
-        return self.val_dataloader()
+        """The split "test" where it is neither trained on nor held out, else what is held out.
+
+        Raises:
+            ConfigurationError: there is that split, and `latents`, which have none of it.
+        """
+        if self._test is None:
+            return self.val_dataloader()
+        if self._cache is not None:
+            raise ConfigurationError(
+                "`latents` are of the training and held-out splits, and the dataset has a split 'test' beside them; "
+                "leave `latents` out to measure that one, or run `ldmprobe validate`."
+            )
+        reader = replace(self.held_out_reader, split=_TEST)
+        return self._in_order(only(self._test, reader.columns), reader)
+
+    def _in_order(self, rows: Rows, reader: RowReader | LatentRows) -> DataLoader:
+        return DataLoader(RowsInOrder(rows, reader), batch_size=self.batch_size, collate_fn=reader.collate)
 
     def reference_batches(self, num_images: int, held_out: bool = False) -> Iterator[Batch]:
         """`num_images` training (or held-out) images, or all there are, drawn in a fixed order that no seed changes,

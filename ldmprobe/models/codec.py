@@ -204,6 +204,17 @@ class LatentCodec(nn.Module):
     def _samples(self, asked: bool | None) -> bool:
         return self.sample_posterior if asked is None else asked
 
+    def check_measured(self) -> None:
+        """Raise ConfigurationError where the scale is to be measured and has not been: latents would be taken as they
+        are.
+        """
+        if not bool(self.measured):
+            raise ConfigurationError(
+                "The scale of the latents is to be measured on training images, of which the data show none before "
+                "training; train on ImageData, call `codec.measure_scale(batches)` first, or give LatentCodec a number "
+                "as `scale`."
+            )
+
     @torch.no_grad()
     def measure_scale(self, batches: Iterable[Tensor | PlainValues], per_channel: bool = False) -> None:
         """Set scale and shift so that the latents of these images (or batches, as ``latents`` takes them) have mean 0

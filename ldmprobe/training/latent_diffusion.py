@@ -162,6 +162,10 @@ class LatentDiffusion(L.LightningModule):
         for network in (self.network,) if self.ema is None else (self.network, self.ema.network):
             shard(network, self.device_mesh)
 
+    def on_fit_start(self) -> None:
+        if not self.trainer.strategy.restore_checkpoint_after_setup:  # else what a checkpoint says is not known yet
+            self.codec.check_measured()
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return configured(trained, self.optimizer, self.lr_scheduler)

@@ -83,7 +83,10 @@ class NoisyClassification(L.LightningModule):
         data: Component = datamodule_of(self.trainer)
         self.codec.load()
         if getattr(data, "image_shape", None):
-            ClassConditioning(self.classifier.config["num_classes"]).prepare(self.classifier, data, self.codec)
+            labels = ClassConditioning(self.classifier.config["num_classes"])
+            labels.prepare(self.classifier, data, self.codec)
+            if getattr(data, "latents", None) is not None:
+                data.use_latents(self.codec, labels)
             shape = self.codec.latent_shape(data.image_shape)
             if shape[0] != self.classifier.config["channels"]:
                 raise ConfigurationError(
@@ -91,6 +94,9 @@ class NoisyClassification(L.LightningModule):
                     f"{shape}; set its `channels: {shape[0]}`."
                 )
             self.codec.measure_scale(data.reference_batches(_MEASURED_IMAGES))
+
+    def on_fit_start(self) -> None:
+        self.codec.check_measured()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configured(list(self.classifier.parameters()), self.optimizer, self.lr_scheduler)

@@ -7,14 +7,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Image
 from PIL import Image as PILImage
 
-from ldmprobe import ImageColumn, ImageData, LatentCodec, LatentStatistics
+from ldmprobe import ImageColumn, ImageData, LatentCodec, LatentStatistics, Unconditional
 from ldmprobe.data.image_files import ImageFiles
+from ldmprobe.data.latent_writer import write_cache
 from ldmprobe.data.sources import choose_splits, load_splits
 from ldmprobe.probing.latent_statistics import latents_of
-from tests.helpers import refused
+from tests.helpers import refused, tiny_unet
 
 TRAIN, TEST = range(12), range(12, 16)
 KINDS = ["parquet folder", "save_to_disk", "DatasetDict", "imagefolder"]
@@ -78,6 +80,27 @@ def test_every_kind_of_source_gives_every_picture_with_its_label(kind, tmp_path)
     assert data.class_names == ["even", "odd"]
     if kind in ("parquet folder", "DatasetDict", "imagefolder"):  # they have a test split
         assert held_out == _expected(TEST)
+
+
+def test_a_test_split_beside_what_is_held_out_is_what_test_measures(tmp_path):
+    splits = {"train": _table(range(6)), "validation": _table(range(6, 9)), "test": _table(range(9, 12))}
+    DatasetDict(splits).save_to_disk(tmp_path / "pictures")
+
+    def seen(data: ImageData) -> tuple[list[int], ...]:
+        data.setup()
+        loaders = data.val_dataloader(), data.test_dataloader()
+        gray = (torch.cat([batch["image"][:, 0, 0, 0] for batch in loader]) for loader in loaders)
+        return tuple(((values + 1) * 127.5 / 10).round().int().tolist() for values in gray)
+
+    pictures = str(tmp_path / "pictures")
+    assert seen(ImageData(pictures)) == ([6, 7, 8], [9, 10, 11])
+    assert seen(ImageData(pictures, held_out_split="test")) == ([9, 10, 11], [9, 10, 11])
+    data = ImageData(pictures, check_rows=3)
+    assert write_cache(data, LatentCodec(), Unconditional(), tiny_unet(), tmp_path / "latents")[1]
+    cached = ImageData(pictures, latents=str(tmp_path / "latents"))
+    cached.setup()
+    with refused("leave `latents` out to measure that one"):
+        cached.test_dataloader()
 
 
 @pytest.mark.parametrize("kind", ["parquet folder", "imagefolder", "parquet file"])

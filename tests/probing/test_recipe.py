@@ -38,7 +38,15 @@ def test_a_constant_rate_is_told_that_a_falling_one_does_better():
         [ProbeRecord("denoising", 0, provenance={"learning_rate": 1e-3}), *course([1e-3] * 4)[1:]],
         [],
     ],
-    ids=["one cycle", "too few probes", "rate not known", "its beginning is not known", "a finetune", "no skill", "nothing"],
+    ids=[
+        "one cycle",
+        "too few probes",
+        "rate not known",
+        "its beginning is not known",
+        "a finetune",
+        "no skill",
+        "nothing",
+    ],
 )
 def test_nothing_is_said_where_nothing_is_known(records):
     assert recipe_advice(records) == ""

@@ -119,13 +119,25 @@ def test_gradient_of_a_weighted_loss_is_that_of_the_weights_times_raw_errors(tmp
     assert set(out["sampling_probability"].tolist()) <= set(probability.unique().tolist())
 
 
-def test_codec_that_measures_its_scale_gives_unit_latents(tmp_path):
+@pytest.mark.parametrize("check_rows", [5, 0])
+def test_codec_that_measures_its_scale_gives_unit_latents(tmp_path, check_rows):
     model = module(codec=LatentCodec(scale="measure"))
-    data = digits()
+    data = ImageData("builtin:digits", label_column="label", batch_size=16, check_rows=check_rows)
     trainer(tmp_path, max_steps=1).fit(model, data)
     latents = torch.cat([model.codec.encode(batch["image"]) for batch in data.reference_batches(1024)])
     assert float(latents.mean()) == pytest.approx(0, abs=1e-4)
     assert float(latents.std()) == pytest.approx(1, abs=1e-4)
+
+
+def test_a_scale_that_nothing_can_be_measured_on_is_refused_before_anything_is_written(tmp_path):
+    batches = [{"image": part, "index": torch.arange(16)} for part in torch.rand(32, 1, 8, 8).split(16)]
+    loader = torch.utils.data.DataLoader(batches, batch_size=None)
+    model = LatentDiffusion(tiny_unet(channels=1), LatentCodec(scale="measure"), validation_timesteps=2)
+    with refused("The scale of the latents is to be measured on training images, of which the data show none"):
+        trainer(tmp_path, callbacks=[DenoisingProbe(1, num_images=16, num_draws=32)]).fit(model, loader, loader)
+    assert not list(tmp_path.iterdir())
+    model.codec.measure_scale(batches)
+    trainer(tmp_path, max_steps=1).fit(model, loader, loader)
 
 
 def test_plain_tensor_loaders_work_without_a_datamodule(tmp_path):

@@ -5,9 +5,18 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from PIL import Image
 
-from ldmprobe import ClassifierGuidance, ClassifierModel, ImageData, NoisyClassification, NoisyClassifier, RecordStore
+from ldmprobe import (
+    ClassifierGuidance,
+    ClassifierModel,
+    ImageData,
+    LatentCodec,
+    NoisyClassification,
+    NoisyClassifier,
+    RecordStore,
+)
 from ldmprobe.callbacks import ClassifierProbe, DDIMProbe, ReportWriter
 from ldmprobe.cli import main
+from ldmprobe.data.latent_writer import write_cache
 from ldmprobe.models.conditioning import Unconditional
 from tests.helpers import refused, tiny_unet
 from tests.training.test_latent_diffusion import assert_same_state, digits, module, trainer
@@ -79,6 +88,15 @@ def test_it_guides_samples_from_yaml_and_from_the_command_line(run, tmp_path, ca
     assert "holds a classifier of noisy latents" in capsys.readouterr().err
     assert main([*sample, "--out", str(tmp_path / "no.png"), "--classifier-scale", "2"]) == 2
     assert "give --classifier" in capsys.readouterr().err
+
+
+def test_it_trains_on_latents_of_its_own_codec_alone(tmp_path):
+    data = {"dataset": "builtin:digits", "label_column": "label", "batch_size": 16, "check_rows": 5}
+    for name, codec in (("pixels", LatentCodec()), ("latents", LatentCodec("builtin:digits"))):
+        write_cache(ImageData(**data), codec, Unconditional(), tiny_unet(), tmp_path / name)
+    trainer(tmp_path, max_steps=1).fit(classification(), ImageData(**data, latents=str(tmp_path / "pixels")))
+    with refused("holds latents of something else: its codec"):
+        trainer(tmp_path, max_steps=1).fit(classification(), ImageData(**data, latents=str(tmp_path / "latents")))
 
 
 def test_what_does_not_fit_is_refused_before_training(tmp_path):
