@@ -13,8 +13,13 @@ from filelock import BaseFileLock, FileLock, Timeout
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import remove_partials
 
-_RECORDS = ("probes/*.parquet", "report.html", "reference.safetensors")
-_TRACES = (*_RECORDS, "checkpoints/*.ckpt", "averages/*.safetensors")
+_TRACES = (
+    "probes/*.parquet",
+    "report.html",
+    "reference.safetensors",
+    "checkpoints/*.ckpt",
+    "averages/*.safetensors",
+)
 _LOCK = ".lock"
 _INSTEAD = {
     "--run_dir": "; to go on with it add `--ckpt_path last`",
@@ -57,7 +62,7 @@ def check_own(folder: str, run_dir: str | Path, setting: str) -> None:
         return
     place, own = Path(folder).resolve(), Path(run_dir).resolve()
     for other in (place, *place.parents):
-        if _is_run(other) and other not in (own, *own.parents):
+        if is_run(other) and other not in (own, *own.parents):
             raise ConfigurationError(
                 f"{setting} is {folder}, in the directory of the run {other}, whose files this run would overwrite. "
                 f"Leave it out: it then follows `--run_dir`, which is {run_dir}."
@@ -69,16 +74,17 @@ def check_own_checkpoint(checkpoint: str | Path, run_dir: str | Path) -> None:
     records of the two would be mixed up.
     """
     own, place = Path(run_dir).resolve(), Path(checkpoint).resolve()
-    other = next((folder for folder in place.parents if _is_run(folder)), None)
-    if _is_run(own) and other not in (None, own):
+    other = next((folder for folder in place.parents if is_run(folder)), None)
+    if is_run(own) and other not in (None, own):
         raise ConfigurationError(
             f"{run_dir} holds a run of its own, and {checkpoint} is a checkpoint of the run in {other}. Go on with "
             f"that one by `--run_dir {other}`, or branch off into a new `--run_dir`."
         )
 
 
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() and any(next(folder.glob(trace), None) for trace in _RECORDS)
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is the directory of a run that has written something."""
+    return (folder / "config.yaml").is_file() and any(next(folder.glob(trace), None) for trace in _TRACES)
 
 
 def lock(run_dir: str | Path, resuming: bool, option: str = "--run_dir", wait_s: float = 10.0) -> bool:

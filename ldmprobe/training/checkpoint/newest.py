@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from ldmprobe.io.run_directory import is_run
 from ldmprobe.lightning_private import processed_in
 from ldmprobe.training.checkpoint.sharded import check_sharded_checkpoint
 
@@ -41,7 +42,7 @@ def damage(path: Path) -> str | None:
 
 def newest_intact(folders: Iterable[Path]) -> tuple[Saved | None, dict[Path, str]]:
     """Return the intact checkpoint below ``folders`` that is furthest in training, and the damage of those that were
-    further.
+    further. Those of another run, in a directory of its own below them, do not count.
 
     Of two that are equally far ``last.ckpt`` is taken, because it knows of the other.
     """
@@ -96,8 +97,9 @@ def _checkpoints(folders: Iterable[Path]) -> list[Path]:
         for path in sorted(folder.rglob("*.ckpt")):
             sharded = path.is_dir()
             within_sharded = any(parent.suffix == ".ckpt" for parent in path.parents)
+            of_another_run = any(is_run(folder / parent) for parent in list(path.relative_to(folder).parents)[:-1])
             # Lightning saves hpc_ckpt_N.ckpt from within a signal handler, perhaps in the middle of an optimizer step.
-            if not (sharded or path.is_file()) or within_sharded or path.name.startswith("hpc_ckpt_"):
+            if not (sharded or path.is_file()) or within_sharded or of_another_run or path.name.startswith("hpc_ckpt_"):
                 continue
             if path.resolve() not in found or not path.is_symlink():
                 found[path.resolve()] = path
