@@ -32,6 +32,7 @@ from ldmprobe.probing.denoising_record import (
 )
 from ldmprobe.probing.objective import draws_beside_even
 from ldmprobe.probing.outliers import OUTLIER_MOVES, OUTLIERS, Outlier
+from ldmprobe.probing.probe_before import well_apart
 
 _LASTS = 0.8  # of it a probe later: planted faults have kept .85 or more, the humps of healthy networks .72 or less
 _RARELY = 1 / 30  # of even draws; EDM's log-normal draws its ends a twentieth as often
@@ -68,7 +69,7 @@ class BandEvidence:
         useless: whether some level's error is surely above that of predicting no noise at all.
         faults: what the last probe finds in it that counts, and what does not.
         stands_out: by how much its levels are worse than neighbors on both sides, in words; "" where they are not.
-        gain: over the probe before; None where there is none.
+        gain: since the probe that it is compared with (``probe_before.py``); None where there is none.
         begun: whether that is the untrained network's, from which an error may rise before it falls.
         rise: since the best probe; None where there is none.
     """
@@ -100,10 +101,12 @@ def gather(records: Sequence[ProbeRecord], objective: ProbeRecord | None = None)
         records: whole denoising records of one run that are measured alike, in order of training step.
         objective: the record of what is drawn.
     """
+    same_before = records[-2] if len(records) > 1 else None
+    records = well_apart(records)
     last, previous = records[-1], records[-2] if len(records) > 1 else None
     levels = levels_of(last)
     drawn = np.ones(len(levels.mse)) if objective is None else draws_beside_even(objective, levels.log_snr)
-    rare, frozen = drawn < _RARELY, _frozen(previous, last)
+    rare, frozen = drawn < _RARELY, _frozen(same_before, last)
     lost, chance = ~np.isfinite(levels.mse), answers_by_chance(levels)
     counted, light = ([], []) if lost.any() else find_faults(levels, residual_bands(last))
     visible = _visible(levels)

@@ -21,6 +21,7 @@ from ldmprobe.probing.forecast import Forecast, forecast
 from ldmprobe.probing.memorization_record import PROBE as MEMORIZATION
 from ldmprobe.probing.memorization_record import Memorized, memorized_by_band
 from ldmprobe.probing.objective import PROBE as OBJECTIVE
+from ldmprobe.probing.probe_before import well_apart
 from ldmprobe.probing.verdict import BandVerdict, State, Verdict, signed
 
 LEAST_FALL = 0.001  # of the bound: a band that falls by less has levelled off
@@ -59,7 +60,7 @@ def judge(records: Sequence[ProbeRecord]) -> Verdict:
     copied = _copied([record for record in records if record.probe == QUALITY and record.step <= last.step], last.step)
     states = [*(band.state for band in bands), *([State.MEMORIZING] if copied else [])]
     state = max(states, key=lambda state: state.code)
-    before = alike[-2] if len(alike) > 1 else None
+    before = well_apart(alike)[-2] if len(alike) > 1 else None
     known = f"{last.provenance['num_images']:,} held-out images, {last.provenance['num_draws']:,} draws a level"
     skill = last.curves["denoising_skill"]
     if last.step < _EARLY and bool((skill.value + half_width_of(skill) < 0).all()):

@@ -50,7 +50,7 @@ class BandVerdict:
         state: what it is in.
         nats: its part of the likelihood bound.
         recoverable: nats that it could still lose, at least.
-        change: nats since the probe before; NaN where there is none to compare with.
+        change: nats since the probe it is compared with; NaN where there is none.
         change_width: half-width of its 95 % interval.
         evidence: a sentence without its stop.
         forecast: what twice the steps will change; None where there are too few probes to say.

@@ -14,6 +14,7 @@ from ldmprobe.probing.denoising_record import PROBE
 from ldmprobe.probing.judge import judge
 from ldmprobe.probing.memorization_record import PROBE as MEMORIZATION
 from ldmprobe.probing.objective import PROBE as OBJECTIVE
+from ldmprobe.probing.probe_before import index_before
 from ldmprobe.probing.recipe import recipe_advice
 from ldmprobe.probing.verdict import State, Verdict
 from ldmprobe.tracking.history import thinned
@@ -22,8 +23,9 @@ _LATEST, _EARLIER = 3, 12  # records that are read: what it takes to see a trend
 
 
 def judged_records(run_dir: str | Path, until: int | None = None) -> list[ProbeRecord]:
-    """Return the records that a verdict on a run is made of: its last denoising records, some of the earlier ones,
-    and the last records until then of what is trained, of memorization and of samples.
+    """Return the records that a verdict on a run is made of: its last denoising records, the one that the last is
+    compared with, some of the earlier ones, and the last records until then of what is trained, of memorization and of
+    samples.
 
     Args:
         until: the last training step that counts; default: all do.
@@ -36,10 +38,12 @@ def judged_records(run_dir: str | Path, until: int | None = None) -> list[ProbeR
         raise store.no_records
     paths = [path for path in store.paths(PROBE) if until is None or step_of(path) <= until]
     chosen = [*thinned(paths[:-_LATEST], _EARLIER), *paths[-_LATEST:]]
+    if len(paths) > 1:
+        chosen.append(paths[index_before([step_of(path) for path in paths])])
     last = step_of(paths[-1]) if paths else until
     for probe in (OBJECTIVE, MEMORIZATION, QUALITY):
         chosen += [path for path in store.paths(probe) if last is None or step_of(path) <= last][-1:]
-    return [record for path in sorted(chosen, key=step_of) if (record := read_or_skip(path)) is not None]
+    return [record for path in sorted(dict.fromkeys(chosen), key=step_of) if (record := read_or_skip(path)) is not None]
 
 
 def verdict_on(run_dir: str | Path, until: int | None = None) -> Verdict:

@@ -38,7 +38,7 @@ def confidence_html(verdict: Verdict) -> str:
 
 
 def change_in_words(verdict: Verdict) -> str:
-    """Return how the bound has changed since the probe before; "" where there is none to compare with."""
+    """Return how the bound has changed since the probe it is compared with; "" where there is none."""
     if verdict.since is None or not isfinite(verdict.change):
         return ""
     return f", {signed(verdict.change)} since step {verdict.since:,}"

@@ -94,6 +94,44 @@ def test_what_falls_is_unfinished_and_what_falls_no_longer_is_at_fault():
     assert "probe again" in judge(course[:1]).action
 
 
+STANDING_OUT = -0.05 * at(-1, 1)  # of the gain
+COURSES = {
+    State.LEARNING: [unfinished(left) for left in (0.4, 0.3, 0.2)],
+    State.AT_FAULT: [{**unfinished(left), "gain": unfinished(left)["gain"] + STANDING_OUT} for left in (0.4, 0.3, 0.2)],
+    State.OVERFITTING: [{"excess": excess} for excess in (0.0, 0.04, 0.08)],
+}
+
+
+@pytest.mark.parametrize("state", COURSES)
+@pytest.mark.parametrize("extra", [[301], [301, 302, 303, 304]])
+def test_a_probe_right_after_another_changes_no_verdict(state, extra, tmp_path):
+    """Training that ends just past a multiple of ``every_n_steps``, and is resumed and ends so again."""
+    course = [probed(step, **each) for step, each in zip((100, 200, 300), COURSES[state], strict=True)]
+    known = judge(course)
+    assert (known.state, known.since) == (state, 200)
+    again = [probed(step, **COURSES[state][-1]) for step in extra]
+    verdict = judge([*course, *again])
+    assert (verdict.state, verdict.action, verdict.since) == (known.state, known.action, 200)
+    for record in [*course, *again]:
+        RecordStore(tmp_path).append(record)
+    assert verdict_on(tmp_path) == verdict
+
+
+def test_one_probe_above_the_best_is_one_though_another_is_right_behind_it():
+    course = [probed(step, excess) for step, excess in ((100, 0.3), (200, 0.1), (300, 0.0), (400, 0.03), (401, 0.03))]
+    assert judge(course).state is not State.OVERFITTING
+
+
+def test_a_run_that_is_probed_often_is_judged_by_a_tenth_of_its_training(tmp_path):
+    """From probe to probe the bound falls by less than a thousandth."""
+    course = [probed(step, excess=4 * step**-0.5) for step in range(1000, 2001, 20)]
+    verdict = judge(course)
+    assert (verdict.state, verdict.since) == (State.LEARNING, 1800)
+    for record in course:
+        RecordStore(tmp_path).append(record)
+    assert verdict_on(tmp_path).since == 1800  # though few of the records are read
+
+
 def test_a_level_that_stands_out_from_both_sides_is_at_fault_however_much_still_falls():
     planted = {**unfinished(0.15), "gain": unfinished(0.15)["gain"] - 0.05 * at(-1, 1)}
     before = {**unfinished(0.2), "gain": unfinished(0.2)["gain"] - 0.05 * at(-1, 1)}
