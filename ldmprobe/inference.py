@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ldmprobe.diffusion.trajectory import SamplingStep
@@ -17,7 +18,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.features.choose import named_network
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.autoencoder_model import AutoencoderModel
-from ldmprobe.models.conditioning import AssumedColumns, OfRows
+from ldmprobe.models.conditioning import SMALL, AssumedColumns, OfRows
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.pixels import as_bytes
 from ldmprobe.probing.analyses import Analysis, Findings, Trajectory
@@ -205,6 +206,26 @@ def told_rows(model: DiffusionModel, rows: GivenRows) -> OfRows:
     with evaluating(model.modules):
         model.conditioning.prepare(model.network, told, model.codec)
         return OfRows(model.conditioning, told.reference_batches(len(rows.images)))
+
+
+def told_small(model: DiffusionModel, images: Tensor) -> OfRows:
+    """Return the conditioning that tells sample i the small image i mod K, as a cascade does, of images (K, C, h, w) in
+    [−1, 1]. Whatever else the model is told of an image is made of them, too, interpolated.
+
+    Raises:
+        ConfigurationError: the model is told small images of another size, or what they do not say.
+    """
+    from ldmprobe.data.in_order import GivenRows
+
+    size = model.codec.image_shape(model.latent_shape)[1:]
+    whole = F.interpolate(images, size=size, mode="bicubic").clamp(-1, 1)
+    conditioning = told_rows(model, GivenRows.of(whole, **{SMALL: images}))
+    if (told := model.conditioning.small_size) and told != tuple(images.shape[2:]):
+        raise ConfigurationError(
+            f"The model is told small images of {told[0]}×{told[1]}, and those of --image become "
+            f"{images.shape[2]}×{images.shape[3]}; give --enlarge {size[0] // told[0]}."
+        )
+    return conditioning
 
 
 def given_images(model: DiffusionModel, files: Sequence[Path], times_smaller: int = 1) -> Tensor:

@@ -1,22 +1,33 @@
 """``ldmprobe sample`` and ``probe`` with rows or images of one's own, which the model is told or which are changed."""
 
 from argparse import Namespace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import ldmprobe
-from ldmprobe import Sampling, load_model
+from ldmprobe import Sampling, cascaded, load_model
 from ldmprobe.cli import main
 from ldmprobe.commands.options import further_columns
 from ldmprobe.data.builtin import load_builtin
 from ldmprobe.data.in_order import GivenRows
-from ldmprobe.inference import given_images, given_rows, real_latents, sample_images, told_rows
+from ldmprobe.diffusion.noise import sample_noise
+from ldmprobe.inference import (
+    given_images,
+    given_rows,
+    image_grid,
+    real_latents,
+    sample_images,
+    told_rows,
+    told_small,
+)
 from ldmprobe.models.restored import Enlarged
-from tests.models.spatial import BUILTIN, SIZE, data, fit
+from tests.models.spatial import BUILTIN, SIZE, data, fit, fit_told, network
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +35,22 @@ def checkpoint(tmp_path_factory) -> str:
     """A model of maps."""
     folder = tmp_path_factory.mktemp("map")
     fit(folder, "map", data())
+    return str(folder / "half.ckpt")
+
+
+@pytest.fixture(scope="module")
+def told_nothing(tmp_path_factory) -> str:
+    """A model of images alone."""
+    folder = tmp_path_factory.mktemp("alone")
+    fit_told(folder, ldmprobe.Unconditional(), network(0), data())
+    return str(folder / "half.ckpt")
+
+
+@pytest.fixture(scope="module")
+def upsampler(tmp_path_factory) -> str:
+    """A model of small images."""
+    folder = tmp_path_factory.mktemp("small")
+    fit(folder, "small image", data())
     return str(folder / "half.ckpt")
 
 
@@ -55,9 +82,9 @@ def test_samples_are_told_what_rows_of_ones_own_tell_and_probes_find_their_colum
     assert torch.equal(held_out.condition["concat"][:, :8].sum(1), torch.ones(len(held_out.latents), SIZE, SIZE))
 
 
-def test_an_image_is_changed_as_much_as_a_strength_says(checkpoint, capsys):
+def test_an_image_is_changed_as_much_as_a_strength_says(told_nothing, capsys):
     load_builtin("shapes", **BUILTIN)[0]["image"].save("one.png")
-    command = ["sample", checkpoint, "--num-samples", "2", "--num-steps", "3", "--device", "cpu"]
+    command = ["sample", told_nothing, "--num-samples", "2", "--num-steps", "3", "--device", "cpu"]
     changed = [*command, "--image", "one.png", "--strength"]
     assert main([*changed, "7.0", "--out", "little.png"]) == 0
     assert main([*changed, "-5.3", "--out", "much.png"]) == 0
@@ -76,21 +103,21 @@ def test_an_image_is_changed_as_much_as_a_strength_says(checkpoint, capsys):
     assert "none.png cannot be read: No such file or directory" in missing
 
 
-def test_an_image_is_filled_in_or_enlarged_by_a_model_that_was_not_trained_for_it(checkpoint, capsys):
+def test_an_image_is_filled_in_or_enlarged_by_a_model_that_was_not_trained_for_it(told_nothing, capsys):
     image = load_builtin("shapes", **BUILTIN)[0]["image"]
     image.save("whole.png")
     image.resize((SIZE // 4, SIZE // 4), Image.Resampling.BOX).save("small.png")
     hole = np.zeros((SIZE, SIZE), np.uint8)
     hole[:, SIZE // 2 :] = 255
     Image.fromarray(hole).save("hole.png")
-    command = ["sample", checkpoint, "--num-samples", "1", "--num-steps", "8", "--grid", "log-snr", "--device", "cpu"]
+    command = ["sample", told_nothing, "--num-samples", "1", "--num-steps", "8", "--grid", "log-snr", "--device", "cpu"]
     assert main([*command, "--image", "whole.png", "--hole", "hole.png", "--out", "filled.png"]) == 0
     assert main([*command, "--image", "small.png", "--enlarge", "4", "--out", "large.png"]) == 0
     assert "--match-color puts that right" in capsys.readouterr().err
     off = np.abs(np.subtract(*(np.asarray(Image.open(name), dtype=float) for name in ("filled.png", "whole.png"))))
     off = off.mean((0, 2))
     assert off[: SIZE // 2].mean() < 8 < off[SIZE // 2 :].mean()  # of 255
-    model = load_model(checkpoint, "cpu")
+    model = load_model(told_nothing, "cpu")
     small = given_images(model, [Path("small.png")], 4)
     guidance = ldmprobe.MeasurementGuidance(ldmprobe.BlockMeans(4), y=small)
     large = sample_images(model, Sampling(1, 8, grid=ldmprobe.LogSNRGrid(), guidance=guidance))
@@ -135,3 +162,48 @@ def test_a_model_of_holes_is_told_that_of_an_image_and_known_pixels_are_put_back
     assert (plain[hole == 0] != original[hole == 0]).any()
     nothing = refuses(capsys, "sample", checkpoint, "--paste", "0", "--out", "s.png")
     assert "--paste puts known pixels back, and none are given; give --image with --hole" in nothing
+    told = refuses(capsys, *command, *given, "--data", "mine.parquet", "--out", "s.png")
+    assert "The model is told --image itself, and no row of --data; leave out one of them." in told
+    told = refuses(capsys, *command, "--image", "known.png", "--strength", "0", "--out", "s.png")
+    assert "told Masked of rows of data, of which --image says nothing; give --data, too" in told
+
+
+def test_a_model_of_small_images_is_told_those_of_image_and_of_no_row(upsampler, capsys):
+    rows = load_builtin("shapes", **BUILTIN, seed=9)
+    for number in (0, 1):
+        small = rows[number]["image"].resize((SIZE // 4, SIZE // 4), Image.Resampling.BOX)
+        small.save(f"small{number}.png")
+    files = [Path("small0.png"), Path("small1.png")]
+    model = load_model(upsampler, "cpu")
+    small = given_images(model, files, 4)
+    told = told_small(model, small)
+    kept = model.conditioning.alpha_bar[5]
+    ids = torch.arange(2)
+    noise = sample_noise([0, 1], (3, SIZE // 4, SIZE // 4), seed=0, stream=8)
+    expected = nn.functional.interpolate(kept.sqrt() * small + (1 - kept).sqrt() * noise, size=SIZE, mode="bicubic")
+    condition = told.for_samples(ids)
+    torch.testing.assert_close(condition["concat"], expected)
+    assert condition["class_labels"].tolist() == [5, 5]
+    cascade = cascaded(replace(model, latent_shape=(3, 4, 4), conditioning=ldmprobe.Unconditional()), model, small)
+    assert torch.equal(cascade.conditioning.for_samples(ids)["concat"], condition["concat"])
+
+    command = ["sample", upsampler, "--num-samples", "2", "--num-steps", "2", "--device", "cpu"]
+    given = ["--image", *map(str, files), "--enlarge"]
+    assert main([*command, *given, "4", "--out", "enlarged.png"]) == 0
+    assert "--match-color puts that right" in capsys.readouterr().err
+    drawn = image_grid(sample_images(replace(model, conditioning=told), Sampling(2, 2)), 10)
+    assert np.array_equal(np.asarray(Image.open("enlarged.png")), drawn)
+    refused = refuses(capsys, *command, *given, "2", "--out", "s.png")
+    assert "told small images of 4×4, and those of --image become 8×8; give --enlarge 4." in refused
+    refused = refuses(capsys, *command, *given, "4", "--data", "mine.parquet", "--out", "s.png")
+    assert "The model is told --image itself, and no row of --data; leave out one of them." in refused
+
+
+@pytest.mark.parametrize("change", [["--strength", "0"], ["--enlarge", "4"], ["--hole", "small.png"]])
+def test_images_are_not_changed_by_what_the_rows_of_a_checkpoint_say(checkpoint, change, capsys):
+    told = refuses(capsys, "sample", checkpoint, "--image", "small.png", *change, "--out", "s.png")
+    assert "The model is told SemanticMap of rows of data, of which --image says nothing; give --data, too" in told
+    load_builtin("shapes", **BUILTIN).to_parquet("maps.parquet")
+    few = ["--num-samples", "1", "--num-steps", "1", "--device", "cpu", "--out", f"{change[0][2:]}.png"]
+    Image.new("L", (SIZE, SIZE), 255).save("small.png")
+    assert main(["sample", checkpoint, "--image", "small.png", *change, "--data", "maps.parquet", *few]) == 0

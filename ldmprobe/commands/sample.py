@@ -195,15 +195,28 @@ def _check(args: Namespace) -> None:
 def _of_what_is_given(
     args: Namespace, model: DiffusionModel, sampling: Sampling
 ) -> tuple[Sampling, FilledIn | Enlarged | None]:
-    """Give the model the conditions of --data, or of --image and --hole where it is told holes. Return the sampling,
-    with a start from images or a guidance by what is known of them where one is asked for, and what samples restore.
+    """Give the model the conditions of --data, or of --image where it is told holes, or small images. Return the
+    sampling, with a start from images or a guidance by what is known of them where one is asked for, and what samples
+    restore.
+
+    Raises:
+        ConfigurationError: the model would be told of other rows than those of --image.
     """
     from ldmprobe.data.in_order import GivenRows
-    from ldmprobe.inference import given_images, told_rows
+    from ldmprobe.inference import given_images, told_rows, told_small
     from ldmprobe.models.guidance import BlockMeans, KnownPixels, MeasurementGuidance
     from ldmprobe.models.restored import Enlarged, FilledIn
     from ldmprobe.probing.start import FromImages
 
+    hole_column, enlarges = model.conditioning.hole_column, model.conditioning.small_size is not None
+    told_images = bool(args.image) and bool((args.hole and hole_column) or (args.enlarge and enlarges))
+    if told_images and args.data is not None:
+        raise ConfigurationError("The model is told --image itself, and no row of --data; leave out one of them.")
+    if args.image and not told_images and args.data is None and model.conditioning.num_rows is not None:
+        raise ConfigurationError(
+            f"The model is told {model.conditioning.label} of rows of data, of which --image says nothing; give "
+            "--data, too: sample i is told what its row i says."
+        )
     rows = _rows(args, model) if args.data is not None else None
     images = None if rows is None else rows.images
     if args.image:
@@ -214,11 +227,13 @@ def _of_what_is_given(
         known = KnownPixels(str(args.hole))
         known.check(tuple(images.shape[1:]))
         hole = known.holes(images, range(1))
-    hole_column = model.conditioning.hole_column
     if hole is not None and hole_column is not None:
         assert images is not None
-        rows = GivenRows.of(images) if args.image or rows is None else rows
-        rows = rows.with_hole(hole_column, hole[0, 0])
+        rows = (rows or GivenRows.of(images)).with_hole(hole_column, hole[0, 0])
+    if told_images and args.enlarge:
+        assert images is not None
+        model.conditioning = told_small(model, images)
+        return sampling, Enlarged(images)
     measured = args.enlarge is not None or (hole is not None and hole_column is None)
     if rows is not None:
         conditioning = told_rows(model, rows)

@@ -70,9 +70,9 @@ class GivenRows:
         return cls(batches, None if labels is None else labels.classes)
 
     @classmethod
-    def of(cls, images: Tensor) -> Self:
-        """Return rows of images (N, C, H, W) in [−1, 1] alone."""
-        return cls([{"image": images, "index": torch.arange(len(images))}], None)
+    def of(cls, images: Tensor, **columns: Tensor) -> Self:
+        """Return rows of images (N, C, H, W) in [−1, 1], with these further columns alone."""
+        return cls([{"image": images, "index": torch.arange(len(images)), **columns}], None)
 
     def with_hole(self, name: str, hole: Tensor) -> Self:
         """Return the same rows, all with this mask (H, W) in their column ``name``."""

@@ -90,9 +90,11 @@ def fit(folder, kind: str, source: ldmprobe.ImageData, ckpt_path=None):
     make, channels, more = KINDS[kind]
     torch.manual_seed(1)
     conditioning = make()
-    module = ldmprobe.LatentDiffusion(
-        network(channels, **more), scheduler=sd_scheduler(), conditioning=conditioning, ema_decay=0.9
-    )
+    return fit_told(folder, conditioning, network(channels, **more), source, ckpt_path)
+
+
+def fit_told(folder, conditioning: ldmprobe.Conditioning, network: nn.Module, source, ckpt_path=None):
+    module = ldmprobe.LatentDiffusion(network, scheduler=sd_scheduler(), conditioning=conditioning, ema_decay=0.9)
     losses = Losses(folder / "half.ckpt")
     trainer = quiet_trainer(folder, 4, limit_val_batches=0, callbacks=[losses])
     trainer.fit(module, source, ckpt_path=ckpt_path)
