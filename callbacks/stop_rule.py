@@ -62,7 +62,7 @@ class StopRule(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         step = self._probe.last_step
-        if step <= self._seen:
+        if step <= self._seen or not self._probe.is_due(step):  # where a run ended that is gone on with
             return
         self._seen = step
         better = from_rank_zero(trainer, lambda: self._is_better(RecordStore(run_directory(trainer)), step))

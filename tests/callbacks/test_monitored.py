@@ -69,6 +69,18 @@ def test_the_stop_rule_ends_a_run_that_gets_no_better_and_links_to_its_best(tmp_
     )
 
 
+def test_a_resumed_run_is_stopped_where_an_unbroken_one_is(tmp_path):
+    """At step 6: the probe that step 4 has only where the run ends there is not waited for."""
+
+    def fit(max_steps: int, **more: Any) -> L.Trainer:
+        made = trainer(tmp_path, max_steps=max_steps, callbacks=[*probes(3), StopRule(patience=1, least_gain=1)])
+        made.fit(module(), digits(), **more)
+        return made
+
+    fit(4).save_checkpoint(tmp_path / "part.ckpt")
+    assert fit(8, ckpt_path=str(tmp_path / "part.ckpt")).global_step == 6
+
+
 def test_the_stop_rule_has_to_have_something_to_go_by(tmp_path):
     with refused("StopRule goes by the held-out bound; add a DenoisingProbe"):
         trainer(tmp_path, callbacks=[StopRule()]).fit(module(), digits())
