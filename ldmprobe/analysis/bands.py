@@ -15,28 +15,58 @@ class LogSNRBand:
 
     Attributes:
         low, high: the edges, multiples of 3.
-        inside: which levels of the grid lie in it (low ≤ log-SNR < high), (L,).
+        inside: which levels of the grid lie in it (low ≤ log-SNR < high; the cleanest level of all also at high), (L,).
+        share: how much of what each level stands for does, (L,): a level stands for all that is nearer to it than to
+            others, as in the trapezoid rule, and one at an edge half for either band. Over all bands they sum to 1.
         name: its edges, as far as the grid reaches, such as "−3…0" and "+6…+7.1".
     """
 
     low: float
     high: float
     inside: np.ndarray
+    share: np.ndarray
     name: str
+
+    def sum(self, values: np.ndarray) -> np.ndarray:
+        """Return the sum of ``values`` (L, …) over the levels, each by its share: (…)."""
+        touched = self.share > 0
+        total: np.ndarray = np.tensordot(self.share[touched], values[touched], 1)
+        return total
 
 
 def bands_of(log_snr: np.ndarray) -> list[LogSNRBand]:
     """The bands that hold a level of ``log_snr`` (L,), noisy to clean."""
     number = np.floor(log_snr / BAND_WIDTH)
+    if log_snr.min() < log_snr.max() == BAND_WIDTH * number.max():
+        number = np.minimum(number, number.max() - 1)
+    numbers = np.unique(number)
+    inside = numbers[:, None] == number
+    lows = numbers * BAND_WIDTH
     return [
         LogSNRBand(
-            float(n * BAND_WIDTH),
-            float((n + 1) * BAND_WIDTH),
-            number == n,
-            range_name(max(n * BAND_WIDTH, log_snr.min()), min((n + 1) * BAND_WIDTH, log_snr.max())),
+            float(low),
+            float(low + BAND_WIDTH),
+            here,
+            share,
+            range_name(max(low, log_snr.min()), min(low + BAND_WIDTH, log_snr.max())),
         )
-        for n in np.unique(number)
+        for low, here, share in zip(lows, inside, _shares(log_snr, lows, inside), strict=True)
     ]
+
+
+def _shares(log_snr: np.ndarray, lows: np.ndarray, inside: np.ndarray) -> np.ndarray:
+    """Return how much of each level's cell, which ends halfway to its neighbors, lies in the bands that begin at
+    ``lows`` (B,): (B, L). Where several levels are one, some have no cell, and are where they are ``inside``.
+    """
+    order = np.argsort(log_snr, kind="stable")
+    levels, low = log_snr[order], lows[:, None]
+    halfway = (levels[1:] + levels[:-1]) / 2
+    left, right = np.append(levels[:1], halfway), np.append(halfway, levels[-1:])
+    overlap = np.clip(np.minimum(right, low + BAND_WIDTH) - np.maximum(left, low), 0.0, None)
+    found = np.empty_like(overlap)
+    found[:, order] = np.where(overlap.sum(0) > 0, overlap, inside[:, order])
+    shares: np.ndarray = found / found.sum(0)
+    return shares
 
 
 def band_key(low: float) -> str:

@@ -70,12 +70,12 @@ def gains_by_band(
         cluster: the image of each draw, (N,).
         nats: of the likelihood bound per unit of error at each level, (L,).
     """
-    bands = [(band.low, band.high, band.name, band.inside) for band in bands_of(log_snr)]
-    bands.append((-np.inf, np.inf, "all", np.ones(len(log_snr), bool)))
+    bands = bands_of(log_snr)
+    places = [*((band.low, band.high, band.name) for band in bands), (-np.inf, np.inf, "all")]
     found = []
     for other in others:
         each = nats[:, None] * (first - other)
-        found.append(clustered_mean(np.stack([each[inside].sum(0) for *_, inside in bands]), cluster))
+        found.append(clustered_mean(np.stack([*(band.sum(each) for band in bands), each.sum(0)]), cluster))
     if not found:
         return []
     p_values = np.stack([gain.p_value for gain in found])  # (others, bands + 1)
@@ -93,7 +93,7 @@ def gains_by_band(
                 float(gain.p_value[k]),
                 float(corrected[k]),
             )
-            for k, (low, high, name, _) in enumerate(bands)
+            for k, (low, high, name) in enumerate(places)
         ]
         for gain, corrected in zip(found, adjusted, strict=True)
     ]

@@ -63,17 +63,16 @@ def summarize(
     # Levels share their images and noise, so their errors are taken to go together.
     highest = residual + half_width + (1 - residual) * cross_fit_cost(num_draws)
     bands = bands_of(log_snr)
-    excess = [float((nats * residual * mse)[band.inside].sum()) for band in bands]
+    excess = [float(band.sum(nats * residual * mse)) for band in bands]
     positive = np.maximum(excess, 0.0)
     total = positive.sum()
     shares = positive / total if total != 0 else np.zeros(len(bands))  # NaN where a level's loss is
     found = []
     for band, nats_here, share in zip(bands, excess, shares, strict=True):
-        weight = mse[band.inside] / mse[band.inside].sum()
         mean, lower, upper = (
-            float(weight @ values[band.inside]) for values in (residual, residual - half_width, highest)
+            float(band.sum(mse * values) / band.sum(mse)) for values in (residual, residual - half_width, highest)
         )
-        upper_nats = float((nats * highest * mse)[band.inside].sum())
+        upper_nats = float(band.sum(nats * highest * mse))
         found.append(Band(band.low, band.high, band.name, mean, lower, upper, nats_here, upper_nats, float(share)))
     return Imbalance(found, _gini(positive))
 

@@ -136,7 +136,7 @@ def gather(records: Sequence[ProbeRecord], objective: ProbeRecord | None = None)
                 name=band.name,
                 low=band.low,
                 high=band.high,
-                nats=float((levels.nats * levels.mse)[here].sum()),
+                nats=float(band.sum(levels.nats * levels.mse)),
                 recoverable=at_least,
                 in_sight=in_sight,
                 hidden=more,
@@ -150,7 +150,7 @@ def gather(records: Sequence[ProbeRecord], objective: ProbeRecord | None = None)
                 untrained=_untrained(frozen[here], drawn[here & rare], unseen, levels.bound),
                 gain=gain,
                 begun=previous is not None and previous.step == 0,
-                rise=_rise(records, here),
+                rise=_rise(records, band.share),
             )
         )
     return found, _told(outstanding, np.ones(len(levels.mse), bool), levels.log_snr)
@@ -192,12 +192,12 @@ def _recoverable(levels: Levels, record: ProbeRecord, places: tuple[np.ndarray, 
     by_ideal = levels.nats * above_known(levels)
     by_correction = levels.nats * levels.mse * record.curves["calibration_residual"].value
     found = []
-    for band, inside in zip(residual_bands(record), (band.inside for band in bands_of(levels.log_snr)), strict=True):
-        ways = [by_ideal, by_correction] if band.lower > LEAST_RESIDUAL else [by_ideal]
+    for residual, band in zip(residual_bands(record), bands_of(levels.log_snr), strict=True):
+        ways = [by_ideal, by_correction] if residual.lower > LEAST_RESIDUAL else [by_ideal]
         at_least, *of_it = (
-            max(0.0, *(float(way[inside & at].sum()) for way in ways)) for at in (np.ones_like(inside), *places)
+            max(0.0, *(float(band.sum(way * at)) for way in ways)) for at in (np.ones(len(levels.mse)), *places)
         )
-        found.append((at_least, *of_it, max(band.upper_nats - at_least, 0.0)))
+        found.append((at_least, *of_it, max(residual.upper_nats - at_least, 0.0)))
     return found
 
 
@@ -237,14 +237,14 @@ def _told(outstanding: Sequence[np.ndarray], inside: np.ndarray, log_snr: np.nda
     return f"noise levels on either side of {place} do better: {', '.join(parts)}"
 
 
-def _rise(records: Sequence[ProbeRecord], inside: np.ndarray) -> Rise | None:
-    """Return the rise since the best probe if the last two probes are both surely above it, by more than three times
-    what probes scatter about a smooth course (their second differences).
+def _rise(records: Sequence[ProbeRecord], share: np.ndarray) -> Rise | None:
+    """Return the rise of a band, of which each level has a ``share``, since the best probe if the last two probes are
+    both surely above it, by more than three times what probes scatter about a smooth course (their second differences).
     """
     trained = [record for record in records if record.step > 0]
     if len(trained) < 3:
         return None
-    weights = np.where(inside, nats_of(trained[-1]), 0.0)
+    weights, inside = share * nats_of(trained[-1]), share > 0
     course = np.array([float(weights @ np.nan_to_num(errors_of(record).mean(1), nan=np.inf)) for record in trained])
     best = int(np.argmin(course))
     if best > len(trained) - 3:

@@ -76,5 +76,4 @@ def measured_fall(before: ProbeRecord, after: ProbeRecord) -> np.ndarray:
 def _courses(records: Sequence[ProbeRecord]) -> np.ndarray:
     """Return the bound of each band, and last of all levels, over probes: (bands + 1, K), in nats."""
     levels = np.stack([nats_of(record) * errors_of(record).mean(1) for record in records], 1)
-    inside = [band.inside for band in bands_of(log_snr_of(records[-1]))]
-    return np.stack([*(levels[each].sum(0) for each in inside), levels.sum(0)])
+    return np.stack([*(band.sum(levels) for band in bands_of(log_snr_of(records[-1]))), levels.sum(0)])

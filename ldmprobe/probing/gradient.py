@@ -131,7 +131,7 @@ def probe_gradient(
     gram = (flat @ flat.T).double().cpu().unflatten(0, (-1, NUM_GROUPS)).unflatten(2, (-1, NUM_GROUPS))
     log_snr = schedule.log_snr[timesteps]
     bands = bands_of(log_snr.numpy())
-    shares = torch.stack([torch.from_numpy(band.inside / band.inside.sum()) for band in bands])
+    shares = torch.stack([torch.from_numpy(band.share / band.share.sum()) for band in bands])
     group_size = num_draws // NUM_GROUPS
     square, mean_square, cosine, ceiling, scale = (
         with_interval(gram, group_size, statistic)

@@ -106,7 +106,7 @@ def probe_lora_strength(
     log_snr = model.schedule.log_snr[timesteps].numpy()
     nats = nats_per_error(log_snr, base_data.latents[0].numel())
     bands = bands_of(log_snr)
-    inside = np.stack([*(band.inside for band in bands), np.ones(len(log_snr), bool)]) * nats  # (bands + 1, levels)
+    counted = np.stack([*(band.share for band in bands), np.ones(len(log_snr))]) * nats  # (bands + 1, levels)
     falls, images = [], []  # of each kind: (bands + 1, strengths, draws), and the image of each draw
     for k, data in enumerate((base_data, new_data)):
         with evaluating(model.modules):
@@ -115,7 +115,7 @@ def probe_lora_strength(
                 with lora_at(model.network, strength):
                     errors.append(draws.squared_errors(model, timesteps, batch_size).T.numpy())
                 progress(k * len(tried) + n + 1, 2 * len(tried))
-        falls.append(np.stack([inside @ (errors[0] - each) for each in errors], 1))
+        falls.append(np.stack([counted @ (errors[0] - each) for each in errors], 1))
         images.append(np.arange(num_draws) % len(data.latents))
     lost, won = (clustered_mean(fall, image) for fall, image in zip(falls, images, strict=True))
     net, width = won.value + lost.value, np.hypot(won.half_width, lost.half_width)

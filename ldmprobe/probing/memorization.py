@@ -101,13 +101,13 @@ def probe_memorization(
     cluster = torch.arange(num_draws) % num_pairs
     gap, room, levels = held - trained, held - copied, (timesteps, log_snr)
 
-    def share_within(inside: np.ndarray) -> tuple[float, float]:
-        weight = nats * torch.from_numpy(inside)
+    def share_within(counted: np.ndarray) -> tuple[float, float]:
+        weight = nats * torch.from_numpy(counted)
         value, width = share(gap @ weight, room @ weight, held @ weight, cluster)
         return float(value), float(width)
 
-    total, total_width = share_within(np.ones(len(timesteps), bool))
-    bands = {band_key(band.low): share_within(band.inside) for band in bands_of(log_snr.numpy())}
+    total, total_width = share_within(np.ones(len(timesteps)))
+    bands = {band_key(band.low): share_within(band.share) for band in bands_of(log_snr.numpy())}
     return ProbeRecord(
         PROBE,
         step,

@@ -138,7 +138,7 @@ def probe_precision(
         total, total_width = (float(each) for each in with_width(difference @ nats))
         scalars[f"precision_lost_in_all/{name}"] = total
         scalars[f"precision_lost_in_all_half_width/{name}"] = total_width
-        of_bands = difference @ (nats * torch.from_numpy(np.stack([band.inside for band in bands]))).T
+        of_bands = difference @ (nats * torch.from_numpy(np.stack([band.share for band in bands]))).T
         found = clustered_mean(of_bands.T.numpy(), cluster.numpy())
         sure = np.where(found.p_value * len(bands) < 0.05, found.value, 0.0)  # Bonferroni
         where = bands[int(sure.argmax())].name if sure.max() > 0 else None

@@ -7,14 +7,14 @@ curves as one number for each band of log-SNR, such as ``probe_denoising/skill/l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from ldmprobe.analysis.bands import band_key, bands_of
-from ldmprobe.io.metric import Good, Metric
+from ldmprobe.io.metric import Good, Metric, Pool
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.probing.verdict import Verdict
 
@@ -32,7 +32,6 @@ VERDICT_METRICS = (
     Metric("verdict/recoverable_nats", "Still recoverable, at least", unit="nats", good="lower", shown="headline"),
     Metric("verdict/worst_band", "Band to look at first", "Its lower end.", "log-SNR", shown="headline"),
 )  # fmt: skip
-_POOL: dict[str, Callable[[np.ndarray], np.floating[Any]]] = {"mean": np.mean, "sum": np.sum}
 
 
 def scalar_metrics(record: ProbeRecord, detail: Detail = "bands") -> dict[str, float]:
@@ -78,7 +77,7 @@ def numbers(record: ProbeRecord, detail: Detail = "bands") -> Iterator[Number]:
         metric = record.metric(name)
         found: list[tuple[str, float]] = []
         if metric.shown == "headline" and metric.pool is not None:
-            found += _bands(curve, _POOL[metric.pool])
+            found += _bands(curve, metric.pool)
         if detail == "levels" and metric.shown in shown:
             found += _levels(curve, metric.along)
         yield from (Number(f"{key(record, name)}/{place}", metric, value) for place, value in found)
@@ -89,11 +88,12 @@ def key(record: ProbeRecord, name: str) -> str:
     return f"{SECTION}{record.probe}/{name.removeprefix(f'{record.probe}_')}"
 
 
-def _bands(curve: Curve, pool: Callable[[np.ndarray], np.floating[Any]]) -> Iterator[tuple[str, float]]:
-    """Yield the bands of log-SNR that a curve has levels in, and the number of each."""
+def _bands(curve: Curve, pool: Pool) -> Iterator[tuple[str, float]]:
+    """Yield the bands of log-SNR that a curve has levels in, and the sum over each or the mean of its levels."""
     finite = np.isfinite(curve.log_snr)
     for band in bands_of(curve.log_snr[finite]):
-        yield band_key(band.low), float(pool(curve.value[finite][band.inside]))
+        values = curve.value[finite]
+        yield band_key(band.low), float(band.sum(values) if pool == "sum" else values[band.inside].mean())
 
 
 def _levels(curve: Curve, along: str) -> Iterator[tuple[str, float]]:

@@ -60,10 +60,7 @@ def single_run(fault: str, seed: int) -> tuple[bool, bool, bool, bool]:
     named = places(summary + remarks)
     located = told and all(low <= planted[-1] + 0.05 and high >= planted[0] - 0.05 for low, high in named)
     mse = record.curves["denoising_mse"].value
-    before = any(
-        float((residual.lower * mse)[band.inside].sum()) > 0.01 * float(mse[band.inside].sum())
-        for band in bands_of(gain.log_snr)
-    )
+    before = any(float(band.sum(residual.lower * mse)) > 0.01 * float(band.sum(mse)) for band in bands_of(gain.log_snr))
     return told, headline, located, before
 
 

@@ -136,10 +136,7 @@ def _scalars(record: ProbeRecord) -> dict[str, float]:
 
 def _denoising(record: ProbeRecord) -> dict[str, float]:
     mse, mmse = record.curves["denoising_mse"], record.curves["denoising_mmse"].value
-    skill = {
-        f"{SKILL}{band.name}": float(1 - mse.value[band.inside].sum() / mmse[band.inside].sum())
-        for band in bands_of(mse.log_snr)
-    }
+    skill = {f"{SKILL}{band.name}": float(1 - band.sum(mse.value) / band.sum(mmse)) for band in bands_of(mse.log_snr)}
     # From the curves, so that runs probed by an older ldmprobe, which took every level for .75 wide, are judged alike.
     nats = nats_per_error(mse.log_snr, float(record.provenance["dimension"]))
     recoverable = float(nats @ (record.curves["calibration_residual"].value * mse.value))

@@ -69,7 +69,7 @@ def test_norms_and_cosines_of_a_linear_model_are_its_closed_forms(model: Diffusi
         assert (np.abs(found.value - truth.numpy()) < 2 * (found.upper - found.value)).all()
         assert np.median((found.upper - found.value) / truth.numpy()) < 0.3
     bands = bands_of(square.log_snr)
-    of_bands = torch.stack([mean[torch.from_numpy(band.inside)].mean(0) for band in bands])
+    of_bands = torch.stack([torch.from_numpy(band.sum(mean.numpy()) / band.share.sum()) for band in bands])
     expected = nn.functional.cosine_similarity(of_bands[:, None], of_bands[None], dim=-1)
     rows = [record.curves[f"gradient_cosine/{band.low:+.0f}"] for band in bands]
     cosines, width = (

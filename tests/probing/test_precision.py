@@ -85,7 +85,7 @@ def test_what_is_planted_is_found_where_it_is_and_as_large_as_it_is(change, wron
     assert (np.abs(found.value - truth) < 2 * width + 1e-9).all()
     total, half = (record.scalars[f"precision_lost_in_all{end}/planted"] for end in ("", "_half_width"))
     assert abs(total - truth.sum()) < 1.5 * half < truth.sum()
-    worst = max(bands_of(log_snr), key=lambda band: truth[band.inside].sum())
+    worst = max(bands_of(log_snr), key=lambda band: band.sum(truth))
     print(truth.round(4), log_snr.round(2), record.provenance, found.value.round(4), width.round(4))
     assert worst.name == where
     assert f"most in log-SNR {where}." in record.provenance["summary"]
