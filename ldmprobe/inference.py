@@ -141,7 +141,8 @@ def real_latents(
     caption_column: str | None = None,
     columns: Sequence[Column] = (),
 ) -> RealLatents:
-    """A dataset's training images as reference, and its held-out images, both encoded by the model's codec.
+    """A dataset's training images as reference, and its held-out images, both encoded by the model's codec. Samples of
+    the model are told what rows of this dataset say from then on, not those of its checkpoint.
 
     Args:
         dataset, image_column, label_column, image_size: as ``ImageData``'s; the channels are the model's.
@@ -173,6 +174,7 @@ def real_latents(
             f"{expected[-1]}."
         )
     told = AssumedColumns.of(data, model.conditioning)
+    model.conditioning.forget_rows()
     model.conditioning.prepare(model.network, told, model.codec)
     with evaluating(model.modules):
         latents = encode_images(model.codec, (batch["image"] for batch in data.reference_batches(num_reference)))

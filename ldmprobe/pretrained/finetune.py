@@ -29,6 +29,7 @@ def prepare_for_finetuning_(
     """Prepare a model as loaded for finetuning, in place.
 
     What is trained requires gradients and is in training mode; the rest is frozen and left out of the model's state.
+    Samples are told rows of the data that it is finetuned on, in the place of the base's.
 
     Args:
         prompts: prompts of probes and samples, for text-to-image; default: the base's.
@@ -43,6 +44,7 @@ def prepare_for_finetuning_(
     """
     whole = train_text_encoder and lora is None
     model.conditioning = model.conditioning.for_finetuning(dropout, prompts, whole)
+    model.conditioning.forget_rows()
     for module in model.modules:
         for part in module.modules():
             if isinstance(part, LazyModule):

@@ -78,7 +78,7 @@ class FinetunedDiffusion(LatentDiffusion):
             **kwargs,
         )
         self.base, self.base_weights, self.lora, self.train_text_encoder = base, base_weights, lora, train_text_encoder
-        self._in_base = set(self.conditioning.state_dict())  # to which held-out rows come before training
+        self._in_base = set(self.conditioning.state_dict())  # to which held-out rows of its own data come
 
     def setup(self, stage: str) -> None:
         if self.lora is not None and isinstance(self.trainer.strategy, ModelParallelStrategy):

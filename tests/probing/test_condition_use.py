@@ -5,6 +5,8 @@ import torch
 from torch import nn
 
 import ldmprobe
+from ldmprobe.diffusion.diffusers_schedules import as_schedule
+from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics
@@ -55,3 +57,64 @@ def test_a_model_that_uses_its_condition_is_told_from_one_that_does_not(source):
     page = report_html([ignored], None, "run")
     assert page.count(alarm) >= 2  # in the header, and beside the chart
     assert "Is the condition used?" in page
+
+
+class Sign(Conditioning):
+    """A number."""
+
+    def from_batch(self, batch):
+        return {"sign": batch["sign"]}
+
+    def for_samples(self, sample_ids):
+        return {"sign": torch.ones(len(sample_ids))}
+
+    def null(self, num_samples, device):
+        return {"sign": torch.zeros(num_samples, device=device)}
+
+
+class Told(nn.Module):
+    """The best denoiser of images that are the number that it is told and a little noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.schedule = as_schedule(sd_scheduler())
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, z_t, t, condition):
+        alpha, sigma = float(self.schedule.alpha[t[0]]), float(self.schedule.sigma[t[0]])
+        mean = alpha * condition["sign"].view(-1, 1, 1, 1)
+        return (z_t - mean) * sigma / (0.01 * alpha**2 + sigma**2)
+
+
+def told(sign: torch.Tensor, number: torch.Tensor) -> ldmprobe.ProbeRecord:
+    """A record of images of these signs, told these numbers."""
+    noise = torch.randn(len(sign) + 100, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
+    held_out = HeldOut(sign.view(-1, 1, 1, 1) + 0.1 * noise[: len(sign)], {"sign": number})
+    model = ldmprobe.DiffusionModel(Told(), sd_scheduler(), (1, SIZE, SIZE), conditioning=Sign())
+    return probe_denoising(model, held_out, LatentStatistics.fit(noise[len(sign) :], "identity"), num_draws=64)
+
+
+def test_what_is_swapped_differs():
+    """Of 40 images in turn of two kinds, number i + 20 is of the kind of number i."""
+    sign = torch.tensor([1.0, -1.0]).repeat(20)
+    used = told(sign, sign)
+    assert used.scalars["condition_use_z/Sign"] > 5
+    assert "ignored" not in used.provenance["remarks"]
+    # The one image that differs is told that of the next, and they are told its own.
+    one = torch.ones(40).index_fill(0, torch.tensor(3), -1.0)
+    assert told(one, one).scalars["condition_use_z/Sign"] > 5
+
+
+@pytest.mark.parametrize("images", [40, 4])
+def test_of_a_condition_that_is_the_same_for_all_and_of_few_images_nothing_is_said(images):
+    sign = torch.ones(images) if images > 8 else torch.tensor([1.0, -1.0]).repeat(images // 2)
+    record = told(sign, sign)
+    assert not [name for name in (*record.curves, *record.scalars) if name.startswith("condition_use")]
+    assert "ignored" not in record.provenance["remarks"]
+
+
+def test_what_is_uncertain_is_not_called_ignored():
+    """Numbers that have nothing to do with the images, and that predictions hang on."""
+    record = told(torch.ones(40), torch.randn(40, generator=torch.Generator().manual_seed(1)))
+    assert record.scalars["condition_use_z/Sign"] < 5
+    assert "ignored" not in record.provenance["remarks"]

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.conditioning.held_out_rows import HeldOutRows
 from ldmprobe.models.conditioning.protocols import CardPart, ConditioningData, FrozenEncoder, Shown, Updates
 from ldmprobe.models.denoiser import Condition
 from ldmprobe.types import Batch, Component, PlainValues, kinds_of
@@ -128,6 +129,12 @@ class Conditioning(nn.Module, ABC):
                     else "add it to the data's `columns`"
                 )
                 raise ConfigurationError(f"{type(self).__name__} reads {name!r}, which the data lacks; {setting}.")
+
+    def forget_rows(self) -> None:
+        """Forget the held-out rows that samples have the conditions of: `prepare` then chooses them of its data."""
+        for part in self.modules():
+            if isinstance(part, HeldOutRows):
+                part.forget()
 
     def use_codec(self, codec: LatentCodec) -> None:
         """Take the codec of the model that it is part of, if it encodes pictures."""

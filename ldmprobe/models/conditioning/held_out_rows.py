@@ -16,7 +16,7 @@ from ldmprobe.types import Batch
 
 class HeldOutRows(nn.Module):
     """Columns of K distinct held-out rows; the sample numbered i has row i mod K, for the whole run: they are buffers,
-    so that every checkpoint has them.
+    so that every checkpoint has them. A finetune, and a probe of a dataset, `forget` them and have rows of their data.
 
     Args:
         columns: the names in batches that are kept; tensors of one shape. None are named where `choose` is told what to
@@ -55,6 +55,11 @@ class HeldOutRows(nn.Module):
                     f"The column {name!r} has no tensors of one shape, so that its rows cannot be kept for samples."
                 )
             self.register_buffer(name, torch.cat([batch[name] for batch in batches]))
+
+    def forget(self) -> None:
+        """Have no rows, until others are chosen."""
+        for name in self.columns:
+            self.register_buffer(name, None)
 
     @property
     def chosen(self) -> bool:
