@@ -79,6 +79,8 @@ def test_samples_are_told_what_rows_of_ones_own_tell_and_probes_find_their_colum
     assert "got 'classes', expected NAME=COLUMN" in refuses(capsys, *probe, "--column", "classes")
     columns = further_columns(Namespace(column=[("map", "classes")]), model.conditioning)
     held_out = real_latents(model, "mine.parquet", columns=columns).held_out
+    told = model.conditioning.for_samples(torch.arange(len(held_out.latents)))["concat"]
+    assert torch.equal(told, held_out.condition["concat"])  # and not that of the checkpoint's rows
     assert torch.equal(held_out.condition["concat"][:, :8].sum(1), torch.ones(len(held_out.latents), SIZE, SIZE))
 
 

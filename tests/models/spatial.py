@@ -51,13 +51,14 @@ KINDS = {
 
 def data(**options) -> ldmprobe.ImageData:
     settings = {
+        "dataset_kwargs": BUILTIN,
         "batch_size": 8,
         "held_out_fraction": 0.25,
         "label_column": "style",
         "columns": COLUMNS,
         "random_flip": True,
     }
-    return ldmprobe.ImageData("builtin:shapes", BUILTIN, **{**settings, **options})
+    return ldmprobe.ImageData("builtin:shapes", **{**settings, **options})
 
 
 def network(channels: int, **more) -> nn.Module:

@@ -20,6 +20,7 @@ from ldmprobe.models.lazy import LazyModule
 from ldmprobe.pretrained.finetune import base_fingerprint
 from ldmprobe.training.checkpoint.checkpoint import Checkpoint
 from tests.helpers import FLOAT32, FLOAT64, guided, refused, sd_scheduler
+from tests.models import spatial
 from tests.pipelines import TINY, conditional_unet, saved
 from tests.training.test_latent_diffusion import assert_same_state, trainer
 
@@ -397,3 +398,41 @@ def test_lora_under_fsdp2_is_refused(tmp_path):
 def test_captions_that_are_missing_are_asked_for(tmp_path):
     with refused("set the data's `caption_column`"):
         trainer(tmp_path).fit(finetune(), shapes(caption_column=None))
+
+
+# --- conditions of rows ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["map", "style"])
+def test_samples_of_a_finetune_are_told_rows_of_its_own_data(tmp_path, kind):
+    ids = torch.arange(12)
+
+    def others():
+        return spatial.data(dataset_kwargs={**spatial.BUILTIN, "seed": 9})
+
+    def module():
+        return FinetunedDiffusion(base, lora=LoRA(rank=2, targets=["conv1"]), ema_decay=None)
+
+    def assert_told(conditioning):
+        for name, value in conditioning.for_samples(ids).items():
+            torch.testing.assert_close(value, expected[name], **FLOAT32)
+
+    spatial.fit(tmp_path, kind, spatial.data())
+    base = str(tmp_path / "half.ckpt")
+    path = fitted(tmp_path, whole := module(), others())
+    (source := others()).setup("fit")
+    (batch,) = source.reference_batches(12, held_out=True)
+    expected = {
+        name: value.repeat(2, *[1] * (value.ndim - 1)) for name, value in whole.conditioning.from_batch(batch).items()
+    }
+    assert_told(whole.conditioning)
+    assert_told(load_model(path, "cpu").conditioning)
+    of_base = load_model(base, "cpu").conditioning.for_samples(ids)
+    assert not any(torch.equal(value, expected[name]) for name, value in of_base.items())
+    checkpoint = torch.load(path, weights_only=True)
+    rows = [name for name in checkpoint["state_dict"] if ".rows." in name]
+    checkpoint["state_dict"] |= {name: checkpoint["state_dict"][name].flip(0) for name in rows}
+    torch.save(checkpoint, path)
+    trainer(tmp_path / "second", max_steps=4).fit(resumed := module(), others(), ckpt_path=str(path))
+    expected = {name: value.flip(0) for name, value in expected.items()}
+    assert_told(resumed.conditioning)  # its own, not chosen again
