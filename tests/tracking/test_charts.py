@@ -8,18 +8,20 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ldmprobe import RecordStore
+from ldmprobe import Curve, RecordStore
 from ldmprobe.tracking.charts import static
 from ldmprobe.tracking.charts.chart import Chart, Line, positive
 from ldmprobe.tracking.charts.curves import curves_chart, family_chart
 from ldmprobe.tracking.charts.frame import frame_of
 from ldmprobe.tracking.charts.heatmap import heatmap_chart
+from ldmprobe.tracking.charts.runs import runs_charts
 from ldmprobe.tracking.charts.scatter import scatter_chart
 from ldmprobe.tracking.charts.svg import drawn, drawn_over_training
 from ldmprobe.tracking.charts.ticks import log_ticks
 from ldmprobe.tracking.history import RunningHistory
 from ldmprobe.tracking.pictures import Pictures
 from ldmprobe.tracking.report import report_html
+from ldmprobe.tracking.style import IDEAL
 
 
 def lines(chart: Chart) -> list[Line]:
@@ -40,6 +42,28 @@ def test_kl_chart_draws_the_curves_of_the_records_beside_the_ideal(records):
     np.testing.assert_array_equal(ideal.y, ddim[-1].curves["step_kl_ideal"].value)
     ratio = lines(curves_chart(ddim, "step_kl_ratio"))[-1].y
     np.testing.assert_allclose(ratio, drawn[-1].y / ideal.y)
+
+
+def test_each_run_is_drawn_beside_its_own_ideal(records):
+    """Another run of twice the steps, whose samples have another ideal."""
+    first = records["ddim"][-1]
+
+    def twice(curve):
+        return Curve(np.repeat(curve.timestep, 2), np.repeat(curve.log_snr, 2), np.repeat(curve.value, 2) / 2)
+
+    other = dataclasses.replace(first, curves={name: twice(curve) for name, curve in first.curves.items()})
+    chart = runs_charts({"last": {"one": first, "other": other}}, "step_kl")["last"]
+    *drawn, ideal, own = lines(chart)
+    assert [line.color for line in (ideal, own)] == [line.color for line in drawn]
+    assert [line.dash for line in (ideal, own)] == ["dash", "dash"]
+    assert (ideal.name, own.name) == ("ideal: perfect denoiser, of each run", "")
+    assert own.hover == "ideal: perfect denoiser, other"
+    for line, record in ((ideal, first), (own, other)):
+        np.testing.assert_array_equal(line.y, record.curves["step_kl_ideal"].value)
+        np.testing.assert_array_equal(line.x, record.curves["step_kl_ideal"].log_snr)
+    # Where all have the same, there is one.
+    *drawn, ideal = lines(runs_charts({"last": {"one": first, "other": records["ddim"][0]}}, "step_kl")["last"])
+    assert (len(drawn), ideal.name, ideal.color) == (2, "ideal: perfect denoiser", IDEAL)
 
 
 def read_off(path: str, axis) -> np.ndarray:

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from ldmprobe.analysis.intervals import ClusteredMean
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.tracking.charts.chart import Chart, Line, Panel
-from ldmprobe.tracking.charts.curves import LOG_SNR, axis_of, panel
+from ldmprobe.tracking.charts.curves import LOG_SNR, Axis, axis_of, panel
 from ldmprobe.tracking.style import CLASS_COLORS, IDEAL, class_color
 
 Records = Mapping[str, ProbeRecord]  # by run
 
 
 def runs_charts(moments: Mapping[str, Records], name: str) -> dict[str, Chart]:
-    """Draw a curve of each run and the ideal beside them, in a chart for each moment.
+    """Draw a curve of each run and its ideal, in a chart for each moment.
 
     Args:
         moments: when, in words, and the records then.
@@ -29,10 +30,7 @@ def runs_charts(moments: Mapping[str, Records], name: str) -> dict[str, Chart]:
         for i, (label, record) in enumerate(records.items()):
             curve = record.curves[name]
             marks.append(_run(i, label, axis.of(record, curve), curve.value, curve.lower, curve.upper))
-        first = next(iter(records.values()))
-        if (ideal := str(metric.ideal_of(name))) in first.curves:
-            curve = first.curves[ideal]
-            marks.append(Line(axis.of(first, curve), curve.value, IDEAL, first.metric(ideal).title, "dash", 2.2))
+        marks += _ideals(records, str(metric.ideal_of(name)), axis)
         charts[when] = Chart([panel(metric, axis, marks, *(record.curves[name] for record in every))])
     return charts
 
@@ -55,6 +53,26 @@ def bounds_chart(histories: Mapping[str, tuple[np.ndarray, ClusteredMean]]) -> C
     target = float(next(iter(histories.values()))[1].value[-1])
     level = target if np.isfinite(target) else None
     return Chart([Panel(marks, "training step", "nats, lower is better", level=level, log=log)])
+
+
+def _ideals(records: Records, name: str, axis: Axis) -> list[Line]:
+    """Return the ideal that all runs have; each its own, in its color, where they differ: as they do in the number of
+    passes, the grid, the sampler or the process.
+    """
+    lines, title = [], ""
+    for i, (label, record) in enumerate(records.items()):
+        if (curve := record.curves.get(name)) is not None:
+            title = record.metric(name).title
+            own = f"{title}, {label}"
+            lines.append(Line(axis.of(record, curve), curve.value, class_color(i), "", "dash", hover=own))
+    if len(lines) == len(records) and all(_agree(line, lines[0]) for line in lines):
+        return [Line(lines[0].x, lines[0].y, IDEAL, title, "dash", 2.2)]
+    return [replace(line, name=f"{title}, of each run" if k == 0 else "") for k, line in enumerate(lines)]
+
+
+def _agree(one: Line, other: Line) -> bool:
+    pairs = ((one.x, other.x), (one.y, other.y))
+    return all(len(a) == len(b) and np.allclose(a, b, equal_nan=True) for a, b in pairs)
 
 
 def _mean(i: int, label: str, x: np.ndarray, mean: ClusteredMean, markers: bool = False) -> Line:
