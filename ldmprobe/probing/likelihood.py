@@ -26,7 +26,7 @@ from scipy.integrate import simpson
 from torch import Tensor
 
 from ldmprobe.analysis.basis import LatentBasis
-from ldmprobe.analysis.intervals import NORMAL
+from ldmprobe.analysis.intervals import student
 from ldmprobe.analysis.probability_flow import Slope, flow_path, gaussian_nats, levels_of_path
 from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.errors import ConfigurationError, check_numbers
@@ -126,7 +126,8 @@ def probe_likelihood(
         for name, rows in {"nats": nats, "bound": bound, "divergence": divergence, "errors": errors}.items()
     }
     bits = every["nats"] / dimension / np.log(2)
-    half_width = NORMAL * float(bits.std()) / num_images**0.5
+    in_errors = student(num_images) / num_images**0.5
+    half_width = in_errors * float(bits.std())
     basis = reference.basis
     noisy = held_out.latents + flow.s[0] * sample_noise(range(num_images), shape, seed, _FINEST)
     gaussian = gaussian_nats(basis.rotate(noisy.float()).double(), basis.mean, basis.variance + flow.s[0] ** 2)
@@ -134,7 +135,7 @@ def probe_likelihood(
     timesteps = model.schedule.timesteps_at(log_snr).numpy()
 
     def curve(rows: Tensor) -> Curve:
-        value, width = rows.mean(0).flip(0), NORMAL * rows.std(0).flip(0) / num_images**0.5
+        value, width = rows.mean(0).flip(0), in_errors * rows.std(0).flip(0)
         return Curve.around(timesteps, log_snr, value, width)
 
     return ProbeRecord(

@@ -118,12 +118,13 @@ def probe_sampling(
         if reference is not None and grid.clip_range is not None
         else ""
     )
+    unlike = model.conditioning.unlike(held_out.condition) if held_out is not None and held_out.condition else ""
     provenance = {
         **sampling.provenance(model),
         "reference_latents": reference.num_latents if reference else 0,
         **clips,
         **found.provenance,
-        "caveats": [caveat for caveat in (guided, clips.get("clipping"), bent) if caveat],
+        "caveats": [caveat for caveat in (guided, clips.get("clipping"), bent, unlike) if caveat],
     }
     labels = _sample_labels(model, num_samples)
     if labels is not None:

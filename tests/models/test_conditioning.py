@@ -12,7 +12,7 @@ import torch
 from diffusers import DiTTransformer2DModel
 from torch import nn
 
-from ldmprobe import ClassConditioning, LatentCodec, Unconditional
+from ldmprobe import ClassConditioning, Conditions, LatentCodec, Unconditional
 from tests.helpers import refused, tiny_unet
 
 CPU = torch.device("cpu")
@@ -43,6 +43,22 @@ def test_a_samples_class_is_a_function_of_its_number():
     conditioning = ClassConditioning(3)
     assert conditioning.for_samples(torch.arange(5))["class_labels"].tolist() == [0, 1, 2, 0, 1]
     assert conditioning.for_samples(torch.tensor([4]))["class_labels"].tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "told"),
+    [
+        ([0, 1] * 50, ""),
+        ([0] * 56 + [1] * 44, ""),
+        ([0] * 90 + [1] * 10, "the 2 classes in equal shares, and the data's have 10.0% to 90.0% each"),
+    ],
+    ids=["even", "by chance", "uneven"],
+)
+def test_samples_in_equal_shares_of_data_that_are_not_are_told_of(labels, told):
+    condition = {"class_labels": torch.tensor(labels)}
+    assert told in ClassConditioning(2).unlike(condition)
+    assert bool(ClassConditioning(2).unlike(condition)) == bool(told)
+    assert Conditions([ClassConditioning(2)]).unlike(condition) == ClassConditioning(2).unlike(condition)
 
 
 def test_the_null_class_comes_after_the_last():

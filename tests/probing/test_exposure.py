@@ -13,6 +13,7 @@ from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.ideal_denoisers import MixtureDenoiser
 from ldmprobe.probing.analyses import Exposure, OneStepError
+from ldmprobe.probing.analyses.exposure import _LogRatio
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.sampling import Sampling
@@ -58,6 +59,17 @@ def test_a_perfect_denoiser_has_the_ideal_exposure_and_nothing_to_scale(perfect)
     found, ideal = perfect.curves["exposure"], perfect.curves["exposure_ideal"].value
     assert (np.abs(found.value - ideal) < (found.upper - found.lower)).all()  # within two half-widths at every step
     assert abs(perfect.scalars["epsilon_scale"] - 1) < perfect.scalars["epsilon_scale_half_width"] < 0.015
+
+
+def test_intervals_over_few_latents_hold_what_they_say():
+    """The mean square of ε̂ by sample and by real latent, a hundredth of which is chance."""
+    draw = np.random.default_rng(0)
+    covered = []
+    for _ in range(400):
+        chain, real = (1 + 0.01 * draw.standard_normal((number, 2)) for number in (64, 3))
+        ratio = _LogRatio.of(chain, real, np.ones(2, bool))
+        covered += (np.abs(ratio.value) < ratio.half_width(np.eye(2))).tolist()
+    assert np.mean(covered) > 0.93  # .79 by the normal distribution
 
 
 def test_an_epsilon_3_percent_too_large_is_to_be_scaled_by_its_inverse_and_that_mends_the_chain(

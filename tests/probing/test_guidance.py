@@ -5,14 +5,16 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from ldmprobe import ClassConditioning, ClassifierFreeGuidance
 from ldmprobe.pretrained.load import load_pipeline
+from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.probing.sampling_probe import probe_sampling
 from tests.helpers import gaussian_model, refused
 from tests.pipelines import saved
-from tests.probing.gaussian import exact_reference
+from tests.probing.gaussian import draw, exact_reference
 
 
 def check(model, scale):
@@ -65,3 +67,16 @@ def test_guided_samples_have_no_ideal_and_those_without_guidance_keep_theirs():
     assert guided.scalars.keys().isdisjoint(gaps)
     assert gaps <= plain.scalars.keys()
     assert "by design, so that there are no ideal curves" in guided.provenance["caveats"][0]
+
+
+def test_samples_of_all_classes_alike_are_told_of_where_the_data_are_not():
+    model, reference = gaussian_model(), exact_reference(gaussian_model())
+    model.conditioning = ClassConditioning(3)
+    latents, labels = draw(model, 60), torch.arange(60)
+    caveats = [
+        probe_sampling(model, reference, Sampling(8, 3), held_out=HeldOut(latents, {"class_labels": told}))
+        .provenance["caveats"]
+        for told in (labels % 3, labels // 50)
+    ]  # fmt: skip
+    assert caveats[0] == []
+    assert "the 3 classes in equal shares, and the data's have 0.0% to 83.3% each" in caveats[1][0]

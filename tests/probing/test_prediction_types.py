@@ -67,6 +67,14 @@ def test_one_step_error_of_a_perfect_model_is_nothing(ddim: ProbeRecord):
     np.testing.assert_allclose(value[known], 0, atol=2e-6)
 
 
+def test_what_one_step_of_a_flow_costs_is_not_told_apart():
+    """It ends in the mean, at no finite distance from the data."""
+    model = flow_model()
+    one, two = (probe_sampling(model, exact_reference(model), Sampling(8, steps)).scalars for steps in (1, 2))
+    assert one.keys() == two.keys() - {"sampler_gap", "network_gap"}
+    assert abs(two["network_gap"]) < two["sampler_gap"] < np.inf
+
+
 def test_curves_of_a_flow_lie_over_the_nearest_training_timesteps():
     model = flow_model(3.0)
     grid = model.schedule.native_grid(10)

@@ -166,6 +166,12 @@ class Conditioning(nn.Module, ABC):
         """Return the largest entropy that what it tells can have, in nats; infinite where that is not known."""
         return math.inf
 
+    def unlike(self, condition: Condition) -> str:
+        """Return in words how what samples are told is surely distributed otherwise than the `condition` of data; ""
+        where it is not, or that is not known.
+        """
+        return ""
+
     @property
     def description(self) -> PlainValues:
         """The plain values that decide, beside its weights, the conditions of a probe's samples."""

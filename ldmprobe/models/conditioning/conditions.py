@@ -62,6 +62,11 @@ class Conditions(Conditioning):
             [part.from_batch(rows) if _read_by(part, rows) else part.for_samples(sample_ids) for part in self._parts]
         )
 
+    def unlike(self, condition: Condition) -> str:
+        """None where samples are told rows of the data."""
+        parts = self._parts if self.num_rows is None else []
+        return "; ".join(told for part in parts if (told := part.unlike(condition)))
+
     def as_columns(self, sample_ids: Tensor) -> Batch:
         told = {name: value for part in self._parts for name, value in part.as_columns(sample_ids).items()}
         return told | self._rows_of(sample_ids)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+from scipy.stats import chisquare
 from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError, check_numbers
@@ -14,6 +15,7 @@ from ldmprobe.models.conditioning.protocols import CardPart, ConditioningData
 from ldmprobe.models.denoiser import Condition, config_of
 from ldmprobe.types import Batch, Component, PlainValues
 
+_BY_CHANCE = 1e-3  # shares of classes that differ so much are no accident
 _DIT_NULL_CLASS = 1000  # fixed in DiTPipeline.__call__, whatever the network's number of classes
 
 
@@ -47,6 +49,16 @@ class ClassConditioning(Conditioning):
 
     def null(self, num_samples: int, device: torch.device) -> Condition:
         return {"class_labels": torch.full((num_samples,), self.num_classes, device=device)}
+
+    def unlike(self, condition: Condition) -> str:
+        number = condition["class_labels"].cpu().bincount(minlength=self.num_classes)[: self.num_classes].numpy()
+        if self.num_classes < 2 or chisquare(number).pvalue > _BY_CHANCE:
+            return ""
+        low, high = number.min() / number.sum(), number.max() / number.sum()
+        return (
+            f"samples are of the {self.num_classes} classes in equal shares, and the data's have {low:.1%} to "
+            f"{high:.1%} each: of how far samples are from real latents and images, part is that"
+        )
 
     @property
     def most_nats(self) -> float:

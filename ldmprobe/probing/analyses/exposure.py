@@ -20,7 +20,7 @@ from scipy.optimize import minimize_scalar
 from torch import Tensor
 
 from ldmprobe.analysis.ideal import IdealPath, ideal_path
-from ldmprobe.analysis.intervals import NORMAL
+from ldmprobe.analysis.intervals import student
 from ldmprobe.diffusion.samplers import ScaledEpsilon
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError, check_numbers
@@ -138,8 +138,9 @@ class _LogRatio(NamedTuple):
 
     def half_width(self, weights: np.ndarray) -> np.ndarray:
         """Return the half-width of the 95 % interval of weighted sums of ln ρ over steps, (...), weights (S, ...)."""
-        parts = ((each @ weights).var(0, ddof=1) / len(each) for each in (self.of_chain, self.of_real))
-        return np.asarray(NORMAL * np.sqrt(sum(parts)))
+        both = (self.of_chain, self.of_real)
+        parts = (student(len(each)) ** 2 * (each @ weights).var(0, ddof=1) / len(each) for each in both)
+        return np.asarray(np.sqrt(sum(parts)))
 
     @property
     def ends(self) -> np.ndarray:

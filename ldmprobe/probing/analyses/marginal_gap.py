@@ -109,15 +109,17 @@ class MarginalGap(Analysis):
             member = f"/band{k - 1}" if k else ""
             curves[f"marginal_gap{member}"] = self.trajectory.curve(*measured[:, k])
             curves[f"marginal_gap_ideal{member}"] = self.trajectory.curve_around(ideal[k], width[k])
-        # So small that the real latents cannot tell it from 0, the sampler's part is NaN.
-        sampler = float(np.nan_to_num(ideal[0, -1]))
+        # So small that the real latents cannot tell it from 0, the sampler's part is NaN. It has no end where one step
+        # from no signal leaves all samples on the mean.
+        sampler = float(np.nan_to_num(ideal[0, -1], posinf=np.inf))
         costs = {"sampler_gap": sampler, "network_gap": float(measured[0, 0, -1]) - sampler}
+        told_apart = self.trajectory.has_ideal and np.isfinite(sampler)
         mismatch = self._terminal_mismatch()
         told = (
             f"The noise that sampling starts from is {mismatch:.1e} nats per dimension from real latents noised as far."
         )
         return Findings(
-            scalars={**(costs if self.trajectory.has_ideal else {}), "terminal_mismatch": mismatch},
+            scalars={**(costs if told_apart else {}), "terminal_mismatch": mismatch},
             curves=curves,
             provenance={"notes": {"marginal_gap": told}},
         )

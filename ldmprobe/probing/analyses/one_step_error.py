@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ldmprobe.analysis.intervals import NORMAL, jackknife
+from ldmprobe.analysis.intervals import NORMAL, jackknife, student
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.metric import Metric
@@ -63,7 +63,7 @@ class OneStepError(Analysis):
         # That filter, along the basis's directions by themselves, is not the best: what it lacks is known.
         slope = slope.cpu()
         lacks, lacks_width = self._lacks((alpha_s - slope * alpha_t) ** 2, (sigma_s - slope * sigma_t) ** 2, levels)
-        width = NORMAL * float(every.std()) / draws.number**0.5
+        width = student(draws.number) * float(every.std()) / draws.number**0.5
         self.rows.append((float(every.mean()) + lacks, (width**2 + lacks_width**2) ** 0.5))
 
     def _lacks(self, of_signal: Tensor, of_noise: Tensor, levels: list[float]) -> tuple[float, float]:

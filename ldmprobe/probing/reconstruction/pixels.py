@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from ldmprobe.analysis.intervals import NORMAL
+from ldmprobe.analysis.intervals import student
 from ldmprobe.io.metric import Metric
 from ldmprobe.models.autoencoder_model import AutoencoderModel
 from ldmprobe.models.pixels import decibels
@@ -70,7 +70,7 @@ class PixelError(PerImage):
         errors = self.gather(ranks)
         means = torch.stack([errors.mean(), self.originals.pca_error.mean().to(errors)])
         (mse, linear), (psnr, pca_psnr) = means.tolist(), decibels(means).tolist()
-        width = NORMAL * float(errors.std()) / math.sqrt(len(errors))
+        width = student(len(errors)) * float(errors.std()) / math.sqrt(len(errors))
         scalars = {"psnr": psnr, "psnr_half_width": 0.0 if mse == 0 else 10 / math.log(10) * width / mse}
         if linear > _NO_ERROR * (self.originals.high - self.originals.low) ** 2:
             scalars |= {"pca_psnr": pca_psnr, "skill_over_pca": 1 - mse / linear}
