@@ -43,8 +43,8 @@ class IdealPath:
     Attributes:
         mean_t, var_t, mean_s, var_s: shape (S, D): the sampled latents before and after each step.
         forward_mean_t, forward_var_t, forward_mean_s, forward_var_s: the same levels of the forward process q.
-        epsilon_square, forward_epsilon_square: E ε̂² of the exact denoiser, eq. (1), asked about the sampled latents
-            before each step, and about q at the same level.
+        epsilon_square, forward_epsilon_square: E ε̂² of the exact denoiser, eq. (1), at the last question of each step,
+            and asked about q at the same level.
     """
 
     mean_t: Tensor
@@ -168,20 +168,26 @@ def ideal_path(
     def moments() -> tuple[Tensor, Tensor]:
         return (weight * registers.mean["z"]).sum(1), (weight * registers.variance("z")).sum(1)
 
+    def epsilon_squares(question: Denoise) -> tuple[Tensor, Tensor]:
+        alpha, sigma, source = question.alpha, question.sigma, question.source
+        v = alpha**2 * tau + sigma**2
+        spread = (registers.mean[source] - alpha * mu[:, None]) ** 2 + registers.variance(source)
+        return (weight * (sigma / v) ** 2 * spread).sum(1), (weight * sigma**2 / v).sum(1)
+
     before = moments()
     rows = []
     levels = zip(
         grid.alpha_t.tolist(), grid.sigma_t.tolist(), grid.alpha_s.tolist(), grid.sigma_s.tolist(), strict=True
     )
     for step, (a_t, b_t, a_s, b_s) in zip(program, levels, strict=True):
-        v = a_t**2 * tau + b_t**2
-        spread = (registers.mean["z"] - a_t * mu[:, None]) ** 2 + registers.variance("z")
-        epsilon_squares = ((weight * (b_t / v) ** 2 * spread).sum(1), (weight * b_t**2 / v).sum(1))
+        squares: tuple[Tensor, ...] = ()
         for operation in step.operations:
+            if isinstance(operation, Denoise):
+                squares = epsilon_squares(operation)
             registers.run(operation, mu[:, None], tau)
         after = moments()
         forward = (a_t * mu, a_t**2 * ell + b_t**2, a_s * mu, a_s**2 * ell + b_s**2)
-        rows.append((*before, *after, *forward, *epsilon_squares))
+        rows.append((*before, *after, *forward, *squares))
         before = after
     return IdealPath(*(torch.stack(column) for column in zip(*rows, strict=True)))
 

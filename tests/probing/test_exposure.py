@@ -8,7 +8,7 @@ from ldmprobe.analysis.basis import Rotation
 from ldmprobe.data.builtin import gaussian, gaussian_spectrum
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.grids import ScheduleGrid
-from ldmprobe.diffusion.samplers import Heun, Sampler, ScaledEpsilon
+from ldmprobe.diffusion.samplers import AnnealedLangevin, Heun, Sampler, ScaledEpsilon
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.ideal_denoisers import MixtureDenoiser
@@ -70,6 +70,14 @@ def test_intervals_over_few_latents_hold_what_they_say():
         ratio = _LogRatio.of(chain, real, np.ones(2, bool))
         covered += (np.abs(ratio.value) < ratio.half_width(np.eye(2))).tolist()
     assert np.mean(covered) > 0.93  # .79 by the normal distribution
+
+
+def test_so_it_has_of_a_sampler_that_asks_several_times_a_step(latents, reference):
+    """The chain's ε̂ is that of a step's last question, whose ideal is asked about what the others have left."""
+    record = probed(latents, reference, sampler=AnnealedLangevin(0.1, 3))
+    found, ideal = record.curves["exposure"], record.curves["exposure_ideal"].value
+    assert (np.abs(found.value - ideal) < (found.upper - found.lower)).all()
+    assert abs(record.scalars["epsilon_scale"] - 1) < record.scalars["epsilon_scale_half_width"] < 0.015
 
 
 def test_an_epsilon_3_percent_too_large_is_to_be_scaled_by_its_inverse_and_that_mends_the_chain(
