@@ -73,8 +73,8 @@ class LoadedRun:
         return {name: last.metric(name).title for last in lasts for name in (*last.curves, *last.scalars)}
 
     def frame(self, metric: str) -> pandas.DataFrame:
-        """Return a metric over training as a table: a row for each step and noise level, with ``value``, and ``lower``
-        and ``upper`` of its 95 % interval; of a scalar, a row for each step.
+        """Return a metric over training as a table: a row for each ``probe`` that has it, step and noise level, with
+        ``value``, and ``lower`` and ``upper`` of its 95 % interval; of a scalar, a row for each probe and step.
 
         Raises:
             ConfigurationError: there is no such metric, or pandas is not installed.
@@ -84,32 +84,45 @@ class LoadedRun:
         except ImportError as error:
             raise ConfigurationError("A frame is pandas'; install it by `pip install pandas`.") from error
         parts = []
-        for record in self._with(metric):
+        for record in (record for records in self._with(metric).values() for record in records):
+            when = {"probe": record.probe, "step": record.step}
             if metric in record.scalars:
-                parts.append(pandas.DataFrame({"step": [record.step], "value": [record.scalars[metric]]}))
+                parts.append(pandas.DataFrame({**when, "value": [record.scalars[metric]]}))
                 continue
             curve = record.curves[metric]
             unknown = np.full(len(curve.value), np.nan)
             lower, upper = (unknown if end is None else end for end in (curve.lower, curve.upper))
             columns = {"timestep": curve.timestep, "log_snr": curve.log_snr, "value": curve.value}
-            parts.append(pandas.DataFrame({"step": record.step, **columns, "lower": lower, "upper": upper}))
+            parts.append(pandas.DataFrame({**when, **columns, "lower": lower, "upper": upper}))
         return pandas.concat(parts, ignore_index=True)
 
-    def plot(self, metric: str) -> Figure:
+    def plot(self, metric: str, probe: str | None = None) -> Figure:
         """Return a matplotlib figure of a metric: its curves over training, with their ideal; or a scalar over steps.
 
+        Args:
+            probe: whose; default: the one that has it.
+
         Raises:
-            ConfigurationError: there is no such metric.
+            ConfigurationError: there is no such metric, or several probes have it and ``probe`` is none of them.
         """
-        records = self._with(metric)
+        found = self._with(metric)
+        if probe not in found and (probe is not None or len(found) > 1):
+            raise ConfigurationError(
+                f"{metric!r} is a metric of {', '.join(found)}; say which: `run.plot({metric!r}, {list(found)[-1]!r})`."
+            )
+        records = found[probe or next(iter(found))]
         if metric in records[-1].scalars:
             return figure(scalar_chart(records, metric), records[-1].metric(metric).title)
         return curves_figure(thinned(records, _CURVES), [metric])
 
-    def _with(self, metric: str) -> list[ProbeRecord]:
-        for records in self.records.values():
-            if found := [record for record in records if metric in record.curves or metric in record.scalars]:
-                return found
+    def _with(self, metric: str) -> dict[str, list[ProbeRecord]]:
+        """Return by probe the records that have a metric."""
+        found = {
+            probe: [record for record in records if metric in record.curves or metric in record.scalars]
+            for probe, records in self.records.items()
+        }
+        if found := {probe: records for probe, records in found.items() if records}:
+            return found
         near = difflib.get_close_matches(metric, self.metrics, n=4, cutoff=0.3)
         raise ConfigurationError(
             f"{self.directory} has no metric {metric!r}. Did you mean {', '.join(near)}? `run.metrics` lists them all."
