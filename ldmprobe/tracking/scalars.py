@@ -98,13 +98,17 @@ def _bands(curve: Curve, pool: Pool) -> Iterator[tuple[str, float]]:
 
 def _levels(curve: Curve, along: str) -> Iterator[tuple[str, float]]:
     """Yield the levels of a curve, by timestep, or by log-SNR where there are no timesteps, and the number of each; its
-    places where it is along something else.
+    places where it is along something else. Where two levels would have one name, as those of a log-SNR grid between
+    the same two timesteps, each is named by its place and log-SNR.
     """
     if along:
         yield from ((f"{index:03d}", float(value)) for index, value in enumerate(curve.value))
         return
-    for timestep, log_snr, value in zip(curve.timestep, curve.log_snr, curve.value, strict=True):
-        yield f"t{timestep:04d}" if timestep >= 0 else f"logsnr{log_snr:+05.1f}", float(value)
+    by_log_snr = [f"logsnr{log_snr:+05.1f}" for log_snr in curve.log_snr]
+    names = [f"t{t:04d}" if t >= 0 else name for t, name in zip(curve.timestep, by_log_snr, strict=True)]
+    if len(set(names)) < len(names):
+        names = [f"{index:03d}-{name}" for index, name in enumerate(by_log_snr)]
+    yield from zip(names, map(float, curve.value), strict=True)
 
 
 def verdict_metrics(verdict: Verdict) -> dict[str, float]:

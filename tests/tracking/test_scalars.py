@@ -15,6 +15,21 @@ def test_gaps_are_left_out_and_levels_are_named_by_timestep_or_else_by_log_snr()
     assert scalar_metrics(record, "levels") == bands | levels
 
 
+def test_levels_of_one_timestep_have_names_of_their_own():
+    """Of a log-SNR grid, whose levels lie between the timesteps, and of a sampler that comes back to a level."""
+    metric = Metric("gap", "Gap", shown="headline")
+    log_snr = np.array([-4.0, 7.04, 7.06, 7.06])
+    record = ProbeRecord(
+        "ddim", 3, curves={"gap": Curve(np.array([900, 0, 0, 0]), log_snr, np.arange(4.0))}, metrics=(metric,)
+    )
+    assert scalar_metrics(record, "levels") == {
+        "probe_ddim/gap/000-logsnr-04.0": 0.0,
+        "probe_ddim/gap/001-logsnr+07.0": 1.0,
+        "probe_ddim/gap/002-logsnr+07.1": 2.0,
+        "probe_ddim/gap/003-logsnr+07.1": 3.0,
+    }
+
+
 def test_what_loggers_need_not_have_stays_in_the_record(records):
     objective, ddim = records["objective"][0], records["ddim"][-1]
     names = set(scalar_metrics(objective))
