@@ -51,6 +51,7 @@ def prepare_for_finetuning_(
                 part.saved = False
     model.network.requires_grad_(True).train()
     if lora is not None:
+        model.conditioning.requires_grad_(False)  # such as Layout's tokens: at strength 0 the model is the base
         lora.add_to(model.network)
         if train_text_encoder:
             model.conditioning.add_updates(lora)

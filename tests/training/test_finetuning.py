@@ -436,3 +436,34 @@ def test_samples_of_a_finetune_are_told_rows_of_its_own_data(tmp_path, kind):
     trainer(tmp_path / "second", max_steps=4).fit(resumed := module(), others(), ckpt_path=str(path))
     expected = {name: value.flip(0) for name, value in expected.items()}
     assert_told(resumed.conditioning)  # its own, not chosen again
+
+
+def test_a_lora_leaves_what_a_conditioning_has_of_its_own_as_it_is_in_the_base(tmp_path):
+    spatial.fit(tmp_path, "layout", spatial.data())
+    base = str(tmp_path / "half.ckpt")
+    ids = torch.arange(6)
+
+    def told(model):
+        with torch.no_grad():
+            return model.conditioning.for_samples(ids)
+
+    def finetuned(folder, pretrained, lora):
+        module = FinetunedDiffusion(pretrained, lora=lora, optimizer=adam, ema_decay=None)
+        return str(fitted(tmp_path / folder, module, spatial.data())), module
+
+    of_base, (path, module) = load_model(base, "cpu"), finetuned("lora", base, LoRA(rank=2))
+    assert all("lora" in name for name, parameter in module.named_parameters() if parameter.requires_grad)
+    saved_names = torch.load(path, weights_only=True)["state_dict"]
+    assert not any(name.startswith("conditioning.") and ".rows." not in name for name in saved_names)
+    without = load_model(Source(path, lora_strength=0.0), "cpu")
+    for name, value in told(of_base).items():
+        assert torch.equal(told(without)[name], value)
+    assert all(
+        torch.equal(*pair) for pair in zip(without.network.parameters(), of_base.network.parameters(), strict=True)
+    )
+
+    of_lora = load_model(path, "cpu")
+    path, module = finetuned("whole", path, None)  # which trains it again, with the network
+    assert all(parameter.requires_grad for parameter in module.parameters())
+    for name, value in told(of_lora).items():
+        assert not torch.equal(told(load_model(path, "cpu"))[name], value)

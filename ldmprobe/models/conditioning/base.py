@@ -244,7 +244,8 @@ class Conditioning(nn.Module, ABC):
     # --- finetuning ------------------------------------------------------------------------------------------------
 
     def for_finetuning(self, dropout: float, prompts: Sequence[str] | None, train_text_encoder: bool) -> Conditioning:
-        """Return it as the finetune of a pretrained model has it, frozen unless its text encoders are trained whole.
+        """Return it as the finetune of a pretrained model has it: text encoders are frozen unless they are trained
+        whole, and what else it has of its own is trained with the whole network.
 
         Raises:
             ConfigurationError: text is asked of a model without.

@@ -199,7 +199,12 @@ class Checkpoint:
 
     def _rebuilt(self) -> DiffusionModel:
         spec, base = self.spec, self.base
-        model = self._on(base) if base else self._described()
+        model = self._loaded(base) if base else self._described()
+        trained = {each for each in model.conditioning.parameters() if each.requires_grad}
+        if base:
+            lora = LoRA(**spec["lora"]) if spec["lora"] else None
+            prepare_for_finetuning_(model, lora=lora, train_text_encoder=spec["train_text_encoder"])
+            model.schedule = schedule_of(spec["scheduler"])
         model.weights = self.weights
         model.latent_shape, model.trained_steps = tuple(spec["latent_shape"]), int(self.content["global_step"])
         model.trained_on = self.content.get(ImageData.__qualname__, {})
@@ -212,6 +217,8 @@ class Checkpoint:
             )
         model.conditioning.restore(spec["run"])
         merge_lora_(model)
+        for parameter in trained.intersection(model.conditioning.parameters()):
+            parameter.requires_grad_(True)  # for another finetune, which may train it
         model.network.eval()
         model.conditioning.eval()
         return model
@@ -232,8 +239,8 @@ class Checkpoint:
             network, schedule, tuple(spec["latent_shape"]), codec, conditioning_of(spec["conditioning"], network)
         )
 
-    def _on(self, base: Source) -> DiffusionModel:
-        """Load the base, prepared as it was for finetuning."""
+    def _loaded(self, base: Source) -> DiffusionModel:
+        """Load the base, with the weights that it was finetuned from."""
         spec = self.spec
         try:
             model = model_of(base)
@@ -252,9 +259,6 @@ class Checkpoint:
                 f"The base weights in {base.name} are not those that {self.path} was finetuned from, then in "
                 f"{spec['pretrained']['name']}. Restore the originals, or give their location with `--base`."
             )
-        lora = LoRA(**spec["lora"]) if spec["lora"] else None
-        prepare_for_finetuning_(model, lora=lora, train_text_encoder=spec["train_text_encoder"])
-        model.schedule = schedule_of(spec["scheduler"])
         return model
 
 
