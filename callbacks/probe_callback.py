@@ -76,7 +76,8 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
 
     Attributes:
         failures: how many probes have failed since training was started or resumed.
-        part_of_training: whether what is found is meant to change training; of the class.
+        part_of_training: whether what is found is meant to change training, so that nothing is looked for at its end;
+            of the class.
     """
 
     part_of_training = False
@@ -174,14 +175,15 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
         return step % self.every_n_steps < self._steps_of_batch
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_step != self._last_step:
+        if trainer.global_step != self._last_step and not self.part_of_training:
             self._run(trainer, pl_module)
         if self.failures:
             _log.warning("%s failed %d times in this run; its records have gaps.", type(self).__name__, self.failures)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Lightning leaves the training loop out where a run is resumed at its very end.
-        if self._resuming and self._last_step < 0 and not self.is_due(trainer.global_step):
+        at_end = self._resuming and self._last_step < 0 and not self.is_due(trainer.global_step)
+        if at_end and not self.part_of_training:
             self._run(trainer, pl_module)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

@@ -120,11 +120,13 @@ def test_a_dry_run_needs_no_sampler_of_its_own(tmp_path):
     assert RecordStore(tmp_path).read("balance")
 
 
-def test_a_run_that_was_broken_off_goes_on_alike(tmp_path):
+@pytest.mark.parametrize("broken_off", [2, 3])
+def test_a_run_that_was_broken_off_goes_on_alike(tmp_path, broken_off):
+    """Also between two decisions: none is made where training ends, over the few steps since the last."""
     whole, _ = run(tmp_path / "whole", balancer(hysteresis=0.0), steps=4)
-    _, first = run(tmp_path / "parts", balancer(hysteresis=0.0), steps=2)
-    first.save_checkpoint(tmp_path / "two.ckpt")
-    parts, _ = run(tmp_path / "parts", balancer(hysteresis=0.0), steps=4, ckpt_path=str(tmp_path / "two.ckpt"))
+    _, first = run(tmp_path / "parts", balancer(hysteresis=0.0), steps=broken_off)
+    first.save_checkpoint(tmp_path / "part.ckpt")
+    parts, _ = run(tmp_path / "parts", balancer(hysteresis=0.0), steps=4, ckpt_path=str(tmp_path / "part.ckpt"))
     assert torch.equal(drawn(whole), drawn(parts))
     for one, other in zip(whole.network.parameters(), parts.network.parameters(), strict=True):
         assert torch.equal(one, other)
