@@ -27,6 +27,7 @@ from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.lightning_private import batches_begun, datamodule_of, log_interval
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, Unconditional
+from ldmprobe.models.conditioning.label import drop_no_labels_
 from ldmprobe.models.denoiser import Condition, check_denoiser, config_of
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.wrapper import check_schedule, innermost
@@ -104,6 +105,7 @@ class LatentDiffusion(L.LightningModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
+        drop_no_labels_(network)
         self.network = network
         self.codec = codec or LatentCodec()
         self.schedule: NoiseSchedule = as_schedule(scheduler if scheduler is not None else stable_diffusion_scheduler())

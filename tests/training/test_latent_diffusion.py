@@ -5,6 +5,7 @@ import copy
 import lightning as L
 import pytest
 import torch
+from diffusers.models.embeddings import LabelEmbedding
 from torch import nn
 
 from ldmprobe.callbacks import DDIMProbe, DenoisingProbe
@@ -15,9 +16,10 @@ from ldmprobe.diffusion.weighting import LearnedUncertainty, MinSNR
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, SmallCLIP, TextConditioning
 from ldmprobe.training.checkpoint.load import load_model
+from ldmprobe.training.finetuning import FinetunedDiffusion
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import refused, sd_scheduler, tiny_unet
-from tests.pipelines import conditional_unet
+from tests.pipelines import conditional_unet, dit, saved
 
 
 def digits(**kwargs):
@@ -349,6 +351,31 @@ def test_gradient_checkpointing_changes_no_gradient():
         assert any(getattr(module, "gradient_checkpointing", False) for module in model.conditioning.modules()) == on
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("finetuned", [False, True])
+def test_the_labels_of_a_dit_are_dropped_by_the_conditioning_alone(finetuned):
+    torch.manual_seed(0)
+    told, settings = [], {"ema_decay": 0.9}
+    if finetuned:
+        dit_module = FinetunedDiffusion(str(saved("DiTPipeline")), dropout=0.25, **settings)
+    else:
+        conditioning = ClassConditioning(10, dropout=0.25)
+        dit_module = LatentDiffusion(dit(10, num_layers=2), conditioning=conditioning, **settings)
+    conditioning, null = dit_module.conditioning, dit_module.conditioning.num_classes
+    for network in (dit_module.network, dit_module.ema.network):
+        for part in network.train().modules():
+            if isinstance(part, LabelEmbedding):
+                assert len(part.embedding_table.weight) == null + 1
+                part.embedding_table.register_forward_pre_hook(lambda part, given: told.append(given[0].clone()))
+    condition = conditioning.for_training({"label": torch.arange(4000) % 10})
+    z = torch.randn(4000, 2, 8, 8)
+    for network in (dit_module.network, dit_module.ema.network):
+        with torch.no_grad():
+            network(z, torch.zeros(4000, dtype=torch.long), **condition)
+    assert len(told) >= 2
+    assert all(torch.equal(labels, condition["class_labels"]) for labels in told)
+    assert float((told[0] == null).float().mean()) == pytest.approx(0.25, abs=4 * 0.007)  # standard errors
 
 
 def test_a_network_without_gradient_checkpointing_says_so():

@@ -137,6 +137,17 @@ def conditioning_of_pipeline(network: Component, num_classes: int) -> ClassCondi
     return ClassConditioning(num_classes)
 
 
+def drop_no_labels_(network: nn.Module) -> None:
+    """Have a DiT drop no labels by itself, in place: in training it drops a tenth of them, others in each block, beside
+    those that the conditioning's `dropout` drops. Its tables keep their row of the null class.
+    """
+    from diffusers.models.embeddings import LabelEmbedding
+
+    for module in network.modules():
+        if isinstance(module, LabelEmbedding):
+            module.dropout_prob = 0.0
+
+
 def set_num_classes(transformer: Component, num_classes: int) -> None:
     """Give a DiT another number of classes, in place: those beyond are dropped, those that it lacks become the null
     class, the last row of each table of embeddings.
