@@ -168,7 +168,7 @@ def _magnitudes(reference: LatentStatistics | None, held_out: HeldOut | None) ->
 
 
 def _sample_labels(model: DiffusionModel, num_samples: int) -> list[int] | None:
-    if prompts_of(model):
+    if prompts_of(model) or not model.conditioning.tells_classes:
         return None
     condition = model.conditioning.for_samples(torch.arange(num_samples))
     return condition["class_labels"].tolist() if "class_labels" in condition else None

@@ -11,11 +11,14 @@ from ldmprobe import (
     ClassifierGuidance,
     ClassifierModel,
     DiffusionModel,
+    LowResolution,
     NoiseSchedule,
     NoisyClassifier,
+    Sampling,
 )
 from ldmprobe.diffusion.prediction import KINDS
 from ldmprobe.diffusion.samplers import Denoise
+from ldmprobe.probing.sampling_probe import probe_sampling
 from tests.helpers import FLOAT32, refused
 from tests.models.test_measurement import PROCESSES
 from tests.own_parts import TwiceTheNoise
@@ -101,6 +104,39 @@ def test_samples_are_of_the_class_that_the_model_is_told_or_that_is_asked_for():
     expected = exact.predictor(told, 4)(z, question)
     assert float((both - expected).abs().max()) > 0.01
     assert ClassifierGuidance(EXACT, classes=[2]).provenance != ClassifierGuidance(EXACT).provenance
+
+
+class OfALevel(LowResolution):
+    """Tells the level of noise of a small image, and nothing else."""
+
+    ready = True
+
+    def for_samples(self, sample_ids):
+        return {"class_labels": torch.full_like(sample_ids, self.sampling_level)}
+
+
+def test_a_level_of_noise_is_not_taken_for_a_class():
+    exact, ids, question = model(), torch.arange(4), Denoise(*(float(level[25]) for level in PROCESSES["vp"]), 25.0)
+    exact.network.forward = lambda z_t, t, condition: Exact.forward(exact.network, z_t, t, {})  # an upsampler's
+    exact.conditioning = OfALevel(2, noise_levels=9, sampling_level=1)
+    z, told = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1)), exact.conditioning.for_samples(ids)
+    guidance = ClassifierGuidance(EXACT)
+    guided = exact.predictor(told, 4, guidance, sample_ids=ids)(z, question)
+    expected = model().predictor({"class_labels": ids % CLASSES}, 4)(z, question)
+    torch.testing.assert_close(guided, expected, **FLOAT32)
+    exact.conditioning = OfALevel(2, noise_levels=9, sampling_level=9)
+    guidance.check(exact)
+    assert "sample_labels" not in probe_sampling(exact, None, Sampling(8, 2), analyses=[]).provenance
+    assert probe_sampling(model(), None, Sampling(8, 2), analyses=[]).provenance["sample_labels"] == [
+        0,
+        1,
+        2,
+        0,
+        1,
+        2,
+        0,
+        1,
+    ]
 
 
 def test_what_does_not_fit_is_refused(tmp_path):

@@ -152,6 +152,13 @@ class Conditioning(nn.Module, ABC):
         return True
 
     @property
+    def tells_classes(self) -> bool:
+        """Return whether the `class_labels` that it tells are classes of the data; else they are something else, such
+        as a level of noise.
+        """
+        return "label" in self.columns
+
+    @property
     def small_size(self) -> tuple[int, ...] | None:
         """Return (h, w) of the small image that it tells, if it does."""
         return None

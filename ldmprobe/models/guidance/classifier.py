@@ -74,12 +74,13 @@ class ClassifierGuidance(Guidance):
         if self.scale == 0:
             return inner
         classifier.network.to(model.device)
+        tells_classes = model.conditioning.tells_classes
 
         def guided(z_t: Tensor, asked: Asked, condition: Condition) -> Tensor:
             plain = inner(z_t, asked, condition)
             if asked.alpha == 0:
                 return plain
-            labels = self._labels(asked, condition).to(z_t.device)
+            labels = self._labels(asked, condition if tells_classes else {}).to(z_t.device)
             with torch.enable_grad():
                 z = z_t.detach().requires_grad_()
                 log_probabilities = classifier.log_probabilities(z, asked.alpha, asked.sigma)
@@ -117,9 +118,10 @@ class ClassifierGuidance(Guidance):
                 f"{difference.replace('configuration', 'model')}. Train it with the model's `codec`, and the same data "
                 "where its scale is measured."
             )
-        if self.classes is not None or not model.conditioning.ready:
+        conditioning = model.conditioning
+        if self.classes is not None or not (conditioning.tells_classes and conditioning.ready):
             return
-        told = model.conditioning.for_samples(torch.arange(_SAMPLES, device=model.device)).get("class_labels")
+        told = conditioning.for_samples(torch.arange(_SAMPLES, device=model.device)).get("class_labels")
         if told is not None and int(told.max()) >= self.classifier.num_classes:
             raise ConfigurationError(
                 f"The model is told class {int(told.max())} and the classifier knows {self.classifier.num_classes} "
