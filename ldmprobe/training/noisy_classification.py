@@ -85,7 +85,7 @@ class NoisyClassification(L.LightningModule):
         if getattr(data, "image_shape", None):
             labels = ClassConditioning(self.classifier.config["num_classes"])
             labels.prepare(self.classifier, data, self.codec)
-            if getattr(data, "latents", None) is not None:
+            if hasattr(data, "use_latents"):
                 data.use_latents(self.codec, labels)
             shape = self.codec.latent_shape(data.image_shape)
             if shape[0] != self.classifier.config["channels"]:
