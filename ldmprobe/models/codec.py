@@ -208,7 +208,7 @@ class LatentCodec(nn.Module):
         """Raise ConfigurationError where the scale is to be measured and has not been: latents would be taken as they
         are.
         """
-        if not bool(self.measured):
+        if not (self.scale_known or bool(self.measured)):  # the latter waits for the device
             raise ConfigurationError(
                 "The scale of the latents is to be measured on training images, of which the data show none before "
                 "training; train on ImageData, call `codec.measure_scale(batches)` first, or give LatentCodec a number "
