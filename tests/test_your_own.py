@@ -49,7 +49,9 @@ def test_a_module_of_ones_own_in_under_thirty_lines():
     _holds_a_run("module", [0, 40])
 
 
-@pytest.mark.parametrize(("name", "steps"), [("loop", [0, 40]), ("script", [0, 20])])
+@pytest.mark.parametrize(
+    ("name", "steps"), [pytest.param("loop", [0, 40], marks=pytest.mark.reliability), ("script", [0, 20])]
+)
 def test_a_loop_of_ones_own_trains_as_without_the_probe(name, steps, monkeypatch):
     probed, random_state = _run(name)
     _holds_a_run(name, steps)

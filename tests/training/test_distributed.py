@@ -209,7 +209,7 @@ def assert_resumed_identically(run: Path, again: Path) -> None:
 @pytest.mark.parametrize(
     ("devices", "strategy"),
     [
-        pytest.param(2, "ddp", id="ddp-2", marks=pytest.mark.reliability),  # in short, on two nodes below
+        pytest.param(2, "ddp", id="ddp-2", marks=pytest.mark.reliability),  # in short, a finetune below
         pytest.param(2, SHARDED, id="fsdp-2-sharded-checkpoint"),
         pytest.param(2, WHOLE, id="fsdp-2-whole-checkpoint", marks=pytest.mark.reliability),
         # Plain DDP orders its buckets anew after the first step of a process, and with them its sums of more than two
@@ -242,7 +242,8 @@ def on_a_node(config: Path, folder: Path, torchrun: list[str]) -> int | None:
 TORCHRUN = ["-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1", "--master_addr=127.0.0.1"]
 
 
-@pytest.mark.parametrize("torchrun", [[], pytest.param(TORCHRUN, marks=pytest.mark.reliability)])
+@pytest.mark.reliability
+@pytest.mark.parametrize("torchrun", [[], TORCHRUN])
 def test_two_nodes_that_share_no_disk_make_the_records_of_one_process_and_resume_identically_on_one(tmp_path, torchrun):
     config, output = configuration(tmp_path, "ddp"), tmp_path / "output.txt"
     ended(output, start_ranks(2, on_a_node, config, tmp_path, torchrun, output=output, per_node=1))

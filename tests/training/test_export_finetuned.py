@@ -49,7 +49,8 @@ def assert_changed(checkpoint: Path, base: Path) -> None:
     assert (ours(model, 4.0) - ours(before, 4.0)).abs().max() > 0.01
 
 
-LONG = ("StableDiffusionPipeline", "AuraFlowPipeline")  # of one text encoder; XL has two, 3 has three
+# In short, of Stable Diffusion XL, which has two text encoders.
+LONG = ("StableDiffusionPipeline", "StableDiffusion3Pipeline", "AuraFlowPipeline")
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,13 @@ def predictions(model, guidance_scale=2.0):
         return guided(model, z, torch.tensor([10, 900]), condition, guidance_scale)
 
 
-@pytest.mark.parametrize("lora", [None, LoRA(rank=2, alpha=4.0, dropout=0.1)], ids=["whole", "lora"])
+@pytest.mark.parametrize(
+    "lora",
+    [
+        pytest.param(None, id="whole", marks=pytest.mark.reliability),
+        pytest.param(LoRA(rank=2, alpha=4.0, dropout=0.1), id="lora"),
+    ],
+)
 def test_a_resumed_finetune_with_its_text_encoder_ends_with_the_same_weights(tmp_path, lora):
     def module():
         return finetune(lora=lora, train_text_encoder=True, gradient_checkpointing=True, offset_noise=0.1)

@@ -260,7 +260,7 @@ def text_module(words="red blue circle square", **kwargs):
     return LatentDiffusion(conditional_unet(in_channels=3, out_channels=3), **{**settings, **kwargs})
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.parametrize("precision", [pytest.param("32-true", marks=pytest.mark.reliability), "bf16-mixed"])
 def test_a_text_encoder_trained_along_is_in_the_checkpoint_and_resumes(tmp_path, precision):
     whole, first, resumed = text_module(), text_module(), text_module()
     start = copy.deepcopy(whole.conditioning.state_dict())
