@@ -35,7 +35,11 @@ class LogSNRBand:
 
 
 def bands_of(log_snr: np.ndarray) -> list[LogSNRBand]:
-    """The bands that hold a level of ``log_snr`` (L,), noisy to clean."""
+    """The bands that hold a level of ``log_snr`` (L,), noisy to clean; one of no signal, at −inf, is a band by
+    itself.
+    """
+    if not len(log_snr):
+        return []
     number = np.floor(log_snr / BAND_WIDTH)
     if log_snr.min() < log_snr.max() == BAND_WIDTH * number.max():
         number = np.minimum(number, number.max() - 1)
@@ -56,13 +60,16 @@ def bands_of(log_snr: np.ndarray) -> list[LogSNRBand]:
 
 def _shares(log_snr: np.ndarray, lows: np.ndarray, inside: np.ndarray) -> np.ndarray:
     """Return how much of each level's cell, which ends halfway to its neighbors, lies in the bands that begin at
-    ``lows`` (B,): (B, L). Where several levels are one, some have no cell, and are where they are ``inside``.
+    ``lows`` (B,): (B, L). A level without a cell, where several are one or there is no signal, is where it is
+    ``inside``.
     """
     order = np.argsort(log_snr, kind="stable")
     levels, low = log_snr[order], lows[:, None]
     halfway = (levels[1:] + levels[:-1]) / 2
     left, right = np.append(levels[:1], halfway), np.append(halfway, levels[-1:])
-    overlap = np.clip(np.minimum(right, low + BAND_WIDTH) - np.maximum(left, low), 0.0, None)
+    with np.errstate(invalid="ignore"):
+        overlap = np.minimum(right, low + BAND_WIDTH) - np.maximum(left, low)
+    overlap = np.nan_to_num(np.clip(overlap, 0.0, None))  # −inf − (−inf) where there is no signal
     found = np.empty_like(overlap)
     found[:, order] = np.where(overlap.sum(0) > 0, overlap, inside[:, order])
     shares: np.ndarray = found / found.sum(0)

@@ -35,6 +35,9 @@ def test_what_is_lost_at_one_level_leaves_other_bands_alone():
     values = np.where(LOG_SNR == -0.01, np.nan, 1.0)
     assert [bool(np.isnan(band.sum(values))) for band in bands_of(LOG_SNR)] == [False, True, False, False, False]
     assert [band.name for band in bands_of(np.array([1.0, 2.0, 3.0]))] == ["+1…+3"]  # none of no width
+    assert bands_of(np.array([])) == []
+    none, some = bands_of(np.array([-np.inf, 1.0, 2.0]))
+    assert (none.name, none.share.tolist(), some.share.tolist()) == ("−inf", [1, 0, 0], [0, 1, 1])
     (alone,) = bands_of(np.array([1.0, 1.0]))
     assert alone.sum(np.array([2.0, 3.0])) == 5.0
 
