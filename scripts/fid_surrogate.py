@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +20,10 @@ from sklearn.linear_model import LinearRegression
 from sklearn.model_selection import LeaveOneGroupOut, cross_val_predict
 
 from ldmprobe import RecordStore
+from ldmprobe.analysis.bands import bands_of
 from ldmprobe.errors import ConfigurationError
 
-EDGES = (-6.0, -3.0, 0.0, 3.0, 6.0)
+BANDS = 4  # from the noisiest on, up to log-SNR 6
 FloatArray = NDArray[np.float64]
 
 
@@ -35,19 +35,23 @@ def read(study: Path) -> tuple[dict[str, FloatArray], FloatArray, list[str]]:
         if not denoising or not quality or denoising[-1].step != quality[-1].step or not (run / "finished").exists():
             continue
         skill = denoising[-1].curves["denoising_skill"]
-        bands = [skill.value[(skill.log_snr >= low) & (skill.log_snr < high)].mean() for low, high in pairwise(EDGES)]
+        bands = bands_of(skill.log_snr)[:BANDS]
         weight = 1 / (1 + np.exp(skill.log_snr))
         rows.append(
-            [*bands, (weight * skill.value).sum() / weight.sum(), denoising[-1].scalars["denoising_bound_nats"]]
+            [
+                *(skill.value[band.inside].mean() for band in bands),
+                (weight * skill.value).sum() / weight.sum(),
+                denoising[-1].scalars["denoising_bound_nats"],
+            ]
         )
         target.append(np.log(quality[-1].scalars["fid"]))
         methods.append(run.parent.name)
     if len(set(methods)) < 4:
         raise ConfigurationError(f"{study} has finished runs of {len(set(methods))} methods; expected at least 4.")
     values = np.array(rows)
-    names = [f"skill at {low:+g} … {high:+g}" for low, high in pairwise(EDGES)]
+    names = [f"skill at {band.low:+g} … {band.high:+g}" for band in bands]
     alone = {name: values[:, [k]] for k, name in enumerate([*names, "σ²-weighted skill", "bound"])}
-    return {**alone, "four bands together": values[:, :4]}, np.array(target), methods
+    return {**alone, "four bands together": values[:, :BANDS]}, np.array(target), methods
 
 
 def determination(target: FloatArray, predicted: FloatArray) -> float:

@@ -12,10 +12,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ldmprobe.analysis.intervals import clustered_half_width, student
+from ldmprobe.io.digest import fingerprint
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve
 from ldmprobe.models.denoiser import Condition
@@ -101,8 +103,8 @@ def _others(told: Condition, number: int) -> tuple[Tensor, Tensor]:
     """Return for each of the first ``number`` images the next one, from half of all images on, that is told something
     else, and whether there is one.
     """
-    parts = [value.reshape(len(value), -1).unique(dim=0, return_inverse=True)[1] for value in told.values()]
-    what = torch.stack(parts, 1).unique(dim=0, return_inverse=True)[1]
+    each = [fingerprint(*row) for row in zip(*told.values(), strict=True)]
+    what = torch.from_numpy(np.unique(each, return_inverse=True)[1])
     image = torch.arange(number)[:, None]
     candidates = (image + len(what) // 2 + torch.arange(len(what))) % len(what)
     differs = what[candidates] != what[image]

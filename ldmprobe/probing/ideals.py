@@ -80,10 +80,9 @@ def ideal_errors(
         reference.ideal_errors[key] = {}
         if not is_known(held_out.latents, reference.latents):
             draws = Draws.of(HeldOut(held_out.latents, {}), num_draws, seed, model.device, ranks)
+            table = answering(EpsilonPrediction(), model.schedule)
             with evaluating([]):
-                for name, denoiser in ideal_denoisers(
-                    reference, answering(EpsilonPrediction(), model.schedule)
-                ).items():
+                for name, denoiser in ideal_denoisers(reference, table).items():
                     ideal = DiffusionModel(denoiser.to(model.device), denoiser.schedule, model.latent_shape)
                     reference.ideal_errors[key][name] = draws.squared_errors(ideal, timesteps, batch_size)
     return reference.ideal_errors[key]

@@ -141,24 +141,25 @@ def drop_no_labels_(network: nn.Module) -> None:
     """Have a DiT drop no labels by itself, in place: in training it drops a tenth of them, others in each block, beside
     those that the conditioning's `dropout` drops. Its tables keep their row of the null class.
     """
-    from diffusers.models.embeddings import LabelEmbedding
-
-    for module in network.modules():
-        if isinstance(module, LabelEmbedding):
-            module.dropout_prob = 0.0
+    for table in _label_embeddings(network):
+        table.dropout_prob = 0.0
 
 
 def set_num_classes(transformer: Component, num_classes: int) -> None:
     """Give a DiT another number of classes, in place: those beyond are dropped, those that it lacks become the null
     class, the last row of each table of embeddings.
     """
+    for table in _label_embeddings(transformer):
+        rows = table.embedding_table.weight.detach()
+        kept, null = rows[:-1][:num_classes], rows[-1:]
+        rows = torch.cat([kept, null.expand(num_classes + 1 - len(kept), -1)])
+        table.embedding_table = nn.Embedding.from_pretrained(rows, freeze=False)
+        table.num_classes = num_classes
+    transformer.register_to_config(num_embeds_ada_norm=num_classes)
+
+
+def _label_embeddings(network: nn.Module) -> list[Component]:
+    """Return the tables of class embeddings of a DiT, one a block; none of another network."""
     from diffusers.models.embeddings import LabelEmbedding
 
-    for module in transformer.modules():
-        if isinstance(module, LabelEmbedding):
-            rows = module.embedding_table.weight.detach()
-            kept, null = rows[:-1][:num_classes], rows[-1:]
-            rows = torch.cat([kept, null.expand(num_classes + 1 - len(kept), -1)])
-            module.embedding_table = nn.Embedding.from_pretrained(rows, freeze=False)
-            module.num_classes = num_classes
-    transformer.register_to_config(num_embeds_ada_norm=num_classes)
+    return [module for module in network.modules() if isinstance(module, LabelEmbedding)]
