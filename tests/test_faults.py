@@ -199,7 +199,7 @@ class Full(Callback):
 
 def _on_a_full_disk(run, log):
     logging.basicConfig(filename=log)  # opened before the disk is full
-    probe = DDIMProbe(1, num_samples=16, num_steps=4)
+    probe = DDIMProbe(1, num_samples=16, num_steps=4, num_reference=256)
     fit = trainer(run, max_steps=5, callbacks=[Full(), probe, ReportWriter()])
     fit.fit(module(), digits())
     Full().limit(resource.RLIM_INFINITY)
@@ -226,7 +226,8 @@ def test_a_full_disk_costs_records_and_the_report_but_not_the_run(tmp_path):
 
 
 def test_a_report_that_does_not_fit_is_told_in_a_sentence(tmp_path):
-    trainer(tmp_path, max_steps=1, callbacks=[DDIMProbe(1, num_samples=16, num_steps=4)]).fit(module(), digits())
+    probe = DDIMProbe(1, num_samples=16, num_steps=4, num_reference=256)
+    trainer(tmp_path, max_steps=1, callbacks=[probe]).fit(module(), digits())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**13, hard))
     try:
@@ -257,7 +258,7 @@ def test_a_logger_that_fails_is_told_once_and_the_others_go_on(tmp_path, caplog)
 
     plain, model = module(), module()
     trainer(tmp_path / "plain").fit(plain, digits())
-    callbacks = [Lose(), LoggerGuard(), DDIMProbe(2, num_samples=16, num_steps=4)]
+    callbacks = [Lose(), LoggerGuard(), DDIMProbe(2, num_samples=16, num_steps=4, num_reference=256)]
     fit = trainer(tmp_path / "run", callbacks=callbacks, logger=[lost, kept], log_every_n_steps=1)
     with caplog.at_level(logging.WARNING):
         fit.fit(model, digits())
@@ -284,7 +285,7 @@ class KillWandb(Callback):
 
 def _without_wandb(run):
     wandb, csv = WandbLogger(project="x", offline=True, save_dir=run), CSVLogger(str(run), name="csv")
-    callbacks = [KillWandb(), DDIMProbe(2, num_samples=16, num_steps=4), LoggerGuard()]
+    callbacks = [KillWandb(), DDIMProbe(2, num_samples=16, num_steps=4, num_reference=256), LoggerGuard()]
     fit = trainer(run, max_steps=6, callbacks=callbacks, logger=[wandb, csv], log_every_n_steps=1)
     fit.fit(module(), digits())
     (run / "ended").write_text(f"{fit.global_step} {failures(wandb) > 2} {failures(csv)}")
@@ -359,7 +360,7 @@ def test_a_model_with_nan_in_its_weights_is_probed_with_gaps_and_said_so(tmp_pat
                 with torch.no_grad():
                     pl_module.network.conv_in.weight.fill_(torch.nan)
 
-    probe = DDIMProbe(1, num_samples=16, num_steps=4)
+    probe = DDIMProbe(1, num_samples=16, num_steps=4, num_reference=256)
     trainer(tmp_path, max_steps=3, callbacks=[Spoil(), probe]).fit(model, digits())
     first, *_, last = RecordStore(tmp_path).read("ddim")
     assert np.isfinite(first.curves["step_kl"].value).sum() >= 3

@@ -307,7 +307,7 @@ def test_a_probes_bar_is_no_endless_recursion_under_richs_bar_in_a_notebook(tmp_
     monkeypatch.setitem(sys.modules, "IPython.display", notebook)
     written = io.StringIO()
     monkeypatch.setattr(sys, "stderr", FileProxy(Console(force_jupyter=True), written))
-    fit = trainer(tmp_path, max_steps=1, enable_progress_bar=True, callbacks=[DDIMProbe(1, num_samples=8, num_steps=2)])
+    fit = trainer(tmp_path, max_steps=1, enable_progress_bar=True, callbacks=[ddim(1)])
     fit.fit(module(), digits())
     assert "DDIMProbe" in written.getvalue()
 

@@ -96,7 +96,7 @@ def test_module_and_data_work_in_a_lightning_cli_of_ones_own(tmp_path):
             "default_root_dir": str(tmp_path / "run"),
             "callbacks": {
                 "class_path": "DDIMProbe",
-                "init_args": {"every_n_steps": 2, "num_samples": 8, "num_steps": 2},
+                "init_args": {"every_n_steps": 2, "num_samples": 8, "num_steps": 2, "num_reference": 256},
             },
         },
     }

@@ -197,7 +197,10 @@ def test_wrapped_networks_train_are_probed_saved_and_go_on(tmp_path, make, preci
 
     whole = make()
     whole.network.register_forward_pre_hook(look)
-    probes = [DDIMProbe(2, num_samples=8, num_steps=3), DenoisingProbe(4, num_images=16, num_draws=32)]
+    probes = [
+        DDIMProbe(2, num_samples=8, num_steps=3, num_reference=256),
+        DenoisingProbe(4, num_images=16, num_draws=32, num_reference=256),
+    ]
     fit = trainer(tmp_path / "whole", max_steps=4, precision=precision, callbacks=probes)
     fit.fit(whole, data)
     assert seen == {torch.float32}

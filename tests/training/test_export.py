@@ -230,7 +230,10 @@ def test_the_card_says_what_it_is(exported):
 
 
 def test_of_a_run_it_has_numbers_and_figures(tmp_path):
-    probes = [DDIMProbe(1, num_samples=8, num_steps=3), DenoisingProbe(1, num_images=16, num_draws=32)]
+    probes = [
+        DDIMProbe(1, num_samples=8, num_steps=3, num_reference=256),
+        DenoisingProbe(1, num_images=16, num_draws=32, num_reference=256),
+    ]
     checkpoint = trained(tmp_path / "run" / "checkpoints" / "last.ckpt", probes, **pixels())
     (tmp_path / "run" / "checkpoints" / "probes").replace(tmp_path / "run" / "probes")
     for step, fid in ((2, 12.5), (3, 99.0)):  # the checkpoint is of step 2

@@ -156,13 +156,15 @@ def test_plain_tensor_loaders_work_without_a_datamodule(tmp_path):
 
 def test_mixed_precision_trains_and_probes(tmp_path):
     model = module()
-    fit = trainer(tmp_path, precision="bf16-mixed", callbacks=[DDIMProbe(3, num_samples=8, num_steps=2)])
+    probe = DDIMProbe(3, num_samples=8, num_steps=2, num_reference=256)
+    fit = trainer(tmp_path, precision="bf16-mixed", callbacks=[probe])
     fit.fit(model, digits())
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
 def test_the_average_of_a_run_in_half_precision_is_probed_saved_and_loaded_in_float32(tmp_path):
-    model, probe = module(ema_decay=0.999, ema_warmup=False), DDIMProbe(3, num_samples=8, num_steps=2)
+    model = module(ema_decay=0.999, ema_warmup=False)
+    probe = DDIMProbe(3, num_samples=8, num_steps=2, num_reference=256)
     fit = trainer(tmp_path, precision="bf16-true", callbacks=[probe], enable_checkpointing=False)
     fit.fit(model, digits())
     fit.save_checkpoint(tmp_path / "half.ckpt")

@@ -73,7 +73,8 @@ def test_it_guides_samples_from_yaml_and_from_the_command_line(run, tmp_path, ca
     model = module(conditioning=Unconditional())
     model.network = tiny_unet(channels=1)
     model.ema = None
-    probe = DDIMProbe(2, num_samples=20, num_steps=4, guidance=ClassifierGuidance(str(run / "last.ckpt"), 3.0))
+    guidance = ClassifierGuidance(str(run / "last.ckpt"), 3.0)
+    probe = DDIMProbe(2, num_samples=20, num_steps=4, num_reference=256, guidance=guidance)
     fit = trainer(tmp_path, max_steps=2, callbacks=[probe], limit_val_batches=0)
     fit.fit(model, ImageData("builtin:digits", batch_size=16, check_rows=5))
     fit.save_checkpoint(tmp_path / "model.ckpt")
