@@ -36,7 +36,7 @@ from ldmprobe.data.sources import (
 )
 from ldmprobe.data.stream import (
     HubStream,
-    RowsInOrder,
+    RowsInFixedOrder,
     ShuffledStream,
     SkippingLoader,
     StreamPositions,
@@ -332,8 +332,8 @@ class ImageData(L.LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         if self._cache is not None:
             latents = self._latents("held_out")
-            return self._in_order(latents, latents)
-        return self._in_order(self._held_out, self.held_out_reader)
+            return self._in_fixed_order(latents, latents)
+        return self._in_fixed_order(self._held_out, self.held_out_reader)
 
     def test_dataloader(self) -> DataLoader:
         """The split "test" where it is neither trained on nor held out, else what is held out.
@@ -349,10 +349,10 @@ class ImageData(L.LightningDataModule):
                 "leave `latents` out to measure that one, or run `ldmprobe validate`."
             )
         reader = replace(self.held_out_reader, split=_TEST)
-        return self._in_order(only(self._test, reader.columns), reader)
+        return self._in_fixed_order(only(self._test, reader.columns), reader)
 
-    def _in_order(self, rows: Rows, reader: RowReader | LatentRows) -> DataLoader:
-        return DataLoader(RowsInOrder(rows, reader), batch_size=self.batch_size, collate_fn=reader.collate)
+    def _in_fixed_order(self, rows: Rows, reader: RowReader | LatentRows) -> DataLoader:
+        return DataLoader(RowsInFixedOrder(rows, reader), batch_size=self.batch_size, collate_fn=reader.collate)
 
     def reference_batches(self, num_images: int, held_out: bool = False) -> Iterator[Batch]:
         """`num_images` training (or held-out) images, or all there are, drawn in a fixed order that no seed changes,

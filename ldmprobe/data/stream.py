@@ -125,7 +125,9 @@ class SkippingLoader:
 
 
 def in_fixed_order(rows: Rows, reader: Reader, num_rows: int) -> Iterator[Batch]:
-    """Yield batches of `num_rows` rows, or of all there are, in an order that never changes."""
+    """Yield batches of `num_rows` rows, or of all there are, in an order that never changes: that of
+    `RowsInFixedOrder`, or a stream's first rows as they come, which may be sorted.
+    """
     if is_table(rows):
         samples: Iterator[Any] = (reader.read(rows[int(i)], int(i)) for i in _fixed_order(rows)[:num_rows])
     else:
@@ -149,15 +151,19 @@ def _fixed_order(rows: Sized) -> np.ndarray:
     return np.random.default_rng(0).permutation(len(rows))
 
 
-class RowsInOrder(Dataset):
-    """The rows of a split, without augmentation; a stream's (few) held-out rows are read into memory."""
+class RowsInFixedOrder(Dataset):
+    """The rows of a split, without augmentation, in an order that never changes and is that of no column: the first
+    batches are a fair sample, also where the split is sorted by class. A stream's (few) held-out rows are read into
+    memory, so that they have such an order, too.
+    """
 
     def __init__(self, rows: Rows, reader: Reader) -> None:
         self.rows = rows if is_table(rows) else list(rows)
-        self.reader = reader
+        self.reader, self._order = reader, _fixed_order(self.rows)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: int) -> Batch:
-        return self.reader.read(self.rows[i], i)
+        row = int(self._order[i])
+        return self.reader.read(self.rows[row], row)

@@ -6,11 +6,12 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from datasets import Array3D, ClassLabel, Dataset, Features, Image, List, Value
+from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from ldmprobe import ConfigurationError, ImageData
-from tests.helpers import refused, row_reader
+from ldmprobe import ConfigurationError, ImageData, LatentCodec, Unconditional
+from ldmprobe.data.latent_writer import write_cache
+from tests.helpers import refused, row_reader, tiny_unet
 
 SHAPES = {"num_images": 30, "size": 16}
 
@@ -107,6 +108,23 @@ def test_held_out_images_are_never_trained_on():
 def test_held_out_images_are_not_augmented():
     data, plain = _shapes(random_crop=True, random_flip=True, image_size=12), _shapes(image_size=12)
     assert _same(_take(data.val_dataloader(), 9), _take(plain.val_dataloader(), 9))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_a_cut_part_of_a_sorted_validation_split_is_of_many_classes(cached, tmp_path):
+    features = Features({"image": Image(), "label": ClassLabel(num_classes=10)})
+    labels = [i // 10 for i in range(100)]
+    rows = Dataset.from_dict({"image": [PILImage.new("L", (4, 4), i) for i in range(100)], "label": labels}, features)
+    DatasetDict({"train": rows, "validation": rows}).save_to_disk(tmp_path / "sorted")
+    data = ImageData(str(tmp_path / "sorted"), label_column="label", batch_size=5)
+    if cached:
+        write_cache(data, LatentCodec(), Unconditional(), tiny_unet(), tmp_path / "latents")
+        data = ImageData(data.dataset, label_column="label", batch_size=5, latents=str(tmp_path / "latents"))
+    data.setup()
+    first = _take(data.val_dataloader(), 4)
+    numbers = [int(i) for batch in first for i in batch["index"]]
+    assert [int(label) for batch in first for label in batch["label"]] == [labels[i] for i in numbers]
+    assert len({labels[i] for i in numbers}) >= 7  # of 20 rows that are drawn evenly: 9 on average, hardly ever 6
 
 
 def test_a_built_in_stream_holds_out_its_first_rows():

@@ -10,7 +10,15 @@ from datasets.distributed import split_dataset_by_node
 from torch.utils.data import DataLoader
 
 from ldmprobe.data.builtin import gaussian
-from ldmprobe.data.stream import HubStream, ShuffledStream, SkippingLoader, StreamPositions, at_places, in_fixed_order
+from ldmprobe.data.stream import (
+    HubStream,
+    RowsInFixedOrder,
+    ShuffledStream,
+    SkippingLoader,
+    StreamPositions,
+    at_places,
+    in_fixed_order,
+)
 from tests.helpers import row_reader
 
 N = 20
@@ -111,6 +119,16 @@ def test_rows_of_places_in_the_fixed_order_are_read_alone(table):
         (whole,) = in_fixed_order(rows, READER, 15)
         assert torch.equal(batch["image"], whole["image"][places])
         assert set(reader.read_rows) == set(batch["index"].tolist())
+
+
+def test_held_out_rows_are_read_in_the_fixed_order_of_tables_and_streams_alike(table):
+    (whole,) = in_fixed_order(table, READER, N)
+    for rows in (table, table.to_iterable_dataset(num_shards=2)):
+        held_out = RowsInFixedOrder(rows, READER)
+        batch = READER.collate([held_out[i] for i in range(len(held_out))])
+        assert torch.equal(batch["index"], whole["index"])
+        assert torch.equal(batch["image"], whole["image"])
+    assert sorted(whole["index"].tolist()) == list(range(N)) != whole["index"].tolist()
 
 
 # --- streaming datasets -----------------------------------------------------------------------------------------------
