@@ -106,7 +106,7 @@ def in_eight_bits(
     `background`.
 
     Raises:
-        ValueError: of 32 bits without `value_range`, or values outside it.
+        ValueError: of 32 bits without `value_range`, or values outside it or not finite.
     """
     if image.mode.startswith("I") or image.mode == "F" or value_range not in (None, _EIGHT_BITS):
         image = _scaled_down(image, value_range, notes)
@@ -126,7 +126,8 @@ def _scaled_down(image: Image.Image, value_range: Range | None, notes: list[str]
     if image.has_transparency_data or not (image.mode in ("1", "L", "RGB", "F") or image.mode.startswith("I")):
         raise ValueError(f"`value_range` is for numbers, not for a picture of mode {image.mode}; leave it out")
     notes.append(REDUCED if value_range is None else SCALED)
-    fraction = _fraction(np.asarray(image, dtype=np.float64), value_range or _range_of_format(image))
+    values = _finite(np.asarray(image, dtype=np.float64))
+    fraction = _fraction(values, value_range or _range_of_format(image))
     if value_range is None and _white_is_zero(image):
         fraction = 1 - fraction
     return Image.fromarray((fraction * 255).round().astype(np.uint8))
@@ -164,8 +165,7 @@ def of_array(array: np.ndarray, value_range: Range | None, notes: list[str]) -> 
         ValueError: not finite, or outside the range.
     """
     floats = array.dtype.kind == "f"
-    if floats and not np.isfinite(array).all():
-        raise ValueError(f"{int((~np.isfinite(array)).sum())} of its {array.size} values are NaN or infinite")
+    array = _finite(array)
     if floats and value_range is None:
         notes.append(AS_IS)
         return _channels_first(array)
@@ -204,6 +204,13 @@ def _channels_last(array: np.ndarray) -> np.ndarray:
     if array.ndim == 3 and array.shape[0] in _MODES and array.shape[2] not in _MODES:
         array = array.transpose(1, 2, 0)
     return array[:, :, 0] if array.ndim == 3 and array.shape[2] == 1 else array
+
+
+def _finite(array: np.ndarray) -> np.ndarray:
+    """Return the array, unless values of it are NaN or infinite: they are in no range, and no comparison tells."""
+    if wrong := int((~np.isfinite(array)).sum()):
+        raise ValueError(f"{wrong} of its {array.size} values are NaN or infinite")
+    return array
 
 
 def _fraction(array: np.ndarray, value_range: Range) -> np.ndarray:

@@ -190,6 +190,15 @@ def test_values_that_are_not_finite_are_refused(bad):
         _read(array)
 
 
+@pytest.mark.parametrize("value_range", [None, (0, 1)])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_a_picture_of_floats_that_are_not_finite_is_refused(bad, value_range):
+    floats = np.full((4, 4), 0.5, dtype=np.float32)
+    floats[1, 2:] = bad
+    with refused(r"Row 0, column 'image'.*2 of its 16 values are NaN or infinite"):
+        _read(_encoded(Image.fromarray(floats), "TIFF"), value_range=value_range)
+
+
 def test_floats_of_a_value_range_are_resized_and_others_refused():
     array = np.linspace(0, 1, 3 * 8 * 8).reshape(3, 8, 8)
     assert _read(array, size=4, value_range=(0, 1)).shape == (3, 4, 4)
