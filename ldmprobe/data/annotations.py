@@ -48,7 +48,7 @@ class MaskColumn(Column):
                 f"it is {mask.shape[1]}×{mask.shape[0]}, its image {width}×{height}; expected the same size"
             )
         seen = reading.view.picture(Image.fromarray(mask.astype(np.int32)), Image.Resampling.NEAREST)
-        return torch.from_numpy(np.array(seen, dtype=np.uint8 if mask.dtype.itemsize == 1 else np.int32))
+        return torch.from_numpy(np.array(seen, dtype=np.uint8 if mask.dtype in (bool, np.uint8) else np.int32))
 
 
 @dataclass(frozen=True)

@@ -89,8 +89,8 @@ class ImageData(L.LightningDataModule):
         image_folder: the folder that a table's paths are in; default: that of the dataset. Files elsewhere are not
             read.
         resize: "crop" scales the short side and crops the long one, "squash" ignores the aspect ratio.
-        random_crop, random_flip: augmentation of training images. Images whose captions tell left from right are not
-            flipped.
+        random_crop, random_flip: augmentation of training images; crops need `image_size`. Images whose captions tell
+            left from right are not flipped.
         batch_size: per rank.
         num_workers: processes that decode images.
         streaming: read rows as needed, for what does not fit on disk; shuffled through `shuffle_buffer` rows.
@@ -144,6 +144,11 @@ class ImageData(L.LightningDataModule):
         if not 0 < held_out_fraction < 1:
             raise ConfigurationError(
                 f"ImageData got held_out_fraction {held_out_fraction}; expected a number in (0, 1)."
+            )
+        if random_crop and (image_size is None or resize != "crop"):
+            raise ConfigurationError(
+                f"ImageData got random_crop with image_size {image_size} and resize {resize!r}, with which nothing is "
+                "cropped; set `image_size` and `resize: crop`, or leave out `random_crop`."
             )
         image = ImageColumn(
             image_column,

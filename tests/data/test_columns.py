@@ -170,6 +170,13 @@ def test_an_image_without_boxes_has_none_and_palettes_are_numbers():
     assert (sample["mask"] == 200).all()
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.int16, np.int64])
+def test_a_number_below_0_in_a_mask_stays_what_it_is(dtype):
+    reader = ldmprobe.data.rows.RowReader(others=(MaskColumn(),))
+    sample = reader.read(one_row(mask=np.full((6, 8), -1, dtype)), 0)
+    assert (sample["mask"] == -1).all()
+
+
 @pytest.mark.parametrize(
     ("columns", "message"),
     [

@@ -83,8 +83,8 @@ def test_the_seed_changes_the_order_of_training_and_nothing_else():
 
 
 def test_reference_batches_do_not_depend_on_batch_size_workers_or_augmentation():
-    plain = _shapes()
-    other = _shapes(batch_size=7, num_workers=2, random_crop=True, random_flip=True)
+    plain = _shapes(image_size=12)
+    other = _shapes(image_size=12, batch_size=7, num_workers=2, random_crop=True, random_flip=True)
     assert _same(list(plain.reference_batches(12)), list(other.reference_batches(12)))
 
 
@@ -169,6 +169,8 @@ def test_an_unknown_column_is_refused_with_the_known_ones(column, streaming):
     [
         ({"batch_size": 0}, "batch_size 0; expected at least 1"),
         ({"channels": 2}, "channels 2; expected 1"),
+        ({"random_crop": True}, "random_crop with image_size None and resize 'crop'"),
+        ({"random_crop": True, "image_size": 8, "resize": "squash"}, "random_crop with image_size 8 and resize 'squash'"),
         ({"held_out_fraction": 1.0}, r"held_out_fraction 1.0; expected a number in \(0, 1\)"),
         *[
             (columns, r"ImageData got the columns 'image', .*expected another column for each")

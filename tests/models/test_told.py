@@ -3,8 +3,10 @@
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import ldmprobe
@@ -58,6 +60,14 @@ def test_without_a_picture_all_channels_are_0_and_with_a_gray_one_they_are_not()
     assert 140 < int(dropped.sum()) < 260
     assert (trained[dropped] == 0).all()
     assert (conditioning.from_batch(gray)["concat"][:, -1] == 1).all()
+
+
+def test_small_images_that_are_larger_than_the_latents_are_shrunk_without_aliasing():
+    conditioning, _, _ = of_digits(ldmprobe.LowResolution(2, eight_bits=False))
+    noise = torch.randn(16, 16, generator=torch.Generator().manual_seed(0))
+    shrunk = Image.fromarray(noise.numpy()).resize((8, 8), Image.Resampling.BICUBIC)
+    found = conditioning.picture({"low": noise[None, None]})[0, 0]
+    torch.testing.assert_close(found, torch.from_numpy(np.array(shrunk)), rtol=1e-4, atol=1e-5)
 
 
 def test_the_level_of_noise_that_is_told_is_the_one_applied():

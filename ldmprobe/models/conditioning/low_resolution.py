@@ -28,7 +28,8 @@ _TOLD = "class_labels"
 
 class LowResolution(SpatialConditioning):
     r"""Images of 1/factor of the size, brought to the size of the latents: as they are, if that is theirs, as in latent
-    diffusion at f = factor; else by bicubic interpolation (Saharia et al., 2021, arXiv:2104.07636).
+    diffusion at f = factor; else by bicubic interpolation (Saharia et al., 2021, arXiv:2104.07636), without aliasing
+    where the latents are smaller.
 
     Noise augmentation (Ho et al., 2021, arXiv:2106.15282): in training the small image y becomes
     :math:`\sqrt{\bar\alpha_s}\,y + \sqrt{1-\bar\alpha_s}\,\epsilon` at a level s that is drawn for each sample and
@@ -116,7 +117,8 @@ class LowResolution(SpatialConditioning):
         low = self._floats(observed)
         if tuple(low.shape[2:]) == self.latent_size:
             return low
-        return F.interpolate(low, size=self.latent_size, mode="bicubic")
+        shrinks = low.shape[2] > self.latent_size[0]  # else the filter of `antialias` is another, PIL's
+        return F.interpolate(low, size=self.latent_size, mode="bicubic", antialias=shrinks)
 
     def condition(self, observed: Observed, ids: Tensor) -> Condition:
         levels = torch.full((len(ids),), self.sampling_level, device=ids.device)
