@@ -34,7 +34,7 @@ class Reading:
         image_size: (width, height) of the upright image.
         rng: draws what differs from visit to visit; None for no augmentation.
         files: those that rows may name.
-        notes: what was done to images, see `ldmprobe.data.pictures`.
+        notes: what was done to images, see `ldmprobe.data.pictures`, by the name of their column in batches.
     """
 
     place: str
@@ -43,7 +43,7 @@ class Reading:
     image_size: tuple[int, int] = (0, 0)
     rng: np.random.Generator | None = None
     files: ImageFiles = field(default_factory=ImageFiles)
-    notes: list[str] = field(default_factory=list)
+    notes: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -169,16 +169,17 @@ class ImageColumn(Column):
 
     def open(self, value: Any, reading: Reading) -> Image.Image | np.ndarray:
         """Return an upright picture of 8 bits, or floats (C, H, W)."""
-        picture = opened(value, reading.files, reading.notes)
+        notes = reading.notes.setdefault(self.name, [])
+        picture = opened(value, reading.files, notes)
         if not isinstance(picture, np.ndarray):
-            return in_eight_bits(picture, self.channels, self.background, self.value_range, reading.notes)
-        array = of_array(picture, self.value_range, reading.notes)
+            return in_eight_bits(picture, self.channels, self.background, self.value_range, notes)
+        array = of_array(picture, self.value_range, notes)
         if isinstance(array, np.ndarray):
             size = reading.view.size
             if self.channels in (None, len(array)) and (size is None or array.shape[1:] == (size, size)):
                 return array
             array = of_floats(array, self.value_range)
-        return in_eight_bits(array, self.channels, self.background, None, reading.notes)
+        return in_eight_bits(array, self.channels, self.background, None, notes)
 
     def seen(self, picture: Image.Image | np.ndarray, view: View) -> Tensor:
         """Return what is seen of an opened image."""

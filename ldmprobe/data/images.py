@@ -171,7 +171,11 @@ class ImageData(L.LightningDataModule):
         self.image_shape: tuple[int, ...] = ()
         self.checked_captions: list[str] = []
         self.held_out_reader = self.reader
-        self._value_range_is_given = value_range is not None
+        self._without_range = {
+            column.name
+            for column in self.reader.columns
+            if isinstance(column, ImageColumn) and column.value_range is None
+        }
         self._train: Any = None
         self._held_out: Any = None
         self._test: Any = None
@@ -228,8 +232,7 @@ class ImageData(L.LightningDataModule):
         read = ((self._train, self.reader, "training"), (self._held_out, self.held_out_reader, "held-out"))
         for rows, reader, kind in read:
             checked = CheckedRows.read(islice(rows, max(1, self.check_rows)), reader, kind)
-            of_training = rows is self._train
-            self.image_shape = checked.check(self.image_shape, of_training and not self._value_range_is_given)
+            self.image_shape = checked.check(self.image_shape, self._without_range if rows is self._train else ())
             self.checked_captions += checked.captions
         check_captions(self.checked_captions, self.reader.random_flip)
 

@@ -54,13 +54,17 @@ class RowReader:
         return next((column for column in self.columns if column.name == name), None)
 
     def read(
-        self, row: Batch, row_number: int, rng: np.random.Generator | None = None, notes: list[str] | None = None
+        self,
+        row: Batch,
+        row_number: int,
+        rng: np.random.Generator | None = None,
+        notes: dict[str, list[str]] | None = None,
     ) -> Batch:
         """Return one sample: `image` (C, H, W) float32, `index`, and the further columns.
 
         Args:
             rng: for augmentation; None for none.
-            notes: takes what was done to the image.
+            notes: takes what was done to images, by the name of their column in batches.
 
         Raises:
             ConfigurationError: a column cannot be read; the row is named.
@@ -111,12 +115,12 @@ class RowReader:
                 )
 
     def _reading(
-        self, row: Batch, row_number: int, rng: np.random.Generator | None, notes: list[str] | None
+        self, row: Batch, row_number: int, rng: np.random.Generator | None, notes: dict[str, list[str]] | None
     ) -> Reading:
         number = int(row.get(ROW_NUMBER, row_number))
         view = View(self.size, self.resize)
         return Reading(
-            self.place(number), number, view, rng=rng, files=self.files, notes=[] if notes is None else notes
+            self.place(number), number, view, rng=rng, files=self.files, notes={} if notes is None else notes
         )
 
     def _open(self, row: Batch, reading: Reading) -> Image | np.ndarray:

@@ -9,7 +9,7 @@ import torch
 from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as PILImage
 
-from ldmprobe import ConfigurationError, ImageData, LatentCodec, Unconditional
+from ldmprobe import ConfigurationError, ImageColumn, ImageData, LatentCodec, Unconditional
 from ldmprobe.data.latent_writer import write_cache
 from tests.helpers import refused, row_reader, tiny_unet
 
@@ -295,6 +295,26 @@ def test_arrays_of_any_type_become_the_same_images_and_truth_values_black_and_wh
 def test_values_that_do_not_say_which_are_black_and_white_are_refused(images, dtype, message, tmp_path):
     with refused(message):
         ImageData(_arrays(tmp_path / "a.parquet", images, dtype)).setup()
+
+
+@pytest.mark.parametrize(
+    ("source", "dtype", "message"),
+    [
+        (PIXELS / 255, "float32", r"floats in column 'drawn' .* go from 0 to 1.*`value_range` of the ImageColumn 'drawn'"),
+        (PIXELS > 127, "uint8", r"brightest of the values in column 'drawn' .* is 1 of 255"),
+    ],
+)  # fmt: skip
+def test_a_further_column_of_images_says_which_are_black_and_white_too(source, dtype, message, tmp_path):
+    features = Features({"image": Array3D((3, 8, 8), "uint8"), "drawn": Array3D((3, 8, 8), dtype)})
+    rows = Dataset.from_dict({"image": list(PIXELS), "drawn": list(source)}, features=features)
+    rows.to_parquet(tmp_path / "a.parquet")
+    with refused(message):
+        ImageData(str(tmp_path / "a.parquet"), columns=[ImageColumn("drawn", "source")]).setup()
+    data = ImageData(str(tmp_path / "a.parquet"), columns=[ImageColumn("drawn", "source", value_range=(0, 1))])
+    data.setup()
+    (batch,) = data.reference_batches(99)
+    expected = source[batch["index"].numpy()] * 2.0 - 1
+    np.testing.assert_allclose(batch["source"], expected, atol=1e-6)
 
 
 def test_a_picture_again_and_again_is_told(tmp_path):

@@ -247,7 +247,10 @@ def test_a_damaged_file_is_named(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"streaming": True, "num_classes": 20, "held_out_rows": 5}, "streaming"), ({"random_crop": True, "image_size": 12}, "random_crop")],
+    [
+        ({"streaming": True, "num_classes": 20, "held_out_rows": 5}, "streaming"),
+        ({"random_crop": True, "image_size": 12}, "random_crop"),
+    ],
 )
 def test_what_cannot_be_encoded_beforehand_is_refused(tmp_path, folder, options, named):
     for encode in (lambda: write(tmp_path / "new", shapes(**options)), lambda: shapes(folder, **options).setup()):

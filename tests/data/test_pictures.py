@@ -31,7 +31,8 @@ STORED = {  # by the Exif standard: where the 0th row and column of the upright 
 
 
 def _read(value, notes: list | None = None, **options) -> np.ndarray:
-    return row_reader(**options).read({"image": value}, 0, notes=notes)["image"].numpy()
+    told = None if notes is None else {"image": notes}
+    return row_reader(**options).read({"image": value}, 0, notes=told)["image"].numpy()
 
 
 def _encoded(image: Image.Image, kind: str = "PNG", **options) -> dict:
