@@ -15,6 +15,7 @@ from ldmprobe.errors import ConfigurationError
 _RANGES = {torch.bool: 1, torch.uint8: 255, torch.uint16: 65535}
 # of floats that are all positive: more are no pixels in [−1, 1], and no latents that noise of variance 1 belongs to
 _HIGHEST = 16.0
+_ROUNDING = 1e-3  # by how much pixels in [−1, 1] may be beyond
 
 
 def as_floats(images: Tensor) -> Tensor:
@@ -67,6 +68,28 @@ def checked_floats(images: Tensor) -> Tensor:
             "/ 127.5 − 1."
         )
     return floats
+
+
+def check_pixels(images: Tensor) -> None:
+    """Check that images to be trained on, (N, C, H, W), are pixels in [−1, 1]; warn where none is below 0, of which
+    black would be gray. NaN and infinite values are left to `NonFinite`, which names their rows.
+
+    Raises:
+        ConfigurationError: they are not.
+    """
+    low, high = (float(value) for value in as_floats(images).nan_to_num(-1, -1, -1).aminmax())
+    if max(-low, high) > 1 + _ROUNDING:
+        raise ConfigurationError(
+            f"The images of the first training batch have values from {low:g} to {high:g}; expected [−1, 1]: for "
+            "pixels from 0 to 255, x / 127.5 − 1; from 0 to 1, x * 2 − 1. (ImageData takes floats that are no pixels "
+            "as they are.)"
+        )
+    if low >= 0:
+        warnings.warn(
+            f"The images of the first training batch have values from {low:g} to {high:g}, and 0 is gray: expected "
+            "[−1, 1]. If black is 0, as torchvision's ToTensor has it, write x * 2 − 1.",
+            stacklevel=2,
+        )
 
 
 def decibels(mse: Tensor) -> Tensor:

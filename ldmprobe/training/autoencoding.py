@@ -37,6 +37,7 @@ from ldmprobe.models.autoencoder_model import AutoencoderModel
 from ldmprobe.models.pixels import as_floats, decibels
 from ldmprobe.models.quantization import Quantization, VectorQuantization
 from ldmprobe.training.adversarial import Adversarial
+from ldmprobe.training.batches import FirstBatch, check_names
 from ldmprobe.training.checkpoint.spec import autoencoder_spec, check_same_model, check_same_state
 from ldmprobe.training.ema import EMA
 from ldmprobe.training.equivariance import Equivariance
@@ -154,6 +155,7 @@ class Autoencoding(L.LightningModule):
         if self.adversarial is not None:
             steps = self.trainer.estimated_stepping_batches
             self.adversarial.check(self.image_shape, steps, self.trainer.precision)
+        self._first_batch = FirstBatch(self.trainer)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = [{"params": parameters, "name": name} for name, parameters in self._trained().items() if parameters]
@@ -171,7 +173,9 @@ class Autoencoding(L.LightningModule):
 
     # --- training --------------------------------------------------------------------------------------------------
 
-    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        check_names(batch, "image")
+        self._first_batch.check(batch)
         torch.manual_seed(self._seed(self.global_rank))
 
     def _seed(self, *of: int) -> int:
@@ -262,6 +266,7 @@ class Autoencoding(L.LightningModule):
     # --- held-out images -------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        check_names(batch, "image")
         images, model = _images(batch), self.autoencoder_model()
         posterior = model.posterior(images) if has_posterior(model.network) else None
         decoded = model.decode(model.encode(images) if posterior is None else posterior.mode())

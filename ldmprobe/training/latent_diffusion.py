@@ -31,6 +31,7 @@ from ldmprobe.models.conditioning.label import drop_no_labels_
 from ldmprobe.models.denoiser import Condition, check_denoiser, config_of
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.wrapper import check_schedule, innermost
+from ldmprobe.training.batches import FirstBatch, check_names
 from ldmprobe.training.checkpoint.spec import check_same_model, check_same_state, model_spec
 from ldmprobe.training.ema import EMA
 from ldmprobe.training.rates import configured
@@ -167,6 +168,7 @@ class LatentDiffusion(L.LightningModule):
     def on_fit_start(self) -> None:
         if not self.trainer.strategy.restore_checkpoint_after_setup:  # else what a checkpoint says is not known yet
             self.codec.check_measured()
+        self._first_batch = FirstBatch(self.trainer)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
@@ -174,7 +176,9 @@ class LatentDiffusion(L.LightningModule):
 
     # --- training --------------------------------------------------------------------------------------------------
 
-    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        check_names(batch)
+        self._first_batch.check(batch)
         k = batches_begun(self.trainer)
         torch.manual_seed(int(np.random.SeedSequence((self.seed, k, self.global_rank)).generate_state(1)[0]))
 
@@ -247,6 +251,7 @@ class LatentDiffusion(L.LightningModule):
     # --- held-out data ---------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        check_names(batch, "index")
         z0 = self.codec.latents(batch, sample_posterior=False)
         epsilon = sample_noise(batch["index"].tolist(), tuple(z0.shape[1:]), self.seed, stream=2).to(z0.device)
         condition = self.conditioning.from_batch(batch)

@@ -18,6 +18,7 @@ from ldmprobe.lightning_private import batches_begun, datamodule_of
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.models.noisy_classifier import CLASSIFIER, ClassifierModel, NoisyClassifier
+from ldmprobe.training.batches import FirstBatch, check_names
 from ldmprobe.training.checkpoint.spec import check_same_model, check_same_state
 from ldmprobe.training.ema import EMA
 from ldmprobe.training.rates import configured
@@ -97,13 +98,16 @@ class NoisyClassification(L.LightningModule):
 
     def on_fit_start(self) -> None:
         self.codec.check_measured()
+        self._first_batch = FirstBatch(self.trainer)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configured(list(self.classifier.parameters()), self.optimizer, self.lr_scheduler)
 
     # --- training --------------------------------------------------------------------------------------------------
 
-    def on_train_batch_start(self, batch: object, batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        check_names(batch, "label")
+        self._first_batch.check(batch)
         k = batches_begun(self.trainer)
         torch.manual_seed(int(np.random.SeedSequence((self.seed, k, self.global_rank)).generate_state(1)[0]))
 
@@ -124,6 +128,7 @@ class NoisyClassification(L.LightningModule):
     # --- held-out data ---------------------------------------------------------------------------------------------
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        check_names(batch, "label", "index")
         z0, labels = self.codec.latents(batch, sample_posterior=False), batch["label"]
         noise = sample_noise(batch["index"].tolist(), tuple(z0.shape[1:]), self.seed, stream=2).to(z0)
         network, found = self.classifier_model().network, []

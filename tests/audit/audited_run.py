@@ -50,7 +50,7 @@ class OwnData(L.LightningDataModule):
 
     def __init__(self, num_workers: int) -> None:
         super().__init__()
-        rows = [{"image": torch.full((2, 4, 4), i / 32), "index": i} for i in range(32)]
+        rows = [{"image": torch.full((2, 4, 4), i / 16 - 1), "index": i} for i in range(32)]
         workers = {"num_workers": num_workers, "persistent_workers": num_workers > 0}
         generator = torch.Generator().manual_seed(0)
         self.train_dataloader = lambda: DataLoader(rows, 8, shuffle=True, generator=generator, **workers)

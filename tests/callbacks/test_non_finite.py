@@ -128,7 +128,7 @@ def test_a_warning_is_given_once_and_the_steps_counted(tmp_path, caplog):
 )
 def test_images_and_latents_are_named_by_row(tmp_path, accumulate, value, place):
     # 1e38 is finite; its square, in the autoencoder's normalization, is not.
-    rows = [{"image": torch.zeros(1, 16, 16), "index": i} for i in range(16)]
+    rows = [{"image": -torch.ones(1, 16, 16), "index": i} for i in range(16)]
     rows[5]["image"] = torch.full((1, 16, 16), value)
     codec = LatentCodec("builtin:digits")
     model = LatentDiffusion(tiny_unet(channels=2, size=4), codec=codec, latent_shape=(2, 4, 4), ema_decay=None)
@@ -138,7 +138,7 @@ def test_images_and_latents_are_named_by_row(tmp_path, accumulate, value, place)
 
 
 def test_the_faulty_batch_of_several_accumulated_ones_is_named(tmp_path):
-    rows = [{"image": torch.zeros(1, 8, 8), "index": i} for i in range(16)]
+    rows = [{"image": -torch.ones(1, 8, 8), "index": i} for i in range(16)]
     rows[1]["image"] = torch.full((1, 8, 8), torch.inf)  # in the first of two batches
     model = LatentDiffusion(tiny_unet(channels=1), latent_shape=(1, 8, 8), ema_decay=None)
     with refused("optimizer step 0, in the images of row 1 "):

@@ -34,7 +34,7 @@ def test_what_does_not_fit_is_refused_before_training(settings, size, told):
 def test_what_only_a_batch_of_ones_own_data_shows_is_refused_before_it_trains():
     class Own(L.LightningDataModule):
         def train_dataloader(self):
-            return torch.utils.data.DataLoader([{"image": torch.zeros(3, 16, 16)}] * 8, batch_size=4)
+            return torch.utils.data.DataLoader([{"image": -torch.ones(3, 16, 16)}] * 8, batch_size=4)
 
     gray = autoencoder(AutoencoderKL, in_channels=3, out_channels=1)
     with refused(r"\(3, 16, 16\) to images of shape \(1, 16, 16\)"):

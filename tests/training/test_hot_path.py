@@ -1,4 +1,4 @@
-"""A training step fetches nothing from the device. It runs here on torch's "meta" device, from which nothing can be
+"""A training step fetches nothing from the device, but for the pixels of the first batch of a fit. It runs here on torch's "meta" device, from which nothing can be
 fetched: `.item()`, `.cpu()`, `bool(tensor)` and indexing a host tensor by a device tensor all raise there."""
 
 from contextlib import suppress
@@ -10,6 +10,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader, IterableDataset
 
+import ldmprobe.training.batches
 from ldmprobe.callbacks import NonFinite, TrainingLoss
 from ldmprobe.diffusion.weighting import LearnedUncertainty, LossWeighting, MinSNR
 from ldmprobe.models.codec import LatentCodec
@@ -55,6 +56,14 @@ class _Watch(L.Callback):
         self.batches += 1
 
 
+@pytest.fixture(autouse=True)
+def looked_at(monkeypatch) -> list[torch.Tensor]:
+    """The images whose values were looked at; here nobody can."""
+    images: list[torch.Tensor] = []
+    monkeypatch.setattr(ldmprobe.training.batches, "check_pixels", images.append)
+    return images
+
+
 def batches_without_a_copy(module, image_shape, accumulate=1):
     watch = _Watch()
     trainer = L.Trainer(
@@ -77,8 +86,9 @@ def module(weighting: LossWeighting, cls=LatentDiffusion):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_step_of_latent_diffusion_waits_for_nothing(accumulate):
+def test_a_step_of_latent_diffusion_waits_for_nothing(accumulate, looked_at):
     assert batches_without_a_copy(module(MinSNR()), (1, 32, 32), accumulate) == 3 * accumulate
+    assert len(looked_at) == 1
 
 
 def test_a_step_with_a_learned_weighting_waits_for_nothing():

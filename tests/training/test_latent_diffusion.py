@@ -132,7 +132,7 @@ def test_codec_that_measures_its_scale_gives_unit_latents(tmp_path, check_rows):
 
 
 def test_a_scale_that_nothing_can_be_measured_on_is_refused_before_anything_is_written(tmp_path):
-    batches = [{"image": part, "index": torch.arange(16)} for part in torch.rand(32, 1, 8, 8).split(16)]
+    batches = [{"image": part, "index": torch.arange(16)} for part in (torch.rand(32, 1, 8, 8) * 2 - 1).split(16)]
     loader = torch.utils.data.DataLoader(batches, batch_size=None)
     model = LatentDiffusion(tiny_unet(channels=1), LatentCodec(scale="measure"), validation_timesteps=2)
     with refused("The scale of the latents is to be measured on training images, of which the data show none"):
