@@ -23,6 +23,7 @@ _OF_NO_EFFECT = (
     "trainer.num_sanity_val_steps",
     "trainer.profiler",
 )
+_PLACES = ("dir", "path", "name")  # ends of the names of settings that may be a run's own folder
 _PROBES = (
     "ClassifierProbe DDIMProbe DenoisingProbe Forgetting GradientProbe LikelihoodProbe LoRAStrength "
     "MemorizationProbe PrecisionProbe ReconstructionProbe SampleQuality SamplingProbe TrainingClock TrainingLoss "
@@ -43,7 +44,7 @@ _MOST = 10_000  # settings; a stranger's file may hold references that unfold wi
 
 def configuration_differences(directories: Sequence[Path]) -> dict[str, list[str]]:
     """Return, by dotted key, the value in each run's ``config.yaml``: "not set", or "unknown" of a run that has none.
-    ``run_dir`` is left out, and so is a difference that is only its name within another setting.
+    ``run_dir`` is left out, and so is a difference that is only its name, as that of a place within it.
     """
     settings = [_settings(directory) for directory in directories]
     keys = dict.fromkeys(key for each in settings for key in each if key != "run_dir")
@@ -71,7 +72,15 @@ def _settings(directory: Path, onlookers: bool = True) -> dict[str, str]:
     except (OSError, ValueError, yaml.YAMLError, RecursionError):
         return {}
     run_dir = found.get("run_dir") or "run_dir"
-    return {key: value if key == "run_dir" else value.replace(run_dir, "run_dir") for key, value in found.items()}
+    return {key: value if key == "run_dir" else _placed(key, value, run_dir) for key, value in found.items()}
+
+
+def _placed(key: str, value: str, run_dir: str) -> str:
+    """Return a setting with ``run_dir`` in place of a run's own folder; elsewhere its name means something else, as a
+    dataset's does, or a number.
+    """
+    own = key.startswith("trainer.") and key.endswith(_PLACES) and value == run_dir
+    return f"run_dir{value[len(run_dir) :]}" if own or value.startswith(f"{run_dir}/") else value
 
 
 def _without_onlookers(content: object) -> object:

@@ -70,6 +70,24 @@ def test_where_only_seeds_differ_no_winner_is_declared(runs_dir, tmp_path):
     assert not only_seeds_differ(other, other)
 
 
+def test_the_name_of_a_run_is_no_part_of_what_else_is_set(tmp_path):
+    def run(name, seed, **settings):
+        (tmp_path / name).mkdir(exist_ok=True)
+        own = f"{{run_dir: '{name}', seed: {seed}, trainer: {{logger: {{name: '{name}'}}, max_steps: 2000}}"
+        rest = "".join(f", {key}: {value}" for key, value in settings.items())
+        (tmp_path / name / "config.yaml").write_text(f"{own}{rest}}}")
+        return tmp_path / name
+
+    for names in (("1", "2"), ("digits", "digits2"), ("runs", "other")):
+        runs = [run(name, seed, data="builtin:digits", of=f"{name}/latents") for seed, name in enumerate(names)]
+        assert only_seeds_differ(*runs)
+        assert configuration_differences(runs) == {"seed": ["0", "1"]}
+    for key, values in (("lr", ("0.001", "0.0002")), ("data", ("digits", "shapes")), ("steps", ("20", "2"))):
+        runs = [run(value, 0, **{key: value}) for value in values]
+        assert not only_seeds_differ(*runs)
+        assert configuration_differences(runs) == {key: list(values)}
+
+
 def test_a_seed_is_one_whatever_is_shown_of_it_and_a_callback_that_may_train_is_not(runs_dir, tmp_path):
     first, other = seeded(runs_dir, tmp_path, a=(0, 0.1), b=(1, 0.1))
     config = other / "config.yaml"
