@@ -31,7 +31,15 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.class_information import CURVE as CLASS_INFORMATION
 from ldmprobe.probing.class_information import class_information
 from ldmprobe.probing.condition_use import condition_use
-from ldmprobe.probing.denoising_record import ERRORS, LOG_SNR_SPACING, METRICS, PROBE, levels_of
+from ldmprobe.probing.denoising_record import (
+    ERRORS,
+    KNOWN,
+    LOG_SNR_SPACING,
+    METRICS,
+    PROBE,
+    levels_of,
+    seen_in_training,
+)
 from ldmprobe.probing.draws import Draws
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.ideals import compared, ideal_errors
@@ -74,8 +82,8 @@ def probe_denoising(
 
     Curves have 95 % intervals over images, the residual over folds of them. Per sample there are
     ``denoising_errors`` (levels, draws), for paired comparisons. The provenance holds the ``summary``, one
-    sentence, and the ``remarks`` below it (``analysis/faults.py``), and the ``log_snr_range`` that the bound
-    covers.
+    sentence, and the ``remarks`` below it (``analysis/faults.py``), the ``log_snr_range`` that the bound covers, and
+    ``held_out_in_reference``, the share of the held-out latents that are among the reference's.
 
     Args:
         num_draws: noised latents per level: each image is drawn as often as it takes, with noise of its own each
@@ -145,7 +153,7 @@ def probe_denoising(
         use, information = condition_use(*conditional), class_information(*conditional)
         repeated = Draws.of(held_out, min(num_draws, REPEATED), seed, device, ranks)
         variance = variance_of_answers(model, repeated, timesteps)
-        ideals = ideal_errors(model, held_out, reference, timesteps, num_draws, batch_size, seed, ranks)
+        ideals, known = ideal_errors(model, held_out, reference, timesteps, num_draws, batch_size, seed, ranks)
     log_snr = schedule.log_snr[timesteps]
     dimension = held_out.latents[0].numel()
     nats = torch.from_numpy(nats_per_error(log_snr.numpy(), dimension))
@@ -232,6 +240,7 @@ def probe_denoising(
             "num_images": num_images,
             "seed": seed,
             "weights": model.weights,
+            KNOWN: known,
             "dimension": dimension,
             "log_snr_range": [float(log_snr.min()), float(log_snr.max())],
             "linear_optimum_known_to_log_snr": min(reference.basis.optimum.known_to, 99.0),
@@ -244,7 +253,6 @@ def probe_denoising(
     found = levels_of(record)
     record.curves.update(outliers(found, record.curves, parts, of_image))
     summary, remarks = in_words(found, imbalance.bands)
-    record.provenance.update(
-        summary=summary, remarks=" ".join(filter(None, [*use.ignored, remarks, information.advice]))
-    )
+    said = [seen_in_training(record), *use.ignored, remarks, information.advice]
+    record.provenance.update(summary=summary, remarks=" ".join(filter(None, said)))
     return record

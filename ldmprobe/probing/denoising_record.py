@@ -13,12 +13,14 @@ from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.probing.class_information import METRICS as CLASS_INFORMATION
 from ldmprobe.probing.condition_use import METRICS as CONDITION_USE
 from ldmprobe.probing.ideals import METRICS as IDEALS
+from ldmprobe.probing.ideals import MOST_KNOWN
 from ldmprobe.probing.outliers import METRICS as OUTLIER_METRICS
 from ldmprobe.probing.outliers import OUTLIERS
 from ldmprobe.probing.repeatability import CURVE as CHANCE
 from ldmprobe.probing.repeatability import METRICS as REPEATABILITY
 
 PROBE, ERRORS, EXCESS = "denoising", "denoising_errors", "excess_over/"
+KNOWN = "held_out_in_reference"  # the share of held-out latents that training sees, too
 LOG_SNR_SPACING = 0.75  # of the levels that are probed
 METRICS = (
     Metric(
@@ -124,6 +126,14 @@ def is_whole(record: ProbeRecord) -> bool:
 def can_be_judged(record: ProbeRecord) -> bool:
     """Return whether a record is whole and has all that a verdict asks of its levels."""
     return is_whole(record) and {CHANCE, *(kind.name for kind in OUTLIERS)} <= record.curves.keys()
+
+
+def seen_in_training(record: ProbeRecord) -> str:
+    """Return what a record says of held-out images that are training images, in a sentence; "" where there are hardly
+    any, or it does not tell.
+    """
+    known = float(record.provenance.get(KNOWN, 0.0))
+    return f"Of the images that are called held out, {known:.0%} are training images." if known > MOST_KNOWN else ""
 
 
 def log_snr_of(record: ProbeRecord) -> np.ndarray:

@@ -37,7 +37,7 @@ METRICS = (
     ),
 )  # fmt: skip
 _SAME = 1e-3  # of the mean distance between latents: closer ones are of one image
-_MOST_KNOWN = 0.01  # of held-out images that may be in the reference: more are no accident
+MOST_KNOWN = 0.01  # of held-out images that may be in the reference: more are no accident
 
 
 def ideal_denoisers(reference: LatentStatistics, table: NoiseSchedule) -> dict[str, IdealDenoiser]:
@@ -71,20 +71,23 @@ def ideal_errors(
     batch_size: int,
     seed: int,
     ranks: Ranks,
-) -> dict[str, Tensor]:
-    """Return by ideal the squared ε-errors of the probe's draws, (N, L), float64, on the CPU; from ``reference`` if
-    they are there already. There are none where what is called held out is in the reference: a memorizer knows it all.
+) -> tuple[dict[str, Tensor], float]:
+    """Return by ideal the squared ε-errors of the probe's draws, (N, L), float64, on the CPU, and the share of the
+    held-out latents that are in the reference; from ``reference`` if they are there already. There are no ideals where
+    that is more than ``MOST_KNOWN``: a memorizer knows it all.
     """
     key = fingerprint(timesteps, model.schedule.log_snr.float(), num_draws, seed, held_out.means)
     if key not in reference.ideal_errors:
-        reference.ideal_errors[key] = {}
-        if not is_known(held_out.latents, reference.latents):
+        errors: dict[str, Tensor] = {}
+        known = share_known(held_out.latents, reference.latents)
+        reference.ideal_errors[key] = errors, known
+        if known <= MOST_KNOWN:
             draws = Draws.of(HeldOut(held_out.latents, {}), num_draws, seed, model.device, ranks)
             table = answering(EpsilonPrediction(), model.schedule)
             with evaluating([]):
                 for name, denoiser in ideal_denoisers(reference, table).items():
                     ideal = DiffusionModel(denoiser.to(model.device), denoiser.schedule, model.latent_shape)
-                    reference.ideal_errors[key][name] = draws.squared_errors(ideal, timesteps, batch_size)
+                    errors[name] = draws.squared_errors(ideal, timesteps, batch_size)
     return reference.ideal_errors[key]
 
 
@@ -109,9 +112,9 @@ def compared(
     return found
 
 
-def is_known(latents: Tensor, reference: Tensor) -> bool:
-    """Return whether more of the latents are in the reference than an accident would put there."""
-    return len(without_known(latents, reference)) < (1 - _MOST_KNOWN) * len(latents)
+def share_known(latents: Tensor, reference: Tensor) -> float:
+    """Return the share of the latents that are in the reference; above ``MOST_KNOWN`` it is no accident."""
+    return 1 - len(without_known(latents, reference)) / max(len(latents), 1)
 
 
 def without_known(latents: Tensor, reference: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from ldmprobe.analysis.faults import FALSE_ALARMS, NEGLIGIBLE, OF_SCALE, in_nats
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.band_evidence import BandEvidence, gather
 from ldmprobe.probing.copies import QUALITY, copied_in
-from ldmprobe.probing.denoising_record import PROBE, can_be_judged, half_width_of
+from ldmprobe.probing.denoising_record import PROBE, can_be_judged, half_width_of, seen_in_training
 from ldmprobe.probing.forecast import Forecast, forecast
 from ldmprobe.probing.memorization_record import PROBE as MEMORIZATION
 from ldmprobe.probing.memorization_record import Memorized, memorized_by_band
@@ -66,6 +66,12 @@ def judge(records: Sequence[ProbeRecord]) -> Verdict:
     if last.step < _EARLY and bool((skill.value + half_width_of(skill) < 0).all()):
         young = f"After {last.step:,} steps the network is hardly trained" if last.step else "The network is untrained"
         state, told = State.CANNOT_SAY, (f"{young}: it is worse than a linear denoiser at every level.", "Train on.")
+    elif state.exit_code == 0 and (seen := seen_in_training(last)):
+        state = State.CANNOT_SAY
+        told = (
+            f"{seen} What the network does to others is not known.",
+            "Give images that are in no training split (`held_out_split` of the data, `held_out` of `ldmprobe.probe`).",
+        )
     elif state.exit_code == 0 and not hidden <= _HIDDEN * bound:
         state, told = (
             State.CANNOT_SAY,

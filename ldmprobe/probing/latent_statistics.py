@@ -43,7 +43,8 @@ class LatentStatistics:
             reference that was kept before there were any.
         ideals: what was fitted for perfect denoisers of these latents, and their curves, kept from probe to probe; not
             on disk.
-        ideal_errors: what ideals left of a denoising probe's draws, likewise (``probing/ideals.py``).
+        ideal_errors: what ideals left of a denoising probe's draws, and the share of its latents that are among these,
+            likewise (``probing/ideals.py``).
     """
 
     basis: LatentBasis
@@ -55,7 +56,7 @@ class LatentStatistics:
     data: PlainValues = field(default_factory=dict)
     latents: Tensor = field(default_factory=lambda: torch.empty(0), repr=False)
     ideals: dict[str, tuple[Tensor, ...]] = field(default_factory=dict, repr=False, compare=False)
-    ideal_errors: dict[str, dict[str, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+    ideal_errors: dict[str, tuple[dict[str, Tensor], float]] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def fit(cls, latents: Tensor, codec: str = "") -> LatentStatistics:

@@ -29,7 +29,7 @@ from ldmprobe.models.ideal_denoisers import Memorizer
 from ldmprobe.probing.denoising import log_snr_grid
 from ldmprobe.probing.draws import Draws
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.ideals import answering, is_known, without_known
+from ldmprobe.probing.ideals import MOST_KNOWN, answering, share_known, without_known
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.memorization_record import BAND, BAND_WIDTH, MEMORIZED, MEMORIZED_WIDTH, METRICS, PROBE
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
@@ -77,7 +77,7 @@ def probe_memorization(
     training.check_reference(reference)
     held_out.check_reference(reference)
     known = torch.cat([training.latents, without_known(reference.latents, training.latents)])
-    if is_known(held_out.latents, known):
+    if share_known(held_out.latents, known) > MOST_KNOWN:
         raise ConfigurationError(
             "Images that are called held out are among the training images, so that memorization cannot be seen; set "
             "the data's `held_out_fraction` or a split of theirs, remove duplicates, or leave out the probe."

@@ -73,6 +73,18 @@ def test_the_best_linear_denoiser_of_clusters_is_left_behind_for_an_ideal_is_bet
     assert "needs no network" in records[0].provenance["summary"]
 
 
-def test_held_out_images_that_are_in_the_reference_have_no_ideals(reference):
-    record = probe_denoising(gaussian_model(SHAPE, torch.float32), HeldOut(reference.latents[:64], {}), reference, 64)
-    assert "ideal_skill" not in record.curves
+@pytest.mark.parametrize("seen", [0, 1, 64])
+def test_held_out_images_that_training_sees_tell_nothing(reference, seen):
+    """They have no ideals, for a copy machine would be one, and no verdict is all clear by them."""
+    schedule = gaussian_model().schedule
+    model = DiffusionModel(Memorizer(reference.latents, schedule), schedule, SHAPE)
+    held_out = HeldOut(torch.cat([reference.latents[:seen], clusters(64 - seen, 1)]), {})
+    records = [probe_denoising(model, held_out, reference, 64, step=step) for step in (100, 200)]
+    verdict = judge(records)
+    assert ("ideal_skill" in records[-1].curves) == (seen == 0)
+    assert records[-1].provenance["held_out_in_reference"] == seen / 64
+    assert ("training images" in records[-1].provenance["remarks"]) == (seen > 0)
+    assert verdict.state is (State.CANNOT_SAY if seen == 64 else State.BROKEN)
+    if seen == 64:
+        assert "100% are training images" in verdict.sentence
+        assert "no training split" in verdict.action
