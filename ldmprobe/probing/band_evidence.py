@@ -26,6 +26,7 @@ from ldmprobe.probing.denoising_record import (
     errors_of,
     half_width_of,
     image_of_draw,
+    is_untrained,
     levels_of,
     nats_of,
     residual_bands,
@@ -149,7 +150,7 @@ def gather(records: Sequence[ProbeRecord], objective: ProbeRecord | None = None)
                 by_chance=next((f.weighed for f in chance if (f.levels & here & visible).any()), ""),
                 untrained=_untrained(frozen[here], drawn[here & rare], unseen, levels.bound),
                 gain=gain,
-                begun=previous is not None and previous.step == 0,
+                begun=previous is not None and is_untrained(previous),
                 rise=_rise(records, band.share),
             )
         )
@@ -216,7 +217,7 @@ def _outstanding(records: Sequence[ProbeRecord]) -> list[np.ndarray]:
     for kind in OUTLIERS:
         height = _humps(records[-1], kind)
         if len(records) > 1:
-            before = _humps(records[-2], kind) if records[-2].step > 0 else np.zeros_like(height)
+            before = np.zeros_like(height) if is_untrained(records[-2]) else _humps(records[-2], kind)
             height = np.where((height <= 2 * before) & (height >= _LASTS * before), height, 0.0)
         found.append(np.where(height > kind.least, height, 0.0))
     return found
@@ -241,7 +242,7 @@ def _rise(records: Sequence[ProbeRecord], share: np.ndarray) -> Rise | None:
     """Return the rise of a band, of which each level has a ``share``, since the best probe if the last two probes are
     both surely above it, by more than three times what probes scatter about a smooth course (their second differences).
     """
-    trained = [record for record in records if record.step > 0]
+    trained = [record for record in records if not is_untrained(record)]
     if len(trained) < 3:
         return None
     weights, inside = share * nats_of(trained[-1]), share > 0

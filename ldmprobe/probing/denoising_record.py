@@ -136,6 +136,17 @@ def seen_in_training(record: ProbeRecord) -> str:
     return f"Of the images that are called held out, {known:.0%} are training images." if known > MOST_KNOWN else ""
 
 
+def is_untrained(record: ProbeRecord) -> bool:
+    """Return whether a record is of a network that training has yet to begin with: before the first step, somewhere
+    worse than a linear denoiser and nowhere surely better. The base of a finetune is better.
+    """
+    skill = record.curves.get("denoising_skill")
+    if skill is None or record.step > 0:
+        return False
+    width = half_width_of(skill)
+    return not (skill.value - width > 0).any() and not (skill.value + width >= 0).all()
+
+
 def log_snr_of(record: ProbeRecord) -> np.ndarray:
     """Return the levels, (L,)."""
     return record.per_sample[ERRORS].log_snr

@@ -161,6 +161,9 @@ def _in_words(
     heavy = sorted((band for band in bands if band.recoverable >= NEGLIGIBLE * bound), key=lambda b: -b.recoverable)
     left = listed([f"{in_nats(band.recoverable)} at log-SNR {band.name}" for band in heavy[:_NAMED]]) if heavy else ""
     unfinished = f" At least {left} could still go." if left else ""
+    before = bound - sum(band.change for band in bands)
+    moved = f"The held-out bound {'rose' if bound > before else 'fell'} from {in_nats(before)} to {total}"
+    risen = f" {moved} since step {since:,}." if bound - before >= NEGLIGIBLE * bound else ""
     match state:
         case State.BROKEN:
             return (
@@ -174,9 +177,10 @@ def _in_words(
             )
         case State.OVERFITTING:
             best = min(known.rise.best for known in evidence if known.rise)
+            told = f"the checkpoint of step {best:,} or so" if best else "the model that training began with"
             return (
                 f"At {names}, {here[0].evidence}.",
-                f"Stop, and take the checkpoint of step {best:,} or so; more data or a smaller network would help.",
+                f"Stop, and take {told}; more data or a smaller network would help.",
             )
         case State.AT_FAULT if by_chance := next((known.by_chance for known in evidence if known.by_chance), ""):
             return (
@@ -200,14 +204,14 @@ def _in_words(
             return told, "Train on and probe again: what falls is unfinished, what does not is at fault."
         case State.AT_FAULT:
             return (
-                f"Left behind, and falling no longer: {names}.{unfinished}",
+                f"Left behind, and falling no longer: {names}.{risen or unfinished}",
                 "Draw these levels more often (a weighting, or `ldmprobe init balancer`), or look for a bug.",
             )
         case State.LEARNING:
-            fall = -sum(band.change for band in bands)
-            told = f"The held-out bound fell from {in_nats(bound + fall)} to {total} since step {since:,}."
             often = ", or draw these levels more often (`ldmprobe init balancer`)" if left else ""
-            return told + unfinished, f"Go on{often}."
+            return f"{moved} since step {since:,}.{unfinished}", f"Go on{often}."
+        case State.LEVELLED_OFF | State.CALIBRATED if risen:
+            return risen.lstrip(), "Probe again: what keeps rising is overfitting, or too high a learning rate."
         case State.LEVELLED_OFF:
             return (
                 f"The held-out bound has levelled off at {total}.{unfinished}",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ldmprobe.io.record import ProbeRecord
-from ldmprobe.probing.denoising_record import PROBE, half_width_of
+from ldmprobe.probing.denoising_record import PROBE, is_untrained
 
 _FEWEST = 3  # probes of a rate that is called constant, the first of them before training
 
@@ -24,10 +24,7 @@ def recipe_advice(records: Sequence[ProbeRecord]) -> str:
     """
     probed = [record for record in records if record.probe == PROBE]
     rates = {record.provenance.get("learning_rate") for record in probed}
-    if len(probed) < _FEWEST or len(rates) != 1 or None in rates or probed[0].step > 0:
-        return ""
-    skill = probed[0].curves.get("denoising_skill")
-    if skill is None or not bool((skill.value + half_width_of(skill) < 0).all()):
+    if len(probed) < _FEWEST or len(rates) != 1 or None in rates or not is_untrained(probed[0]):
         return ""
     return (
         f"The learning rate has been {rates.pop():g} throughout. One that rises to a tuned peak and then falls to 0 "

@@ -237,6 +237,29 @@ def test_nan_is_broken_and_so_is_worse_than_predicting_nothing():
     assert judge([probed(0, mse=np.ones(LEVELS)), probed(200, mse=worse)]).state is State.LEARNING
 
 
+def test_a_finetune_begins_with_a_trained_network_whose_error_may_rise():
+    base = probed(0)
+    risen = judge([base, probed(500, 0.1)])
+    assert risen.sentence == "The held-out bound rose from 297 to 327 nats since step 0."
+    assert risen.action.startswith("Probe again")
+    assert judge([base, probed(500, 0.3)]).state is State.AT_FAULT  # now worse than a linear denoiser
+    assert "rose from 297 to 386" in judge([base, probed(500, 0.3)]).sentence
+    lasting = judge([base, *(probed(step, 0.1) for step in (500, 1000, 1500))])
+    assert lasting.state is State.OVERFITTING
+    assert "since step 0" in lasting.sentence
+    assert "the model that training began with" in lasting.action
+    # An untrained network's error may rise at first, also where an answer of 0 is as good as a linear denoiser's.
+    untrained = probed(0, mse=np.where(at(-6, 0), LINEAR, 1.2))
+    assert states(judge([untrained, probed(500, 0.6 * at(-3, -0.5))]))["−3…0"] is State.LEARNING
+
+
+def test_what_falls_in_one_band_and_rises_in_all_has_risen():
+    verdict = judge([probed(100, 0.2 * at(-3, -0.5)), probed(200, 0.2 * at(0.5, 2.5))])
+    assert verdict.state is State.LEARNING
+    assert verdict.change > 0
+    assert verdict.sentence.startswith("The held-out bound rose from ")
+
+
 def test_where_nothing_can_be_said_it_is_said():
     assert judge([]).state is State.CANNOT_SAY
     untrained = judge([probed(0, mse=np.full(LEVELS, 1.2))])
