@@ -37,6 +37,7 @@ from ldmprobe.probing.denoising_record import (
     LOG_SNR_SPACING,
     METRICS,
     PROBE,
+    SQUARE,
     levels_of,
     seen_in_training,
 )
@@ -193,6 +194,7 @@ def probe_denoising(
         "calibration_residual": curve(residual, residual_width),
         "calibration_nats": curve(nats * excess, nats * residual_width * mse),
         "prediction_gain": curve(gain, gain_width),
+        SQUARE: curve(square.mean(0)),
         "prediction_offset": curve(offset.mean(0).pow(2).mean(1).sqrt(), offset_width),
         CHANCE: curve(variance / mse),
         "prediction_offset_floor": curve(offset_width / student(int(of_image.max()) + 1)),

@@ -19,7 +19,7 @@ from ldmprobe.probing.outliers import OUTLIERS
 from ldmprobe.probing.repeatability import CURVE as CHANCE
 from ldmprobe.probing.repeatability import METRICS as REPEATABILITY
 
-PROBE, ERRORS, EXCESS = "denoising", "denoising_errors", "excess_over/"
+PROBE, ERRORS, EXCESS, SQUARE = "denoising", "denoising_errors", "excess_over/", "prediction_square"
 KNOWN = "held_out_in_reference"  # the share of held-out latents that training sees, too
 LOG_SNR_SPACING = 0.75  # of the levels that are probed
 METRICS = (
@@ -93,6 +93,7 @@ METRICS = (
         "too large; a few per cent in a band show here long before they show in a loss.",
         "gain: E[ε·ε̂] ÷ E[ε̂²]", ideal=1.0,
     ),
+    Metric(SQUARE, "Mean square of predictions", "", "E[ε̂²] per dimension", shown="record"),
     Metric(
         "prediction_offset", "Are predictions shifted?",
         "The mean of the error by channel, root mean square. A finite number of images leaves something of it by "
@@ -188,9 +189,11 @@ def levels_of(record: ProbeRecord) -> Levels:
     mse, skill, gain, offset = (
         curves[name] for name in ("denoising_mse", "denoising_skill", "prediction_gain", "prediction_offset")
     )
-    # E[(ε − ε_θ)²] = 1 − 2 g E[ε_θ²] + E[ε_θ²], g being the gain
-    with np.errstate(invalid="ignore", divide="ignore"):
-        square = np.nan_to_num((1 - mse.value) / (2 * gain.value - 1), posinf=0.0, neginf=0.0)
+    if SQUARE in curves:
+        square = curves[SQUARE].value
+    else:  # E[(ε − ε_θ)²] = 1 − 2 g E[ε_θ²] + E[ε_θ²], g being the gain: next to g = ½ it tells nothing
+        with np.errstate(invalid="ignore", divide="ignore"):
+            square = np.abs(np.nan_to_num((1 - mse.value) / (2 * gain.value - 1), posinf=0.0, neginf=0.0))
     return Levels(
         mse.log_snr,
         mse.value,
@@ -200,7 +203,7 @@ def levels_of(record: ProbeRecord) -> Levels:
         half_width_of(skill),
         gain.value,
         half_width_of(gain),
-        np.abs(square),
+        square,
         offset.value,
         half_width_of(offset),
         min(int(known["num_images"]), int(known["num_draws"])),

@@ -19,6 +19,7 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, Unconditional
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import LOG_SNR_SPACING, HeldOut, log_snr_grid, probe_denoising
+from ldmprobe.probing.denoising_record import levels_of
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from tests.helpers import gaussian_model, refused
 from tests.probing.gaussian import ScaledBand, WithDropout, assert_same_record, draw, exact_reference
@@ -207,6 +208,20 @@ def test_five_percent_in_a_band_are_the_headline_of_a_single_run(factor: float, 
     inside = gain.log_snr[(gain.timestep >= 300) & (gain.timestep < 600)]
     expected = f"Predictions are too {word} at log-SNR {range_name(inside[0], inside[-1])}, gain "
     assert record.provenance["summary"].startswith(expected)
+
+
+@pytest.mark.parametrize("factor", [1.5, 2.0])  # of a gain of ½ the formula for older records tells nothing
+def test_what_a_wrong_gain_weighs_is_by_the_square_of_predictions(perfect: ProbeRecord, factor: float):
+    model = gaussian_model()
+    model.network = ScaledBand(model.network, 300, 600, factor)
+    record = probe(model)
+    levels = levels_of(record)
+    inside = (record.curves["denoising_mse"].timestep >= 300) & (record.curves["denoising_mse"].timestep < 600)
+    truth = 1 - perfect.curves["denoising_mmse"].value
+    np.testing.assert_allclose(levels.square, np.where(inside, factor**2, 1) * truth, rtol=0.1, atol=0.01)
+    del record.curves["prediction_square"]
+    if factor == 1.5:
+        np.testing.assert_allclose(levels_of(record).square[inside], levels.square[inside], rtol=0.05)
 
 
 def test_a_shift_is_the_headline_of_a_single_run_and_is_far_above_chance(perfect: ProbeRecord):
