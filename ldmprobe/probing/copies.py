@@ -28,6 +28,7 @@ from ldmprobe.probing.real_features import RealFeatures
 QUALITY = "quality"  # the probe whose samples are searched
 COPY = 1 / 3  # the largest r of a copy
 _AT_ONCE = 256  # images whose distances are in memory
+_SAME = 1e-3  # of the mean distance between images: what is closer differs by rounding
 METRICS = (
     Metric(
         "copied", "Copies among samples",
@@ -84,15 +85,29 @@ class Copies:
 
 
 def nearest(features: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
-    """Return d₁/d₂ of each of the features (N, F), and which of the known ones (M, F) is nearest, both (N,); 0 for one
-    that lies on two known ones. NaN for one that is not finite.
+    """Return d₁/d₂ of each of the features (N, F), and which of the known ones (M, F) is nearest, both (N,). Known ones
+    that are equal count as one; the ratio is 0 for what lies on two, and NaN for what is not finite.
     """
-    ratios, places = [], []
-    for part in features.split(_AT_ONCE):
-        distance, place = torch.cdist(part.double(), known.double()).topk(2, largest=False)
-        ratios.append(torch.where(distance[:, 1] == 0, distance[:, 0], distance[:, 0] / distance[:, 1]))
-        places.append(place[:, 0])
+    ratios, places, kept = [], [], _distinct(known)
+    others = known[kept].double()
+    for part in features.double().split(_AT_ONCE):
+        every = torch.cdist(part, others)
+        place = every.topk(2, largest=False).indices
+        # cdist subtracts squares of like size where images are many: of two that are one, rounding is left.
+        distance, order = (part[:, None] - others[place]).norm(dim=2).sort(1)
+        on_two = distance[:, 1] <= _SAME * every.mean(1)
+        ratios.append(torch.where(on_two, 0.0, distance[:, 0] / distance[:, 1]))
+        places.append(kept[place.gather(1, order[:, :1])[:, 0]])
     return torch.cat(ratios), torch.cat(places)
+
+
+def _distinct(known: Tensor) -> Tensor:
+    """Return the first place of each image among the known ones (M, F), in order; two places at least."""
+    _, image = torch.unique(known, dim=0, return_inverse=True)
+    places = torch.arange(len(known))
+    first = torch.full_like(places, len(known)).scatter_reduce(0, image, places, "amin")
+    found = first[first < len(known)].sort().values
+    return found if len(found) > 1 else places[:2]
 
 
 def copied_in(record: ProbeRecord) -> str:

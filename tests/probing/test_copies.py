@@ -83,6 +83,25 @@ def test_fresh_draws_are_no_copies(images):
     assert float(nearest(training[:1].flatten(1), twice.flatten(1))[0]) == 0  # trained on twice, and copied
 
 
+def test_a_copy_of_an_image_that_training_has_twice_is_one():
+    generator = torch.Generator().manual_seed(0)
+    once = 3 * torch.randn(200, 96, generator=generator).abs()
+    known, rounding = once.repeat(2, 1), torch.randn(200, 96, generator=generator)
+    rounded = torch.cat([once, once + 1e-6 * rounding])
+    for copied, of in (
+        (once, known),
+        (once + 0.1 * rounding, known),
+        (once, rounded),
+        (once + 1e-4 * rounding, rounded),
+    ):
+        ratio, place = nearest(copied, of)
+        assert float(ratio.max()) < 1 / 3
+        assert (place % 200).tolist() == list(range(200))
+    fresh = 3 * torch.randn(200, 96, generator=generator).abs()
+    assert float(nearest(fresh, known)[0].min()) > 1 / 3
+    assert nearest(once[:3], once[:1].repeat(4, 1))[0].tolist() == [0, 1, 1]  # of a single image
+
+
 def test_a_verdict_says_so_where_there_are_more_copies_than_among_held_out_images(images, capsys):
     twins = images[0], near_duplicates(images[0])
     healthy = copies(gaussian_model(SHAPE, torch.float32), images)
