@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import lightning as L
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +16,8 @@ from ldmprobe.types import StateDict
 METRICS = (
     Metric(
         "training_mse", "Training error by noise level",
-        "Raw squared ε-error of the training samples since the last record, unweighted, by band of log-SNR.",
+        "Raw squared ε-error of the training samples since the last record, unweighted, by band of log-SNR, at the "
+        "mean of its timesteps.",
         "squared ε-error per dimension", good="lower", log=True, pool="mean", shown="headline",
     ),
 )  # fmt: skip
@@ -25,9 +25,17 @@ BAND_EDGES = torch.arange(-12.0, 12.1, 1.5, dtype=torch.float64)
 _MOST_WAITING = 1000  # batches
 
 
+def _by_band(log_snr: Tensor, values: Tensor) -> Tensor:
+    """Return the sums (K, bands) of values (K, N) over the samples of log-SNR (N,) within each band."""
+    band = torch.bucketize(log_snr, BAND_EDGES) - 1
+    inside = (band >= 0) & (band < len(BAND_EDGES) - 1)
+    sums = torch.zeros(len(values), len(BAND_EDGES) - 1, dtype=torch.float64)
+    return sums.index_add_(1, band[inside], values[:, inside])
+
+
 class TrainingLoss(ProbeCallback[DiffusionModel]):
     """Mean unweighted squared ε-error of the training samples since the last record, per band of log-SNR (fixed edges,
-    1.5 apart).
+    1.5 apart, from −12 to 12; what is beyond is left out), at the mean log-SNR of the schedule's timesteps within it.
 
     Each sample counts 1/(T p(t)) times, so that the average means the same under any timestep sampler; with the
     importance- *weighted* loss, a sampler that follows the loss would hide the imbalance it follows. Needs a
@@ -55,10 +63,8 @@ class TrainingLoss(ProbeCallback[DiffusionModel]):
         waiting, self._waiting = self._waiting, []
         for values in waiting:
             log_snr, error, probability = (value.double().cpu() for value in values)
-            band = (torch.bucketize(log_snr, BAND_EDGES) - 1).clamp(0, len(BAND_EDGES) - 2)
             weight = 1 / probability
-            self._sums[0].index_add_(0, band, weight * error)
-            self._sums[1].index_add_(0, band, weight)
+            self._sums += _by_band(log_snr, torch.stack([weight * error, weight]))
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord | None:
         self._add_up()
@@ -67,8 +73,13 @@ class TrainingLoss(ProbeCallback[DiffusionModel]):
         seen = weight > 0
         if not bool(seen.any()):
             return None
-        middle = ((BAND_EDGES[1:] + BAND_EDGES[:-1]) / 2)[seen].numpy()
-        curve = Curve(np.full(len(middle), -1), middle, (error / weight)[seen].numpy())
+        # Each sample counts as if timesteps were drawn evenly, so that this is the mean log-SNR of what was drawn; and
+        # the same in every record.
+        levels = self.subject(pl_module).schedule.log_snr.double().cpu()
+        total, number = _by_band(levels, torch.stack([levels, torch.ones_like(levels)]))
+        place = torch.where(number > 0, total / number, (BAND_EDGES[1:] + BAND_EDGES[:-1]) / 2)
+        error, place = (error / weight)[seen], place[seen]
+        curve = Curve(torch.full_like(place, -1).long().numpy(), place.numpy(), error.numpy())
         return ProbeRecord("training", trainer.global_step, curves={"training_mse": curve}, metrics=METRICS)
 
     # --- in a checkpoint, the sums of all ranks: rank zero's alone count after a resume ----------------------------

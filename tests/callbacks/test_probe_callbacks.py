@@ -10,6 +10,7 @@ import lightning as L
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 from PIL import Image
 from rich.console import Console
@@ -41,6 +42,7 @@ from ldmprobe.diffusion.adaptive_timesteps import AdaptiveLoss
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.samplers import Euler
+from ldmprobe.diffusion.timesteps import UniformLogSNR
 from ldmprobe.diffusion.weighting import LearnedUncertainty
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.codec import LatentCodec
@@ -204,14 +206,21 @@ def test_training_loss_per_band_is_the_mean_of_its_samples(tmp_path):
 
     class Spy(L.Callback):
         def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            seen.append((outputs["log_snr"].double(), outputs["epsilon_mse"].double()))
+            seen.append([outputs[name].double() for name in ("log_snr", "epsilon_mse", "sampling_probability")])
 
-    trainer(tmp_path, max_steps=4, callbacks=[Spy(), TrainingLoss(4)]).fit(module(), digits())
-    log_snr, error = (torch.cat(column) for column in zip(*seen, strict=True))
+    cosine = DDPMScheduler(beta_schedule="squaredcos_cap_v2")  # from log-SNR −20
+    fitted = module(scheduler=cosine, timesteps=UniformLogSNR())
+    trainer(tmp_path, max_steps=4, callbacks=[Spy(), TrainingLoss(4)]).fit(fitted, digits())
+    log_snr, error, probability = (torch.cat(column) for column in zip(*seen, strict=True))
+    levels = fitted.schedule.log_snr.double()
     curve = RecordStore(tmp_path).read("training")[-1].curves["training_mse"]
-    for middle, value in zip(curve.log_snr, curve.value, strict=True):
-        inside = (log_snr > middle - 0.75) & (log_snr <= middle + 0.75)
-        assert value == pytest.approx(float(error[inside].mean()), rel=1e-6)
+    assert log_snr.min() < -12 < curve.log_snr.min()
+    for place, value in zip(curve.log_snr, curve.value, strict=True):
+        low = 1.5 * math.floor(place / 1.5)
+        inside, timesteps = ((each > low) & (each <= low + 1.5) for each in (log_snr, levels))
+        expected = (error / probability)[inside].sum() / (1 / probability)[inside].sum()
+        assert value == pytest.approx(float(expected), rel=1e-6)
+        assert place == pytest.approx(float(levels[timesteps].mean()))
 
 
 @pytest.mark.parametrize("changing", [{"timesteps": AdaptiveLoss}, {"weighting": LearnedUncertainty}])
