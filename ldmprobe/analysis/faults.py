@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from scipy.special import expit
 
-from ldmprobe.analysis.bands import runs_of
+from ldmprobe.analysis.bands import bands_of, runs_of
 from ldmprobe.analysis.imbalance import Band
 from ldmprobe.analysis.intervals import student
 
@@ -277,8 +277,8 @@ def where(flagged: np.ndarray, log_snr: np.ndarray) -> str:
 
 
 def _in(bands: Sequence[Band], levels: Levels) -> np.ndarray:
-    inside = [(band.low <= levels.log_snr) & (levels.log_snr < band.high) for band in bands]
-    found: np.ndarray = np.any(inside, axis=0)
+    lows = {band.low for band in bands}
+    found: np.ndarray = np.any([band.inside for band in bands_of(levels.log_snr) if band.low in lows], axis=0)
     return found
 
 

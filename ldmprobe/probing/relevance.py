@@ -141,8 +141,10 @@ def probe_relevance(
     check_alike(model, other)
     checked_fingerprint(feature_network, real)
     grid = sampling.levels(model)
-    bands = bands_of(grid.log_snr.double().numpy())
-    asked = [AnswersOf(other, sampling.guidance, band.low, band.high) for band in bands]
+    probed = _probed_bands(model, grid.log_snr.double().numpy())
+    bands = [band for band, *_ in probed]
+    lost = _nats_lost(model, other, held_out, num_draws, batch_size, seed)
+    asked = [AnswersOf(other, sampling.guidance, low, high) for _, low, high in probed]
     chosen = [sampling.guidance, *asked, AnswersOf(other, sampling.guidance, -np.inf, np.inf)]
     found = []
     for k, guidance in enumerate(chosen):
@@ -152,7 +154,6 @@ def probe_relevance(
     own, *within, whole = found
     rises = [_rise(each, own) for each in within]
     all_of_it = _rise(whole, own)
-    lost = _nats_lost(model, other, held_out, num_draws, batch_size, seed)
     nats = [lost[band_key(band.low)] for band in bands]
     width = np.array([band.half_width for band in nats])
     return ProbeRecord(
@@ -219,6 +220,17 @@ def _rise(found: Tensor, own: Tensor) -> tuple[float, float]:
     rise = found - own
     value, error = jackknife(rise[0], rise[1:])
     return float(value), NORMAL * float(error)
+
+
+def _probed_bands(model: DiffusionModel, sampled: np.ndarray) -> list[tuple[LogSNRBand, float, float]]:
+    """Return the bands of the levels that bounds are of, each with the log-SNR from which and up to which it answers
+    for levels of samples: up to the next band, and the first and the last without end, so that a level without signal
+    is in the noisiest. Bands that no level of ``sampled`` is in are left out.
+    """
+    bands = bands_of(model.schedule.log_snr[log_snr_grid(model)].numpy())
+    edges = [-np.inf, *(band.low for band in bands[1:]), np.inf]
+    found = zip(bands, edges, edges[1:], strict=False)
+    return [(band, low, high) for band, low, high in found if ((low <= sampled) & (sampled < high)).any()]
 
 
 def _nats_lost(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from ldmprobe.analysis.bands import bands_of
-from ldmprobe.analysis.faults import Levels, in_words
+from ldmprobe.analysis.faults import Levels, find_faults, in_words
 from ldmprobe.analysis.imbalance import summarize
 from ldmprobe.analysis.likelihood import nats_per_error
 
@@ -109,3 +109,14 @@ def test_what_is_not_finite_is_named(lost, where):
         headline, remarks = said(gone)
     assert headline.startswith(f"Predictions have NaN or Inf in them at {where}: ")
     assert remarks == ""
+
+
+def test_the_cleanest_level_is_of_the_last_band_also_at_its_edge():
+    kept = LOG_SNR <= 6
+    names = ("log_snr", "mse", "nats", "linear_mse", "skill", "skill_width", "gain", "gain_width", "square")
+    cut = {name: getattr(PERFECT, name)[kept] for name in (*names, "offset", "offset_width")}
+    levels = replace(PERFECT, **cut)
+    residual = 0.2 * at(3, 6)[kept]
+    bands = summarize(levels.log_snr, residual, np.full(kept.sum(), 0.004), levels.mse, levels.nats, 512).bands
+    (fault,), _ = find_faults(levels, bands)
+    assert fault.levels[-1]

@@ -16,7 +16,7 @@ from ldmprobe.probing.real_features import RealFeatures
 from ldmprobe.probing.relevance import AnswersOf, probe_relevance
 from ldmprobe.probing.sampling import Sampling
 from tests.helpers import gaussian_model, refused
-from tests.probing.gaussian import ScaledBand, draw, v_model
+from tests.probing.gaussian import ScaledBand, draw, flow_model, v_model
 
 SAMPLING, FEATURES = Sampling(256, 10), nn.Flatten()
 
@@ -66,6 +66,23 @@ def test_answers_are_the_others_within_the_band_alone(found):
     torch.testing.assert_close(
         samples(model, AnswersOf(other, plain, band.low, band.high)), samples(model, plain), rtol=0, atol=0
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "first"),
+    [(flow_model(), 1000), (v_model(rescale_betas_zero_snr=True, timestep_spacing="trailing"), 999)],
+    ids=["flow matching", "zero terminal SNR"],
+)
+def test_a_level_without_signal_is_of_the_noisiest_band(model, first):
+    other = replace(model, network=ScaledBand(model.network, first, first + 1, 1.2))
+    real = RealFeatures.of(FEATURES, [draw(model, 128, seed=3).float().clamp(-1, 1)], torch.device("cpu"))
+    record = probe_relevance(model, other, HeldOut(draw(model, 64), {}), real, FEATURES, Sampling(64, 10), 64)
+    middle, rise = (record.curves[name].value for name in ("relevance_band", "relevance_fid"))
+    assert np.isfinite(middle).all()
+    assert (np.diff(middle) > 0).all()
+    assert rise[0] == record.scalars["relevance_whole"] != 0
+    np.testing.assert_array_equal(rise[1:], 0)
+    assert len(record.curves["relevance_nats"].value) == len(middle)
 
 
 def test_models_that_do_not_go_together_are_refused_before_anything_is_sampled(found):
