@@ -24,21 +24,25 @@ class Forecast:
         until: the training step.
         nats: the fall from the last probe.
         lower, upper: the ends of its 95 % interval; below 0 is a rise.
+        of_known_rate: whether the records tell the learning rate, which then is unchanged.
     """
 
     until: int
     nats: float
     lower: float
     upper: float
+    of_known_rate: bool = True
 
     @property
     def in_words(self) -> str:
         """A sentence that says so of twice the steps."""
-        most = in_nats(max(self.upper, 0.0))
+        most, rate = in_nats(max(self.upper, 0.0)), "at an unchanged learning rate"
+        if not self.of_known_rate:
+            rate = "if the learning rate, which the records do not tell, is and stays the same"
         if self.lower <= 0:
-            return f"Twice the steps would bring {most} nats more at most, at an unchanged learning rate."
+            return f"Twice the steps would bring {most} nats more at most, {rate}."
         span = f"{in_nats(self.lower)} to {most}"
-        return f"Twice the steps would bring {in_nats(self.nats)} nats more ({span}), at an unchanged learning rate."
+        return f"Twice the steps would bring {in_nats(self.nats)} nats more ({span}), {rate}."
 
 
 def forecast(records: Sequence[ProbeRecord], until: int) -> list[Forecast]:
@@ -62,7 +66,8 @@ def forecast(records: Sequence[ProbeRecord], until: int) -> list[Forecast]:
         if not np.isfinite(course).all():
             return []
         ahead = extrapolate(steps, course, until)
-        found.append(Forecast(until, course[-1] - ahead.value, course[-1] - ahead.upper, course[-1] - ahead.lower))
+        fall, lower, upper = (course[-1] - value for value in (ahead.value, ahead.upper, ahead.lower))
+        found.append(Forecast(until, fall, lower, upper, rates != {None}))
     return found
 
 

@@ -303,6 +303,7 @@ def test_six_probes_tell_what_twice_the_steps_would_bring(tmp_path, capsys):
     assert verdict.forecast.lower < -fall < verdict.forecast.upper
     assert 0 < verdict.forecast.nats < 2 * -fall
     assert "Twice the steps would bring" in verdict.sentence
+    assert "which the records do not tell" in verdict.sentence
     assert sum(band.forecast.nats for band in verdict.bands) == pytest.approx(verdict.forecast.nats, rel=0.3)
     for record in course:
         RecordStore(tmp_path).append(record)
@@ -312,6 +313,7 @@ def test_six_probes_tell_what_twice_the_steps_would_bring(tmp_path, capsys):
     untrained = probed(0, mse=3 * LINEAR)
     for record in (untrained, *course):
         record.provenance["learning_rate"] = 1e-3
+    assert judge(course).sentence.endswith("at an unchanged learning rate.")
     told = told_in_full(tmp_path, [untrained, *course], verdict).splitlines()
     assert told[-2].startswith("  With 10 passes, sample at log-SNR −5.3, ")
     assert told[-1].startswith("  The learning rate has been 0.001 throughout. ")
