@@ -30,10 +30,9 @@ from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.judge import BY_HEART
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.memorization import probe_memorization
-from ldmprobe.probing.memorization_record import MEMORIZED, MEMORIZED_WIDTH, PROBE, memorized_by_band
+from ldmprobe.probing.memorization_record import BY_HEART, MEMORIZED, MEMORIZED_WIDTH, PROBE, memorized_by_band
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
 from ldmprobe.training.power_ema import PowerEMA
 from planted_faults import Epsilon, Planted, small_unet

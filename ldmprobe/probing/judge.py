@@ -18,14 +18,13 @@ from ldmprobe.probing.band_evidence import BandEvidence, gather
 from ldmprobe.probing.copies import QUALITY, copied_in
 from ldmprobe.probing.denoising_record import PROBE, can_be_judged, half_width_of, seen_in_training
 from ldmprobe.probing.forecast import Forecast, forecast
+from ldmprobe.probing.memorization_record import BY_HEART, Memorized, memorized_by_band
 from ldmprobe.probing.memorization_record import PROBE as MEMORIZATION
-from ldmprobe.probing.memorization_record import Memorized, memorized_by_band
 from ldmprobe.probing.objective import PROBE as OBJECTIVE
 from ldmprobe.probing.probe_before import well_apart
 from ldmprobe.probing.verdict import BandVerdict, State, Verdict, signed
 
 LEAST_FALL = 0.001  # of the bound: a band that falls by less has levelled off
-BY_HEART = 0.2  # of the way from denoising unseen images as well as seen ones to a perfect copy machine
 _HIDDEN = 0.25  # of the bound: where more than that could be hidden, nothing can be said
 _NAMED = 3  # unfinished bands, at most
 _EARLY = 100  # steps: a network that is worse than a linear denoiser everywhere is then young, not broken

@@ -13,6 +13,8 @@ image it is, there is nothing to gain by heart, and no M.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -31,7 +33,15 @@ from ldmprobe.probing.draws import Draws
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.ideals import MOST_KNOWN, answering, share_known, without_known
 from ldmprobe.probing.latent_statistics import LatentStatistics
-from ldmprobe.probing.memorization_record import BAND, BAND_WIDTH, MEMORIZED, MEMORIZED_WIDTH, METRICS, PROBE
+from ldmprobe.probing.memorization_record import (
+    BAND,
+    BAND_WIDTH,
+    BY_HEART,
+    MEMORIZED,
+    MEMORIZED_WIDTH,
+    METRICS,
+    PROBE,
+)
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
 
 _LEAST_ROOM = 0.1  # of the held-out error: with less to gain by heart, M is noise
@@ -129,7 +139,7 @@ def probe_memorization(
             "num_known": len(known),
             "seed": seed,
             "weights": model.weights,
-            "summary": _in_words(total, total_width, len(known)),
+            "summary": _in_words(total, total_width, bands.values(), len(known)),
         },
         fingerprints={
             "grid": fingerprint(timesteps, log_snr.float()),
@@ -156,9 +166,15 @@ def share(gap: Tensor, room: Tensor, held: Tensor, cluster: Tensor) -> tuple[Ten
     return torch.where(sure, value, torch.nan), torch.where(sure, width, torch.nan)
 
 
-def _in_words(value: float, width: float, num_known: int) -> str:
+def _in_words(value: float, width: float, bands: Iterable[tuple[float, float]], num_known: int) -> str:
     if not np.isfinite(value):
         return "Memorization cannot be told: a copy machine would hardly be better than the network is."
     found = f"{value:.2f} ± {width:.2f} of what a perfect copy machine of {num_known:,} training images would gain"
-    said = "Training images are known by heart" if value - width > 0 else "No memorization is measurable"
+    said = "No memorization is measurable"
+    if value - width >= BY_HEART:
+        said = "Training images are known by heart"
+    elif any(share - half_width >= BY_HEART for share, half_width in bands):
+        said = "Training images are known by heart at some noise levels"
+    elif value - width > 0:
+        said = "Training images are denoised better than others, but not by heart"
     return f"{said}: {found}.".replace("-", "−")

@@ -8,6 +8,7 @@ from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import ProbeRecord
 
 PROBE, MEMORIZED, MEMORIZED_WIDTH = "memorization", "memorized", "memorized_half_width"
+BY_HEART = 0.2  # of the way from denoising unseen images as well as seen ones to a perfect copy machine
 BAND, BAND_WIDTH = "memorized_band", "memorized_band_half_width"
 METRICS = (
     Metric(

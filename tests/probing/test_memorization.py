@@ -54,6 +54,27 @@ def test_a_perfect_denoiser_knows_nothing_by_heart(data):
     assert State.MEMORIZING not in {verdict.state, *(band.state for band in verdict.bands)}
 
 
+@pytest.mark.parametrize(("part", "by_heart"), [(0.03, False), (0.05, True)])
+def test_what_is_known_by_heart_is_to_the_record_what_it_is_to_the_verdict(data, part, by_heart):
+    like, training, held_out, reference = data
+
+    class Mixed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.memorizer, self.perfect = Memorizer(reference.latents, like.schedule), like.network
+
+        def forward(self, z, t, condition):
+            return part * self.memorizer(z, t, condition) + (1 - part) * self.perfect(z, t, condition)
+
+    model = DiffusionModel(Mixed(), like.schedule, SHAPE)
+    record = probe_memorization(model, training, held_out, reference, 256, step=2)
+    assert 0 < record.scalars["memorized"] - record.scalars["memorized_half_width"] < 0.2
+    said = "by heart at some noise levels" if by_heart else "better than others, but not by heart"
+    assert said in record.provenance["summary"]
+    bands = verdict_on(model, held_out, reference, record).bands
+    assert (State.MEMORIZING in {band.state for band in bands}) == by_heart
+
+
 def test_ranks_share_the_draws_and_what_is_not_held_out_is_refused(data):
     model, training, held_out, reference = data
 
