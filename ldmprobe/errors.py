@@ -13,6 +13,7 @@ EXTRAS = {
     "bitsandbytes": "8bit",
     "efficientnet_lite_pytorch": "perceptual",
     "peft": "lora",
+    "pytorch_optimizer": "soap",
     "shtab": "completion",
     "tensorboard": "tensorboard",
     "torch_fidelity": "fid",

@@ -20,6 +20,7 @@ _STUDIES_BY_SCRIPT = {
     "digits_recipe",
     "first_stage_cifar10",
     "first_stage_shapes",
+    "shapes_recipe",
 }
 
 
@@ -38,7 +39,9 @@ def _pinned(name: str) -> dict[str, str]:
 def _requirements() -> list[Requirement]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
-    return [Requirement(text) for text in [*project["dependencies"], *extras["lora"], *extras["tensorboard"]]]
+    return [Requirement(text) for name in ("lora", "soap", "tensorboard") for text in extras[name]] + [
+        Requirement(text) for text in project["dependencies"]
+    ]
 
 
 def test_the_lowest_versions_tested_are_the_lowest_allowed():

@@ -51,6 +51,7 @@ LIBRARIES: dict[str, tuple[str, ...]] = {
     "pytorch_lightning": ("LightningModule", "LightningDataModule", *_OF_LIGHTNING),
     "lightning_fabric": _OF_LIGHTNING,
     "bitsandbytes": ("optim",),
+    "pytorch_optimizer": ("SOAP", "optimizer.soap"),
 }
 """What a configuration may name without a word, by package: these parts of it; where there are none, all of it."""
 

@@ -1,8 +1,8 @@
-"""Recipe: whether a run's own records recommend ``configs/recipe.yaml``, a learning rate that rises and falls to 0.
+"""Recipe: whether a run's own records recommend ``configs/recipe.yaml``: SOAP, draws at the noise levels that matter
+and a learning rate that rises and falls to 0.
 
-Of networks that were trained from nothing on two data sets, those whose rate did so, to a tuned peak, ended with a
-lower held-out bound and better samples than those of a constant rate, in as many steps (docs/TRAINING.md). Of
-finetuning nothing was measured.
+Of networks that were trained from nothing on two data sets, those trained so had the held-out bound and the FID of a
+constant rate in half the steps and less (docs/TRAINING.md). Of finetuning nothing was measured.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ def recipe_advice(records: Sequence[ProbeRecord]) -> str:
     if len(probed) < _FEWEST or len(rates) != 1 or None in rates or not is_untrained(probed[0]):
         return ""
     return (
-        f"The learning rate has been {rates.pop():g} throughout. One that rises to a tuned peak and then falls to 0 "
-        "ended with a lower bound and better samples on both data sets that it was tried on: `ldmprobe init recipe`."
+        f"The learning rate has been {rates.pop():g} throughout. SOAP, other draws and a rate that rises and then falls to 0 "
+        "had the bound and the samples of such runs in half their steps on the data sets that they were tried on: "
+        "`ldmprobe init recipe`."
     )

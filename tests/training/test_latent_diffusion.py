@@ -29,8 +29,8 @@ def digits(**kwargs):
 def module(**kwargs):
     torch.manual_seed(0)
     network = tiny_unet(channels=1, num_class_embeds=11, dropout=0.1)
-    settings = {"conditioning": ClassConditioning(10), "ema_decay": 0.99, "validation_timesteps": 3}
-    return LatentDiffusion(network, optimizer=_adam, **{**settings, **kwargs})
+    settings = {"conditioning": ClassConditioning(10), "ema_decay": 0.99, "validation_timesteps": 3, "optimizer": _adam}
+    return LatentDiffusion(network, **{**settings, **kwargs})
 
 
 def _adam(params):
@@ -281,6 +281,20 @@ def test_a_text_encoder_trained_along_is_in_the_checkpoint_and_resumes(tmp_path,
     ids = torch.arange(3)
     condition = loaded.conditioning.for_samples(ids)
     torch.testing.assert_close(condition, first.eval().conditioning.for_samples(ids))
+
+
+def test_a_run_by_soap_resumes_between_two_updates_of_its_eigenbases(tmp_path):
+    soap = pytest.importorskip("pytorch_optimizer").SOAP
+
+    def by_soap():
+        return module(optimizer=lambda params: soap(params, lr=2e-3, precondition_frequency=2))
+
+    whole, resumed, first = by_soap(), by_soap(), trainer(tmp_path / "first", max_steps=3)
+    trainer(tmp_path / "whole", max_steps=5).fit(whole, digits())
+    first.fit(by_soap(), digits())
+    first.save_checkpoint(tmp_path / "three.ckpt")
+    trainer(tmp_path / "second", max_steps=5).fit(resumed, digits(), ckpt_path=str(tmp_path / "three.ckpt"))
+    assert_same_state(whole.state_dict(), resumed.state_dict())
 
 
 def test_a_checkpoint_of_other_words_is_refused(tmp_path):
