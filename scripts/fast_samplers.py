@@ -1,5 +1,5 @@
 """What few steps cost: FID, or the samples' gap from real latents, and the sampler's own gap over network passes, for
-six samplers of one trained model.
+the samplers of one trained model.
 
     python scripts/fast_samplers.py runs/digits/checkpoints/last.ckpt --out runs/fast_digits
         --features builtin:digits --data builtin:digits --image-size 32
@@ -9,7 +9,7 @@ FID is of the same starting noises for every sampler, in features that no traini
 jackknife over samples; without --features it is the KL of the samples from real latents. Both are told as ratios to
 DDIM's in 50 steps on the usual timesteps. The sampler gap is the closed form's: how far from real latents a perfect
 denoiser of Gaussian data would end by the same steps, whatever the network. Real latents' moments are those in the
-run's ``reference.safetensors``, and two of the samplers are also tried on levels made of its last denoising probe.
+run's ``reference.safetensors``, two of the samplers are also tried on levels made of its last denoising probe, and one on a grid that ends early.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from ldmprobe.analysis.basis import LatentBasis
 from ldmprobe.analysis.divergence import gaussian_kl
 from ldmprobe.analysis.intervals import NORMAL, jackknife
 from ldmprobe.data.images import ImageData
-from ldmprobe.diffusion.grids import Grid, LogSNRGrid, ScheduleGrid
+from ldmprobe.diffusion.grids import Grid, KarrasGrid, LogSNRGrid, ScheduleGrid
 from ldmprobe.diffusion.measured_grid import MeasuredGrid
 from ldmprobe.diffusion.samplers import DDIM, DPMSolver, Heun, Sampler, UniPC
 from ldmprobe.errors import ConfigurationError
@@ -55,6 +55,7 @@ SAMPLERS: dict[str, tuple[Sampler, Grid]] = {
     "SDE-DPM++ 2M": (DPMSolver(sde=True), LogSNRGrid()),
     "DPM-Solver++ 2M, measured levels": (DPMSolver(), MeasuredGrid()),
     "UniPC, measured levels": (UniPC(), MeasuredGrid()),
+    "DPM-Solver++ 2M, Karras to σ/α = .3": (DPMSolver(), KarrasGrid(sigma_min=0.3)),
 }
 YARDSTICK, OFTEN, GROUPS = "DDIM, trailing timesteps", 50, 16
 Numbers = dict[tuple[str, int], Tensor]

@@ -27,7 +27,7 @@ def recipe_advice(records: Sequence[ProbeRecord]) -> str:
     if len(probed) < _FEWEST or len(rates) != 1 or None in rates or not is_untrained(probed[0]):
         return ""
     return (
-        f"The learning rate has been {rates.pop():g} throughout. SOAP, other draws and a rate that rises and then falls to 0 "
-        "had the bound and the samples of such runs in half their steps on the data sets that they were tried on: "
-        "`ldmprobe init recipe`."
+        f"The learning rate has been {rates.pop():g} throughout. SOAP, other draws and a rate that rises and then "
+        "falls to 0 had the bound and the samples of such runs in half their steps on the data sets that they were tried "
+        "on: `ldmprobe init recipe`."
     )
