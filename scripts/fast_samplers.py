@@ -9,7 +9,8 @@ FID is of the same starting noises for every sampler, in features that no traini
 jackknife over samples; without --features it is the KL of the samples from real latents. Both are told as ratios to
 DDIM's in 50 steps on the usual timesteps. The sampler gap is the closed form's: how far from real latents a perfect
 denoiser of Gaussian data would end by the same steps, whatever the network. Real latents' moments are those in the
-run's ``reference.safetensors``, two of the samplers are also tried on levels made of its last denoising probe, and one on a grid that ends early.
+run's ``reference.safetensors``, two of the samplers are also tried on levels made of its last denoising probe, and one
+on a grid that ends early.
 """
 
 from __future__ import annotations

@@ -28,6 +28,6 @@ def recipe_advice(records: Sequence[ProbeRecord]) -> str:
         return ""
     return (
         f"The learning rate has been {rates.pop():g} throughout. SOAP, other draws and a rate that rises and then "
-        "falls to 0 had the bound and the samples of such runs in half their steps on the data sets that they were tried "
-        "on: `ldmprobe init recipe`."
+        "falls to 0 had the bound and the samples of such runs in half their steps on the data sets that they were "
+        "tried on: `ldmprobe init recipe`."
     )
