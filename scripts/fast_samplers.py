@@ -56,7 +56,7 @@ SAMPLERS: dict[str, tuple[Sampler, Grid]] = {
     "SDE-DPM++ 2M": (DPMSolver(sde=True), LogSNRGrid()),
     "DPM-Solver++ 2M, measured levels": (DPMSolver(), MeasuredGrid()),
     "UniPC, measured levels": (UniPC(), MeasuredGrid()),
-    "DPM-Solver++ 2M, Karras to σ/α = .3": (DPMSolver(), KarrasGrid(sigma_min=0.3)),
+    "2M, Karras to σ/α = .3": (DPMSolver(), KarrasGrid(sigma_min=0.3)),
 }
 YARDSTICK, OFTEN, GROUPS = "DDIM, trailing timesteps", 50, 16
 Numbers = dict[tuple[str, int], Tensor]
@@ -135,7 +135,7 @@ def main(args: argparse.Namespace) -> None:
     what = "gap of the samples" if network is None else "FID"
     (args.out / "fast_samplers.md").write_text(table(found, costs, what), encoding="utf-8")
     drawn = figure(chart(found, costs, what))
-    drawn.axes[1].legend(frameon=False, fontsize=8, loc="upper right")  # where no curve is
+    drawn.axes[1].legend(frameon=False, fontsize=7, loc="upper right")  # where no curve is
     (args.out / "fast_samplers.png").write_bytes(png(drawn))
     print(table(found, costs, what))
 

@@ -189,6 +189,7 @@ SIDEWAYS = component("ScheduleGrid", timestep_spacing="sideways")
         (lambda: _optimizer("AdamW", lr=-1.0), ("`optimizer`", "-1.0")),
         (lambda: _optimizer("SGD", lr=float("nan")), ("`optimizer`", "lr", "nan")),
         (lambda: _rates(max_lr=-1.0), ("`lr_scheduler`", "lr", "-0.04")),
+        (lambda: _model(lr_scheduler=component("torch.optim.lr_scheduler.ReduceLROnPlateau")), ("ReduceLROnPlateau", "OneCycleLR")),
         (lambda: _model(scheduler=ONE_STEP, validation_timesteps=1), ("num_train_timesteps 1", "at least 2")),
         (lambda: _data(dataset_kwargs={"num_images": 10**12, "size": 8}), ("num_images 1000000000000",)),
         (lambda: _data(num_workers=-1), ("ImageData got num_workers -1",)),

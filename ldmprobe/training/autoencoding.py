@@ -42,13 +42,13 @@ from ldmprobe.training.checkpoint.spec import autoencoder_spec, check_same_model
 from ldmprobe.training.ema import EMA
 from ldmprobe.training.equivariance import Equivariance
 from ldmprobe.training.image_source import image_shape_in, measured_latents
+from ldmprobe.training.precision import check_precision
 from ldmprobe.training.rates import configured
 from ldmprobe.training.reconstruction import Reconstruction, ReconstructionLoss
 from ldmprobe.training.sharding import check_not_sharded
 from ldmprobe.types import Batch, Component, PlainValues, StateDict
 
 Train = Literal["all", "decoder"]
-_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
 _OF_ALL_RANKS = (0, 1)  # by which draws that are the same on every rank are told apart from a rank's own
 
 
@@ -140,11 +140,7 @@ class Autoencoding(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         check_not_sharded(self.trainer.strategy, "Autoencoding")
-        if self.trainer.precision not in _PRECISIONS:
-            raise ConfigurationError(
-                f"Autoencoding got trainer.precision {self.trainer.precision}; its weights, losses and codes are in "
-                f"float32: write one of {', '.join(_PRECISIONS)}."
-            )
+        check_precision(self.trainer, "Autoencoding")
         self.image_shape = image_shape_in(datamodule_of(self.trainer))
         if self.image_shape:
             _ = AutoencoderModel(copy.deepcopy(self.autoencoder).to("meta"), self.image_shape).latent_shape

@@ -21,6 +21,7 @@ from ldmprobe.models.noisy_classifier import CLASSIFIER, ClassifierModel, NoisyC
 from ldmprobe.training.batches import FirstBatch, check_names
 from ldmprobe.training.checkpoint.spec import check_same_model, check_same_state
 from ldmprobe.training.ema import EMA
+from ldmprobe.training.precision import check_precision
 from ldmprobe.training.rates import configured
 from ldmprobe.training.sharding import check_not_sharded
 from ldmprobe.types import Batch, Component, PlainValues, StateDict
@@ -81,6 +82,7 @@ class NoisyClassification(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         check_not_sharded(self.trainer.strategy, "NoisyClassification")
+        check_precision(self.trainer, "NoisyClassification")
         data: Component = datamodule_of(self.trainer)
         self.codec.load()
         if getattr(data, "image_shape", None):

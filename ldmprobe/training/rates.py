@@ -31,13 +31,18 @@ def configured(
 
     Raises:
         ConfigurationError: optimizer or schedule cannot be built as configured, or would train with a number that makes
-            no sense.
+            no sense, or the schedule waits for a metric.
     """
     optimizer = built("optimizer", lambda: make_optimizer(parameters))
     check_rates("optimizer", optimizer)
     if make_scheduler is None:
         return optimizer
     scheduler = built("lr_scheduler", lambda: make_scheduler(optimizer))
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        raise ConfigurationError(
+            "The model's `lr_scheduler` is ReduceLROnPlateau, which waits for a metric; schedules here are stepped with "
+            "the optimizer. Write one that needs none, such as OneCycleLR, or end the run by the callback StopRule."
+        )
     check_rates("lr_scheduler", optimizer)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

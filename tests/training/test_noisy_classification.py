@@ -106,6 +106,8 @@ def test_what_does_not_fit_is_refused_before_training(tmp_path):
         trainer(tmp_path, max_steps=1).fit(other, digits())
     with refused("'label', which the data lacks"):
         trainer(tmp_path, max_steps=1).fit(classification(), ImageData("builtin:digits", batch_size=16, check_rows=5))
+    with refused("NoisyClassification got trainer.precision bf16-true.*bf16-mixed"):
+        trainer(tmp_path, max_steps=1, precision="bf16-true").fit(classification(), digits())
     with refused("noisier"):
         classification(min_log_snr=2.0, max_log_snr=-2.0)
     with refused("ClassifierProbe is for ldmprobe.NoisyClassification"):
