@@ -40,8 +40,8 @@ def configured(
     scheduler = built("lr_scheduler", lambda: make_scheduler(optimizer))
     if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
         raise ConfigurationError(
-            "The model's `lr_scheduler` is ReduceLROnPlateau, which waits for a metric; schedules here are stepped with "
-            "the optimizer. Write one that needs none, such as OneCycleLR, or end the run by the callback StopRule."
+            "The model's `lr_scheduler` is ReduceLROnPlateau, which waits for a metric; schedules here are stepped "
+            "with the optimizer. Write one that needs none, such as OneCycleLR, or end the run by StopRule."
         )
     check_rates("lr_scheduler", optimizer)
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
