@@ -184,11 +184,12 @@ class LatentDiffusion(L.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The weighted loss, and for each sample (N,) what noise-level statistics need: ``epsilon_mse`` (raw),
-        ``log_snr``, ``sampling_probability`` (of its timestep).
+        ``log_snr``, ``sampling_probability`` (with which its timestep was drawn).
         """
         z0 = self.codec.latents(batch)
         condition = self.conditioning.for_training(batch)
         t = self.timesteps(len(z0), self.schedule)
+        probability = self.timesteps.probabilities(self.schedule)[t]  # which the losses of this batch may change
         epsilon = self._noise(z0)
         perturbed = epsilon + self.input_perturbation * torch.randn_like(z0) if self.input_perturbation else None
         errors = self._prediction_errors(self._trained_model, z0, epsilon, t.to(z0.device), condition, perturbed)
@@ -200,7 +201,7 @@ class LatentDiffusion(L.LightningModule):
             "loss": loss,
             "epsilon_mse": (errors * self.schedule.prediction.epsilon_error_scale(log_snr)).detach(),
             "log_snr": log_snr,
-            "sampling_probability": self.timesteps.probabilities(self.schedule)[t],
+            "sampling_probability": probability,
         }
 
     def on_train_batch_end(self, outputs: dict[str, Tensor], batch: Batch, batch_idx: int) -> None:  # type: ignore[override]

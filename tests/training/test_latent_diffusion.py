@@ -121,6 +121,21 @@ def test_gradient_of_a_weighted_loss_is_that_of_the_weights_times_raw_errors(tmp
     assert set(out["sampling_probability"].tolist()) <= set(probability.unique().tolist())
 
 
+def test_a_batch_tells_the_probability_of_its_draw_not_that_which_its_losses_lead_to():
+    model = LatentDiffusion(
+        Seen(), timesteps=AdaptiveLoss(num_bins=4, decay=0.0), latent_shape=(1, 2, 2), ema_decay=None
+    )
+    model.log = lambda *args, **kwargs: None
+    model.all_gather = lambda values: values
+    torch.manual_seed(0)
+    for k in range(3):
+        before = model.timesteps.probabilities(model.schedule)
+        out = model.training_step({"image": torch.zeros(8, 1, 2, 2)}, k)
+        t = model.schedule.timesteps_at(out["log_snr"])
+        assert torch.equal(out["sampling_probability"], before[t])
+    assert not torch.allclose(model.timesteps.probabilities(model.schedule)[t], before[t])
+
+
 @pytest.mark.parametrize("check_rows", [5, 0])
 def test_codec_that_measures_its_scale_gives_unit_latents(tmp_path, check_rows):
     model = module(codec=LatentCodec(scale="measure"))
