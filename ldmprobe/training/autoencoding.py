@@ -187,7 +187,7 @@ class Autoencoding(L.LightningModule):
         if self.quantization is not None:
             self._begin(latents)
             with without_autocast(images.device):
-                quantized = self.quantization(self.autoencoder, latents)
+                quantized = self.quantization(self.autoencoder, latents, self._gather)
             latents, regularizer = quantized.latents, regularizer + quantized.loss
             statistics |= {"quantization": quantized.loss.detach(), **quantized.statistics}
         decoded = images_of(self.autoencoder, latents, quantize=self.quantization is None).float()

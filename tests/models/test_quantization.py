@@ -82,7 +82,7 @@ def test_a_collapsed_codebook_is_revived(encodings, kind):
     quantization.prepare(model)  # and no start from data
     optimizer = torch.optim.Adam([p for p in model.quantize.parameters() if p.requires_grad] or [torch.zeros(1)], 1e-2)
     for step in range(40):
-        quantized = quantization(model, encodings)
+        quantized = quantization(model, encodings, alone)
         if quantized.loss.requires_grad:
             optimizer.zero_grad()
             quantized.loss.backward()
@@ -103,24 +103,42 @@ def test_moving_averages_are_the_mean_of_what_a_code_was_taken_for_on_all_ranks(
     codes = nearest_codes(model, encodings).flatten()
     vectors = encodings.movedim(1, -1).flatten(0, 2)
     expected = torch.stack([vectors[codes == k].mean(0) for k in range(8)])
-    whole(model, encodings)
+    whole(model, encodings, alone)
     whole.after_step([model.quantize.embedding.weight], alone, drawn())
     torch.testing.assert_close(model.quantize.embedding.weight, nn.Parameter(expected, False), **FLOAT32)
 
     # Two ranks with half of the batch each: what this one gathers is joined with the other's.
     there = copy.deepcopy(parts)
-    parts(other, encodings[:32])
-    there(other, encodings[32:])
-    halves = iter([there._seen.counts[None], there._seen.sums[None]])
-    parts.after_step([other.quantize.embedding.weight], lambda t: torch.cat([t, next(halves)]), drawn())
+    there(other, encodings[32:], alone)
+    halves = iter([there.seen_counts[None], there.seen_sums[None]])
+    parts(other, encodings[:32], lambda t: torch.cat([t, next(halves)]))
+    parts.after_step([other.quantize.embedding.weight], alone, drawn())
     torch.testing.assert_close(other.quantize.embedding.weight, model.quantize.embedding.weight, **FLOAT32)
+
+
+@pytest.mark.parametrize("kind", [VectorQuantization, MovingAverageQuantization])
+def test_what_codes_have_seen_is_kept_between_the_batches_of_one_step(encodings, kind):
+    quantization, twin = (kind(revive_below=0.0) for _ in range(2))
+    model, other = network(8, 4), network(8, 4)
+    quantization.prepare(model)
+    twin.prepare(other)
+    quantization(model, encodings[:16], alone)
+    twin.load_state_dict(quantization.state_dict())
+    for each, of in ((quantization, model), (twin, other)):
+        each(of, encodings[16:], alone)
+        expected = torch.bincount(nearest_codes(of, encodings).flatten(), minlength=8) / (64 * 8 * 8 / 8)
+        each.after_step([of.quantize.embedding.weight], alone, drawn())
+        torch.testing.assert_close(each.usage, 0.99 + 0.01 * expected, **FLOAT32)
+        assert not each.seen_counts.any()
+        assert not each.seen_sums.any()
+    assert torch.equal(other.quantize.embedding.weight, model.quantize.embedding.weight)
 
 
 def test_the_codebook_has_weight_1_and_the_commitment_beta(encodings):
     model, quantization = network(16, 4), VectorQuantization(commitment=0.1)
     quantization.prepare(model)
     latents = encodings.clone().requires_grad_()
-    loss = quantization(model, latents).loss
+    loss = quantization(model, latents, alone).loss
     loss.backward()
     codes = model.quantize.embedding(nearest_codes(model, encodings)).movedim(-1, 1)
     torch.testing.assert_close(latents.grad, 0.1 * 2 * (latents - codes).detach() / latents.numel(), **FLOAT32)
@@ -136,7 +154,7 @@ def test_finite_scalars_are_the_nearest_codes_of_the_product_grid(levels):
     latents = 1.5 * torch.randn(500, len(levels), 2, 2, generator=drawn())
     steps = (torch.tensor(levels) - 1).view(-1, 1, 1) / 2
     expected = ((latents.clamp(-1, 1) + 1) * steps).round() / steps - 1
-    torch.testing.assert_close(quantization(model, latents).latents, expected, **FLOAT32)
+    torch.testing.assert_close(quantization(model, latents, alone).latents, expected, **FLOAT32)
     assert used(model, latents)[0] > 0.6 * model.quantize.n_e
 
 
@@ -148,13 +166,13 @@ def test_channels_that_say_the_same_are_kept_apart():
     z[:, 1] += 2 * z[:, 0]
     rho = torch.corrcoef(z.transpose(0, 1).flatten(1))
     expected = 2 * (rho[0, 1] ** 2 + rho[0, 2] ** 2 + rho[1, 2] ** 2) / 3
-    torch.testing.assert_close(quantization(model, z).loss, expected, **FLOAT32)
+    torch.testing.assert_close(quantization(model, z, alone).loss, expected, **FLOAT32)
     latents = z.clone().requires_grad_()
-    quantization(model, latents).loss.backward()
-    assert quantization(model, latents - 100 * latents.grad).loss < 0.9 * expected
+    quantization(model, latents, alone).loss.backward()
+    assert quantization(model, latents - 100 * latents.grad, alone).loss < 0.9 * expected
     one = FiniteScalarQuantization([4], pull=0.0)
     one.prepare(single := network(4, 1))
-    assert one(single, z[:, :1]).loss == 0
+    assert one(single, z[:, :1], alone).loss == 0
 
 
 def test_entropies_of_bits_are_those_of_all_codes():
@@ -165,10 +183,10 @@ def test_entropies_of_bits_are_those_of_all_codes():
     corners = torch.tensor(list(product((-1.0, 1.0), repeat=3)))
     q = torch.softmax(-0.3 * torch.cdist(z.flatten(1), corners) ** 2, dim=1)
     expected = torch.special.entr(q).sum(1).mean() / 3
-    torch.testing.assert_close(quantization(model, z).loss, expected, **FLOAT32)
+    torch.testing.assert_close(quantization(model, z, alone).loss, expected, **FLOAT32)
     # One bit is set with the same probability everywhere: with the diversity's full weight nothing is left of it.
     quantization.diversity = 1.0
-    torch.testing.assert_close(quantization(model, z[:1]).loss, torch.tensor(0.0), **FLOAT32)
+    torch.testing.assert_close(quantization(model, z[:1], alone).loss, torch.tensor(0.0), **FLOAT32)
 
 
 @pytest.mark.parametrize("kind", [LookupFreeQuantization, BinarySphericalQuantization])
@@ -178,7 +196,7 @@ def test_bits_that_are_certain_have_finite_gradients(kind, size):
     quantization.prepare(model := network(4, 2))
     # All of one channel and one of the other are far on one side.
     latents = (size * torch.tensor([[1.0, 1e-3], [2.0, -1.0]])).view(2, 2, 1, 1).requires_grad_()
-    quantized = quantization(model, latents)
+    quantized = quantization(model, latents, alone)
     (quantized.loss + quantized.latents.sum()).backward()
     assert bool(latents.grad.isfinite().all())
     assert bool(quantized.loss.isfinite())
@@ -192,7 +210,7 @@ def test_a_stock_vqmodel_decodes_the_same_to_the_last_bit(quantization, tmp_path
     images = torch.randn(4, 1, 8, 8, generator=drawn())
     latents = model.encode(images).latents
     quantization.begin([model.quantize.embedding.weight], latents, alone, drawn())
-    quantized = quantization(model, latents)
+    quantized = quantization(model, latents, alone)
     assert torch.autograd.grad(quantized.latents.sum(), latents, retain_graph=True)[0].abs().sum() > 0
     decoded = model.decode(quantized.latents, force_not_quantize=True).sample
     (decoded.square().mean() + quantized.loss).backward()

@@ -5,7 +5,7 @@ codes, and its decoder takes the nearest one. A quantization is asked four times
 
 1. ``prepare(network)`` before training: settings of the VQModel, and codes that are known beforehand.
 2. ``begin(…)`` once, with the latents of the first batch: codes that start from data.
-3. ``quantization(network, latents)`` in every step.
+3. ``quantization(network, latents, gather)`` for every batch.
 4. ``after_step(…)`` after every optimizer step: codes that move by averages, or are revived.
 
 State that has to survive a resume is in buffers. Random draws come from the ``generator`` that is passed, seeded by the
@@ -72,7 +72,7 @@ class Quantization(nn.Module, ABC):
         """
 
     @abstractmethod
-    def forward(self, network: Component, latents: Tensor) -> Quantized:
+    def forward(self, network: Component, latents: Tensor, gather: Gather) -> Quantized:
         """Quantize latents (N, c, h, w) as the network's decoder will."""
 
     def after_step(self, codebooks: list[nn.Parameter], gather: Gather, generator: torch.Generator) -> None:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ldmprobe.errors import check_numbers
-from ldmprobe.models.quantization.base import Quantization, Quantized, code_statistics, fix_codes, vectors_of
+from ldmprobe.models.quantization.base import Gather, Quantization, Quantized, code_statistics, fix_codes, vectors_of
 from ldmprobe.types import Component
 
 
@@ -56,7 +56,7 @@ class BinaryQuantization(Quantization, ABC):
     def prepare(self, network: Component) -> None:
         fix_codes(network, self.codes, f"{type(self).__name__} with {self.bits} bits")
 
-    def forward(self, network: Component, latents: Tensor) -> Quantized:
+    def forward(self, network: Component, latents: Tensor, gather: Gather) -> Quantized:
         quantized, _, (_, _, codes) = network.quantize(latents)
         u = self.relaxed(latents)
         # Of q(±length | u) for each bit: ln q(+)/q(−) = 4 τ · length · u.

@@ -8,7 +8,6 @@ where a latent is (Dhariwal et al., 2020, arXiv:2005.00341, section 3).
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,28 +21,18 @@ _VECTORS_PER_CODE = 16  # of the first batch, in which centers are sought
 _UNUSED = 1e-6  # of a fair share: a code's average that says nothing anymore
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """How often each code was taken since the last step (K,), the sums of what it was taken for (K, c), and the vectors
-    of the last pass (n, c).
-    """
-
-    counts: Tensor
-    sums: Tensor
-    vectors: Tensor
-
-    def joined(self, counts: Tensor, sums: Tensor, vectors: Tensor) -> _Seen:
-        return _Seen(self.counts + counts, self.sums + sums, vectors)
-
-
 class CodebookQuantization(Quantization, ABC):
     """Codes that start from data and are revived.
 
     Attributes:
         usage: (K,), moving average over steps of the share of vectors that each code was taken for, in fair shares 1/K.
+        seen_counts, seen_sums: how often each code was taken since the last step (K,) and the sums of the vectors that
+            it was taken for (K, c), on all ranks.
     """
 
     usage: Tensor
+    seen_counts: Tensor
+    seen_sums: Tensor
 
     def __init__(self, commitment: float, revive_below: float, usage_decay: float) -> None:
         super().__init__()
@@ -51,12 +40,15 @@ class CodebookQuantization(Quantization, ABC):
         check_numbers(name, 0, commitment=commitment)
         check_numbers(name, 0, 1, revive_below=revive_below, usage_decay=usage_decay)
         self.commitment, self.revive_below, self.usage_decay = commitment, revive_below, usage_decay
-        self._seen: _Seen | None = None
+        self._vectors: Tensor | None = None  # (n, c), of this rank's last batch
 
     def prepare(self, network: Component) -> None:
         # By default diffusers has β on the codebook's term instead.
         network.quantize.legacy, network.quantize.beta = False, self.commitment
-        self.register_buffer("usage", torch.ones(network.quantize.n_e))
+        codes = network.quantize.embedding.weight.detach()
+        self.register_buffer("usage", torch.ones(len(codes)))
+        self.register_buffer("seen_counts", torch.zeros(len(codes)))
+        self.register_buffer("seen_sums", torch.zeros_like(codes))
 
     @torch.no_grad()
     def begin(self, codebooks: list[nn.Parameter], latents: Tensor, gather: Gather, generator: torch.Generator) -> None:
@@ -65,27 +57,28 @@ class CodebookQuantization(Quantization, ABC):
             codes.copy_(_centers(vectors, len(codes), generator) if codes is codebooks[0] else codebooks[0])
         self.begun.fill_(True)
 
-    def forward(self, network: Component, latents: Tensor) -> Quantized:
+    def forward(self, network: Component, latents: Tensor, gather: Gather) -> Quantized:
         quantized, loss, (_, _, codes) = network.quantize(latents)
         if self.training:
-            self._see(vectors_of(latents.detach()), codes.flatten())
+            self._see(vectors_of(latents.detach()), codes.flatten(), gather)
         return Quantized(quantized, self._loss(latents, quantized, loss), code_statistics(codes, network.quantize.n_e))
 
     @torch.no_grad()
     def after_step(self, codebooks: list[nn.Parameter], gather: Gather, generator: torch.Generator) -> None:
-        if (seen := self._seen) is None:
+        if (vectors := self._vectors) is None:
             return
-        counts, sums = gather(seen.counts[None]).sum(0), gather(seen.sums[None]).sum(0)
-        fair = counts.sum() / len(counts)
-        self.usage.lerp_(counts / fair, 1 - self.usage_decay)
-        self._move(codebooks, sums / fair)
+        fair = self.seen_counts.mean()
+        self.usage.lerp_(self.seen_counts / fair, 1 - self.usage_decay)
+        self._move(codebooks, self.seen_sums / fair)
         if bool((rare := self.usage < self.revive_below).any()):
             # As many vectors on every rank, whatever the size of its batch.
-            drawn = torch.randint(len(seen.vectors), (len(counts),), generator=generator)
-            pool = gather(seen.vectors[drawn.to(counts.device)])
+            drawn = torch.randint(len(vectors), rare.shape, generator=generator)
+            pool = gather(vectors[drawn.to(vectors.device)])
             chosen = torch.randperm(len(pool), generator=generator)[: int(rare.sum())]
             self._revive(codebooks, rare, pool[chosen.to(pool.device)])
-        self._seen = None
+        self._vectors = None
+        self.seen_counts.zero_()
+        self.seen_sums.zero_()
 
     @abstractmethod
     def _loss(self, latents: Tensor, quantized: Tensor, both_terms: Tensor) -> Tensor:
@@ -100,11 +93,12 @@ class CodebookQuantization(Quantization, ABC):
             codes[rare] = vectors.to(codes.dtype)
         self.usage[rare] = 1.0
 
-    def _see(self, vectors: Tensor, codes: Tensor) -> None:
-        counts = torch.bincount(codes, minlength=len(self.usage)).to(vectors.dtype)
-        sums = vectors.new_zeros(len(counts), vectors.shape[1]).index_add_(0, codes, vectors)
-        before = self._seen
-        self._seen = _Seen(counts, sums, vectors) if before is None else before.joined(counts, sums, vectors)
+    def _see(self, vectors: Tensor, codes: Tensor, gather: Gather) -> None:
+        counts = torch.bincount(codes, minlength=len(self.seen_counts)).to(self.seen_counts)
+        sums = torch.zeros_like(self.seen_sums).index_add_(0, codes, vectors.to(self.seen_sums))
+        self.seen_counts += gather(counts[None]).sum(0)
+        self.seen_sums += gather(sums[None]).sum(0)
+        self._vectors = vectors
 
 
 class VectorQuantization(CodebookQuantization):

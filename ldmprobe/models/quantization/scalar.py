@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ldmprobe.errors import ConfigurationError, check_numbers
-from ldmprobe.models.quantization.base import Quantization, Quantized, code_statistics, fix_codes, vectors_of
+from ldmprobe.models.quantization.base import Gather, Quantization, Quantized, code_statistics, fix_codes, vectors_of
 from ldmprobe.types import Component
 
 
@@ -53,7 +53,7 @@ class FiniteScalarQuantization(Quantization):
     def prepare(self, network: Component) -> None:
         fix_codes(network, self.codes, f"FiniteScalarQuantization with levels {list(self.levels)}")
 
-    def forward(self, network: Component, latents: Tensor) -> Quantized:
+    def forward(self, network: Component, latents: Tensor, gather: Gather) -> Quantized:
         quantized, _, (_, _, codes) = network.quantize(latents)
         beyond = (latents.abs() - 1).clamp(min=0).square().mean()
         loss = self.pull * beyond
