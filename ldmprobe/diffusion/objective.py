@@ -19,7 +19,7 @@ class TimestepObjective:
     Attributes:
         normalize: divide the weights by their mean under the sampling density. Without it a weighting is also a change
             of learning rate: on Stable Diffusion's schedule the mean runs from .50 (sigmoid) and .63 (P2) over 3.0
-            (debiased) to 82 (EDM) in ε-units.
+            (debiased) to 21 (EDM) in ε-units.
     """
 
     schedule: NoiseSchedule

@@ -26,7 +26,13 @@ FINITE_LOG_SNR = 30.0
 
 
 class LossWeighting(nn.Module, ABC):
-    """w(λ) in ε-units. A module, so that a learned weighting has parameters and its state is in the checkpoint."""
+    """w(λ) in ε-units. A module, so that a learned weighting has parameters and its state is in the checkpoint.
+
+    Attributes:
+        sigma_data: the standard deviation of the data that it is for; None where it does not depend on it.
+    """
+
+    sigma_data: float | None = None
 
     @abstractmethod
     def log_weight(self, log_snr: Tensor) -> Tensor:
@@ -140,12 +146,14 @@ class EDM(LossWeighting):
     arXiv:2206.00364, table 1).
 
     Args:
-        sigma_data: standard deviation of the data: .5 for pixels in [−1, 1] in the paper, 1 for latents of unit scale.
+        sigma_data: standard deviation of the data: 1 for latents of LatentCodec's measured scale, 0.5 for pixels in
+            [−1, 1] as in the paper. Give ``Preconditioned`` the same.
     """
 
-    def __init__(self, sigma_data: float = 0.5) -> None:
+    def __init__(self, sigma_data: float = 1.0) -> None:
         super().__init__()
         self.log_variance = 2 * _log_positive(self, "sigma_data", sigma_data)
+        self.sigma_data = sigma_data
 
     def log_weight(self, log_snr: Tensor) -> Tensor:
         return softplus(-log_snr - self.log_variance)
@@ -180,6 +188,7 @@ class LearnedUncertainty(LossWeighting):
     def __init__(self, base: LossWeighting | None = None, num_features: int = 128) -> None:
         super().__init__()
         self.base = base or EDM()
+        self.sigma_data = self.base.sigma_data
         self.register_buffer("frequencies", 2 * math.pi * torch.randn(num_features))
         self.register_buffer("phases", 2 * math.pi * torch.rand(num_features))
         self.linear = nn.Linear(num_features, 1, bias=False)

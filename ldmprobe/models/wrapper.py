@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ldmprobe.diffusion.prediction import KINDS
 from ldmprobe.diffusion.schedule import NoiseSchedule
+from ldmprobe.diffusion.weighting import LossWeighting
 from ldmprobe.errors import ConfigurationError, check_positive
 from ldmprobe.types import Component, PlainValues, kinds_of
 
@@ -124,6 +125,21 @@ def check_schedule(network: nn.Module, schedule: NoiseSchedule) -> None:
         raise ConfigurationError(
             f"{schedule.name} has its network in ldmprobe's {needed['class_name']}; write `network: {{class_path: "
             f"{needed['class_name']}, init_args: {{network: …{', ' if settings else ''}{settings}}}}}`."
+        )
+
+
+def check_weighting(network: nn.Module, weighting: LossWeighting) -> None:
+    """Compare the standard deviation of the data that a network's wrapper is for with that of a loss weighting.
+
+    Raises:
+        ConfigurationError: they differ.
+    """
+    wrapper, wanted = wrapper_of(network), weighting.sigma_data
+    own = None if wrapper is None else wrapper.settings.get("sigma_data")
+    if own is not None and wanted is not None and own != wanted:
+        raise ConfigurationError(
+            f"{type(weighting).__name__} has sigma_data {wanted:g}, and {type(wrapper).__name__} has {own:g}; expected "
+            f"one standard deviation of the data: write `sigma_data: {own:g}` for the weights of `EDM`, too."
         )
 
 

@@ -30,7 +30,7 @@ from ldmprobe.models.conditioning import Conditioning, Unconditional
 from ldmprobe.models.conditioning.label import drop_no_labels_
 from ldmprobe.models.denoiser import Condition, check_denoiser, config_of
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.models.wrapper import check_schedule, innermost
+from ldmprobe.models.wrapper import check_schedule, check_weighting, innermost
 from ldmprobe.training.batches import FirstBatch, check_names
 from ldmprobe.training.checkpoint.spec import check_same_model, check_same_state, model_spec
 from ldmprobe.training.ema import EMA
@@ -130,6 +130,7 @@ class LatentDiffusion(L.LightningModule):
         last = self.schedule.num_timesteps - 1
         self.validation_timesteps = np.linspace(last / 20, last, validation_timesteps).round().astype(int).tolist()
         check_schedule(network, self.schedule)
+        check_weighting(network, self.weighting)
         _warn_of_what_is_not_drawn(self.timesteps, self.schedule)
         self.latent_shape = tuple(latent_shape) if latent_shape is not None else None
         self.seed = seed

@@ -89,9 +89,9 @@ def flow_time(snr: np.ndarray) -> np.ndarray:
         # Yu et al., 2023
         (Debiased(), "epsilon", lambda snr: 1 / np.sqrt(np.minimum(snr, 1000))),
         # Karras et al., 2022, table 1: λ(σ) on the denoised image, which is 1/c_out²
-        (EDM(), "sample", lambda snr: (sigma(snr) ** 2 + 0.5**2) / (sigma(snr) * 0.5) ** 2),
-        (EDM(1.0), "sample", lambda snr: (sigma(snr) / np.sqrt(sigma(snr) ** 2 + 1)) ** -2),
-        (LearnedUncertainty(), "sample", lambda snr: (sigma(snr) ** 2 + 0.5**2) / (sigma(snr) * 0.5) ** 2),
+        (EDM(0.5), "sample", lambda snr: (sigma(snr) ** 2 + 0.5**2) / (sigma(snr) * 0.5) ** 2),
+        (EDM(), "sample", lambda snr: (sigma(snr) / np.sqrt(sigma(snr) ** 2 + 1)) ** -2),
+        (LearnedUncertainty(), "sample", lambda snr: (sigma(snr) ** 2 + 1) / sigma(snr) ** 2),
         # Kingma & Gao, 2023: sigmoid(−λ + 2) on ε; Hoogeboom et al., 2024: e^b sigmoid(λ − b) on x_0
         (Sigmoid(2.0), "epsilon", lambda snr: 1 / (1 + np.exp(np.log(snr) - 2))),
         (Sigmoid(-3.0), "sample", lambda snr: np.exp(-3) / (1 + np.exp(-3 - np.log(snr)))),
@@ -168,9 +168,9 @@ LIMITS = {
     "P2": [(1, 0, 0, 0), (0, 1, 0, 0)],
     "P2, gamma .5": [(1, 0, 0, 0), (0, None, 0, 0)],
     "debiased": [(None, 0, 0, 0), (1000**-0.5, None, 1000**-0.5, 1000**-0.5)],
-    "EDM": [(None, 4, 4, 4), (1, None, 1, 1)],
+    "EDM": [(None, 1, 1, 1), (1, None, 1, 1)],
     "sigmoid": [(1, 0, 0, 0), (0, math.exp(-1), 0, 0)],
-    "learned": [(None, 4, 4, 4), (1, None, 1, 1)],
+    "learned": [(None, 1, 1, 1), (1, None, 1, 1)],
 }
 
 

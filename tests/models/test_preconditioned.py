@@ -17,8 +17,10 @@ from ldmprobe import (
     EpsilonNetwork,
     EpsilonPrediction,
     LatentDiffusion,
+    LearnedUncertainty,
     LogNormalSigma,
     LoRA,
+    MinSNR,
     Preconditioned,
     Sampling,
     ScoreNetwork,
@@ -120,6 +122,22 @@ def test_a_schedule_that_tells_or_asks_something_else_is_refused_before_training
     for make in (DiffusionModel, LatentDiffusion):
         with refused(message):
             make(network, **{"scheduler" if make is LatentDiffusion else "schedule": schedule}, latent_shape=(2, 8, 8))
+
+
+@pytest.mark.parametrize("kind", [Preconditioned, EpsilonNetwork])
+def test_weights_for_data_of_another_deviation_are_refused_before_training(kind):
+    def trained(sigma_data, weighting):
+        schedule = EDMProcess() if kind is Preconditioned else VESDE()
+        return LatentDiffusion(
+            kind(Told(), sigma_data), scheduler=schedule, weighting=weighting, latent_shape=(2, 8, 8)
+        )
+
+    for weighting in (EDM(), LearnedUncertainty()):
+        with refused(rf"{type(weighting).__name__} has sigma_data 1, and {kind.__name__} has 0.5; .*`sigma_data: 0.5`"):
+            trained(0.5, weighting)
+        trained(1.0, weighting)
+    trained(0.5, LearnedUncertainty(EDM(0.5)))
+    trained(0.5, MinSNR())
 
 
 def test_settings_that_are_no_standard_deviations_are_refused():
