@@ -40,7 +40,7 @@ def called(pipeline: Any, guidance_scale: float) -> tuple[list[Tensor], np.ndarr
     if type(pipeline).__name__ == "DiTPipeline":
         arguments = {"class_labels": CLASSES, "guidance_scale": guidance_scale}
     if type(pipeline).__name__.startswith("PixArt"):
-        arguments |= {"use_resolution_binning": False, "clean_caption": False}
+        arguments |= {"use_resolution_binning": False}
     if family.text_of:
         arguments |= BESIDE[type(pipeline).__name__]()
     elif family.text:

@@ -2,10 +2,12 @@
 
 import logging
 import math
+import sys
 from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import diffusers.utils
 import pytest
 import torch
 from diffusers import PixArtTransformer2DModel
@@ -188,6 +190,25 @@ def test_what_a_text_encoder_does_not_see_is_told_once_and_not_for_every_batch(n
         )  # the user's own calls are as ever
     finally:
         logger.removeHandler(caplog.handler)
+
+
+@pytest.mark.parametrize("name", ["PixArtAlphaPipeline", "PixArtSigmaPipeline"])
+def test_captions_of_pixart_are_cleaned_as_its_own_call_does_where_that_is_possible(name, monkeypatch):
+    pipeline = tiny(name)
+    conditioning = TextConditioning(TextEncoder(pipeline))
+    caption = "a red cat #12345 https://example.com"
+    plain, key = conditioning.encode([caption]), conditioning.encoder_key
+    theirs = sys.modules[type(pipeline).__module__]
+    for module in (theirs, diffusers.utils):
+        monkeypatch.setattr(module, "is_bs4_available", lambda: True)
+        monkeypatch.setattr(module, "is_ftfy_available", lambda: True)
+    monkeypatch.setattr(theirs, "BeautifulSoup", lambda text, features: SimpleNamespace(text=text), raising=False)
+    monkeypatch.setattr(theirs, "ftfy", SimpleNamespace(fix_text=lambda text: text), raising=False)
+    cleaned = conditioning.encode([caption])
+    torch.testing.assert_close(cleaned, conditioning.encode(["a red cat"]))
+    assert not torch.equal(cleaned["encoder_attention_mask"], plain["encoder_attention_mask"])
+    assert (key["clean_caption"], conditioning.encoder_key["clean_caption"]) == (False, True)
+    assert TextConditioning(small()).encoder_key["clean_caption"] is False
 
 
 def test_captions_that_are_short_enough_are_no_matter():

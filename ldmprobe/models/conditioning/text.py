@@ -232,7 +232,12 @@ class TextConditioning(Conditioning):
     @property
     def encoder_key(self) -> PlainValues:
         size = {name: value.tolist() for name, value in self.encoder.size.items()}
-        return {"encoders": fingerprint(self.encoder.description), "precision": self.encoder.precision, "size": size}
+        return {
+            "encoders": fingerprint(self.encoder.description),
+            "precision": self.encoder.precision,
+            "size": size,
+            "clean_caption": self.encoder.cleans_captions,
+        }
 
     @property
     def asked(self) -> tuple[str | None, ...]:

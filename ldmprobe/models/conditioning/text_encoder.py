@@ -192,7 +192,19 @@ class TextEncoder(nn.Module):
                 num_images_per_prompt=1,
                 do_classifier_free_guidance=with_null,
                 **dict.fromkeys(self.family.further_prompts),
+                **({"clean_caption": True} if self.cleans_captions else {}),
             )
+
+    @property
+    def cleans_captions(self) -> bool:
+        """Return whether captions are cleaned, as the pipeline's own call does: one of PixArt, where the packages
+        for it are installed.
+        """
+        from diffusers.utils import is_bs4_available, is_ftfy_available
+
+        # Without them diffusers does not clean either, and would say so for every batch.
+        asked = inspect.signature(self.pipeline.encode_prompt).parameters
+        return "clean_caption" in asked and is_bs4_available() and is_ftfy_available()
 
     def truncated(self, captions: list[str]) -> dict[tuple[int, int], list[str]]:
         """Return by (longest number of tokens, number of captions that are longer) the tokenizers that cut them
