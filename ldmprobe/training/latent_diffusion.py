@@ -39,6 +39,7 @@ from ldmprobe.training.sharding import check_strategy, check_trained, is_sharded
 from ldmprobe.types import Batch, PlainValues, StateDict
 
 _MEASURED_IMAGES = 1024  # for the codec's scale
+_STARVED = 1 / 30  # of an even share: a timestep that is hardly drawn
 _WHOLE = 0.99  # share of a density over noise levels that a schedule has to cover, so as not to warn
 
 
@@ -320,13 +321,25 @@ def stable_diffusion_scheduler() -> SchedulerMixin:
 
 
 def _warn_of_what_is_not_drawn(timesteps: TimestepSampler, schedule: NoiseSchedule) -> None:
-    """Warn of a density over noise levels that reaches beyond those of the schedule."""
+    """Warn of a density over noise levels that reaches beyond those of the schedule, and of one that hardly has the
+    level without signal; of flow matching it is customary that it does not.
+    """
     share = timesteps.coverage(schedule)
     if share < _WHOLE:
         warnings.warn(
             f"{type(timesteps).__name__} has {1 - share:.1%} of its density beyond the schedule's log-SNR "
             f"{float(schedule.log_snr.min()):.1f} … {float(schedule.log_snr.max()):.1f}, where nothing is drawn; move "
             "or narrow it, or widen the schedule.",
+            stacklevel=3,
+        )
+    if float(schedule.alpha[-1]) > 0 or schedule.flow:
+        return
+    last, even = float(timesteps.probabilities(schedule)[-1]), 1 / schedule.num_timesteps
+    if last < _STARVED * even:
+        warnings.warn(
+            f"{type(timesteps).__name__} draws the last timestep, of zero terminal SNR, with probability {last:.1g} "
+            f"(evenly drawn: {even:.1g}), so that the level that sampling begins at is hardly trained; use timesteps "
+            "that include it, such as UniformTimesteps.",
             stacklevel=3,
         )
 

@@ -2,28 +2,32 @@
 training."""
 
 import math
+import warnings
 
 import pytest
 import torch
-from diffusers import EDMEulerScheduler, ScoreSdeVeScheduler
+from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, ScoreSdeVeScheduler
 from torch import nn
 
 from ldmprobe import (
     EDM,
     VESDE,
     VPSDE,
+    BetaTimesteps,
     DiffusionModel,
     EDMProcess,
     EpsilonNetwork,
     EpsilonPrediction,
     LatentDiffusion,
     LearnedUncertainty,
+    LogitNormal,
     LogNormalSigma,
     LoRA,
     MinSNR,
     Preconditioned,
     Sampling,
     ScoreNetwork,
+    UniformLogSNR,
     load_model,
     probe_sampling,
 )
@@ -247,6 +251,21 @@ def test_wrapped_networks_train_are_probed_saved_and_go_on(tmp_path, make, preci
 def test_a_density_that_the_schedule_cuts_off_is_told():
     with pytest.warns(UserWarning, match=r"LogNormalSigma has 2\.\d% of its density beyond .*log-SNR -5\.\d … 7\.\d"):
         LatentDiffusion(tiny_unet(), timesteps=LogNormalSigma())
+
+
+@pytest.mark.parametrize("timesteps", [UniformLogSNR(), LogitNormal(), BetaTimesteps(1.0, 5.0)])
+def test_a_density_without_the_level_of_zero_snr_that_sampling_begins_at_is_told(timesteps):
+    zero_snr = sd_scheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    told = (
+        rf"{type(timesteps).__name__} draws the last timestep, .*zero terminal SNR.*probability .*evenly drawn: 0.001"
+    )
+    with pytest.warns(UserWarning, match=told):
+        LatentDiffusion(tiny_unet(), scheduler=zero_snr, timesteps=timesteps)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        LatentDiffusion(tiny_unet(), scheduler=zero_snr)
+        LatentDiffusion(tiny_unet(), scheduler=FlowMatchEulerDiscreteScheduler(), timesteps=timesteps)
+        LatentDiffusion(tiny_unet(), timesteps=BetaTimesteps(1.0, 5.0))
 
 
 def test_gradient_checkpointing_reaches_the_network_in_the_wrapper():
