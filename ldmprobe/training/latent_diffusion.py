@@ -67,7 +67,8 @@ class LatentDiffusion(L.LightningModule):
         normalize_weighting: to mean 1 under the timesteps' density, so that a weighting is not a change of learning
             rate, too.
         optimizer, lr_scheduler: any of torch's, stepped every optimizer step.
-        ema_decay: of the moving average of the trained parameters; None for none.
+        ema_decay: of the moving average of the network; what else is trained, such as a conditioning's parameters, has
+            none, and is beside it as it was last trained. None for no average.
         ema_warmup: start with a short memory.
         compile: ``torch.compile`` the network.
         gradient_checkpointing: keep less for the backward pass and compute it anew, in the network and a trained text
