@@ -171,6 +171,19 @@ def test_settings_of_a_solver_s_own_levels_leave_the_table_as_it_is(setting: str
     assert torch.equal(plain.native_grid(10).timesteps, curved.native_grid(10).timesteps)
 
 
+@pytest.mark.parametrize("betas", [{}, {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}])
+@pytest.mark.parametrize(
+    "name", ["EulerDiscrete", "EulerAncestralDiscrete", "DPMSolverMultistep", "UniPCMultistep", "DDPM", "DDIM"]
+)
+def test_zero_terminal_snr_is_zero_also_where_diffusers_puts_a_small_number(name: str, betas: dict):
+    settings = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction", **betas}
+    schedule = as_schedule(scheduler := made(f"{name}Scheduler", **settings))
+    assert float(schedule.alpha[-1]) == 0
+    assert float(schedule.sigma[-1]) == 1
+    torch.testing.assert_close(schedule.alpha, as_schedule(made("DDIMScheduler", **settings)).alpha, **FLOAT32)
+    assert float(scheduler.alphas_cumprod[-1]) == (0 if name in ("DDPM", "DDIM") else 2.0**-24)  # the user's own
+
+
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [

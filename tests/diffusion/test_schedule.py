@@ -205,7 +205,6 @@ ZERO_SNR_EPSILON = {"rescale_betas_zero_snr": True, "prediction_type": "epsilon"
         (CONTINUOUS, (), "timestep_type: continuous"),
         (sd_scheduler(thresholding=True), (), "set `thresholding: false`"),
         (sd_scheduler(prediction_type="score"), (), "'score'; expected one of epsilon, sample, v_prediction"),
-        # DPMSolver's table ends in ᾱ = 2⁻²⁴ instead of 0, and is no more of use.
         *[
             (kind(**ZERO_SNR_EPSILON), (), r"zero terminal SNR.*set `prediction_type: v_prediction`")
             for kind in (DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from diffusers import SchedulerMixin
 
 _PREDICTIONS = ("epsilon", "sample", "v_prediction")  # diffusers' names of what such networks predict
+_ZERO = 2.0**-24  # that diffusers' schedulers in terms of σ/α put in the place of the zero of a zero terminal SNR
 
 
 class VariancePreservingSchedule(DiffusersSchedule):
@@ -38,10 +39,10 @@ class VariancePreservingSchedule(DiffusersSchedule):
                 f"{name} has prediction_type {prediction_type!r}; expected one of {', '.join(_PREDICTIONS)}."
             )
         prediction = KINDS[prediction_type]
-        alphas_cumprod = scheduler.alphas_cumprod.detach().to("cpu", torch.float64)
-        # Some classes of diffusers put 2⁻²⁴ in the place of the zero.
-        zero_terminal = bool(scheduler.config.get("rescale_betas_zero_snr")) or float(alphas_cumprod.min()) == 0
-        if isinstance(prediction, EpsilonPrediction) and zero_terminal:
+        alphas_cumprod = scheduler.alphas_cumprod.detach().to("cpu", torch.float64, copy=True)
+        if scheduler.config.get("rescale_betas_zero_snr") and float(alphas_cumprod[-1]) == _ZERO:
+            alphas_cumprod[-1] = 0.0
+        if isinstance(prediction, EpsilonPrediction) and float(alphas_cumprod.min()) == 0:
             raise ConfigurationError(
                 f"{name} has zero terminal SNR, where a prediction of ε says nothing of x_0; set `prediction_type: "
                 "v_prediction`."
