@@ -20,6 +20,9 @@ from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.errors import ConfigurationError, check_positive
 
 FloatArray = NDArray[np.float64]
+RARELY = 1 / 30
+"""Of even draws: a timestep that is drawn less often is hardly trained. EDM's log-normal draws its ends a twentieth as
+often as evenly."""
 
 
 class TimestepSampler(nn.Module, ABC):

@@ -21,6 +21,7 @@ from ldmprobe.analysis.faults import (
     in_nats,
     where,
 )
+from ldmprobe.diffusion.timesteps import RARELY
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.denoising_record import (
     errors_of,
@@ -36,7 +37,6 @@ from ldmprobe.probing.outliers import OUTLIER_MOVES, OUTLIERS, Outlier
 from ldmprobe.probing.probe_before import well_apart
 
 _LASTS = 0.8  # of it a probe later: planted faults have kept .85 or more, the humps of healthy networks .72 or less
-_RARELY = 1 / 30  # of even draws; EDM's log-normal draws its ends a twentieth as often
 _VISIBLE = 0.9  # the error of the linear optimum or of the network, where a denoiser has something to go by
 
 
@@ -107,7 +107,7 @@ def gather(records: Sequence[ProbeRecord], objective: ProbeRecord | None = None)
     last, previous = records[-1], records[-2] if len(records) > 1 else None
     levels = levels_of(last)
     drawn = np.ones(len(levels.mse)) if objective is None else draws_beside_even(objective, levels.log_snr)
-    rare, frozen = drawn < _RARELY, _frozen(same_before, last)
+    rare, frozen = drawn < RARELY, _frozen(same_before, last)
     lost, chance = ~np.isfinite(levels.mse), answers_by_chance(levels)
     counted, light = ([], []) if lost.any() else find_faults(levels, residual_bands(last))
     visible = _visible(levels)

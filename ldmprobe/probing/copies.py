@@ -72,7 +72,15 @@ class CopySearch:
     @cached_property
     def held_out_ratios(self) -> Tensor:
         """d₁/d₂ of the held-out images, (K,)."""
-        return torch.zeros(0) if self.held_out is None else nearest(self.held_out.features, self.known.features)[0]
+        return torch.zeros(0) if self.held_out is None else self.nearest(self.held_out.features)[0]
+
+    @cached_property
+    def _distinct(self) -> Tensor:
+        return distinct(self.known.features)
+
+    def nearest(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what ``nearest`` does of the known images, which are compared with one another once."""
+        return nearest(features, self.known.features, self._distinct)
 
 
 @dataclass(frozen=True)
@@ -84,11 +92,14 @@ class Copies:
     summary: str
 
 
-def nearest(features: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
+def nearest(features: Tensor, known: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return d₁/d₂ of each of the features (N, F), and which of the known ones (M, F) is nearest, both (N,). Known ones
     that are equal count as one; the ratio is 0 for what lies on two, and NaN for what is not finite.
+
+    Args:
+        kept: the places of known ones that differ, where they have been found before.
     """
-    ratios, places, kept = [], [], _distinct(known)
+    ratios, places, kept = [], [], distinct(known) if kept is None else kept
     others = known[kept].double()
     for part in features.double().split(_AT_ONCE):
         every = torch.cdist(part, others)
@@ -101,7 +112,7 @@ def nearest(features: Tensor, known: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(ratios), torch.cat(places)
 
 
-def _distinct(known: Tensor) -> Tensor:
+def distinct(known: Tensor) -> Tensor:
     """Return the first place of each image among the known ones (M, F), in order; two places at least."""
     _, image = torch.unique(known, dim=0, return_inverse=True)
     places = torch.arange(len(known))
@@ -139,7 +150,7 @@ class CopyFinder:
         """Look at the next samples: images (n, C, H, W) and their features (n, F)."""
         seen = len(self._found)
         number = min(len(images), len(self._ids) - seen)
-        ratio, place = nearest(features[:number].cpu(), self._search.known.features)
+        ratio, place = self._search.nearest(features[:number].cpu())
         self._found = torch.cat([self._found, torch.stack([ratio, place.double()], 1)])
         kept = torch.cat([self._kept, seen + torch.arange(number)])
         own = images[:number].cpu()

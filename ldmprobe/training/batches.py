@@ -20,18 +20,24 @@ def check_names(batch: object, *names: str) -> None:
     Raises:
         ConfigurationError: it is none, such as (image, label); or names are missing.
     """
-    asked = dict.fromkeys(("image", *names))
-    wanted = f"expected a dict with {', '.join(map(repr, asked))}, such as {{'image': images, 'index': row_numbers}}"
     if not isinstance(batch, Mapping):
-        raise ConfigurationError(f"A batch is a {type(batch).__name__}; {wanted}: have the dataset return dicts.")
+        raise ConfigurationError(
+            f"A batch is a {type(batch).__name__}; {_wanted(names)}: have the dataset return dicts."
+        )
     missing = [name for name in names if name not in batch]
     if not any(name in batch for name in IMAGES):
         missing = ["image", *(name for name in missing if name != "image")]
     if missing:
         raise ConfigurationError(
-            f"A batch with {', '.join(map(repr, batch)) or 'nothing'} lacks {', '.join(map(repr, missing))}; {wanted}. "
-            "`index` is the number of each image's row, by which it keeps its noise from one validation to the next."
+            f"A batch with {', '.join(map(repr, batch)) or 'nothing'} lacks {', '.join(map(repr, missing))}; "
+            f"{_wanted(names)}. `index` is the number of each image's row, by which it keeps its noise from one "
+            "validation to the next."
         )
+
+
+def _wanted(names: tuple[str, ...]) -> str:
+    asked = ", ".join(map(repr, dict.fromkeys(("image", *names))))
+    return f"expected a dict with {asked}, such as {{'image': images, 'index': row_numbers}}"
 
 
 class FirstBatch:

@@ -21,7 +21,7 @@ from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.objective import TimestepObjective
 from ldmprobe.diffusion.schedule import NoiseSchedule
-from ldmprobe.diffusion.timesteps import TimestepSampler, UniformTimesteps
+from ldmprobe.diffusion.timesteps import RARELY, TimestepSampler, UniformTimesteps
 from ldmprobe.diffusion.weighting import LossWeighting, UniformWeighting
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.lightning_private import batches_begun, datamodule_of, log_interval
@@ -39,7 +39,6 @@ from ldmprobe.training.sharding import check_strategy, check_trained, is_sharded
 from ldmprobe.types import Batch, PlainValues, StateDict
 
 _MEASURED_IMAGES = 1024  # for the codec's scale
-_STARVED = 1 / 30  # of an even share: a timestep that is hardly drawn
 _WHOLE = 0.99  # share of a density over noise levels that a schedule has to cover, so as not to warn
 
 
@@ -336,7 +335,7 @@ def _warn_of_what_is_not_drawn(timesteps: TimestepSampler, schedule: NoiseSchedu
     if float(schedule.alpha[-1]) > 0 or schedule.flow:
         return
     last, even = float(timesteps.probabilities(schedule)[-1]), 1 / schedule.num_timesteps
-    if last < _STARVED * even:
+    if last < RARELY * even:
         warnings.warn(
             f"{type(timesteps).__name__} draws the last timestep, of zero terminal SNR, with probability {last:.1g} "
             f"(evenly drawn: {even:.1g}), so that the level that sampling begins at is hardly trained; use timesteps "
