@@ -13,9 +13,13 @@ A study is one YAML:
     methods:                      # name: what is added to the base, itself a configuration of `ldmprobe fit`
       uniform: {}
       min-snr-5: {model: {init_args: {weighting: {class_path: ldmprobe.MinSNR}}}}
+    candidates:                   # may be left out: settings of which each method has the best for itself
+      rate-1e-3: {model: {init_args: {optimizer: {init_args: {lr: 1.0e-3}}}}}
+      rate-3e-3: {model: {init_args: {optimizer: {init_args: {lr: 3.0e-3}}}}}
 
-Each run is a process of its own with one thread, in DIR/runs/METHOD/seed-K; everything after `--` is handed to each of
-them. A seed is that of the weights, of noise and timesteps and of the order of images, the same for all methods. The
+Candidates are chosen by successive halving, with seeds for the resource, by bound and FID alike (scripts/study/
+halving.py). Each run is a process of its own with one thread, in DIR/runs/METHOD/seed-K or DIR/runs/METHOD/CANDIDATE/
+seed-K; everything after `--` is handed to each of them. A seed is that of the weights, of noise and timesteps and of the order of images, the same for all methods. The
 same command goes on where it was stopped: finished runs are not repeated, killed ones continue from their checkpoint. A
 run that fails ends no other; it is told with the end of its log, the tables are made without it, and the exit code is
 1. Written are DIR/table.md, study.parquet, pareto.png and curves.png.
@@ -30,6 +34,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -43,23 +48,26 @@ from ldmprobe.io.atomic import atomic_write
 from ldmprobe.tracking.charts.static import png
 from ldmprobe.tracking.comparable import read_runs
 from study.figures import curves_figure, pareto_figure
+from study.halving import better_half, rung_seeds
 from study.jobs import Job, run_jobs, start_command
-from study.statistics import Study, study, study_run
-from study.tables import study_markdown, study_table
+from study.statistics import BOUND, FID, Study, StudyRun, study, study_run
+from study.tables import study_markdown, study_table, tuning_markdown
 
+_UNTUNED: dict[str, dict[str, Any]] = {"": {}}
 _NAME = re.compile(r"[\w.+-]+")  # of a method: a folder's
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A study as its YAML gives it; ``methods`` holds what each adds to ``base``, ``arguments`` what is handed to every
-    run."""
+    """A study as its YAML gives it; ``methods`` holds what each adds to ``base``, ``candidates`` what each method is
+    tried with, ``arguments`` what is handed to every run."""
 
     path: Path
     base: list[Path]
     baseline: str
     seeds: list[int]
     methods: dict[str, dict[str, Any]]
+    candidates: dict[str, dict[str, Any]]
     arguments: list[str]
 
 
@@ -68,7 +76,12 @@ class Run(Job):
     """One run of the plan."""
 
     method: str = ""
+    candidate: str = ""
     seed: int = 0
+
+    @property
+    def label(self) -> str:
+        return f"{self.method} ({self.candidate})" if self.candidate else self.method
 
 
 def read_plan(path: Path, arguments: list[str]) -> Plan:
@@ -82,28 +95,32 @@ def read_plan(path: Path, arguments: list[str]) -> Plan:
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigurationError(f"No study can be read from {path}: {error}.") from error
     expected = {"base": list, "baseline": str, "seeds": list, "methods": dict}
-    if not isinstance(given, dict) or given.keys() != expected.keys():
-        raise ConfigurationError(f"{path} is no study; expected the keys {', '.join(expected)}, and no others.")
-    for key, kind in expected.items():
-        if not isinstance(given[key], kind) or not given[key]:
+    may = {"candidates": dict}
+    if not isinstance(given, dict) or given.keys() - may.keys() != expected.keys():
+        raise ConfigurationError(
+            f"{path} is no study; expected the keys {', '.join(expected)}, perhaps {', '.join(may)}, and no others."
+        )
+    for key, kind in (expected | may).items():
+        if key in given and (not isinstance(given[key], kind) or not given[key]):
             raise ConfigurationError(f"{path} has {key} {given[key]!r}; expected a {kind.__name__} that is not empty.")
     base = [path.parent / name for name in given["base"]]
     if missing := [str(config) for config in base if not config.is_file()]:
         raise ConfigurationError(f"{path} has the base {', '.join(missing)}, which is no file.")
-    seeds, methods = given["seeds"], given["methods"]
+    seeds, methods, candidates = given["seeds"], given["methods"], given.get("candidates", {})
     if not all(isinstance(seed, int) and seed >= 0 for seed in seeds) or len({*seeds}) < len(seeds):
         raise ConfigurationError(f"{path} has seeds {seeds}; expected different whole numbers from 0.")
-    for name, settings in methods.items():
-        if not _NAME.fullmatch(str(name)) or not isinstance(settings, dict):
-            raise ConfigurationError(
-                f"{path} has the method {name!r}: {settings!r}; expected a name of letters, digits and . + - _, and a "
-                f"configuration ({{}} for none)."
-            )
+    for what, named in (("method", methods), ("candidate", candidates)):
+        for name, settings in named.items():
+            if not _NAME.fullmatch(str(name)) or not isinstance(settings, dict):
+                raise ConfigurationError(
+                    f"{path} has the {what} {name!r}: {settings!r}; expected a name of letters, digits and . + - _, "
+                    "and a configuration ({} for none)."
+                )
     if given["baseline"] not in methods:
         raise ConfigurationError(
             f"{path} has the baseline {given['baseline']!r}; expected one of {', '.join(methods)}."
         )
-    return Plan(path, base, given["baseline"], seeds, methods, arguments)
+    return Plan(path, base, given["baseline"], seeds, methods, candidates or _UNTUNED, arguments)
 
 
 def prepare(plan: Plan, out: Path) -> list[Run]:
@@ -113,19 +130,22 @@ def prepare(plan: Plan, out: Path) -> list[Run]:
         ConfigurationError: a method was begun with other settings, naming them.
     """
     base = {config.name: yaml.safe_load(config.read_text()) for config in plan.base}
-    for method, settings in plan.methods.items():
-        folder = out / "runs" / method
-        text = yaml.safe_dump({"base": base, "method": settings, "arguments": plan.arguments})
-        if (folder / "config.yaml").exists():
-            _refuse_changed(folder, text)
-        for name, content in (("config.yaml", text), ("method.yaml", yaml.safe_dump(settings))):
-            with atomic_write(folder / name) as file:
-                file.write(content.encode())
-    return [
-        Run(f"{m}, seed {seed}", out / "runs" / m / f"seed-{seed}", method=m, seed=seed)
+    jobs = [
+        Run(f"{m} {c}".rstrip() + f", seed {seed}", out / "runs" / m / c / f"seed-{seed}", (), m, c, seed)
         for seed in plan.seeds
         for m in plan.methods
+        for c in plan.candidates
     ]
+    for job in jobs[: len(plan.methods) * len(plan.candidates)]:
+        folder = job.folder.parent
+        parts = {"method": plan.methods[job.method], "candidate": plan.candidates[job.candidate]}
+        text = yaml.safe_dump({"base": base, **parts, "arguments": plan.arguments})
+        if (folder / "config.yaml").exists():
+            _refuse_changed(folder, text)
+        for name, content in (("config", text), *((part, yaml.safe_dump(each)) for part, each in parts.items())):
+            with atomic_write(folder / f"{name}.yaml") as file:
+                file.write(content.encode())
+    return jobs
 
 
 def _refuse_changed(folder: Path, text: str) -> None:
@@ -142,7 +162,8 @@ def _refuse_changed(folder: Path, text: str) -> None:
 
 def fit_arguments(plan: Plan, job: Run) -> list[str]:
     """Return what `ldmprobe` is called with."""
-    configs = [f"--config={path}" for path in (*plan.base, job.folder.parent / "method.yaml")]
+    own = [job.folder.parent / f"{part}.yaml" for part in ("method", "candidate")]
+    configs = [f"--config={path}" for path in (*plan.base, *own)]
     seeds = [f"--{name}={job.seed}" for name in ("seed_everything", "model.init_args.seed", "data.init_args.seed")]
     return ["fit", *configs, *plan.arguments, *seeds, f"--run_dir={job.folder}", "--ckpt_path=last"]
 
@@ -151,25 +172,59 @@ def start(plan: Plan, job: Run) -> subprocess.Popen:
     return start_command(job, fit_arguments(plan, job))
 
 
-def read_study(plan: Plan, jobs: list[Run]) -> Study:
+def finished_runs(jobs: Iterable[Run]) -> list[tuple[Run, StudyRun]]:
+    """What the finished runs measured.
+
+    Raises:
+        ConfigurationError: they are not comparable.
+    """
+    done = [job for job in jobs if job.mark.exists()]
+    runs = read_runs([job.folder for job in done], [job.name for job in done]) if len(done) > 1 else []
+    return [(job, study_run(run, job.label, job.seed)) for job, run in zip(done, runs, strict=False)]
+
+
+def tune(
+    plan: Plan, jobs: Sequence[Run], train: Callable[[Sequence[Run]], dict[Job, str]]
+) -> tuple[list[Run], dict[Job, str]]:
+    """Train rung by rung, and return the runs of each method's best candidate and what is to be said of runs that
+    failed. A candidate whose run failed has the last rank.
+    """
+    failed: dict[Job, str] = {}
+    alive = {(job.method, job.candidate) for job in jobs}
+    *rungs, every = rung_seeds(len(plan.candidates), plan.seeds)
+    for seeds in rungs:
+        rung = [job for job in jobs if (job.method, job.candidate) in alive and job.seed in seeds]
+        failed |= train(rung)
+        found = finished_runs(rung)
+        for method in plan.methods:
+            finals: dict[str, dict[int, list[float]]] = {c: {} for c in plan.candidates if (method, c) in alive}
+            for job, run in found:
+                if job.method == method:
+                    finals[job.candidate][job.seed] = [run.final(metric) for metric in (BOUND, FID)]
+            alive -= {(method, c) for c in finals.keys() - {*better_half(finals)}}
+    best = [job for job in jobs if (job.method, job.candidate) in alive and job.seed in every]
+    return best, failed | train(best)
+
+
+def read_study(plan: Plan, jobs: Sequence[Run]) -> Study:
     """The finished runs' statistics.
 
     Raises:
         ConfigurationError: fewer than two are finished, or none of the baseline, or they are not comparable.
     """
-    done = [job for job in jobs if job.mark.exists()]
-    if len(done) < 2:
-        raise ConfigurationError(f"Of {len(jobs)} runs {len(done)} are finished; a table needs two at least.")
-    runs = read_runs([job.folder for job in done], [job.name for job in done])
-    by_run = {run.label: run for run in runs}
-    ordered = sorted(done, key=lambda job: (list(plan.methods).index(job.method), job.seed))
-    return study([study_run(by_run[job.name], job.method, job.seed) for job in ordered], plan.baseline)
+    found = finished_runs(jobs)
+    if not found:
+        done = sum(job.mark.exists() for job in jobs)
+        raise ConfigurationError(f"Of {len(jobs)} runs {done} are finished; a table needs two at least.")
+    baseline = next((job.label for job in jobs if job.method == plan.baseline), plan.baseline)
+    ordered = sorted(found, key=lambda each: (list(plan.methods).index(each[0].method), each[0].seed))
+    return study([run for _, run in ordered], baseline)
 
 
-def write(found: Study, title: str, missing: list[str], out: Path) -> None:
+def write(found: Study, title: str, tuning: str, missing: list[str], out: Path) -> None:
     with atomic_write(out / "study.parquet") as file:
         pq.write_table(study_table(found), file, compression="zstd")
-    text = study_markdown(found, title, missing)
+    text = study_markdown(found, title, missing) + tuning
     for name, content in (
         ("table.md", text.encode()),
         ("pareto.png", png(pareto_figure(found))),
@@ -194,9 +249,15 @@ def main(argv: list[str]) -> int:
             raise ConfigurationError(f"--processes is {args.processes}; expected at least 1.")
         plan = read_plan(args.study, arguments)
         jobs = prepare(plan, args.out)
-        failed = {} if args.table_only else run_jobs(jobs, lambda job: start(plan, job), args.processes)
-        missing = [failed.get(job, f"{job.name} is not finished") for job in jobs if not job.mark.exists()]
-        write(read_study(plan, jobs), args.study.stem, missing, args.out)
+
+        def train(rung: Sequence[Run]) -> dict[Job, str]:
+            return {} if args.table_only else run_jobs(rung, lambda job: start(plan, job), args.processes)
+
+        best, failed = tune(plan, jobs, train)
+        missing = [failed.get(job, f"{job.name} is not finished") for job in best if not job.mark.exists()]
+        tried = finished_runs(jobs) if len(plan.candidates) > 1 else []
+        tuning = tuning_markdown(list(plan.candidates), [(job.method, job.candidate, run) for job, run in tried])
+        write(read_study(plan, best), args.study.stem, tuning, missing, args.out)
     except ConfigurationError as error:
         print(f"reweighting_study: error: {error}", file=sys.stderr)
         return 2

@@ -18,7 +18,6 @@ _STUDIES_BY_SCRIPT = {
     "controllers",
     "digits",
     "digits_recipe",
-    "digits_tuned",
     "first_stage_cifar10",
     "first_stage_shapes",
     "shapes_recipe",

@@ -42,6 +42,8 @@ class MaskColumn(Column):
             mask = np.asarray(mask)
         if mask.ndim != 2 or mask.dtype.kind not in "bui":
             raise ValueError(f"expected whole numbers (H, W), got {mask.dtype} of shape {mask.shape}")
+        if mask.size and not np.iinfo(np.int32).min <= int(mask.min()) <= int(mask.max()) <= np.iinfo(np.int32).max:
+            raise ValueError(f"it holds the number {max(mask.max(), mask.min(), key=abs)}; expected numbers of 32 bits")
         width, height = reading.image_size
         if mask.shape != (height, width):
             raise ValueError(
@@ -121,11 +123,12 @@ def _seen(boxes: np.ndarray, reading: Reading) -> Tensor:
     """Return what is seen of boxes in pixels, with what stands beside them.
 
     Raises:
-        ValueError: they are widths and heights, or fractions.
+        ValueError: they are widths and heights, or fractions, or not finite.
     """
     width, height = reading.image_size
     corners = boxes[:, :4]
-    if len(boxes) and ((corners[:, 2:] <= corners[:, :2]).any() or corners.max() <= 1):
+    whole = np.isfinite(corners).all() and (corners[:, 2:] > corners[:, :2]).all() and corners.max(initial=0) > 1
+    if len(boxes) and not whole:
         raise ValueError(
             f"{corners.tolist()} are no boxes x0, y0, x1, y1 in pixels of an image of {width}×{height}: expected x0 "
             "< x1 and y0 < y1 (not widths and heights), and no fractions"

@@ -11,6 +11,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.lightning_private import datamodule_of
+from ldmprobe.models.autoencoder import has_posterior
 from ldmprobe.pretrained.finetune import base_fingerprint, frozen_keys, prepare_for_finetuning_
 from ldmprobe.pretrained.lora import LoRA
 from ldmprobe.pretrained.source import Precision, Source
@@ -46,6 +47,8 @@ class FinetunedDiffusion(LatentDiffusion):
         scheduler: settings of the noise schedule in the place of the pipeline's, by their names in diffusers; the
             others, such as its betas, stay. ``{rescale_betas_zero_snr: true, prediction_type: v_prediction,
             timestep_spacing: trailing}`` trains with zero terminal SNR (``NoiseSchedule.with_settings``).
+        sample_posterior: train on latents drawn from the posterior of an AutoencoderKL, as the finetuning scripts of
+            diffusers do, instead of its mode. A checkpoint does not say how it was trained, nor goes on so by itself.
 
     Raises:
         ConfigurationError: before training: nothing loadable there, a LoRA target that is not in the network, data that
@@ -64,12 +67,19 @@ class FinetunedDiffusion(LatentDiffusion):
         lora: LoRA | None = None,
         train_text_encoder: bool = False,
         scheduler: dict[str, bool | int | float | str | list[float] | None] | None = None,
+        sample_posterior: bool = False,
         **kwargs: Any,
     ) -> None:
         base = Source(pretrained, revision, variant, local_files_only, text_precision)
         model = load_model(base, device="cpu")
         base_weights = base_fingerprint(model)
         prepare_for_finetuning_(model, prompts, dropout, lora, train_text_encoder)
+        if sample_posterior and not has_posterior(model.codec.meta_module):
+            kind = type(model.codec.meta_module).__name__
+            raise ConfigurationError(
+                f"{pretrained} has no posterior to draw from ({kind}); leave out `sample_posterior`."
+            )
+        model.codec.sample_posterior = sample_posterior
         super().__init__(
             network=model.network,
             codec=model.codec,

@@ -9,7 +9,21 @@ import pyarrow as pa
 
 from ldmprobe.analysis.intervals import ClusteredMean
 from ldmprobe.comparison.words import probability
-from study.statistics import BOUND, FID, GINI, GOALS, KID, RECOVERABLE, SECONDS, SKILL, Method, Reached, Study
+from study.statistics import (
+    BOUND,
+    FID,
+    GINI,
+    GOALS,
+    KID,
+    RECOVERABLE,
+    SECONDS,
+    SKILL,
+    Method,
+    Reached,
+    Study,
+    StudyRun,
+    over_seeds,
+)
 
 _FEW = 2  # methods that are worth naming
 
@@ -44,6 +58,33 @@ def study_markdown(study: Study, title: str, missing: Sequence[str] = ()) -> str
     )
     tables = (_quality(study), _reaching(study), _skill(study))
     return "\n\n".join([f"### {title}", about, *tables, *(f"Missing: {each}" for each in missing)]) + "\n"
+
+
+def tuning_markdown(candidates: Sequence[str], runs: Sequence[tuple[str, str, StudyRun]]) -> str:
+    """Each method's candidates by successive halving: bound and FID, mean over the seeds that each was given.
+
+    Args:
+        candidates: their names; a single one makes no such table.
+        runs: method, candidate and what was measured.
+    """
+    if len(candidates) < 2:
+        return ""
+    found: dict[str, dict[str, list[StudyRun]]] = {candidate: {} for candidate in candidates}
+    for method, candidate, run in runs:
+        found[candidate].setdefault(method, []).append(run)
+    methods = list(dict.fromkeys(method for method, *_ in runs))
+    most = {method: max(len(each.get(method, [])) for each in found.values()) for method in methods}
+
+    def cell(tried: list[StudyRun], method: str) -> str:
+        if not tried:
+            return "failed"
+        bound, fid = (_told(over_seeds([run.final(metric) for run in tried])).split(" ±")[0] for metric in (BOUND, FID))
+        text = f"{bound}, {fid} ({len(tried)})"
+        return f"**{text}**" if len(tried) == most[method] else text
+
+    note = "Bound in nats and FID of each candidate, mean over its seeds, their number in brackets; bold: the best."
+    rows = ([method, *(cell(each.get(method, []), method) for each in found.values())] for method in methods)
+    return f"\n{note}\n\n{_table(['method', *found], rows)}\n"
 
 
 def _quality(study: Study) -> str:

@@ -1,6 +1,7 @@
 """A study's statistics on curves with known answers; its script on real short runs."""
 
 import re
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from ldmprobe.callbacks import DenoisingProbe, TimestepBalancer, TrainingClock
 from ldmprobe.configuration.cli import LDMProbeCLI
 from ldmprobe.tracking.charts.static import png
 from study.figures import curves_figure, pareto_figure
+from study.halving import better_half, mean_ranks, rung_seeds
 from study.jobs import Job, start_command
 from study.statistics import BOUND, FID, GINI, KID, RECOVERABLE, SECONDS, StudyRun, over_seeds, pareto_front, study
 from study.tables import study_markdown, study_table
@@ -25,7 +27,11 @@ from tests.training.test_latent_diffusion import digits, module, trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ROOT / "configs" / "studies"
-METHODS = yaml.safe_load((STUDIES / "digits.yaml").read_text())["methods"]
+METHODS, CANDIDATES = (yaml.safe_load((STUDIES / "digits.yaml").read_text())[key] for key in ("methods", "candidates"))
+BUILT = [
+    *(("digits", *each) for each in zip(METHODS, cycle(CANDIDATES), strict=False)),
+    *(("cifar10", "probe-guided", candidate) for candidate in CANDIDATES),
+]
 
 
 def straight_run(method, seed, bound, fid, seconds=100.0, bound_start=1000.0, fid_start=1000.0):
@@ -156,6 +162,27 @@ def test_a_run_that_diverged_is_on_no_front_and_everything_is_still_written():
         assert png(figure).startswith(b"\x89PNG")
 
 
+def test_halving_gives_each_rung_twice_the_seeds_and_half_the_candidates():
+    seeds = [3, 1, 4, 0, 5]
+    assert rung_seeds(1, seeds) == [seeds]
+    assert rung_seeds(2, seeds) == [[3], seeds]
+    assert rung_seeds(5, seeds) == [[3], [3, 1], seeds]
+    assert rung_seeds(8, seeds) == [[3], [3, 1], [3, 1, 4, 0], seeds]
+
+
+def test_the_better_half_is_that_of_the_mean_rank_in_both_metrics_over_seeds():
+    finals = {
+        "low bound": {0: (1.0, 9.0), 1: (1.0, 9.0)},  # ranks 1, 3; 1, 2
+        "both": {0: (2.0, 5.0), 1: (2.0, 5.0)},  # 2, 1.5; 2, 1
+        "diverged": {0: (np.nan, np.inf), 1: (np.nan, np.nan)},  # 4, 4; 3.5, 3.5
+        "one seed": {0: (3.0, 5.0)},  # 3, 1.5; 3.5, 3.5: it failed
+    }
+    assert mean_ranks(finals) == {"low bound": 1.75, "both": 1.625, "diverged": 3.75, "one seed": 2.875}
+    assert better_half(finals) == ["low bound", "both"]
+    assert better_half({"a": {0: (1.0, 1.0)}, "b": {0: (1.0, 1.0)}, "c": {0: (1.0, 1.0)}}) == ["a"]
+    assert better_half({"failed": {}, "ran": {0: (1.0, 1.0)}}) == ["ran"]
+
+
 def test_without_its_baseline_a_study_is_refused():
     with refused("baseline 'base' has no finished run"):
         study(A, "base")
@@ -215,18 +242,28 @@ def test_clock_behind_a_probe_is_refused(tmp_path):
 # --- the script ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("name", "method"), [*(("digits", method) for method in METHODS), ("cifar10", "probe-guided")])
-def test_every_method_of_the_studies_builds(tmp_path, name, method):
+@pytest.mark.parametrize(("name", "method", "candidate"), BUILT)
+def test_every_method_and_candidate_of_the_studies_builds(tmp_path, name, method, candidate):
     plan = script.read_plan(STUDIES / f"{name}.yaml", [])
     assert plan.methods == METHODS
+    assert plan.candidates.keys() == CANDIDATES.keys()
     (tmp_path / "method.yaml").write_text(yaml.safe_dump(METHODS[method]))
+    (tmp_path / "candidate.yaml").write_text(yaml.safe_dump(plan.candidates[candidate]))
     codec = "--model.init_args.codec.init_args.autoencoder=builtin:digits"
-    configs = [f"--config={path}" for path in (*plan.base, tmp_path / "method.yaml")]
+    configs = [f"--config={path}" for path in (*plan.base, tmp_path / "method.yaml", tmp_path / "candidate.yaml")]
     cli = LDMProbeCLI([*configs, codec, f"--run_dir={tmp_path / 'run'}"], run=False)
     kinds = [type(callback).__name__ for callback in cli.trainer.callbacks]
     assert kinds[:3] == ["TrainingClock", "DenoisingProbe", "SampleQuality"]
     for part, given in METHODS[method].get("model", {}).get("init_args", {}).items():
         assert type(getattr(cli.model, part)).__name__ == given["class_path"].rpartition(".")[2]
+    found = cli.model.configure_optimizers()
+    if candidate.startswith("constant"):
+        assert found.param_groups[0]["lr"] == float(candidate.removeprefix("constant-"))
+    else:
+        schedule = found["lr_scheduler"]["scheduler"]
+        assert schedule.total_steps == cli.trainer.max_steps
+        peak = candidate.removeprefix("cycle-").removesuffix("-beta2-0.95")
+        assert found["optimizer"].param_groups[0]["max_lr"] == pytest.approx(float(peak))
 
 
 @pytest.mark.parametrize(
@@ -236,6 +273,8 @@ def test_every_method_of_the_studies_builds(tmp_path, name, method):
         ({"seeds": [0, 0]}, r"seeds \[0, 0\]"),
         ({"base": ["missing.yaml"]}, "missing.yaml, which is no file"),
         ({"methods": {"a/b": {}}}, "method 'a/b'"),
+        ({"candidates": {"a/b": {}}}, "candidate 'a/b'"),
+        ({"candidates": {}}, "candidates {}"),
         ({"more": 1}, "expected the keys base, baseline, seeds, methods"),
     ],
 )
@@ -333,3 +372,26 @@ def test_study_tells_of_failed_runs_goes_on_and_repeats_nothing(tmp_path, capsys
     assert script.main([str(write_study(tmp_path, methods=settings)), "--out", str(out)]) == 2
     told = "weighting.class_path: ldmprobe.MinSNR, now ldmprobe.P2"
     assert told in capsys.readouterr().err
+
+
+def test_a_method_has_its_best_candidate_and_the_others_cost_no_further_seed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(script, "start", lambda plan, job: Forked(job, script.fit_arguments(plan, job)))
+    candidates = {
+        name: {"model": {"init_args": {"optimizer": {"init_args": {"lr": rate}}}}}
+        for name, rate in (("no-rate", 1e-9), ("fit", 3e-3), ("wild", -1.0))
+    }
+    path = write_study(tmp_path, methods={"uniform": {}}, candidates=candidates)
+    command = [str(path), "--out", str(tmp_path / "out"), "--processes", "2"]
+    assert script.main(command) == 0
+    assert "uniform wild, seed 0 failed" in capsys.readouterr().out
+    runs = sorted(str(mark.parent.relative_to(tmp_path / "out" / "runs")) for mark in tmp_path.rglob("finished"))
+    assert runs == ["uniform/fit/seed-0", "uniform/fit/seed-1", "uniform/no-rate/seed-0"]
+    text = (tmp_path / "out" / "table.md").read_text()
+    assert "| **uniform (fit)** |" in text
+    tuning = text.splitlines()[-1]
+    assert tuning.startswith("| uniform | ")
+    assert re.findall(r"(\*\*)?[\d.,]+, [\d.,]+ \((\d)\)", tuning) == [("**", "2"), ("", "1")]
+    assert tuning.endswith("| failed |")
+    assert {*pd.read_parquet(tmp_path / "out" / "study.parquet").method} == {"uniform (fit)"}
+    assert script.main([*command, "--table-only"]) == 0
+    assert (tmp_path / "out" / "table.md").read_text() == text

@@ -152,7 +152,12 @@ def one_row(**values) -> dict[str, Any]:
         (MaskColumn(), PILImage.new("RGB", (8, 6)), "holds one number for each pixel, this picture of mode RGB several"),
         (MaskColumn(), np.zeros((6, 8)), r"expected whole numbers \(H, W\), got float64"),
         (BoxesColumn(), [[5, 5, 3, 2]], r"no boxes x0, y0, x1, y1 in pixels .* \(not widths and heights\)"),
+        (MaskColumn(), np.full((6, 8), 2**32 - 1, np.uint32), "it holds the number 4294967295; expected"),
+        (MaskColumn(), np.full((6, 8), -(2**40)), "it holds the number -1099511627776; expected"),
         (BoxesColumn(), [[0.1, 0.1, 0.4, 0.5]], "no fractions"),
+        (BoxesColumn(), [[1, 1, 3, 4], [1, np.nan, 3, 2]], "no boxes x0, y0, x1, y1 in pixels"),
+        (BoxesColumn(), [[1, 1, np.inf, 2]], "no boxes x0, y0, x1, y1 in pixels"),
+        (ObjectsColumn(), {"boxes": [[np.nan, 1, 3, 2]], "labels": [0]}, "no boxes x0, y0, x1, y1 in pixels"),
     ],
 )  # fmt: skip
 def test_what_does_not_lie_on_the_image_is_refused_with_its_row(column, value, message):

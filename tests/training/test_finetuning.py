@@ -107,6 +107,14 @@ def test_settings_of_the_scheduler_leave_the_pipelines_others_and_are_kept_when_
         trainer(tmp_path / "other", max_steps=4).fit(finetune(), shapes(), ckpt_path=str(path))
 
 
+def test_latents_are_the_modes_or_drawn_from_the_posterior(tmp_path):
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    for drawn in (False, True):
+        codec = finetune(sample_posterior=drawn).codec
+        assert torch.equal(codec.encode(images), codec.encode(images)) != drawn
+        assert codec.unscaled_kind == ("moments" if drawn else "latent")
+
+
 def test_adamw_in_8_bit_keeps_a_third_of_the_state_and_is_resumed(tmp_path):
     optimizers = pytest.importorskip("bitsandbytes").optim
 
@@ -384,6 +392,7 @@ def test_data_of_other_classes_is_refused(tmp_path):
         ({"offset_noise": -0.1}, "offset_noise -0.1; expected at least 0"),
         ({"input_perturbation": float("nan")}, "input_perturbation nan; expected at least 0"),
         ({"scheduler": {"rescale_betas": True}}, "DDIMScheduler has no setting 'rescale_betas'; expected some of"),
+        ({"sample_posterior": True}, r"no posterior to draw from \(VQModel\); leave out `sample_posterior`"),
         ({"lora": LoRA(targets=["attn9"])}, "target 'attn9' is no linear layer"),
     ],
 )
