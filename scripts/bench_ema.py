@@ -6,8 +6,8 @@
 A small U-Net is trained on digits at a constant learning rate with PostHocEMA, and averages of other lengths are kept
 beside. At each stop: how far the average made afterwards is from the one that was kept, relative to its norm, and to
 its distance from the live weights; by how many nats it lowers the held-out bound; and its FID in features that no
-training has seen, all from the same starting noises. The probe's choice is judged by FID against the best of all
-lengths.
+training has seen, all from the same starting noises. The probe chooses twice, by held-out errors and by the FID of
+samples of its own from other noises; each choice is judged by FID against the best of all lengths.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from ldmprobe.callbacks import PostHocEMA
 from ldmprobe.data.images import ImageData
 from ldmprobe.features.classifier import FeatureNetwork
 from ldmprobe.inference import real_latents, sample_images
+from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.pretrained.source import Source
@@ -94,10 +95,11 @@ def main(args: argparse.Namespace) -> None:
     data = ImageData("builtin:digits", image_size=32)
     data.setup()
     images = (batch["image"] for batch in data.reference_images(2000, held_out=False))
-    real = RealFeatures.of(judge, images, torch.device("cpu")).features
+    known = RealFeatures.of(judge, images, torch.device("cpu"))
+    real = known.features
     print("| seed | step | length | ÷ norm | ÷ distance from live | nats gained | FID |\n|---|---|---|---|---|---|---|")
     ends = []
-    for seed in range(args.seeds):
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
         with tempfile.TemporaryDirectory() as place:
             folder = Path(place)
             directly = train(folder, seed, steps, args.stops)
@@ -111,14 +113,20 @@ def main(args: argparse.Namespace) -> None:
                 ) -> DiffusionModel:
                     return replace(live, network=load_model(Source(checkpoint, ema_length=length)).network)
 
-                record = probe_averages(
+                probe = partial(
+                    probe_averages,
                     live,
                     {length: partial(averaged, length) for length in LENGTHS},
                     held_out,
                     num_draws=draws,
                     step=step,
                 )
-                gains, fids = record.curves["averages_bound_gain"].value, {}
+                own = Sampling(number, 20, batch_size=256, seed=1)
+                records = {
+                    "held-out errors": probe(),
+                    "FID of its own samples": probe(real=known, feature_network=judge, sampling=own),
+                }
+                gains, fids = records["held-out errors"].curves["averages_bound_gain"].value, {}
                 for length, gain in zip(LENGTHS, gains, strict=True):
                     made = flat(averaged_weights(checkpoint, length))
                     off = float((made - kept[length]).norm())
@@ -132,18 +140,22 @@ def main(args: argparse.Namespace) -> None:
                         f"{fids[length]:.3f} |",
                         flush=True,
                     )
-                chosen, best = record.scalars[BEST], min(fids, key=fids.__getitem__)
-                ends.append(
-                    f"seed {seed}, step {step}: the probe chooses {chosen:g} (FID {fids[chosen]:.3f}); the best by FID "
-                    f"is {best:g} ({fids[best]:.3f}): {fids[chosen] / fids[best] - 1:+.1%}. "
-                    f"{record.provenance['summary']}"
-                )
+                ends += [_judged(f"seed {seed}, step {step}", by, record, fids) for by, record in records.items()]
     print("\n" + "\n".join(ends))
+
+
+def _judged(when: str, by: str, record: ProbeRecord, fids: dict[float, float]) -> str:
+    chosen, best = record.scalars[BEST], min(fids, key=fids.__getitem__)
+    return (
+        f"{when}: by {by} the probe chooses {chosen:g} (FID {fids[chosen]:.3f}); the best by FID is {best:g} "
+        f"({fids[best]:.3f}): {fids[chosen] / fids[best] - 1:+.1%}."
+    )
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--stops", type=int, default=2, help="how often training is looked at")
     parser.add_argument("--num-samples", type=int, default=512, help="for each FID")
     parser.add_argument("--quick", action="store_true")

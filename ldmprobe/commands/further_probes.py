@@ -15,8 +15,11 @@ from ldmprobe.commands.options import integer, option
 from ldmprobe.errors import ConfigurationError
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from ldmprobe.inference import RealLatents
     from ldmprobe.io.record import ProbeRecord
+    from ldmprobe.probing.real_features import RealFeatures
     from ldmprobe.probing.sampling import Sampling
 
 # The names of the formats, written down since help imports none of them; a test holds that they are all.
@@ -80,33 +83,48 @@ def _precision(real: RealLatents, sampling: Sampling, args: Namespace) -> Callab
 
 
 def _relevance(real: RealLatents, sampling: Sampling, args: Namespace) -> Callable[..., ProbeRecord]:
-    from ldmprobe.features.choose import named_network
     from ldmprobe.io.digest import weights_fingerprint
-    from ldmprobe.probing.real_features import RealFeatures, check_feature_network
     from ldmprobe.probing.relevance import check_alike, probe_relevance
     from ldmprobe.training.checkpoint.load import load_model
 
-    other, data = load_model(args.relevance, args.device, args.prompt), real.data
+    other = load_model(args.relevance, args.device, args.prompt)
     check_alike(real.model, other)
     if len({weights_fingerprint(model.network.parameters()) for model in (real.model, other)}) == 1:
         raise ConfigurationError(
             f"{args.model} and --relevance {args.relevance} have the same weights, so that nothing changes where one "
             "answers for the other; give an earlier checkpoint."
         )
-    network = named_network(args.feature_network, data.image_shape[0])
-    if network is None:
-        raise ConfigurationError("--relevance compares samples by their FID; give a --feature-network.")
-    check_feature_network(network, tuple(data.image_shape), real.model.device)
-    images = (batch["image"] for batch in data.reference_images(args.num_reference, held_out=False))
+    network, features = real_features(real, args, "--relevance")
     return partial(
         probe_relevance,
         other=other,
         held_out=real.held_out,
-        real=RealFeatures.of(network, images, real.model.device, f"training images of {data.dataset}"),
+        real=features,
         feature_network=network,
         sampling=sampling.fitted(sampling.levels(real.model, real=True), real.reference.basis),
         num_draws=args.num_draws,
     )
+
+
+def real_features(real: RealLatents, args: Namespace, asking: str) -> tuple[nn.Module, RealFeatures]:
+    """Return the network of --feature-network, and its features of training images.
+
+    Args:
+        asking: the option that compares samples.
+
+    Raises:
+        ConfigurationError: there is none, or none that takes these images.
+    """
+    from ldmprobe.features.choose import named_network
+    from ldmprobe.probing.real_features import RealFeatures, check_feature_network
+
+    data, device = real.data, real.model.device
+    network = named_network(args.feature_network, data.image_shape[0])
+    if network is None:
+        raise ConfigurationError(f"{asking} compares samples by their FID; give a --feature-network.")
+    check_feature_network(network, tuple(data.image_shape), device)
+    images = (batch["image"] for batch in data.reference_images(args.num_reference, held_out=False))
+    return network, RealFeatures.of(network, images, device, f"training images of {data.dataset}")
 
 
 FURTHER = (

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ldmprobe.commands.further_probes import FurtherProbe, add_further, asked_for
+from ldmprobe.commands.further_probes import FurtherProbe, add_further, asked_for, real_features
 from ldmprobe.commands.options import (
     Parser,
     add_data,
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from ldmprobe.io.store import RecordStore
     from ldmprobe.models.diffusion_model import DiffusionModel
     from ldmprobe.pretrained.source import Source
-    from ldmprobe.probing.held_out import HeldOut
     from ldmprobe.probing.sampling import Sampling
 
 _OF_AUTOENCODERS = (
@@ -66,7 +65,8 @@ def parser(command: str) -> Parser:
         group,
         "--feature-network NAME",
         "network that an autoencoder's rFID is taken in, or none, and the FID of --relevance; another than the "
-        "autoencoder's perceptual loss is in (default: builtin:digits for gray, builtin:cifar10 for RGB images)",
+        "autoencoder's perceptual loss is in (default: builtin:digits for gray, builtin:cifar10 for RGB images). With "
+        "several --ema-length they are compared by FID, too, and the best is that of the lowest",
     )
     add_further(parser)
     return parser
@@ -136,8 +136,10 @@ def _autoencoder_probe(source: Source, args: Namespace, argv: Sequence[str]) -> 
 
 
 def _diffusion_probe(args: Namespace, further: Sequence[FurtherProbe]) -> Callable[[Path], str]:
-    if args.feature_network is not None and args.relevance is None:
-        raise ConfigurationError("--feature-network is for an autoencoder's rFID and --relevance; leave it out.")
+    if args.feature_network is not None and args.relevance is None and len(args.lengths) < 2:
+        raise ConfigurationError(
+            "--feature-network is for an autoencoder's rFID, --relevance and several --ema-length; leave it out."
+        )
     model, sampling = load(args, real=args.data is not None)
     return lambda out: _probe_into(out, model, sampling, args, further)
 
@@ -159,7 +161,7 @@ def _probe_into(
     real = None if args.data is None else _real(model, args)
     prepared = {} if real is None else {probe.name: probe.prepared(real, sampling, args) for probe in further}
     if real is not None and len(args.lengths) > 1:
-        model = _best_average(model, real.held_out, store, args)
+        model = _best_average(model, real, sampling, store, args)
     reference, held_out = (None, None) if real is None else (real.reference, real.held_out)
     with progress_bar("sampling probe") as progress:
         analyses = [OnlyFinite(), *default_analyses(reference, held_out)]
@@ -196,15 +198,28 @@ def _real(model: DiffusionModel, args: Namespace) -> RealLatents:
     )
 
 
-def _best_average(model: DiffusionModel, held_out: HeldOut, store: RecordStore, args: Namespace) -> DiffusionModel:
+def _best_average(
+    model: DiffusionModel, real: RealLatents, sampling: Sampling, store: RecordStore, args: Namespace
+) -> DiffusionModel:
     """Return the model with the best of several averages of its weights; how they compare goes into the store."""
     from ldmprobe.probing.averages import BEST, probe_averages
     from ldmprobe.probing.probe import progress_bar
 
     how = {"batch_size": args.batch_size, "seed": args.seed, "step": model.trained_steps}
+    judge, features = real_features(real, args, "--ema-length") if args.feature_network else (None, None)
     averages = {length: partial(_averaged, args, model, length) for length in args.lengths}
     with progress_bar("averages") as progress:
-        compared = probe_averages(model, averages, held_out, args.num_draws, progress=progress, **how)
+        compared = probe_averages(
+            model,
+            averages,
+            real.held_out,
+            args.num_draws,
+            progress=progress,
+            real=features,
+            feature_network=judge,
+            sampling=sampling,
+            **how,
+        )
     store.append(compared)
     print(plain(compared.provenance["summary"]))
     return averages[compared.scalars[BEST]]()

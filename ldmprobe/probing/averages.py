@@ -9,6 +9,8 @@ the data, which no sample shows. For samples the errors are those of the same in
 .. math:: \tfrac12 D \int \sigma^2(\lambda)\, \text{MSE}_\epsilon(\lambda)\, d\lambda
 
 by which an error is carried along the probability flow to the data (docs/MEASUREMENT.md, "Where more training pays").
+Where there is a feature network, samples judge for themselves: each average makes them from the same noises, and the
+best is that of the lowest FID.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 from scipy.special import expit
+from torch import nn
 
 from ldmprobe.analysis.bands import band_key
 from ldmprobe.analysis.comparison import BandGain, gains_by_band
@@ -31,13 +34,19 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import log_snr_grid
 from ldmprobe.probing.draws import held_out_errors
 from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.paired_distance import distances, rise
 from ldmprobe.probing.probe import Progress, no_progress
+from ldmprobe.probing.quality import sampled_features
+from ldmprobe.probing.real_features import RealFeatures, checked_fingerprint, describe_network
+from ldmprobe.probing.sampling import Sampling
 
 PROBE, BEST, FOR_BOUND = "averages", "averages_best_length", "averages_bound_length"
 METRICS = (
     Metric(
         BEST, "Best length of an average",
-        "σ_rel of the average that is best for samples: that of the lowest held-out error weighted by σ².", "σ_rel",
+        "σ_rel of the average that is best for samples: that of their lowest FID where it was measured, else of the "
+        "lowest held-out error weighted by σ².",
+        "σ_rel",
         shown="headline",
     ),
     Metric(FOR_BOUND, "Best length for the bound", "σ_rel of the average with the lowest held-out bound.", "σ_rel"),
@@ -57,6 +66,10 @@ METRICS = (
         "nats gained over the weights as trained", good="higher", ideal=0.0, along="length of the average (σ_rel)",
         places="averages_length", shown="headline",
     ),
+    Metric(
+        "averages_fid", "FID of each average", "Of samples from the same noises, over length.", "FID, lower is better",
+        good="lower", along="length of the average (σ_rel)", places="averages_length", shown="headline",
+    ),
     Metric("averages_length", "Length of the average", "", "σ_rel", along="number", shown="record"),
     Metric(
         "averages_nats/*", "Which average, by noise level",
@@ -75,6 +88,9 @@ def probe_averages(
     seed: int = 0,
     step: int = 0,
     progress: Progress = no_progress,
+    real: RealFeatures | None = None,
+    feature_network: nn.Module | None = None,
+    sampling: Sampling | None = None,
 ) -> ProbeRecord:
     """Denoise held-out latents by the model with each average of its weights, and compare.
 
@@ -85,13 +101,20 @@ def probe_averages(
         averages: what loads the model with the average of this length (σ_rel); called one after the other, so that one
             at a time is in memory.
         num_draws: noised latents per level: the same that the denoising probe has with this seed.
+        real: features of real images, for FID; default: none is measured.
+        feature_network: what they are of, images (N, C, H, W) in [−1, 1] → features (N, F).
+        sampling: how each average samples, for FID; default: 1,024 samples in 20 steps.
 
     Returns:
         A record called "averages".
 
     Raises:
-        ConfigurationError: fewer than two lengths, or one of them cannot be loaded.
+        ConfigurationError: fewer than two lengths, one of them cannot be loaded, or the features are of another
+            network.
     """
+    sampling = sampling or Sampling(1024, 20)
+    if real is not None and feature_network is not None:
+        checked_fingerprint(feature_network, real)
     if len(averages) < 2:
         raise ConfigurationError(f"There is {len(averages)} length to compare; expected two or more.")
     lengths = sorted(averages)
@@ -101,28 +124,43 @@ def probe_averages(
     def errors_of(model: DiffusionModel) -> np.ndarray:
         return held_out_errors(model, held_out, num_draws, seed, timesteps, batch_size)
 
-    own, found = errors_of(trained), []
+    own, found, fids = errors_of(trained), [], []
     for k, length in enumerate(lengths):
-        found.append(errors_of(averages[length]()))
+        averaged = averages[length]()
+        found.append(errors_of(averaged))
+        if real is not None and feature_network is not None:
+            drawn = sampled_features(averaged, feature_network, sampling, sampling.levels(averaged))
+            fids.append(distances(real.features, drawn))
         progress(k + 1, len(lengths))
     log_snr = trained.schedule.log_snr[timesteps].numpy()
     nats = nats_per_error(log_snr, held_out.latents[0].numel())
     seen = nats * expit(-log_snr)  # of an error, what samples show
     gains = gains_by_band(log_snr, own, found, image, nats)
     totals = [gain[-1] for gain in gains]
-    best = _best([gain[-1] for gain in gains_by_band(log_snr, own, found, image, seen)])
-    for_samples = [gain[-1] for gain in gains_by_band(log_snr, found[best], found, image, seen)]
-    for_bound = _best(totals)
-    over_best = gains_by_band(log_snr, found[for_bound], found, image, nats)
+    best = _best([gain[-1].gain for gain in gains_by_band(log_snr, own, found, image, seen)])
+    over_best = [gain[-1] for gain in gains_by_band(log_snr, found[best], found, image, seen)]
+    close = [k for k, gain in enumerate(over_best) if k != best and not gain.significant]
+    why = "is best for samples"
+    if fids:
+        by_errors, best = best, _best([-float(fid[0]) for fid in fids])
+        rises = [rise(fid, fids[best]) for fid in fids]
+        close = [k for k, (value, width) in enumerate(rises) if k != best and not value > width]
+        why = f"has the lowest FID, {float(fids[best][0]):.3g}"
+        if by_errors != best:
+            why += f" (held-out errors would have chosen {lengths[by_errors]:g}, with {float(fids[by_errors][0]):.3g})"
+    for_bound = _best([total.gain for total in totals])
+    over_bound = gains_by_band(log_snr, found[for_bound], found, image, nats)
     value, width = (np.array([vars(total)[name] for total in totals]) for name in ("gain", "half_width"))
     curves = {"averages_length": Curve.along(lengths), "averages_bound_gain": Curve.along(value, width)}
+    if fids:
+        curves["averages_fid"] = Curve.along([float(fid[0]) for fid in fids])
     for length, errors in zip(lengths, found, strict=True):
         change = clustered_mean(own - errors, image)
         curves[f"averages_nats/{length:g}"] = Curve.around(
             timesteps, log_snr, nats * change.value, nats * change.half_width
         )
     by_band = {
-        f"averages_band_length/{band_key(band.low)}": lengths[_best([gain[k] for gain in gains])]
+        f"averages_band_length/{band_key(band.low)}": lengths[_best([gain[k].gain for gain in gains])]
         for k, band in enumerate(gains[0][:-1])
     }
     return ProbeRecord(
@@ -143,10 +181,12 @@ def probe_averages(
             "num_images": len(held_out.latents),
             "seed": seed,
             "weights": trained.weights,
+            **({} if real is None else {"real": real.source, **sampling.provenance(trained)}),
+            **({} if feature_network is None else {"feature_network": describe_network(feature_network)}),
             "summary": " ".join(
                 [
-                    _for_samples(lengths, best, totals[best], for_samples, trained.weights),
-                    _for_the_bound(lengths, for_bound, totals[for_bound], over_best),
+                    _for_samples(lengths, best, why, totals[best], close, trained.weights),
+                    _for_the_bound(lengths, for_bound, totals[for_bound], over_bound),
                 ]
             ),
         },
@@ -154,30 +194,33 @@ def probe_averages(
             "grid": fingerprint(timesteps, torch.from_numpy(log_snr).float()),
             "codec": fingerprint(trained.codec.description),
             "held_out": fingerprint(num_draws, len(held_out.latents), seed, held_out.means),
+            **({} if real is None else {"features": real.network, "real_images": real.images}),
         },
     )
 
 
-def _best(gains: Sequence[BandGain]) -> int:
-    return int(np.nanargmax([gain.gain if np.isfinite(gain.gain) else -np.inf for gain in gains]))
+def _best(values: Sequence[float]) -> int:
+    """Return where the highest is; one that is not finite is the lowest."""
+    return int(np.argmax([value if np.isfinite(value) else -np.inf for value in values]))
 
 
 def _for_samples(
-    lengths: Sequence[float], best: int, total: BandGain, over_best: Sequence[BandGain], weights: str
+    lengths: Sequence[float], best: int, why: str, total: BandGain, close: Sequence[int], weights: str
 ) -> str:
     """Return in words which length is best for samples, and what it gains of the bound.
 
     Args:
+        why: what it is best in.
         total: its gain over the weights as trained, in nats of the bound.
-        over_best: the gains of each length over it, in what samples show.
+        close: the lengths that cannot be told from it.
     """
     if not np.isfinite(total.gain):
         return "Predictions have NaN or Inf in them: nothing can be said of averages."
     below = "below" if total.gain >= 0 else "above"
     found = f"{abs(total.gain):,.2f} ± {total.half_width:,.2f} nats {below} that of the weights as trained ({weights})"
     parts = [
-        f"Of {len(lengths)} averages the one of length {lengths[best]:g} is best for samples; its bound is {found}.",
-        _close(lengths, best, over_best),
+        f"Of {len(lengths)} averages the one of length {lengths[best]:g} {why}; its bound is {found}.",
+        _close(lengths, close),
     ]
     if best in (0, len(lengths) - 1):
         parts.append(f"It is at the end of what was tried; try {'shorter' if best == 0 else 'longer'} ones.")
@@ -192,7 +235,7 @@ def _for_the_bound(
         return ""
     parts = [
         f"The lowest bound is that of length {lengths[best]:g}.",
-        _close(lengths, best, [gains[-1] for gains in over_best]),
+        _close(lengths, [k for k, gains in enumerate(over_best) if k != best and not gains[-1].significant]),
     ]
     others = [k for k in range(len(lengths)) if k != best]
     for k, band in enumerate(over_best[best][:-1]):
@@ -206,7 +249,5 @@ def _for_the_bound(
     return " ".join(part for part in parts if part)
 
 
-def _close(lengths: Sequence[float], best: int, over_best: Sequence[BandGain]) -> str:
-    """Return in words which lengths cannot be told from the best one."""
-    close = [f"{length:g}" for k, length in enumerate(lengths) if k != best and not over_best[k].significant]
-    return f"Not to be told from it: {', '.join(close)}." if close else ""
+def _close(lengths: Sequence[float], close: Sequence[int]) -> str:
+    return f"Not to be told from it: {', '.join(f'{lengths[k]:g}' for k in close)}." if close else ""

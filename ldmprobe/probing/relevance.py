@@ -17,14 +17,11 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from ldmprobe.analysis.bands import LogSNRBand, band_key, bands_of
 from ldmprobe.analysis.comparison import BandGain, gains_by_band
-from ldmprobe.analysis.intervals import NORMAL, jackknife
 from ldmprobe.analysis.likelihood import nats_per_error
-from ldmprobe.analysis.moments import group_of
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint, weights_fingerprint
 from ldmprobe.io.metric import Metric
@@ -36,14 +33,14 @@ from ldmprobe.models.guidance.base import Answer, Asked, Guided
 from ldmprobe.probing.denoising import log_snr_grid
 from ldmprobe.probing.draws import held_out_errors
 from ldmprobe.probing.held_out import HeldOut
+from ldmprobe.probing.paired_distance import distances, rise
 from ldmprobe.probing.probe import Progress, no_progress
-from ldmprobe.probing.quality import frechet_distance, sampled_features
+from ldmprobe.probing.quality import sampled_features
 from ldmprobe.probing.real_features import RealFeatures, checked_fingerprint, describe_network
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.types import PlainValues
 
 PROBE = "relevance"
-_GROUPS = 16  # of samples, for the jackknife
 _AXIS, _PLACES = "log-SNR, middle of the band", "relevance_band"
 
 METRICS = (
@@ -149,11 +146,11 @@ def probe_relevance(
     found = []
     for k, guidance in enumerate(chosen):
         drawn = sampled_features(model, feature_network, replace(sampling, guidance=guidance), grid)
-        found.append(_distances(real.features, drawn))
+        found.append(distances(real.features, drawn))
         progress(k + 1, len(chosen))
     own, *within, whole = found
-    rises = [_rise(each, own) for each in within]
-    all_of_it = _rise(whole, own)
+    rises = [rise(each, own) for each in within]
+    all_of_it = rise(whole, own)
     nats = [lost[band_key(band.low)] for band in bands]
     width = np.array([band.half_width for band in nats])
     return ProbeRecord(
@@ -206,20 +203,6 @@ def check_alike(model: DiffusionModel, other: DiffusionModel) -> None:
             f"The two models differ in {' and '.join(differing)}, so that one cannot answer for the other; give an "
             "earlier checkpoint of the same run, or of one with the same settings."
         )
-
-
-def _distances(real: Tensor, drawn: Tensor) -> Tensor:
-    """Return the FID of all samples, and without each group of them, (1 + groups,)."""
-    group = group_of(torch.arange(len(drawn)), _GROUPS)
-    parts = [drawn, *(drawn[group != k] for k in range(_GROUPS))]
-    return torch.tensor([frechet_distance(real, part) for part in parts], dtype=torch.float64)
-
-
-def _rise(found: Tensor, own: Tensor) -> tuple[float, float]:
-    """Return by how much a FID is above the model's own, and the half-width of its 95 % interval."""
-    rise = found - own
-    value, error = jackknife(rise[0], rise[1:])
-    return float(value), NORMAL * float(error)
 
 
 def _probed_bands(model: DiffusionModel, sampled: np.ndarray) -> list[tuple[LogSNRBand, float, float]]:

@@ -12,10 +12,15 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 
 from ldmprobe.callbacks import PostHocEMA
 from ldmprobe.cli import main
+from ldmprobe.features.classifier import FeatureNetwork
+from ldmprobe.inference import real_latents, sample_images
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.diffusion_model import trained_network_of
 from ldmprobe.pretrained.source import Source
 from ldmprobe.probing.averages import BEST, FOR_BOUND
+from ldmprobe.probing.quality import frechet_distance
+from ldmprobe.probing.real_features import RealFeatures
+from ldmprobe.probing.sampling import Sampling
 from ldmprobe.training.checkpoint.load import load_model
 from ldmprobe.training.ema_snapshots import EMASnapshots, averaged_weights
 from ldmprobe.training.power_ema import PowerEMA
@@ -113,6 +118,29 @@ def test_several_lengths_are_compared_and_the_best_is_probed(run, tmp_path, caps
     assert curve == pytest.approx(in_all)
     averaged = load_model(Source(last, ema_length=0.2)).network.state_dict()
     assert_same_state(averaged, averaged | averaged_weights(last, 0.2))
+
+
+def test_with_a_feature_network_the_best_average_is_that_of_the_lowest_fid(run, tmp_path, capsys):
+    last, out, judge = str(checkpoint(run[0], 36)), tmp_path / "probed", FeatureNetwork("builtin:digits")
+    data = ["--data", "builtin:digits", "--label-column", "label", "--num-reference", "64", "--num-draws", "32"]
+    few = ["--num-samples", "32", "--num-steps", "2", "--out", str(out), "--feature-network", "builtin:digits"]
+    lengths = (0.05, 0.1, 0.2)
+    assert main(["probe", last, *data, *few, "--ema-length", *map(str, lengths)]) == 0
+    (record,) = RecordStore(out).read("averages")
+    images = real_latents(
+        load_model(last), "builtin:digits", label_column="label", num_reference=64
+    ).data.reference_images(64, held_out=False)
+    real = RealFeatures.of(judge, (batch["image"] for batch in images), torch.device("cpu")).features
+    expected = []
+    for length in lengths:
+        samples = sample_images(load_model(Source(last, ema_length=length)), Sampling(32, 2))
+        with torch.no_grad():
+            expected.append(frechet_distance(real, judge(samples.clamp(-1, 1))))
+    assert record.curves["averages_fid"].value == pytest.approx(expected, rel=1e-4)
+    best = lengths[np.argmin(expected)]
+    assert record.scalars[BEST] == best
+    assert f"the one of length {best:g} has the lowest FID, {min(expected):.3g}" in capsys.readouterr().out
+    assert "FID of each average" in (out / "report.html").read_text()
 
 
 def test_what_cannot_be_averaged_is_refused_before_training(run, tmp_path):
