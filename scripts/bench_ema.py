@@ -6,7 +6,7 @@
 A small U-Net is trained on digits at a constant learning rate with PostHocEMA, and averages of other lengths are kept
 beside. At each stop: how far the average made afterwards is from the one that was kept, relative to its norm, and to
 its distance from the live weights; by how many nats it lowers the held-out bound; and its FID in features that no
-training has seen, all from the same starting noises. The probe chooses twice, by held-out errors and by the FID of
+training has seen, all from the same starting noises. The probe chooses twice, by held-out errors, and with the FID of
 samples of its own from other noises; each choice is judged by FID against the best of all lengths.
 """
 
@@ -124,7 +124,7 @@ def main(args: argparse.Namespace) -> None:
                 own = Sampling(number, 20, batch_size=256, seed=1)
                 records = {
                     "held-out errors": probe(),
-                    "FID of its own samples": probe(real=known, feature_network=judge, sampling=own),
+                    "FID of its own samples, then errors": probe(real=known, feature_network=judge, sampling=own),
                 }
                 gains, fids = records["held-out errors"].curves["averages_bound_gain"].value, {}
                 for length, gain in zip(LENGTHS, gains, strict=True):

@@ -66,7 +66,7 @@ def parser(command: str) -> Parser:
         "--feature-network NAME",
         "network that an autoencoder's rFID is taken in, or none, and the FID of --relevance; another than the "
         "autoencoder's perceptual loss is in (default: builtin:digits for gray, builtin:cifar10 for RGB images). With "
-        "several --ema-length they are compared by FID, too, and the best is that of the lowest",
+        "several --ema-length they are compared by FID, too",
     )
     add_further(parser)
     return parser

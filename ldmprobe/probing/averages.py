@@ -9,8 +9,8 @@ the data, which no sample shows. For samples the errors are those of the same in
 .. math:: \tfrac12 D \int \sigma^2(\lambda)\, \text{MSE}_\epsilon(\lambda)\, d\lambda
 
 by which an error is carried along the probability flow to the data (docs/MEASUREMENT.md, "Where more training pays").
-Where there is a feature network, samples judge for themselves: each average makes them from the same noises, and the
-best is that of the lowest FID.
+Where there is a feature network, samples judge first: each average makes them from the same noises, those whose FID is
+surely above the lowest are out, and of the others the errors choose, which are the less noisy of the two.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import torch
 from scipy.special import expit
-from torch import nn
+from torch import Tensor, nn
 
 from ldmprobe.analysis.bands import band_key
 from ldmprobe.analysis.comparison import BandGain, gains_by_band
@@ -44,8 +44,8 @@ PROBE, BEST, FOR_BOUND = "averages", "averages_best_length", "averages_bound_len
 METRICS = (
     Metric(
         BEST, "Best length of an average",
-        "σ_rel of the average that is best for samples: that of their lowest FID where it was measured, else of the "
-        "lowest held-out error weighted by σ².",
+        "σ_rel of the average that is best for samples: that of the lowest held-out error weighted by σ², where FID "
+        "was measured among those that cannot be told from the lowest by it.",
         "σ_rel",
         shown="headline",
     ),
@@ -137,17 +137,22 @@ def probe_averages(
     seen = nats * expit(-log_snr)  # of an error, what samples show
     gains = gains_by_band(log_snr, own, found, image, nats)
     totals = [gain[-1] for gain in gains]
-    best = _best([gain[-1].gain for gain in gains_by_band(log_snr, own, found, image, seen)])
-    over_best = [gain[-1] for gain in gains_by_band(log_snr, found[best], found, image, seen)]
-    close = [k for k, gain in enumerate(over_best) if k != best and not gain.significant]
-    why = "is best for samples"
+    errors_saved = [gain[-1].gain for gain in gains_by_band(log_snr, own, found, image, seen)]
     if fids:
-        by_errors, best = best, _best([-float(fid[0]) for fid in fids])
-        rises = [rise(fid, fids[best]) for fid in fids]
-        close = [k for k, (value, width) in enumerate(rises) if k != best and not value > width]
-        why = f"has the lowest FID, {float(fids[best][0]):.3g}"
-        if by_errors != best:
-            why += f" (held-out errors would have chosen {lengths[by_errors]:g}, with {float(fids[by_errors][0]):.3g})"
+        lowest = _best([-float(fid[0]) for fid in fids])
+        close = [k for k, fid in enumerate(fids) if not _surely_above(fid, fids[lowest])]
+        best = max(close, key=lambda k: _or_least(errors_saved[k]))
+        why = f"is best for samples: its FID, {_fid(fids[best])}, is the lowest"
+        if best != lowest:
+            why = (
+                f"is best for samples: its FID, {_fid(fids[best])}, is not surely above the lowest, "
+                f"{_fid(fids[lowest])} of {lengths[lowest]:g}, and its held-out error is less"
+            )
+    else:
+        best, why = _best(errors_saved), "is best for samples"
+        over_best = [gain[-1] for gain in gains_by_band(log_snr, found[best], found, image, seen)]
+        close = [k for k, gain in enumerate(over_best) if not gain.significant]
+    close = [k for k in close if k != best]
     for_bound = _best([total.gain for total in totals])
     over_bound = gains_by_band(log_snr, found[for_bound], found, image, nats)
     value, width = (np.array([vars(total)[name] for total in totals]) for name in ("gain", "half_width"))
@@ -201,7 +206,21 @@ def probe_averages(
 
 def _best(values: Sequence[float]) -> int:
     """Return where the highest is; one that is not finite is the lowest."""
-    return int(np.argmax([value if np.isfinite(value) else -np.inf for value in values]))
+    return int(np.argmax([_or_least(value) for value in values]))
+
+
+def _or_least(value: float) -> float:
+    return value if np.isfinite(value) else -np.inf
+
+
+def _surely_above(fid: Tensor, lowest: Tensor) -> bool:
+    """Return whether a FID is above the lowest by more than the 95 % interval of the difference, or is none."""
+    value, half_width = rise(fid, lowest)
+    return fid is not lowest and not value <= half_width
+
+
+def _fid(fid: Tensor) -> str:
+    return f"{float(fid[0]):.3g}"
 
 
 def _for_samples(
