@@ -199,6 +199,8 @@ def test_a_model_of_small_images_is_told_those_of_image_and_of_no_row(upsampler,
     assert "told small images of 4×4, and those of --image become 8×8; give --enlarge 4." in refused
     refused = refuses(capsys, *command, *given, "4", "--data", "mine.parquet", "--out", "s.png")
     assert "The model is told --image itself, and no row of --data; leave out one of them." in refused
+    refused = refuses(capsys, *command, "--data", "mine.parquet", "--enlarge", "4", "--out", "s.png")
+    assert "The model is told the small images of --data itself; leave out --enlarge." in refused
 
 
 @pytest.mark.parametrize("change", [["--strength", "0"], ["--enlarge", "4"], ["--hole", "small.png"]])

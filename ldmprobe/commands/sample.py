@@ -209,6 +209,8 @@ def _of_what_is_given(
     from ldmprobe.probing.start import FromImages
 
     hole_column, enlarges = model.conditioning.hole_column, model.conditioning.small_size is not None
+    if args.enlarge and enlarges and not args.image:
+        raise ConfigurationError("The model is told the small images of --data itself; leave out --enlarge.")
     told_images = bool(args.image) and bool((args.hole and hole_column) or (args.enlarge and enlarges))
     if told_images and args.data is not None:
         raise ConfigurationError("The model is told --image itself, and no row of --data; leave out one of them.")
