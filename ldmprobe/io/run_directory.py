@@ -140,10 +140,16 @@ def unlock(run_dir: str | Path | None = None) -> None:
 
 @contextmanager
 def locked(run_dir: str | Path, resuming: bool, option: str = "--run_dir") -> Iterator[Path]:
-    """Hold the ``lock`` on ``run_dir`` for the time of the block."""
+    """Hold the ``lock`` on ``run_dir`` for the time of the block. A directory that was made for it and that nothing was
+    written to is removed.
+    """
+    folder = Path(run_dir)
+    new = not folder.exists()
     taken = lock(run_dir, resuming, option)
     try:
-        yield Path(run_dir)
+        yield folder
     finally:
         if taken:
             unlock(run_dir)
+        if new and not any(folder.iterdir()):
+            folder.rmdir()

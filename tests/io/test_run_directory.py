@@ -7,7 +7,7 @@ from multiprocessing import get_context
 
 import pytest
 
-from ldmprobe.io.run_directory import lock, reserve, unlock
+from ldmprobe.io.run_directory import lock, locked, reserve, unlock
 from tests.helpers import refused
 
 FORK = get_context("fork")
@@ -111,3 +111,17 @@ def test_what_a_killed_run_left_half_written_goes(tmp_path):
     lock(tmp_path, True)
     left = [path.name for path in tmp_path.rglob("*") if path.is_file() and path.name != ".lock"]
     assert left == ["last.ckpt"]
+
+
+def test_a_directory_that_was_made_for_nothing_is_removed_again(tmp_path):
+    def refuse(folder, *files):
+        with locked(folder, resuming=False) as out:
+            for name in files:
+                (out / name).touch()
+            raise ValueError("refused")
+
+    (tmp_path / "old").mkdir()
+    for name, files, kept in (("new", (), False), ("old", (), True), ("written", ("record",), True)):
+        with pytest.raises(ValueError, match="refused"):
+            refuse(tmp_path / name, *files)
+        assert (tmp_path / name).exists() == kept
