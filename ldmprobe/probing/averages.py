@@ -9,8 +9,9 @@ the data, which no sample shows. For samples the errors are those of the same in
 .. math:: \tfrac12 D \int \sigma^2(\lambda)\, \text{MSE}_\epsilon(\lambda)\, d\lambda
 
 by which an error is carried along the probability flow to the data (docs/MEASUREMENT.md, "Where more training pays").
-Where there is a feature network, samples judge first: each average makes them from the same noises, those whose FID is
-surely above the lowest are out, and of the others the errors choose, which are the less noisy of the two.
+Where there is a feature network, samples judge first: each average makes them from the same noises, and of those whose
+FID is within one standard error of the lowest, of the paired difference, errors choose, which are the less noisy of the
+two (the rule of Breiman et al., Classification and Regression Trees, 1984, section 3.4.3).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 
 from ldmprobe.analysis.bands import band_key
 from ldmprobe.analysis.comparison import BandGain, gains_by_band
-from ldmprobe.analysis.intervals import clustered_mean
+from ldmprobe.analysis.intervals import NORMAL, clustered_mean
 from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
@@ -45,7 +46,7 @@ METRICS = (
     Metric(
         BEST, "Best length of an average",
         "σ_rel of the average that is best for samples: that of the lowest held-out error weighted by σ², where FID "
-        "was measured among those that cannot be told from the lowest by it.",
+        "was measured among those within one standard error of the lowest.",
         "σ_rel",
         shown="headline",
     ),
@@ -140,19 +141,19 @@ def probe_averages(
     errors_saved = [gain[-1].gain for gain in gains_by_band(log_snr, own, found, image, seen)]
     if fids:
         lowest = _best([-float(fid[0]) for fid in fids])
-        close = [k for k, fid in enumerate(fids) if not _surely_above(fid, fids[lowest])]
-        best = max(close, key=lambda k: _or_least(errors_saved[k]))
+        near = [k for k, fid in enumerate(fids) if k == lowest or _above(fid, fids[lowest]) <= 1]
+        best = max(near, key=lambda k: _or_least(errors_saved[k]))
+        close = [k for k, fid in enumerate(fids) if k != best and _above(fid, fids[best]) <= NORMAL]
         why = f"is best for samples: its FID, {_fid(fids[best])}, is the lowest"
         if best != lowest:
             why = (
-                f"is best for samples: its FID, {_fid(fids[best])}, is not surely above the lowest, "
+                f"is best for samples: its FID, {_fid(fids[best])}, is within one standard error of the lowest, "
                 f"{_fid(fids[lowest])} of {lengths[lowest]:g}, and its held-out error is less"
             )
     else:
         best, why = _best(errors_saved), "is best for samples"
         over_best = [gain[-1] for gain in gains_by_band(log_snr, found[best], found, image, seen)]
-        close = [k for k, gain in enumerate(over_best) if not gain.significant]
-    close = [k for k in close if k != best]
+        close = [k for k, gain in enumerate(over_best) if k != best and not gain.significant]
     for_bound = _best([total.gain for total in totals])
     over_bound = gains_by_band(log_snr, found[for_bound], found, image, nats)
     value, width = (np.array([vars(total)[name] for total in totals]) for name in ("gain", "half_width"))
@@ -213,10 +214,12 @@ def _or_least(value: float) -> float:
     return value if np.isfinite(value) else -np.inf
 
 
-def _surely_above(fid: Tensor, lowest: Tensor) -> bool:
-    """Return whether a FID is above the lowest by more than the 95 % interval of the difference, or is none."""
-    value, half_width = rise(fid, lowest)
-    return fid is not lowest and not value <= half_width
+def _above(fid: Tensor, other: Tensor) -> float:
+    """Return by how many standard errors of the difference a FID is above another; infinite where it is none."""
+    value, half_width = rise(fid, other)
+    if half_width > 0:
+        return value / (half_width / NORMAL)
+    return 0.0 if value == 0 else np.inf
 
 
 def _fid(fid: Tensor) -> str:
