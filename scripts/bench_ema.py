@@ -6,8 +6,9 @@
 A small U-Net is trained on digits at a constant learning rate with PostHocEMA, and averages of other lengths are kept
 beside. At each stop: how far the average made afterwards is from the one that was kept, relative to its norm, and to
 its distance from the live weights; by how many nats it lowers the held-out bound; and its FID in features that no
-training has seen, all from the same starting noises. The probe chooses twice, by held-out errors, and with the FID of
-samples of its own from other noises; each choice is judged by FID against the best of all lengths.
+training has seen, all from the same starting noises. The probe chooses by held-out errors, by these among averages within
+one standard error of the lowest FID of samples of its own from other noises, and by that FID alone; each choice is
+judged by FID against the best of all lengths.
 """
 
 from __future__ import annotations
@@ -28,7 +29,6 @@ from ldmprobe.callbacks import PostHocEMA
 from ldmprobe.data.images import ImageData
 from ldmprobe.features.classifier import FeatureNetwork
 from ldmprobe.inference import real_latents, sample_images
-from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.pretrained.source import Source
@@ -42,6 +42,7 @@ from ldmprobe.training.latent_diffusion import LatentDiffusion
 from ldmprobe.training.power_ema import PowerEMA
 from study.training import bare_trainer
 
+WITH_FID = "errors, near its own lowest FID,"
 LENGTHS = (0.03, 0.05, 0.08, 0.12, 0.16, 0.2)
 
 
@@ -124,7 +125,7 @@ def main(args: argparse.Namespace) -> None:
                 own = Sampling(number, 20, batch_size=256, seed=1)
                 records = {
                     "held-out errors": probe(),
-                    "FID of its own samples, then errors": probe(real=known, feature_network=judge, sampling=own),
+                    WITH_FID: probe(real=known, feature_network=judge, sampling=own),
                 }
                 gains, fids = records["held-out errors"].curves["averages_bound_gain"].value, {}
                 for length, gain in zip(LENGTHS, gains, strict=True):
@@ -140,12 +141,15 @@ def main(args: argparse.Namespace) -> None:
                         f"{fids[length]:.3f} |",
                         flush=True,
                     )
-                ends += [_judged(f"seed {seed}, step {step}", by, record, fids) for by, record in records.items()]
+                chosen = {by: record.scalars[BEST] for by, record in records.items()}
+                by_fid = records[WITH_FID].curves["averages_fid"].value
+                chosen["its own lowest FID"] = LENGTHS[int(by_fid.argmin())]
+                ends += [_judged(f"seed {seed}, step {step}", by, length, fids) for by, length in chosen.items()]
     print("\n" + "\n".join(ends))
 
 
-def _judged(when: str, by: str, record: ProbeRecord, fids: dict[float, float]) -> str:
-    chosen, best = record.scalars[BEST], min(fids, key=fids.__getitem__)
+def _judged(when: str, by: str, chosen: float, fids: dict[float, float]) -> str:
+    best = min(fids, key=fids.__getitem__)
     return (
         f"{when}: by {by} the probe chooses {chosen:g} (FID {fids[chosen]:.3f}); the best by FID is {best:g} "
         f"({fids[best]:.3f}): {fids[chosen] / fids[best] - 1:+.1%}."

@@ -45,7 +45,9 @@ import yaml
 from ldmprobe.comparison.configuration import configuration_differences
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import atomic_write
+from ldmprobe.io.store import RecordStore
 from ldmprobe.tracking.charts.static import png
+from ldmprobe.tracking.comparable import Run as Records
 from ldmprobe.tracking.comparable import read_runs
 from study.figures import curves_figure, pareto_figure
 from study.halving import better_half, rung_seeds
@@ -54,7 +56,7 @@ from study.statistics import BOUND, FID, Study, StudyRun, study, study_run
 from study.tables import study_markdown, study_table, tuning_markdown
 
 _UNTUNED: dict[str, dict[str, Any]] = {"": {}}
-_NAME = re.compile(r"[\w.+-]+")  # of a method: a folder's
+_NAME = re.compile(r"\w[\w.+-]*")  # of a method or a candidate: a folder's
 
 
 @dataclass(frozen=True)
@@ -111,10 +113,10 @@ def read_plan(path: Path, arguments: list[str]) -> Plan:
         raise ConfigurationError(f"{path} has seeds {seeds}; expected different whole numbers from 0.")
     for what, named in (("method", methods), ("candidate", candidates)):
         for name, settings in named.items():
-            if not _NAME.fullmatch(str(name)) or not isinstance(settings, dict):
+            if not isinstance(name, str) or not _NAME.fullmatch(name) or not isinstance(settings, dict):
                 raise ConfigurationError(
-                    f"{path} has the {what} {name!r}: {settings!r}; expected a name of letters, digits and . + - _, "
-                    "and a configuration ({} for none)."
+                    f"{path} has the {what} {name!r}: {settings!r}; expected a name (in quotes if it is a number) "
+                    "of letters, digits and . + - _, and a configuration ({} for none)."
                 )
     if given["baseline"] not in methods:
         raise ConfigurationError(
@@ -179,22 +181,25 @@ def finished_runs(jobs: Iterable[Run]) -> list[tuple[Run, StudyRun]]:
         ConfigurationError: they are not comparable.
     """
     done = [job for job in jobs if job.mark.exists()]
-    runs = read_runs([job.folder for job in done], [job.name for job in done]) if len(done) > 1 else []
-    return [(job, study_run(run, job.label, job.seed)) for job, run in zip(done, runs, strict=False)]
+    if len(done) > 1:
+        runs = read_runs([job.folder for job in done], [job.name for job in done])
+    else:
+        probes = ("denoising", "quality")
+        runs = [Records(job.name, job.folder, {p: RecordStore(job.folder).read(p) for p in probes}) for job in done]
+    return [(job, study_run(run, job.label, job.seed)) for job, run in zip(done, runs, strict=True)]
 
 
-def tune(
-    plan: Plan, jobs: Sequence[Run], train: Callable[[Sequence[Run]], dict[Job, str]]
-) -> tuple[list[Run], dict[Job, str]]:
-    """Train rung by rung, and return the runs of each method's best candidate and what is to be said of runs that
-    failed. A candidate whose run failed has the last rank.
+def tune(plan: Plan, jobs: Sequence[Run], train: Callable[[Sequence[Run]], None]) -> tuple[list[Run], list[Run]]:
+    """Train rung by rung, and return the runs of each method's best candidate, and all that any rung asked for. A
+    candidate whose run failed has the last rank.
     """
-    failed: dict[Job, str] = {}
+    asked: list[Run] = []
     alive = {(job.method, job.candidate) for job in jobs}
     *rungs, every = rung_seeds(len(plan.candidates), plan.seeds)
     for seeds in rungs:
         rung = [job for job in jobs if (job.method, job.candidate) in alive and job.seed in seeds]
-        failed |= train(rung)
+        train(rung)
+        asked += [job for job in rung if job not in asked]
         found = finished_runs(rung)
         for method in plan.methods:
             finals: dict[str, dict[int, list[float]]] = {c: {} for c in plan.candidates if (method, c) in alive}
@@ -203,7 +208,13 @@ def tune(
                     finals[job.candidate][job.seed] = [run.final(metric) for metric in (BOUND, FID)]
             alive -= {(method, c) for c in finals.keys() - {*better_half(finals)}}
     best = [job for job in jobs if (job.method, job.candidate) in alive and job.seed in every]
-    return best, failed | train(best)
+    train(best)
+    return best, [*asked, *(job for job in best if job not in asked)]
+
+
+def _tuning(plan: Plan, asked: Sequence[Run], best: Sequence[Run]) -> str:
+    tried = [(job.method, job.candidate, run) for job, run in finished_runs(asked)]
+    return tuning_markdown(list(plan.candidates), tried, {job.method: job.candidate for job in best})
 
 
 def read_study(plan: Plan, jobs: Sequence[Run]) -> Study:
@@ -250,13 +261,15 @@ def main(argv: list[str]) -> int:
         plan = read_plan(args.study, arguments)
         jobs = prepare(plan, args.out)
 
-        def train(rung: Sequence[Run]) -> dict[Job, str]:
-            return {} if args.table_only else run_jobs(rung, lambda job: start(plan, job), args.processes)
+        failed: dict[Job, str] = {}
 
-        best, failed = tune(plan, jobs, train)
-        missing = [failed.get(job, f"{job.name} is not finished") for job in best if not job.mark.exists()]
-        tried = finished_runs(jobs) if len(plan.candidates) > 1 else []
-        tuning = tuning_markdown(list(plan.candidates), [(job.method, job.candidate, run) for job, run in tried])
+        def train(rung: Sequence[Run]) -> None:
+            if not args.table_only:
+                failed.update(run_jobs(rung, lambda job: start(plan, job), args.processes))
+
+        best, asked = tune(plan, jobs, train)
+        missing = [failed.get(job, f"{job.name} is not finished") for job in asked if not job.mark.exists()]
+        tuning = _tuning(plan, asked, best) if len(plan.candidates) > 1 else ""
         write(read_study(plan, best), args.study.stem, tuning, missing, args.out)
     except ConfigurationError as error:
         print(f"reweighting_study: error: {error}", file=sys.stderr)

@@ -65,8 +65,8 @@ def parser(command: str) -> Parser:
         group,
         "--feature-network NAME",
         "network that an autoencoder's rFID is taken in, or none, and the FID of --relevance; another than the "
-        "autoencoder's perceptual loss is in (default: builtin:digits for gray, builtin:cifar10 for RGB images). With "
-        "several --ema-length they are compared by FID, too",
+        "autoencoder's perceptual loss is in (default: builtin:digits for gray, builtin:cifar10 for RGB images). "
+        "Several --ema-length are compared by FID, too, where it is given",
     )
     add_further(parser)
     return parser
@@ -206,7 +206,9 @@ def _best_average(
     from ldmprobe.probing.probe import progress_bar
 
     how = {"batch_size": args.batch_size, "seed": args.seed, "step": model.trained_steps}
-    judge, features = real_features(real, args, "--ema-length") if args.feature_network else (None, None)
+    judges = args.feature_network not in (None, "none")
+    judge, features = real_features(real, args, "--ema-length") if judges else (None, None)
+    sampling = sampling.fitted(sampling.levels(model, real=True), real.reference.basis)
     averages = {length: partial(_averaged, args, model, length) for length in args.lengths}
     with progress_bar("averages") as progress:
         compared = probe_averages(

@@ -35,7 +35,7 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import log_snr_grid
 from ldmprobe.probing.draws import held_out_errors
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.paired_distance import distances, rise
+from ldmprobe.probing.paired_distance import above, distances, near_lowest, refuse_too_few_samples
 from ldmprobe.probing.probe import Progress, no_progress
 from ldmprobe.probing.quality import sampled_features
 from ldmprobe.probing.real_features import RealFeatures, checked_fingerprint, describe_network
@@ -110,12 +110,13 @@ def probe_averages(
         A record called "averages".
 
     Raises:
-        ConfigurationError: fewer than two lengths, one of them cannot be loaded, or the features are of another
-            network.
+        ConfigurationError: fewer than two lengths, one of them cannot be loaded, the features are of another network,
+            or fewer samples than groups can be made of.
     """
     sampling = sampling or Sampling(1024, 20)
     if real is not None and feature_network is not None:
         checked_fingerprint(feature_network, real)
+        refuse_too_few_samples(sampling.num_samples)
     if len(averages) < 2:
         raise ConfigurationError(f"There is {len(averages)} length to compare; expected two or more.")
     lengths = sorted(averages)
@@ -139,11 +140,10 @@ def probe_averages(
     gains = gains_by_band(log_snr, own, found, image, nats)
     totals = [gain[-1] for gain in gains]
     errors_saved = [gain[-1].gain for gain in gains_by_band(log_snr, own, found, image, seen)]
-    if fids:
-        lowest = _best([-float(fid[0]) for fid in fids])
-        near = [k for k, fid in enumerate(fids) if k == lowest or _above(fid, fids[lowest]) <= 1]
+    if any(bool(fid[0].isfinite()) for fid in fids):
+        lowest, near = near_lowest(fids)
         best = max(near, key=lambda k: _or_least(errors_saved[k]))
-        close = [k for k, fid in enumerate(fids) if k != best and _above(fid, fids[best]) <= NORMAL]
+        close = [k for k, fid in enumerate(fids) if k != best and above(fid, fids[best]) <= NORMAL]
         why = f"is best for samples: its FID, {_fid(fids[best])}, is the lowest"
         if best != lowest:
             why = (
@@ -151,7 +151,8 @@ def probe_averages(
                 f"{_fid(fids[lowest])} of {lengths[lowest]:g}, and its held-out error is less"
             )
     else:
-        best, why = _best(errors_saved), "is best for samples"
+        best = _best(errors_saved)
+        why = "is best for samples by its held-out errors, since no FID is finite" if fids else "is best for samples"
         over_best = [gain[-1] for gain in gains_by_band(log_snr, found[best], found, image, seen)]
         close = [k for k, gain in enumerate(over_best) if k != best and not gain.significant]
     for_bound = _best([total.gain for total in totals])
@@ -159,7 +160,7 @@ def probe_averages(
     value, width = (np.array([vars(total)[name] for total in totals]) for name in ("gain", "half_width"))
     curves = {"averages_length": Curve.along(lengths), "averages_bound_gain": Curve.along(value, width)}
     if fids:
-        curves["averages_fid"] = Curve.along([float(fid[0]) for fid in fids])
+        curves["averages_fid"] = Curve.along(np.array([float(fid[0]) for fid in fids]))
     for length, errors in zip(lengths, found, strict=True):
         change = clustered_mean(own - errors, image)
         curves[f"averages_nats/{length:g}"] = Curve.around(
@@ -212,14 +213,6 @@ def _best(values: Sequence[float]) -> int:
 
 def _or_least(value: float) -> float:
     return value if np.isfinite(value) else -np.inf
-
-
-def _above(fid: Tensor, other: Tensor) -> float:
-    """Return by how many standard errors of the difference a FID is above another; infinite where it is none."""
-    value, half_width = rise(fid, other)
-    if half_width > 0:
-        return value / (half_width / NORMAL)
-    return 0.0 if value == 0 else np.inf
 
 
 def _fid(fid: Tensor) -> str:

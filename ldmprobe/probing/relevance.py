@@ -33,7 +33,7 @@ from ldmprobe.models.guidance.base import Answer, Asked, Guided
 from ldmprobe.probing.denoising import log_snr_grid
 from ldmprobe.probing.draws import held_out_errors
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.paired_distance import distances, rise
+from ldmprobe.probing.paired_distance import distances, refuse_too_few_samples, rise
 from ldmprobe.probing.probe import Progress, no_progress
 from ldmprobe.probing.quality import sampled_features
 from ldmprobe.probing.real_features import RealFeatures, checked_fingerprint, describe_network
@@ -132,11 +132,13 @@ def probe_relevance(
         A record called "relevance".
 
     Raises:
-        ConfigurationError: the models do not go together, or the features are of another network.
+        ConfigurationError: the models do not go together, the features are of another network, or fewer samples than
+            groups can be made of.
     """
     sampling = sampling or Sampling(1024, 20)
     check_alike(model, other)
     checked_fingerprint(feature_network, real)
+    refuse_too_few_samples(sampling.num_samples)
     grid = sampling.levels(model)
     probed = _probed_bands(model, grid.log_snr.double().numpy())
     bands = [band for band, *_ in probed]

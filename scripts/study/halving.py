@@ -20,7 +20,7 @@ def rung_seeds(candidates: int, seeds: Sequence[int]) -> list[Sequence[int]]:
 
 
 def mean_ranks(finals: Mapping[str, Mapping[int, Sequence[float]]]) -> dict[str, float]:
-    """Return by candidate the mean over seeds and metrics of its rank, 1 the best.
+    """Return by candidate the mean over seeds and metrics of its rank, 1 the best; 1 for all where nothing is known.
 
     A rank, unlike a sum, needs no exchange rate of nats for FID. What a candidate lacks, or what is not finite, has the
     last rank.
@@ -29,11 +29,13 @@ def mean_ranks(finals: Mapping[str, Mapping[int, Sequence[float]]]) -> dict[str,
         finals: by candidate and seed, what it ended at in each metric; lower is better.
     """
     seeds = sorted({seed for each in finals.values() for seed in each})
+    if not seeds:
+        return dict.fromkeys(finals, 1.0)
     width = max((len(values) for each in finals.values() for values in each.values()), default=0)
     nothing = [np.inf] * width
     values = np.array([[each.get(seed, nothing) for seed in seeds] for each in finals.values()], dtype=float)
     ranks = rankdata(np.where(np.isnan(values), np.inf, values), axis=0)
-    return dict(zip(finals, ranks.reshape(len(finals), -1).mean(1).tolist(), strict=True)) if seeds else {}
+    return dict(zip(finals, ranks.reshape(len(finals), -1).mean(1).tolist(), strict=True))
 
 
 def better_half(finals: Mapping[str, Mapping[int, Sequence[float]]]) -> list[str]:

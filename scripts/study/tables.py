@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import pyarrow as pa
 
@@ -60,31 +60,32 @@ def study_markdown(study: Study, title: str, missing: Sequence[str] = ()) -> str
     return "\n\n".join([f"### {title}", about, *tables, *(f"Missing: {each}" for each in missing)]) + "\n"
 
 
-def tuning_markdown(candidates: Sequence[str], runs: Sequence[tuple[str, str, StudyRun]]) -> str:
+def tuning_markdown(
+    candidates: Sequence[str], runs: Sequence[tuple[str, str, StudyRun]], best: Mapping[str, str]
+) -> str:
     """Each method's candidates by successive halving: bound and FID, mean over the seeds that each was given.
 
     Args:
-        candidates: their names; a single one makes no such table.
         runs: method, candidate and what was measured.
+        best: by method, the candidate that was chosen.
     """
-    if len(candidates) < 2:
-        return ""
-    found: dict[str, dict[str, list[StudyRun]]] = {candidate: {} for candidate in candidates}
+    found: dict[str, dict[str, list[StudyRun]]] = {method: {name: [] for name in candidates} for method in best}
     for method, candidate, run in runs:
-        found[candidate].setdefault(method, []).append(run)
-    methods = list(dict.fromkeys(method for method, *_ in runs))
-    most = {method: max(len(each.get(method, [])) for each in found.values()) for method in methods}
+        found[method][candidate].append(run)
 
-    def cell(tried: list[StudyRun], method: str) -> str:
-        if not tried:
-            return "failed"
+    def cell(method: str, candidate: str) -> str:
+        if not (tried := found[method][candidate]):
+            return "no run"
         bound, fid = (_told(over_seeds([run.final(metric) for run in tried])).split(" ±")[0] for metric in (BOUND, FID))
         text = f"{bound}, {fid} ({len(tried)})"
-        return f"**{text}**" if len(tried) == most[method] else text
+        return f"**{text}**" if candidate == best[method] else text
 
-    note = "Bound in nats and FID of each candidate, mean over its seeds, their number in brackets; bold: the best."
-    rows = ([method, *(cell(each.get(method, []), method) for each in found.values())] for method in methods)
-    return f"\n{note}\n\n{_table(['method', *found], rows)}\n"
+    note = (
+        "Bound in nats and FID of each candidate, mean over its seeds, their number in brackets; bold: the one that was "
+        "chosen, by seeds that are among those of the tables above, whose intervals and p do not allow for the choice."
+    )
+    rows = ([method, *(cell(method, candidate) for candidate in candidates)] for method in best)
+    return f"\n{note}\n\n{_table(['method', *candidates], rows)}\n"
 
 
 def _quality(study: Study) -> str:

@@ -18,7 +18,7 @@ from ldmprobe.io.store import RecordStore
 from ldmprobe.models.diffusion_model import trained_network_of
 from ldmprobe.pretrained.source import Source
 from ldmprobe.probing.averages import BEST, FOR_BOUND
-from ldmprobe.probing.paired_distance import distances, rise
+from ldmprobe.probing.paired_distance import above, distances, near_lowest
 from ldmprobe.probing.real_features import RealFeatures
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.training.checkpoint.load import load_model
@@ -141,10 +141,7 @@ def test_with_a_feature_network_errors_choose_among_averages_within_one_standard
     fids = [float(each[0]) for each in expected]
     assert record.curves["averages_fid"].value == pytest.approx(fids, rel=1e-4)
     lowest = expected[np.argmin(fids)]
-    kept = []
-    for length, each in zip(lengths, expected, strict=True):
-        value, half_width = rise(each, lowest)
-        kept += [length] if value <= half_width / 1.959964 else []
+    kept = [length for length, each in zip(lengths, expected, strict=True) if above(each, lowest) <= 1]
     seen = {}
     for length in kept:
         gained = record.curves[f"averages_nats/{length:g}"]
@@ -154,6 +151,21 @@ def test_with_a_feature_network_errors_choose_among_averages_within_one_standard
     fid = fids[lengths.index(best)]
     assert f"the one of length {best:g} is best for samples: its FID, {fid:.3g}, " in capsys.readouterr().out
     assert "FID of each average" in (out / "report.html").read_text()
+
+
+def test_within_one_standard_error_of_the_lowest_is_by_the_paired_difference():
+    noise = torch.randn(17, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    lowest = 5 + noise / 10
+    error = 0.1  # of the difference: the standard deviation of its 16 replicates times √15
+    own = torch.linspace(-1, 1, 16, dtype=torch.float64)
+    own = error * own / own.std(correction=0) / 15**0.5
+
+    def other(by):
+        return lowest + by + torch.cat([torch.zeros(1, dtype=torch.float64), own])
+
+    assert above(other(0.09), lowest) == pytest.approx(0.9)
+    nan = torch.full_like(lowest, torch.nan)
+    assert near_lowest([nan, other(0.09), lowest, other(0.11), lowest.clone()]) == (2, [1, 2, 4])
 
 
 def test_what_cannot_be_averaged_is_refused_before_training(run, tmp_path):

@@ -181,6 +181,7 @@ def test_the_better_half_is_that_of_the_mean_rank_in_both_metrics_over_seeds():
     assert better_half(finals) == ["low bound", "both"]
     assert better_half({"a": {0: (1.0, 1.0)}, "b": {0: (1.0, 1.0)}, "c": {0: (1.0, 1.0)}}) == ["a"]
     assert better_half({"failed": {}, "ran": {0: (1.0, 1.0)}}) == ["ran"]
+    assert better_half({"a": {}, "b": {}, "c": {}}) == ["a"]  # so that a method whose runs fail is told of as missing
 
 
 def test_without_its_baseline_a_study_is_refused():
@@ -275,6 +276,8 @@ def test_every_method_and_candidate_of_the_studies_builds(tmp_path, name, method
         ({"methods": {"a/b": {}}}, "method 'a/b'"),
         ({"candidates": {"a/b": {}}}, "candidate 'a/b'"),
         ({"candidates": {}}, "candidates {}"),
+        ({"candidates": {1.0e-3: {}}}, "candidate 0.001: {}; expected a name .in quotes if it is a number."),
+        ({"candidates": {"..": {}}}, "candidate '..'"),
         ({"more": 1}, "expected the keys base, baseline, seeds, methods"),
     ],
 )
@@ -382,8 +385,8 @@ def test_a_method_has_its_best_candidate_and_the_others_cost_no_further_seed(tmp
     }
     path = write_study(tmp_path, methods={"uniform": {}}, candidates=candidates)
     command = [str(path), "--out", str(tmp_path / "out"), "--processes", "2"]
-    assert script.main(command) == 0
-    assert "uniform wild, seed 0 failed" in capsys.readouterr().out
+    assert script.main(command) == 1
+    assert "Missing: uniform wild, seed 0 failed" in capsys.readouterr().out
     runs = sorted(str(mark.parent.relative_to(tmp_path / "out" / "runs")) for mark in tmp_path.rglob("finished"))
     assert runs == ["uniform/fit/seed-0", "uniform/fit/seed-1", "uniform/no-rate/seed-0"]
     text = (tmp_path / "out" / "table.md").read_text()
@@ -391,7 +394,15 @@ def test_a_method_has_its_best_candidate_and_the_others_cost_no_further_seed(tmp
     tuning = text.splitlines()[-1]
     assert tuning.startswith("| uniform | ")
     assert re.findall(r"(\*\*)?[\d.,]+, [\d.,]+ \((\d)\)", tuning) == [("**", "2"), ("", "1")]
-    assert tuning.endswith("| failed |")
+    assert tuning.endswith("| no run |")
     assert {*pd.read_parquet(tmp_path / "out" / "study.parquet").method} == {"uniform (fit)"}
-    assert script.main([*command, "--table-only"]) == 0
-    assert (tmp_path / "out" / "table.md").read_text() == text
+    assert script.main([*command, "--table-only"]) == 1
+    told = (tmp_path / "out" / "table.md").read_text()
+    assert told == re.sub("wild, seed 0 failed with exit code .*", "wild, seed 0 is not finished", text)
+
+    # Of a candidate that is alone in having run, the other seeds are trained.
+    alone = {name: candidates[name] for name in ("wild", "fit")}
+    path = write_study(tmp_path, methods={"uniform": {}}, candidates=alone)
+    (tmp_path / "out" / "runs" / "uniform" / "fit" / "seed-1" / "finished").unlink()
+    assert script.main([str(path), *command[1:]]) == 1
+    assert "uniform fit, seed 1: finished" in capsys.readouterr().out
