@@ -94,7 +94,7 @@ def _relevance(real: RealLatents, sampling: Sampling, args: Namespace) -> Callab
             f"{args.model} and --relevance {args.relevance} have the same weights, so that nothing changes where one "
             "answers for the other; give an earlier checkpoint."
         )
-    network, features = real_features(real, args, "--relevance")
+    network, features = real_features(real, sampling, args, "--relevance")
     return partial(
         probe_relevance,
         other=other,
@@ -106,18 +106,22 @@ def _relevance(real: RealLatents, sampling: Sampling, args: Namespace) -> Callab
     )
 
 
-def real_features(real: RealLatents, args: Namespace, asking: str) -> tuple[nn.Module, RealFeatures]:
+def real_features(
+    real: RealLatents, sampling: Sampling, args: Namespace, asking: str
+) -> tuple[nn.Module, RealFeatures]:
     """Return the network of --feature-network, and its features of training images.
 
     Args:
         asking: the option that compares samples.
 
     Raises:
-        ConfigurationError: there is none, or none that takes these images.
+        ConfigurationError: there is none, or none that takes these images, or there are too few samples.
     """
     from ldmprobe.features.choose import named_network
+    from ldmprobe.probing.paired_distance import refuse_too_few_samples
     from ldmprobe.probing.real_features import RealFeatures, check_feature_network
 
+    refuse_too_few_samples(sampling.num_samples)
     data, device = real.data, real.model.device
     network = named_network(args.feature_network, data.image_shape[0])
     if network is None:

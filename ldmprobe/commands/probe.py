@@ -207,7 +207,7 @@ def _best_average(
 
     how = {"batch_size": args.batch_size, "seed": args.seed, "step": model.trained_steps}
     judges = args.feature_network not in (None, "none")
-    judge, features = real_features(real, args, "--ema-length") if judges else (None, None)
+    judge, features = real_features(real, sampling, args, "--ema-length") if judges else (None, None)
     sampling = sampling.fitted(sampling.levels(model, real=True), real.reference.basis)
     averages = {length: partial(_averaged, args, model, length) for length in args.lengths}
     with progress_bar("averages") as progress:

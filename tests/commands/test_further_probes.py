@@ -18,7 +18,7 @@ from tests.helpers import tiny_unet
 from tests.probing.gaussian import assert_same_record
 from tests.training.test_latent_diffusion import digits, module, trainer
 
-FEW = "--num-samples 8 --num-steps 2 --num-draws 32 --num-reference 48 --batch-size 32 --device cpu"
+FEW = "--num-samples 32 --num-steps 2 --num-draws 32 --num-reference 48 --batch-size 32 --device cpu"
 
 
 @pytest.fixture(scope="module")
