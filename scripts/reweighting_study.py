@@ -224,9 +224,8 @@ def read_study(plan: Plan, jobs: Sequence[Run]) -> Study:
         ConfigurationError: fewer than two are finished, or none of the baseline, or they are not comparable.
     """
     found = finished_runs(jobs)
-    if not found:
-        done = sum(job.mark.exists() for job in jobs)
-        raise ConfigurationError(f"Of {len(jobs)} runs {done} are finished; a table needs two at least.")
+    if len(found) < 2:
+        raise ConfigurationError(f"Of {len(jobs)} runs {len(found)} are finished; a table needs two at least.")
     baseline = next((job.label for job in jobs if job.method == plan.baseline), plan.baseline)
     ordered = sorted(found, key=lambda each: (list(plan.methods).index(each[0].method), each[0].seed))
     return study([run for _, run in ordered], baseline)
@@ -260,7 +259,6 @@ def main(argv: list[str]) -> int:
             raise ConfigurationError(f"--processes is {args.processes}; expected at least 1.")
         plan = read_plan(args.study, arguments)
         jobs = prepare(plan, args.out)
-
         failed: dict[Job, str] = {}
 
         def train(rung: Sequence[Run]) -> None:

@@ -31,8 +31,7 @@ def mean_ranks(finals: Mapping[str, Mapping[int, Sequence[float]]]) -> dict[str,
     seeds = sorted({seed for each in finals.values() for seed in each})
     if not seeds:
         return dict.fromkeys(finals, 1.0)
-    width = max((len(values) for each in finals.values() for values in each.values()), default=0)
-    nothing = [np.inf] * width
+    nothing = [np.inf] * max(len(values) for each in finals.values() for values in each.values())
     values = np.array([[each.get(seed, nothing) for seed in seeds] for each in finals.values()], dtype=float)
     ranks = rankdata(np.where(np.isnan(values), np.inf, values), axis=0)
     return dict(zip(finals, ranks.reshape(len(finals), -1).mean(1).tolist(), strict=True))
