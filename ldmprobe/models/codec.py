@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from ldmprobe.types import Batch, Component, PlainValues
 
 IMAGES = ("latent", "moments", "image")
 """What a batch can have that latents are made of: kept latents or moments before images."""
+_FAR = 3.0  # times as large or small as a standard deviation should be, so as to warn: 2.2 of log-SNR
 
 
 class LatentCodec(nn.Module):
@@ -213,6 +215,25 @@ class LatentCodec(nn.Module):
                 "The scale of the latents is to be measured on training images, of which the data show none before "
                 "training; train on ImageData, call `codec.measure_scale(batches)` first, or give LatentCodec a number "
                 "as `scale`."
+            )
+
+    @torch.no_grad()
+    def warn_of_scale(self, batches: Iterable[Tensor | PlainValues], deviation: float = 1.0) -> None:
+        """Warn where the latents of these images are far from the standard deviation that noise levels are for, by a
+        scale that was not measured: a new autoencoder of diffusers says ``scaling_factor: 0.18215`` by itself.
+        """
+        looked_at = self.scale_known and self.meta_module is not None
+        moments = moments_of(map(self._latents_beside, batches), per_channel=False) if looked_at else None
+        if moments is None:
+            return
+        mean, std = float(moments.mean), float(moments.variance.clamp(min=0).sqrt())
+        if not deviation / _FAR < std < deviation * _FAR or abs(mean) > deviation * _FAR:
+            warnings.warn(
+                f"Latents of training images have mean {mean:.2g} and standard deviation {std:.2g} by the scale "
+                f"{in_digits(self.scale, '.4g')} of the autoencoder's config (or one that was given), where noise "
+                f"levels are for 0 and {deviation:g}: at each of them, the signal is another than its log-SNR says. "
+                "Write `scale: measure` in LatentCodec.",
+                stacklevel=2,
             )
 
     @torch.no_grad()

@@ -4,7 +4,7 @@ LoRA.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy
@@ -19,7 +19,7 @@ from ldmprobe.training.checkpoint.load import load_model
 from ldmprobe.training.checkpoint.spec import finetune_spec
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from ldmprobe.training.sharding import is_sharded
-from ldmprobe.types import PlainValues, StateDict
+from ldmprobe.types import Batch, PlainValues, StateDict
 
 
 class FinetunedDiffusion(LatentDiffusion):
@@ -99,6 +99,9 @@ class FinetunedDiffusion(LatentDiffusion):
         classes = getattr(datamodule_of(self.trainer), "num_classes", None)
         self.conditioning.check_finetune(classes, self.base.name)
         super().setup(stage)
+
+    def _look_at_scale(self, batches: Iterable[Batch]) -> None:
+        """The network has learned the scale that it comes with."""
 
     def model_spec(self) -> PlainValues:
         model = self.diffusion_model(self.network)

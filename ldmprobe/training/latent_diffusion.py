@@ -30,7 +30,7 @@ from ldmprobe.models.conditioning import Conditioning, Unconditional
 from ldmprobe.models.conditioning.label import drop_no_labels_
 from ldmprobe.models.denoiser import Condition, check_denoiser, config_of
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.models.wrapper import check_schedule, check_weighting, innermost
+from ldmprobe.models.wrapper import check_schedule, check_weighting, innermost, wrapper_of
 from ldmprobe.training.batches import FirstBatch, check_names
 from ldmprobe.training.checkpoint.spec import check_same_model, check_same_state, model_spec
 from ldmprobe.training.ema import EMA
@@ -38,7 +38,7 @@ from ldmprobe.training.rates import configured
 from ldmprobe.training.sharding import check_strategy, check_trained, is_sharded, same_on_every_rank, shard
 from ldmprobe.types import Batch, PlainValues, StateDict
 
-_MEASURED_IMAGES = 1024  # for the codec's scale
+_MEASURED_IMAGES, _SEEN_IMAGES = 1024, 16  # for the codec's scale
 _WHOLE = 0.99  # share of a density over noise levels that a schedule has to cover, so as not to warn
 
 
@@ -151,12 +151,18 @@ class LatentDiffusion(L.LightningModule):
             self.conditioning.prepare(self.network, data, self.codec)
             if cached:
                 data.use_latents(self.codec, self.conditioning)
-            if hasattr(data, "reference_batches"):
-                self.codec.measure_scale(data.reference_batches(_MEASURED_IMAGES))
         elif self.latent_shape is None:
             self.latent_shape = _latent_shape_of(self.network)
         condition = self.conditioning.for_samples(torch.zeros(1, dtype=torch.long))
         check_denoiser(self.network, self.latent_shape, condition, self.codec.scale.device, image_shape)
+        if image_shape and hasattr(data, "reference_batches"):
+            self.codec.to(self.trainer.strategy.root_device)  # to which Lightning moves it later: encoding takes long
+            self.codec.measure_scale(data.reference_batches(_MEASURED_IMAGES))
+            self._look_at_scale(data.reference_batches(_SEEN_IMAGES))
+
+    def _look_at_scale(self, batches: Iterable[Batch]) -> None:
+        deviation = (wrapper.settings if (wrapper := wrapper_of(self.network)) else {}).get("sigma_data")
+        self.codec.warn_of_scale(batches, deviation or 1.0)
 
     def configure_model(self) -> None:
         """Shards the network and its average under ModelParallelStrategy."""

@@ -96,6 +96,7 @@ class NoisyClassification(L.LightningModule):
                     f"NoisyClassifier has {self.classifier.config['channels']} channels, and latents are of shape "
                     f"{shape}; set its `channels: {shape[0]}`."
                 )
+            self.codec.to(self.trainer.strategy.root_device)
             self.codec.measure_scale(data.reference_batches(_MEASURED_IMAGES))
 
     def on_fit_start(self) -> None:

@@ -1,6 +1,7 @@
 """LatentCodec: loads what diffusers saves, and owns the scale."""
 
 import logging.handlers
+from contextlib import nullcontext
 from importlib.resources import files
 
 import pytest
@@ -121,6 +122,18 @@ def by_channel(**settings):
     defaults = {"latents_mean": [-1.6, 0.2], "latents_std": [8.4, 2.3], "shift_factor": None}
     autoencoder.register_to_config(**{**defaults, **settings})
     return autoencoder.eval()
+
+
+@pytest.mark.parametrize(("spread", "mean", "wanted", "warned"), [(1, 0, 1, False), (2.5, 2, 1, False), (0.3, 0, 1, True),
+    (3.5, 0, 1, True), (1, -4, 1, True), (0.3, 0, 0.5, False), (2, 0, 0.5, True)])  # fmt: skip
+def test_a_scale_that_was_not_measured_and_is_far_off_is_warned_of(spread, mean, wanted, warned):
+    measured = LatentCodec(tiny_autoencoder("AutoencoderKL"), scale="measure")
+    measured.measure_scale([_images(16)])
+    codec = LatentCodec(measured.autoencoder, scale=spread * float(measured.scale))
+    codec.shift.copy_(measured.shift - mean / codec.scale)
+    told = rf"standard deviation {spread:.2g}.* noise levels are for 0 and {wanted:g}.*`scale: measure`"
+    with pytest.warns(UserWarning, match=told) if warned else nullcontext():
+        codec.warn_of_scale([_images(16)], wanted)
 
 
 def test_mean_and_standard_deviation_by_channel_scale_as_stable_diffusion_xl_does():

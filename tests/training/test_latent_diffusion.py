@@ -19,7 +19,7 @@ from ldmprobe.training.checkpoint.load import load_model
 from ldmprobe.training.finetuning import FinetunedDiffusion
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import refused, sd_scheduler, tiny_unet
-from tests.pipelines import dit, saved
+from tests.pipelines import autoencoder, dit, saved
 
 
 def digits(**kwargs):
@@ -144,6 +144,15 @@ def test_codec_that_measures_its_scale_gives_unit_latents(tmp_path, check_rows):
     latents = torch.cat([model.codec.encode(batch["image"]) for batch in data.reference_batches(1024)])
     assert float(latents.mean()) == pytest.approx(0, abs=1e-4)
     assert float(latents.std()) == pytest.approx(1, abs=1e-4)
+
+
+def test_latents_that_a_config_scales_to_almost_nothing_are_told_before_training(tmp_path):
+    network = tiny_unet(channels=2)
+    model = LatentDiffusion(network, LatentCodec(autoencoder(in_channels=1, out_channels=1)), validation_timesteps=2)
+    with pytest.warns(UserWarning, match=r"standard deviation 0\.0.*by the scale 0\.1822 of the autoencoder's config"):
+        trainer(tmp_path, max_steps=1).fit(model, digits())
+    measured = LatentDiffusion(network, LatentCodec(model.codec.autoencoder, "measure"), validation_timesteps=2)
+    trainer(tmp_path, max_steps=1).fit(measured, digits())
 
 
 def test_a_scale_that_nothing_can_be_measured_on_is_refused_before_anything_is_written(tmp_path):
