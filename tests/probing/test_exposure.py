@@ -86,9 +86,11 @@ def test_an_epsilon_3_percent_too_large_is_to_be_scaled_by_its_inverse_and_that_
     record = probed(latents, reference, 1.03)
     scale, width = (record.scalars[name] for name in ("epsilon_scale", "epsilon_scale_half_width"))
     assert abs(scale - 1 / 1.03) < width < 0.015
-    mended = probed(latents, reference, 1.03, ScaledEpsilon(1 / 1.03)).curves["exposure"].value
-    np.testing.assert_allclose(mended, perfect.curves["exposure"].value, rtol=1e-4)
-    assert np.abs(record.curves["exposure"].value / mended - 1).max() > 0.05
+    mended = probed(latents, reference, 1.03, ScaledEpsilon(1 / 1.03))
+    for name in ("exposure", "exposure_ideal"):
+        np.testing.assert_allclose(mended.curves[name].value, perfect.curves[name].value, rtol=1e-4)
+    assert mended.scalars["epsilon_scale"] == pytest.approx(perfect.scalars["epsilon_scale"], rel=1e-4)
+    assert np.abs(record.curves["exposure"].value / mended.curves["exposure"].value - 1).max() > 0.05
 
 
 def test_steps_that_end_at_another_level_are_left_open(latents, reference):

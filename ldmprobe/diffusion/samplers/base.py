@@ -145,6 +145,13 @@ class Sampler(Named, ABC):
         """
         return self
 
+    @property
+    def of_ideal(self) -> Sampler:
+        """The sampler of the perfect denoiser that its samples are compared with: itself, unless it mends faults of a
+        network, which a perfect denoiser does not have.
+        """
+        return self
+
     def levels_on(self, grid: SamplingGrid) -> SamplingGrid:
         """Return the levels that it visits on ``grid``: every step starts where the one before arrived."""
         return grid.joined()

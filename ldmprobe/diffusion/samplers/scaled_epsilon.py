@@ -58,5 +58,9 @@ class ScaledEpsilon(Sampler):
             Combine(operation.epsilon, {epsilon: self.scale}),
         ]
 
+    @property
+    def of_ideal(self) -> Sampler:
+        return self._predictor.of_ideal
+
     def levels_on(self, grid: SamplingGrid) -> SamplingGrid:
         return self._predictor.levels_on(grid)

@@ -77,7 +77,7 @@ class Trajectory:
         return self.grid.clip_range is None and not self.sampling.shifted_by
 
     def ideal(self, name: str, curves_of: Callable[[IdealPath], Tensor]) -> tuple[Tensor, Tensor]:
-        """Return curves of a perfect denoiser of Gaussian data by the same sampler, and their half-widths: computed
+        """Return curves of a perfect denoiser of Gaussian data by ``Sampler.of_ideal``, and their half-widths: computed
         once for all probes with the same reference, sampler and grid. All NaN where there is no ideal.
 
         Args:
@@ -88,7 +88,7 @@ class Trajectory:
 
         def of_path() -> tuple[Tensor, Tensor]:
             assert self.reference is not None
-            program = self.sampling.sampler.program(replace(grid, clip_range=None))
+            program = self.sampling.sampler.of_ideal.program(replace(grid, clip_range=None))
             return ideal_curves(self.reference.basis, program, grid, grid.prior_std, curves_of)
 
         value, half_width = self.once(name, of_path)

@@ -5,8 +5,9 @@ r"""Exposure: does the network meet, while it samples, the noise that it met in 
 compares the noise that is predicted in the chain, ẑ_k, with that predicted on real latents noised to the same level,
 z_k (Ning et al., 2024, arXiv:2308.15321, who call what drives the two apart exposure bias). For Gaussian data, an exact
 denoiser and any sampler both are known, and so is their ratio when the sampler is given c ε̂ in place of ε̂,
-:math:`\rho_k(c)` (`ScaledEpsilon`). The least squares in :math:`\ln\rho_k - \ln\rho_k(c)` say how many times too large
-ε̂ is taken by the chain as a whole, and 1/c is the scale to try.
+:math:`\rho_k(c)` (`ScaledEpsilon`; of a sampler that scales already, the one within is taken). The least squares in
+:math:`\ln\rho_k - \ln\rho_k(c)` say how many times too large ε̂ is taken by the chain as a whole, and 1/c is the scale
+to try.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ class Exposure(Analysis):
         Metric(
             "epsilon_scale", "Scale of the predicted noise that exposure suggests",
             "The constant c that, multiplied to every ε̂ of the chain, would bring its exposure to the ideal, for "
-            "Gaussian data: 1 where nothing is to be mended. Try it: the sampler ScaledEpsilon(scale=c).",
+            "Gaussian data: 1 where nothing is to be mended. Try it: the sampler ScaledEpsilon(scale=c), or c times "
+            "the scale that samples have already.",
             "factor", ideal=1.0, spread="epsilon_scale_half_width",
         ),
         Metric("epsilon_scale_half_width", "95 % half-width of that scale", "", "factor", shown="record"),
@@ -108,7 +110,7 @@ class Exposure(Analysis):
         """Return ln ρ(c) − ln ρ(1) of a perfect denoiser of Gaussian data for each of the factors c, (K, S)."""
         grid, reference = self.trajectory.grid, self.trajectory.reference
         assert reference is not None
-        sampler, basis = self.trajectory.sampling.sampler, reference.basis
+        sampler, basis = self.trajectory.sampling.sampler.of_ideal, reference.basis
 
         def log_ratio(factor: float) -> Tensor:
             program = ScaledEpsilon(factor, sampler).program(grid)
