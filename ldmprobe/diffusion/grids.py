@@ -199,6 +199,7 @@ def entered_at(grid: SamplingGrid, log_snr: float) -> SamplingGrid:
         sigma_t=torch.cat([sigma, rest.sigma_t]),
         alpha_s=torch.cat([end[0][:1], rest.alpha_s]),
         sigma_s=torch.cat([end[1][:1], rest.sigma_s]),
+        cut=rest.cut - 1,
     )
 
 

@@ -40,6 +40,7 @@ class SamplingGrid:
         alpha_s, sigma_s: shape (S,), float64, the level it arrives at.
         schedule: the noise schedule that it is laid on, for samplers that ask the network at further levels.
         clip_range: where x̂_0 is clipped, or None. A clipped step is not affine.
+        cut: steps of the whole grid that it has lost, for samplers whose steps depend on how many there are.
     """
 
     timesteps: Tensor
@@ -49,10 +50,16 @@ class SamplingGrid:
     sigma_s: Tensor
     schedule: NoiseSchedule
     clip_range: float | None = None
+    cut: int = 0
 
     @property
     def num_steps(self) -> int:
         return len(self.timesteps)
+
+    @property
+    def of_steps(self) -> int:
+        """The number of steps of the whole grid, of which it may have lost the first."""
+        return self.num_steps + self.cut
 
     @property
     def log_snr(self) -> Tensor:
@@ -81,7 +88,7 @@ class SamplingGrid:
     def after(self, start: int) -> SamplingGrid:
         """Return the same grid without its first ``start`` steps."""
         names = ("timesteps", "alpha_t", "sigma_t", "alpha_s", "sigma_s")
-        return replace(self, **{name: vars(self)[name][start:] for name in names})
+        return replace(self, **{name: vars(self)[name][start:] for name in names}, cut=self.cut + start)
 
 
 class NoiseSchedule:

@@ -10,7 +10,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from ldmprobe.analysis.divergence import gaussian_kl
 from ldmprobe.analysis.ideal import IdealPath, ideal_path
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
-from ldmprobe.diffusion.grids import KarrasGrid, LogSNRGrid, ScheduleGrid, through
+from ldmprobe.diffusion.grids import KarrasGrid, LogSNRGrid, ScheduleGrid, entered_at, through
 from ldmprobe.diffusion.named import by_name
 from ldmprobe.diffusion.prediction import EpsilonPrediction
 from ldmprobe.diffusion.samplers import (
@@ -181,6 +181,15 @@ def test_churn_goes_back_no_further_than_the_schedule_reaches():
     program = Heun(s_churn=100.0).program(LogSNRGrid().levels(EXPLODING, 6))
     assert program[0].questions[0].sigma == float(SIGMA[-1])
     assert program[3].questions[0].sigma == pytest.approx(math.sqrt(2) * LogSNRGrid().levels(EXPLODING, 6).sigma_t[3])
+
+
+@pytest.mark.parametrize("sampler", [Heun(s_churn=4.0), DPMSolver(order=1)], ids=lambda s: s.in_words)
+def test_a_chain_that_is_entered_later_takes_the_steps_of_the_whole_one(sampler: Sampler):
+    grid = LogSNRGrid().levels(EXPLODING, 20)
+    assert sampler.program(grid.after(3).after(9)) == sampler.program(grid)[12:]
+    between = float(grid.log_snr[11:13].mean())
+    assert sampler.program(entered_at(grid, between))[1:] == sampler.program(grid)[12:]
+    assert entered_at(grid.after(3), between).of_steps == 20
 
 
 @pytest.mark.parametrize("number", [1, 7, 200])

@@ -48,7 +48,7 @@ class DPMSolver(Sampler):
         steps: list[SamplerStep] = []
         rises: list[float] = []  # h of the steps before this one, the last first, as far as there was signal
         for k, move in enumerate(moves(grid)):
-            order = min(self.order, len(rises) + 1, self._most(grid.num_steps - k, grid.num_steps))
+            order = min(self.order, len(rises) + 1, self._most(grid.num_steps - k, grid.of_steps))
             names = [f"x0_{(k - j) % self.order}" for j in range(self.order)]
             z, *weights = self._weights(move, rises, order if move.sigma_s else 1)
             noise = move.sigma_s * math.sqrt(1 - move.decay**2) if self.sde else 0.0

@@ -82,7 +82,7 @@ class Heun(Sampler):
 
     def _churned(self, grid: SamplingGrid) -> dict[int, Denoise]:
         """Return the questions at σ̂ by step, of those with churn."""
-        gamma = min(self.s_churn / grid.num_steps, math.sqrt(2) - 1)
+        gamma = min(self.s_churn / grid.of_steps, math.sqrt(2) - 1)
         sigma = grid.sigma_t / grid.alpha_t
         where = (sigma >= self.s_tmin) & (sigma <= self.s_tmax) & (grid.alpha_t > 0)
         if not gamma or not bool(where.any()):

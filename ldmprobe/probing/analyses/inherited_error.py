@@ -57,7 +57,7 @@ class InheritedError(Analysis):
         number = min(self.num_latents, len(trajectory.held_out.latents))
         mine = ranks.share(number)
         draws = Draws.of(trajectory.held_out, number, 0, model.device, ranks, stream=4)
-        predict = model.predictor(draws.condition, trajectory.sampling.batch_size)
+        predict = model.predictor(draws.condition, trajectory.sampling.batch_size, trajectory.sampling.guidance)
         chain_noise = step_noise(model, draws.image.tolist(), seed=0)
         starts = sorted({round(k) for k in np.linspace(0, grid.num_steps, self.num_levels, endpoint=False)})
         alpha, sigma = float(grid.alpha_s[-1]), float(grid.sigma_s[-1])
