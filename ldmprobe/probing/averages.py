@@ -200,7 +200,7 @@ def probe_averages(
         fingerprints={
             "grid": fingerprint(timesteps, torch.from_numpy(log_snr).float()),
             "codec": fingerprint(trained.codec.description),
-            "held_out": fingerprint(num_draws, len(held_out.latents), seed, held_out.means),
+            "held_out": fingerprint(num_draws, len(held_out.latents), seed, held_out.outline),
             **({} if real is None else {"features": real.network, "real_images": real.images}),
         },
     )

@@ -212,7 +212,7 @@ def probe_denoising(
         "grid": fingerprint(timesteps, log_snr.float()),
         "reference": reference.fingerprint,
         "codec": fingerprint(model.codec.description),
-        "held_out": fingerprint(num_draws, num_images, seed, held_out.means),
+        "held_out": fingerprint(num_draws, num_images, seed, held_out.outline),
     }
     if previous is not None and previous.fingerprints == fingerprints and previous.step < step:
         before = torch.from_numpy(previous.per_sample[ERRORS].value.copy()).T

@@ -170,7 +170,7 @@ def probe_gradient(
         fingerprints={
             "grid": fingerprint(timesteps, log_snr.float()),
             "codec": fingerprint(model.codec.description),
-            "training": fingerprint(num_draws, num_images, seed, training.first(num_images).means),
+            "training": fingerprint(num_draws, num_images, seed, training.first(num_images).outline),
         },
     )
 

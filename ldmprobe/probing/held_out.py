@@ -15,6 +15,8 @@ from ldmprobe.models.denoiser import Condition
 from ldmprobe.probing.latent_statistics import LatentStatistics, latents_of
 from ldmprobe.types import Batch
 
+_SUMS = 64
+
 
 @dataclass(frozen=True)
 class HeldOut:
@@ -24,9 +26,14 @@ class HeldOut:
     condition: Condition
 
     @property
-    def means(self) -> list[str]:
-        """The mean of each of the first 64 latents, to four digits: what a fingerprint tells them from others by."""
-        return [f"{mean:.3e}" for mean in self.latents.flatten(1).mean(1).tolist()[:64]]
+    def outline(self) -> list[str]:
+        """What a fingerprint tells them from others by: their number and, to four digits, 64 sums of the latents' means
+        (of every 64th latent), in which each counts by its place.
+        """
+        means = self.latents.flatten(1).double().mean(1)
+        place = torch.arange(len(means))
+        sums = torch.zeros(_SUMS).double().index_add(0, place % _SUMS, (1 + place // _SUMS) * means)
+        return [str(len(means)), *(f"{total:.3e}" for total in sums.tolist())]
 
     def check_reference(self, reference: LatentStatistics) -> None:
         """Raise ConfigurationError if the reference was fitted on latents of another shape."""

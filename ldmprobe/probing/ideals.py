@@ -76,7 +76,7 @@ def ideal_errors(
     held-out latents that are in the reference; from ``reference`` if they are there already. There are no ideals where
     that is more than ``MOST_KNOWN``: a memorizer knows it all.
     """
-    key = fingerprint(timesteps, model.schedule.log_snr.float(), num_draws, seed, held_out.means)
+    key = fingerprint(timesteps, model.schedule.log_snr.float(), num_draws, seed, held_out.outline)
     if key not in reference.ideal_errors:
         errors: dict[str, Tensor] = {}
         known = share_known(held_out.latents, reference.latents)

@@ -166,7 +166,7 @@ def probe_likelihood(
             "grid": fingerprint(flow.log_snr.float()),
             "reference": reference.fingerprint,
             "codec": fingerprint(model.codec.description),
-            "held_out": fingerprint(num_images, seed, held_out.means),
+            "held_out": fingerprint(num_images, seed, held_out.outline),
         },
     )
 

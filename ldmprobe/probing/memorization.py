@@ -145,7 +145,7 @@ def probe_memorization(
             "grid": fingerprint(timesteps, log_snr.float()),
             "reference": reference.fingerprint,
             "codec": fingerprint(model.codec.description),
-            "held_out": fingerprint(num_draws, num_pairs, seed, held_out.means, training.means),
+            "held_out": fingerprint(num_draws, num_pairs, seed, held_out.outline, training.outline),
         },
     )
 

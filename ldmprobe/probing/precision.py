@@ -162,6 +162,6 @@ def probe_precision(
         fingerprints={
             "grid": fingerprint(timesteps, log_snr.float()),
             "codec": fingerprint(model.codec.description),
-            "held_out": fingerprint(num_draws, num_images, seed, held_out.first(num_images).means),
+            "held_out": fingerprint(num_draws, num_images, seed, held_out.first(num_images).outline),
         },
     )

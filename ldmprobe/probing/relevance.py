@@ -186,7 +186,7 @@ def probe_relevance(
             **sampling.fingerprints(model, grid),
             "features": real.network,
             "real_images": real.images,
-            "held_out": fingerprint(num_draws, len(held_out.latents), seed, held_out.means),
+            "held_out": fingerprint(num_draws, len(held_out.latents), seed, held_out.outline),
         },
     )
 

@@ -48,6 +48,20 @@ def test_the_ideals_are_run_once(reference, monkeypatch):
     np.testing.assert_array_equal(first.curves["ideal_skill"].value, second.curves["ideal_skill"].value)
 
 
+def test_the_ideals_of_other_held_out_images_are_others(reference):
+    schedule = gaussian_model().schedule
+    model = DiffusionModel(Memorizer(reference.latents, schedule), schedule, SHAPE)
+    held_out = HeldOut(clusters(128, 3), {})
+    replaced = HeldOut(torch.cat([held_out.latents[:64], clusters(64, 4)]), {})
+    swapped = HeldOut(torch.cat([held_out.latents[:64], held_out.latents[64:].flip(0)]), {})
+    records = [
+        probe_denoising(model, each, reference, 64) for each in (held_out, held_out.first(96), replaced, swapped)
+    ]
+    for record in records:
+        np.testing.assert_allclose(record.curves["excess_over/memorizer"].value, 0, atol=1e-5)
+    assert len({record.fingerprints["held_out"] for record in records}) == 4
+
+
 def test_the_best_linear_denoiser_of_clusters_is_left_behind_for_an_ideal_is_better(reference):
     """It passes every other test: a linear correction removes nothing of it."""
     mean, covariance = reference.latents.flatten(1).double().mean(0), torch.cov(reference.latents.flatten(1).double().T)
