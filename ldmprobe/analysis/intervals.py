@@ -120,7 +120,9 @@ def jackknife(value: Tensor, leave_one_out: Tensor) -> tuple[Tensor, Tensor]:
     return value - (groups - 1) * (mean - value), error
 
 
-def jackknife_interval(value: Tensor, leave_one_out: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the ends of the 95 % interval of a statistic as it is, with the error of `jackknife`."""
-    half_width = NORMAL * jackknife(value, leave_one_out)[1]
+def jackknife_interval(value: Tensor, leave_one_out: Tensor, factor: float = NORMAL) -> tuple[Tensor, Tensor]:
+    """Return the ends of the 95 % interval of a statistic as it is, with ``factor`` times the error of `jackknife`;
+    where there are few groups, Student's.
+    """
+    half_width = factor * jackknife(value, leave_one_out)[1]
     return value - half_width, value + half_width

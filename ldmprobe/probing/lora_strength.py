@@ -20,7 +20,7 @@ import torch
 from scipy.interpolate import CubicSpline
 
 from ldmprobe.analysis.bands import band_key, bands_of
-from ldmprobe.analysis.intervals import clustered_mean, jackknife_interval
+from ldmprobe.analysis.intervals import clustered_mean, jackknife_interval, student
 from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
@@ -95,13 +95,16 @@ def probe_lora_strength(
         A record called "lora_strength", the same on every rank.
 
     Raises:
-        ConfigurationError: there is no LoRA, there are fewer than four strengths, or 0 or 1 is not among them.
+        ConfigurationError: there is no LoRA, there are fewer than four strengths or than two images of a kind, or 0 or
+            1 is not among the strengths.
     """
     tried = sorted(set(strengths))
     if not has_lora(model.network):
         raise ConfigurationError("The model has no LoRA whose strength could be set; finetune it with `lora`.")
     if len(tried) < 4 or not {0.0, 1.0} <= set(tried) or tried[0] < 0:
         raise ConfigurationError(f"Strengths are {list(strengths)}; expected four or more from 0, 0 and 1 among them.")
+    if min(len(data.latents) for data in (base_data, new_data)) < 2:
+        raise ConfigurationError("The best strength has an interval over images; give at least 2 of each kind.")
     timesteps = log_snr_grid(model)
     log_snr = model.schedule.log_snr[timesteps].numpy()
     nats = nats_per_error(log_snr, base_data.latents[0].numel())
@@ -119,14 +122,15 @@ def probe_lora_strength(
         images.append(np.arange(num_draws) % len(data.latents))
     lost, won = (clustered_mean(fall, image) for fall, image in zip(falls, images, strict=True))
     net, width = won.value + lost.value, np.hypot(won.half_width, lost.half_width)
+    factor = student(_groups(images))
     without = np.stack([_without(falls, images, group) for group in range(_groups(images))])  # (groups, bands + 1, S)
     best = np.array([_peak(tried, curve) for curve in net])
     peaks = np.array([_peak(tried, curve) for curve in without[:, -1]])
-    lower, upper = (float(end) for end in jackknife_interval(torch.tensor(best[-1]), torch.from_numpy(peaks)))
+    lower, upper = (float(end) for end in jackknife_interval(torch.tensor(best[-1]), torch.from_numpy(peaks), factor))
     lower, upper = max(lower, tried[0]), min(upper, tried[-1])
     gain = _at(tried, net[-1], best[-1]) - net[-1][tried.index(1.0)]
     gains = np.array([_at(tried, curve, best[-1]) - curve[tried.index(1.0)] for curve in without[:, -1]])
-    low, high = jackknife_interval(torch.tensor(float(gain)), torch.from_numpy(gains))
+    low, high = jackknife_interval(torch.tensor(float(gain)), torch.from_numpy(gains), factor)
     half = float(high - low) / 2
 
     names = [band_key(band.low) for band in bands]
@@ -160,7 +164,7 @@ def probe_lora_strength(
         fingerprints={
             "grid": fingerprint(timesteps, torch.from_numpy(log_snr).float()),
             "codec": fingerprint(model.codec.description),
-            "held_out": fingerprint(num_draws, seed, tried, base_data.means, new_data.means),
+            "held_out": fingerprint(num_draws, seed, tried, base_data.outline, new_data.outline),
         },
     )
 

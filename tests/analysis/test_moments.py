@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldmprobe.analysis.intervals import jackknife_interval
+from ldmprobe.analysis.intervals import NORMAL, jackknife_interval, student
 from ldmprobe.analysis.moments import NUM_GROUPS, PairedMoments, group_of
 from tests.helpers import FLOAT64
 
@@ -67,6 +67,14 @@ def test_jackknife_of_a_mean_is_the_standard_error_between_groups():
     half_width = 1.96 * group_means.std(0, ddof=1) / np.sqrt(32)
     np.testing.assert_allclose(((upper - lower) / 2).numpy(), half_width, rtol=1e-10)
     torch.testing.assert_close((upper + lower) / 2, moments.total().mean_x, **FLOAT64)
+
+
+def test_jackknife_interval_over_few_groups_holds_what_it_says_by_students_factor():
+    draws = np.random.default_rng(0).standard_normal((3, 4000))
+    without = torch.from_numpy((draws.sum(0) - draws) / 2)
+    for factor, least, most in ((student(3), 0.94, 0.96), (NORMAL, 0.7, 0.85)):
+        lower, upper = jackknife_interval(torch.from_numpy(draws.mean(0)), without, factor)
+        assert least < float(((lower < 0) & (upper > 0)).double().mean()) < most
 
 
 def test_jackknife_interval_of_a_mean_has_the_known_width_and_coverage():

@@ -244,5 +244,7 @@ def test_the_strength_of_a_lora_is_where_most_is_gained_less_what_is_forgotten(f
         torch.testing.assert_close(network(z, t, {}), expected)
     with refused("0 and 1 among them"):
         probe_lora_strength(model.diffusion_model(), of_base.held_out, of_new.held_out, [0.5, 1.0])
+    with refused("at least 2 of each kind"):
+        probe_lora_strength(model.diffusion_model(), of_base.held_out, of_new.held_out.first(1))
     with refused("LoRAStrength needs a LoRA"):
         strength.check(module(Perceptron()).diffusion_model())
