@@ -204,6 +204,7 @@ class ImageData(L.LightningDataModule):
             self.reader.image,
             files,
             fixed=self.dataset.startswith("builtin:"),
+            streaming=self.streaming,
         )
         held_out_split = held_out_name(splits, self.train_split, self.held_out_split) or self.train_split
         for rows in (train, held_out):

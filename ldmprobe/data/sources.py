@@ -22,6 +22,7 @@ from ldmprobe.types import PlainValues, Rows, is_table
 
 HELD_OUT_NAMES = ("validation", "valid", "val", "test")
 _SPLIT_SEED = 20_26  # of the held-out rows of built-in data; part of every run's comparability
+_SHARDS = 4  # of a stream of built-in data
 
 
 def load_splits(dataset: str, streaming: bool = False, **kwargs: Any) -> PlainValues:
@@ -31,7 +32,8 @@ def load_splits(dataset: str, streaming: bool = False, **kwargs: Any) -> PlainVa
         dataset: "builtin:digits", "builtin:shapes" or "builtin:gaussian"; a folder (from `save_to_disk`, of parquet
             files, or of images, whose captions may be in text files beside them: column "text"); a parquet file; or a
             hub id.
-        streaming: read rows as they are needed instead of preparing the dataset on disk.
+        streaming: read rows as they are needed instead of preparing the dataset on disk; built-in data is never there,
+            and stays a table.
         kwargs: parameters of the built-in dataset, or of `datasets.load_dataset`.
 
     Raises:
@@ -43,8 +45,7 @@ def load_splits(dataset: str, streaming: bool = False, **kwargs: Any) -> PlainVa
             "same; convert it to parquet and give the parquet file."
         )
     if dataset.startswith("builtin:"):
-        table = load_builtin(dataset.removeprefix("builtin:"), **kwargs)
-        return {"train": table.to_iterable_dataset(num_shards=4) if streaming else table}
+        return {"train": load_builtin(dataset.removeprefix("builtin:"), **kwargs)}
 
     from datasets import Dataset, IterableDataset, load_dataset, load_from_disk
 
@@ -105,6 +106,7 @@ def choose_splits(
     image: Column,
     files: ImageFiles,
     fixed: bool = False,
+    streaming: bool = False,
 ) -> tuple[Rows, Rows]:
     """Return training and held-out rows.
 
@@ -118,6 +120,7 @@ def choose_splits(
         files: the files that rows may name.
         fixed: the rows never change (built-in data): exactly `held_out_fraction` of them are taken, by their numbers,
             or the first `held_out_rows` of a stream.
+        streaming: training rows are to be a stream, also those of a table.
 
     Raises:
         ConfigurationError: a named split does not exist, or one is empty; there are not two different images.
@@ -127,15 +130,18 @@ def choose_splits(
     train = splits[train_split]
     if held_out_split is not None:
         held_out = splits[held_out_split]
+    elif fixed and streaming:  # of a stream, each rank and worker would leave out other rows
+        number = min(held_out_rows, len(train))
+        train, held_out = train.skip(number), train.take(number)
     elif is_table(train):
         train, held_out = _held_out_of_table(train, train_split, held_out_fraction, image, files, fixed)
-    elif fixed:
-        train, held_out = train.skip(held_out_rows), train.take(held_out_rows)
     else:
         train, held_out = _held_out_of_stream(train, held_out_fraction, held_out_rows, image, files)
     for name, rows in ((train_split, train), (held_out_split or "held-out", held_out)):
         if is_table(rows) and len(rows) == 0:
             raise ConfigurationError(f"Split {name!r} is empty.")
+    if streaming and is_table(train):
+        train = train.to_iterable_dataset(min(_SHARDS, len(train)))
     return train, held_out
 
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+from datasets.distributed import split_dataset_by_node
 from PIL import Image as PILImage
 
 from ldmprobe import ConfigurationError, ImageColumn, ImageData, LatentCodec, Unconditional
+from ldmprobe.data.builtin import shapes
 from ldmprobe.data.latent_writer import write_cache
 from tests.helpers import refused, row_reader, tiny_unet
 
@@ -103,6 +105,16 @@ def test_held_out_images_are_never_trained_on():
     assert not trained & held_out
     assert _keys(data.reference_batches(99)) == trained
     assert _keys(data.reference_batches(99, held_out=True)) == held_out
+
+
+@pytest.mark.parametrize("options", [{}, {"held_out_split": "train"}], ids=str)
+def test_the_ranks_of_a_built_in_stream_share_its_training_rows_and_no_others(options):
+    data = _shapes(streaming=True, held_out_rows=5, **options)
+    trained = [row["image"]["bytes"] for rank in range(4) for row in split_dataset_by_node(data.rows["train"], rank, 4)]
+    held_out = [row["image"]["bytes"] for row in data.rows["held_out"]]
+    everything = [row["image"]["bytes"] for row in ImageColumn().undecoded(shapes(**SHAPES))]
+    assert sorted(trained) == sorted(everything if options else everything[5:])
+    assert held_out == (everything if options else everything[:5])
 
 
 def test_held_out_images_are_not_augmented():
@@ -212,8 +224,6 @@ def test_a_class_label_feature_names_the_classes(tmp_path):
 
 
 def test_the_rows_of_batches_are_rows_of_the_dataset():
-    from ldmprobe.data.builtin import shapes
-
     table = shapes(**SHAPES)
     for batch in [*_take(_shapes().train_dataloader(), 3), *_take(_shapes().val_dataloader(), 1)]:
         for image, row in zip(batch["image"], batch["index"].tolist(), strict=True):
