@@ -165,12 +165,33 @@ def test_a_frozen_encoders_null_is_encoded_once_and_again_for_other_weights():
     assert not torch.allclose(conditioning.null(2, CPU)["encoder_hidden_states"], first)
 
 
+def test_captions_of_letters_that_the_tokenizer_does_not_know_are_refused():
+    conditioning = TextConditioning(small(), trained=True)
+    with refused("2 of the 3 captions .* such as 'красный', 'синий'.*a to z and digits"):
+        conditioning.prepare(
+            conditional_unet(), data(checked=["красный круг", "синий кубик", "a red star"]), LatentCodec()
+        )
+
+
+def test_a_few_words_that_the_tokenizer_does_not_know_are_told_with_their_captions_number():
+    captions = ["a star (7)!", "a café 🐶", "Blue"]
+    assert small().unknown(captions) == [[], ["café", "🐶"], []]
+    with pytest.warns(UserWarning, match="1 of the 3 captions .* such as 'café'"):
+        TextConditioning(small()).prepare(conditional_unet(), data(checked=captions), LatentCodec())
+
+
+def test_what_one_of_several_tokenizers_knows_is_known():
+    encoder = TextEncoder(tiny("StableDiffusion3Pipeline"))
+    assert encoder.unknown(["a red zebra", "красный"]) == [[], ["красный"]]  # zebras are unknown to T5's alone
+    assert TextEncoder(tiny("PixArtAlphaPipeline")).unknown(["a red zebra"]) == [["zebra"]]
+
+
 @pytest.mark.parametrize("name", WITH_TEXT)
 def test_what_a_text_encoder_does_not_see_is_told_once_and_not_for_every_batch(name, caplog):
     pipeline = tiny(name)
     conditioning = TextConditioning(TextEncoder(pipeline))
     network = getattr(pipeline, conditioning.encoder.family.network)
-    captions = ["a red cat", "", *[" ".join(["very"] * 400)] * 3]
+    captions = ["a red star", "", *[" ".join(["red"] * 400)] * 3]
     of_t5 = {"PixArtAlpha": 120, "PixArtSigma": 300, "AuraFlow": 256, "StableDiffusion3": 256}
     expected = {of_t5.get(name.split("Pipeline")[0], 0), *([12] if "Stable" in name else [])} - {0}
     with pytest.warns(UserWarning, match="captions that were checked are cut at") as told:

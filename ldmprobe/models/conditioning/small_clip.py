@@ -13,7 +13,7 @@ _START, _END, _WORD_END = "<|startoftext|>", "<|endoftext|>", "</w>"  # CLIP's
 
 class SmallCLIP(TextEncoder):
     """A small CLIP text model with random weights (Radford et al., 2021, arXiv:2103.00020), to be trained with the
-    denoiser; and a tokenizer that knows `words` as one token each, other words by their letters.
+    denoiser; and a tokenizer that knows `words` as one token each, other words by their letters, a to z, and digits.
 
     Args:
         words: words of the letters a to z, separated by spaces; in lower case, as the tokenizer makes captions.

@@ -20,6 +20,8 @@ from ldmprobe.models.denoiser import Condition
 from ldmprobe.models.families import FAMILIES, has_lora_format
 from ldmprobe.types import Batch, Component, PlainValues
 
+_MANY = 0.5  # share of captions with unknown words, above which text tells next to nothing
+
 
 class TextConditioning(Conditioning):
     """Captions: batches need `caption`, a list of strings, or `condition`, what the encoder made of them beforehand.
@@ -35,7 +37,8 @@ class TextConditioning(Conditioning):
             of shape (1, …).
 
     Raises:
-        ConfigurationError: dropout outside [0, 1), or no prompts.
+        ConfigurationError: dropout outside [0, 1), or no prompts; or, before training, most captions have words that
+            the tokenizer does not know.
     """
 
     columns = ("caption",)
@@ -119,6 +122,7 @@ class TextConditioning(Conditioning):
         super().prepare(network, data, codec)
         height, width = data.image_shape[1:]
         self.encoder.set_image_size(network, height, width)
+        self._check_known(data.checked_captions)
         for (longest, cut), tokenizers in self.encoder.truncated(data.checked_captions).items():
             if cut:
                 warnings.warn(
@@ -127,6 +131,25 @@ class TextConditioning(Conditioning):
                     "first.",
                     stacklevel=2,
                 )
+
+    def _check_known(self, captions: list[str]) -> None:
+        """Tell of captions with words that the tokenizer does not know.
+
+        Raises:
+            ConfigurationError: most captions have them.
+        """
+        unknown = [words for words in self.encoder.unknown(captions) if words]
+        if not unknown:
+            return
+        examples = ", ".join(map(repr, dict.fromkeys(words[0][:100] for words in unknown[:5])))
+        told = (
+            f"{len(unknown)} of the {len(captions)} captions that were checked have words that the tokenizer does not "
+            f"know, such as {examples}: to the text encoder, unknown letters are all the same. Spell them in letters "
+            "that it knows (SmallCLIP: a to z and digits), or take an encoder of their language."
+        )
+        if len(unknown) > _MANY * len(captions):
+            raise ConfigurationError(told)
+        warnings.warn(told, stacklevel=3)
 
     def assumed(self, data: ConditioningData) -> PlainValues:
         if "caption" in data.batch_names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -220,6 +221,18 @@ class TextEncoder(nn.Module):
             found.setdefault((longest, sum(len(each) > longest for each in tokens)), []).append(name)
         return found
 
+    def unknown(self, captions: list[str]) -> list[list[str]]:
+        """Return the words of each caption, without punctuation, that no tokenizer knows: of what it does not know of
+        them, it makes one token, whatever that is.
+        """
+        words = [_words(caption) for caption in captions]
+        unknown = {word for each in words for word in each}
+        for tokenizer in self.tokenizers.values():
+            asked = sorted(unknown)
+            tokens = tokenizer(asked, add_special_tokens=False, verbose=False).input_ids if asked else []
+            unknown = {word for word, ids in zip(asked, tokens, strict=True) if tokenizer.unk_token_id in ids}
+        return [[word for word in each if word in unknown] for each in words]
+
     def _named(self, outputs: tuple[Any, ...], null: bool) -> Condition:
         if self.family.null_alternates:
             chosen = outputs[int(null) :: 2]
@@ -228,6 +241,10 @@ class TextEncoder(nn.Module):
             chosen = outputs[half:] if null else outputs[:half]
         named = {name: value for name, value in zip(self.family.text, chosen, strict=True) if name}
         return {name: value.float() if value.is_floating_point() else value for name, value in named.items()}
+
+
+def _words(caption: str) -> list[str]:
+    return "".join(" " if unicodedata.category(letter).startswith("P") else letter for letter in caption).split()
 
 
 def text_pipeline(cls: Component, parts: PlainValues) -> Component:
