@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins import HalfPrecision
 from PIL import Image
 from torch import nn
 
@@ -131,6 +132,19 @@ def test_boxes_are_tokens_and_fill_their_areas_and_no_boxes_are_the_null_conditi
 def test_without_areas_boxes_are_tokens_alone():
     conditioning = ready(ldmprobe.Layout(20, 8, max_boxes=3, filled=0))[0]
     assert list(conditioning.null(2, torch.device("cpu"))) == ["encoder_hidden_states"]
+
+
+@pytest.mark.parametrize(("precision", "most"), [("bf16-true", 257), ("16-true", 2049)])
+def test_more_classes_of_boxes_than_half_precision_tells_apart_are_refused(precision, most):
+    half = HalfPrecision(precision)
+    objects = [torch.tensor([[0.0, 0.0, 1.0, 1.0, most - 1], [0.0, 0.0, 1.0, 1.0, most - 2]])]
+    fitting = ready(ldmprobe.Layout(most, 8))[0]
+    batch = half.convert_input({"objects": objects})
+    observed = half.convert_input({"observed": fitting.observed({"objects": objects})})
+    for given in (batch, observed):
+        assert fitting.observed(given)["objects"][0, :2, 4].tolist() == [most - 1, most - 2]
+        with half.forward_context(), refused(f"num_classes {most + 1}.* beyond {most - 1}; set .* to bf16-mixed"):
+            ldmprobe.Layout(most + 1, 8).from_batch(given)
 
 
 @pytest.mark.parametrize("conditioning", [ldmprobe.Layout(20, 8), ldmprobe.SemanticMap(4)])

@@ -38,7 +38,8 @@ class Layout(ObservedConditioning):
 
     Raises:
         ConfigurationError: numbers below 1, or, before training, an image with too many boxes or another class, images
-            that all have none, or a network of another width.
+            that all have none, or a network of another width; or, in training, more classes than the numbers of batches
+            tell apart: 257 in `bf16-true`, 2,049 in `16-true`.
     """
 
     def __init__(
@@ -75,6 +76,7 @@ class Layout(ObservedConditioning):
 
     def condition(self, observed: Observed, ids: Tensor) -> Condition:
         objects = observed["objects"].to(self.classes.weight.device)
+        self._check_exact(objects.dtype)
         there = (objects[..., 4] != _NONE).to(objects.dtype)
         classes = self.classes(objects[..., 4].clamp(min=0).long())
         tokens = self.position_net(objects[..., :4], there, positive_embeddings=classes)
@@ -93,6 +95,7 @@ class Layout(ObservedConditioning):
             ConfigurationError: more than K boxes, or a class that there is not.
         """
         padded = torch.zeros(len(objects), self.max_boxes, 5)
+        self._check_exact(padded.dtype)
         padded[..., 4] = _NONE
         for i, boxes in enumerate(objects):
             each = torch.as_tensor(boxes, dtype=torch.float32).reshape(-1, 5)
@@ -108,6 +111,15 @@ class Layout(ObservedConditioning):
                 )
             padded[i, : len(each)] = each.to(padded)
         return padded
+
+    def _check_exact(self, dtype: torch.dtype) -> None:
+        """Raise ConfigurationError if numbers of this type are too coarse for the classes."""
+        exact = round(2 / torch.finfo(dtype).eps)
+        if self.num_classes - 1 > exact:
+            raise ConfigurationError(
+                f"Layout has num_classes {self.num_classes}, and batches are in {str(dtype).removeprefix('torch.')}, "
+                f"which rounds whole numbers beyond {exact}; set the trainer's `precision` to bf16-mixed or 32-true."
+            )
 
     def prepare(self, network: nn.Module, data: ConditioningData, codec: LatentCodec) -> None:
         super().prepare(network, data, codec)
