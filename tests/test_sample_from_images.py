@@ -209,5 +209,7 @@ def test_images_are_not_changed_by_what_the_rows_of_a_checkpoint_say(checkpoint,
     assert "The model is told SemanticMap of rows of data, of which --image says nothing; give --data, too" in told
     load_builtin("shapes", **BUILTIN).to_parquet("maps.parquet")
     few = ["--num-samples", "1", "--num-steps", "1", "--device", "cpu", "--out", f"{change[0][2:]}.png"]
-    Image.new("L", (SIZE, SIZE), 255).save("small.png")
+    half = Image.new("L", (SIZE, SIZE))
+    half.paste(255, (0, 0, SIZE // 2, SIZE))
+    half.save("small.png")
     assert main(["sample", checkpoint, "--image", "small.png", *change, "--data", "maps.parquet", *few]) == 0

@@ -1,8 +1,10 @@
 """Guidance by a measurement, beside the exact posterior of Gaussian images and a linear system that is solved whole."""
 
+import numpy as np
 import pytest
 import torch
 from jsonargparse import ArgumentParser
+from PIL import ExifTags, Image
 from torch import Tensor, nn
 
 import ldmprobe
@@ -146,11 +148,27 @@ def test_what_does_not_go_together_is_refused():
         (MeasurementGuidance(BlockMeans(2), y=torch.zeros(1, 1, 4, 4)), r"y of shape \(1, 1, 4, 4\); expected \(K, 1, 2, 2\)"),
         (MeasurementGuidance(KnownPixels.outside(torch.ones(1, 1, 8, 8))), "The hole is 8×8, and the model's images are 4×4"),
         (MeasurementGuidance(KnownPixels.outside(torch.zeros(1, 1, 4, 4))), "The hole is empty"),
+        (MeasurementGuidance(KnownPixels.outside(torch.ones(1, 1, 4, 4))), "The hole is all of the image"),
     ):  # fmt: skip
         with refused(told):
             Sampling(guidance=guidance).levels(model)
     with refused("hole missing.png cannot be read"):
         KnownPixels("missing.png")
+
+
+def test_a_hole_is_upright_and_not_transparent():
+    hole = np.zeros((4, 6), np.uint8)
+    hole[0, :2] = 255
+    turned = Image.Exif()
+    turned[ExifTags.Base.Orientation] = 6  # to be seen, it is turned by 90 degrees clockwise
+    Image.fromarray(hole).save("turned.png", exif=turned)
+    (seen,) = KnownPixels("turned.png").holes(torch.zeros(1, 3, 6, 4), [0])[:, 0]
+    assert seen.tolist() == (np.rot90(hole, -1) != 0).tolist()
+    for name, alpha in (("box", hole), ("opaque", np.full_like(hole, 255))):
+        Image.fromarray(np.dstack([hole, hole, hole, alpha])).save(f"{name}.png")
+    with refused("hole box.png is transparent in places.* black where the image is known, and white"):
+        KnownPixels("box.png")
+    assert KnownPixels("opaque.png").holes(torch.zeros(1, 3, 4, 6), [0])[0, 0].tolist() == (hole != 0).tolist()
 
 
 def test_a_probe_measures_held_out_images_as_a_configuration_says(tmp_path):

@@ -87,13 +87,13 @@ class KnownPixels(Operator):
     """The pixels outside a hole: inpainting. A measurement is an image with 0, gray, in the hole, which says nothing.
 
     Args:
-        hole: file of an image as large as the model's; what is not black is to be filled in. Default: a random hole for
-            each row, as ``Masked`` draws them.
+        hole: file of an image as large as the model's, without transparency; what is not black is to be filled in.
+            Default: a random hole for each row, as ``Masked`` draws them.
         families, share, seed: of random holes, as ``Masked``'s.
 
     Raises:
-        ConfigurationError: there is no such file, or settings of random holes are out of range; before sampling, a hole
-            of another size than the images, or of nothing.
+        ConfigurationError: there is no such file, it is transparent in places, or settings of random holes are out of
+            range; before sampling, a hole of another size than the images, or of nothing, or all.
     """
 
     name = "known pixels"
@@ -145,10 +145,12 @@ class KnownPixels(Operator):
                 f"The hole is {size[0]}×{size[1]}, and the model's images are {image_shape[1]}×{image_shape[2]}; give "
                 "one of their size."
             )
-        if not bool(self._given.flatten(1).any(1).all()):
+        empty, whole = not bool(self._given.flatten(1).any(1).all()), bool(self._given.all())
+        if empty or whole:
+            what = "empty: nothing is to be filled in" if empty else "all of the image: nothing of it is known"
             raise ConfigurationError(
-                "The hole is empty: nothing is to be filled in. Give one that is black where the image is known, and "
-                "another color where it is to be filled in."
+                f"The hole is {what}. Give one that is black where the image is known, and another color where it is "
+                "to be filled in."
             )
 
     def restricted(self, u: Tensor, rows: Sequence[int]) -> Tensor:
@@ -170,10 +172,17 @@ class KnownPixels(Operator):
 
 
 def _read(path: Path) -> Tensor:
-    from PIL import Image
+    """Return the hole that an image file shows when it is upright, (1, 1, H, W)."""
+    from PIL import Image, ImageOps
 
     try:
-        pixels = np.asarray(Image.open(path).convert("L"))
+        with Image.open(path) as stored:
+            picture = ImageOps.exif_transpose(stored)
     except OSError as error:
         raise ConfigurationError(f"The hole {path} cannot be read ({error}); give an image file.") from error
-    return torch.from_numpy((pixels != 0).astype(np.uint8))[None, None]
+    if picture.has_transparency_data and np.asarray(picture.convert("RGBA").getchannel("A")).min() < 255:
+        raise ConfigurationError(
+            f"The hole {path} is transparent in places, which does not say whether these are to be filled in; give an "
+            "image without transparency that is black where the image is known, and white where it is to be filled in."
+        )
+    return torch.from_numpy((np.asarray(picture.convert("L")) != 0).astype(np.uint8))[None, None]
