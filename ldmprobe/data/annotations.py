@@ -21,7 +21,7 @@ from ldmprobe.types import PlainValues, Rows
 @dataclass(frozen=True)
 class MaskColumn(Column):
     """Masks and maps: the number of the class or object at each pixel of the image, as whole numbers (H, W). They are
-    scaled without mixing numbers, and palettes are read as numbers.
+    scaled without mixing numbers, and palettes are read as numbers. JPEG, which changes numbers, is refused.
     """
 
     column: str = "mask"
@@ -37,6 +37,11 @@ class MaskColumn(Column):
     def read(self, value: Any, reading: Reading) -> Tensor:
         mask = opened(value, reading.files, [])
         if not isinstance(mask, np.ndarray):
+            if mask.format == "JPEG":
+                raise ValueError(
+                    "it is a JPEG, which has other numbers around each edge than were drawn; write masks as PNG, and "
+                    "where there were but black and white, what is above 127 as white"
+                )
             if mask.mode not in ("1", "L", "P", "I", "I;16"):
                 raise ValueError(f"a mask holds one number for each pixel, this picture of mode {mask.mode} several")
             mask = np.asarray(mask)

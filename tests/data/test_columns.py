@@ -1,6 +1,7 @@
 """Columns of masks, boxes and further images follow the image through reading, cropping, mirroring, hashing and
 caching."""
 
+import io
 import json
 from dataclasses import dataclass
 from itertools import islice
@@ -164,6 +165,21 @@ def test_what_does_not_lie_on_the_image_is_refused_with_its_row(column, value, m
     reader = ldmprobe.data.rows.RowReader(others=(column,))
     with refused(message):
         reader.read(one_row(**{column.name: value}), 3)
+
+
+def test_a_mask_of_a_lossy_file_is_refused_and_that_of_a_lossless_one_is_as_it_was():
+    reader = ldmprobe.data.rows.RowReader(others=(MaskColumn(),))
+    drawn = np.zeros((24, 24), np.uint8)
+    drawn[5:13, 3:20] = 255
+    stored = {}
+    for kind in ("JPEG", "PNG"):
+        file = io.BytesIO()
+        PILImage.fromarray(drawn).save(file, kind)
+        stored[kind] = {"image": PILImage.new("RGB", (24, 24)), "mask": {"bytes": file.getvalue(), "path": None}}
+    assert (np.asarray(PILImage.open(io.BytesIO(stored["JPEG"]["mask"]["bytes"]))) != 0).sum() > (drawn != 0).sum()
+    assert reader.read(stored["PNG"], 3)["mask"].tolist() == drawn.tolist()
+    with refused("Row 3, column 'mask': the mask cannot be read .it is a JPEG.* write masks as PNG"):
+        reader.read(stored["JPEG"], 3)
 
 
 def test_an_image_without_boxes_has_none_and_palettes_are_numbers():

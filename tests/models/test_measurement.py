@@ -156,7 +156,7 @@ def test_what_does_not_go_together_is_refused():
         KnownPixels("missing.png")
 
 
-def test_a_hole_is_upright_and_not_transparent():
+def test_a_hole_is_upright_and_neither_transparent_nor_a_jpeg():
     hole = np.zeros((4, 6), np.uint8)
     hole[0, :2] = 255
     turned = Image.Exif()
@@ -168,6 +168,9 @@ def test_a_hole_is_upright_and_not_transparent():
         Image.fromarray(np.dstack([hole, hole, hole, alpha])).save(f"{name}.png")
     with refused("hole box.png is transparent in places.* black where the image is known, and white"):
         KnownPixels("box.png")
+    Image.fromarray(hole).save("specks.jpg")
+    with refused("hole specks.jpg is a JPEG.* give a PNG, in which what is above 127 is white"):
+        KnownPixels("specks.jpg")
     assert KnownPixels("opaque.png").holes(torch.zeros(1, 3, 4, 6), [0])[0, 0].tolist() == (hole != 0).tolist()
 
 

@@ -87,13 +87,13 @@ class KnownPixels(Operator):
     """The pixels outside a hole: inpainting. A measurement is an image with 0, gray, in the hole, which says nothing.
 
     Args:
-        hole: file of an image as large as the model's, without transparency; what is not black is to be filled in.
-            Default: a random hole for each row, as ``Masked`` draws them.
+        hole: file of an image as large as the model's, without transparency and no JPEG; what is not black is to be
+            filled in. Default: a random hole for each row, as ``Masked`` draws them.
         families, share, seed: of random holes, as ``Masked``'s.
 
     Raises:
-        ConfigurationError: there is no such file, it is transparent in places, or settings of random holes are out of
-            range; before sampling, a hole of another size than the images, or of nothing, or all.
+        ConfigurationError: there is no such file, it is a JPEG or transparent in places, or settings of random holes
+            are out of range; before sampling, a hole of another size than the images, or of nothing, or all.
     """
 
     name = "known pixels"
@@ -180,6 +180,11 @@ def _read(path: Path) -> Tensor:
             picture = ImageOps.exif_transpose(stored)
     except OSError as error:
         raise ConfigurationError(f"The hole {path} cannot be read ({error}); give an image file.") from error
+    if stored.format == "JPEG":
+        raise ConfigurationError(
+            f"The hole {path} is a JPEG, which is not quite black around edges, where specks would be filled in, too; "
+            "give a PNG, in which what is above 127 is white, and all else black."
+        )
     if picture.has_transparency_data and np.asarray(picture.convert("RGBA").getchannel("A")).min() < 255:
         raise ConfigurationError(
             f"The hole {path} is transparent in places, which does not say whether these are to be filled in; give an "
