@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from ldmprobe.data.columns import ImageColumn
+from ldmprobe.data.columns import CaptionColumn, ImageColumn
 from ldmprobe.data.pictures import AS_IS, FLATTENED, REDUCED
 from ldmprobe.data.rows import RowReader
 from ldmprobe.errors import ConfigurationError
@@ -91,7 +91,7 @@ class CheckedRows:
         images: those of each column of images.
         first_row, num_rows: the number of the first, and how many there are.
         shape: of the images, of which all have the same; None where there is no row.
-        captions: those of the rows, stripped.
+        captions: all of each row, stripped.
     """
 
     reader: RowReader
@@ -110,6 +110,7 @@ class CheckedRows:
             ConfigurationError: one cannot be read, or its image has another shape than the first; the row is named.
         """
         checked = cls(reader, kind, [CheckedImages(each) for each in reader.columns if isinstance(each, ImageColumn)])
+        caption = reader.column_called("caption")
         for i, row in enumerate(rows):
             notes: dict[str, list[str]] = {}
             sample = reader.read(row, i, notes=notes)
@@ -118,7 +119,8 @@ class CheckedRows:
                 checked.shape, checked.first_row = shape, sample["index"]
             checked.check_shape(shape, sample["index"], checked.shape)
             checked.num_rows += 1
-            checked.captions += [sample["caption"].strip()] if "caption" in sample else []
+            captions = row[caption.column] if isinstance(caption, CaptionColumn) else sample.get("caption", [])
+            checked.captions += [each.strip() for each in ([captions] if isinstance(captions, str) else captions)]
             for images in checked.images:
                 images.add(sample[images.column.name], notes.get(images.column.name, ()))
         return checked

@@ -244,9 +244,19 @@ def test_captions_that_say_nothing_are_an_error(captions, message, tmp_path):
 
 
 def _captioned(captions: list, folder) -> ImageData:
-    features = Features({"image": Image(), "text": Value("string")})
+    text = List(Value("string")) if isinstance(captions[0], list) else Value("string")
+    features = Features({"image": Image(), "text": text})
     Dataset.from_dict({"image": _gray(30), "text": captions}, features=features).to_parquet(folder / "rows.parquet")
     return ImageData(str(folder / "rows.parquet"), caption_column="text")
+
+
+def test_all_of_a_rows_captions_are_checked(tmp_path):
+    data = _captioned(10 * [["a red box", "it is on the left "]] + 20 * [["a blue box"]], tmp_path)
+    data.setup()
+    assert sorted(data.checked_captions) == ["a blue box"] * 20 + ["a red box"] * 10 + ["it is on the left"] * 10
+    data = ImageData(data.dataset, caption_column="text", random_flip=True)
+    with refused("10 of the 40 captions that were checked tell left from right, such as 'it is on the left'"):
+        data.setup()
 
 
 def test_captions_that_are_empty_here_and_there_are_counted(tmp_path):
