@@ -35,7 +35,7 @@ from ldmprobe.models.autoencoder import (
 )
 from ldmprobe.models.autoencoder_model import AutoencoderModel
 from ldmprobe.models.pixels import as_floats, decibels
-from ldmprobe.models.quantization import Quantization, VectorQuantization
+from ldmprobe.models.quantization import Quantization, VectorQuantization, has_own_codes
 from ldmprobe.training.adversarial import Adversarial
 from ldmprobe.training.batches import FirstBatch, check_names
 from ldmprobe.training.checkpoint.spec import autoencoder_spec, check_same_model, check_same_state
@@ -71,7 +71,8 @@ class Autoencoding(L.LightningModule):
 
     Args:
         autoencoder: a diffusers AutoencoderKL, VQModel, AutoencoderTiny or AutoencoderDC, or the folder or hub id of
-            one to start from.
+            one to start from. A VQModel's codes are gone on with, and started from the first batch's latents only where
+            they are those of a new one.
         reconstruction: "l1" or "mse".
         perceptual: such as PerceptualLoss; default: none.
         adversarial: a discriminator with its weight; default: none.
@@ -117,8 +118,6 @@ class Autoencoding(L.LightningModule):
         self.autoencoder = network.requires_grad_(True).train()
         self.kl_weight = _kl_weight(network, kl_weight)
         self.quantization = _quantization(network, quantization, train)
-        if self.quantization is not None and isinstance(autoencoder, str):
-            self.quantization.begun.fill_(True)  # its codes are the ones to go on with
         if train == "decoder":
             network.requires_grad_(False)
             for parameter in decoder_parameters(network):
@@ -326,5 +325,6 @@ def _quantization(network: Component, given: Quantization | None, train: str) ->
             )
         return None
     quantization = given or VectorQuantization()
+    quantization.begun.fill_(has_own_codes(network))  # the ones to go on with
     quantization.prepare(network)
     return quantization

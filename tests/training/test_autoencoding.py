@@ -218,8 +218,10 @@ def test_a_trained_decoder_leaves_latents_as_they_are():
 @pytest.mark.parametrize(
     "kind", [lambda: VectorQuantization(revive_below=0), lambda: MovingAverageQuantization(revive_below=0, decay=1.0)]
 )
-def test_the_codes_of_a_folder_are_gone_on_with(kind, tmp_path):
-    network(VQModel, num_vq_embeddings=16).save_pretrained(tmp_path)
+def test_codes_that_were_trained_are_gone_on_with_wherever_they_come_from(kind, tmp_path):
+    trained = network(VQModel, num_vq_embeddings=16)
+    torch.nn.init.normal_(trained.quantize.embedding.weight)
+    trained.save_pretrained(tmp_path)
 
     def moved(first_stage):  # by a step that moves nothing
         still = {"adversarial": None, "optimizer": lambda groups: torch.optim.SGD(groups, lr=0.0)}
@@ -229,7 +231,8 @@ def test_the_codes_of_a_folder_are_gone_on_with(kind, tmp_path):
         return not torch.equal(model.autoencoder.quantize.embedding.weight, before)
 
     assert not moved(str(tmp_path))
-    assert moved(network(VQModel, num_vq_embeddings=16))
+    assert not moved(VQModel.from_pretrained(tmp_path))
+    assert moved(VQModel.from_config(trained.config))
 
 
 def test_convolutions_take_bf16_while_losses_stay_in_float32():

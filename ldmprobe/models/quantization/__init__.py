@@ -1,6 +1,13 @@
 """Quantizations: how the latents of a VQModel are snapped to codes while it is trained."""
 
-from ldmprobe.models.quantization.base import Gather, Quantization, Quantized, code_statistics, nearest_codes
+from ldmprobe.models.quantization.base import (
+    Gather,
+    Quantization,
+    Quantized,
+    code_statistics,
+    has_own_codes,
+    nearest_codes,
+)
 from ldmprobe.models.quantization.binary import BinarySphericalQuantization, LookupFreeQuantization
 from ldmprobe.models.quantization.codebook import MovingAverageQuantization, VectorQuantization
 from ldmprobe.models.quantization.scalar import FiniteScalarQuantization
@@ -15,5 +22,6 @@ __all__ = [
     "Quantized",
     "VectorQuantization",
     "code_statistics",
+    "has_own_codes",
     "nearest_codes",
 ]

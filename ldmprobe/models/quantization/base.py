@@ -98,6 +98,12 @@ def code_statistics(codes: Tensor, number: int) -> dict[str, Tensor]:
     return {"codes_used": (used > 0).float().mean(), "perplexity": torch.special.entr(used).sum().exp()}
 
 
+def has_own_codes(network: Component) -> bool:
+    """Return whether a VQModel's codes are others than diffusers draws for a new one, all of them in ±1/K."""
+    codes: Tensor = network.quantize.embedding.weight
+    return bool(codes.detach().abs().max() > 2 / len(codes))
+
+
 def fix_codes(network: Component, codes: Tensor, name: str) -> None:
     """Write ``codes`` (K, c), which training is not to move, into a VQModel.
 
