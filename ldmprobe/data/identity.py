@@ -138,6 +138,11 @@ class DataIdentity:
     train: KnownRows
     held_out: KnownRows
 
+    @property
+    def repeated(self) -> float:
+        """The share of held-out rows whose image is a training image, too."""
+        return float(self.train.has(self.held_out.images).mean())
+
     def summary(self) -> PlainValues:
         """Plain values, for checkpoints."""
         return {"train": self.train.summary(), "held_out": self.held_out.summary()}

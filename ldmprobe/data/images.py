@@ -49,6 +49,7 @@ from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.types import Batch, PlainValues, Rows, StateDict
 
 _TEST = "test"  # the split of that name, where it is neither trained on nor held out
+_FEW = 0.01  # share of held-out images that may be training images by accident
 
 
 class ImageData(L.LightningDataModule):
@@ -239,9 +240,16 @@ class ImageData(L.LightningDataModule):
 
     @cached_property
     def identity(self) -> DataIdentity:
-        """Return what tells these rows from others, known after `setup`."""
-        reader = self.reader
-        return DataIdentity(*(known_rows(self.rows[split], reader.columns, reader.files) for split in SPLITS))
+        """Return what tells these rows from others, known after `setup`. Of two splits that share images it is told."""
+        reader, held_out = self.reader, self.held_out_reader.split
+        found = DataIdentity(*(known_rows(self.rows[split], reader.columns, reader.files) for split in SPLITS))
+        if held_out != reader.split and found.repeated > _FEW:
+            rank_zero_warn(
+                f"{found.repeated:.0%} of the images of split {held_out!r}, which is held out, are in split "
+                f"{reader.split!r}, too, which is trained on: held-out numbers flatter the model. Name a split of "
+                "other images as the data's `held_out_split`."
+            )
+        return found
 
     def state_dict(self) -> StateDict:
         """Return what data a checkpoint is of."""

@@ -72,6 +72,27 @@ def sides(found: ImageData) -> tuple[set[int], set[int]]:
     return train, held_out
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_held_out_images_that_are_training_images_are_told_with_their_share(streaming, tmp_path):
+    for split, numbers in (("train", range(40)), ("test", range(30, 50)), ("other", range(40, 50))):
+        rows = [{"bytes": encoded(number), "path": None} for number in numbers]
+        Dataset.from_dict({"image": rows}, Features({"image": Image()})).to_parquet(tmp_path / f"{split}.parquet")
+    files = {split: str(tmp_path / f"{split}.parquet") for split in ("train", "test", "other")}
+
+    def shared(held_out: str | None) -> float:
+        kwargs = {"data_files": files}
+        found = ImageData("parquet", kwargs, held_out_split=held_out, image_folder=str(tmp_path), streaming=streaming)
+        found.setup()
+        return found.identity.repeated
+
+    with pytest.warns(UserWarning, match="50% of the images of split 'test', which is held out, are in split 'train'"):
+        assert shared(None) == 0.5
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert shared("other") == 0
+        assert shared("train") == 1  # as it is asked for
+
+
 FIRST = {f"m{number:03d}.png": number for number in range(60)}
 MORE = {f"{'az'[number % 2]}{number:03d}.png": number for number in range(60, 100)}
 RENAMED = {f"x{59 - number:03d}.png": number for number in range(60)}
@@ -238,7 +259,8 @@ def test_a_split_of_its_own_with_copies_of_training_rows_is_gone_on_with(tmp_pat
         table.to_parquet(tmp_path / "data" / f"{name}-00000-of-00001.parquet")
     found = ImageData(str(tmp_path))
     found.setup()
-    assert found.identity.changes(found.identity.summary()) == []
+    with pytest.warns(UserWarning, match="100% of the images of split 'test'"):
+        assert found.identity.changes(found.identity.summary()) == []
 
 
 def test_built_in_data_of_another_size_would_train_on_what_was_held_out_and_is_refused(capsys):
