@@ -95,8 +95,8 @@ class ExactResume(L.Callback):
             check_no_tuner(trainer)
         if isinstance(private.datamodule_of(trainer), ImageData) and ImageData.__qualname__ not in checkpoint:
             rank_zero_warn(
-                "The checkpoint does not say what data it was trained on: it is of an earlier version, which held out "
-                "other rows of data without a split of their own, so that held-out numbers would flatter it."
+                "The checkpoint does not say what data it was trained on, which was no ImageData: if it has seen rows "
+                "that are held out now, held-out numbers flatter it."
             )
         self._extra, self._schedules = checkpoint.get(_KEY, {}), checkpoint.get("lr_schedulers", [])
         callbacks = [callback for callback in trainer.checkpoint_callbacks if _saves_here(callback)]

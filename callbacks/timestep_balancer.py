@@ -21,12 +21,8 @@ from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.analyses import MarginalGap
 from ldmprobe.probing.denoising import probe_denoising
-from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import Ranks
-from ldmprobe.probing.sampling import Sampling
-from ldmprobe.probing.sampling_probe import probe_sampling
 from ldmprobe.types import PlainValues, StateDict
 
 _DRY = "A dry run: nothing was changed, and the dotted line is what the controller wanted."
@@ -170,27 +166,17 @@ class TimestepBalancer(ProbeCallback[DiffusionModel]):
             step=trainer.global_step,
             ranks=ranks,
         )
-        gap = self._gap(model, reference, found, ranks) if self.controller.needs_gap else None
-        measured = self._measured(found, gap)
-        record = self._decide(found, measured, self._sampler_of(pl_module))
+        record = self._decide(found, self._measured(found), self._sampler_of(pl_module))
         self.cost_seconds += seconds_spent(pl_module.device) - began
         record.scalars["balance_seconds"] = self.cost_seconds
         return record
 
-    def _measured(self, found: ProbeRecord, gap: np.ndarray | None) -> Measured:
+    def _measured(self, found: ProbeRecord) -> Measured:
         mse = found.curves["denoising_mse"]
         progress = np.zeros_like(mse.value)
         if self._state and found.step > self._state["step"]:
             progress = np.maximum(self._state["mse"] - mse.value, 0) / (found.step - self._state["step"])
-        return Measured(
-            mse.log_snr,
-            mse.value,
-            progress,
-            found.per_sample["denoising_errors"].value.std(1),
-            found.curves["denoising_mmse"].value,
-            np.maximum(found.curves["calibration_residual"].value * mse.value, 0),
-            gap,
-        )
+        return Measured(mse.log_snr, mse.value, progress, found.curves["denoising_mmse"].value)
 
     def _decide(self, found: ProbeRecord, measured: Measured, sampler: BalancedTimesteps | None) -> ProbeRecord:
         density, target, weight = (
@@ -233,19 +219,6 @@ class TimestepBalancer(ProbeCallback[DiffusionModel]):
                 "notes": {"balance_density": _DRY} if self.dry_run else {},
             },
         )
-
-    def _gap(self, model: DiffusionModel, reference: LatentStatistics, found: ProbeRecord, ranks: Ranks) -> np.ndarray:
-        """The sampling gap at the levels of the denoising probe, from a short sampling."""
-        record = probe_sampling(
-            model,
-            reference,
-            Sampling(self.num_draws, num_steps=20, batch_size=self.batch_size, seed=self.seed),
-            analyses=[MarginalGap()],
-            step=found.step,
-            ranks=ranks,
-        )
-        gap = record.curves["marginal_gap"]
-        return np.interp(found.curves["denoising_mse"].log_snr, gap.log_snr, gap.value)
 
     def state_dict(self) -> StateDict:
         state = {

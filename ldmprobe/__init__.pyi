@@ -1,12 +1,8 @@
 """The public names, one a line: what type checkers see, and what ``__init__.py`` imports on first use."""
 
 from ldmprobe.analysis.balancing import Controller as Controller
-from ldmprobe.analysis.balancing import ErrorSpread as ErrorSpread
 from ldmprobe.analysis.balancing import HeldOutProgress as HeldOutProgress
 from ldmprobe.analysis.balancing import Measured as Measured
-from ldmprobe.analysis.balancing import Recoverable as Recoverable
-from ldmprobe.analysis.balancing import SamplingGap as SamplingGap
-from ldmprobe.analysis.balancing import SkillToReference as SkillToReference
 from ldmprobe.analysis.rate_distortion import LinearAutoencoder as LinearAutoencoder
 from ldmprobe.analysis.rate_distortion import WaterFilling as WaterFilling
 from ldmprobe.analysis.rate_distortion import reverse_water_filling as reverse_water_filling

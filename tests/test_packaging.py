@@ -15,7 +15,6 @@ ROOT = Path(__file__).resolve().parent.parent
 _STUDIES_BY_SCRIPT = {
     "cifar10",
     "cifar10_recipe",
-    "controllers",
     "digits",
     "digits_recipe",
     "first_stage_cifar10",

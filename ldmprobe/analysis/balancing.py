@@ -36,29 +36,17 @@ class Measured:
         log_snr: λ.
         mse: held-out squared ε-error per dimension.
         progress: its fall per training step; at least 0.
-        spread: standard deviation of the error over draws.
         linear_mmse: the best linear denoiser's error.
-        recoverable: error that a linear correction of the predictions would remove; at least 0.
-        gap: divergence of the sampled latents from real ones, nats per dimension; None where it was not measured.
     """
 
     log_snr: np.ndarray
     mse: np.ndarray
     progress: np.ndarray
-    spread: np.ndarray
     linear_mmse: np.ndarray
-    recoverable: np.ndarray
-    gap: np.ndarray | None = None
 
 
 class Controller(ABC):
-    """Says where to train.
-
-    Attributes:
-        needs_gap: whether the sampling gap must be measured for it.
-    """
-
-    needs_gap = False
+    """Says where to train."""
 
     @abstractmethod
     def density(self, measured: Measured) -> np.ndarray:
@@ -86,41 +74,6 @@ class HeldOutProgress(Controller):
         for_bound = measured.progress**self.exponent
         for_samples = (expit(-measured.log_snr) * measured.progress) ** self.exponent
         return (1 - self.sample_share) * _shares(for_bound) + self.sample_share * _shares(for_samples)
-
-
-class SamplingGap(Controller):
-    """p ∝ how fast the sampled latents part from the real ones, d gap/dλ where it is positive."""
-
-    needs_gap = True
-
-    def density(self, measured: Measured) -> np.ndarray:
-        assert measured.gap is not None
-        slope: np.ndarray = np.gradient(measured.gap, measured.log_snr)
-        return slope.clip(min=0)
-
-
-class ErrorSpread(Controller):
-    """p ∝ the standard deviation of a level's held-out error, which importance sampling would draw by (as VDM++'s and
-    Nichol & Dhariwal's samplers do from training losses).
-    """
-
-    def density(self, measured: Measured) -> np.ndarray:
-        return measured.spread
-
-
-class SkillToReference(Controller):
-    """p ∝ MSE/MMSE of the best linear denoiser: towards the levels with the least skill."""
-
-    def density(self, measured: Measured) -> np.ndarray:
-        ratio: np.ndarray = measured.mse / measured.linear_mmse
-        return ratio
-
-
-class Recoverable(Controller):
-    """p ∝ the error that a linear correction would remove: towards the levels that are measurably miscalibrated."""
-
-    def density(self, measured: Measured) -> np.ndarray:
-        return measured.recoverable
 
 
 def bounded(density: np.ndarray, max_ratio: float) -> np.ndarray:

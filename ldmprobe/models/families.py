@@ -50,26 +50,6 @@ def dit_classes(pipeline: Component) -> int | None:
     return min(classes, max(pipeline.labels.values(), default=classes - 1) + 1)
 
 
-def no_picture(latent_channels: int) -> int:
-    """The network is told no picture beside latents."""
-    return 0
-
-
-def mask_and_masked_image(latent_channels: int) -> int:
-    """Return the channels of a mask and of the latents of what it leaves."""
-    return 1 + latent_channels
-
-
-def small_image(latent_channels: int) -> int:
-    """Return the channels of an RGB image that is not encoded."""
-    return 3
-
-
-def latents_of_source(latent_channels: int) -> int:
-    """Return the channels of the latents of another image."""
-    return latent_channels
-
-
 @dataclass(frozen=True)
 class PipelineSpec:
     """A pipeline class.
@@ -89,7 +69,8 @@ class PipelineSpec:
         square: whether the pipeline samples square latents only.
         sets: settings that the pipeline gives any scheduler in ``__init__``.
         as_trained: further arguments of a call that samples in the size that is asked for.
-        beside: channels of latents → channels of the picture that the network is told beside them.
+        beside: channels of the picture that the network is told beside latents: so many of its own (1 of a mask, 3 of a
+            small image), and so many for each channel of the latents (1 of another image's latents).
         text_of: the pipeline class that has the same text, and is told nothing else; "" where it is this one.
         fixed_scale: the scaling_factor that the pipeline gives any autoencoder in ``__init__``.
     """
@@ -106,7 +87,7 @@ class PipelineSpec:
     square: bool = False
     sets: tuple[tuple[str, object], ...] = ()
     as_trained: str = ""
-    beside: Callable[[int], int] = no_picture
+    beside: tuple[int, int] = (0, 0)
     text_of: str = ""
     fixed_scale: float | None = None
 
@@ -125,14 +106,14 @@ FAMILIES: dict[str, PipelineSpec] = {
     "StableDiffusionInpaintPipeline": PipelineSpec(
         text=("encoder_hidden_states",),
         sets=(("steps_offset", 1),),
-        beside=mask_and_masked_image,
+        beside=(1, 1),
         text_of="StableDiffusionPipeline",
     ),
     "StableDiffusionUpscalePipeline": PipelineSpec(
-        text=("encoder_hidden_states",), beside=small_image, text_of="StableDiffusionPipeline", fixed_scale=0.08333
+        text=("encoder_hidden_states",), beside=(3, 0), text_of="StableDiffusionPipeline", fixed_scale=0.08333
     ),
     "StableDiffusionInstructPix2PixPipeline": PipelineSpec(
-        text=("encoder_hidden_states",), beside=latents_of_source, text_of="StableDiffusionPipeline"
+        text=("encoder_hidden_states",), beside=(0, 1), text_of="StableDiffusionPipeline"
     ),
     "StableDiffusionXLPipeline": PipelineSpec(
         text=("encoder_hidden_states", "text_embeds"),

@@ -219,7 +219,8 @@ def _taken_apart(read: ReadPipeline, prompts: Sequence[str]) -> DiffusionModel:
     autoencoder, channels = read.frozen.get(family.autoencoder or ""), network.config.in_channels
     config = {} if autoencoder is None else autoencoder.meta_module.config
     encoded = config.get("vq_embed_dim") or config.get("latent_channels", channels)
-    if beside := family.beside(encoded):
+    own, each = family.beside
+    if beside := own + each * encoded:
         if encoded + beside != channels:
             raise ConfigurationError(
                 f"The {family.network} takes {channels} channels, and that of a {type(pipeline).__name__} takes "

@@ -36,11 +36,10 @@ class LatentStatistics:
         cloud: shape (M, 2), up to 512 real latents projected on ``pca``.
         num_latents: how many it was fitted on.
         codec: fingerprint of the codec that made them, if known.
-        magnitudes: evenly spaced quantiles of their entries' magnitudes; empty in a reference that was kept before
-            there were any.
+        magnitudes: evenly spaced quantiles of their entries' magnitudes; empty of moments that are known.
         data: summary of the rows whose latents these are, where they are known (``KnownRows.summary``).
-        latents: shape (K, C, H, W), the first of them, as many as have 2²⁴ entries; what ideals are made of. Empty in a
-            reference that was kept before there were any.
+        latents: shape (K, C, H, W), the first of them, as many as have 2²⁴ entries; what ideals are made of. Empty of
+            moments that are known.
         ideals: what was fitted for perfect denoisers of these latents, and their curves, kept from probe to probe; not
             on disk.
         ideal_errors: what ideals left of a denoising probe's draws, and the share of its latents that are among these,
@@ -135,9 +134,8 @@ class LatentStatistics:
             pca = PCABasis(
                 tensors["pca_mean"], tensors["pca_components"], tensors["pca_variance"], header["total_variance"]
             )
-            magnitudes, latents = (tensors.get(name, torch.empty(0)) for name in ("magnitudes", "latents"))
-            data = header.get("data", {})
-            return cls(basis, pca, tensors["cloud"], header["num_latents"], header["codec"], magnitudes, data, latents)
+            own = {name: tensors[name] for name in ("cloud", "magnitudes", "latents")}
+            return cls(basis, pca, **own, **{name: header[name] for name in ("num_latents", "codec", "data")})
 
 
 def magnitude_quantiles(latents: Tensor) -> Tensor:

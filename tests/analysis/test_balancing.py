@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ldmprobe import Controller, ErrorSpread, HeldOutProgress, Measured, Recoverable, SamplingGap, SkillToReference
+from ldmprobe import Controller, HeldOutProgress, Measured
 from ldmprobe.analysis.balancing import bounded, moved
 from tests.helpers import refused
 
@@ -11,7 +11,7 @@ LOG_SNR = np.array([-4.0, -2.0, 0.0, 2.0, 4.0])
 
 
 def measured(**known: np.ndarray) -> Measured:
-    names = ("mse", "progress", "spread", "linear_mmse", "recoverable")
+    names = ("mse", "progress", "linear_mmse")
     return Measured(LOG_SNR, **{name: np.ones(5) for name in names} | known)
 
 
@@ -45,16 +45,6 @@ def test_one_share_is_for_the_bound_and_one_for_the_samples():
 
 def test_without_progress_there_is_no_opinion():
     assert not HeldOutProgress().density(measured(progress=np.zeros(5))).any()
-
-
-def test_the_others_follow_what_they_are_named_after():
-    some = np.array([1.0, 2.0, 4.0, 2.0, 1.0])
-    np.testing.assert_array_equal(ErrorSpread().density(measured(spread=some)), some)
-    np.testing.assert_array_equal(SkillToReference().density(measured(mse=some, linear_mmse=2 * np.ones(5))), some / 2)
-    np.testing.assert_array_equal(Recoverable().density(measured(recoverable=some)), some)
-    # A gap that grows from −2 to 0 and then shrinks.
-    gap = np.array([0.0, 0.0, 1.0, 0.5, 0.0])
-    np.testing.assert_allclose(SamplingGap().density(measured(gap=gap)), [0.0, 0.25, 0.125, 0.0, 0.0])
 
 
 def test_bounds():

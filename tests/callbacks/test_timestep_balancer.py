@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from ldmprobe import BalancedTimesteps, Controller, RecordStore, SamplingGap, UniformTimesteps
+from ldmprobe import BalancedTimesteps, Controller, RecordStore, UniformTimesteps
 from ldmprobe.callbacks import TimestepBalancer
 from tests.helpers import refused
 from tests.training.test_latent_diffusion import digits, module, trainer
@@ -133,11 +133,6 @@ def test_a_run_that_was_broken_off_goes_on_alike(tmp_path, broken_off):
     for name in ("balance_progress", "balance_target", "balance_density"):
         values = [RecordStore(tmp_path / of).read("balance")[-1].curves[name].value for of in ("whole", "parts")]
         np.testing.assert_array_equal(*values)
-
-
-def test_the_sampling_gap_can_be_followed(tmp_path):
-    model, _ = run(tmp_path, balancer(SamplingGap()), steps=2)
-    assert not torch.equal(drawn(model), UniformTimesteps().probabilities(model.schedule))
 
 
 def test_a_model_that_cannot_be_steered_is_an_error_before_training(tmp_path):

@@ -244,7 +244,7 @@ def test_a_model_is_not_judged_in_silence_on_rows_that_it_was_trained_on(tmp_pat
         real_latents(model, str(tmp_path / "pictures"))
 
 
-def test_a_checkpoint_from_before_says_so(tmp_path):
+def test_a_checkpoint_of_a_run_on_other_loaders_is_gone_on_with_and_told(tmp_path):
     assert run(tmp_path / "pictures", FIRST) == 0
     path = Path("runs/one/checkpoints/last.ckpt")
     torch.save({k: v for k, v in torch.load(path, weights_only=True).items() if k != "ImageData"}, path)
