@@ -134,8 +134,8 @@ class LatentStatistics:
             pca = PCABasis(
                 tensors["pca_mean"], tensors["pca_components"], tensors["pca_variance"], header["total_variance"]
             )
-            own = {name: tensors[name] for name in ("cloud", "magnitudes", "latents")}
-            return cls(basis, pca, **own, **{name: header[name] for name in ("num_latents", "codec", "data")})
+            told = header["num_latents"], header["codec"], tensors["magnitudes"], header["data"], tensors["latents"]
+            return cls(basis, pca, tensors["cloud"], *told)
 
 
 def magnitude_quantiles(latents: Tensor) -> Tensor:
