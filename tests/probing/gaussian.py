@@ -144,10 +144,10 @@ def assert_same_record(found: ProbeRecord, expected: ProbeRecord, **tolerance: f
 def numbers_of(record: ProbeRecord) -> dict[str, np.ndarray]:
     """Every number of a record, by a name that says where it was."""
     numbers = {name: np.array(value) for name, value in record.scalars.items()}
-    for name, curve in record.curves.items():
-        for part in ("timestep", "log_snr", "value", "lower", "upper"):
-            if getattr(curve, part) is not None:
-                numbers[f"{name}.{part}"] = np.asarray(getattr(curve, part))
+    for name, each in {**record.curves, **record.per_sample}.items():
+        for part, value in vars(each).items():
+            if value is not None:
+                numbers[f"{name}.{part}"] = np.asarray(value)
     for name, scatters in record.scatters.items():
         for k, scatter in enumerate(scatters):
             numbers[f"{name}.{k}.level"] = np.array([scatter.timestep, scatter.log_snr])

@@ -14,7 +14,6 @@ from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.prediction import KINDS
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.io.record import ProbeRecord
-from ldmprobe.io.record_table import from_table, to_table
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, Unconditional
 from ldmprobe.models.diffusion_model import DiffusionModel
@@ -301,15 +300,6 @@ def test_per_sample_errors_are_those_of_each_draw(perfect: ProbeRecord):
         expected = (epsilon - noise).pow(2).flatten(1).mean(1)
         np.testing.assert_allclose(each.value[k], expected.numpy(), rtol=1e-5)
     np.testing.assert_allclose(each.value.mean(1), perfect.curves["denoising_mse"].value, rtol=1e-12)
-
-
-def test_per_sample_errors_survive_the_table(perfect: ProbeRecord):
-    again = from_table(to_table(perfect))
-    assert_same_record(again, perfect)
-    assert list(again.per_sample) == ["denoising_errors"]
-    for name in ("value", "timestep", "log_snr"):
-        found, expected = (getattr(record.per_sample["denoising_errors"], name) for record in (again, perfect))
-        np.testing.assert_array_equal(found, expected)
 
 
 def test_progress_is_the_paired_difference_of_two_records_in_nats():
