@@ -59,18 +59,6 @@ def without_reference(model: DiffusionModel) -> ProbeRecord:
     return probe_sampling(model, None, Sampling(64, 10))
 
 
-def test_step_kl_of_a_perfect_model_is_the_ideal_one_within_its_interval(record: ProbeRecord):
-    """The 95 % interval, from 32 groups, covers .90 to 1.00 (MEASUREMENT.md, section 2). Steps share their samples, so
-    they miss together: of 50, at least 80 % must cover, and none may miss by more than another half-width."""
-    curve, ideal = record.curves["step_kl"], record.curves["step_kl_ideal"].value
-    half_width = (curve.upper - curve.lower) / 2
-    moving = ideal > 1e-12  # the last step of Stable Diffusion's grid may stand still
-    distance = np.abs(curve.value - ideal)[moving] / half_width[moving]
-    assert moving.sum() >= 49
-    assert (distance < 1).mean() >= 0.8
-    assert distance.max() < 2
-
-
 def test_step_kl_interval_is_narrow_enough_to_mean_something(record: ProbeRecord):
     curve, ideal = record.curves["step_kl"], record.curves["step_kl_ideal"].value
     assert np.median((curve.upper - curve.lower) / 2 / ideal) < 0.2

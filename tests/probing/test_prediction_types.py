@@ -1,4 +1,4 @@
-"""The same probes on a flow-matching and a v-prediction model that are perfect for the same Gaussian data."""
+"""The same probes on models of noise, velocity and flow that are perfect for the same Gaussian data."""
 
 from collections.abc import Callable
 
@@ -17,6 +17,7 @@ from tests.helpers import gaussian_model
 from tests.probing.gaussian import draw, exact_reference, flow_model, v_model
 
 MODELS: dict[str, Callable[[], DiffusionModel]] = {
+    "ε": gaussian_model,
     "flow": flow_model,
     "flow, shift 3": lambda: flow_model(3.0),
     "v": v_model,
@@ -87,7 +88,9 @@ def test_curves_of_a_flow_lie_over_the_nearest_training_timesteps():
 
 
 def test_skill_is_0_within_its_interval(denoising: ProbeRecord):
-    assert_covers(denoising.curves["denoising_skill"], 0.0, 12, limit=3 / 1.96)
+    skill = denoising.curves["denoising_skill"]
+    assert_covers(skill, 0.0, 12, limit=3 / 1.96)
+    assert (skill.upper - skill.lower).max() / 2 < 0.06
 
 
 def test_calibration_is_0_within_its_interval(denoising: ProbeRecord):
@@ -103,9 +106,13 @@ def test_levels_are_distinct_and_on_the_log_snr_grid(model: DiffusionModel):
     assert (t.diff() < 0).all()
     log_snr = model.schedule.log_snr
     assert log_snr[t].isfinite().all()
-    coarsest = log_snr[log_snr.isfinite()].diff().abs().max()
+    finite = log_snr[log_snr.isfinite()]
+    coarsest = float(finite.diff().abs().max())
     on_grid = log_snr[t] / LOG_SNR_SPACING
-    assert float((on_grid - on_grid.round()).abs().max()) * LOG_SNR_SPACING <= float(coarsest) / 2 + 1e-9
+    assert float((on_grid - on_grid.round()).abs().max()) * LOG_SNR_SPACING <= coarsest / 2 + 1e-9
+    assert coarsest > LOG_SNR_SPACING or (on_grid.round().diff() == 1).all()  # no level of the grid is passed over
+    assert float(log_snr[t[0]] - finite.min()) < 2 * LOG_SNR_SPACING
+    assert float(finite.max() - log_snr[t[-1]]) < 2 * LOG_SNR_SPACING
 
 
 def test_a_flow_network_is_told_t_times_sigma():

@@ -50,11 +50,6 @@ def in_band(curve: Curve) -> np.ndarray:
     return (curve.timestep >= 300) & (curve.timestep < 600)
 
 
-def distance(curve: Curve, truth: np.ndarray | float) -> np.ndarray:
-    """From the truth, in half-widths of the 95 % interval."""
-    return np.abs(curve.value - truth) / ((curve.upper - curve.lower) / 2)
-
-
 def by_hand(analysis: Analysis, pairs: Sequence[tuple[Tensor, Tensor]], x0: Sequence[Tensor] = ()) -> Findings:
     """What an analysis finds on latents before and after each step."""
     model, n = gaussian_model(), len(pairs[0][0])
@@ -66,14 +61,6 @@ def by_hand(analysis: Analysis, pairs: Sequence[tuple[Tensor, Tensor]], x0: Sequ
         clean = x0[k] if x0 else after
         analysis.update(SamplingStep(k, float(grid.timesteps[k]), before, after, clean, clean))
     return analysis.finish()
-
-
-def test_marginal_gap_of_a_perfect_model_is_the_ideal_one_within_its_interval(perfect: ProbeRecord):
-    """Steps share their samples, so they miss together: of 50, at least 80 % must cover, none may miss by another
-    half-width."""
-    found = distance(perfect.curves["marginal_gap"], perfect.curves["marginal_gap_ideal"].value)
-    assert (found < 1).mean() >= 0.8
-    assert found.max() < 2
 
 
 def test_ideal_marginal_gap_is_the_under_dispersion_of_long_steps(perfect: ProbeRecord):
@@ -110,11 +97,6 @@ def test_marginal_gap_rises_from_a_corrupted_band_on_and_not_before(perfect: Pro
 def test_marginal_gap_without_reference_is_an_error():
     with refused("MarginalGap needs real latents"):
         probe_sampling(gaussian_model(), None, Sampling(8, 2), analyses=[MarginalGap()])
-
-
-def test_one_step_error_of_a_perfect_model_of_gaussian_data_is_nothing(perfect: ProbeRecord):
-    # The perfect denoiser is the linear optimum, on the same latents and noise: what is left is float32 rounding.
-    np.testing.assert_allclose(perfect.curves["one_step_excess"].value, 0, atol=1e-6)
 
 
 def test_one_step_error_is_the_paired_excess_epsilon_error_times_what_a_step_makes_of_it(corrupted: ProbeRecord):
