@@ -263,13 +263,6 @@ def _module(name: str, folder: Path, monkeypatch) -> None:
     monkeypatch.delitem(sys.modules, name, raising=False)
 
 
-def test_a_class_path_that_can_only_do_harm(capsys):
-    """What else is one: tests/configuration/test_foreign_code.py."""
-    config = _config()
-    config["model"]["init_args"]["scheduler"] = {"class_path": "os.system", "init_args": {"command": "touch went_off"}}
-    _refused(capsys, "may not name os.system", code=_fit(config))
-
-
 def test_the_name_comes_first_in_a_process_of_its_own(tmp_path, monkeypatch):
     """The module prints too: its line comes second."""
     _module("loud", tmp_path, monkeypatch)

@@ -114,10 +114,6 @@ def test_probes_run_at_step_0_every_n_steps_and_at_the_end(tmp_path, accumulate)
     assert [record.step for record in store.read("objective")] == [0]  # it never changed
 
 
-def test_a_last_step_that_is_due_is_probed_once(run):
-    assert [record.step for record in RecordStore(run).read("ddim")] == [0, 2]
-
-
 def test_a_resumed_run_neither_loses_nor_doubles_records(tmp_path):
     whole = tmp_path / "whole"
     trainer(whole, max_steps=4, callbacks=[ddim(), denoising()]).fit(module(), digits())
@@ -334,18 +330,6 @@ def test_two_samplers_probes_keep_records_and_metrics_of_their_own(run):
     assert few[-1].scalars["sampler_gap"] > 0
     keys = {key for row in read_history(run) for key in row}
     assert {"probe_few_steps/network_gap", "probe_ddim/network_gap"} <= keys
-
-
-def test_a_module_that_cannot_be_probed_is_told_what_it_lacks(tmp_path):
-    class Plain(L.LightningModule):
-        def training_step(self, batch, batch_idx):
-            raise AssertionError("must not be reached")
-
-        def configure_optimizers(self):
-            return torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1)
-
-    with refused(r"Plain cannot be probed: give it a method `diffusion_model"):
-        trainer(tmp_path, callbacks=[DDIMProbe(2)]).fit(Plain(), digits())
 
 
 @pytest.mark.parametrize("trained", [True, False])

@@ -125,11 +125,6 @@ def test_the_spectrum_falls_with_frequency_down_to_its_floor():
     assert sorted(spectrum.ravel()) == pytest.approx(sorted(np.arange(1, 17) ** -2.0 + 0.05))
 
 
-def test_an_unknown_name_is_refused_with_the_known_ones():
-    with refused("no built-in dataset 'faces'; expected one of digits, gaussian, shapes"):
-        load_builtin("faces")
-
-
 def test_an_unknown_parameter_is_refused_by_name():
     with refused(r"builtin:shapes does not take these dataset_kwargs.*'color'"):
         load_builtin("shapes", color="red")

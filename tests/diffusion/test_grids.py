@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
-from ldmprobe.diffusion.grids import Grid, KarrasGrid, LogSNRGrid, ScheduleGrid, ShiftGrid
+from ldmprobe.diffusion.grids import Grid, KarrasGrid, LogSNRGrid, ShiftGrid
 from ldmprobe.diffusion.named import by_name
 from ldmprobe.diffusion.prediction import EpsilonPrediction
 from ldmprobe.diffusion.schedule import NoiseSchedule
@@ -116,8 +116,6 @@ def test_a_grid_that_enters_an_exploding_process_below_its_end_starts_from_less_
         (lambda: KarrasGrid(sigma_min=0.002, sigma_max=80.0), 10, r"reaches from log-SNR -5\.364 to 7\.069, and a level"),
         (KarrasGrid, 0, r"num_steps 0; expected at least 1"),
         (LogSNRGrid, 0, r"num_steps 0; expected at least 1"),
-        (ScheduleGrid, 1001, r"num_steps is 1001; expected 1 to 1000"),
-        (ScheduleGrid, -1, r"num_steps is -1; expected 1 to 1000"),
         (lambda: KarrasGrid(rho=0.0), 10, r"rho 0\.0; expected a finite number above 0"),
         (lambda: KarrasGrid(sigma_min=2.0, sigma_max=1.0), 10, r"sigma_min 2\.0 and sigma_max 1\.0"),
         (lambda: KarrasGrid(sigma_min=0.0), 10, r"sigma_min 0\.0 and sigma_max None"),

@@ -15,7 +15,7 @@ from ldmprobe.diffusion.prediction import KINDS
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.codec import LatentCodec
-from ldmprobe.models.conditioning import ClassConditioning, Unconditional
+from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import HeldOut, log_snr_grid, probe_denoising
 from ldmprobe.probing.denoising_record import levels_of
@@ -122,11 +122,6 @@ def test_held_out_joins_batches_with_their_conditions():
     held_out = HeldOut.encode(LatentCodec(scale=2.0), ClassConditioning(10), batches)
     torch.testing.assert_close(held_out.latents, 2 * images)
     assert held_out.condition["class_labels"].tolist() == list(range(10))
-
-
-def test_no_held_out_images_are_an_error():
-    with refused("no held-out images"):
-        HeldOut.encode(LatentCodec(), Unconditional(), [])
 
 
 @pytest.fixture(scope="module")
@@ -321,11 +316,6 @@ def test_a_single_held_out_image_is_an_error():
     perfect = gaussian_model()
     with refused("held-out image"):
         probe_denoising(perfect, HeldOut(draw(perfect, 1), {}), exact_reference(perfect), num_draws=64)
-
-
-def test_too_few_draws_are_an_error():
-    with refused("num_draws is 8; expected at least 32"):
-        probe(gaussian_model(), num_draws=8)
 
 
 def test_reference_of_other_latents_is_an_error():

@@ -121,11 +121,6 @@ def test_progress_counts_the_steps_and_may_stop_the_probe(model: DiffusionModel)
     assert model.network.training
 
 
-def test_too_few_samples_are_an_error(model: DiffusionModel):
-    with refused("num_samples is 7; expected at least 8"):
-        probe_sampling(model, sampling=Sampling(7))
-
-
 def test_reference_of_other_latents_is_an_error(model: DiffusionModel):
     other = LatentStatistics.fit(draw(gaussian_model((1, 4, 4)), 20))
     with refused(r"shape \(1, 4, 4\), the model's are \(2, 4, 4\)"):

@@ -97,15 +97,6 @@ def test_checkpoint_rebuilds_the_averaged_model(tmp_path):
         torch.testing.assert_close(loaded.predict(z, t, condition), model.diffusion_model().predict(z, t, condition))
 
 
-def test_checkpoint_of_another_model_is_refused_by_name(tmp_path):
-    fit = trainer(tmp_path, max_steps=1)
-    fit.fit(module(), digits())
-    fit.save_checkpoint(tmp_path / "model.ckpt")
-    other = module(scheduler=sd_scheduler(prediction_type="v_prediction"))
-    with refused(r"another model: its scheduler.prediction_type is epsilon, this configuration's is v_pred"):
-        trainer(tmp_path / "other", max_steps=2).fit(other, digits(), ckpt_path=str(tmp_path / "model.ckpt"))
-
-
 def test_gradient_of_a_weighted_loss_is_that_of_the_weights_times_raw_errors(tmp_path):
     model = module(weighting=MinSNR(), timesteps=StarvedBand(0, 500), normalize_weighting=False)
     data = digits()
