@@ -3,16 +3,14 @@
 import os
 import pickle
 import resource
-import signal
 from multiprocessing import get_context
 
-import lightning as L
 import pytest
 import torch
 import torch.distributed.checkpoint
 
-from ldmprobe.io.atomic import atomic_write, remove_partials
-from ldmprobe.training.checkpoint.newest import damage, newer_last, newest_intact
+from ldmprobe.io.atomic import partial_path
+from ldmprobe.training.checkpoint.newest import damage, newer_last, newest_intact, set_aside_later
 from ldmprobe.training.checkpoint.write import AtomicCheckpointIO
 from tests.helpers import refused
 
@@ -60,24 +58,6 @@ def test_a_full_disk_is_told_and_keeps_what_was_there(tmp_path, limit):
     assert child.exitcode == 7
     assert [found.name for found in tmp_path.iterdir()] == ["a.ckpt"]
     assert path.read_bytes() == before
-
-
-def _die_while_writing(path):
-    with atomic_write(path) as file:
-        file.write(b"half")
-        file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_what_a_killed_process_leaves_is_no_checkpoint_and_goes(tmp_path):
-    child = get_context("fork").Process(target=_die_while_writing, args=(tmp_path / "a.ckpt",))
-    child.start()
-    child.join(60)
-    (left,) = tmp_path.iterdir()
-    assert left.name.startswith(".a.ckpt")
-    assert newest_intact([tmp_path]) == (None, {})
-    remove_partials(tmp_path)
-    assert list(tmp_path.iterdir()) == []
 
 
 class _Evil:
@@ -131,7 +111,9 @@ def test_every_flipped_bit_of_the_weights_is_seen(tmp_path):
         assert "does not match its checksum" in damage(path) or "BadZipFile" in damage(path)
 
 
-def test_links_and_files_of_a_signal_handler_are_not_counted(tmp_path):
+def test_halves_links_and_files_of_a_signal_handler_are_not_counted(tmp_path):
+    partial_path(tmp_path / "1.ckpt").write_bytes(b"half")
+    assert newest_intact([tmp_path]) == (None, {})
     path = save(tmp_path / "1.ckpt", 1)
     (tmp_path / "last.ckpt").symlink_to(path)
     (tmp_path / "dangling.ckpt").symlink_to(tmp_path / "gone.ckpt")
@@ -149,27 +131,6 @@ def test_a_sharded_checkpoint_counts_when_its_parts_are_there(tmp_path):
     assert newest_intact([tmp_path])[0].path == sharded
 
 
-def test_lightning_saves_and_resumes_through_it(tmp_path):
-    from lightning.pytorch.demos.boring_classes import BoringModel
-
-    def trainer(max_steps):
-        settings = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "accelerator": "cpu"}
-        return L.Trainer(
-            default_root_dir=tmp_path,
-            max_steps=max_steps,
-            plugins=[AtomicCheckpointIO()],
-            limit_val_batches=0,
-            **settings,
-        )
-
-    first = trainer(2)
-    first.fit(BoringModel())
-    first.save_checkpoint(tmp_path / "two.ckpt")
-    again = trainer(3)
-    again.fit(BoringModel(), ckpt_path=tmp_path / "two.ckpt")
-    assert again.global_step == 3
-
-
 def test_a_last_checkpoint_with_a_newer_one_beside_it_is_noticed(tmp_path):
     last = save(tmp_path / "last.ckpt", 6)
     assert newer_last(last) is None
@@ -178,3 +139,30 @@ def test_a_last_checkpoint_with_a_newer_one_beside_it_is_noticed(tmp_path):
     assert newer_last(tmp_path / "last-v1.ckpt") is None
     save(last, 12)
     assert newer_last(last) is None
+
+
+def test_checkpoints_of_a_branch_that_was_left_are_not_the_last(tmp_path):
+    for step in (3, 6, 9):
+        save(tmp_path / f"step={step}.ckpt", step)
+    assert newest_intact([tmp_path])[0].path.name == "step=9.ckpt"
+    assert [path.name for path in set_aside_later([tmp_path], after=3)] == [
+        "step=6.ckpt.superseded",
+        "step=9.ckpt.superseded",
+    ]
+    assert newest_intact([tmp_path])[0].path.name == "step=3.ckpt"
+
+
+@pytest.mark.parametrize("checkpoints", ["checkpoints", "elsewhere/deep"])
+def test_checkpoints_of_a_run_in_a_sub_folder_are_not_its_own(tmp_path, checkpoints):
+    save(tmp_path / checkpoints / "step=3.ckpt", 3)
+    (tmp_path / "config.yaml").touch()
+    again = tmp_path / "again"
+    save(again / "checkpoints" / "step=9.ckpt", 9)
+    (again / "checkpoints" / "torn.ckpt").touch()
+    (again / "config.yaml").touch()
+    saved, torn = newest_intact([tmp_path])
+    assert (saved.global_step, torn) == (3, {})
+    assert set_aside_later([tmp_path], after=3) == []
+    assert newest_intact([again])[0].global_step == 9
+    (again / "config.yaml").unlink()
+    assert newest_intact([tmp_path])[0].global_step == 9  # a folder, not a run
