@@ -11,36 +11,12 @@ from torch import Tensor, nn
 
 import ldmprobe
 from ldmprobe import Sampling
-from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.probing.sampling import sample_trajectory
-from tests.helpers import GaussianDenoiser, sd_scheduler
-from tests.models.test_own_conditioning import SIZE, covariance, images
+from tests.helpers import sd_scheduler
+from tests.models.gaussian_images import EYE, SIZE, Exact, images
 
 NUM_SAMPLES = 1000
-EYE = torch.eye(SIZE**2, dtype=torch.float64)
-
-
-class Exact(GaussianDenoiser):
-    """The best denoiser of images whose measurement is read off the picture; it answers with ε.
-
-    Args:
-        measurement: A (M, D).
-        reading: (M, C'·D), y = reading · picture.
-    """
-
-    def __init__(self, measurement: Tensor, reading: Tensor) -> None:
-        super().__init__(torch.zeros(()), torch.ones(()), as_schedule(sd_scheduler()))
-        self.reading, sigma = reading, covariance()
-        self.gain = sigma @ measurement.T @ torch.linalg.pinv(measurement @ sigma @ measurement.T)
-        self.rest = sigma - self.gain @ measurement @ sigma
-
-    def forward(self, z_t, t, condition):
-        alpha, sigma = (float(level[0]) for level in self._between(t, z_t))
-        z, picture = z_t[:, 0].flatten(1).double(), z_t[:, 1:].flatten(1).double()
-        mean = picture @ self.reading.T @ self.gain.T
-        x0 = mean + (z - alpha * mean) @ (alpha * self.rest @ torch.linalg.inv(alpha**2 * self.rest + sigma**2 * EYE)).T
-        return ((z - alpha * x0) / sigma).view(len(z), 1, SIZE, SIZE).to(z_t)
 
 
 def of_masked(conditioning: ldmprobe.Masked) -> tuple[Tensor, Tensor]:

@@ -1,26 +1,19 @@
-"""A picture beside z_t: a conditioning written outside the package, on Gaussian images, whose conditional mean is
-known."""
+"""A picture beside z_t: a conditioning written outside the package, on Gaussian images."""
 
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
-from scipy.fft import idctn
 from torch import Tensor, nn
 
 import ldmprobe
-from ldmprobe import Conditioning, HeldOutRows, Sampling, load_model
+from ldmprobe import Conditioning, HeldOutRows, load_model
 from ldmprobe.callbacks import DDIMProbe, DenoisingProbe
-from ldmprobe.data.builtin import gaussian_spectrum
-from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.models.denoiser import as_denoiser, check_denoiser
-from ldmprobe.probing.probe import evaluating
-from ldmprobe.probing.sampling import sample_trajectory
 from tests.helpers import FLOAT32, refused, sd_scheduler, tiny_unet
+from tests.models.gaussian_images import SIZE, images
 from tests.training.test_latent_diffusion import trainer as quiet_trainer
 
-SIZE = 8
 KNOWN = torch.arange(SIZE) < SIZE // 2  # columns
 
 
@@ -56,65 +49,6 @@ class LeftHalf(Conditioning):
     @property
     def description(self):
         return {"rows": self.rows.description}
-
-
-def images(**options) -> ldmprobe.ImageData:
-    kwargs = {"num_images": 400, "channels": 1, "size": SIZE, "exponent": 2.0, "floor": 0.01}
-    return ldmprobe.ImageData("builtin:gaussian", kwargs, batch_size=32, **options)
-
-
-def covariance() -> Tensor:
-    basis = idctn(np.eye(SIZE**2).reshape(-1, SIZE, SIZE), axes=(1, 2), norm="ortho").reshape(SIZE**2, -1)
-    return torch.from_numpy(basis.T * gaussian_spectrum(SIZE, 2.0, 0.01).ravel() @ basis)
-
-
-def posterior() -> tuple[Tensor, Tensor, Tensor]:
-    """Which pixels are known, and mean K y and covariance of the others, for an image x ~ N(0, Σ) whose left half is
-    y."""
-    known = KNOWN.expand(SIZE, SIZE).flatten()
-    sigma = covariance()
-    gain = sigma[~known][:, known] @ torch.linalg.inv(sigma[known][:, known])
-    return known, gain, sigma[~known][:, ~known] - gain @ sigma[known][:, ~known]
-
-
-class ExactDenoiser(nn.Module):
-    """The best denoiser of images whose left half is in the second channel; it answers with ε."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
-        self.schedule = as_schedule(sd_scheduler())
-
-    def forward(self, z_t, t, condition):
-        assert z_t.shape[1] == 3
-        assert "concat" not in condition
-        known, gain, rest = posterior()
-        alpha, sigma = float(self.schedule.alpha[t[0]]), float(self.schedule.sigma[t[0]])
-        z, y = z_t[:, 0].flatten(1).double(), z_t[:, 1].flatten(1).double()[:, known]
-        mean = y @ gain.T
-        shrink = alpha * rest @ torch.linalg.inv(alpha**2 * rest + sigma**2 * torch.eye(len(rest), dtype=rest.dtype))
-        x0 = torch.empty_like(z)
-        x0[:, known], x0[:, ~known] = y, mean + (z[:, ~known] - alpha * mean) @ shrink.T
-        return ((z - alpha * x0) / sigma).view(len(z), 1, SIZE, SIZE).to(z_t)
-
-
-def test_samples_have_the_conditional_mean_that_is_known():
-    """Bias² ÷ posterior variance is some 1/N by chance; without the condition it is 2."""
-    data = images()
-    data.setup()
-    conditioning = LeftHalf(num_rows=1)
-    conditioning.prepare(nn.Identity(), data, ldmprobe.LatentCodec())
-    model = ldmprobe.DiffusionModel(ExactDenoiser(), sd_scheduler(), (1, SIZE, SIZE), conditioning=conditioning)
-    sampling = Sampling(num_samples=1000, num_steps=50)
-    with evaluating(model.modules):
-        *_, last = sample_trajectory(model, sampling, sampling.levels(model), torch.arange(1000))
-    known, gain, rest = posterior()
-    y = conditioning.rows.batch(torch.zeros(1, dtype=torch.long))["image"].flatten(1).double()[0, known]
-    x = last.x0.flatten(1).double()
-    torch.testing.assert_close(x[:, known], y.expand(1000, -1), rtol=0, atol=1e-4)
-    bias = ((x[:, ~known].mean(0) - gain @ y) ** 2).sum() / rest.trace()
-    assert bias < 0.005
-    assert (gain @ y).square().sum() / rest.trace() > 1
 
 
 def unet() -> nn.Module:

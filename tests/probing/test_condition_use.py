@@ -12,9 +12,8 @@ from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.tracking.report import report_html
 from tests.helpers import sd_scheduler
-from tests.models.test_own_conditioning import ExactDenoiser, LeftHalf, images
-
-SIZE = 8
+from tests.models.gaussian_images import EYE, SIZE, Exact, images
+from tests.models.test_own_conditioning import KNOWN, LeftHalf
 
 
 class Blind(nn.Module):
@@ -22,11 +21,11 @@ class Blind(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.exact = ExactDenoiser()
+        self.schedule = as_schedule(sd_scheduler())
         self.weight = nn.Parameter(torch.zeros(()))
 
     def forward(self, z_t, t, condition):
-        alpha, sigma = float(self.exact.schedule.alpha[t[0]]), float(self.exact.schedule.sigma[t[0]])
+        alpha, sigma = float(self.schedule.alpha[t[0]]), float(self.schedule.sigma[t[0]])
         return z_t[:, :1] * sigma / (alpha**2 * 0.05 + sigma**2)
 
 
@@ -45,7 +44,9 @@ def record(source: ldmprobe.ImageData, network: nn.Module) -> ldmprobe.ProbeReco
 
 
 def test_a_model_that_uses_its_condition_is_told_from_one_that_does_not(source):
-    used, ignored = record(source, ExactDenoiser()), record(source, Blind())
+    known = KNOWN.expand(SIZE, SIZE).flatten()
+    best = Exact(EYE[known], torch.cat([EYE, 0 * EYE], dim=1)[known])  # reads the left half off the picture
+    used, ignored = record(source, best), record(source, Blind())
     assert used.scalars["condition_use_z/LeftHalf"] > 5
     curve = used.curves["condition_use/LeftHalf"]
     assert curve.lower[:5].min() > 0.1  # in noise there is nothing but the condition
