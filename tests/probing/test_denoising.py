@@ -21,7 +21,7 @@ from ldmprobe.probing.denoising import HeldOut, log_snr_grid, probe_denoising
 from ldmprobe.probing.denoising_record import levels_of
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from tests.helpers import gaussian_model, refused
-from tests.probing.gaussian import ScaledBand, WithDropout, assert_same_record, draw, exact_reference
+from tests.probing.gaussian import ScaledBand, assert_same_record, draw, exact_reference
 
 NUM_LATENTS = 512
 SAME = {"rtol": 1e-5, "atol": 1e-6}
@@ -105,15 +105,6 @@ def test_prediction_type_does_not_matter(perfect: ProbeRecord, prediction_type: 
     model = gaussian_model(prediction_type=prediction_type)
     model.network = AsPrediction(model.network, model.schedule, prediction_type)
     assert_same_record(probe(model), perfect, **SAME)
-
-
-def test_probing_leaves_a_model_in_training_as_it_was(perfect: ProbeRecord):
-    model = gaussian_model()
-    model.network = WithDropout(model.network).train()
-    rng = torch.get_rng_state()
-    assert_same_record(probe(model), perfect)  # no dropout while probing
-    assert torch.equal(torch.get_rng_state(), rng)
-    assert all(module.training for module in model.network.modules())
 
 
 def test_held_out_joins_batches_with_their_conditions():

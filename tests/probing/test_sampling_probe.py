@@ -94,19 +94,6 @@ def test_guidance_extrapolates_from_the_null_condition():
     torch.testing.assert_close(strong.epsilon, free.epsilon + 3 * (plain.epsilon - free.epsilon), rtol=1e-4, atol=1e-5)
 
 
-def test_probing_leaves_a_model_in_training_as_it_was():
-    model = unet_model(dropout=0.5)
-    model.network.train()
-    before = {name: value.clone() for name, value in model.network.state_dict().items()}
-    rng = torch.get_rng_state()
-    first, second = (probe_sampling(model, None, Sampling(8, 3)) for _ in range(2))
-    assert_same_record(first, second)  # no dropout while probing
-    assert torch.equal(torch.get_rng_state(), rng)
-    assert all(module.training for module in model.network.modules())
-    assert all(torch.equal(value, before[name]) for name, value in model.network.state_dict().items())
-    assert all(parameter.grad is None for parameter in model.network.parameters())
-
-
 def test_progress_counts_the_steps_and_may_stop_the_probe(model: DiffusionModel):
     seen = []
     probe_sampling(model, None, Sampling(8, 4), progress=lambda done, total: seen.append((done, total)))
