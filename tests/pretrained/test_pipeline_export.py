@@ -63,7 +63,8 @@ def theirs(pipeline, model: DiffusionModel, guidance_scale: float) -> torch.Tens
         call = {"class_labels": [0, 1], "guidance_scale": guidance_scale}
     elif isinstance(model.conditioning, TextConditioning):
         height, width = (size * pipeline.vae_scale_factor for size in model.latent_shape[1:])
-        call = {"prompt": PROMPTS, "guidance_scale": guidance_scale, "height": height, "width": width}
+        call = {"prompt": model.conditioning.as_columns(torch.arange(2))["caption"], "height": height, "width": width}
+        call |= {"guidance_scale": guidance_scale}
         call |= {"use_resolution_binning": False} if "PixArt" in type(pipeline).__name__ else {}
     generator = torch.Generator().manual_seed(5)
     images = pipeline(**call, num_inference_steps=STEPS, generator=generator, output_type="np").images
