@@ -267,13 +267,6 @@ def test_an_adaptive_sampler_hears_the_losses_and_its_state_is_in_the_checkpoint
     torch.testing.assert_close(state["timesteps.sampler._extra_state"]["average"], sampler.average, rtol=0, atol=0)
 
 
-def test_normalizing_a_weighting_only_scales_it():
-    normalized, raw = (module(weighting=MinSNR(), normalize_weighting=on).objective for on in (True, False))
-    ratio = raw.weights() / normalized.weights()
-    torch.testing.assert_close(ratio, ratio[0].expand_as(ratio), rtol=1e-12, atol=0)
-    assert float((normalized.weights() * normalized.probabilities()).sum()) == pytest.approx(1, rel=1e-12)
-
-
 # --- noise, memory ---------------------------------------------------------------------------------------------------
 
 
