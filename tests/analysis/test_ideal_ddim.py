@@ -10,7 +10,7 @@ from ldmprobe.analysis.spectrum import gaussian_mmse
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.samplers import DDIM
 from ldmprobe.diffusion.schedule import SamplingGrid
-from tests.helpers import FLOAT64, GaussianDenoiser, gaussian_model, sd_scheduler
+from tests.helpers import FLOAT64, gaussian_model, sd_scheduler
 
 # diffusers keeps ᾱ in float32, so that its own steps are exact to some 1e-7 only
 FLOAT32_TABLE = {"rtol": 1e-6, "atol": 1e-6}
@@ -71,13 +71,6 @@ def test_more_steps_bring_the_path_to_the_data():
     assert errors[2] < 0.1
 
 
-def test_a_perfect_model_draws_a_curve_that_is_flat_early_and_steep_late():
-    variance = 1 / torch.arange(1, 1025, dtype=torch.float64) + 0.05
-    kl = ideal_of(torch.zeros(1024), variance, as_schedule(sd_scheduler()).native_grid(50)).step_kl().mean(1)
-    assert kl[48] / kl[0] > 1000
-    assert kl[-10:].mean() / kl[:10].mean() > 50
-
-
 @pytest.mark.parametrize("log_snr", [-6.0, 0.0, 5.0])
 @pytest.mark.parametrize("variance", [0.05, 1.0, 4.0])
 def test_gaussian_mmse_equals_the_posterior_variance_of_the_noise(variance: float, log_snr: float):
@@ -94,22 +87,6 @@ def test_gaussian_mmse_equals_the_posterior_variance_of_the_noise(variance: floa
     m0, m1, m2 = (integrate.quad(density, *limits, args=(power,))[0] for power in (0, 1, 2))
     found = gaussian_mmse(torch.tensor([variance], dtype=torch.float64), torch.tensor(log_snr, dtype=torch.float64))
     assert float(found) == pytest.approx(m2 / m0 - (m1 / m0) ** 2, rel=1e-6)
-
-
-def test_gaussian_mmse_is_what_the_exact_denoiser_reaches():
-    model = gaussian_model()
-    assert isinstance(model.network, GaussianDenoiser)
-    mean, variance = model.network.mean.detach(), model.network.variance.detach()
-    n, generator = 4000, torch.Generator().manual_seed(0)
-    z0 = mean + variance.sqrt() * torch.randn(n, *mean.shape, generator=generator, dtype=torch.float64)
-    epsilon = torch.randn(n, *mean.shape, generator=generator, dtype=torch.float64)
-    for timestep in (10, 300, 900):
-        t = torch.full((n,), timestep)
-        with torch.no_grad():
-            answer = model.network(model.schedule.add_noise(z0, epsilon, t), t, {})
-        errors = (answer - epsilon).pow(2).flatten(1).mean(1)
-        mmse = gaussian_mmse(variance.flatten(), model.schedule.log_snr[timestep])
-        assert abs(float(errors.mean() - mmse)) < 4 * float(errors.std()) / n**0.5  # about 1 % each
 
 
 def test_gaussian_mmse_averages_over_directions_and_keeps_the_shape_of_the_levels():

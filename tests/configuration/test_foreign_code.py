@@ -217,7 +217,13 @@ def test_what_libraries_have_to_offer_is_known(capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("text", ["a: [", "model: !!python/object/apply:os.system [touch went_off]", "\x00"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("a: [", "&", "\x00", "model: !!python/object/apply:os.system [touch went_off]"),
+        *(pytest.param("[" * 3000 + "]" * 3000, id="deep"), pytest.param("x: " + "1" * 5000, id="long")),
+    ],
+)
 def test_what_is_no_yaml_is_refused(text):
     with refused(r"The configuration cannot be read"):
         read(text)

@@ -122,20 +122,3 @@ def test_damaged_yaml(folder: Path, content: bytes) -> None:
     path = folder / "config.yaml"
     path.write_bytes(content)
     is_built_or_refused(path)
-
-
-def test_yaml_made_to_blow_up(tmp_path) -> None:
-    path = tmp_path / "config.yaml"
-    laughs = "\n".join([f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)])
-    deep = "[" * 3000 + "]" * 3000
-    for text in (
-        f"a0: &a0 [ha]\n{laughs}",
-        "a: &a [*a]",
-        deep,
-        "x: " + "1" * 5000,
-        "!!python/object/apply:os.system [ls]",
-        "\x00",
-        "&",
-    ):
-        path.write_text(text)
-        is_built_or_refused(path)
