@@ -1,4 +1,4 @@
-"""The ideal process in closed form against diffusers with the exact denoiser (MEASUREMENT.md, section 1)."""
+"""The ideal process of DDIM in closed form, and the least error of a denoiser (MEASUREMENT.md, section 1)."""
 
 import numpy as np
 import pytest
@@ -11,9 +11,6 @@ from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.samplers import DDIM
 from ldmprobe.diffusion.schedule import SamplingGrid
 from tests.helpers import FLOAT64, gaussian_model, sd_scheduler
-
-# diffusers keeps ᾱ in float32, so that its own steps are exact to some 1e-7 only
-FLOAT32_TABLE = {"rtol": 1e-6, "atol": 1e-6}
 
 
 def ideal_of(mean: torch.Tensor, variance: torch.Tensor, grid: SamplingGrid) -> IdealPath:

@@ -29,39 +29,26 @@ def noised(of: str = "stable diffusion"):
 
 
 @pytest.mark.parametrize(("prediction_type", "of"), ANSWERS)
-def test_the_target_converts_back_to_x0_and_epsilon(prediction_type: str, of: str):
-    _, x0, epsilon, alpha, sigma = noised(of)
-    target = KINDS[prediction_type].target(x0, epsilon, alpha, sigma)
-    found_x0, found_epsilon = KINDS[prediction_type].x0_and_epsilon(target, alpha * x0 + sigma * epsilon, alpha, sigma)
+def test_a_target_and_its_errors_convert_to_x0_and_epsilon_that_agree_with_z_t(prediction_type: str, of: str):
+    schedule, x0, epsilon, alpha, sigma = noised(of)
+    z_t, kind = alpha * x0 + sigma * epsilon, KINDS[prediction_type]
+    target = kind.target(x0, epsilon, alpha, sigma)
+    found_x0, found_epsilon = kind.x0_and_epsilon(target, z_t, alpha, sigma)
     torch.testing.assert_close(found_x0, x0, **FLOAT64)
     torch.testing.assert_close(found_epsilon, epsilon, **FLOAT64)
+
+    error = torch.randn(z_t.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found_x0, found_epsilon = kind.x0_and_epsilon(target + error, z_t, alpha, sigma)
+    torch.testing.assert_close(alpha * found_x0 + sigma * found_epsilon, z_t, **FLOAT64)
+    scale = kind.epsilon_error_scale(schedule.log_snr[TIMESTEPS])
+    epsilon_error = (found_epsilon - epsilon).pow(2).flatten(1).sum(1)
+    torch.testing.assert_close(epsilon_error, scale * error.pow(2).flatten(1).sum(1), rtol=1e-9, atol=0)
 
 
 def test_v_target_equals_diffusers_get_velocity():
     schedule, x0, epsilon, alpha, sigma = noised()
     velocity = schedule.scheduler.get_velocity(x0, epsilon, TIMESTEPS)
     torch.testing.assert_close(KINDS["v_prediction"].target(x0, epsilon, alpha, sigma), velocity, **FLOAT32)
-
-
-@pytest.mark.parametrize(("prediction_type", "of"), ANSWERS)
-def test_any_prediction_stays_consistent_with_z_t(prediction_type: str, of: str):
-    _, x0, epsilon, alpha, sigma = noised(of)
-    z_t = alpha * x0 + sigma * epsilon
-    prediction = torch.randn(z_t.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    found_x0, found_epsilon = KINDS[prediction_type].x0_and_epsilon(prediction, z_t, alpha, sigma)
-    torch.testing.assert_close(alpha * found_x0 + sigma * found_epsilon, z_t, **FLOAT64)
-
-
-@pytest.mark.parametrize(("prediction_type", "of"), ANSWERS)
-def test_epsilon_error_scale_converts_squared_errors(prediction_type: str, of: str):
-    schedule, x0, epsilon, alpha, sigma = noised(of)
-    z_t = alpha * x0 + sigma * epsilon
-    target = KINDS[prediction_type].target(x0, epsilon, alpha, sigma)
-    error = torch.randn(z_t.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    _, found_epsilon = KINDS[prediction_type].x0_and_epsilon(target + error, z_t, alpha, sigma)
-    scale = KINDS[prediction_type].epsilon_error_scale(schedule.log_snr[TIMESTEPS])
-    epsilon_error = (found_epsilon - epsilon).pow(2).flatten(1).sum(1)
-    torch.testing.assert_close(epsilon_error, scale * error.pow(2).flatten(1).sum(1), rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "flow"])

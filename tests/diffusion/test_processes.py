@@ -113,12 +113,6 @@ def test_the_level_of_what_a_network_is_told_is_that_which_tells_it(schedule):
         torch.testing.assert_close(torch.stack(found), torch.stack([alpha, sigma]), rtol=1e-6, atol=1e-9)
 
 
-def test_sub_vp_is_not_the_root():
-    process = SubVPSDE()
-    torch.testing.assert_close(process.sigma, 1 - process.alpha**2, rtol=1e-7, atol=0)
-    assert float((process.sigma - (1 - process.alpha**2).sqrt()).abs().max()) > 0.2
-
-
 @pytest.mark.parametrize(
     ("make", "message"),
     [

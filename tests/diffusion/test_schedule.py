@@ -201,6 +201,7 @@ ZERO_SNR_EPSILON = {"rescale_betas_zero_snr": True, "prediction_type": "epsilon"
         *[(sd_scheduler(), (n,), rf"num_steps is {n}; expected 1 to 1000") for n in (0, -1, 1001)],
         (sd_scheduler(), (10, "sideways"), "sideways"),
         (sd_scheduler(steps_offset=1), (1000, "leading"), r"steps_offset 1 leave the schedule.*'trailing'"),
+        *[(FlowMatchEulerDiscreteScheduler(), (n,), rf"num_steps is {n}; expected 1 to 1000") for n in (0, 1001)],
         (SIGMOID, (10,), "sigmoid is not implemented"),
         (CONTINUOUS, (), "timestep_type: continuous"),
         (sd_scheduler(thresholding=True), (), "set `thresholding: false`"),
