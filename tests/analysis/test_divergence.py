@@ -107,11 +107,6 @@ def test_softmax_kl_equals_torchs_kl_div_of_softmaxed_latents():
     torch.testing.assert_close(softmax_kl(x, y), expected, **FLOAT64)
 
 
-def test_softmax_kl_is_blind_to_a_constant_shift():
-    x = torch.randn(8, 50, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    assert float(softmax_kl(x, x + 3)) == pytest.approx(0, abs=1e-12)
-
-
 @pytest.mark.parametrize("truth", TRUTHS)
 @pytest.mark.parametrize(("n", "repeats"), [(8, 20000), (64, 5000), (512, 1500)])
 def test_kl_to_a_known_gaussian_is_exactly_unbiased(n: int, repeats: int, truth: tuple):

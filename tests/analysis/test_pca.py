@@ -8,8 +8,8 @@ from sklearn.decomposition import PCA
 from ldmprobe.analysis.pca import PCABasis
 from tests.helpers import FLOAT32, FLOAT64
 
-# N, D: tall, wide, flat spectrum on either, and small enough for the dense branch
-SIZES = [(300, 40), (64, 500), (200, 200), (6, 3), (4, 100)]
+# N, D, components: tall, wide, flat spectrum on either, small enough for the dense branch, fewer and more components
+SIZES = [(300, 40, 2), (64, 500, 2), (200, 200, 2), (6, 3, 2), (4, 100, 2), (100, 40, 1), (100, 40, 5)]
 
 
 def samples(n: int, d: int) -> torch.Tensor:
@@ -17,24 +17,16 @@ def samples(n: int, d: int) -> torch.Tensor:
     return x * torch.linspace(2, 0.5, d) + torch.linspace(-1, 1, d)
 
 
-@pytest.mark.parametrize(("n", "d"), SIZES)
-def test_components_and_variances_equal_scikit_learns(n: int, d: int):
+@pytest.mark.parametrize(("n", "d", "k"), SIZES)
+def test_components_and_variances_equal_scikit_learns(n: int, d: int, k: int):
     x = samples(n, d)
-    basis, theirs = PCABasis.fit(x), PCA(2, svd_solver="full").fit(x.double().numpy())
+    basis, theirs = PCABasis.fit(x, k), PCA(k, svd_solver="full").fit(x.double().numpy())
     components = theirs.components_
-    components = components * np.sign(components[[0, 1], np.abs(components).argmax(1)])[:, None]
+    components = components * np.sign(components[np.arange(k), np.abs(components).argmax(1)])[:, None]
     np.testing.assert_allclose(basis.components.numpy(), components, **FLOAT32)
     np.testing.assert_allclose(basis.variance.numpy(), theirs.explained_variance_, rtol=1e-9)
     np.testing.assert_allclose(basis.explained.numpy(), theirs.explained_variance_ratio_, rtol=1e-9)
     np.testing.assert_allclose(basis.mean.numpy(), theirs.mean_, **FLOAT32)
-
-
-@pytest.mark.parametrize("num_components", [1, 2, 5])
-def test_components_are_orthonormal_and_sorted(num_components: int):
-    basis = PCABasis.fit(samples(100, 40), num_components)
-    gram = basis.components @ basis.components.T
-    torch.testing.assert_close(gram, torch.eye(num_components), **FLOAT32)
-    assert basis.variance.tolist() == sorted(basis.variance.tolist(), reverse=True)
 
 
 def test_largest_entry_of_each_component_is_positive_even_if_the_data_are_mirrored():
@@ -60,11 +52,6 @@ def test_scaled_projection_is_about_the_scaled_mean():
     basis = PCABasis.fit(x)
     torch.testing.assert_close(basis.project(0.3 * x, scale=0.3), 0.3 * basis.project(x), **FLOAT32)
     torch.testing.assert_close(basis.project(0.3 * basis.mean[None], scale=0.3), torch.zeros(1, 2), **FLOAT32)
-
-
-def test_total_variance_is_that_of_all_directions():
-    x = samples(300, 40).double()
-    torch.testing.assert_close(torch.tensor(PCABasis.fit(x).total_variance), x.var(0).sum().float(), **FLOAT32)
 
 
 def test_fit_is_deterministic():
