@@ -7,7 +7,6 @@ from scipy import stats
 
 from ldmprobe.analysis.comparison import gains_by_band, holm, steps_to_reach
 from ldmprobe.analysis.intervals import clustered_mean
-from ldmprobe.analysis.likelihood import nats_per_error
 from tests.helpers import FLOAT64
 
 IMAGES, DRAWS = 40, 128  # three or four draws of each image
@@ -117,14 +116,6 @@ def test_a_planted_gain_is_found_in_its_band_with_its_sign_and_size():
         assert np.sign(bands[1].gain) == sign
         assert total.everywhere
         assert total.gain == pytest.approx(sum(band.gain for band in bands))
-
-
-def test_a_gain_is_the_difference_of_the_bounds_in_nats():
-    (first, other), *_ = errors(np.random.default_rng(8), 1, 1)
-    nats = nats_per_error(LOG_SNR, 48)
-    ((*_, total),) = gains_by_band(LOG_SNR, first, [other], CLUSTER, nats)
-    bound = [nats @ each.mean(1) for each in (first, other)]
-    assert total.gain == pytest.approx(bound[0] - bound[1])
 
 
 def test_a_network_that_has_diverged_is_not_finite_and_spoils_no_other():

@@ -242,17 +242,6 @@ def test_a_restarted_sampler_goes_on_identically(name: str, stop: int, schedule:
 
 
 @each
-def test_an_observed_batch_changes_the_state(name: str, schedule: NoiseSchedule):
-    sampler = ALL[name]()
-    before = io.BytesIO()
-    torch.save(sampler.state_dict(), before)
-    sampler.observe(*batches(schedule, 1)[0])
-    after = io.BytesIO()
-    torch.save(sampler.state_dict(), after)
-    assert before.getvalue() != after.getvalue()
-
-
-@each
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_is_left_out(name: str, bad: float, schedule: NoiseSchedule):
     """Such as mixed precision has now and then: its step is skipped, and training goes on."""

@@ -211,11 +211,6 @@ def test_shift_moves_log_snr_by_minus_2_ln_shift(mean: float, std: float):
     torch.testing.assert_close(found, LogitNormal(mean, std).probabilities(plain), **FLOAT64)
 
 
-def test_log_normal_and_logit_normal_are_one_family(schedule: NoiseSchedule):
-    ours, other = LogNormalSigma(-0.4, 1.0), LogitNormal(mean=-0.4)
-    torch.testing.assert_close(ours.probabilities(schedule), other.probabilities(schedule), **FLOAT64)
-
-
 def test_uniform_log_snr_is_uniform_between_the_schedules_ends(schedule: NoiseSchedule):
     p, log_snr = UniformLogSNR().probabilities(schedule), schedule.log_snr
     low, high = float(log_snr.min()), float(log_snr.max())

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal, kl_divergence
 
-from ldmprobe.analysis.ideal import ideal_path
+from ldmprobe.analysis.ideal import IdealPath, ideal_path
 from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.samplers import DDIM
+from ldmprobe.diffusion.schedule import SamplingGrid
 from ldmprobe.diffusion.trajectory import SamplingStep
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
@@ -50,6 +51,14 @@ def in_band(curve: Curve) -> np.ndarray:
     return (curve.timestep >= 300) & (curve.timestep < 600)
 
 
+def closed_form() -> tuple[Tensor, Tensor, SamplingGrid, IdealPath]:
+    """Mean (D,), variance (D,), grid and ideal path of the perfect model."""
+    model = gaussian_model()
+    mean, variance = model.network.mean.detach().flatten(), model.network.variance.detach().flatten()
+    grid = model.schedule.native_grid(NUM_STEPS)
+    return mean, variance, grid, ideal_path(mean, variance, DDIM().program(grid), grid)
+
+
 def by_hand(analysis: Analysis, pairs: Sequence[tuple[Tensor, Tensor]], x0: Sequence[Tensor] = ()) -> Findings:
     """What an analysis finds on latents before and after each step."""
     model, n = gaussian_model(), len(pairs[0][0])
@@ -65,9 +74,7 @@ def by_hand(analysis: Analysis, pairs: Sequence[tuple[Tensor, Tensor]], x0: Sequ
 
 def test_ideal_marginal_gap_is_the_under_dispersion_of_long_steps(perfect: ProbeRecord):
     """Per direction KL(m² v_t … ‖ v_s) by torch.distributions, from the path's recursion; longer steps cost more."""
-    model = gaussian_model()
-    mean, variance = model.network.mean.detach().flatten(), model.network.variance.detach().flatten()
-    grid = model.schedule.native_grid(NUM_STEPS)
+    mean, variance, grid, _ = closed_form()
     path_mean, path_std, expected = torch.zeros(32).double(), torch.ones(32).double(), []
     for a_t, b_t, a_s, b_s in zip(grid.alpha_t, grid.sigma_t, grid.alpha_s, grid.sigma_s, strict=True):
         epsilon_slope = b_t / (a_t**2 * variance + b_t**2)
@@ -76,9 +83,8 @@ def test_ideal_marginal_gap_is_the_under_dispersion_of_long_steps(perfect: Probe
         forward = Normal(a_s * mean, (a_s**2 * variance + b_s**2).sqrt())
         expected.append(float(kl_divergence(Normal(path_mean, path_std), forward).mean()))
     np.testing.assert_allclose(perfect.curves["marginal_gap_ideal"].value, expected, rtol=1e-6)
-    few = probe_sampling(model, exact_reference(model), Sampling(8, 5), analyses=[MarginalGap()]).curves[
-        "marginal_gap_ideal"
-    ]
+    model = gaussian_model()
+    few = probe_sampling(model, exact_reference(model), Sampling(8, 5), [MarginalGap()]).curves["marginal_gap_ideal"]
     assert few.value[-1] > 2 * expected[-1]
 
 
@@ -164,10 +170,7 @@ def test_step_kl_ratio_of_a_perfect_model_is_1_in_every_band(perfect: ProbeRecor
 
 
 def test_step_kl_bands_average_to_the_whole(perfect: ProbeRecord):
-    model = gaussian_model()
-    mean, variance = model.network.mean.detach().flatten(), model.network.variance.detach().flatten()
-    grid = model.schedule.native_grid(NUM_STEPS)
-    ideal = ideal_path(mean, variance, DDIM().program(grid), grid).step_kl()
+    ideal = closed_form()[-1].step_kl()
     parts = [
         perfect.curves[f"step_kl_ratio/band{k}"].value * ideal[:, 8 * k : 8 * k + 8].mean(1).numpy() for k in range(4)
     ]
@@ -176,10 +179,7 @@ def test_step_kl_bands_average_to_the_whole(perfect: ProbeRecord):
 
 def test_variance_ratio_is_that_of_the_path_to_the_forward_process(perfect: ProbeRecord):
     """A mean over 8 directions of s²/σ², whose standard error is √(2/1023/8) = .016."""
-    model = gaussian_model()
-    mean, variance = model.network.mean.detach().flatten(), model.network.variance.detach().flatten()
-    grid = model.schedule.native_grid(NUM_STEPS)
-    ideal = ideal_path(mean, variance, DDIM().program(grid), grid)
+    *_, ideal = closed_form()
     expected = ideal.var_s / ideal.forward_var_s
     for k in range(4):
         truth = expected[:, 8 * k : 8 * k + 8].mean(1).numpy()
@@ -249,10 +249,7 @@ def test_step_kl_floor_is_the_bias_of_the_uncorrected_estimate(rho: float):
 
 def test_step_kl_floor_of_a_perfect_model_is_that_of_its_linear_steps(perfect: ProbeRecord):
     """z_s is linear in z_t, ρ = 1: ½ [((N−1)/(N−3)) (δ² + (1−m)² P_t/N) − δ²]/P_s, δ² known to a few per cent."""
-    model = gaussian_model()
-    mean, variance = model.network.mean.detach().flatten(), model.network.variance.detach().flatten()
-    grid = model.schedule.native_grid(NUM_STEPS)
-    ideal = ideal_path(mean, variance, DDIM().program(grid), grid)
+    *_, ideal = closed_form()
     delta = (ideal.mean_s - ideal.mean_t) ** 2
     slope = (ideal.var_s / ideal.var_t).sqrt()
     n = NUM_SAMPLES
@@ -286,10 +283,8 @@ def test_what_the_sampler_costs_is_told_apart_from_the_networks_fault(perfect: P
 
 
 def test_terminal_mismatch_is_the_kl_of_the_noisiest_level_from_the_prior(perfect: ProbeRecord):
-    model = gaussian_model()
-    grid = model.schedule.native_grid(NUM_STEPS)
+    mean, variance, grid, _ = closed_form()
     alpha, sigma = grid.alpha_t[0], grid.sigma_t[0]
-    mean, variance = model.network.mean.detach().flatten(), model.network.variance.detach().flatten()
     noisiest = Normal(alpha * mean, (alpha**2 * variance + sigma**2).sqrt())
     expected = kl_divergence(noisiest, Normal(torch.zeros(32).double(), torch.ones(32).double())).mean()
     assert perfect.scalars["terminal_mismatch"] == pytest.approx(float(expected), rel=1e-6)
