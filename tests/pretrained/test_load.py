@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import lightning as L
 import pytest
 import torch
 from diffusers import DDIMPipeline, DDPMPipeline, DDPMScheduler, DiffusionPipeline
@@ -20,6 +19,7 @@ from ldmprobe.training.checkpoint.load import load_model
 from ldmprobe.training.finetuning import FinetunedDiffusion
 from tests.helpers import FLOAT32, WHOLE_PATH, refused, sd_scheduler, tiny_unet
 from tests.pipelines import autoencoder, saved, tiny
+from tests.training.test_latent_diffusion import trainer
 
 
 @pytest.fixture
@@ -118,16 +118,10 @@ def without_t5(tmp_path_factory):
 def test_stable_diffusion_3_without_t5_is_finetuned_exported_and_probed(without_t5, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = FinetunedDiffusion(str(without_t5), prompts=["a red cat"], ema_decay=None)
-    quiet = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_progress_bar": False,
-        "enable_model_summary": False,
-    }
-    trainer = L.Trainer(max_steps=1, accelerator="cpu", limit_val_batches=0, **quiet)
+    fit = trainer(tmp_path, max_steps=1, limit_val_batches=0)
     shapes = {"num_images": 20, "size": 16}
-    trainer.fit(module, ImageData("builtin:shapes", shapes, caption_column="caption", batch_size=4, check_rows=1))
-    trainer.save_checkpoint("last.ckpt")
+    fit.fit(module, ImageData("builtin:shapes", shapes, caption_column="caption", batch_size=4, check_rows=1))
+    fit.save_checkpoint("last.ckpt")
     assert main(["export", "last.ckpt", "exported"]) == 0
     card = (tmp_path / "exported" / "README.md").read_text()
     assert 'from_pretrained("exported", text_encoder_3=None, tokenizer_3=None)' in card

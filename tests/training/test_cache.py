@@ -22,6 +22,7 @@ from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import FLOAT32, refused, tiny_unet
 from tests.run_config import component, unet, written
 from tests.training.killing import run, signal_at_call
+from tests.training.test_latent_diffusion import trainer
 
 SHAPES = {
     "dataset": "builtin:shapes",
@@ -58,23 +59,10 @@ def train(folder: Path, data: ImageData, **options) -> tuple[list[float], Latent
     network = tiny_unet(num_class_embeds=21, dropout=0.1)
     model = LatentDiffusion(network, codec(**options), conditioning=ClassConditioning(20), validation_timesteps=2)
     losses = Losses()
-    trainer = L.Trainer(
-        default_root_dir=folder,
-        max_steps=5,
-        max_epochs=-1,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        enable_checkpointing=False,
-        check_val_every_n_epoch=None,
-        val_check_interval=3,
-        limit_val_batches=1,
-        num_sanity_val_steps=0,
-        callbacks=[losses, NonFinite(), DenoisingProbe(every_n_steps=2, num_images=8, num_draws=32, num_reference=32)],
-    )
-    trainer.fit(model, data)
-    return [*losses.train, float(trainer.callback_metrics["val/loss"])], model, trainer
+    probe = DenoisingProbe(every_n_steps=2, num_images=8, num_draws=32, num_reference=32)
+    fit = trainer(folder, max_steps=5, callbacks=[losses, NonFinite(), probe])
+    fit.fit(model, data)
+    return [*losses.train, float(fit.callback_metrics["val/loss"])], model, fit
 
 
 @pytest.mark.parametrize(
@@ -98,9 +86,9 @@ def test_losses_are_those_of_encoding_on_the_fly_and_the_codec_is_not_loaded(tmp
 
     with monkeypatch.context() as patch:
         patch.setattr(ModelFolder, "load", never)
-        losses, _, trainer = train(tmp_path / "cached", shapes(folder), **options)
+        losses, _, fit = train(tmp_path / "cached", shapes(folder), **options)
     np.testing.assert_allclose(losses, expected, rtol=1e-4)
-    trainer.save_checkpoint(tmp_path / "last.ckpt")  # whole: it does not need the cache, or the codec's folder
+    fit.save_checkpoint(tmp_path / "last.ckpt")  # whole: it does not need the cache, or the codec's folder
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)["state_dict"]
     assert saved.keys() == plain.state_dict().keys()
     torch.testing.assert_close(saved["codec.scale"], plain.codec.scale, **FLOAT32)
