@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from diffusers import DDIMScheduler, UNet2DModel
 from torch import Tensor, nn
 
+from ldmprobe.cli import main
 from ldmprobe.data.columns import CaptionColumn, ImageColumn, LabelColumn
 from ldmprobe.data.rows import RowReader
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
@@ -29,6 +30,17 @@ WHOLE_PATH = {"rtol": 1e-4, "atol": 1e-4}  # a whole sampling path against diffu
 def refused(message: str) -> pytest.RaisesExc[ConfigurationError]:
     """Expect an error that a user can put right, with these words (a regular expression)."""
     return pytest.raises(ConfigurationError, match=message)
+
+
+def refuses(capsys: pytest.CaptureFixture[str], command: Sequence[object], *texts: str) -> str:
+    """What the command line says to what it refuses: one error, with these texts in it."""
+    assert main([str(word) for word in command]) == 2
+    error = capsys.readouterr().err
+    for text in texts:
+        assert text in error
+    assert error.count("error:") == 1
+    assert "Traceback" not in error
+    return error
 
 
 def guided(model: DiffusionModel, z_t: Tensor, t: Tensor, condition: Condition, scale: float) -> Tensor:

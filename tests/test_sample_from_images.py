@@ -27,6 +27,7 @@ from ldmprobe.inference import (
     told_small,
 )
 from ldmprobe.models.restored import Enlarged
+from tests.helpers import refuses
 from tests.models.spatial import BUILTIN, SIZE, data, fit, fit_told, network
 
 
@@ -54,12 +55,6 @@ def upsampler(tmp_path_factory) -> str:
     return str(folder / "half.ckpt")
 
 
-def refuses(capsys, *command: str) -> str:
-    """What the command line says to what it refuses."""
-    assert main(list(command)) != 0
-    return capsys.readouterr().err
-
-
 def test_samples_are_told_what_rows_of_ones_own_tell_and_probes_find_their_columns(checkpoint, capsys):
     rows = load_builtin("shapes", **BUILTIN, seed=9)
     rows.rename_column("map", "classes").to_parquet("mine.parquet")
@@ -73,10 +68,10 @@ def test_samples_are_told_what_rows_of_ones_own_tell_and_probes_find_their_colum
 
     arguments = ["--data", "mine.parquet", "--num-samples", "8", "--num-steps", "2", "--device", "cpu"]
     probe = ("probe", checkpoint, *arguments, "--out", "probed")
-    assert "There is no column 'map'; the dataset has 'image', " in refuses(capsys, *probe)
-    told = refuses(capsys, *probe, "--column", "layout=classes")
-    assert "--column names 'layout', of which the model is told nothing; it reads map" in told
-    assert "got 'classes', expected NAME=COLUMN" in refuses(capsys, *probe, "--column", "classes")
+    refuses(capsys, probe, "There is no column 'map'; the dataset has 'image', ")
+    error = refuses(capsys, [*probe, "--column", "layout=classes"])
+    assert "--column names 'layout', of which the model is told nothing; it reads map" in error
+    refuses(capsys, [*probe, "--column", "classes"], "got 'classes', expected NAME=COLUMN")
     columns = further_columns(Namespace(column=[("map", "classes")]), model.conditioning)
     held_out = real_latents(model, "mine.parquet", columns=columns).held_out
     told = model.conditioning.for_samples(torch.arange(len(held_out.latents)))["concat"]
@@ -97,12 +92,12 @@ def test_an_image_is_changed_as_much_as_a_strength_says(told_nothing, capsys):
     )
     assert little < 12  # of 255
     assert much > 30
-    missing = refuses(capsys, *command, "--image", "one.png", "--out", "s.png")
-    assert "--image is an image to change, and --strength says how much, as a log-SNR" in missing
-    missing = refuses(capsys, *command, "--strength", "0", "--out", "s.png")
-    assert "--strength is for images; give --image, or --data" in missing
-    missing = refuses(capsys, *command, "--image", "none.png", "--strength", "0", "--out", "s.png")
-    assert "none.png cannot be read: No such file or directory" in missing
+    error = refuses(capsys, [*command, "--image", "one.png", "--out", "s.png"])
+    assert "--image is an image to change, and --strength says how much, as a log-SNR" in error
+    error = refuses(capsys, [*command, "--strength", "0", "--out", "s.png"])
+    assert "--strength is for images; give --image, or --data" in error
+    error = refuses(capsys, [*command, "--image", "none.png", "--strength", "0", "--out", "s.png"])
+    assert "none.png cannot be read: No such file or directory" in error
 
 
 def test_an_image_is_filled_in_or_enlarged_by_a_model_that_was_not_trained_for_it(told_nothing, capsys):
@@ -124,8 +119,8 @@ def test_an_image_is_filled_in_or_enlarged_by_a_model_that_was_not_trained_for_i
     guidance = ldmprobe.MeasurementGuidance(ldmprobe.BlockMeans(4), y=small)
     large = sample_images(model, Sampling(1, 8, grid=ldmprobe.LogSNRGrid(), guidance=guidance))
     assert float((ldmprobe.BlockMeans(4).apply(large, [0]) - small).abs().mean()) < 0.06  # τ is 0.05
-    told = refuses(capsys, *command, "--image", "small.png", "--enlarge", "4", "--strength", "0", "--out", "s.png")
-    assert "--enlarge is of small images, which have no --hole and no --strength" in told
+    error = refuses(capsys, [*command, "--image", "small.png", "--enlarge", "4", "--strength", "0", "--out", "s.png"])
+    assert "--enlarge is of small images, which have no --hole and no --strength" in error
     matched = ["--enlarge", "4", "--match-color", "--out", "matched.png"]
     assert main([*command, "--image", "small.png", *matched]) == 0
     colors = [np.asarray(Image.open(f"{name}.png"), dtype=float).mean((0, 1)) for name in ("small", "matched", "large")]
@@ -135,10 +130,10 @@ def test_an_image_is_filled_in_or_enlarged_by_a_model_that_was_not_trained_for_i
         float((muted.mean((2, 3)) - small.mean((2, 3))).square().mean().sqrt())
     )
     assert restored.color_error(restored.matched(muted)) < 1e-6
-    told = refuses(capsys, *command, "--match-color", "--out", "s.png")
-    assert "--match-color takes the colors of small images, and none are given" in told
-    told = refuses(capsys, *command, "--image", "small.png", "--enlarge", "3", "--out", "s.png")
-    assert "factor 3, and the model's images are 16×16" in told
+    error = refuses(capsys, [*command, "--match-color", "--out", "s.png"])
+    assert "--match-color takes the colors of small images, and none are given" in error
+    error = refuses(capsys, [*command, "--image", "small.png", "--enlarge", "3", "--out", "s.png"])
+    assert "factor 3, and the model's images are 16×16" in error
 
 
 def test_a_model_of_holes_is_told_that_of_an_image_and_known_pixels_are_put_back(checkpoint, tmp_path, capsys):
@@ -162,12 +157,12 @@ def test_a_model_of_holes_is_told_that_of_an_image_and_known_pixels_are_put_back
     assert (pasted[hole == 0] == original[hole == 0]).all()
     assert (pasted[hole != 0] == plain[hole != 0]).all()
     assert (plain[hole == 0] != original[hole == 0]).any()
-    nothing = refuses(capsys, "sample", checkpoint, "--paste", "0", "--out", "s.png")
-    assert "--paste puts known pixels back, and none are given; give --image with --hole" in nothing
-    told = refuses(capsys, *command, *given, "--data", "mine.parquet", "--out", "s.png")
-    assert "The model is told --image itself, and no row of --data; leave out one of them." in told
-    told = refuses(capsys, *command, "--image", "known.png", "--strength", "0", "--out", "s.png")
-    assert "told Masked of rows of data, of which --image says nothing; give --data, too" in told
+    error = refuses(capsys, ["sample", checkpoint, "--paste", "0", "--out", "s.png"])
+    assert "--paste puts known pixels back, and none are given; give --image with --hole" in error
+    error = refuses(capsys, [*command, *given, "--data", "mine.parquet", "--out", "s.png"])
+    assert "The model is told --image itself, and no row of --data; leave out one of them." in error
+    error = refuses(capsys, [*command, "--image", "known.png", "--strength", "0", "--out", "s.png"])
+    assert "told Masked of rows of data, of which --image says nothing; give --data, too" in error
 
 
 def test_a_model_of_small_images_is_told_those_of_image_and_of_no_row(upsampler, capsys):
@@ -195,18 +190,18 @@ def test_a_model_of_small_images_is_told_those_of_image_and_of_no_row(upsampler,
     assert "--match-color puts that right" in capsys.readouterr().err
     drawn = image_grid(sample_images(replace(model, conditioning=told), Sampling(2, 2)), 10)
     assert np.array_equal(np.asarray(Image.open("enlarged.png")), drawn)
-    refused = refuses(capsys, *command, *given, "2", "--out", "s.png")
-    assert "told small images of 4×4, and those of --image become 8×8; give --enlarge 4." in refused
-    refused = refuses(capsys, *command, *given, "4", "--data", "mine.parquet", "--out", "s.png")
-    assert "The model is told --image itself, and no row of --data; leave out one of them." in refused
-    refused = refuses(capsys, *command, "--data", "mine.parquet", "--enlarge", "4", "--out", "s.png")
-    assert "The model is told the small images of --data itself; leave out --enlarge." in refused
+    error = refuses(capsys, [*command, *given, "2", "--out", "s.png"])
+    assert "told small images of 4×4, and those of --image become 8×8; give --enlarge 4." in error
+    error = refuses(capsys, [*command, *given, "4", "--data", "mine.parquet", "--out", "s.png"])
+    assert "The model is told --image itself, and no row of --data; leave out one of them." in error
+    error = refuses(capsys, [*command, "--data", "mine.parquet", "--enlarge", "4", "--out", "s.png"])
+    assert "The model is told the small images of --data itself; leave out --enlarge." in error
 
 
 @pytest.mark.parametrize("change", [["--strength", "0"], ["--enlarge", "4"], ["--hole", "small.png"]])
 def test_images_are_not_changed_by_what_the_rows_of_a_checkpoint_say(checkpoint, change, capsys):
-    told = refuses(capsys, "sample", checkpoint, "--image", "small.png", *change, "--out", "s.png")
-    assert "The model is told SemanticMap of rows of data, of which --image says nothing; give --data, too" in told
+    error = refuses(capsys, ["sample", checkpoint, "--image", "small.png", *change, "--out", "s.png"])
+    assert "The model is told SemanticMap of rows of data, of which --image says nothing; give --data, too" in error
     load_builtin("shapes", **BUILTIN).to_parquet("maps.parquet")
     few = ["--num-samples", "1", "--num-steps", "1", "--device", "cpu", "--out", f"{change[0][2:]}.png"]
     half = Image.new("L", (SIZE, SIZE))

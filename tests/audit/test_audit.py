@@ -12,7 +12,7 @@ from ldmprobe.audit.run import observe
 from ldmprobe.cli import main
 from ldmprobe.io.digest import digest
 from tests.audit.audited_run import ALL_PROBES, own, write_config
-from tests.helpers import refused
+from tests.helpers import refused, refuses
 from tests.run_config import component
 
 PLANTED = {
@@ -138,8 +138,7 @@ def test_a_configuration_without_probes_is_refused(tmp_path):
     [(("--steps", "1"), "--steps: got 1, expected at least 2"), (("--trainer.no_such_thing=1",), "no_such_thing")],
 )
 def test_arguments_that_cannot_be_are_refused(tmp_path, capsys, options, told):
-    assert main(["audit", "--config", str(write_config(tmp_path / "run.yaml")), *options]) == 2
-    assert told in capsys.readouterr().err
+    refuses(capsys, ["audit", "--config", str(write_config(tmp_path / "run.yaml")), *options], told)
 
 
 @pytest.mark.usefixtures("forked_audit")
@@ -168,5 +167,4 @@ def test_the_command_names_the_culprit(tmp_path, capsys):
 def test_an_error_in_training_is_told_as_fit_tells_it(start, request, tmp_path, capsys):
     request.getfixturevalue(start)
     path = write_config(tmp_path / "run.yaml", data={"dataset": "no/such/folder"})
-    assert main(["audit", "--config", str(path), "--steps", "2"]) == 2
-    assert "no/such/folder" in capsys.readouterr().err
+    refuses(capsys, ["audit", "--config", str(path), "--steps", "2"], "no/such/folder")

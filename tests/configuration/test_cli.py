@@ -15,7 +15,7 @@ from ldmprobe import ImageData, LatentDiffusion, RecordStore
 from ldmprobe.cli import main
 from ldmprobe.configuration.cli import LDMProbeCLI
 from ldmprobe.training.checkpoint.write import AtomicCheckpointIO
-from tests.helpers import tiny_unet_settings
+from tests.helpers import refuses, tiny_unet_settings
 from tests.optional import OPTIONAL
 from tests.run_config import unet, written
 
@@ -145,14 +145,16 @@ def test_a_default_root_dir_is_where_the_run_goes(tmp_path, capsys):
     mine = str(tmp_path / "mine")
     cli = built(tmp_path, f"--trainer.default_root_dir={mine}", "--run_dir=null")
     assert cli.trainer.default_root_dir == cli.config.run_dir == mine
-    assert main(["fit", "--config", str(CONFIG), f"--trainer.default_root_dir={mine}", "--run_dir=runs/other"]) == 2
-    assert f"run_dir is runs/other and trainer.default_root_dir {mine}" in capsys.readouterr().err
+    error = refuses(
+        capsys, ["fit", "--config", str(CONFIG), f"--trainer.default_root_dir={mine}", "--run_dir=runs/other"]
+    )
+    assert f"run_dir is runs/other and trainer.default_root_dir {mine}" in error
 
 
 @pytest.mark.parametrize("command", ["validate", "test"])
 def test_a_network_with_random_weights_is_not_measured(tmp_path, capsys, command):
-    assert main([command, "--config", str(CONFIG), f"--run_dir={tmp_path / 'run'}"]) == 2
-    assert f"`ldmprobe {command}` without a checkpoint would measure a network with random" in capsys.readouterr().err
+    error = refuses(capsys, [command, "--config", str(CONFIG), f"--run_dir={tmp_path / 'run'}"])
+    assert f"`ldmprobe {command}` without a checkpoint would measure a network with random" in error
 
 
 def test_a_reader_that_has_gone_ends_a_command_without_a_traceback():

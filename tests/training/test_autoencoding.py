@@ -24,7 +24,7 @@ from ldmprobe.cli import main
 from ldmprobe.io.digest import weights_fingerprint
 from ldmprobe.models.autoencoder import images_of, last_layer, latents_of, posterior_of
 from tests.autoencoding import adversarial, fit, images_data, module, network, trainer
-from tests.helpers import refused
+from tests.helpers import refused, refuses
 from tests.processes import finish, start_ranks
 
 SGD = {"optimizer": lambda groups: torch.optim.SGD(groups, lr=0.05)}
@@ -186,8 +186,7 @@ def test_the_two_stages_are_told_apart_by_name(run, tmp_path, capsys):
     _, checkpoint, *_ = run
     with refused(r"holds an autoencoder.*`ldmprobe export`.*codec\.autoencoder"):
         load_model(str(checkpoint), "cpu")
-    assert main(["sample", str(checkpoint), "--out", str(tmp_path / "x.png")]) == 2
-    assert "holds an autoencoder" in capsys.readouterr().err
+    refuses(capsys, ["sample", str(checkpoint), "--out", str(tmp_path / "x.png")], "holds an autoencoder")
     network().save_pretrained(tmp_path / "folder")
     with refused("holds an autoencoder"):
         load_model(str(tmp_path / "folder"), "cpu")

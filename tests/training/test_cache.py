@@ -11,7 +11,6 @@ import torch
 from datasets import Array3D, Dataset, Features
 
 from ldmprobe.callbacks import DenoisingProbe, NonFinite
-from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
 from ldmprobe.data.latent_cache import LatentCache
 from ldmprobe.data.latent_writer import write_cache
@@ -19,7 +18,7 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning, SmallCLIP, TextConditioning, Unconditional
 from ldmprobe.models.model_folder import ModelFolder
 from ldmprobe.training.latent_diffusion import LatentDiffusion
-from tests.helpers import FLOAT32, refused, tiny_unet
+from tests.helpers import FLOAT32, refused, refuses, tiny_unet
 from tests.run_config import component, unet, written
 from tests.training.killing import run, signal_at_call
 from tests.training.test_latent_diffusion import trainer
@@ -150,8 +149,7 @@ def test_each_caption_is_encoded_once_a_file_and_training_gets_what_the_encoder_
 )  # fmt: skip
 def test_without_a_whole_configuration_it_says_where_its_parts_are_listed(given, reason, tmp_path, capsys):
     config = str(write_config(tmp_path))
-    assert main(["cache", *[config if word == "CONFIG" else word for word in given]]) == 2
-    shown = capsys.readouterr().err
+    shown = refuses(capsys, ["cache", *[config if word == "CONFIG" else word for word in given]])
     assert reason in shown
     assert "`ldmprobe fit --help`" in shown
     assert "usage" not in shown
@@ -240,6 +238,8 @@ def test_shards_that_cannot_be_are_refused(tmp_path):
 
 
 def test_a_device_that_is_not_there_is_named(tmp_path, capsys):
-    assert main(["cache", "--config", str(write_config(tmp_path)), "--out", "latents", "--device", "abacus"]) == 2
-    assert "There is no device 'abacus' here" in capsys.readouterr().err
+    error = refuses(
+        capsys, ["cache", "--config", str(write_config(tmp_path)), "--out", "latents", "--device", "abacus"]
+    )
+    assert "There is no device 'abacus' here" in error
     assert not Path("latents").exists()

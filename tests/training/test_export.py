@@ -28,7 +28,7 @@ from ldmprobe.pretrained.load import load_pipeline
 from ldmprobe.training.checkpoint.load import load_model
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests import pipelines
-from tests.helpers import FLOAT32, WHOLE_PATH, refused, tiny_unet
+from tests.helpers import FLOAT32, WHOLE_PATH, refused, refuses, tiny_unet
 from tests.pipelines import conditional_unet
 from tests.pretrained.test_pipeline_export import assert_same_images
 from tests.training.test_latent_diffusion import trainer
@@ -247,8 +247,7 @@ def test_what_a_pipeline_would_sample_otherwise_is_refused(text):
 def test_a_refusal_names_what_exports_and_writes_nothing(tmp_path, capsys):
     network = tiny_unet(channels=1, num_class_embeds=11)
     checkpoint = trained(tmp_path / "model.ckpt", network=network, conditioning=ClassConditioning(10))
-    assert main(["export", str(checkpoint), "out"]) == 2
-    error = capsys.readouterr().err
+    error = refuses(capsys, ["export", str(checkpoint), "out"])
     assert (
         "no pipeline for a UNet2DModel with ClassConditioning in pixel space. Those it has: UNet2DModel without"
         in error
@@ -260,21 +259,18 @@ def test_nothing_is_overwritten(capsys):
     Path("full").mkdir()
     Path("full/kept").write_text("mine")
     for folder in ("full", "full/kept"):
-        assert main(["export", "missing.ckpt", folder]) == 2
-        assert f"{folder} exists already; choose a new folder" in capsys.readouterr().err
+        refuses(capsys, ["export", "missing.ckpt", folder], f"{folder} exists already; choose a new folder")
     assert Path("full/kept").read_text() == "mine"
 
 
 def test_a_checkpoint_that_is_none_is_refused(capsys):
-    assert main(["export", "missing.ckpt", "out"]) == 2
-    assert "missing.ckpt is not a readable checkpoint" in capsys.readouterr().err
+    refuses(capsys, ["export", "missing.ckpt", "out"], "missing.ckpt is not a readable checkpoint")
     assert list(Path().iterdir()) == []
 
 
 def test_a_place_that_cannot_be_made_is_refused(exported, capsys):
     Path("file").write_text("mine")
-    assert main(["export", str(exported("pixels")[0]), "file/out"]) == 2
-    assert "file/out cannot be written" in capsys.readouterr().err
+    refuses(capsys, ["export", str(exported("pixels")[0]), "file/out"], "file/out cannot be written")
 
 
 def test_an_export_that_fails_on_the_way_leaves_nothing(exported, monkeypatch, capsys):
@@ -283,6 +279,5 @@ def test_an_export_that_fails_on_the_way_leaves_nothing(exported, monkeypatch, c
 
     checkpoint = str(exported("pixels")[0])
     monkeypatch.setattr("ldmprobe.training.export.write_model_card", full)
-    assert main(["export", checkpoint, "out"]) == 2
-    assert "out cannot be written: No space left on device" in capsys.readouterr().err
+    refuses(capsys, ["export", checkpoint, "out"], "out cannot be written: No space left on device")
     assert list(Path().iterdir()) == []

@@ -19,7 +19,7 @@ from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.models.lazy import LazyModule
 from ldmprobe.pretrained.finetune import base_fingerprint
 from ldmprobe.training.checkpoint.checkpoint import Checkpoint
-from tests.helpers import FLOAT32, FLOAT64, guided, refused, sd_scheduler
+from tests.helpers import FLOAT32, FLOAT64, guided, refused, refuses, sd_scheduler
 from tests.pipelines import TINY, conditional_unet, saved
 from tests.training.test_latent_diffusion import assert_same_state, trainer
 
@@ -344,8 +344,7 @@ def test_a_checkpoint_on_another_base_is_refused(tmp_path, of_another_base):
 
 def test_a_checkpoint_whose_base_is_gone_says_which_and_what_to_do(moved, capsys):
     lora = moved[0] / "lora.ckpt"
-    assert main(["export", str(lora), "out"]) == 2
-    error = capsys.readouterr().err
+    error = refuses(capsys, ["export", str(lora), "out"])
     assert re.search(
         r"lora.ckpt holds what was trained on top of .*old, which cannot be loaded: .*there is no such", error
     )
@@ -359,10 +358,9 @@ def test_a_base_is_refused_where_there_is_none(tmp_path, capsys):
     fit.strategy.connect(scratch)
     fit.save_checkpoint(tmp_path / "scratch.ckpt")
     for command in (["export", str(tmp_path / "scratch.ckpt"), "out"], ["sample", str(tmp_path / "scratch.ckpt")]):
-        assert main([*command, "--base", str(saved(SD))]) == 2
-        assert "was trained from scratch and needs no base" in capsys.readouterr().err
-    assert main(["probe", str(saved(SD)), "--out", "out", "--base", str(saved(SD))]) == 2
-    assert "is a pipeline, which is whole; leave out `--base`" in capsys.readouterr().err
+        refuses(capsys, [*command, "--base", str(saved(SD))], "was trained from scratch and needs no base")
+    error = refuses(capsys, ["probe", str(saved(SD)), "--out", "out", "--base", str(saved(SD))])
+    assert "is a pipeline, which is whole; leave out `--base`" in error
 
 
 def test_going_on_with_another_kind_of_run_is_refused(tmp_path, of_another_base):

@@ -18,7 +18,7 @@ from ldmprobe.callbacks import ClassifierProbe, DDIMProbe, ReportWriter
 from ldmprobe.cli import main
 from ldmprobe.data.latent_writer import write_cache
 from ldmprobe.models.conditioning import Unconditional
-from tests.helpers import refused, tiny_unet
+from tests.helpers import refused, refuses, tiny_unet
 from tests.training.test_latent_diffusion import assert_same_state, digits, module, trainer
 
 
@@ -85,10 +85,9 @@ def test_it_guides_samples_from_yaml_and_from_the_command_line(run, tmp_path, ca
         assert main([*sample, "--out", str(tmp_path / f"{name}.png"), *more]) == 0, capsys.readouterr().err
         pictures.append(Image.open(tmp_path / f"{name}.png").tobytes())
     assert pictures[0] != pictures[1]
-    assert main(["sample", str(run / "last.ckpt"), "--out", str(tmp_path / "no.png")]) == 2
-    assert "holds a classifier of noisy latents" in capsys.readouterr().err
-    assert main([*sample, "--out", str(tmp_path / "no.png"), "--classifier-scale", "2"]) == 2
-    assert "give --classifier" in capsys.readouterr().err
+    error = refuses(capsys, ["sample", str(run / "last.ckpt"), "--out", str(tmp_path / "no.png")])
+    assert "holds a classifier of noisy latents" in error
+    refuses(capsys, [*sample, "--out", str(tmp_path / "no.png"), "--classifier-scale", "2"], "give --classifier")
 
 
 def test_it_trains_on_latents_of_its_own_codec_alone(tmp_path):
