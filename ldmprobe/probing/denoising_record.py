@@ -126,7 +126,7 @@ def is_whole(record: ProbeRecord) -> bool:
 
 def can_be_judged(record: ProbeRecord) -> bool:
     """Return whether a record is whole and has all that a verdict asks of its levels."""
-    return is_whole(record) and {CHANCE, SQUARE, *(kind.name for kind in OUTLIERS)} <= record.curves.keys()
+    return is_whole(record) and {CHANCE, *(kind.name for kind in OUTLIERS)} <= record.curves.keys()
 
 
 def seen_in_training(record: ProbeRecord) -> str:
@@ -189,6 +189,11 @@ def levels_of(record: ProbeRecord) -> Levels:
     mse, skill, gain, offset = (
         curves[name] for name in ("denoising_mse", "denoising_skill", "prediction_gain", "prediction_offset")
     )
+    if SQUARE in curves:
+        square = curves[SQUARE].value
+    else:  # E[(ε − ε_θ)²] = 1 − 2 g E[ε_θ²] + E[ε_θ²], g being the gain: next to g = ½ it tells nothing
+        with np.errstate(invalid="ignore", divide="ignore"):
+            square = np.abs(np.nan_to_num((1 - mse.value) / (2 * gain.value - 1), posinf=0.0, neginf=0.0))
     return Levels(
         mse.log_snr,
         mse.value,
@@ -198,7 +203,7 @@ def levels_of(record: ProbeRecord) -> Levels:
         half_width_of(skill),
         gain.value,
         half_width_of(gain),
-        curves[SQUARE].value,
+        square,
         offset.value,
         half_width_of(offset),
         min(int(known["num_images"]), int(known["num_draws"])),

@@ -27,13 +27,15 @@ class HeldOut:
 
     @property
     def outline(self) -> list[str]:
-        """What a fingerprint tells them from others by: their number and, to four digits, 64 sums of the latents' means
-        (of every 64th latent), in which each counts by its place.
+        """What a fingerprint tells them from others by, and not by how they were rounded: their number, and 64 sums of
+        the latents' means (of every 64th latent), in which each counts by its place, to a hundredth of their root mean
+        square.
         """
         means = self.latents.flatten(1).double().mean(1)
         place = torch.arange(len(means))
         sums = torch.zeros(_SUMS).double().index_add(0, place % _SUMS, (1 + place // _SUMS) * means)
-        return [str(len(means)), *(f"{total:.3e}" for total in sums.tolist())]
+        size = float(sums.pow(2).mean().sqrt())
+        return [str(len(means)), f"{size:.2e}", *(f"{total:.2f}" for total in (sums / (size or 1.0)).tolist())]
 
     def check_reference(self, reference: LatentStatistics) -> None:
         """Raise ConfigurationError if the reference was fitted on latents of another shape."""

@@ -126,8 +126,11 @@ def test_held_out_images_are_not_augmented():
 def test_a_cut_part_of_a_sorted_validation_split_is_of_many_classes(cached, tmp_path):
     features = Features({"image": Image(), "label": ClassLabel(num_classes=10)})
     labels = [i // 10 for i in range(100)]
-    rows = Dataset.from_dict({"image": [PILImage.new("L", (4, 4), i) for i in range(100)], "label": labels}, features)
-    DatasetDict({"train": rows, "validation": rows}).save_to_disk(tmp_path / "sorted")
+    train, validation = (
+        Dataset.from_dict({"image": [PILImage.new("L", (4, 4), i) for i in grays], "label": labels}, features)
+        for grays in (range(100), range(100, 200))
+    )
+    DatasetDict({"train": train, "validation": validation}).save_to_disk(tmp_path / "sorted")
     data = ImageData(str(tmp_path / "sorted"), label_column="label", batch_size=5)
     if cached:
         write_cache(data, LatentCodec(), Unconditional(), tiny_unet(), tmp_path / "latents")

@@ -171,6 +171,9 @@ def test_what_a_wrong_gain_weighs_is_by_the_square_of_predictions(perfect: Probe
     inside = (record.curves["denoising_mse"].timestep >= 300) & (record.curves["denoising_mse"].timestep < 600)
     truth = 1 - perfect.curves["denoising_mmse"].value
     np.testing.assert_allclose(levels.square, np.where(inside, factor**2, 1) * truth, rtol=0.1, atol=0.01)
+    del record.curves["prediction_square"]
+    if factor == 1.5:
+        np.testing.assert_allclose(levels_of(record).square[inside], levels.square[inside], rtol=0.05)
 
 
 def test_a_shift_is_the_headline_of_a_single_run_and_is_far_above_chance(perfect: ProbeRecord):
