@@ -59,6 +59,8 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
     several, as with two optimizers, a probe runs after the batch in which a multiple of ``every_n_steps`` was reached
     or passed.
 
+    Records of later steps than the checkpoint that a run goes on from are moved to ``superseded`` and taken anew.
+
     The metrics of the last probe are also in ``trainer.callback_metrics`` on every rank, from before the first
     optimizer step on, so that ``ModelCheckpoint(monitor="probe_quality/fid")`` and EarlyStopping go by them; a resumed
     run has them from its checkpoint.
@@ -151,6 +153,8 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
         self.check(self.subject(pl_module))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.is_global_zero:
+            RecordStore(run_directory(trainer)).set_aside(after=trainer.global_step)
         show_metrics(trainer, self._metrics)
         self._seen_step = trainer.global_step
         if trainer.global_step == 0:

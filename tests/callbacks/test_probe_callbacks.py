@@ -44,6 +44,7 @@ from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.samplers import Euler
 from ldmprobe.diffusion.timesteps import UniformLogSNR
 from ldmprobe.diffusion.weighting import LearnedUncertainty
+from ldmprobe.io.record_file import read_record
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import SmallCLIP, TextConditioning
@@ -130,6 +131,28 @@ def test_a_resumed_run_neither_loses_nor_doubles_records(tmp_path):
         assert set(found) == set(expected) | {3}  # the end of the first part is a record too
         for step, value in expected.items():
             np.testing.assert_array_equal(found[step], value)
+
+
+def test_a_run_that_goes_on_from_an_earlier_checkpoint_takes_its_later_records_anew(tmp_path):
+    def fit(max_steps, ckpt_path=None, **settings):
+        made = trainer(tmp_path, max_steps=max_steps, callbacks=[ddim(), TrainingLoss(2)], **settings)
+        made.fit(module(), digits(), ckpt_path=ckpt_path)
+        return made
+
+    def drift(folder):
+        return {path.name: read_record(path).curves["step_kl"].value.tolist() for path in folder.glob("ddim-*.parquet")}
+
+    two = str(tmp_path / "two.ckpt")
+    fit(2).save_checkpoint(two)
+    fit(6, two)
+    before = drift(tmp_path / "probes")
+    fit(4, two, accumulate_grad_batches=2)  # other gradients than before
+    now, aside = drift(tmp_path / "probes"), drift(tmp_path / "superseded")
+    names = [f"ddim-0000000{step}.parquet" for step in (0, 2, 4, 6)]
+    assert aside == {name: before[name] for name in names[2:]}
+    assert {name for name in now if now[name] == before[name]} == set(names[:2])
+    assert set(now) == set(names[:3])
+    assert (tmp_path / "superseded" / "training-00000006.parquet").exists()
 
 
 class Adversarial(L.LightningModule):
