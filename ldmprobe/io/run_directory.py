@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,6 +20,7 @@ _TRACES = (
     "checkpoints/*.ckpt",
     "averages/*.safetensors",
 )
+_MEASURED = ("probes/*.parquet", "*reference.safetensors", "*_features.safetensors")
 _LOCK = ".lock"
 _INSTEAD = {
     "--run_dir": "; to go on with it add `--ckpt_path last`",
@@ -85,6 +86,20 @@ def check_own_checkpoint(checkpoint: str | Path, run_dir: str | Path) -> None:
 def is_run(folder: Path) -> bool:
     """Return whether a folder is the directory of a run that has written something."""
     return (folder / "config.yaml").is_file() and any(next(folder.glob(trace), None) for trace in _TRACES)
+
+
+def set_aside(run_dir: Path, paths: Iterable[Path]) -> list[Path]:
+    """Move files of a run to ``superseded`` in its directory, and return where they are now."""
+    aside, found = run_dir / "superseded", list(paths)
+    if found:
+        aside.mkdir(exist_ok=True)
+    return [path.replace(aside / path.name) for path in found]
+
+
+def set_aside_measured(run_dir: str | Path) -> list[Path]:
+    """Set aside all records, and what was fitted on real data for them, of a run that starts anew in its directory."""
+    folder = Path(run_dir)
+    return set_aside(folder, [path for pattern in _MEASURED for path in folder.glob(pattern)])
 
 
 def lock(run_dir: str | Path, resuming: bool, option: str = "--run_dir", wait_s: float = 10.0) -> bool:

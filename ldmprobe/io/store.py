@@ -11,6 +11,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import atomic_write
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.record_file import Part, read_record, write_record
+from ldmprobe.io.run_directory import set_aside
 
 _NAME = re.compile(r"[^/]+-[0-9]{1,19}\.parquet")
 
@@ -43,11 +44,7 @@ class RecordStore:
         """Move records of later steps than ``after`` to ``run_dir/superseded``: a run that goes on from there takes
         them anew.
         """
-        aside = self.folder.parent / "superseded"
-        for path in self.paths():
-            if step_of(path) > after:
-                aside.mkdir(exist_ok=True)
-                path.replace(aside / path.name)
+        set_aside(self.folder.parent, (path for path in self.paths() if step_of(path) > after))
 
     def paths(self, probe: str | None = None) -> list[Path]:
         """The files of all records (of one probe), by training step, as their names have it; none is opened."""

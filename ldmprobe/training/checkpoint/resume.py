@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import WandbLogger
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import atomic_write, remove_partials
 from ldmprobe.io.plain_text import plain
+from ldmprobe.io.run_directory import set_aside_measured
 from ldmprobe.lightning_private import set_wandb_id
 from ldmprobe.training.checkpoint.newest import newest_intact
 
@@ -27,7 +28,8 @@ def checkpoint_folders(trainer: L.Trainer) -> list[Path]:
 
 def last_checkpoint(trainer: L.Trainer, run_dir: str, may_start: bool) -> str | None:
     """The run's newest intact checkpoint; None where it has none yet and ``may_start``, so that one command line serves
-    to start a run and to go on with it. Torn ones that stand in the way are told of and renamed to ``….torn``.
+    to start a run and to go on with it. Torn ones that stand in the way are told of and renamed to ``….torn``; where
+    there is none, what was measured before is set aside.
 
     Raises:
         ConfigurationError: no checkpoint is intact, or all are gone.
@@ -48,8 +50,11 @@ def last_checkpoint(trainer: L.Trainer, run_dir: str, may_start: bool) -> str | 
     if trainer.is_global_zero:
         for folder in folders[1:]:
             remove_partials(folder)
-        if saved is None and any(Path(run_dir).glob("probes/*.parquet")):
-            say(f"the run in {run_dir} was stopped before its first checkpoint; it starts anew.")
+        if saved is None and set_aside_measured(run_dir):
+            say(
+                f"the run in {run_dir} was stopped before its first checkpoint; it starts anew, and what it had "
+                "measured is set aside in `superseded`."
+            )
         if saved is not None and torn:
             say(f"torn: {faults}; going on from {saved.path}, which is of step {saved.global_step}.")
         for path in torn if saved is not None else ():

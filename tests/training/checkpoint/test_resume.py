@@ -7,13 +7,19 @@ import signal
 import time
 import zipfile
 
+import numpy as np
 import pytest
 import torch
 
+from ldmprobe.callbacks import DDIMProbe, SampleQuality, TrainingObjective
+from ldmprobe.diffusion.weighting import MinSNR, UniformWeighting
 from ldmprobe.io.run_directory import lock, unlock
 from ldmprobe.io.store import RecordStore
+from ldmprobe.models.codec import LatentCodec
+from ldmprobe.training.checkpoint.resume import last_checkpoint
 from tests.tracking.wandb_file import _records
 from tests.training.killing import arguments, differences, metrics, run, signal_at_call, start, write_config
+from tests.training.test_latent_diffusion import digits, module, trainer
 
 TRAINING_STEP = "ldmprobe.training.latent_diffusion:LatentDiffusion.training_step"
 VALIDATION_STEP = "ldmprobe.training.latent_diffusion:LatentDiffusion.validation_step"
@@ -54,6 +60,28 @@ def test_killed_in_a_checkpoint_between_two_and_in_a_probe(config, whole, tmp_pa
     assert "was stopped before its first checkpoint; it starts anew" in output
     assert differences(whole, tmp_path / "run") == []
     assert list((tmp_path / "run").rglob("*.partial")) == []
+
+
+def test_a_run_that_starts_anew_keeps_nothing_of_another_configuration(tmp_path):
+    def fit(folder, scale, weighting):
+        lock(folder, resuming=True)
+        quality = SampleQuality("builtin:digits", 1, num_samples=8, num_steps=2, num_real=16, kid_subset_size=4)
+        probes = [DDIMProbe(1, num_samples=8, num_steps=2, num_reference=64), TrainingObjective(1), quality]
+        made = trainer(folder, max_steps=1, callbacks=probes)
+        found = last_checkpoint(made, str(folder), may_start=True)
+        assert found is None
+        made.fit(module(codec=LatentCodec(scale=scale), weighting=weighting), digits(), ckpt_path=found)
+        unlock(folder)
+        return {(record.probe, record.step): record.curves for record in RecordStore(folder).read()}
+
+    fit(tmp_path / "run", 1.0, UniformWeighting())
+    before = {path.name for path in [*tmp_path.glob("run/probes/*"), *tmp_path.glob("run/*.safetensors")]}
+    assert {"objective-00000000.parquet", "reference.safetensors", "real_features.safetensors"} < before
+    again, expected = (fit(tmp_path / name, 2.0, MinSNR()) for name in ("run", "new"))
+    assert {path.name for path in tmp_path.glob("run/superseded/*")} == before
+    assert again.keys() == expected.keys()
+    for record, name in [(record, name) for record, curves in expected.items() for name in curves]:
+        np.testing.assert_array_equal(again[record][name].value, expected[record][name].value)
 
 
 def test_told_to_end_it_saves_and_says_so(config, whole, tmp_path):
