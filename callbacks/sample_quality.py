@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import lightning as L
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
-from ldmprobe.callbacks.probe_data import data_source, has_held_out, prepared, training_images_at
+from ldmprobe.callbacks.probe_data import data_fingerprint, data_source, has_held_out, prepared, training_images_at
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.diffusion.grids import Grid
 from ldmprobe.diffusion.samplers import Sampler
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.features.choose import chosen_network
 from ldmprobe.io.record import ProbeRecord
+from ldmprobe.io.run_directory import set_aside
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import Guidance
 from ldmprobe.probing.copies import CopySearch
@@ -40,7 +42,8 @@ class SampleQuality(ProbeCallback[DiffusionModel]):
 
     Distances in different feature networks, or of different numbers of samples, do not compare. Real images are not
     passed through the autoencoder, whose faults are part of the distance. Their features are computed once, by rank
-    zero, and kept in the run's directory, in ``real_features.safetensors`` and ``held_out_features.safetensors``.
+    zero, and kept in the run's directory, in ``real_features.safetensors`` and ``held_out_features.safetensors``; a run
+    that goes on with other data, or another network, computes them anew.
 
     Args:
         feature_network: "builtin:digits", "builtin:cifar10", "imagenet" or a folder (see
@@ -147,28 +150,32 @@ class SampleQuality(ProbeCallback[DiffusionModel]):
     def _features(
         self, trainer: L.Trainer, model: DiffusionModel, network: nn.Module, split: str, name: str
     ) -> RealFeatures:
-        """Return the features that the run's directory keeps, if they are of this network and these images, or new
-        ones, computed by rank zero for all ranks.
+        """Return the features that the run's directory keeps, if they are of this network and these images of these
+        data, or new ones, computed by rank zero for all ranks.
         """
         path = run_directory(trainer) / f"{name}_features.safetensors"
         source = f"{split}, up to {self.num_real}"
 
         def make() -> RealFeatures:
-            if path.exists():
-                found = RealFeatures.load(path)
-                if (found.network, found.source) == (network_fingerprint(network), source):
-                    return found
-            if split == "held_out" and not has_held_out(trainer):
+            held_out = split == "held_out"
+            if held_out and not has_held_out(trainer):
                 raise ConfigurationError(
                     "SampleQuality got real 'held_out', but the Trainer has no validation data; give it some, or set "
                     "real to 'train'."
                     if self.real == "held_out"
                     else "the Trainer has no validation data."
                 )
+            data = data_fingerprint(trainer, held_out)
+            if path.exists():
+                found = RealFeatures.load(path)
+                if (found.network, found.source, found.data) == (network_fingerprint(network), source, data):
+                    return found
+                set_aside(path.parent, [path])
             with evaluating([]):
                 torch.manual_seed(_ORDER)
-                batches = data_source(trainer).reference_images(self.num_real, held_out=split == "held_out")
+                batches = data_source(trainer).reference_images(self.num_real, held_out)
                 made = RealFeatures.of(network, (batch["image"] for batch in batches), model.device, source)
+            made = replace(made, data=data)
             made.save(path)
             return made
 

@@ -13,14 +13,8 @@ from filelock import BaseFileLock, FileLock, Timeout
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import remove_partials
 
-_TRACES = (
-    "probes/*.parquet",
-    "report.html",
-    "reference.safetensors",
-    "checkpoints/*.ckpt",
-    "averages/*.safetensors",
-)
 _MEASURED = ("probes/*.parquet", "*reference.safetensors", "*_features.safetensors")
+_TRACES = (*_MEASURED, "report.html", "checkpoints/*.ckpt", "averages/*.safetensors")
 _LOCK = ".lock"
 _INSTEAD = {
     "--run_dir": "; to go on with it add `--ckpt_path last`",

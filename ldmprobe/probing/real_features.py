@@ -30,12 +30,14 @@ class RealFeatures:
         images: fingerprint of the images, in 8 bits, whatever their order.
         network: fingerprint of the feature network, weights included.
         source: what images were asked for.
+        data: fingerprint of the data that they were asked of, if known.
     """
 
     features: Tensor
     images: str
     network: str
     source: str = ""
+    data: str = ""
 
     @classmethod
     def of(
@@ -57,7 +59,7 @@ class RealFeatures:
 
     def save(self, path: Path) -> None:
         """Write the features as safetensors, whole or not at all."""
-        header = {"images": self.images, "network": self.network, "source": self.source}
+        header = {name: value for name, value in vars(self).items() if name != "features"}
         write_tensors(path, {"features": self.features}, header)
 
     @classmethod
@@ -69,7 +71,8 @@ class RealFeatures:
         """
         with readable(path, "features of real images", "move it away, and they are computed again"):
             tensors, header = read_tensors(path)
-            return cls(tensors["features"], header["images"], header["network"], header["source"])
+            told = header["images"], header["network"], header["source"], header.get("data", "")
+            return cls(tensors["features"], *told)
 
 
 def images_at(batches: Iterable[Batch], places: Sequence[int]) -> Tensor:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ldmprobe import RecordStore, Unconditional
 from ldmprobe.callbacks import DDIMProbe, SampleQuality
@@ -74,6 +75,31 @@ def test_real_images_of_another_choice_are_not_taken_for_these(tmp_path, changed
     before, after = records(tmp_path)[0].fingerprints, records(tmp_path)[-1].fingerprints
     part = "features" if "feature_network" in changed else "real_images"
     assert {name for name in before if before[name] != after[name]} == {part}
+
+
+def loader(brightness, num_rows=80):
+    generator = torch.Generator().manual_seed(0)
+    images = (torch.rand(num_rows, 1, 8, 8, generator=generator) - 1) * brightness
+    rows = [{"image": image, "label": 0} for image in images]
+    return DataLoader(rows, batch_size=16, shuffle=True, generator=generator)
+
+
+@pytest.mark.parametrize(("changed", "kept"), [((1.0,), True), ((0.5,), False), ((1.0, 96), False)])
+def test_real_images_of_loaders_are_kept_as_long_as_their_data_are_the_same(tmp_path, monkeypatch, changed, kept):
+    """However often the generator that shuffles them has been drawn from when the run was stopped."""
+    first = trainer(tmp_path, max_steps=1, callbacks=[quality()])
+    first.fit(module(), loader(1.0))
+    first.save_checkpoint(tmp_path / "one.ckpt")
+    before = (tmp_path / "real_features.safetensors").read_bytes()
+    computed, of = [], RealFeatures.of
+    monkeypatch.setattr(RealFeatures, "of", lambda *args: computed.append(of(*args)) or computed[-1])
+    again = trainer(tmp_path, max_steps=2, callbacks=[quality()])
+    again.fit(module(), loader(*changed), ckpt_path=str(tmp_path / "one.ckpt"))
+    steps = [record.fingerprints["real_images"] for record in records(tmp_path)]
+    assert [steps[-1]] == ([steps[0]] if kept else [each.images for each in computed])
+    assert (steps[0] == steps[-1]) == kept
+    aside = [path.read_bytes() for path in tmp_path.glob("superseded/*.safetensors")]
+    assert aside == ([] if kept else [before])
 
 
 def test_real_images_are_those_of_the_split_that_is_named(tmp_path):

@@ -17,7 +17,10 @@ def test_a_new_directory_is_made(tmp_path):
     assert reserve(tmp_path / "a" / "b", resuming=False).is_dir()
 
 
-@pytest.mark.parametrize("trace", ["probes/ddim-00000000.parquet", "checkpoints/last.ckpt", "report.html"])
+@pytest.mark.parametrize(
+    "trace",
+    ["probes/ddim-00000000.parquet", "checkpoints/last.ckpt", "report.html", "held_out_features.safetensors"],
+)
 def test_a_directory_with_a_run_is_refused_unless_resumed(tmp_path, trace):
     (tmp_path / trace).parent.mkdir(exist_ok=True)
     (tmp_path / trace).touch()

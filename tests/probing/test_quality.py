@@ -230,10 +230,11 @@ def test_the_same_images_are_known_again_in_any_order_and_batches():
 
 
 def test_what_is_saved_is_loaded(tmp_path):
-    real = real_of(Convolutions(), gaussian_model())
+    real = replace(real_of(Convolutions(), gaussian_model()), data="known")
     real.save(tmp_path / "real.safetensors")
     loaded = RealFeatures.load(tmp_path / "real.safetensors")
     assert (loaded.images, loaded.network, loaded.source) == (real.images, real.network, "train")
+    assert loaded.data == "known"
     assert torch.equal(loaded.features, real.features)
     (tmp_path / "real.safetensors").write_bytes(b"torn")
     with refused(r"real.safetensors is not readable as features of real images"):
