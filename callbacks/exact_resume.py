@@ -21,8 +21,8 @@ from ldmprobe.callbacks.same_optimization import (
     check_schedules_last,
     optimization,
 )
+from ldmprobe.callbacks.superseded import set_aside_recorded
 from ldmprobe.data.images import ImageData
-from ldmprobe.io.store import RecordStore
 from ldmprobe.training.checkpoint.newest import set_aside_later
 from ldmprobe.training.checkpoint.paths import paths_here
 from ldmprobe.training.checkpoint.resume import checkpoint_folders, say
@@ -47,8 +47,9 @@ class ExactResume(L.Callback):
     Lightning's tuners among its callbacks; another number of processes is told.
 
     Rows that loggers still hold are written before it, so that none it counts on is lost with the process. Records of
-    later steps than the checkpoint's are set aside when the run goes on, and taken anew. Where the run directory has
-    been renamed or copied, a ModelCheckpoint goes on with the files that came with it.
+    later steps than the checkpoint's, and rows of a ResumableCSVLogger, are set aside when the run goes on, and taken
+    anew. Where the run directory has been renamed or copied, a ModelCheckpoint goes on with the files that came with
+    it.
 
     On SIGTERM, as from a scheduler that needs the machine, the batch is finished and ``terminated.ckpt`` saved beside
     the other checkpoints, until the run has ended. Not when the signal breaks off a probe, and not with several
@@ -124,13 +125,11 @@ class ExactResume(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         extra, self._extra, self._trained = self._extra, {}, False
-        if trainer.is_global_zero:
-            RecordStore(run_directory(trainer)).set_aside(after=trainer.global_step)
-            if later := set_aside_later(checkpoint_folders(trainer), after=trainer.global_step):
-                say(
-                    f"going on from step {trainer.global_step}; checkpoints of later steps are set aside, as "
-                    f"{', '.join(map(str, later))}."
-                )
+        set_aside_recorded(trainer, run_directory(trainer))
+        step = trainer.global_step
+        if trainer.is_global_zero and (later := set_aside_later(checkpoint_folders(trainer), after=step)):
+            places = ", ".join(map(str, later))
+            say(f"going on from step {step}; checkpoints of later steps are set aside, as {places}.")
         parameters = dict(pl_module.named_parameters())
         for name, gradient in extra.get("gradients", {}).items():
             parameters[name].grad = gradient.to(parameters[name])

@@ -18,6 +18,7 @@ from torch import nn
 
 from ldmprobe.callbacks.monitored import check_monitors, show_metrics
 from ldmprobe.callbacks.rank_zero import from_rank_zero
+from ldmprobe.callbacks.superseded import set_aside_recorded
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.run_directory import lock, unlock
@@ -153,8 +154,7 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
         self.check(self.subject(pl_module))
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.is_global_zero:
-            RecordStore(run_directory(trainer)).set_aside(after=trainer.global_step)
+        set_aside_recorded(trainer, run_directory(trainer))
         show_metrics(trainer, self._metrics)
         self._seen_step = trainer.global_step
         if trainer.global_step == 0:

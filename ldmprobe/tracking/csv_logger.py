@@ -18,7 +18,8 @@ from ldmprobe.types import Batch
 class ResumableCSVLogger(CSVLogger):
     """Lightning's CSVLogger, except that a resumed run appends to the file of the run it resumes, where Lightning's
     begins another (``version_1``) or deletes it. A row that is logged again, with the same step and columns, replaces
-    the old one.
+    the old one. Rows after the step that a run goes on from are moved to ``metrics.superseded.csv``, by any probe
+    callback and by ExactResume.
     """
 
     def __init__(
@@ -38,10 +39,16 @@ class ResumableCSVLogger(CSVLogger):
             self._experiment = _GoingOn(self.log_dir)
         return self._experiment
 
+    def set_aside(self, after: int) -> None:
+        """Move the rows of later steps than ``after`` that were there before this logger to
+        ``metrics.superseded.csv``.
+        """
+        self.experiment.set_aside(after)
+
 
 class _GoingOn(ExperimentWriter):
-    """Appends to what is there; rewrites it, whole or not at all, only for a new column, a row that comes again, or a
-    last line that was cut off.
+    """Appends to what is there; rewrites it, whole or not at all, only for a new column, a row that comes again or is
+    set aside, or a last line that was cut off.
     """
 
     def __init__(self, log_dir: str) -> None:
@@ -64,12 +71,21 @@ class _GoingOn(ExperimentWriter):
         columns = sorted(set(self.metrics_keys).union(*new))
         if again or self._cut_off or columns != self.metrics_keys or not self.path.exists():
             self.metrics_keys, self._cut_off = columns, False
-            rows = [row for row in _read(self.path) if _key(row) not in again] + new
-            with atomic_write(self.path) as file:
-                file.write(_text(rows, columns, header=True).encode())
+            _write(self.path, [row for row in _read(self.path) if _key(row) not in again] + new, columns)
         else:
             with self.path.open("ab") as file:
                 file.write(_text(new, columns).encode())
+
+    def set_aside(self, after: int) -> None:
+        later = {key for key in self._earlier if key[0] > after}
+        if not later:
+            return
+        rows, aside = _read(self.path), self.path.with_suffix(".superseded.csv")
+        before = _read(aside)
+        columns = sorted({*self.metrics_keys, *(before[0] if before else ())})
+        _write(aside, before + [row for row in rows if _key(row) in later], columns)
+        _write(self.path, [row for row in rows if _key(row) not in later], self.metrics_keys)
+        self._earlier, self._cut_off = self._earlier - later, False
 
 
 def _key(row: Batch) -> tuple[int, frozenset[str]]:
@@ -82,6 +98,11 @@ def _read(path: Path) -> list[Batch]:
         return []
     whole_lines = path.read_bytes().decode(errors="replace").rpartition("\n")[0]
     return [row for row in csv.DictReader(io.StringIO(whole_lines)) if None not in row.values() and row.get("step")]
+
+
+def _write(path: Path, rows: list[Batch], columns: list[str]) -> None:
+    with atomic_write(path) as file:
+        file.write(_text(rows, columns, header=True).encode())
 
 
 def _text(rows: list[Batch], columns: list[str], header: bool = False) -> str:

@@ -43,6 +43,21 @@ def test_a_row_that_comes_again_takes_the_old_ones_place(tmp_path):
     assert {"step": "1", "val": "9.0"} in rows(tmp_path)
 
 
+def test_rows_of_a_past_that_was_left_are_moved_away_and_all_kept(tmp_path):
+    path = log(tmp_path, (0, {"loss": 3.0}), (4, {"probe_ddim/kl": 8.0}), (5, {"loss": 2.0}), (9, {"loss": 1.0}))
+    whole = rows(tmp_path)
+    for after, new in ((4, {"val": 7.0}), (2, {"loss": 2.5})):
+        logger = ResumableCSVLogger(str(tmp_path))
+        logger.log_metrics(new, step=6)  # its own rows stay
+        logger.set_aside(after)
+        logger.save()
+        logger.set_aside(after)
+    assert rows(tmp_path) == [whole[0], {"step": "6", "loss": "2.5"}]
+    with path.with_name("metrics.superseded.csv").open() as file:
+        aside = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+    assert aside == [*whole[2:], whole[1], {"step": "6", "val": "7.0"}]
+
+
 @pytest.mark.parametrize("cut", range(1, 9))
 def test_a_line_that_was_cut_off_is_dropped(tmp_path, cut):
     path = log(tmp_path, (0, {"loss": 3.0}), (1, {"loss": 2.125}))
