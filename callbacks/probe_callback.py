@@ -64,7 +64,8 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
 
     The metrics of the last probe are also in ``trainer.callback_metrics`` on every rank, from before the first
     optimizer step on, so that ``ModelCheckpoint(monitor="probe_quality/fid")`` and EarlyStopping go by them; a resumed
-    run has them from its checkpoint.
+    run has them from its checkpoint. What looks at them at steps at which the probe does not run is refused: it would
+    take an old value for a new one.
 
     A probe that raises, or whose record cannot be written, does not end training: the first error is logged with its
     traceback, later ones in a line, and all are counted, in ``failures`` and for the loggers in
@@ -160,9 +161,9 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
         if trainer.global_step == 0:
             self._run_on_time(trainer, pl_module)
         self._last_step = trainer.global_step
-        callbacks = callbacks_of(trainer)
-        if [callback for callback in callbacks if isinstance(callback, ProbeCallback)][-1] is self:
-            check_monitors(trainer)
+        probes = [callback for callback in callbacks_of(trainer) if isinstance(callback, ProbeCallback)]
+        if probes[-1] is self:
+            check_monitors(trainer, {name: probe.every_n_steps for probe in probes for name in probe._metrics})
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int

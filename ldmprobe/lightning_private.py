@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import cast
 
 import lightning as L
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, Timer
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateFinder, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.parsing import lightning_hasattr
 
@@ -78,6 +78,23 @@ def checks_at_epoch_end(callback: EarlyStopping, trainer: L.Trainer) -> bool:
     if callback._check_on_train_epoch_end is not None:
         return callback._check_on_train_epoch_end
     return trainer.val_check_interval == 1.0 and trainer.check_val_every_n_epoch == 1
+
+
+def saves_every_n_steps(callback: ModelCheckpoint) -> int:
+    """Return ``every_n_train_steps`` of a ModelCheckpoint; 0 for one that does not save by steps."""
+    return callback._every_n_train_steps
+
+
+def saves_by_time(callback: ModelCheckpoint) -> bool:
+    """Return whether a ModelCheckpoint saves by time."""
+    return callback._train_time_interval is not None
+
+
+def saves_at_epoch_end(callback: ModelCheckpoint, trainer: L.Trainer) -> bool:
+    """Return whether a ModelCheckpoint that saves by epochs does so at their end, not after validation; known once
+    training starts.
+    """
+    return callback._should_save_on_train_epoch_end(trainer)
 
 
 def batches_begun(trainer: L.Trainer) -> int:

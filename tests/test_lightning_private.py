@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.callbacks import EarlyStopping, Timer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint, Timer
 from lightning.pytorch.loggers import CSVLogger, WandbLogger
 
 from ldmprobe import lightning_private as private
@@ -145,6 +145,12 @@ def test_callbacks_and_loggers_are_read(tmp_path):
     trainer, _, _ = run(tmp_path, val_check_interval=1.0)
     assert private.checks_at_epoch_end(EarlyStopping("loss"), trainer)
     assert not private.checks_at_epoch_end(EarlyStopping("loss", check_on_train_epoch_end=False), trainer)
+    assert private.saves_every_n_steps(ModelCheckpoint(every_n_train_steps=7)) == 7
+    assert private.saves_every_n_steps(ModelCheckpoint()) == 0
+    assert private.saves_by_time(ModelCheckpoint(train_time_interval=timedelta(hours=1)))
+    assert not private.saves_by_time(ModelCheckpoint())
+    assert private.saves_at_epoch_end(ModelCheckpoint(), trainer)
+    assert not private.saves_at_epoch_end(ModelCheckpoint(save_on_train_epoch_end=False), trainer)
     logger = WandbLogger(save_dir=tmp_path, offline=True)
     private.set_wandb_id(logger, "abcd")
     assert logger.version == logger._wandb_init["id"] == "abcd"

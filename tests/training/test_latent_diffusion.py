@@ -45,16 +45,11 @@ def trainer(folder, max_steps=6, **kwargs):
         "enable_model_summary": False,
         "enable_checkpointing": False,
         "val_check_interval": 3,
+        "check_val_every_n_epoch": None,
         "limit_val_batches": 1,
         "num_sanity_val_steps": 0,
     }
-    return L.Trainer(
-        default_root_dir=str(folder),
-        max_steps=max_steps,
-        max_epochs=-1,
-        check_val_every_n_epoch=None,
-        **{**settings, **kwargs},
-    )
+    return L.Trainer(default_root_dir=str(folder), max_steps=max_steps, max_epochs=-1, **{**settings, **kwargs})
 
 
 def assert_same_state(one, other):
