@@ -12,7 +12,7 @@ from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.noisy_classifier import ClassifierModel
-from ldmprobe.probing.classification import probe_classifier
+from ldmprobe.probing.classification import PROBE, probe_classifier
 from ldmprobe.probing.latent_statistics import latents_of
 from ldmprobe.probing.probe import Ranks, evaluating
 from ldmprobe.training.noisy_classification import NoisyClassification
@@ -30,6 +30,8 @@ class ClassifierProbe(ProbeCallback[ClassifierModel]):
         batch_size: latents through the network at once.
         seed: of the noise.
     """
+
+    records = PROBE
 
     def __init__(self, every_n_steps: int = 500, num_images: int = 1000, batch_size: int = 256, seed: int = 0) -> None:
         super().__init__(every_n_steps)

@@ -17,6 +17,7 @@ from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import probe_denoising
+from ldmprobe.probing.denoising_record import PROBE
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.tracking.loggers import log_verdict
 from ldmprobe.tracking.run_verdict import verdict_on
@@ -35,12 +36,15 @@ class DenoisingProbe(ProbeCallback[DiffusionModel]):
         num_images: held-out images, as many as there are up to this.
         num_draws: noised latents per level; with fewer images, each is drawn several times.
         batch_size: latents through the network at once.
-        num_reference: training images that the linear denoiser is fitted on.
+        num_reference: training images that the linear denoiser is fitted on; all probes of a run share them, as many
+            as the one that wants most.
         seed: of the noise.
         image_loss: also the error of decoded x̂_0, in pixels.
         held_out: batches of held-out images, for a Trainer that validates on none; default: the validation data.
         detail: what loggers are sent: "bands" of log-SNR, or also all "levels".
     """
+
+    records = PROBE
 
     def __init__(
         self,
@@ -98,4 +102,4 @@ class DenoisingProbe(ProbeCallback[DiffusionModel]):
         return verdict_metrics(verdict)
 
     def _last_before(self, trainer: L.Trainer) -> ProbeRecord | None:
-        return RecordStore(run_directory(trainer)).last_before("denoising", trainer.global_step)
+        return RecordStore(run_directory(trainer)).last_before(PROBE, trainer.global_step)

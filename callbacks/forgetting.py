@@ -42,6 +42,7 @@ class Forgetting(BesideBaseData):
             was not measured.
     """
 
+    records = "forgetting"
     _before: ProbeRecord | None = None
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -12,7 +12,7 @@ from ldmprobe.diffusion.objective import objective_of
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel, trained_network_of
-from ldmprobe.probing.gradient import NUM_GROUPS, probe_gradient
+from ldmprobe.probing.gradient import NUM_GROUPS, PROBE, probe_gradient
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.training.sharding import is_sharded
 
@@ -35,6 +35,8 @@ class GradientProbe(ProbeCallback[DiffusionModel]):
     Raises:
         ConfigurationError: before training: the network is sharded, or nothing in it is trained.
     """
+
+    records = PROBE
 
     def __init__(
         self,

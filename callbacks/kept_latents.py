@@ -10,6 +10,7 @@ from ldmprobe.callbacks.probe_callback import run_directory
 from ldmprobe.callbacks.probe_data import data_source
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.data.images import ImageData
+from ldmprobe.lightning_private import callbacks_of
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics, latents_of
@@ -23,7 +24,8 @@ class KeptLatents:
 
     Args:
         num_images: training images, or held-out ones, as many as there are up to this.
-        num_reference: training images that the reference is fitted on.
+        num_reference: training images that the reference is fitted on; of the ``num_reference`` of all callbacks the
+            largest counts, as they share it.
         held_out: batches of held-out images; default: of the data.
         data: whose images these are; default: what the Trainer trains on.
         name: of the reference's file in the run's directory.
@@ -75,10 +77,11 @@ class KeptLatents:
 
     def _read_or_fit(self, trainer: L.Trainer, model: DiffusionModel) -> LatentStatistics:
         path, source = run_directory(trainer) / f"{self._name}.safetensors", self._data or data_source(trainer)
+        number = max(self._num_reference, *(vars(each).get("num_reference", 0) for each in callbacks_of(trainer)))
         rows = source.identity.train if isinstance(source, ImageData) else None
         with evaluating(model.modules):
             reference = reference_at(
-                path, model, lambda: latents_of(model.codec, source.reference_batches(self._num_reference)), rows
+                path, model, lambda: latents_of(model.codec, source.reference_batches(number)), rows
             )
         if not path.exists():
             reference.save(path)

@@ -9,7 +9,7 @@ from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.errors import check_numbers
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.likelihood import Flow, probe_likelihood
+from ldmprobe.probing.likelihood import PROBE, Flow, probe_likelihood
 from ldmprobe.probing.probe import Ranks, evaluating
 
 
@@ -26,6 +26,8 @@ class LikelihoodProbe(ProbeCallback[DiffusionModel]):
         num_reference: training images that the Gaussian beside it is fitted on.
         seed: of the noise.
     """
+
+    records = PROBE
 
     def __init__(
         self,

@@ -12,7 +12,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.pretrained.lora import has_lora
-from ldmprobe.probing.lora_strength import STRENGTHS, probe_lora_strength
+from ldmprobe.probing.lora_strength import PROBE, STRENGTHS, probe_lora_strength
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.tracking.scalars import Detail
 
@@ -35,6 +35,8 @@ class LoRAStrength(BesideBaseData):
         ConfigurationError: before training: ``base_data`` does not fit the model; there is no LoRA, or one of text
             encoders besides.
     """
+
+    records = PROBE
 
     def __init__(
         self,

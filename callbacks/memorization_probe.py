@@ -9,7 +9,7 @@ from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.errors import check_numbers
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.memorization import probe_memorization
+from ldmprobe.probing.memorization import PROBE, probe_memorization
 from ldmprobe.probing.probe import Ranks
 
 
@@ -28,6 +28,8 @@ class MemorizationProbe(ProbeCallback[DiffusionModel]):
         num_reference: training images that a perfect copy machine is made of, beside those probed.
         seed: of the noise.
     """
+
+    records = PROBE
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from ldmprobe.callbacks.probe_callback import ProbeCallback
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.precision import FORMATS, probe_precision
+from ldmprobe.probing.precision import FORMATS, PROBE, probe_precision
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.training.sharding import is_sharded
 
@@ -33,6 +33,8 @@ class PrecisionProbe(ProbeCallback[DiffusionModel]):
     Raises:
         ConfigurationError: another format; before training: the network is sharded.
     """
+
+    records = PROBE
 
     def __init__(
         self,

@@ -125,7 +125,7 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
 
     @property
     def records(self) -> str:
-        """A name that tells the records from those of other probes; no two callbacks of a Trainer may share it."""
+        """The name of the records, which is that of their files; no two callbacks of a Trainer may share it."""
         return type(self).__name__
 
     def check(self, model: S) -> None:
@@ -144,11 +144,12 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
         self._holds_lock = from_rank_zero(trainer, lambda: lock(run_directory(trainer), self._resuming))
         self._history = RunningHistory(RecordStore(run_directory(trainer)))
         probes = [callback for callback in callbacks_of(trainer) if isinstance(callback, ProbeCallback)]
-        if sum(callback.records == self.records for callback in probes) > 1:
+        alike = [type(callback).__name__ for callback in probes if callback.records == self.records]
+        if len(alike) > 1:
             raise ConfigurationError(
-                f"There are several {type(self).__name__} callbacks, whose records ({self.records}) would be mixed up; "
-                "keep one, or give a sampling probe another `name`. (A configuration after another adds to its "
-                "callbacks with `callbacks+:` and replaces them with `callbacks:`.)"
+                f"Records of {' and '.join(alike)} ({self.records}) would be mixed up; keep one of them, or give a "
+                "sampling probe another `name`. (A configuration after another adds to its callbacks with "
+                "`callbacks+:` and replaces them with `callbacks:`.)"
             )
         for name, (at_least, at_most) in _RANGES.items():
             check_numbers(type(self).__name__, at_least, at_most, **{name: vars(self).get(name)})

@@ -17,7 +17,7 @@ from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.autoencoder_model import AutoencoderModel, HasAutoencoder
 from ldmprobe.probing.probe import Ranks, evaluating
 from ldmprobe.probing.real_features import check_feature_network
-from ldmprobe.probing.reconstruction import Originals, probe_reconstruction
+from ldmprobe.probing.reconstruction import PROBE, Originals, probe_reconstruction
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +39,8 @@ class ReconstructionProbe(ProbeCallback[AutoencoderModel]):
         batch_size: images through the autoencoder at once.
         seed: of the prior's samples and of rKID's subsets.
     """
+
+    records = PROBE
 
     def __init__(
         self,

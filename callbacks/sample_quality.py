@@ -22,7 +22,7 @@ from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.run_directory import set_aside
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.guidance import Guidance
-from ldmprobe.probing.copies import CopySearch
+from ldmprobe.probing.copies import QUALITY, CopySearch
 from ldmprobe.probing.probe import Ranks, evaluating
 from ldmprobe.probing.quality import probe_quality, refuse_too_few
 from ldmprobe.probing.real_features import RealFeatures, check_feature_network, network_fingerprint
@@ -61,6 +61,8 @@ class SampleQuality(ProbeCallback[DiffusionModel]):
         seed: of the starting noise, the same at every probe, and of KID's subsets.
         batch_size: latents through the network at once.
     """
+
+    records = QUALITY
 
     def __init__(
         self,

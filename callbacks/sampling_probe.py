@@ -34,7 +34,8 @@ class SamplingProbe(ProbeCallback[DiffusionModel]):
         grid: which noise levels are visited; default: the schedule's own.
         guidance: scale of classifier-free guidance, 1 for none; or another Guidance.
         batch_size: latents through the network at once.
-        num_reference: real latents, of training images, that bases and ideal curves are fitted on.
+        num_reference: real latents, of training images, that bases and ideal curves are fitted on; all probes of a run
+            share them, as many as the one that wants most.
         seed: of the starting noise and of that of the steps, the same at every probe.
         analyses: default: all of them: StepKL, PCAScatter, X0Drift, SampleImages, MarginalGap, IdealTwins,
             OneStepError, Exposure.

@@ -97,6 +97,7 @@ class TimestepBalancer(ProbeCallback[DiffusionModel]):
     """
 
     part_of_training = True
+    records = "balance"
 
     def __init__(
         self,
@@ -207,7 +208,7 @@ class TimestepBalancer(ProbeCallback[DiffusionModel]):
             "balance_weight": weight,
         }
         return ProbeRecord(
-            "balance",
+            self.records,
             found.step,
             scalars={"balance_skill": skill, "balance_moved": share, "balance_steered": float(steered)},
             curves={name: Curve(where.timestep, where.log_snr, value) for name, value in curves.items()},

@@ -53,6 +53,8 @@ class TrainingClock(ProbeCallback[WholeModule]):
         ConfigurationError: before training: it stands after a probe among the callbacks, and would count its passes.
     """
 
+    records = "clock"
+
     def __init__(self, every_n_steps: int = 500) -> None:
         super().__init__(every_n_steps)
         self._seconds = self._began = 0.0
@@ -86,7 +88,7 @@ class TrainingClock(ProbeCallback[WholeModule]):
         others = sum(getattr(c, "cost_seconds", 0.0) for c in callbacks if getattr(c, "part_of_training", False))
         provenance = {"device": str(pl_module.device), "num_threads": torch.get_num_threads()}
         return ProbeRecord(
-            "clock",
+            self.records,
             trainer.global_step,
             {"training_seconds": self._seconds + others},
             metrics=METRICS,

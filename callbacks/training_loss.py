@@ -43,6 +43,8 @@ class TrainingLoss(ProbeCallback[DiffusionModel]):
     LatentDiffusion's does.
     """
 
+    records = "training"
+
     def __init__(self, every_n_steps: int = 100) -> None:
         super().__init__(every_n_steps)
         self._sums = torch.zeros(2, len(BAND_EDGES) - 1, dtype=torch.float64)  # Σ w·error, Σ w
@@ -80,7 +82,7 @@ class TrainingLoss(ProbeCallback[DiffusionModel]):
         place = torch.where(number > 0, total / number, (BAND_EDGES[1:] + BAND_EDGES[:-1]) / 2)
         error, place = (error / weight)[seen], place[seen]
         curve = Curve(torch.full_like(place, -1).long().numpy(), place.numpy(), error.numpy())
-        return ProbeRecord("training", trainer.global_step, curves={"training_mse": curve}, metrics=METRICS)
+        return ProbeRecord(self.records, trainer.global_step, curves={"training_mse": curve}, metrics=METRICS)
 
     # --- in a checkpoint, the sums of all ranks: rank zero's alone count after a resume ----------------------------
 

@@ -14,7 +14,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.objective import objective_record
+from ldmprobe.probing.objective import PROBE, objective_record
 from ldmprobe.probing.probe import Ranks
 
 
@@ -34,6 +34,8 @@ class TrainingObjective(ProbeCallback[DiffusionModel]):
     Raises:
         ConfigurationError: before training: the module has no ``objective``.
     """
+
+    records = PROBE
 
     def __init__(self, every_n_steps: int = 500) -> None:
         super().__init__(every_n_steps)
@@ -56,7 +58,7 @@ class TrainingObjective(ProbeCallback[DiffusionModel]):
 
     def _last_before(self, step: int, run_dir: Path) -> ProbeRecord | None:
         """Without those of where training was stopped, which an unbroken run does not have."""
-        return RecordStore(run_dir).last_before("objective", step, self.is_due)
+        return RecordStore(run_dir).last_before(PROBE, step, self.is_due)
 
 
 def _objective_of(pl_module: L.LightningModule) -> TimestepObjective:

@@ -340,10 +340,22 @@ def test_a_probes_bar_is_no_endless_recursion_under_richs_bar_in_a_notebook(tmp_
     assert "DDIMProbe" in written.getvalue()
 
 
-@pytest.mark.parametrize("second", [DDIMProbe(3), SamplingProbe(2, sampler=Euler(), name="ddim")])
-def test_two_probes_whose_records_would_be_mixed_up_are_refused(tmp_path, second):
-    with refused(r"\(ddim\) would be mixed up"):
-        trainer(tmp_path, callbacks=[second, DDIMProbe(2)]).fit(module(), digits())
+@pytest.mark.parametrize(
+    ("first", "second", "name"),
+    [
+        (DDIMProbe(3), DDIMProbe(2), "ddim"),
+        (SamplingProbe(2, sampler=Euler(), name="ddim"), DDIMProbe(2), "ddim"),
+        (SamplingProbe(2, name="quality"), SampleQuality("builtin:digits"), "quality"),
+        (TrainingLoss(2), SamplingProbe(2, name="training"), "training"),
+    ],
+)
+def test_two_probes_whose_records_would_be_mixed_up_are_refused(tmp_path, first, second, name):
+    with refused(rf"of {type(first).__name__} and {type(second).__name__} \({name}\) would be mixed up"):
+        trainer(tmp_path, callbacks=[first, second]).fit(module(), digits())
+
+
+def test_records_have_the_names_that_their_callbacks_say(run):
+    assert {record.probe for record in RecordStore(run).read()} == {probe.records for probe in probes()}
 
 
 def test_two_samplers_probes_keep_records_and_metrics_of_their_own(run):
