@@ -7,12 +7,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import atomic_folder
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore, read_or_skip
+from ldmprobe.models.autoencoder import decoder_parameters
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.latent_scale import scaling_of
 from ldmprobe.pretrained.export import as_pipeline
@@ -45,7 +47,8 @@ def export(
     Args:
         base: as ``Checkpoint.read``'s.
         per_channel: an autoencoder's latents have a scale for each channel.
-        ema_length: σ_rel of an average in the place of the checkpoint's own weights, of a run with PostHocEMA.
+        ema_length: σ_rel of an average in the place of the checkpoint's own weights, of a run with PostHocEMA; of an
+            autoencoder, of one whose encoder was not trained.
         lora_strength: how much of a LoRA is exported; 1 is as trained.
 
     Returns:
@@ -63,6 +66,12 @@ def export(
         raise ConfigurationError(f"{checkpoint} holds an autoencoder, which has no LoRA; leave out --merge.")
     if per_channel and not read.is_autoencoder:
         raise ConfigurationError(f"{checkpoint} holds a diffusion model; --per-channel is for autoencoders alone.")
+    if read.is_autoencoder and ema_length is not None and not _same_latents(read, Checkpoint.read(checkpoint)):
+        raise ConfigurationError(
+            f"The scale of latents in {checkpoint} was measured with its own weights, and another average of the "
+            "encoder has other latents; leave out --ema-length. (Of a run with `train: decoder`, whose averages all "
+            "have one encoder, any can be exported.)"
+        )
     target = folder.absolute()
     write = _autoencoder(read, target.name, per_channel) if read.is_autoencoder else _pipeline(read, target.name, merge)
     try:
@@ -105,6 +114,14 @@ def _autoencoder(read: Checkpoint, name: str, per_channel: bool) -> Callable[[Pa
         write_autoencoder_card(folder, name, model, moments)
 
     return write
+
+
+def _same_latents(one: Checkpoint, other: Checkpoint) -> bool:
+    """Return whether two autoencoders have the same weights, except for their decoders'."""
+    ours, theirs = one.autoencoder().network, other.autoencoder().network
+    decoder = {id(parameter) for parameter in decoder_parameters(ours)}
+    pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
+    return all(id(mine) in decoder or torch.equal(mine, yours) for mine, yours in pairs)
 
 
 def _records(checkpoint: Path, model: DiffusionModel) -> list[ProbeRecord]:

@@ -16,7 +16,7 @@ from diffusers import (
 )
 from PIL import Image
 
-from ldmprobe.callbacks import DDIMProbe, DenoisingProbe
+from ldmprobe.callbacks import DDIMProbe, DenoisingProbe, PostHocEMA
 from ldmprobe.cli import main
 from ldmprobe.data.images import ImageData
 from ldmprobe.io.record import ProbeRecord
@@ -27,7 +27,7 @@ from ldmprobe.pretrained.export import as_pipeline
 from ldmprobe.pretrained.load import load_pipeline
 from ldmprobe.training.checkpoint.load import load_model
 from ldmprobe.training.latent_diffusion import LatentDiffusion
-from tests import pipelines
+from tests import autoencoding, pipelines
 from tests.helpers import FLOAT32, WHOLE_PATH, refused, refuses, tiny_unet
 from tests.pipelines import conditional_unet
 from tests.pretrained.test_pipeline_export import assert_same_images
@@ -281,3 +281,20 @@ def test_an_export_that_fails_on_the_way_leaves_nothing(exported, monkeypatch, c
     monkeypatch.setattr("ldmprobe.training.export.write_model_card", full)
     refuses(capsys, ["export", checkpoint, "out"], "out cannot be written: No space left on device")
     assert list(Path().iterdir()) == []
+
+
+@pytest.mark.parametrize("train", ["all", "decoder"])
+def test_an_average_of_the_encoder_is_not_exported_with_the_scale_of_other_latents(train, capsys):
+    settings = {"autoencoder": autoencoding.network(), "quantization": None, "adversarial": None, "ema_decay": None}
+    done = autoencoding.fit(autoencoding.module(train=train, **settings), 4, callbacks=(PostHocEMA(),))
+    done.save_checkpoint("four.ckpt")
+    assert main(["export", "four.ckpt", "own"]) == 0
+    average = ["export", "four.ckpt", "average", "--ema-length", "0.05"]
+    if train == "all":
+        refuses(capsys, average, "four.ckpt was measured with its own weights", "leave out --ema-length")
+        assert not Path("average").exists()
+    else:
+        assert main(average) == 0
+        own, averaged = (AutoencoderKL.from_pretrained(folder) for folder in ("own", "average"))
+        assert averaged.config.scaling_factor == own.config.scaling_factor
+        assert not torch.equal(averaged.decoder.conv_out.weight, own.decoder.conv_out.weight)
