@@ -15,6 +15,7 @@ from ldmprobe.errors import check_numbers
 from ldmprobe.io.plain_text import plain
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore
+from ldmprobe.lightning_private import logger_step
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.denoising_record import PROBE
@@ -95,7 +96,7 @@ class DenoisingProbe(ProbeCallback[DiffusionModel]):
         """Come to a verdict, send it to the loggers, and say it in a line above the progress bar."""
         verdict = from_rank_zero(trainer, lambda: verdict_on(run_directory(trainer), until=trainer.global_step))
         if trainer.is_global_zero:
-            log_verdict(trainer.loggers, verdict)
+            log_verdict(trainer.loggers, verdict, logger_step(trainer, trainer.global_step))
             if trainer.progress_bar_callback is not None:
                 seconds = time.monotonic() - self._began
                 trainer.progress_bar_callback.print(plain(f"{verdict.news} (probed in {seconds:.1f} s)"))

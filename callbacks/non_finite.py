@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from ldmprobe.errors import ConfigurationError, check_numbers
+from ldmprobe.lightning_private import logger_step
 from ldmprobe.models.diffusion_model import Probed, diffusion_model_of
 from ldmprobe.probing.non_finite import Fault, all_finite, find_fault, first_not_finite, loss_of, not_finite
 from ldmprobe.tracking.loggers import log_scalars
@@ -133,7 +134,7 @@ class NonFinite(L.Callback):
         if fault.kind not in self._told:
             self._told.add(fault.kind)
             _log.warning("%s The step was %s; more of this kind are only counted.", told, self._done)
-        log_scalars(trainer.loggers, {"non_finite_steps": float(self.steps)}, step)
+        log_scalars(trainer.loggers, {"non_finite_steps": float(self.steps)}, logger_step(trainer, step))
 
     @property
     def _done(self) -> str:

@@ -23,7 +23,7 @@ from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.run_directory import lock, unlock
 from ldmprobe.io.store import RecordStore
-from ldmprobe.lightning_private import callbacks_of
+from ldmprobe.lightning_private import callbacks_of, logger_step
 from ldmprobe.models.diffusion_model import diffusion_model_of
 from ldmprobe.probing.non_finite import first_not_finite
 from ldmprobe.probing.probe import Progress, Ranks, Running, plain_stderr, progress_bar
@@ -58,7 +58,8 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
 
     Steps are optimizer steps (``trainer.global_step``), whatever the gradient accumulation. Where a batch takes
     several, as with two optimizers, a probe runs after the batch in which a multiple of ``every_n_steps`` was reached
-    or passed.
+    or passed. Records are of optimizer steps there, too; loggers are told the number of batches, which is the step that
+    Lightning logs under with manual optimization.
 
     Records of later steps than the checkpoint that a run goes on from are moved to ``superseded`` and taken anew.
 
@@ -223,7 +224,8 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
                 store = RecordStore(run_directory(trainer))
                 store.append(record)
                 if trainer.loggers:
-                    log_record(trainer.loggers, record, self._history, self.detail)
+                    step = logger_step(trainer, record.step)
+                    log_record(trainer.loggers, record, self._history, self.detail, step)
         if record is not None:
             with self._going_on(trainer, alone=True):
                 metrics |= self.conclude(trainer)
@@ -262,7 +264,7 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
             self.failures += 1
             told = f"{name} failed at step {step} ({type(error).__name__}: {error}); training goes on."
             _log.error(told, exc_info=self.failures == 1)
-            log_scalars(trainer.loggers, {f"probe_failures/{name}": float(self.failures)}, step)
+            log_scalars(trainer.loggers, {f"probe_failures/{name}": float(self.failures)}, logger_step(trainer, step))
 
     @contextmanager
     def running(self, trainer: L.Trainer, ranks: Ranks) -> Iterator[Running]:

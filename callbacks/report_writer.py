@@ -10,7 +10,7 @@ import lightning as L
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
 from ldmprobe.io.store import RecordStore
-from ldmprobe.lightning_private import callbacks_of
+from ldmprobe.lightning_private import callbacks_of, logger_step
 from ldmprobe.tracking.loggers import log_page, note_addresses
 from ldmprobe.tracking.report import write_report
 
@@ -46,7 +46,7 @@ class ReportWriter(L.Callback):
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.is_global_zero and (page := self._write(trainer)) is not None:
-            log_page(trainer.loggers, page, trainer.global_step)
+            log_page(trainer.loggers, page, logger_step(trainer, trainer.global_step))
 
     def _write(self, trainer: L.Trainer) -> Path | None:
         """Write the page, and return where it is; None where it cannot be written."""

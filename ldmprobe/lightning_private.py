@@ -107,6 +107,16 @@ def batches_processed(trainer: L.Trainer) -> int:
     return int(trainer.fit_loop.epoch_loop.batch_progress.state_dict()["total"]["processed"])
 
 
+def logger_step(trainer: L.Trainer, step: int) -> int:
+    """Return what Lightning's loggers call an optimizer step that has just been taken: ``step``, or, with manual
+    optimization, where a batch may take several, the number of batches so far.
+    """
+    if trainer.lightning_module.automatic_optimization:
+        return step
+    loop = trainer.fit_loop.epoch_loop
+    return loop._batches_that_stepped + in_batch_end(loop.batch_progress.state_dict())
+
+
 def is_accumulating(trainer: L.Trainer) -> bool:
     """Return whether the current batch's gradients wait for those of further batches."""
     ready = trainer.fit_loop.epoch_loop.batch_progress.current.ready

@@ -58,6 +58,7 @@ class Watch(L.Callback):
                 "accumulating": private.is_accumulating(trainer),
                 "validation due": state.validation_due(trainer),
                 "row": private.pending_row(trainer),
+                "logged": private.logger_step(trainer, 7),
             }
         )
 
@@ -92,6 +93,7 @@ def test_progress_is_read_where_checkpoints_are_saved(tmp_path):
     assert column["number"] == [0, 1, 2, 3, 4, 5]
     assert column["processed"] == column["in checkpoint"] == [1, 2, 3, 4, 5, 6]
     assert column["accumulating"] == [True, False] * 3
+    assert column["logged"] == [7] * 6  # by hand: tests/callbacks/test_probe_callbacks.py
     assert column["validation due"] == [False] * 3 + [True] + [False] * 2
     assert watch.validated == 1
     assert all(column["in batch end"])

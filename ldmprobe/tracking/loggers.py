@@ -24,26 +24,34 @@ if TYPE_CHECKING:
 WANDB_ADDRESS = "wandb_url"  # in the directory of a run
 
 
-def log_record(loggers: Iterable[Any], record: ProbeRecord, history: RunningHistory, detail: Detail = "bands") -> None:
+def log_record(
+    loggers: Iterable[Any],
+    record: ProbeRecord,
+    history: RunningHistory,
+    detail: Detail = "bands",
+    step: int | None = None,
+) -> None:
     """Send a record, already on disk, to each logger; one that fails does not keep it from the others.
 
     Args:
         history: of the same probe; read only where it is drawn.
+        step: what the loggers are to call the record's step (``lightning_private.logger_step``); default: as it does.
     """
+    step = record.step if step is None else step
     _summarize_best(loggers, ((number.key, number.metric) for number in numbers(record)))
-    log_scalars(loggers, scalar_metrics(record, detail), record.step)
+    log_scalars(loggers, scalar_metrics(record, detail), step)
     pictures = Pictures(record, history)
     for wandb_logger in _of_wandb(loggers):
         with going_on(wandb_logger):
             from ldmprobe.tracking.wandb import log_media
 
-            log_media(wandb_logger, pictures)
+            log_media(wandb_logger, pictures, step)
     for logger in loggers:
         if type(logger).__name__ == "TensorBoardLogger":
             with going_on(logger):
                 for name in pictures.names:
                     image = pictures.drawn(name)
-                    logger.experiment.add_image(key(record, name), image, record.step, dataformats="HWC")
+                    logger.experiment.add_image(key(record, name), image, step, dataformats="HWC")
 
 
 def log_scalars(loggers: Iterable[Logger], metrics: dict[str, float], step: int) -> None:
@@ -53,11 +61,13 @@ def log_scalars(loggers: Iterable[Logger], metrics: dict[str, float], step: int)
             logger.log_metrics(metrics, step=step)
 
 
-def log_verdict(loggers: Iterable[Logger], verdict: Verdict) -> None:
-    """Send a verdict to each logger: its numbers to all, its words to those whose runs have a summary."""
+def log_verdict(loggers: Iterable[Logger], verdict: Verdict, step: int | None = None) -> None:
+    """Send a verdict to each logger: its numbers to all, its words to those whose runs have a summary. ``step`` is as
+    ``log_record``'s.
+    """
     finite = {name: value for name, value in verdict_metrics(verdict).items() if isfinite(value)}
     _summarize_best(loggers, ((metric.name, metric) for metric in VERDICT_METRICS))
-    log_scalars(loggers, finite, verdict.step)
+    log_scalars(loggers, finite, verdict.step if step is None else step)
     words = {"state": verdict.state.value, "sentence": verdict.sentence, "action": verdict.action}
     log_words(loggers, {f"verdict/{name}": text for name, text in words.items()}, verdict.state.exit_code == 1)
 

@@ -1,7 +1,8 @@
 """Probe records in Weights & Biases. The only file that imports wandb.
 
-Scalars go through Lightning's logger with ``step=trainer.global_step`` and so share its ``trainer/global_step`` axis;
-media carry the same column. Never ``experiment.log(step=…)``: wandb drops smaller steps silently.
+Scalars go through Lightning's logger with the step that Lightning itself would log under, and so share its
+``trainer/global_step`` axis; media carry the same column. Never ``experiment.log(step=…)``: wandb drops smaller steps
+silently.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ def summarize_best(logger: WandbLogger, ends: Mapping[str, BestEnd]) -> None:
             known.add(name)
 
 
-def log_media(logger: WandbLogger, pictures: Pictures) -> None:
+def log_media(logger: WandbLogger, pictures: Pictures, step: int) -> None:
     """Send a record's pictures, its scatters as tables, and its curves as line charts to Lightning's WandbLogger."""
     import wandb
 
@@ -55,7 +56,7 @@ def log_media(logger: WandbLogger, pictures: Pictures) -> None:
         if shown == "headline" or (shown == "detail" and "/" not in name):
             media[key(record, f"{name}_curves")] = _line_series(pictures, name)
     if media:
-        logger.experiment.log({**media, STEP: record.step})
+        logger.experiment.log({**media, STEP: step})
 
 
 def image_names(pictures: Pictures) -> list[str]:

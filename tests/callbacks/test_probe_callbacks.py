@@ -1,5 +1,6 @@
 """When probes run, where records go, and what each logger is given. One contract for every probe callback."""
 
+import csv
 import inspect
 import io
 import math
@@ -49,6 +50,7 @@ from ldmprobe.io.store import RecordStore
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import SmallCLIP, TextConditioning
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.tracking.csv_logger import ResumableCSVLogger
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import refused, sd_scheduler, tiny_unet
 from tests.pipelines import conditional_unet
@@ -166,6 +168,7 @@ class Adversarial(L.LightningModule):
     def training_step(self, batch, batch_idx):
         for optimizer in self.optimizers()[: 1 if batch_idx < self.second_from else 2]:
             optimizer.step()
+        self.log("train/batch", float(batch_idx))
 
     def configure_optimizers(self):
         return [torch.optim.SGD(self.network.parameters(), lr=0.0) for _ in range(2)]
@@ -184,6 +187,27 @@ def test_probes_go_by_the_steps_passed_where_a_batch_takes_several(tmp_path, sec
     fit.fit_loop.max_epochs = 1
     fit.fit(Adversarial(second_from), torch.utils.data.DataLoader(torch.zeros(10, 1), batch_size=1))
     assert [record.step for record in RecordStore(tmp_path).read("clock")] == expected
+
+
+def test_loggers_have_one_axis_where_a_batch_takes_several_steps(tmp_path):
+    """Lightning logs the first batch at 0 and the second at 1, and a probe after the second at 2. So it is for steps
+    by hand, too, two a batch, also in a run that goes on; records are of optimizer steps."""
+
+    def go_on(num_batches, **more):
+        logger = ResumableCSVLogger(str(tmp_path), flush_logs_every_n_steps=1)
+        settings = {"limit_train_batches": num_batches, "limit_val_batches": 0, "log_every_n_steps": 1}
+        fit = trainer(tmp_path, max_steps=2 * num_batches, logger=logger, callbacks=[TrainingClock(4)], **settings)
+        fit.fit(Adversarial(0), torch.utils.data.DataLoader(torch.zeros(10, 1), batch_size=1), **more)
+        return fit
+
+    go_on(5).save_checkpoint(tmp_path / "five.ckpt")
+    go_on(8, ckpt_path=str(tmp_path / "five.ckpt"), weights_only=True)
+    rows = list(csv.DictReader((tmp_path / "lightning_logs/version_0/metrics.csv").open()))
+    batches = {float(row["train/batch"]): int(row["step"]) for row in rows if row["train/batch"]}
+    probed = [int(row["step"]) for row in rows if row["probe_clock/training_seconds"]]
+    assert batches == {step: step for step in range(8)}
+    assert probed == [0, 2, 4, 5, 6, 8]
+    assert [record.step for record in RecordStore(tmp_path).read("clock")] == [0, 4, 8, 10, 12, 16]
 
 
 def test_a_basis_of_another_codec_is_refused(tmp_path):

@@ -12,7 +12,8 @@ from lightning.pytorch.loggers import WandbLogger
 import ldmprobe
 from ldmprobe.cli import main
 from ldmprobe.probing.verdict import State
-from ldmprobe.tracking.loggers import log_verdict
+from ldmprobe.tracking.history import RunningHistory
+from ldmprobe.tracking.loggers import log_record, log_verdict
 from ldmprobe.tracking.run_verdict import verdict_on
 from metric_tables import OUT, metric_tables
 from tests.run_config import unet
@@ -82,6 +83,15 @@ def test_wandb_summarizes_the_best_and_the_last_of_what_has_a_better_end(run):
     assert isinstance(summary["probe_objective/timestep_mean_log_snr"], float)  # neither end is better
     assert {*summary["verdict/recoverable_nats"]} == {"min", "last"}
     assert {row["trainer/global_step"] for row in rows if "probe_denoising/bound_nats" in row} == {0, 4}
+
+
+def test_numbers_and_media_are_sent_under_the_step_that_loggers_are_told(run, tmp_path):
+    store, logger = ldmprobe.RecordStore(run), WandbLogger(offline=True, save_dir=tmp_path)
+    log_record([logger], store.read("denoising")[-1], RunningHistory(store), step=2)
+    logger.experiment.finish()
+    numbers, media = read_history(tmp_path)
+    assert ("probe_denoising/bound_nats" in numbers, "probe_denoising/bound_nats" in media) == (True, False)
+    assert numbers["trainer/global_step"] == media["trainer/global_step"] == 2
 
 
 def test_wandb_is_sent_the_report_once_and_an_alert_for_each_state_that_is_new_and_grave(run):
