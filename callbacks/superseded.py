@@ -7,6 +7,7 @@ from pathlib import Path
 import lightning as L
 
 from ldmprobe.io.store import RecordStore
+from ldmprobe.lightning_private import logger_step
 from ldmprobe.tracking.csv_logger import ResumableCSVLogger
 from ldmprobe.tracking.logger_guard import going_on
 
@@ -22,4 +23,4 @@ def set_aside_recorded(trainer: L.Trainer, run_dir: Path) -> None:
     for logger in trainer.loggers:
         if isinstance(logger, ResumableCSVLogger):
             with going_on(logger):
-                logger.set_aside(after=-1 if anew else trainer.global_step)
+                logger.set_aside(after=-1 if anew else logger_step(trainer, trainer.global_step))
