@@ -27,10 +27,11 @@ from tests.training.test_latent_diffusion import digits, module, trainer
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDIES = ROOT / "configs" / "studies"
-METHODS, CANDIDATES = (yaml.safe_load((STUDIES / "digits.yaml").read_text())[key] for key in ("methods", "candidates"))
+PLANS = {name: yaml.safe_load((STUDIES / f"{name}.yaml").read_text()) for name in ("digits", "cifar10")}
+METHODS = PLANS["digits"]["methods"]
 BUILT = [
-    *(("digits", *each) for each in zip(METHODS, cycle(CANDIDATES), strict=False)),
-    *(("cifar10", "probe-guided", candidate) for candidate in CANDIDATES),
+    *(("digits", *each) for each in zip(METHODS, cycle(PLANS["digits"]["candidates"]), strict=False)),
+    *(("cifar10", "probe-guided", candidate) for candidate in PLANS["cifar10"]["candidates"]),
 ]
 
 
@@ -247,7 +248,6 @@ def test_clock_behind_a_probe_is_refused(tmp_path):
 def test_every_method_and_candidate_of_the_studies_builds(tmp_path, name, method, candidate):
     plan = script.read_plan(STUDIES / f"{name}.yaml", [])
     assert plan.methods == METHODS
-    assert plan.candidates.keys() == CANDIDATES.keys()
     (tmp_path / "method.yaml").write_text(yaml.safe_dump(METHODS[method]))
     (tmp_path / "candidate.yaml").write_text(yaml.safe_dump(plan.candidates[candidate]))
     codec = "--model.init_args.codec.init_args.autoencoder=builtin:digits"
