@@ -144,8 +144,7 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._holds_lock = from_rank_zero(trainer, lambda: lock(run_directory(trainer), self._resuming))
         self._history = RunningHistory(RecordStore(run_directory(trainer)))
-        probes = [callback for callback in callbacks_of(trainer) if isinstance(callback, ProbeCallback)]
-        alike = [type(callback).__name__ for callback in probes if callback.records == self.records]
+        alike = [type(callback).__name__ for callback in probes_of(trainer) if callback.records == self.records]
         if len(alike) > 1:
             raise ConfigurationError(
                 f"Records of {' and '.join(alike)} ({self.records}) would be mixed up; keep one of them, or give a "
@@ -163,7 +162,7 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
         if trainer.global_step == 0:
             self._run_on_time(trainer, pl_module)
         self._last_step = trainer.global_step
-        probes = [callback for callback in callbacks_of(trainer) if isinstance(callback, ProbeCallback)]
+        probes = probes_of(trainer)
         if probes[-1] is self:
             check_monitors(trainer, {name: probe.every_n_steps for probe in probes for name in probe._metrics})
 
@@ -224,8 +223,7 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
                 store = RecordStore(run_directory(trainer))
                 store.append(record)
                 if trainer.loggers:
-                    step = logger_step(trainer, record.step)
-                    log_record(trainer.loggers, record, self._history, self.detail, step)
+                    log_record(trainer.loggers, record, self._history, logger_step(trainer, record.step), self.detail)
         if record is not None:
             with self._going_on(trainer, alone=True):
                 metrics |= self.conclude(trainer)
@@ -284,6 +282,11 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
                     raise SIGTERMException
 
             yield update
+
+
+def probes_of(trainer: L.Trainer) -> list[ProbeCallback[Subject]]:
+    """Return the probes among a Trainer's callbacks, in their order."""
+    return [callback for callback in callbacks_of(trainer) if isinstance(callback, ProbeCallback)]
 
 
 def run_directory(trainer: L.Trainer) -> Path:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import lightning as L
 
-from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
+from ldmprobe.callbacks.probe_callback import probes_of, run_directory
 from ldmprobe.io.store import RecordStore
-from ldmprobe.lightning_private import callbacks_of, logger_step
+from ldmprobe.lightning_private import logger_step
 from ldmprobe.tracking.loggers import log_page, note_addresses
 from ldmprobe.tracking.report import write_report
 
@@ -27,7 +27,7 @@ class ReportWriter(L.Callback):
     """
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._probes = [each for each in callbacks_of(trainer) if isinstance(each, ProbeCallback)]
+        self._probes = probes_of(trainer)
         self._began, self._spent, self._next = time.monotonic(), 0.0, _FIRST_SECONDS
         self._shown = -1
 

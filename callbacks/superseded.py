@@ -1,4 +1,4 @@
-"""What a run has recorded after the step that it goes on from is of a past that it has left, and is set aside."""
+"""A past that a run has left: what was recorded after the step that it goes on from is set aside."""
 
 from __future__ import annotations
 

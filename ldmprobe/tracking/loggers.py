@@ -28,16 +28,15 @@ def log_record(
     loggers: Iterable[Any],
     record: ProbeRecord,
     history: RunningHistory,
+    step: int,
     detail: Detail = "bands",
-    step: int | None = None,
 ) -> None:
     """Send a record, already on disk, to each logger; one that fails does not keep it from the others.
 
     Args:
         history: of the same probe; read only where it is drawn.
-        step: what the loggers are to call the record's step (``lightning_private.logger_step``); default: as it does.
+        step: what the loggers are to call the record's step (``lightning_private.logger_step``).
     """
-    step = record.step if step is None else step
     _summarize_best(loggers, ((number.key, number.metric) for number in numbers(record)))
     log_scalars(loggers, scalar_metrics(record, detail), step)
     pictures = Pictures(record, history)
@@ -61,13 +60,13 @@ def log_scalars(loggers: Iterable[Logger], metrics: dict[str, float], step: int)
             logger.log_metrics(metrics, step=step)
 
 
-def log_verdict(loggers: Iterable[Logger], verdict: Verdict, step: int | None = None) -> None:
+def log_verdict(loggers: Iterable[Logger], verdict: Verdict, step: int) -> None:
     """Send a verdict to each logger: its numbers to all, its words to those whose runs have a summary. ``step`` is as
     ``log_record``'s.
     """
     finite = {name: value for name, value in verdict_metrics(verdict).items() if isfinite(value)}
     _summarize_best(loggers, ((metric.name, metric) for metric in VERDICT_METRICS))
-    log_scalars(loggers, finite, verdict.step if step is None else step)
+    log_scalars(loggers, finite, step)
     words = {"state": verdict.state.value, "sentence": verdict.sentence, "action": verdict.action}
     log_words(loggers, {f"verdict/{name}": text for name, text in words.items()}, verdict.state.exit_code == 1)
 

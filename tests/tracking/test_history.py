@@ -83,7 +83,7 @@ def test_a_logger_that_draws_no_history_reads_none(tmp_path, read):
     for step in range(3):
         records.append(record(step, "denoising"))
     loggers = [CSVLogger(tmp_path, "csv"), TensorBoardLogger(tmp_path, "tensorboard")]
-    log_record(loggers, ProbeRecord("denoising", 2, scalars={"s": 1.0}), RunningHistory(records))
+    log_record(loggers, ProbeRecord("denoising", 2, scalars={"s": 1.0}), RunningHistory(records), 2)
     assert read == []
 
 

@@ -42,7 +42,7 @@ def run(tmp_path_factory):
     run = folder / "run"
     assert main(["fit", "--config", str(folder / "demo.yaml"), "--run_dir", str(run)]) == 0
     for state in (State.AT_FAULT, State.AT_FAULT, State.LEARNING, State.OVERFITTING):
-        log_verdict([WandbLogger(experiment=wandb.run)], replace(verdict_on(run), state=state))
+        log_verdict([WandbLogger(experiment=wandb.run)], replace(verdict_on(run), state=state), 4)
     wandb.finish()
     return run
 
