@@ -25,6 +25,8 @@ _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so that to multiply by it permutes 
 
 IMAGE_HASH = "__image__"
 """The column that has the hashes of rows that were divided by them."""
+MOST_KNOWN = 0.01
+"""The share of held-out images that may be training images: more are no accident."""
 
 
 # --- held out --------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from ldmprobe.data.checked import CheckedRows, check_captions
 from ldmprobe.data.column_names import check_names
 from ldmprobe.data.columns import CaptionColumn, Column, ImageColumn, LabelColumn
 from ldmprobe.data.endless import check_epochs
-from ldmprobe.data.identity import DataIdentity, known_rows
+from ldmprobe.data.identity import MOST_KNOWN, DataIdentity, known_rows
 from ldmprobe.data.image_files import files_of
 from ldmprobe.data.latent_cache import SPLITS, LatentCache, LatentRows, cache_key
 from ldmprobe.data.rows import RowReader
@@ -49,7 +49,6 @@ from ldmprobe.models.conditioning import Conditioning
 from ldmprobe.types import Batch, PlainValues, Rows, StateDict
 
 _TEST = "test"  # the split of that name, where it is neither trained on nor held out
-_FEW = 0.01  # share of held-out images that may be training images by accident
 
 
 class ImageData(L.LightningDataModule):
@@ -243,7 +242,7 @@ class ImageData(L.LightningDataModule):
         """Return what tells these rows from others, known after `setup`. Of two splits that share images it is told."""
         reader, held_out = self.reader, self.held_out_reader.split
         found = DataIdentity(*(known_rows(self.rows[split], reader.columns, reader.files) for split in SPLITS))
-        if held_out != reader.split and found.repeated > _FEW:
+        if held_out != reader.split and found.repeated > MOST_KNOWN:
             rank_zero_warn(
                 f"{found.repeated:.0%} of the images of split {held_out!r}, which is held out, are in split "
                 f"{reader.split!r}, too, which is trained on: held-out numbers flatter the model. Name a split of "

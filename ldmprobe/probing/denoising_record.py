@@ -8,12 +8,12 @@ from ldmprobe.analysis.bands import LogSNRBand, band_key, bands_of
 from ldmprobe.analysis.faults import Levels
 from ldmprobe.analysis.imbalance import Band, summarize
 from ldmprobe.analysis.likelihood import nats_per_error
+from ldmprobe.data.identity import MOST_KNOWN
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.probing.class_information import METRICS as CLASS_INFORMATION
 from ldmprobe.probing.condition_use import METRICS as CONDITION_USE
 from ldmprobe.probing.ideals import METRICS as IDEALS
-from ldmprobe.probing.ideals import MOST_KNOWN
 from ldmprobe.probing.outliers import METRICS as OUTLIER_METRICS
 from ldmprobe.probing.outliers import OUTLIERS
 from ldmprobe.probing.repeatability import CURVE as CHANCE

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ldmprobe.analysis.intervals import clustered_half_width
+from ldmprobe.data.identity import MOST_KNOWN
 from ldmprobe.diffusion.prediction import EpsilonPrediction, Prediction
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.io.digest import fingerprint
@@ -37,7 +38,6 @@ METRICS = (
     ),
 )  # fmt: skip
 _SAME = 1e-3  # of the mean distance between latents: closer ones are of one image
-MOST_KNOWN = 0.01  # of held-out images that may be in the reference: more are no accident
 
 
 def ideal_denoisers(reference: LatentStatistics, table: NoiseSchedule) -> dict[str, IdealDenoiser]:

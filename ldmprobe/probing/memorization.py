@@ -22,6 +22,7 @@ from torch import Tensor
 from ldmprobe.analysis.bands import band_key, bands_of
 from ldmprobe.analysis.intervals import clustered_half_width
 from ldmprobe.analysis.likelihood import nats_per_error
+from ldmprobe.data.identity import MOST_KNOWN
 from ldmprobe.diffusion.prediction import EpsilonPrediction
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
@@ -31,7 +32,7 @@ from ldmprobe.models.ideal_denoisers import Memorizer
 from ldmprobe.probing.denoising import log_snr_grid
 from ldmprobe.probing.draws import Draws
 from ldmprobe.probing.held_out import HeldOut
-from ldmprobe.probing.ideals import MOST_KNOWN, answering, share_known, without_known
+from ldmprobe.probing.ideals import answering, share_known, without_known
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.memorization_record import (
     BAND,

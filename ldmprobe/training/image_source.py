@@ -1,16 +1,19 @@
-"""What a first stage asks of its data besides batches: images' shape, and training images to measure latents by."""
+"""What training asks of its data besides batches: images' shape, and training images to measure latents by."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Protocol, runtime_checkable
 
+import torch
+
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.autoencoder_model import AutoencoderModel
+from ldmprobe.models.codec import LatentCodec
 from ldmprobe.probing.probe import evaluating
 from ldmprobe.types import Batch, PlainValues
 
-_MEASURED_IMAGES = 1024
+_MEASURED_IMAGES = 1024  # for the scale of latents
 
 
 @runtime_checkable
@@ -45,3 +48,11 @@ def measured_latents(model: AutoencoderModel, data: object) -> PlainValues:
     with evaluating(model.modules):
         batches = data.reference_batches(_MEASURED_IMAGES)
         return model.latent_moments(batch["image"].to(model.device) for batch in batches)
+
+
+def measure_scale(codec: LatentCodec, data: ImageSource, device: torch.device) -> None:
+    """Have a codec's scale measured on 1,024 training images, unless it is known, on the device that training will move
+    it to: encoding takes long.
+    """
+    codec.to(device)
+    codec.measure_scale(data.reference_batches(_MEASURED_IMAGES))

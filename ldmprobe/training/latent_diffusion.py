@@ -34,11 +34,12 @@ from ldmprobe.models.wrapper import check_schedule, check_weighting, innermost, 
 from ldmprobe.training.batches import FirstBatch, check_names
 from ldmprobe.training.checkpoint.spec import check_same_model, check_same_state, model_spec
 from ldmprobe.training.ema import EMA
+from ldmprobe.training.image_source import measure_scale
 from ldmprobe.training.rates import configured
 from ldmprobe.training.sharding import check_strategy, check_trained, is_sharded, same_on_every_rank, shard
 from ldmprobe.types import Batch, PlainValues, StateDict
 
-_MEASURED_IMAGES, _SEEN_IMAGES = 1024, 16  # for the codec's scale
+_SEEN_IMAGES = 16  # of which a scale that was not measured is checked
 _WHOLE = 0.99  # share of a density over noise levels that a schedule has to cover, so as not to warn
 
 
@@ -156,8 +157,7 @@ class LatentDiffusion(L.LightningModule):
         condition = self.conditioning.for_samples(torch.zeros(1, dtype=torch.long))
         check_denoiser(self.network, self.latent_shape, condition, self.codec.scale.device, image_shape)
         if image_shape and hasattr(data, "reference_batches"):
-            self.codec.to(self.trainer.strategy.root_device)  # to which Lightning moves it later: encoding takes long
-            self.codec.measure_scale(data.reference_batches(_MEASURED_IMAGES))
+            measure_scale(self.codec, data, self.trainer.strategy.root_device)
             self._look_at_scale(data.reference_batches(_SEEN_IMAGES))
 
     def _look_at_scale(self, batches: Iterable[Batch]) -> None:

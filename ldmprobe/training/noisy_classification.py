@@ -21,12 +21,12 @@ from ldmprobe.models.noisy_classifier import CLASSIFIER, ClassifierModel, NoisyC
 from ldmprobe.training.batches import FirstBatch, check_names
 from ldmprobe.training.checkpoint.spec import check_same_model, check_same_state
 from ldmprobe.training.ema import EMA
+from ldmprobe.training.image_source import measure_scale
 from ldmprobe.training.precision import check_precision
 from ldmprobe.training.rates import configured
 from ldmprobe.training.sharding import check_not_sharded
 from ldmprobe.types import Batch, Component, PlainValues, StateDict
 
-_MEASURED_IMAGES = 1024  # for the codec's scale, as LatentDiffusion takes them
 _VALIDATED = 8  # noise levels
 
 
@@ -96,8 +96,7 @@ class NoisyClassification(L.LightningModule):
                     f"NoisyClassifier has {self.classifier.config['channels']} channels, and latents are of shape "
                     f"{shape}; set its `channels: {shape[0]}`."
                 )
-            self.codec.to(self.trainer.strategy.root_device)
-            self.codec.measure_scale(data.reference_batches(_MEASURED_IMAGES))
+            measure_scale(self.codec, data, self.trainer.strategy.root_device)
 
     def on_fit_start(self) -> None:
         self.codec.check_measured()
