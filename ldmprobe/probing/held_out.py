@@ -27,9 +27,9 @@ class HeldOut:
 
     @property
     def outline(self) -> list[str]:
-        """What a fingerprint tells them from others by, and not by how they were rounded: their number, and 64 sums of
-        the latents' means (of every 64th latent), in which each counts by its place, to a hundredth of their root mean
-        square.
+        """Return what a fingerprint tells them from others by, and not by how they were rounded: their number, and 64
+        sums of the latents' means (of every 64th latent), in which each counts by its place, to a hundredth of their
+        root mean square.
         """
         means = self.latents.flatten(1).double().mean(1)
         place = torch.arange(len(means))

@@ -122,8 +122,9 @@ def probe_lora_strength(
         images.append(np.arange(num_draws) % len(data.latents))
     lost, won = (clustered_mean(fall, image) for fall, image in zip(falls, images, strict=True))
     net, width = won.value + lost.value, np.hypot(won.half_width, lost.half_width)
-    factor = student(_groups(images))
-    without = np.stack([_without(falls, images, group) for group in range(_groups(images))])  # (groups, bands + 1, S)
+    groups = _groups(images)
+    factor = student(groups)
+    without = np.stack([_without(falls, images, groups, group) for group in range(groups)])  # (groups, bands + 1, S)
     best = np.array([_peak(tried, curve) for curve in net])
     peaks = np.array([_peak(tried, curve) for curve in without[:, -1]])
     lower, upper = (float(end) for end in jackknife_interval(torch.tensor(best[-1]), torch.from_numpy(peaks), factor))
@@ -173,9 +174,8 @@ def _groups(images: Sequence[np.ndarray]) -> int:
     return min(_GROUPS, *(int(image.max()) + 1 for image in images))
 
 
-def _without(falls: Sequence[np.ndarray], images: Sequence[np.ndarray], group: int) -> np.ndarray:
-    """Return net, (bands + 1, strengths), without a group of images of each kind."""
-    groups = _groups(images)
+def _without(falls: Sequence[np.ndarray], images: Sequence[np.ndarray], groups: int, group: int) -> np.ndarray:
+    """Return net, (bands + 1, strengths), without one of the groups of images of each kind."""
     return sum(
         (fall[..., image % groups != group].mean(-1) for fall, image in zip(falls, images, strict=True)),
         np.zeros(falls[0].shape[:2]),
