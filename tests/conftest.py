@@ -14,7 +14,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # of BLAS and OpenMP, too, which read it wh
 import pytest
 
 LONGEST = (
-    "test_distributed.py", "test_resume.py", "test_study.py", "test_extension.py", "test_audit.py",
+    "test_distributed.py", "test_resume.py", "test_reweighting_study.py", "test_extension.py", "test_audit.py",
     "test_probe_callbacks.py", "test_forgetting.py",
 )  # fmt: skip
 

@@ -6,7 +6,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from datasets import Array3D, ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from datasets.distributed import split_dataset_by_node
 from PIL import Image as PILImage
 
@@ -36,14 +36,14 @@ def _keys(batches) -> set[bytes]:
     return {image.numpy().tobytes() for batch in batches for image in batch["image"]}
 
 
-def _parquet(path, images: list, labels: list | None = None, label_feature=None) -> str:
+def parquet(path, images: list, labels: list | None = None, label_feature=None) -> str:
     features = {"image": Image()} | ({"label": label_feature or Value("int64")} if labels is not None else {})
     columns = {"image": images} | ({"label": labels} if labels is not None else {})
     Dataset.from_dict(columns, features=Features(features)).to_parquet(path)
     return str(path)
 
 
-def _gray(n: int, size: int = 8) -> list:
+def gray(n: int, size: int = 8) -> list:
     return [PILImage.new("L", (size, size), 5 * i) for i in range(n)]
 
 
@@ -164,7 +164,7 @@ def test_float_arrays_pass_unchanged():
 
 
 def test_classes_are_counted_where_the_column_does_not_say(tmp_path):
-    data = ImageData(_parquet(tmp_path / "a.parquet", _gray(10), [0, 1, 2, 6, 0, 1, 2, 6, 6, 6]), label_column="label")
+    data = ImageData(parquet(tmp_path / "a.parquet", gray(10), [0, 1, 2, 6, 0, 1, 2, 6, 6, 6]), label_column="label")
     data.setup()
     assert data.num_classes == 7
 
@@ -198,7 +198,7 @@ def test_settings_that_cannot_be_are_refused(settings, message):
         ImageData("builtin:shapes", **settings)
 
 
-BROKEN = [*_gray(7), {"bytes": b"broken", "path": None}, *_gray(12)]
+BROKEN = [*gray(7), {"bytes": b"broken", "path": None}, *gray(12)]
 LABELS = {"label_column": "label"}
 STREAM = {"streaming": True, "held_out_fraction": 0.5}
 
@@ -206,22 +206,22 @@ STREAM = {"streaming": True, "held_out_fraction": 0.5}
 @pytest.mark.parametrize(
     ("images", "labels", "settings", "message"),
     [
-        ([*_gray(9), PILImage.new("L", (9, 8))], None, {}, r"image of shape \(1, 8, [89]\).*set the data's `image_size`"),
+        ([*gray(9), PILImage.new("L", (9, 8))], None, {}, r"image of shape \(1, 8, [89]\).*set the data's `image_size`"),
         (BROKEN, None, {}, "Row 7 of split 'train', column 'image': the image cannot be read"),
-        (_gray(4), None, {"streaming": True}, "empty"),
-        (_gray(10), [0, 1] * 4 + [5, 5], {**LABELS, "num_classes": 3}, r"class label 5 in column 'label'.*expected 0 to 2"),
-        (_gray(10), [0, 1] * 4 + [5, 5], {**LABELS, **STREAM, "num_classes": 2}, "class label 5"),
-        (_gray(10), [0, 1] * 5, {**LABELS, **STREAM}, "set the data's `num_classes`"),
+        (gray(4), None, {"streaming": True}, "empty"),
+        (gray(10), [0, 1] * 4 + [5, 5], {**LABELS, "num_classes": 3}, r"class label 5 in column 'label'.*expected 0 to 2"),
+        (gray(10), [0, 1] * 4 + [5, 5], {**LABELS, **STREAM, "num_classes": 2}, "class label 5"),
+        (gray(10), [0, 1] * 5, {**LABELS, **STREAM}, "set the data's `num_classes`"),
     ],
 )  # fmt: skip
 def test_rows_that_cannot_be_trained_on_are_refused(images, labels, settings, message, tmp_path):
     with refused(message):
-        ImageData(_parquet(tmp_path / "a.parquet", images, labels), **settings).setup()
+        ImageData(parquet(tmp_path / "a.parquet", images, labels), **settings).setup()
 
 
 def test_a_class_label_feature_names_the_classes(tmp_path):
     feature = ClassLabel(names=["cat", "dog", "emu"])
-    data = ImageData(_parquet(tmp_path / "a.parquet", _gray(4), [0, 1, 0, 1], feature), label_column="label")
+    data = ImageData(parquet(tmp_path / "a.parquet", gray(4), [0, 1, 0, 1], feature), label_column="label")
     data.setup()
     assert (data.class_names, data.num_classes) == (["cat", "dog", "emu"], 3)
 
@@ -234,120 +234,8 @@ def test_the_rows_of_batches_are_rows_of_the_dataset():
             np.testing.assert_allclose(image, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("captions", "message"),
-    [
-        (["a dog", None, "a cat"], "has None in column 'text'; expected a caption"),
-        (["", " ", ""], "All captions of split 'train' are empty in column 'text'.*only a model without text can leave"),
-    ],
-)  # fmt: skip
-def test_captions_that_say_nothing_are_an_error(captions, message, tmp_path):
-    with refused(message):
-        _captioned(10 * captions, tmp_path).setup()
-
-
-def _captioned(captions: list, folder) -> ImageData:
-    text = List(Value("string")) if isinstance(captions[0], list) else Value("string")
-    features = Features({"image": Image(), "text": text})
-    Dataset.from_dict({"image": _gray(30), "text": captions}, features=features).to_parquet(folder / "rows.parquet")
-    return ImageData(str(folder / "rows.parquet"), caption_column="text")
-
-
-def test_all_of_a_rows_captions_are_checked(tmp_path):
-    data = _captioned(10 * [["a red box", "it is on the left "]] + 20 * [["a blue box"]], tmp_path)
-    data.setup()
-    assert sorted(data.checked_captions) == ["a blue box"] * 20 + ["a red box"] * 10 + ["it is on the left"] * 10
-    data = ImageData(data.dataset, caption_column="text", random_flip=True)
-    with refused("10 of the 40 captions that were checked tell left from right, such as 'it is on the left'"):
-        data.setup()
-
-
-def test_captions_that_are_empty_here_and_there_are_counted(tmp_path):
-    with pytest.warns(UserWarning, match="12 of the 30 captions that were checked are empty: in training") as told:
-        _captioned([*["a dog"] * 18, *[""] * 7, *[" "] * 5], tmp_path).setup()
-    assert len(told) == 1
-
-
-# --- what the values say ----------------------------------------------------------------------------------------------
-
-
-def _arrays(path, images: np.ndarray, dtype: str) -> str:
-    features = Features({"image": Array3D(images.shape[1:], dtype)})
-    Dataset.from_dict({"image": list(images)}, features=features).to_parquet(path)
-    return str(path)
-
-
-PIXELS = np.random.default_rng(0).integers(0, 256, (12, 3, 8, 8))
-
-
-@pytest.mark.parametrize(
-    ("images", "dtype", "value_range"),
-    [
-        (PIXELS, "uint8", None),
-        (PIXELS.transpose(0, 2, 3, 1), "uint8", None),
-        (PIXELS, "int64", None),
-        (PIXELS * 257, "uint16", None),
-        (PIXELS, "float32", (0, 255)),
-        (PIXELS / 255, "float64", (0, 1)),
-        (PIXELS / 127.5 - 1, "float32", None),
-        (PIXELS > 127, "bool", None),
-    ],
-)
-def test_arrays_of_any_type_become_the_same_images_and_truth_values_black_and_white(
-    images, dtype, value_range, tmp_path
-):
-    data = ImageData(_arrays(tmp_path / "a.parquet", images, dtype), value_range=value_range)
-    data.setup()
-    expected = np.where(images, 1.0, -1.0) if dtype == "bool" else PIXELS / 127.5 - 1
-    for held_out in (False, True):
-        (batch,) = data.reference_batches(99, held_out)
-        np.testing.assert_allclose(batch["image"], expected[batch["index"].numpy()], atol=1e-6)
-
-
-@pytest.mark.parametrize(
-    ("images", "dtype", "message"),
-    [
-        (PIXELS.astype(float), "float32", r"go from 0 to 255.*`value_range`, \[0, 255\]"),
-        (PIXELS / 255, "float32", r"go from 0 to 1.*`value_range`, \[0, 1\]"),
-        (PIXELS // 128, "int32", r"is 1 of 255, so that all images are black.*\[0, 1\]"),
-        (PIXELS * 16, "uint16", r"of 65535, so that all images are black.*\[0, 4\d\d\d\]"),
-        (PIXELS * 16, "int32", r"Row \d+ of split 'train'.*expected 0 to 255; set the data's `value_range`"),
-        (np.where(np.arange(12)[:, None, None, None] == 5, np.nan, PIXELS - 99), "float32", r"Row 5 of split 'train'.*NaN"),
-    ],
-)  # fmt: skip
-def test_values_that_do_not_say_which_are_black_and_white_are_refused(images, dtype, message, tmp_path):
-    with refused(message):
-        ImageData(_arrays(tmp_path / "a.parquet", images, dtype)).setup()
-
-
-@pytest.mark.parametrize(
-    ("source", "dtype", "message"),
-    [
-        (PIXELS / 255, "float32", r"floats in column 'drawn' .* go from 0 to 1.*`value_range` of the ImageColumn 'drawn'"),
-        (PIXELS > 127, "uint8", r"brightest of the values in column 'drawn' .* is 1 of 255"),
-    ],
-)  # fmt: skip
-def test_a_further_column_of_images_says_which_are_black_and_white_too(source, dtype, message, tmp_path):
-    features = Features({"image": Array3D((3, 8, 8), "uint8"), "drawn": Array3D((3, 8, 8), dtype)})
-    rows = Dataset.from_dict({"image": list(PIXELS), "drawn": list(source)}, features=features)
-    rows.to_parquet(tmp_path / "a.parquet")
-    with refused(message):
-        ImageData(str(tmp_path / "a.parquet"), columns=[ImageColumn("drawn", "source")]).setup()
-    data = ImageData(str(tmp_path / "a.parquet"), columns=[ImageColumn("drawn", "source", value_range=(0, 1))])
-    data.setup()
-    (batch,) = data.reference_batches(99)
-    expected = source[batch["index"].numpy()] * 2.0 - 1
-    np.testing.assert_allclose(batch["source"], expected, atol=1e-6)
-
-
-def test_a_picture_again_and_again_is_told(tmp_path):
-    match = r"\d+ {} images of split 'train' .* all the same, of the value -1 everywhere"
-    with pytest.warns(UserWarning, match=match.format("training")), pytest.warns(match=match.format("held-out")):
-        ImageData(_parquet(tmp_path / "a.parquet", [PILImage.new("L", (8, 8))] * 12), held_out_split="train").setup()
-
-
 def test_a_column_with_our_own_name_of_row_numbers_is_not_taken_for_them(tmp_path):
-    columns = {"image": _gray(10), "__row__": ["x"] * 10}
+    columns = {"image": gray(10), "__row__": ["x"] * 10}
     features = Features({"image": Image(), "__row__": Value("string")})
     Dataset.from_dict(columns, features=features).to_parquet(tmp_path / "a.parquet")
     data = ImageData(str(tmp_path / "a.parquet"))
@@ -361,7 +249,7 @@ def test_a_column_with_our_own_name_of_row_numbers_is_not_taken_for_them(tmp_pat
 
 def test_of_several_captions_each_visit_of_training_draws_one(tmp_path):
     captions = [["a", "b", "c"], ["only"]]
-    table = {"image": _gray(8), "text": captions * 4}
+    table = {"image": gray(8), "text": captions * 4}
     features = Features({"image": Image(), "text": List(Value("string"))})
     Dataset.from_dict(table, features=features).to_parquet(tmp_path / "a.parquet")
 
@@ -384,7 +272,7 @@ def test_of_several_captions_each_visit_of_training_draws_one(tmp_path):
 def test_captions_that_are_none_are_refused_with_their_row(value):
     reader = row_reader(caption="text", split="train")
     with refused(r"Row 3 of split 'train' has .* in column 'text'; expected a caption"):
-        reader.read({"image": _gray(1)[0], "text": value}, 3)
+        reader.read({"image": gray(1)[0], "text": value}, 3)
 
 
 @pytest.mark.parametrize(
@@ -396,7 +284,7 @@ def test_captions_that_are_none_are_refused_with_their_row(value):
     ],
 )
 def test_labels_are_refused_with_the_row_of_the_dataset(labels, dtype, told, tmp_path):
-    path = _parquet(tmp_path / "a.parquet", _gray(12), labels, Value(dtype))
+    path = parquet(tmp_path / "a.parquet", gray(12), labels, Value(dtype))
     with refused(told):
         ImageData(path, label_column="label", held_out_split="train").setup()
     with pytest.raises(ConfigurationError) as error:  # of a part of the split
