@@ -7,8 +7,9 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -78,7 +79,7 @@ def _check_finite(step: SamplingStep) -> None:
         )
 
 
-def image_grid(images: Tensor, columns: int, gap: int = 2) -> Any:
+def image_grid(images: Tensor, columns: int, gap: int = 2) -> np.ndarray:
     """Images (N, C, H, W) in [−1, 1] side by side: uint8 array (rows, columns[, 3])."""
     pixels = as_bytes(images)
     pixels = pixels[:, :3] if pixels.shape[1] >= 3 else pixels[:, :1]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ from ldmprobe.models.denoiser import config_of
 from ldmprobe.models.latent_scale import SCALING, in_digits, moments_of, scale_and_shift
 from ldmprobe.models.lazy import LazyModule
 from ldmprobe.models.pixels import as_floats
-from ldmprobe.types import Batch, Component, PlainValues
+from ldmprobe.types import Batch, Component, PlainValues, StateDict
 
 IMAGES = ("latent", "moments", "image")
 """What a batch can have that latents are made of: kept latents or moments before images."""
@@ -143,7 +143,7 @@ class LatentCodec(nn.Module):
         scale, shift = in_digits(self.scale, ".4e"), in_digits(self.shift, ".4e")
         return {"class_name": type(self.meta_module).__name__, **named, "scale": scale, "shift": shift}
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: StateDict, prefix: str, *args: object) -> None:
         """A checkpoint decides whether there is one scale or one by channel."""
         for name, own in (("scale", self.scale), ("shift", self.shift)):
             saved = state_dict.get(prefix + name)

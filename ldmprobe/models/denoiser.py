@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.wrapper import Condition, wrapped, wrapper_of
+from ldmprobe.models.library import class_named
+from ldmprobe.models.wrapper import Condition, config_of, wrapped, wrapper_of
 from ldmprobe.types import Component, PlainValues
 
 CONCAT = "concat"
@@ -24,12 +25,6 @@ _PREDICTS_VARIANCE = ("DiTTransformer2DModel", "PixArtTransformer2DModel")  # ap
 _TIME_TO_ONE = ("AuraFlowTransformer2DModel",)  # is told t/1000
 # What they call the width of text embeddings:
 _TEXT_WIDTHS = ("caption_channels", "joint_attention_dim", "cross_attention_dim")
-
-
-def config_of(network: object) -> PlainValues:
-    """Return the configuration of a network of diffusers; an empty one for any other network."""
-    config: PlainValues = getattr(network, "config", {})
-    return config
 
 
 class Denoiser(Protocol):
@@ -53,7 +48,7 @@ def as_denoiser(network: nn.Module, scores: bool = False) -> Denoiser:
     """
     if (wrapper := wrapper_of(network)) is not None:
         return wrapper
-    own: Denoiser = _adapted(network, scores) if hasattr(network, "config") else _as_it_is(network)
+    own: Denoiser = _adapted(network, scores) if config_of(network) else _as_it_is(network)
 
     def denoise(z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         first = next(network.parameters(), None)
@@ -219,8 +214,8 @@ def check_text(network: nn.Module, condition: Condition) -> None:
     Raises:
         ConfigurationError: it takes none, or of another width.
     """
-    config: Component = getattr(network, "config", None)
-    if config is None or "encoder_hidden_states" not in condition:
+    config = config_of(network)
+    if not config or "encoder_hidden_states" not in condition:
         return
     widths = {name: config[name] for name in _TEXT_WIDTHS if config.get(name) is not None}
     if not widths or type(network).__name__ == "UNet2DModel":
@@ -242,10 +237,8 @@ def network_config(network: Component) -> PlainValues | None:
     if (wrapper := wrapper_of(network)) is not None:
         inner = network_config(wrapper.network)
         return inner and {**wrapper.description, "network": inner}
-    if not hasattr(network, "config"):
-        return None
-    config = {key: value for key, value in dict(network.config).items() if not key.startswith("_")}
-    return {"class_name": type(network).__name__, **copy.deepcopy(config)}
+    config = {key: value for key, value in config_of(network).items() if not key.startswith("_")}
+    return {"class_name": type(network).__name__, **copy.deepcopy(config)} if config else None
 
 
 def from_network_config(config: PlainValues) -> Component:
@@ -260,9 +253,8 @@ def from_network_config(config: PlainValues) -> Component:
     class_name = str(config.pop("class_name", None))
     if "network" in config:
         return wrapped(from_network_config(config.pop("network")), {"class_name": class_name, **config})
-    cls: Component = getattr(diffusers, class_name, None)
-    known = inspect.isclass(cls) and issubclass(cls, (diffusers.ModelMixin, diffusers.SchedulerMixin))
-    if not known:
+    cls = class_named("diffusers", class_name)
+    if cls is None or not issubclass(cls, (diffusers.ModelMixin, diffusers.SchedulerMixin)):
         raise ConfigurationError(
             f"The checkpoint needs a model or scheduler diffusers.{class_name}, which diffusers "
             f"{diffusers.__version__} lacks."

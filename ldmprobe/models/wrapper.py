@@ -23,6 +23,11 @@ network.
 """
 
 
+def config_of(network: object) -> PlainValues:
+    """Return the configuration of a network of diffusers; an empty one for any other network."""
+    return getattr(network, "config", {})
+
+
 class NetworkWrapper(nn.Module, ABC):
     """A module around a network, of diffusers or of one's own, that is told σ by a process with α = 1. Its own
     arithmetic is in float32 at least, whatever the network's precision.
@@ -48,8 +53,7 @@ class NetworkWrapper(nn.Module, ABC):
     @property
     def config(self) -> PlainValues:
         """The configuration of the network in it, for those who ask which latents and conditions it takes."""
-        config: PlainValues = getattr(self.network, "config", {})
-        return config
+        return config_of(self.network)
 
     @property
     def description(self) -> PlainValues:

@@ -225,7 +225,7 @@ def _check_foldable(autoencoder: Component, how: str, classes: Sequence[str]) ->
 
 def _add_pointwise(autoencoder: Component, name: str, channels: int) -> None:
     """An identity where the autoencoder does without this convolution."""
-    if getattr(autoencoder, name) is not None:
+    if autoencoder.config[f"use_{name}"]:
         return
     identity = nn.Conv2d(channels, channels, 1)
     nn.init.dirac_(identity.weight)

@@ -8,7 +8,6 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.families import FAMILIES, family_of
 from ldmprobe.models.latent_scale import SCALING
 from ldmprobe.models.lazy import LazyModule
+from ldmprobe.models.library import class_named
 from ldmprobe.models.model_folder import ModelFolder
 from ldmprobe.models.wrapper import wrapped
 from ldmprobe.pretrained.beside_text import beside_text
@@ -107,15 +107,15 @@ def read_pipeline(source: Source, without: Sequence[str] = ()) -> ReadPipeline:
             )
         frozen = {
             part: LazyModule(
-                ModelFolder(folder / part, _class(*entry), variant),
+                ModelFolder(folder / part, class_named(*entry), variant),
                 torch.float32 if part == family.autoencoder else _DTYPES[source.text_precision],
             )
             for part, entry in read.items()
             if (part == family.autoencoder or part.startswith("text_encoder")) and entry[1] is not None
         }
         given: PlainValues = {part: each.meta_module for part, each in frozen.items()}
-        if family.network in read:
-            given[family.network] = ModelFolder(folder / family.network, _class(*read[family.network]), variant).load()
+        if entry := read.get(family.network):
+            given[family.network] = ModelFolder(folder / family.network, class_named(*entry), variant).load()
         pipeline = DiffusionPipeline.from_pretrained(
             folder,
             variant=variant,
@@ -172,22 +172,20 @@ def text_part(pipeline: Component) -> Component:
     parts = ("text_encoder", "tokenizer")
     if not text_of:
         return pipeline
-    return text_pipeline(_class("diffusers", text_of), {part: pipeline.components[part] for part in parts})
+    return text_pipeline(class_named("diffusers", text_of), {part: pipeline.components[part] for part in parts})
 
 
 def _check_components(name: str, index: PlainValues) -> None:
     """Refuse components that are not of diffusers or transformers, or that bring code of their own, and the lack of
     those that are needed.
     """
-    import diffusers
-
     for component, entry in index.items():
         network = component in ("unet", "transformer", "scheduler")
         if component.startswith("_") or component in _UNUSED or not (network or isinstance(entry, (list, tuple))):
             continue
         listed = list(entry) if isinstance(entry, (list, tuple)) else [entry]
         if listed == [None, None] and not network:
-            if component not in (*_DISPENSABLE, *getattr(diffusers, index["_class_name"])._optional_components):
+            if component not in (*_DISPENSABLE, *class_named("diffusers", index["_class_name"])._optional_components):
                 raise ConfigurationError(
                     f"{name} is without its {component} (null in model_index.json), which a {index['_class_name']} "
                     "needs; save it with one."
@@ -199,8 +197,8 @@ def _check_components(name: str, index: PlainValues) -> None:
                 f"{' or '.join(_LIBRARIES)}. Code that a pipeline brings along is never run."
             )
         with needing("transformers", f"{name}, for its {component},"):
-            library = import_module(listed[0])
-        if not hasattr(library, str(listed[1])):
+            found = class_named(listed[0], str(listed[1]))
+        if found is None:
             raise ConfigurationError(
                 f"{name} asks for {'.'.join(map(str, listed))} as its {component}, which {listed[0]} "
                 f"{version(listed[0])}, installed here, lacks. If a newer version has this class, install that; if it "
@@ -208,14 +206,10 @@ def _check_components(name: str, index: PlainValues) -> None:
             )
 
 
-def _class(library: str, name: str) -> Component:
-    return getattr(import_module(library), name)
-
-
 def _taken_apart(read: ReadPipeline, prompts: Sequence[str]) -> DiffusionModel:
     pipeline = read.pipeline
     family = FAMILIES[type(pipeline).__name__]
-    network, conditioning = getattr(pipeline, family.network), _conditioning(read, prompts)
+    network, conditioning = pipeline.components[family.network], _conditioning(read, prompts)
     autoencoder, channels = read.frozen.get(family.autoencoder or ""), network.config.in_channels
     config = {} if autoencoder is None else autoencoder.meta_module.config
     encoded = config.get("vq_embed_dim") or config.get("latent_channels", channels)
@@ -270,8 +264,6 @@ def _conditioning(read: ReadPipeline, prompts: Sequence[str]) -> Conditioning:
         text = TextConditioning(TextEncoder(text_part(read.pipeline), read.frozen), prompts=prompts)
         return beside_text(read.pipeline, text)
     classes = family.num_classes(read.pipeline)
-    return (
-        Unconditional()
-        if classes is None
-        else conditioning_of_pipeline(getattr(read.pipeline, family.network), classes)
-    )
+    if classes is None:
+        return Unconditional()
+    return conditioning_of_pipeline(read.pipeline.components[family.network], classes)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError, needing
 from ldmprobe.models.families import has_lora_format
+from ldmprobe.models.library import class_named
 from ldmprobe.types import Component, PlainValues, StateDict
 
 _TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "out_proj", "q", "k", "v", "o")  # of CLIP; of T5
@@ -167,9 +168,7 @@ class LoRAWeights:
         Raises:
             ConfigurationError: diffusers has no such format for this pipeline, or for its text encoder.
         """
-        import diffusers
-
-        pipeline: Component = getattr(diffusers, str(self.pipeline_class), None)
+        pipeline = class_named("diffusers", str(self.pipeline_class))
         for name in self.layers:
             if not has_lora_format(pipeline, name):
                 raise ConfigurationError(

@@ -173,6 +173,8 @@ def test_what_a_wrapped_network_takes_is_asked_of_the_network():
     check_denoiser(network, (2, 8, 8), {}, torch.device("cpu"))
     with refused("Preconditioned cannot take latents of shape \\(3, 8, 8\\).*in_channels and out_channels 3"):
         check_denoiser(network, (3, 8, 8), {}, torch.device("cpu"))
+    text = {"encoder_hidden_states": torch.zeros(1, 4, 16)}  # what a network of one's own takes of it, nobody knows
+    check_denoiser(Preconditioned(Told()), (2, 8, 8), text, torch.device("cpu"))
 
 
 def test_lora_updates_a_wrapped_network_and_is_merged():

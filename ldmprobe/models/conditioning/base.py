@@ -17,6 +17,7 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning.held_out_rows import HeldOutRows
 from ldmprobe.models.conditioning.protocols import CardPart, ConditioningData, FrozenEncoder, Shown, Updates
 from ldmprobe.models.denoiser import Condition
+from ldmprobe.models.library import class_named
 from ldmprobe.types import Batch, Component, PlainValues, kinds_of
 
 
@@ -314,9 +315,7 @@ class Conditioning(nn.Module, ABC):
 
     def assemble(self, name: str, parts: PlainValues) -> Component:
         """Return the pipeline of class `name` with those of `parts` that it takes, and what it adds itself."""
-        import diffusers
-
-        cls = getattr(diffusers, name)
+        cls = class_named("diffusers", name)
         taken = {parameter for names in cls._get_signature_keys(cls) for parameter in names}
         return cls(**{part: value for part, value in parts.items() if part in taken})
 

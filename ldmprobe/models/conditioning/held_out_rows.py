@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from ldmprobe.diffusion.full_precision import Move
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.conditioning.protocols import ConditioningData
-from ldmprobe.types import Batch
+from ldmprobe.types import Batch, StateDict
 
 
 class HeldOutRows(nn.Module):
@@ -87,11 +87,11 @@ class HeldOutRows(nn.Module):
         """A digest of the rows, by which records of the same samples are known."""
         return fingerprint(*(kept for name in self.columns if (kept := self._buffers[name]) is not None))
 
-    def _apply(self, fn: Any, *args: Any) -> HeldOutRows:
+    def _apply(self, fn: Move, recurse: bool = True) -> HeldOutRows:
         """Move with the module that it is part of, but keep the dtype of the data."""
-        return super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), *args)
+        return super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), recurse)
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: StateDict, prefix: str, *args: object) -> None:
         """Take the rows of a checkpoint, however many it has."""
         saved_names = [name.removeprefix(prefix) for name in state_dict if name.startswith(prefix)]
         self.columns = tuple(dict.fromkeys([*self.columns, *saved_names]))
@@ -99,4 +99,4 @@ class HeldOutRows(nn.Module):
             saved = state_dict.get(prefix + name)
             if saved is not None:
                 self.register_buffer(name, torch.empty_like(saved))
-        super()._load_from_state_dict(dict(state_dict), prefix, *args)
+        super()._load_from_state_dict(state_dict, prefix, *args)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, get_args
+from typing import get_args
 
 import torch
 import torch.nn.functional as F
@@ -62,7 +62,7 @@ class LowResolution(SpatialConditioning):
         dropout: float = 0.0,
         num_rows: int = 64,
         present: bool = False,
-        scheduler: dict[str, Any] | None = None,
+        scheduler: PlainValues | None = None,
     ) -> None:
         super().__init__(dropout, num_rows, present)
         if factor < 2 or downsampling not in get_args(Downsampling):

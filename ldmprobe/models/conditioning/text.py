@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Any, get_type_hints
+from typing import get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -111,7 +111,7 @@ class TextConditioning(Conditioning):
         condition = {name: torch.cat([row[name].to(device) for row in rows]) for name in rows[0]}
         return condition | self.encoder.size_condition(len(rows))
 
-    def _forget(self, *_: Any) -> None:
+    def _forget(self, *_: object) -> None:
         """Drop what was kept where other weights may have been loaded into the encoder."""
         if self.encoder.reads_saved_weights:
             self.kept.clear()
@@ -227,7 +227,7 @@ class TextConditioning(Conditioning):
 
     def pipeline_name(self, network: str, latents: bool, flow: bool) -> str | None:
         pipeline = type(self.encoder.pipeline)
-        parts: Any = get_type_hints(pipeline.__init__)
+        parts = get_type_hints(pipeline.__init__)
         fits = parts[self.encoder.family.network].__name__ == network
         return pipeline.__name__ if fits and parts["scheduler"].__name__.startswith("FlowMatch") == flow else None
 

@@ -7,6 +7,7 @@ import tempfile
 from pathlib import Path
 
 from ldmprobe.errors import ConfigurationError, needing
+from ldmprobe.models.library import class_named
 from ldmprobe.types import Component, PlainValues
 
 _ABOUT_THE_FILE = (
@@ -57,9 +58,8 @@ def _transformers_class(name: str) -> Component:
     with needing("transformers", "The checkpoint, whose model is told text,"):
         import transformers
 
-    cls = getattr(transformers, name, None)
-    bases = (transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase)
-    if not (isinstance(cls, type) and issubclass(cls, bases)):
+    cls = class_named("transformers", name)
+    if cls is None or not issubclass(cls, (transformers.PreTrainedModel, transformers.PreTrainedTokenizerBase)):
         raise ConfigurationError(
             f"The checkpoint needs transformers.{name}, which transformers {transformers.__version__} lacks."
         )

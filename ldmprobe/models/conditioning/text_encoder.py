@@ -8,7 +8,6 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +22,7 @@ from ldmprobe.models.conditioning.text_description import (
 from ldmprobe.models.denoiser import Condition, config_of
 from ldmprobe.models.families import FAMILIES
 from ldmprobe.models.lazy import LazyModule
+from ldmprobe.models.library import class_named
 from ldmprobe.types import Component, PlainValues
 
 _SAID_IN_PREPARE = ("was truncated because", "Token indices sequence length is longer")
@@ -51,12 +51,12 @@ class TextEncoder(nn.Module):
         super().__init__()
         self.pipeline = pipeline  # not a module; its encoders are registered below, its network and autoencoder are not
         self.family = FAMILIES[type(pipeline).__name__]
-        parts = {name: part for name, part in pipeline.components.items() if part is not None} | (frozen or {})
+        there = {name: part for name, part in pipeline.components.items() if part is not None}
+        parts = there | (frozen or {})
         self.encoders = nn.ModuleDict({name: part for name, part in parts.items() if name.startswith("text_encoder")})
         self.tokenizers = {name: part for name, part in parts.items() if name.startswith("tokenizer")}
-        network = getattr(pipeline, self.family.network, None)
         self.size: Condition = {}
-        if network is not None:
+        if network := there.get(self.family.network):
             self.set_image_size(network, *_trained_size(pipeline, network))
         for name, encoder in self.meta_modules.items():
             _check_belonging(name, encoder, self.tokenizers[_tokenizer_of(name)])
@@ -157,13 +157,11 @@ class TextEncoder(nn.Module):
         Raises:
             ConfigurationError: transformers has no such class.
         """
-        import diffusers
-
         family = FAMILIES[description["family"]]
         parts = {name: encoder_from(each) for name, each in description["encoders"].items()}
         parts |= {name: tokenizer_from(each) for name, each in description["tokenizers"].items()}
         parts |= description["settings"] | {family.network: network}
-        return TextEncoder(text_pipeline(getattr(diffusers, description["family"]), parts))
+        return TextEncoder(text_pipeline(class_named("diffusers", description["family"]), parts))
 
     def set_image_size(self, network: nn.Module, height: int, width: int) -> None:
         """Set the size in pixels of the images that `network` is told of."""
@@ -171,30 +169,38 @@ class TextEncoder(nn.Module):
 
     def forward(self, captions: Sequence[str]) -> Condition:
         """Return the condition of each caption in float32, with the parameters' gradients where they are trained."""
-        outputs = self._encode(list(captions), with_null=False)
-        return self._named(outputs, null=False) | self.size_condition(len(captions))
+        return self._encode(list(captions), null=False) | self.size_condition(len(captions))
 
     def null(self) -> Condition:
         """Return the condition, of shape (1, …), that the pipeline takes where it has no negative prompt."""
-        return self._named(self._encode([""], with_null=True), null=True) | self.size_condition(1)
+        return self._encode([""], null=True) | self.size_condition(1)
 
     def size_condition(self, num_samples: int) -> Condition:
         """Return `size` for each of so many samples."""
         return {name: row.to(self.device).expand(num_samples, -1) for name, row in self.size.items()}
 
-    def _encode(self, captions: list[str], with_null: bool) -> tuple[Any, ...]:
+    def _encode(self, captions: list[str], null: bool) -> Condition:
+        """Return what the pipeline makes of captions, or beside them of no negative prompt, by the network's names."""
+        there = self.pipeline.components
         for name, encoder in self._loaded.items():
-            if getattr(self.pipeline, name) is not encoder:
+            if there[name] is not encoder:
                 setattr(self.pipeline, name, encoder)
         with _without(_SAID_IN_PREPARE, type(self.pipeline).__module__, "transformers.tokenization_utils_base"):
-            return self.pipeline.encode_prompt(
+            outputs = self.pipeline.encode_prompt(
                 prompt=captions,
                 device=self.device,
                 num_images_per_prompt=1,
-                do_classifier_free_guidance=with_null,
+                do_classifier_free_guidance=null,
                 **dict.fromkeys(self.family.further_prompts),
                 **({"clean_caption": True} if self.cleans_captions else {}),
             )
+        if self.family.null_alternates:
+            chosen = outputs[int(null) :: 2]
+        else:
+            half = len(outputs) // 2
+            chosen = outputs[half:] if null else outputs[:half]
+        named = {name: value for name, value in zip(self.family.text, chosen, strict=True) if name}
+        return {name: value.float() if value.is_floating_point() else value for name, value in named.items()}
 
     @property
     def cleans_captions(self) -> bool:
@@ -232,15 +238,6 @@ class TextEncoder(nn.Module):
             tokens = tokenizer(asked, add_special_tokens=False, verbose=False).input_ids if asked else []
             unknown = {word for word, ids in zip(asked, tokens, strict=True) if tokenizer.unk_token_id in ids}
         return [[word for word in each if word in unknown] for each in words]
-
-    def _named(self, outputs: tuple[Any, ...], null: bool) -> Condition:
-        if self.family.null_alternates:
-            chosen = outputs[int(null) :: 2]
-        else:
-            half = len(outputs) // 2
-            chosen = outputs[half:] if null else outputs[:half]
-        named = {name: value for name, value in zip(self.family.text, chosen, strict=True) if name}
-        return {name: value.float() if value.is_floating_point() else value for name, value in named.items()}
 
 
 def _words(caption: str) -> list[str]:
@@ -290,7 +287,7 @@ def _check_belonging(name: str, encoder: Component, tokenizer: Component) -> Non
             f"The {_tokenizer_of(name)} has {tokens:,} tokens, the {name} embeds {embeddings:,}; they do not belong "
             "together: take both from one pipeline."
         )
-    longest, positions = tokenizer.model_max_length, getattr(encoder.config, "max_position_embeddings", None)
+    longest, positions = tokenizer.model_max_length, encoder.config.to_dict().get("max_position_embeddings")
     if positions is not None and longest > positions:
         raise ConfigurationError(
             f"The {_tokenizer_of(name)} makes captions of up to {longest:,} tokens, the {name} takes {positions:,}; "
