@@ -19,7 +19,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.features.choose import named_network
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.autoencoder_model import AutoencoderModel
-from ldmprobe.models.conditioning import SMALL, AssumedColumns, OfRows
+from ldmprobe.models.conditioning import SMALL, OfRows, with_assumed_columns
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.pixels import as_bytes
 from ldmprobe.probing.analyses import Analysis, Findings, Trajectory
@@ -126,7 +126,7 @@ class RealLatents:
                 f"The model does not say which rows it was trained on, and {data.dataset} has no split of others; give "
                 'data with a split "train", which it was trained on, and one called "test", which it was not.'
             )
-        rows = AssumedColumns.of(data, model.conditioning).reference_batches(num_images)
+        rows = with_assumed_columns(data, model.conditioning).reference_batches(num_images)
         with evaluating(model.modules):
             return HeldOut.encode(model.codec, model.conditioning, rows)
 
@@ -174,7 +174,7 @@ def real_latents(
             f"The images of {dataset} have shape {tuple(data.image_shape)}, the model's {expected}; set --image-size "
             f"{expected[-1]}."
         )
-    told = AssumedColumns.of(data, model.conditioning)
+    told = with_assumed_columns(data, model.conditioning)
     model.conditioning.forget_rows()
     model.conditioning.prepare(model.network, told, model.codec)
     with evaluating(model.modules):
@@ -205,7 +205,7 @@ def told_rows(model: DiffusionModel, rows: GivenRows) -> OfRows:
     Raises:
         ConfigurationError: they are not what the model takes.
     """
-    told = AssumedColumns.of(rows, model.conditioning)
+    told = with_assumed_columns(rows, model.conditioning)
     with evaluating(model.modules):
         model.conditioning.prepare(model.network, told, model.codec)
         return OfRows(model.conditioning, told.reference_batches(len(rows.images)))

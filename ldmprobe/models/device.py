@@ -1,13 +1,16 @@
-"""Moving to a device that may not be there."""
+"""Devices: moving to one that may not be there, and running out of its memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+import torch
 from torch import nn
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.out_of_memory import is_out_of_memory
+
+# What torch raises as a bare RuntimeError.
+_MESSAGES = ("DefaultCPUAllocator: can't allocate memory", "CUDA out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 
 
 def move(modules: Iterable[nn.Module], device: str) -> None:
@@ -27,3 +30,16 @@ def move(modules: Iterable[nn.Module], device: str) -> None:
         raise ConfigurationError(
             f"There is no device {device!r} here ({str(error).splitlines()[0]}); write 'cpu', or leave it out."
         ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether ``error`` is an allocation that failed: on a GPU, in torch's CPU allocator, or in Python."""
+    if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
+
+
+def free_cached_memory() -> None:
+    """Give back the blocks that CUDA's allocator keeps for later, so that smaller ones find room."""
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

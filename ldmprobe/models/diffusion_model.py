@@ -24,8 +24,8 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, Unconditional
 from ldmprobe.models.denoiser import Condition, Denoiser, as_denoiser
+from ldmprobe.models.device import free_cached_memory, is_out_of_memory
 from ldmprobe.models.guidance import Answer, Asked, Guidance
-from ldmprobe.models.out_of_memory import free_cached_memory, is_out_of_memory
 from ldmprobe.models.wrapper import check_schedule
 from ldmprobe.types import PlainValues
 

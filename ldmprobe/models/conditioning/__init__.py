@@ -1,7 +1,7 @@
 """Conditionings: what a network is told besides z_t and t, one kind a file."""
 
-from ldmprobe.models.conditioning.assumed_columns import AssumedColumns
 from ldmprobe.models.conditioning.base import Conditioning, conditioning_of, describe
+from ldmprobe.models.conditioning.changed_rows import with_assumed_columns
 from ldmprobe.models.conditioning.conditions import Conditions
 from ldmprobe.models.conditioning.held_out_rows import HeldOutRows
 from ldmprobe.models.conditioning.label import ClassConditioning
@@ -21,7 +21,6 @@ from ldmprobe.models.conditioning.unconditional import Unconditional
 
 __all__ = [
     "SMALL",
-    "AssumedColumns",
     "CardPart",
     "ClassConditioning",
     "Conditioning",
@@ -44,4 +43,5 @@ __all__ = [
     "Unconditional",
     "conditioning_of",
     "describe",
+    "with_assumed_columns",
 ]

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning.base import Conditioning, conditioning_of, describe
+from ldmprobe.models.conditioning.changed_rows import ChangedRows
 from ldmprobe.models.conditioning.held_out_rows import HeldOutRows
 from ldmprobe.models.conditioning.protocols import CardPart, ConditioningData, FrozenEncoder, Shown, Updates
 from ldmprobe.models.denoiser import CONCAT, Condition
@@ -122,7 +123,7 @@ class Conditions(Conditioning):
 
     def prepare(self, network: nn.Module, data: ConditioningData, codec: LatentCodec) -> None:
         for k, part in enumerate(self._parts):
-            part.prepare(network, _DataOfPart(data, partial(self._own, k)), codec)
+            part.prepare(network, ChangedRows(data, partial(self._own, k)), codec)
         numbers = {part.label: part.num_rows for part in self._parts if part.num_rows is not None}
         if len(set(numbers.values())) > 1:
             told = ", ".join(f"{label} {number}" for label, number in numbers.items())
@@ -263,10 +264,8 @@ class Conditions(Conditioning):
         return self._texts[0].assemble(name, {**own, **parts})
 
     def card(self, pipeline: Component, latent_shape: tuple[int, ...]) -> CardPart:
-        card, picture = (
-            self._texts[0].card(pipeline, latent_shape),
-            "".join(part.call_arguments for part in self._parts),
-        )
+        card = self._texts[0].card(pipeline, latent_shape)
+        picture = "".join(part.call_arguments for part in self._parts)
         return replace(card, task="image-to-image", call=f"{card.call}, {picture}", size="")
 
     # --- cache -----------------------------------------------------------------------------------------------------
@@ -290,19 +289,6 @@ class Conditions(Conditioning):
             return batch
         own = {name.removeprefix(f"{k}_"): each for name, each in batch["observed"].items() if name.startswith(f"{k}_")}
         return {**batch, "observed": own}
-
-
-class _DataOfPart:
-    """Data whose batches have what one part of several has observed."""
-
-    def __init__(self, data: ConditioningData, own: Callable[[Batch], Batch]) -> None:
-        self.data, self.own = data, own
-        self.num_classes, self.image_shape = data.num_classes, data.image_shape
-        self.checked_captions, self.batch_names = data.checked_captions, data.batch_names
-
-    def reference_batches(self, num_images: int, held_out: bool = False) -> Iterator[Batch]:
-        """Yield the same rows."""
-        return map(self.own, self.data.reference_batches(num_images, held_out))
 
 
 def _read_by(part: Conditioning, rows: Batch) -> bool:
