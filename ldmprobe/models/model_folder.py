@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.latent_scale import SCALING
+from ldmprobe.models.library import unlogged
 from ldmprobe.types import Component
 
 WEIGHTS = re.compile(
@@ -40,22 +40,14 @@ def belonging_to(file: str) -> set[str]:
     return {".".join(index), *parts}
 
 
-@contextmanager
-def _scale_is_read() -> Iterator[None]:
+def _scale_is_read() -> AbstractContextManager[None]:
     """Keep diffusers from saying that settings of the scale of latents will be ignored, where its class does not know
     them: LatentCodec reads them.
     """
-
-    def others(record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        return "will be ignored" not in message or not {*re.findall(r"'(\w+)': ", message)} <= {*SCALING}
-
-    logger = logging.getLogger("diffusers.configuration_utils")
-    logger.addFilter(others)
-    try:
-        yield
-    finally:
-        logger.removeFilter(others)
+    return unlogged(
+        lambda message: "will be ignored" in message and {*re.findall(r"'(\w+)': ", message)} <= {*SCALING},
+        "diffusers.configuration_utils",
+    )
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import unicodedata
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from functools import cached_property
 
 import torch
@@ -22,10 +20,9 @@ from ldmprobe.models.conditioning.text_description import (
 from ldmprobe.models.denoiser import Condition, config_of
 from ldmprobe.models.families import FAMILIES
 from ldmprobe.models.lazy import LazyModule
-from ldmprobe.models.library import class_named
+from ldmprobe.models.library import class_named, unlogged
 from ldmprobe.types import Component, PlainValues
 
-_SAID_IN_PREPARE = ("was truncated because", "Token indices sequence length is longer")
 _USED = 0.9  # at least, of an encoder's embeddings by its tokenizer; of T5's 32,128 it is 32,100
 
 
@@ -185,7 +182,7 @@ class TextEncoder(nn.Module):
         for name, encoder in self._loaded.items():
             if there[name] is not encoder:
                 setattr(self.pipeline, name, encoder)
-        with _without(_SAID_IN_PREPARE, type(self.pipeline).__module__, "transformers.tokenization_utils_base"):
+        with unlogged(_said_in_prepare, type(self.pipeline).__module__, "transformers.tokenization_utils_base"):
             outputs = self.pipeline.encode_prompt(
                 prompt=captions,
                 device=self.device,
@@ -251,21 +248,8 @@ def text_pipeline(cls: Component, parts: PlainValues) -> Component:
     return cls(**dict.fromkeys(expected) | settings | parts)
 
 
-@contextmanager
-def _without(messages: Sequence[str], *loggers: str) -> Iterator[None]:
-    """Silence these messages of these loggers."""
-
-    def another(record: logging.LogRecord) -> bool:
-        return not any(message in record.getMessage() for message in messages)
-
-    named = [logging.getLogger(name) for name in loggers]
-    for logger in named:
-        logger.addFilter(another)
-    try:
-        yield
-    finally:
-        for logger in named:
-            logger.removeFilter(another)
+def _said_in_prepare(message: str) -> bool:
+    return "was truncated because" in message or "Token indices sequence length is longer" in message
 
 
 def _trained_size(pipeline: Component, network: Component) -> tuple[int, int]:
