@@ -30,8 +30,9 @@ from ldmprobe.data.shapes import COLORS, GROUND, SHAPES, STYLES, drawn, silhouet
 from ldmprobe.features.perceptual import PerceptualLoss
 from ldmprobe.inference import sample_images
 from ldmprobe.models.conditioning import HeldOutRows
-from ldmprobe.models.corruption import downsampled, from_eight_bits, outlines
+from ldmprobe.models.corruption import downsampled, outlines
 from ldmprobe.models.guidance import as_guidance
+from ldmprobe.models.pixels import from_bytes
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.training.checkpoint.load import load_model
 from ldmprobe.types import PlainValues
@@ -86,7 +87,7 @@ def _jump(images: Tensor, hidden: Tensor) -> Tensor:
 
 
 def judge_superresolution(samples: Tensor, truth: Tensor, asked: Rows) -> dict[str, float]:
-    low = from_eight_bits(asked["low"])
+    low = from_bytes(asked["low"])
     factor = truth.shape[-1] // low.shape[-1]
     again = downsampled(samples, factor)
     bicubic = F.interpolate(low, size=truth.shape[2:], mode="bicubic").clamp(-1, 1)

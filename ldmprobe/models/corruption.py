@@ -7,14 +7,14 @@ rank and in a cache.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ldmprobe.models.pixels import as_bytes
+from ldmprobe.errors import ConfigurationError
 
 Downsampling = Literal["box", "bicubic", "blur"]
 Cells = Literal["any", "nearest"]
@@ -59,11 +59,23 @@ def _blurred(image: Tensor, sigma: float) -> Tensor:
 # --- masks: 1 is to be filled ----------------------------------------------------------------------------------------
 
 
+def check_masks(owner: str, families: Sequence[MaskFamily], share: Sequence[float]) -> None:
+    """Raise ConfigurationError if these arguments of `owner` are no families and shares of random masks."""
+    if isinstance(families, str) or not families or not set(families) <= set(get_args(MaskFamily)):
+        raise ConfigurationError(
+            f"{owner} got families {families!r}; expected a list of some of {', '.join(get_args(MaskFamily))}."
+        )
+    if not 0 < share[0] <= share[1] <= 1:
+        raise ConfigurationError(
+            f"{owner} got share {list(share)}; expected [least, largest] in (0, 1], the hidden share of the image."
+        )
+
+
 def random_masks(
     rows: Sequence[int],
     size: tuple[int, int],
     families: Sequence[MaskFamily] = ("boxes", "strokes", "halves"),
-    share: tuple[float, float] = (0.1, 0.9),
+    share: Sequence[float] = (0.1, 0.9),
     seed: int = 0,
 ) -> Tensor:
     """Return a mask for each row, uint8 (N, 1, H, W), of a random family that hides a random share of the image: a box,
@@ -73,7 +85,7 @@ def random_masks(
     for row in rows:
         rng = np.random.default_rng((seed, row))
         family = families[int(rng.integers(len(families)))]
-        hidden = float(rng.uniform(*share))
+        hidden = float(rng.uniform(share[0], share[1]))
         draw = {"boxes": _box, "strokes": _strokes, "halves": _half}
         masks.append(draw[family](rng, size, hidden) if family in draw else np.ones(size, bool))
     return torch.from_numpy(np.stack(masks)[:, None].astype(np.uint8))
@@ -178,16 +190,3 @@ def sketched(lines: Tensor, rows: Sequence[int], seed: int, gaps: float = 0.0, t
         kept = torch.from_numpy((rng.random((1, 1, 8, 8)) >= gaps).astype(np.float32)).to(thick)
         drawn.append(thick * F.interpolate(kept, size=line.shape[1:], mode="nearest")[0])
     return torch.stack(drawn).byte()
-
-
-# --- pixels ----------------------------------------------------------------------------------------------------------
-
-
-def in_eight_bits(images: Tensor) -> Tensor:
-    """Round images in [−1, 1] to those that a file of 8 bits holds: uint8."""
-    return as_bytes(images)
-
-
-def from_eight_bits(images: Tensor) -> Tensor:
-    """Return what was rounded as floats in [−1, 1]."""
-    return images.float() / 127.5 - 1

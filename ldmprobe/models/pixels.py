@@ -47,6 +47,11 @@ def as_bytes(images: Tensor) -> Tensor:
     return ((images.nan_to_num().clamp(-1, 1) + 1) * 127.5).round().byte()
 
 
+def from_bytes(images: Tensor) -> Tensor:
+    """Convert what ``as_bytes`` gave to floats in [−1, 1]."""
+    return images.float() / 127.5 - 1
+
+
 def checked_floats(images: Tensor) -> Tensor:
     """Convert images likewise, and look at their values, which costs a pass over them.
 

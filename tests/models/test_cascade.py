@@ -9,7 +9,7 @@ from torch import nn
 import ldmprobe
 from ldmprobe import ClassConditioning, Conditions, LowResolution, Sampling, cascaded, probe_cascade, sample_images
 from ldmprobe.cli import main
-from ldmprobe.models.corruption import from_eight_bits, in_eight_bits
+from ldmprobe.models.pixels import as_bytes, from_bytes
 from ldmprobe.probing.quality import frechet_distance
 from ldmprobe.probing.real_features import RealFeatures
 from tests.helpers import refused, sd_scheduler, tiny_unet
@@ -43,7 +43,7 @@ def test_the_upsampler_is_told_the_bases_images_in_8_bits_and_their_classes(chec
     base, upsampler = (ldmprobe.load_model(path, "cpu") for path in checkpoints)
     small = 1.3 * torch.rand(30, 3, 8, 8, generator=torch.Generator().manual_seed(0)) - 0.1
     told = cascaded(base, upsampler, small).conditioning.for_samples(torch.arange(30))
-    as_file = from_eight_bits(in_eight_bits(small))
+    as_file = from_bytes(as_bytes(small))
     expected = nn.functional.interpolate(as_file, size=(SIZE, SIZE), mode="bicubic")
     torch.testing.assert_close(told["concat"], expected)
     assert as_file.max() == 1
@@ -63,7 +63,7 @@ def test_one_command_samples_both(checkpoints, capsys):
     small = sample_images(models[0], Sampling(3, 2, guidance=ldmprobe.ClassifierFreeGuidance(2.0)))
     large = sample_images(cascaded(*models, small), Sampling(3, 2))
     drawn = np.asarray(Image.open("large.png"))[:, :SIZE]
-    assert np.array_equal(drawn, in_eight_bits(large)[0].permute(1, 2, 0).numpy())
+    assert np.array_equal(drawn, as_bytes(large)[0].permute(1, 2, 0).numpy())
     for second, text in ((base, "The upsampler is told no small image (ClassConditioning)"),):
         assert main(["sample", base, "--upsampler", second, *few, "--out", "none.png"]) != 0
         assert text in capsys.readouterr().err

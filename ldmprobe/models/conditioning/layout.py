@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.models.codec import LatentCodec
-from ldmprobe.models.conditioning.observed import Observed, ObservedConditioning
-from ldmprobe.models.conditioning.palette import palette
+from ldmprobe.models.conditioning.observed import Observed, ObservedConditioning, palette
 from ldmprobe.models.conditioning.protocols import ConditioningData
 from ldmprobe.models.denoiser import CONCAT, Condition, config_of
 from ldmprobe.types import Batch, PlainValues
@@ -89,11 +88,7 @@ class Layout(ObservedConditioning):
         return self.condition({"objects": self._padded([torch.empty(0, 5)] * num_samples)}, torch.arange(num_samples))
 
     def _padded(self, objects: Sequence[Tensor | list[list[float]]]) -> Tensor:
-        """Return boxes (N, K, 5) of a list of (k, 5), tensors or, as a cache keeps them, numbers.
-
-        Raises:
-            ConfigurationError: more than K boxes, or a class that there is not.
-        """
+        """Return boxes (N, K, 5) of a list of (k, 5), tensors or, as a cache keeps them, numbers."""
         padded = torch.zeros(len(objects), self.max_boxes, 5)
         self._check_exact(padded.dtype)
         padded[..., 4] = _NONE

@@ -14,9 +14,9 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning.observed import Observed
 from ldmprobe.models.conditioning.protocols import ConditioningData
 from ldmprobe.models.conditioning.spatial import SpatialConditioning
-from ldmprobe.models.corruption import Downsampling, downsampled, from_eight_bits, in_eight_bits
+from ldmprobe.models.corruption import Downsampling, downsampled
 from ldmprobe.models.denoiser import Condition, config_of
-from ldmprobe.models.pixels import as_floats
+from ldmprobe.models.pixels import as_bytes, as_floats, from_bytes
 from ldmprobe.types import Batch, Component, PlainValues
 
 SMALL = "small"
@@ -99,7 +99,7 @@ class LowResolution(SpatialConditioning):
 
     def observe(self, batch: Batch) -> Observed:
         if SMALL in batch:
-            return {"low": in_eight_bits(batch[SMALL]) if self.eight_bits else batch[SMALL]}
+            return {"low": as_bytes(batch[SMALL]) if self.eight_bits else batch[SMALL]}
         images = as_floats(batch["image"])
         if images.shape[2] % self.factor or images.shape[3] % self.factor:
             raise ConfigurationError(
@@ -108,7 +108,7 @@ class LowResolution(SpatialConditioning):
             )
         rows = self.row_numbers(batch) if self.downsampling == "blur" else ()
         low = downsampled(images, self.factor, self.downsampling, rows, self.seed)
-        return {"low": in_eight_bits(low) if self.eight_bits else low}
+        return {"low": as_bytes(low) if self.eight_bits else low}
 
     def enlarged(self, batch: Batch) -> Tensor:
         return self._floats(self.observed(batch))
@@ -185,4 +185,4 @@ class LowResolution(SpatialConditioning):
 
     def _floats(self, observed: Observed) -> Tensor:
         low = observed["low"]
-        return low if low.is_floating_point() else from_eight_bits(low)
+        return low if low.is_floating_point() else from_bytes(low)

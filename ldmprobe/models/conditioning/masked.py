@@ -13,7 +13,7 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning.observed import Observed
 from ldmprobe.models.conditioning.protocols import ConditioningData
 from ldmprobe.models.conditioning.spatial import SpatialConditioning
-from ldmprobe.models.corruption import Cells, MaskFamily, at_cells, filled, random_masks
+from ldmprobe.models.corruption import Cells, MaskFamily, at_cells, check_masks, filled, random_masks
 from ldmprobe.models.pixels import as_floats
 from ldmprobe.types import Batch, PlainValues
 
@@ -57,30 +57,16 @@ class Masked(SpatialConditioning):
         present: bool = False,
     ) -> None:
         super().__init__(dropout, num_rows, present)
-        if isinstance(families, str) or not families or not set(families) <= set(get_args(MaskFamily)):
-            raise ConfigurationError(
-                f"Masked got families {families!r}; expected a list of some of {', '.join(get_args(MaskFamily))}."
-            )
+        check_masks("Masked", families, share)
         if cells not in get_args(Cells):
             raise ConfigurationError(f"Masked got cells {cells!r}; expected one of {', '.join(get_args(Cells))}.")
-        if not 0 < share[0] <= share[1] <= 1:
-            raise ConfigurationError(
-                f"Masked got share {list(share)}; expected [least, largest] in (0, 1], the hidden share of the image."
-            )
-        self.families, self.share = tuple(families), (float(share[0]), float(share[1]))
+        self.families, self.share = list(families), [float(each) for each in share]
         self.column, self.fill, self.cells, self.seed = column, fill, cells, seed
         self.columns = () if column is None else (column,)
 
     @property
     def settings(self) -> PlainValues:
-        return {
-            "families": list(self.families),
-            "share": list(self.share),
-            "column": self.column,
-            "fill": self.fill,
-            "cells": self.cells,
-            "seed": self.seed,
-        }
+        return {name: vars(self)[name] for name in ("families", "share", "column", "fill", "cells", "seed")}
 
     @property
     def hole_column(self) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import colorsys
 from abc import abstractmethod
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 import torch.nn.functional as F
@@ -34,6 +35,8 @@ class ObservedConditioning(Conditioning):
     Attributes:
         image_size: (H, W) of the images, known once it is prepared.
     """
+
+    _KNOWN_LATER: ClassVar[tuple[str, ...]] = ("image_size", "latent_size")
 
     def __init__(self, dropout: float, num_rows: int) -> None:
         super().__init__(dropout)
@@ -165,7 +168,7 @@ class ObservedConditioning(Conditioning):
 
     @classmethod
     def from_spec(cls, spec: PlainValues, network: nn.Module) -> Self:
-        made = cls(**{name: value for name, value in spec.items() if name not in ("image_size", "latent_size")})
+        made = cls(**{name: value for name, value in spec.items() if name not in cls._KNOWN_LATER})
         made._take_sizes(spec)
         return made
 
@@ -181,8 +184,13 @@ class ObservedConditioning(Conditioning):
         return self._latent_size
 
     @property
-    def _sizes(self) -> dict[str, list[int]]:
+    def _sizes(self) -> PlainValues:
         return {"image_size": list(self.image_size), "latent_size": list(self._latent_size)}
 
     def _take_sizes(self, spec: PlainValues) -> None:
         self.image_size, self._latent_size = tuple(spec["image_size"]), tuple(spec["latent_size"])
+
+
+def palette(number: int) -> Tensor:
+    """Return `number` colors (number, 3) in [−1, 1] for classes, evenly around the circle of hues."""
+    return torch.tensor([colorsys.hsv_to_rgb(k / number, 0.65, 0.85) for k in range(number)]) * 2 - 1

@@ -8,8 +8,7 @@ from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.models.codec import LatentCodec
-from ldmprobe.models.conditioning.observed import Observed
-from ldmprobe.models.conditioning.palette import palette
+from ldmprobe.models.conditioning.observed import Observed, palette
 from ldmprobe.models.conditioning.protocols import ConditioningData
 from ldmprobe.models.conditioning.spatial import SpatialConditioning
 from ldmprobe.types import Batch, PlainValues

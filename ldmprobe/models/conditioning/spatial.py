@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +27,8 @@ class SpatialConditioning(ObservedConditioning):
     Attributes:
         channels: C' of the picture, known once it is prepared.
     """
+
+    _KNOWN_LATER = (*ObservedConditioning._KNOWN_LATER, "channels")
 
     def __init__(self, dropout: float = 0.1, num_rows: int = 64, present: bool = True) -> None:
         super().__init__(dropout, num_rows)
@@ -54,18 +55,12 @@ class SpatialConditioning(ObservedConditioning):
 
     @property
     def spec(self) -> PlainValues:
-        return {**super().spec, "present": self.present, "channels": self.channels}
+        return {**super().spec, "present": self.present}
 
     @property
-    def run_spec(self) -> PlainValues:
-        return {**super().run_spec, "channels": self.channels}
+    def _sizes(self) -> PlainValues:
+        return {**super()._sizes, "channels": self.channels}
 
-    def restore(self, run_spec: PlainValues) -> None:
-        super().restore(run_spec)
-        self.channels = run_spec["channels"]
-
-    @classmethod
-    def from_spec(cls, spec: PlainValues, network: nn.Module) -> Self:
-        made = super().from_spec({name: value for name, value in spec.items() if name != "channels"}, network)
-        made.channels = spec["channels"]
-        return made
+    def _take_sizes(self, spec: PlainValues) -> None:
+        super()._take_sizes(spec)
+        self.channels = spec["channels"]

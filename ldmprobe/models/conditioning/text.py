@@ -101,9 +101,7 @@ class TextConditioning(Conditioning):
         return {name: value.to(device).expand(num_samples, *value.shape[1:]) for name, value in null.items()}
 
     def _encode_once(self, captions: Sequence[str | None]) -> Condition:
-        """Return the condition of each caption, None for no caption, each of which a frozen encoder encodes but
-        once.
-        """
+        """Return the condition of each caption, None for no caption, each of which is encoded but once."""
         for caption in captions:
             if caption not in self.kept:
                 self.kept[caption] = self.encode(None if caption is None else [caption])
@@ -133,11 +131,7 @@ class TextConditioning(Conditioning):
                 )
 
     def _check_known(self, captions: list[str]) -> None:
-        """Tell of captions with words that the tokenizer does not know.
-
-        Raises:
-            ConfigurationError: most captions have them.
-        """
+        """Refuse captions if most have words that the tokenizer does not know, and warn of them if a few have."""
         unknown = [words for words in self.encoder.unknown(captions) if words]
         if not unknown:
             return

@@ -8,7 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self, get_args
+from typing import Self
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from ldmprobe.diffusion.named import Named
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.digest import fingerprint
-from ldmprobe.models.corruption import MaskFamily, random_masks
+from ldmprobe.models.corruption import MaskFamily, check_masks, random_masks
 from ldmprobe.types import PlainValues
 
 
@@ -106,15 +106,7 @@ class KnownPixels(Operator):
         share: tuple[float, float] = (0.1, 0.9),
         seed: int = 0,
     ) -> None:
-        if isinstance(families, str) or not families or not set(families) <= set(get_args(MaskFamily)):
-            raise ConfigurationError(
-                f"KnownPixels got families {families!r}; expected a list of some of {', '.join(get_args(MaskFamily))}."
-            )
-        if not 0 < share[0] <= share[1] <= 1:
-            raise ConfigurationError(
-                f"KnownPixels got share {list(share)}; expected [least, largest] in (0, 1], the hidden share of the "
-                "image."
-            )
+        check_masks("KnownPixels", families, share)
         self.hole, self.families, self.share, self.seed = hole, families, share, seed
         self._given = None if hole is None else _read(Path(hole))
         self._drawn: dict[tuple[int, ...], Tensor] = {}
