@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.denoiser import config_of
+from ldmprobe.models.library import class_named
 from ldmprobe.models.model_folder import ModelFolder
 from ldmprobe.types import Component
 
@@ -157,21 +158,20 @@ def autoencoder_folder(
     Raises:
         ConfigurationError: there is no autoencoder.
     """
-    from diffusers import AutoencoderDC, AutoencoderKL, AutoencoderTiny, VQModel
+    from diffusers import AutoencoderKL
 
-    classes = {cls.__name__: cls for cls in (AutoencoderKL, VQModel, AutoencoderTiny, AutoencoderDC)}
     where = f"{name}/{subfolder}" if subfolder else name
     try:
         config, *_ = _found(name, ("config.json", _WEIGHTS), subfolder, revision, local_files_only)
         class_name = str(dict(AutoencoderKL.load_config(config.parent)).get("_class_name"))
     except Exception as error:  # diffusers and the hub raise many kinds, all meaning "not loadable"
         raise ConfigurationError(f"No autoencoder could be loaded from {where!r}: {error}") from error
-    if class_name not in classes:
+    if class_name not in AUTOENCODERS:
         raise ConfigurationError(
             f"{where} holds a {class_name}; expected one of {', '.join(AUTOENCODERS)}. For a pipeline folder give its "
             "`subfolder`, such as 'vae'."
         )
-    return ModelFolder(config.parent, classes[class_name])
+    return ModelFolder(config.parent, class_named("diffusers", class_name))
 
 
 def holds_autoencoder(name: str, revision: str | None = None, local_files_only: bool = True) -> bool:

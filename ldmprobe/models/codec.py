@@ -198,7 +198,7 @@ class LatentCodec(nn.Module):
             z = latents.float() / self.scale + self.shift
             return z if self.autoencoder is None else images_of(self.autoencoder, z)
 
-    def _encode_unscaled(self, images: Tensor, sample_posterior: bool | None = None) -> Tensor:
+    def _encode_unscaled(self, images: Tensor, sample_posterior: bool | None) -> Tensor:
         if self.autoencoder is None:
             return images
         return latents_of(self.autoencoder, images, self._samples(sample_posterior))
@@ -247,7 +247,7 @@ class LatentCodec(nn.Module):
             return
         self.shift.zero_()
         self.scale.fill_(1.0)
-        moments = moments_of((self._latents_beside(batch) for batch in batches), per_channel)
+        moments = moments_of(map(self._latents_beside, batches), per_channel)
         if moments is None:
             raise ConfigurationError("There are no training images, so no scale can be measured.")
         if not bool((moments.variance > 0).all()):

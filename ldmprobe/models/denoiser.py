@@ -163,7 +163,7 @@ def _what_fits(
     """
     config = config_of(network)
     channels, size = latent_shape[0], latent_shape[-1]
-    inputs = channels + concat_channels(condition)
+    inputs = channels + (condition[CONCAT].shape[1] if CONCAT in condition else 0)
     multiple = config.get("patch_size") or 2 ** (len(config.get("block_out_channels") or [0]) - 1)
     if config.get("in_channels") != inputs or all(pixels % multiple == 0 for pixels in latent_shape[1:]):
         needed = (
@@ -177,11 +177,6 @@ def _what_fits(
     multiple *= image_shape[-1] // size
     fitting = max(multiple, image_shape[-1] // multiple * multiple)
     return f"Set the data's `image_size` to a multiple of {multiple}, such as {fitting}."
-
-
-def concat_channels(condition: Condition) -> int:
-    """Return the channels that a condition adds to those of the latents."""
-    return condition[CONCAT].shape[1] if CONCAT in condition else 0
 
 
 def check_condition(network: nn.Module, latent_shape: tuple[int, ...], condition: Condition) -> None:
@@ -205,16 +200,6 @@ def check_condition(network: nn.Module, latent_shape: tuple[int, ...], condition
                 f"{type(network).__name__} has in_channels {inputs}; expected {channels + beside[0]}: {channels} of "
                 f"the latents and {beside[0]} of the conditioning's concat."
             )
-    check_text(network, condition)
-
-
-def check_text(network: nn.Module, condition: Condition) -> None:
-    """Compare the text in a condition, if there is any, with what a network of diffusers takes.
-
-    Raises:
-        ConfigurationError: it takes none, or of another width.
-    """
-    config = config_of(network)
     if not config or "encoder_hidden_states" not in condition:
         return
     widths = {name: config[name] for name in _TEXT_WIDTHS if config.get(name) is not None}

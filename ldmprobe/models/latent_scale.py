@@ -72,9 +72,8 @@ def scale_and_shift(config: PlainValues) -> tuple[Tensor, Tensor]:
             f"The autoencoder's latents_mean is {means}, its latents_std {deviations}; expected a number for each "
             "channel, in latents_std above 0."
         )
-    return factor / torch.tensor(deviations, dtype=torch.float32).view(-1, 1, 1), torch.tensor(
-        means, dtype=torch.float32
-    ).view(-1, 1, 1)
+    mean, deviation = (torch.tensor(each, dtype=torch.float32).view(-1, 1, 1) for each in (means, deviations))
+    return factor / deviation, mean
 
 
 def scaling_of(means: Sequence[float], deviations: Sequence[float], per_channel: bool = False) -> PlainValues:

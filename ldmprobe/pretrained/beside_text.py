@@ -12,19 +12,13 @@ _DROPOUT = 0.05  # of InstructPix2Pix: of either and of both
 
 def beside_text(pipeline: Component, text: Conditioning) -> Conditioning:
     """Return what the network of ``pipeline`` is told, given the conditioning of its text."""
-    make = {
-        "StableDiffusionInpaintPipeline": _inpainting,
-        "StableDiffusionUpscalePipeline": _upscaling,
-        "StableDiffusionInstructPix2PixPipeline": _editing,
-    }.get(type(pipeline).__name__)
-    return text if make is None else make(pipeline, text)
-
-
-def _inpainting(pipeline: Component, text: Conditioning) -> Conditioning:
-    return Conditions([Masked(cells="nearest"), text])
-
-
-def _upscaling(pipeline: Component, text: Conditioning) -> Conditioning:
+    name = type(pipeline).__name__
+    if name == "StableDiffusionInpaintPipeline":
+        return Conditions([Masked(cells="nearest"), text])
+    if name == "StableDiffusionInstructPix2PixPipeline":
+        return Conditions([StyleSource(dropout=_DROPOUT, present=False, scaled=False), text], dropout=_DROPOUT)
+    if name != "StableDiffusionUpscalePipeline":
+        return text
     highest = pipeline.config.max_noise_level
     small = LowResolution(
         pipeline.vae_scale_factor,
@@ -34,7 +28,3 @@ def _upscaling(pipeline: Component, text: Conditioning) -> Conditioning:
         scheduler={name: pipeline.low_res_scheduler.config[name] for name in _TABLE},
     )
     return Conditions([small, text])
-
-
-def _editing(pipeline: Component, text: Conditioning) -> Conditioning:
-    return Conditions([StyleSource(dropout=_DROPOUT, present=False, scaled=False), text], dropout=_DROPOUT)

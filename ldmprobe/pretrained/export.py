@@ -18,9 +18,8 @@ from ldmprobe.models.latent_scale import SCALING, in_digits
 from ldmprobe.pretrained.pixel_autoencoder import pixel_autoencoder
 from ldmprobe.types import Component, PlainValues
 
-_XL_CHANNELS = (
-    4  # fixed in StableDiffusionXLPipeline.__call__, where it reads the mean and standard deviation of its latents
-)
+# Fixed in StableDiffusionXLPipeline.__call__, where it reads the mean and standard deviation of its latents.
+_XL_CHANNELS = 4
 _EXPORTABLE = (
     "Those it has: UNet2DModel without classes in pixel space (DDIMPipeline; DDPMPipeline for flow matching) or on the "
     "latents of an autoencoder (LDMPipeline), DiTTransformer2DModel with classes (DiTPipeline), and with text the "
@@ -163,7 +162,8 @@ def _autoencoder(model: DiffusionModel, family: PipelineSpec) -> Component:
     elif scale.ndim == 0:
         settings["scaling_factor"] = float(scale)
     elif "latents_std" in scaling and channels[0] == _XL_CHANNELS:
-        settings |= {"scaling_factor": 1.0, "latents_std": _by_channel(1 / scale), "latents_mean": _by_channel(shift)}
+        by_channel = {"latents_std": (1 / scale).flatten().tolist(), "latents_mean": shift.flatten().tolist()}
+        settings |= {"scaling_factor": 1.0, **by_channel}
         shift = shift.new_zeros(())
     else:
         settings["scaling_factor"] = 1.0
@@ -177,10 +177,6 @@ def _autoencoder(model: DiffusionModel, family: PipelineSpec) -> Component:
         settings["shift_factor"] = 0.0
     autoencoder.register_to_config(**settings)
     return autoencoder
-
-
-def _by_channel(values: Tensor) -> list[float]:
-    return [float(value) for value in values.flatten()]
 
 
 def _fold_scale(autoencoder: Component, deviation: Tensor) -> None:

@@ -80,7 +80,7 @@ class LoRA:
         self._inject(network, self.targets)
 
     def add_to_text(self, encoder: nn.Module) -> None:
-        """Return this LoRA for the attention of a text encoder, CLIP's or T5's."""
+        """Freeze a text encoder, CLIP's or T5's, and put trained updates beside its attention, in place."""
         self._inject(encoder, _TEXT_TARGETS)
 
     def config(self, targets: Sequence[str]) -> Component:

@@ -29,7 +29,14 @@ class BinaryQuantization(Quantization, ABC):
         bits: c, channels of the latents.
     """
 
-    def __init__(self, bits: int, entropy_weight: float, diversity: float, sharpness: float, commitment: float) -> None:
+    def __init__(
+        self,
+        bits: int,
+        entropy_weight: float = 0.1,
+        diversity: float = 1.0,
+        sharpness: float = 1.0,
+        commitment: float = 0.25,
+    ) -> None:
         super().__init__()
         name = type(self).__name__
         check_numbers(name, 1, 18, bits=bits)
@@ -80,16 +87,6 @@ class LookupFreeQuantization(BinaryQuantization):
         sharpness: τ.
         commitment: weight of (z − e)².
     """
-
-    def __init__(
-        self,
-        bits: int,
-        entropy_weight: float = 0.1,
-        diversity: float = 1.0,
-        sharpness: float = 1.0,
-        commitment: float = 0.25,
-    ) -> None:
-        super().__init__(bits, entropy_weight, diversity, sharpness, commitment)
 
     @property
     def length(self) -> float:

@@ -34,7 +34,7 @@ class CodebookQuantization(Quantization, ABC):
     seen_counts: Tensor
     seen_sums: Tensor
 
-    def __init__(self, commitment: float, revive_below: float, usage_decay: float) -> None:
+    def __init__(self, commitment: float = 0.25, revive_below: float = 0.25, usage_decay: float = 0.99) -> None:
         super().__init__()
         name = type(self).__name__
         check_numbers(name, 0, commitment=commitment)
@@ -111,9 +111,6 @@ class VectorQuantization(CodebookQuantization):
             the default is one in 1,000 vectors. 0 revives none.
         usage_decay: of that average, per step.
     """
-
-    def __init__(self, commitment: float = 0.25, revive_below: float = 0.25, usage_decay: float = 0.99) -> None:
-        super().__init__(commitment, revive_below, usage_decay)
 
     def _loss(self, latents: Tensor, quantized: Tensor, both_terms: Tensor) -> Tensor:
         return both_terms
