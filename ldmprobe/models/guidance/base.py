@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,3 +105,32 @@ class Guidance(ABC):
     @abstractmethod
     def check(self, model: Guided) -> None:
         """Raise ConfigurationError, before anything is sampled, where there is nothing to guide by."""
+
+
+class GuidanceAround(Guidance):
+    """A guidance around another one, whose answers it guides further.
+
+    Attributes:
+        guidance: the other one.
+    """
+
+    guidance: Guidance
+
+    def _around(self, guidance: Guidance) -> Guidance:
+        if guidance is self.guidance:
+            return self
+        other = copy.copy(self)
+        other.guidance = guidance
+        return other
+
+    def at(self, log_snr: float) -> Guidance:
+        return self._around(self.guidance.at(log_snr))
+
+    def prepared(self, held_out: Callable[[int], Tensor]) -> Guidance:
+        return self._around(self.guidance.prepared(held_out))
+
+    def shown(self, sample_ids: Tensor) -> Shown | None:
+        return self.guidance.shown(sample_ids)
+
+    def check(self, model: Guided) -> None:
+        self.guidance.check(model)

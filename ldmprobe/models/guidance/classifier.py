@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.difference import first_difference
-from ldmprobe.models.conditioning import Shown
 from ldmprobe.models.denoiser import Condition
-from ldmprobe.models.guidance.base import Answer, Asked, Guidance, Guided
+from ldmprobe.models.guidance.base import Answer, Asked, Guidance, GuidanceAround, Guided
 from ldmprobe.models.guidance.classifier_free import as_guidance
 from ldmprobe.models.noisy_classifier import ClassifierModel
 from ldmprobe.types import PlainValues
@@ -20,7 +19,7 @@ from ldmprobe.types import PlainValues
 _SAMPLES = 1000  # whose classes are looked at beforehand
 
 
-class ClassifierGuidance(Guidance):
+class ClassifierGuidance(GuidanceAround):
     r"""Guidance by the gradient of a classifier: the score has :math:`s\, \nabla_z \ln p(y \mid z_t)` added to it,
     :math:`\hat\epsilon - s\, \sigma_t \nabla_z \ln p` (Dhariwal & Nichol, 2021, arXiv:2105.05233, algorithm 2; Song et
     al., 2021, arXiv:2011.13456, eq. 14), whatever the network predicts, for any sampler and noise process. s = 1 is
@@ -55,19 +54,6 @@ class ClassifierGuidance(Guidance):
             raise ConfigurationError(f"ClassifierGuidance got classes {list(classes)}; expected labels 0 to {most}.")
         self.scale, self.classes = float(scale), None if classes is None else tuple(classes)
         self.guidance = as_guidance(guidance)
-
-    def at(self, log_snr: float) -> Guidance:
-        own = self.guidance.at(log_snr)
-        return self if own is self.guidance else self._around(own)
-
-    def prepared(self, held_out: Callable[[int], Tensor]) -> Guidance:
-        return self._around(self.guidance.prepared(held_out))
-
-    def _around(self, guidance: Guidance) -> ClassifierGuidance:
-        return ClassifierGuidance(self.classifier, self.scale, self.classes, guidance)
-
-    def shown(self, sample_ids: Tensor) -> Shown | None:
-        return self.guidance.shown(sample_ids)
 
     def guide(self, answer: Answer, model: Guided) -> Answer:
         inner, prediction, classifier = self.guidance.guide(answer, model), model.schedule.prediction, self.classifier
@@ -110,7 +96,7 @@ class ClassifierGuidance(Guidance):
         return self.scale != 0 or self.guidance.shifts
 
     def check(self, model: Guided) -> None:
-        self.guidance.check(model)
+        super().check(model)
         theirs, ours = self.classifier.codec, model.codec.description
         if theirs and (difference := first_difference(theirs, ours, "codec")):
             raise ConfigurationError(

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-
-from torch import Tensor
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.models.conditioning import Shown
-from ldmprobe.models.guidance.base import Answer, Guidance, Guided
+from ldmprobe.models.guidance.base import Answer, Guidance, GuidanceAround, Guided
 from ldmprobe.models.guidance.classifier_free import ClassifierFreeGuidance, as_guidance
 from ldmprobe.types import PlainValues
 
 
-class IntervalGuidance(Guidance):
+class IntervalGuidance(GuidanceAround):
     r"""Another guidance, at the noise levels of an interval alone (Kynkäänniemi et al., 2024, arXiv:2404.07724, eq. 6).
     Where there is most noise guidance takes variety away, and where there is least it does nothing but cost a pass.
 
@@ -41,12 +37,6 @@ class IntervalGuidance(Guidance):
         low, high = self.interval
         return self.guidance.at(log_snr) if low <= log_snr <= high else self._none
 
-    def prepared(self, held_out: Callable[[int], Tensor]) -> Guidance:
-        return IntervalGuidance(self.guidance.prepared(held_out), *self.interval)
-
-    def shown(self, sample_ids: Tensor) -> Shown | None:
-        return self.guidance.shown(sample_ids)
-
     def guide(self, answer: Answer, model: Guided) -> Answer:
         return self.guidance.guide(answer, model)
 
@@ -57,6 +47,3 @@ class IntervalGuidance(Guidance):
     @property
     def shifts(self) -> bool:
         return self.guidance.shifts
-
-    def check(self, model: Guided) -> None:
-        self.guidance.check(model)

@@ -16,7 +16,7 @@ from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.models.conditioning import Shown
 from ldmprobe.models.denoiser import Condition
-from ldmprobe.models.guidance.base import Answer, Asked, Guidance, Guided
+from ldmprobe.models.guidance.base import Answer, Asked, Guidance, GuidanceAround, Guided
 from ldmprobe.models.guidance.classifier_free import as_guidance
 from ldmprobe.models.guidance.measurement_methods import MMPS, Expected, MeasurementMethod
 from ldmprobe.models.guidance.operators import Operator
@@ -25,7 +25,7 @@ from ldmprobe.types import PlainValues
 _NOISE = 5  # its stream of random numbers
 
 
-class MeasurementGuidance(Guidance):
+class MeasurementGuidance(GuidanceAround):
     r"""Guidance by a linear measurement y = A x + τ ξ of the image, for any model, sampler and noise process: the score
     of z_t has :math:`\nabla_z \ln p(y \mid z_t)` added to it, as a method knows it.
 
@@ -75,14 +75,6 @@ class MeasurementGuidance(Guidance):
     def prepared(self, held_out: Callable[[int], Tensor]) -> Guidance:
         return self if self.y is not None else self.measuring(held_out(self.num_rows))
 
-    def at(self, log_snr: float) -> Guidance:
-        own = self.guidance.at(log_snr)
-        if own is self.guidance:
-            return self
-        other = copy.copy(self)
-        other.guidance = own
-        return other
-
     def guide(self, answer: Answer, model: Guided) -> Answer:
         inner, prediction = self.guidance.guide(answer, model), model.schedule.prediction
         if self.y is None:
@@ -124,7 +116,7 @@ class MeasurementGuidance(Guidance):
         return guided
 
     def check(self, model: Guided) -> None:
-        self.guidance.check(model)
+        super().check(model)
         name, image_shape = self.method.name, model.codec.image_shape(model.latent_shape)
         self.operator.check(image_shape)
         if self.method.inverts and model.codec.meta_module is not None:
