@@ -6,7 +6,7 @@ No other file knows their classes apart.
 from __future__ import annotations
 
 import json
-from importlib.resources import files
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -25,9 +25,7 @@ _WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 def check_autoencoder(network: Component) -> None:
-    """Raise ConfigurationError if ``network`` is none of these autoencoders, or has latents that are numbers of
-    codes.
-    """
+    """Raise ConfigurationError if ``network`` is none of these, or its latents are numbers of codes."""
     name = type(network).__name__
     if name not in AUTOENCODERS:
         raise ConfigurationError(f"{name} is not a supported autoencoder; expected one of {', '.join(AUTOENCODERS)}.")
@@ -191,7 +189,8 @@ def _found(
     """Return the paths of files in a folder here, else those of a hub repository."""
     from huggingface_hub import hf_hub_download
 
-    folder = Path(_place(name), subfolder or "").expanduser()
+    place = str(resources.files("ldmprobe.models") / "digits_autoencoder") if name == "builtin:digits" else name
+    folder = Path(place, subfolder or "").expanduser()
     if folder.is_dir() and revision is not None:
         raise ConfigurationError(f"`revision` is of the hub, but {name} is a folder here; leave it out.")
     if folder.is_dir():
@@ -200,7 +199,3 @@ def _found(
         Path(hf_hub_download(name, file, subfolder=subfolder, revision=revision, local_files_only=local_files_only))
         for file in files
     ]
-
-
-def _place(name: str) -> str:
-    return str(files("ldmprobe.models") / "digits_autoencoder") if name == "builtin:digits" else name

@@ -102,9 +102,7 @@ class AutoencoderModel:
 
     @torch.no_grad()
     def latent_moments(self, batches: Iterable[Tensor]) -> PlainValues:
-        """Return ``images`` (how many), ``mean`` and ``std`` of the latents of these images by channel, as plain
-        values.
-        """
+        """Return how many ``images`` these are, and the ``mean`` and ``std`` of their latents by channel."""
         moments = moments_of(map(self.encode, batches), per_channel=True)
         if moments is None:
             return {}

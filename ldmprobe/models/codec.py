@@ -100,9 +100,7 @@ class LatentCodec(nn.Module):
         return super().train(False)
 
     def _apply(self, fn: Move, recurse: bool = True) -> LatentCodec:
-        """Moves with the module it is part of, but its scale stays in float32, whatever precision that is trained
-        in.
-        """
+        """Move with the module that it is part of, but keep the scale in float32, whatever that is trained in."""
         super()._apply(lambda tensor: tensor.to(fn(tensor.new_empty(0)).device), recurse)
         return self
 
@@ -113,9 +111,7 @@ class LatentCodec(nn.Module):
 
     @property
     def meta_module(self) -> Component:
-        """The autoencoder, without weights where it is read from files: for its configuration and shapes. None for the
-        identity.
-        """
+        """The autoencoder, without weights if it is read from files, for its shapes; None for the identity."""
         return None if self._frozen is None else self._frozen.meta_module
 
     @property
@@ -191,9 +187,7 @@ class LatentCodec(nn.Module):
         return self.differentiable(latents)
 
     def differentiable(self, latents: Tensor) -> Tensor:
-        """``decode``, for those who ask for its derivative; where there is a codebook, it is the straight-through
-        one.
-        """
+        """``decode``, for those who ask for its derivative: of a codebook, the straight-through one."""
         with without_autocast(latents.device):
             z = latents.float() / self.scale + self.shift
             return z if self.autoencoder is None else images_of(self.autoencoder, z)
@@ -207,9 +201,7 @@ class LatentCodec(nn.Module):
         return self.sample_posterior if asked is None else asked
 
     def check_measured(self) -> None:
-        """Raise ConfigurationError where the scale is to be measured and has not been: latents would be taken as they
-        are.
-        """
+        """Raise ConfigurationError if the scale is to be measured and was not: latents would be as they are."""
         if not (self.scale_known or bool(self.measured)):  # the latter waits for the device
             raise ConfigurationError(
                 "The scale of the latents is to be measured on training images, of which the data show none before "

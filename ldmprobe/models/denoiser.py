@@ -158,9 +158,7 @@ def check_denoiser(
 def _what_fits(
     network: nn.Module, latent_shape: tuple[int, ...], condition: Condition, image_shape: tuple[int, ...] | None
 ) -> str:
-    """Return what to write for latents that a network does not take: another size of images, where that is all that is
-    wrong.
-    """
+    """Return what to write for latents that a network does not take: if only images have a wrong size, another."""
     config = config_of(network)
     channels, size = latent_shape[0], latent_shape[-1]
     inputs = channels + (condition[CONCAT].shape[1] if CONCAT in condition else 0)
@@ -216,9 +214,7 @@ def check_condition(network: nn.Module, latent_shape: tuple[int, ...], condition
 
 
 def network_config(network: Component) -> PlainValues | None:
-    """Class and constructor arguments of a diffusers module as plain values, in its wrapper, if it is in one; None for
-    any other module.
-    """
+    """Return a diffusers module's class and arguments, and its wrapper's, as plain values; None for any other."""
     if (wrapper := wrapper_of(network)) is not None:
         inner = network_config(wrapper.network)
         return inner and {**wrapper.description, "network": inner}

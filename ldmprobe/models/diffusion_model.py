@@ -191,9 +191,7 @@ class DiffusionModel:
         return torch.cat(predictions) if predictions else torch.empty_like(z_t)
 
     def _if_it_fits(self, answer: Answer, z_t: Tensor, asked: Asked, condition: Condition) -> Tensor | None:
-        """Return None where memory ran out. With a single sample there is nothing left to halve, and the error is
-        raised.
-        """
+        """Return None where memory ran out; a single sample cannot be halved, and its error is raised."""
         try:
             return answer(z_t, asked, condition)
         except (RuntimeError, MemoryError) as error:

@@ -26,9 +26,7 @@ def sdxl_time_ids(network_config: Component, height: int, width: int) -> Conditi
 
 
 def pixart_size(network_config: Component, height: int, width: int) -> Condition:
-    """Resolution and aspect ratio, which only PixArt-α of 1,024 pixels is told (``use_additional_conditions`` in
-    diffusers).
-    """
+    """Resolution and aspect ratio, for PixArt-α of 1,024 pixels alone (diffusers' ``use_additional_conditions``)."""
     told = network_config.get("use_additional_conditions")
     if not (network_config.get("sample_size") == 128 if told is None else told):
         return {}
@@ -145,9 +143,7 @@ REFUSED = {
 
 
 def has_lora_format(pipeline: Component, component: str) -> bool:
-    """Return whether a pipeline (or pipeline class) of diffusers can load updates of this component by
-    ``load_lora_weights``.
-    """
+    """Return whether ``load_lora_weights`` of a pipeline of diffusers, or of its class, knows this component."""
     save = getattr(pipeline, "save_lora_weights", None)
     return save is not None and f"{component}_lora_layers" in inspect.signature(save).parameters
 

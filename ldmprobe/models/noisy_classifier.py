@@ -114,9 +114,7 @@ class ClassifierModel:
     trained_steps: int = 0
 
     def log_probabilities(self, z_t: Tensor, alpha: float, sigma: float) -> Tensor:
-        """Return ln p(y | z_t) (N, K) of latents (N, C, h, w) at one noise level, with gradients, in float32 at
-        least.
-        """
+        """Return ln p(y | z_t) (N, K) at one noise level, with gradients, in float32 at least."""
         scale = math.hypot(alpha, sigma)
         log_snr = (
             2 * (math.log(alpha) - math.log(sigma)) if min(alpha, sigma) > 0 else math.copysign(_MOST, alpha - sigma)

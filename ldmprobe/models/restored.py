@@ -48,9 +48,7 @@ class Enlarged:
     images: Tensor
 
     def color_error(self, samples: Tensor) -> float:
-        """Return the root of the mean squared difference of the mean of a channel, of samples (N, C, H, W) and of
-        their small images.
-        """
+        """Return the root mean squared difference of channels' means, of samples (N, C, H, W) and small images."""
         return float(self._shift(samples).square().mean().sqrt())
 
     def matched(self, samples: Tensor) -> Tensor:

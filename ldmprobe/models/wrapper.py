@@ -116,7 +116,7 @@ def check_schedule(network: nn.Module, schedule: NoiseSchedule) -> None:
         if answers != wrapper.answers:
             raise ConfigurationError(
                 f"{name} answers {wrapper.answers}, and the {schedule.name} has prediction {answers}; give it "
-                f"`prediction: {{class_path: {_kind(wrapper.answers)}}}`."
+                f"`prediction: {{class_path: {type(KINDS[wrapper.answers]).__name__}}}`."
             )
     elif told_sigma and needed is None and type(network).__module__.startswith("diffusers."):
         raise ConfigurationError(
@@ -145,7 +145,3 @@ def check_weighting(network: nn.Module, weighting: LossWeighting) -> None:
             f"{type(weighting).__name__} has sigma_data {wanted:g}, and {type(wrapper).__name__} has {own:g}; expected "
             f"one standard deviation of the data: write `sigma_data: {own:g}` for the weights of `EDM`, too."
         )
-
-
-def _kind(prediction: str) -> str:
-    return type(KINDS[prediction]).__name__

@@ -180,9 +180,7 @@ def _autoencoder(model: DiffusionModel, family: PipelineSpec) -> Component:
 
 
 def _fold_scale(autoencoder: Component, deviation: Tensor) -> None:
-    """Divide an AutoencoderKL's latents by a standard deviation for each channel (c, 1, 1), in the weights of its
-    pointwise convolutions.
-    """
+    """Divide an AutoencoderKL's latents by a deviation for each channel (c, 1, 1), in its pointwise convolutions."""
     channels, deviation = len(deviation), deviation.flatten()
     _check_foldable(autoencoder, "scaled by channel", classes=("AutoencoderKL",))
     _add_pointwise(autoencoder, "quant_conv", 2 * channels)
@@ -195,9 +193,7 @@ def _fold_scale(autoencoder: Component, deviation: Tensor) -> None:
 
 
 def _fold_shift(autoencoder: Component, shift: Tensor) -> None:
-    """Subtract ``shift`` (c, 1, 1) from an autoencoder's latents, in the weights of its pointwise convolutions, which
-    no padding touches.
-    """
+    """Subtract ``shift`` (c, 1, 1) from latents, in the pointwise convolutions, which no padding touches."""
     channels, shift = len(shift), shift.flatten()
     _check_foldable(autoencoder, f"shifted by {in_digits(shift[:1], '.4g')}", classes=("AutoencoderKL", "VQModel"))
     if type(autoencoder).__name__ == "AutoencoderKL":

@@ -58,9 +58,7 @@ def prepare_for_finetuning_(
 
 
 def frozen_keys(module: nn.Module) -> set[str]:
-    """Return the keys of a module's state dict that finetuning leaves as they are: all but those of trained
-    parameters.
-    """
+    """Return the keys of a module's state dict that finetuning leaves alone: all but trained parameters'."""
     trained = {name for name, parameter in module.named_parameters(remove_duplicate=False) if parameter.requires_grad}
     return module.state_dict().keys() - trained
 

@@ -176,9 +176,7 @@ def text_part(pipeline: Component) -> Component:
 
 
 def _check_components(name: str, index: PlainValues) -> None:
-    """Refuse components that are not of diffusers or transformers, or that bring code of their own, and the lack of
-    those that are needed.
-    """
+    """Refuse a lack of components, and those of other libraries or with code of their own."""
     for component, entry in index.items():
         network = component in ("unet", "transformer", "scheduler")
         if component.startswith("_") or component in _UNUSED or not (network or isinstance(entry, (list, tuple))):
@@ -240,9 +238,7 @@ def _taken_apart(read: ReadPipeline, prompts: Sequence[str]) -> DiffusionModel:
 
 
 def _codec(pipeline: str, autoencoder: LazyModule | None) -> LatentCodec:
-    """Return the codec that scales latents as the pipeline does, and warn of settings of its autoencoder that it does
-    not read.
-    """
+    """Return the codec that scales latents as the pipeline does, and warn of settings that it does not read."""
     scaling = FAMILIES[pipeline].scaling
     if autoencoder is None:
         return LatentCodec()

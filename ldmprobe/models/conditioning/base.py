@@ -154,9 +154,7 @@ class Conditioning(nn.Module, ABC):
 
     @property
     def tells_classes(self) -> bool:
-        """Return whether the `class_labels` that it tells are classes of the data; else they are something else, such
-        as a level of noise.
-        """
+        """Return whether its `class_labels` are classes of the data, rather than levels of noise or the like."""
         return "label" in self.columns
 
     @property
@@ -196,9 +194,7 @@ class Conditioning(nn.Module, ABC):
         return None
 
     def hidden(self, batch: Batch) -> Tensor | None:
-        """Return which pixels of a batch's images are filled in, (N, 1, H, W), not 0 there; None where there is no
-        `hole_column`.
-        """
+        """Return which pixels of images are filled in, (N, 1, H, W), not 0 there; None without `hole_column`."""
         return None
 
     def enlarged(self, batch: Batch) -> Tensor | None:
@@ -214,9 +210,7 @@ class Conditioning(nn.Module, ABC):
         raise ConfigurationError("The model takes no text, so that --prompt is of no use to it; leave it out.")
 
     def assumed(self, data: ConditioningData) -> PlainValues:
-        """Return what each row of `data` is taken to have of the columns that it lacks, for a probe; by default,
-        nothing.
-        """
+        """Return what rows of `data` are taken to have of columns that it lacks, for a probe; default: nothing."""
         return {}
 
     # --- checkpoints -----------------------------------------------------------------------------------------------
@@ -266,9 +260,7 @@ class Conditioning(nn.Module, ABC):
         return self
 
     def check_finetune(self, num_classes: int | None, name: str) -> None:
-        """Raise ConfigurationError if data of so many classes would be taken for others that the model called `name`
-        knows.
-        """
+        """Raise ConfigurationError if so many classes of data would be taken for others that `name` knows."""
 
     @property
     def trained_networks(self) -> list[nn.Module]:

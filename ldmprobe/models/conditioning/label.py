@@ -129,9 +129,7 @@ class ClassConditioning(Conditioning):
 
 
 def conditioning_of_pipeline(network: Component, num_classes: int) -> ClassConditioning:
-    """Return the conditioning of a pipeline's network that knows so many classes, and drop those that
-    `ClassConditioning.assemble` has padded it with.
-    """
+    """Return a pipeline's conditioning, and drop the classes that ``assemble`` padded its network with."""
     if network.config.get("num_embeds_ada_norm", num_classes) > num_classes:
         set_num_classes(network, num_classes)
     return ClassConditioning(num_classes)

@@ -201,9 +201,7 @@ class TextEncoder(nn.Module):
 
     @property
     def cleans_captions(self) -> bool:
-        """Return whether captions are cleaned, as the pipeline's own call does: one of PixArt, where the packages
-        for it are installed.
-        """
+        """Return whether captions are cleaned, as PixArt's own call does where the packages are installed."""
         from diffusers.utils import is_bs4_available, is_ftfy_available
 
         # Without them diffusers does not clean either, and would say so for every batch.
@@ -211,9 +209,7 @@ class TextEncoder(nn.Module):
         return "clean_caption" in asked and is_bs4_available() and is_ftfy_available()
 
     def truncated(self, captions: list[str]) -> dict[tuple[int, int], list[str]]:
-        """Return by (longest number of tokens, number of captions that are longer) the tokenizers that cut them
-        there.
-        """
+        """Return the tokenizers that cut captions, by (most tokens, how many captions have more)."""
         of_t5 = inspect.signature(self.pipeline.encode_prompt).parameters.get("max_sequence_length")
         found: dict[tuple[int, int], list[str]] = {}
         for name, tokenizer in self.tokenizers.items():

@@ -85,9 +85,7 @@ def vectors_of(latents: Tensor) -> Tensor:
 
 
 def nearest_codes(network: Component, latents: Tensor) -> Tensor:
-    """Return the number of the code that the network's decoder takes at each place of latents (N, c, h, w): (N, h,
-    w).
-    """
+    """Return the numbers (N, h, w) of the codes that the decoder takes for latents (N, c, h, w)."""
     numbers: Tensor = network.quantize(latents)[2][2]
     return numbers.view(len(latents), *latents.shape[2:])
 
