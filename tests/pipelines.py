@@ -9,50 +9,15 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
+import diffusers
 import torch
-from diffusers import (
-    AuraFlowPipeline,
-    AuraFlowTransformer2DModel,
-    AutoencoderDC,
-    AutoencoderKL,
-    AutoencoderTiny,
-    DDIMPipeline,
-    DDIMScheduler,
-    DDPMPipeline,
-    DDPMScheduler,
-    DiTPipeline,
-    DiTTransformer2DModel,
-    FlowMatchEulerDiscreteScheduler,
-    LDMPipeline,
-    PixArtAlphaPipeline,
-    PixArtSigmaPipeline,
-    PixArtTransformer2DModel,
-    SD3Transformer2DModel,
-    StableDiffusion3Pipeline,
-    StableDiffusionInpaintPipeline,
-    StableDiffusionInstructPix2PixPipeline,
-    StableDiffusionPipeline,
-    StableDiffusionUpscalePipeline,
-    StableDiffusionXLPipeline,
-    UNet2DConditionModel,
-    VQModel,
-)
+import transformers
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
-from transformers import (
-    CLIPTextConfig,
-    CLIPTextModel,
-    CLIPTextModelWithProjection,
-    PreTrainedTokenizerFast,
-    T5Config,
-    T5EncoderModel,
-    UMT5Config,
-    UMT5EncoderModel,
-)
 
 from ldmprobe.data.in_order import GivenRows
 from ldmprobe.models.conditioning import OfRows
@@ -67,13 +32,13 @@ PROMPTS, IMAGE_SIZE = ["a red cat", "photo of blue dog"], 16
 WORDS = "a photo of red blue cat dog small large green yellow purple circle square triangle star on the left right"
 
 
-def autoencoder(cls: Any = AutoencoderKL, channels: int = 2, levels: int = 2, **options: Any) -> Any:
+def autoencoder(cls: Any = diffusers.AutoencoderKL, channels: int = 2, levels: int = 2, **options: Any) -> Any:
     """Divides the sides of images by 2^(levels − 1)."""
-    if cls is AutoencoderTiny:
+    if cls is diffusers.AutoencoderTiny:
         sides = ("encoder_block_out_channels", "decoder_block_out_channels")
         blocks = dict.fromkeys(("num_encoder_blocks", "num_decoder_blocks"), (1,) * levels)
         return cls(**dict.fromkeys(sides, (8,) * levels), **blocks, latent_channels=channels, **options)
-    if cls is AutoencoderDC:
+    if cls is diffusers.AutoencoderDC:
         options.pop("out_channels", None)  # those of its input
         widths = {"block_out_channels": (8,), "layers_per_block": (1,), "qkv_multiscales": ((),)}
         sides = {f"{side}_{name}": value * levels for side in ("encoder", "decoder") for name, value in widths.items()}
@@ -88,15 +53,15 @@ def autoencoder(cls: Any = AutoencoderKL, channels: int = 2, levels: int = 2, **
     )
 
 
-def dit(num_classes: int = 1000, **options: Any) -> DiTTransformer2DModel:
+def dit(num_classes: int = 1000, **options: Any) -> diffusers.DiTTransformer2DModel:
     settings = {"in_channels": 2, "out_channels": 4, "num_layers": 1, "sample_size": 8, "norm_num_groups": 2}
-    return _stirred(DiTTransformer2DModel(2, 8, num_embeds_ada_norm=num_classes, **{**settings, **options}))
+    return _stirred(diffusers.DiTTransformer2DModel(2, 8, num_embeds_ada_norm=num_classes, **{**settings, **options}))
 
 
-def clip(cls: Any = CLIPTextModel, width: int = 16) -> tuple[Any, Any]:
+def clip(cls: Any = transformers.CLIPTextModel, width: int = 16) -> tuple[Any, Any]:
     """A CLIP text model and its tokenizer, of 12 tokens."""
     tokenizer = word_tokenizer(WORDS, max_tokens=12)
-    config = CLIPTextConfig(
+    config = transformers.CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
         intermediate_size=width,
@@ -111,13 +76,13 @@ def clip(cls: Any = CLIPTextModel, width: int = 16) -> tuple[Any, Any]:
     return cls(config), tokenizer
 
 
-def t5(cls: Any = T5EncoderModel, config: Any = T5Config, width: int = 16) -> tuple[Any, Any]:
+def t5(cls: Any = transformers.T5EncoderModel, config: Any = transformers.T5Config, width: int = 16) -> tuple[Any, Any]:
     """A T5 encoder and its tokenizer."""
     vocabulary = {token: i for i, token in enumerate(["<pad>", "</s>", "<unk>", *WORDS.split()])}
     words = Tokenizer(WordLevel(vocabulary, unk_token="<unk>"))
     words.pre_tokenizer = Whitespace()
     words.post_processor = TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer = PreTrainedTokenizerFast(
+    tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=words, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=12
     )
     settings = config(vocab_size=len(vocabulary), d_model=width, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
@@ -134,7 +99,7 @@ def _texts(*encoders: tuple[Any, Any]) -> dict[str, Any]:
     }
 
 
-def conditional_unet(**options: Any) -> UNet2DConditionModel:
+def conditional_unet(**options: Any) -> diffusers.UNet2DConditionModel:
     settings = {
         "sample_size": 8,
         "in_channels": 2,
@@ -148,29 +113,19 @@ def conditional_unet(**options: Any) -> UNet2DConditionModel:
         "attention_head_dim": 4,
         "norm_num_groups": 4,
     }
-    return UNet2DConditionModel(**{**settings, **options})
-
-
-def _ddpm() -> Any:
-    return DDPMPipeline(tiny_unet_with_attention(channels=3), DDPMScheduler())
-
-
-def _ddim() -> Any:
-    return DDIMPipeline(tiny_unet_with_attention(channels=3), DDIMScheduler())
+    return diffusers.UNet2DConditionModel(**{**settings, **options})
 
 
 def _ldm() -> Any:
-    return LDMPipeline(
-        autoencoder(VQModel, num_vq_embeddings=16, scaling_factor=0.5), tiny_unet_with_attention(), sd_scheduler()
+    return diffusers.LDMPipeline(
+        autoencoder(diffusers.VQModel, num_vq_embeddings=16, scaling_factor=0.5),
+        tiny_unet_with_attention(),
+        sd_scheduler(),
     )
 
 
-def _dit() -> Any:
-    return DiTPipeline(dit(), autoencoder(scaling_factor=0.5), sd_scheduler())
-
-
 def _stable_diffusion(**scheduler: Any) -> Any:
-    return StableDiffusionPipeline(
+    return diffusers.StableDiffusionPipeline(
         **_texts(clip()),
         vae=autoencoder(scaling_factor=0.5),
         unet=conditional_unet(),
@@ -178,12 +133,6 @@ def _stable_diffusion(**scheduler: Any) -> Any:
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
-    )
-
-
-def _stable_diffusion_v() -> Any:
-    return _stable_diffusion(
-        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", set_alpha_to_one=True
     )
 
 
@@ -200,22 +149,16 @@ def _beside_text(cls: Any, channels: int, scaling_factor: float = 0.5, **options
     return cls(**texts, vae=vae, unet=unet, scheduler=sd_scheduler(), **without, **options)
 
 
-def _inpaint() -> Any:
-    return _beside_text(StableDiffusionInpaintPipeline, 1 + 4, requires_safety_checker=False)
-
-
 def _upscale() -> Any:
-    table = DDPMScheduler(beta_schedule="scaled_linear")
-    return _beside_text(StableDiffusionUpscalePipeline, 3, 0.08333, low_res_scheduler=table, max_noise_level=40)
-
-
-def _instruct_pix2pix() -> Any:
-    return _beside_text(StableDiffusionInstructPix2PixPipeline, 4, requires_safety_checker=False)
+    table = diffusers.DDPMScheduler(beta_schedule="scaled_linear")
+    return _beside_text(
+        diffusers.StableDiffusionUpscalePipeline, 3, 0.08333, low_res_scheduler=table, max_noise_level=40
+    )
 
 
 def stable_diffusion_xl(channels: int = 2, **scaling: Any) -> Any:
     """Stable Diffusion XL with these settings of its autoencoder."""
-    texts = _texts(clip(), clip(CLIPTextModelWithProjection))
+    texts = _texts(clip(), clip(transformers.CLIPTextModelWithProjection))
     unet = conditional_unet(
         in_channels=channels,
         out_channels=channels,
@@ -224,7 +167,7 @@ def stable_diffusion_xl(channels: int = 2, **scaling: Any) -> Any:
         addition_time_embed_dim=4,
         projection_class_embeddings_input_dim=16 + 6 * 4,
     )
-    return StableDiffusionXLPipeline(
+    return diffusers.StableDiffusionXLPipeline(
         **texts,
         vae=autoencoder(channels=channels, scaling_factor=0.5, **scaling),
         unet=unet,
@@ -239,7 +182,7 @@ _SIZES = {"sample_size": 8, "patch_size": 2, "in_channels": 2, "attention_head_d
 def _pixart(cls: Any) -> Any:
     texts = _texts(t5())
     widths = dict.fromkeys(("cross_attention_dim", "caption_channels"), 16)
-    transformer = PixArtTransformer2DModel(**_SIZES, **widths, out_channels=4, num_layers=1)
+    transformer = diffusers.PixArtTransformer2DModel(**_SIZES, **widths, out_channels=4, num_layers=1)
     return cls(
         **texts,
         vae=autoencoder(scaling_factor=0.5),
@@ -249,27 +192,29 @@ def _pixart(cls: Any) -> Any:
 
 
 def _stable_diffusion_3() -> Any:
-    texts = _texts(clip(CLIPTextModelWithProjection), clip(CLIPTextModelWithProjection), t5(width=32))
+    texts = _texts(
+        clip(transformers.CLIPTextModelWithProjection), clip(transformers.CLIPTextModelWithProjection), t5(width=32)
+    )
     widths = {"joint_attention_dim": 32, "caption_projection_dim": 16, "pooled_projection_dim": 32}
-    transformer = SD3Transformer2DModel(**_SIZES, **widths, out_channels=2, num_layers=1)
-    return StableDiffusion3Pipeline(
+    transformer = diffusers.SD3Transformer2DModel(**_SIZES, **widths, out_channels=2, num_layers=1)
+    return diffusers.StableDiffusion3Pipeline(
         **texts,
         transformer=_stirred(transformer),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=autoencoder(scaling_factor=0.5, shift_factor=0.1),
     )
 
 
 def _aura_flow() -> Any:
-    texts = _texts(t5(UMT5EncoderModel, UMT5Config))
+    texts = _texts(t5(transformers.UMT5EncoderModel, transformers.UMT5Config))
     widths = dict.fromkeys(("joint_attention_dim", "caption_projection_dim", "pos_embed_max_size"), 16)
     layers = dict.fromkeys(("num_mmdit_layers", "num_single_dit_layers"), 1)
-    transformer = AuraFlowTransformer2DModel(**_SIZES, **widths, **layers, out_channels=2)
-    return AuraFlowPipeline(
+    transformer = diffusers.AuraFlowTransformer2DModel(**_SIZES, **widths, **layers, out_channels=2)
+    return diffusers.AuraFlowPipeline(
         **texts,
         vae=autoencoder(scaling_factor=0.5),
         transformer=_stirred(transformer),
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=1.73),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=1.73),
     )
 
 
@@ -281,18 +226,24 @@ def _stirred(network: Network) -> Network:
 
 
 TINY: dict[str, Callable[[], Any]] = {
-    "DDPMPipeline": _ddpm,
-    "DDIMPipeline": _ddim,
+    "DDPMPipeline": lambda: diffusers.DDPMPipeline(tiny_unet_with_attention(channels=3), diffusers.DDPMScheduler()),
+    "DDIMPipeline": lambda: diffusers.DDIMPipeline(tiny_unet_with_attention(channels=3), diffusers.DDIMScheduler()),
     "LDMPipeline": _ldm,
-    "DiTPipeline": _dit,
+    "DiTPipeline": lambda: diffusers.DiTPipeline(dit(), autoencoder(scaling_factor=0.5), sd_scheduler()),
     "StableDiffusionPipeline": _stable_diffusion,
-    "StableDiffusionPipeline, v": _stable_diffusion_v,
-    "StableDiffusionInpaintPipeline": _inpaint,
+    "StableDiffusionPipeline, v": lambda: _stable_diffusion(
+        prediction_type="v_prediction", rescale_betas_zero_snr=True, timestep_spacing="trailing", set_alpha_to_one=True
+    ),
+    "StableDiffusionInpaintPipeline": lambda: _beside_text(
+        diffusers.StableDiffusionInpaintPipeline, 1 + 4, requires_safety_checker=False
+    ),
     "StableDiffusionUpscalePipeline": _upscale,
-    "StableDiffusionInstructPix2PixPipeline": _instruct_pix2pix,
+    "StableDiffusionInstructPix2PixPipeline": lambda: _beside_text(
+        diffusers.StableDiffusionInstructPix2PixPipeline, 4, requires_safety_checker=False
+    ),
     "StableDiffusionXLPipeline": stable_diffusion_xl,
-    "PixArtAlphaPipeline": lambda: _pixart(PixArtAlphaPipeline),
-    "PixArtSigmaPipeline": lambda: _pixart(PixArtSigmaPipeline),
+    "PixArtAlphaPipeline": lambda: _pixart(diffusers.PixArtAlphaPipeline),
+    "PixArtSigmaPipeline": lambda: _pixart(diffusers.PixArtSigmaPipeline),
     "StableDiffusion3Pipeline": _stable_diffusion_3,
     "AuraFlowPipeline": _aura_flow,
 }

@@ -40,18 +40,16 @@ def _raw_latents(autoencoder, images):
     return encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.fixture(params=KINDS)
+def kind(request):
+    return request.param
+
+
 def test_images_of_latents_have_the_shape_that_they_came_from(kind):
     codec = LatentCodec(tiny_autoencoder(kind))
     assert codec.image_shape(codec.latent_shape((3, 24, 16))) == (3, 24, 16)
     with refused(rf"{kind} cannot decode latents of shape \(5, 4, 4\)"):
         codec.image_shape((5, 4, 4))
-    assert LatentCodec().image_shape((5, 4, 4)) == (5, 4, 4)
-
-
-@pytest.fixture(params=KINDS)
-def kind(request):
-    return request.param
 
 
 @pytest.mark.parametrize("subfolder", [None, "vae"])
@@ -65,37 +63,38 @@ def test_an_autoencoder_from_a_folder_is_the_one_that_was_saved(kind, subfolder,
     assert codec.latent_shape((3, 16, 16)) == (2, 4, 4)
 
 
-def test_decode_undoes_the_scale_whatever_it_is(kind):
+def test_a_number_is_taken_as_the_scale_and_decode_undoes_it_whatever_it_is(kind):
     autoencoder = tiny_autoencoder(kind).eval()
+    raw = _raw_latents(autoencoder, _images())
     with torch.no_grad():
-        expected = autoencoder.decode(_raw_latents(autoencoder, _images())).sample
+        expected = autoencoder.decode(raw).sample
     codecs = [LatentCodec(autoencoder, scale) for scale in ("config", 1.0, 7.5, "measure")]
     codecs[-1].measure_scale([_images(seed=2)])
     for codec in codecs:
         torch.testing.assert_close(codec.decode(codec.encode(_images())), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(codecs[2].encode(_images()), 7.5 * raw, **FLOAT32)
 
 
-def test_a_number_is_taken_as_the_scale(kind):
-    autoencoder = tiny_autoencoder(kind).eval()
-    codec = LatentCodec(autoencoder, scale=2.0)
-    torch.testing.assert_close(codec.encode(_images()), 2 * _raw_latents(autoencoder, _images()), **FLOAT32)
+def without_a_scale():
+    autoencoder = tiny_autoencoder("AutoencoderKL")
+    autoencoder.register_to_config(scaling_factor=None, shift_factor=None)
+    return autoencoder
 
 
-def test_measured_latents_have_mean_0_and_variance_1(kind):
-    codec = LatentCodec(tiny_autoencoder(kind), scale="measure")
-    codec.measure_scale([_images(5, seed=1), _images(3, seed=2)])  # batches of unequal size
-    latents = codec.encode(torch.cat([_images(5, seed=1), _images(3, seed=2)])).double()
-    assert abs(latents.mean()) < 1e-5
-    assert latents.var(correction=0) == pytest.approx(1, abs=1e-4)
+MEASURED = {kind: lambda kind=kind: LatentCodec(tiny_autoencoder(kind), scale="measure") for kind in KINDS}
+MEASURED |= {"pixels": lambda: LatentCodec(scale="measure"), "no scale": lambda: LatentCodec(without_a_scale())}
 
 
-def test_measured_channels_have_mean_0_and_variance_1_each():
-    codec = LatentCodec(tiny_autoencoder("AutoencoderKL"), scale="measure")
-    codec.measure_scale([_images(5, seed=1), _images(3, seed=2)], per_channel=True)
-    latents = codec.encode(torch.cat([_images(5, seed=1), _images(3, seed=2)])).double()
-    assert codec.scale.shape == codec.shift.shape == (2, 1, 1)
-    torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(2).double(), rtol=0, atol=1e-5)
-    torch.testing.assert_close(latents.var((0, 2, 3), correction=0), torch.ones(2).double(), rtol=1e-4, atol=0)
+@pytest.mark.parametrize("per_channel", [False, True])
+@pytest.mark.parametrize("make", MEASURED.values(), ids=MEASURED)
+def test_measured_latents_have_mean_0_and_variance_1_or_each_channel_has(make, per_channel):
+    codec, batches = make(), [_images(5, seed=1) * 3 + 2, _images(3, seed=2) * 3 + 2]  # of unequal size
+    codec.measure_scale(batches, per_channel)
+    latents = codec.encode(torch.cat(batches), sample_posterior=False).double()
+    rows = latents.transpose(0, 1).flatten(1) if per_channel else latents.view(1, -1)
+    assert codec.scale.shape == codec.shift.shape == ((len(rows), 1, 1) if per_channel else ())
+    torch.testing.assert_close(rows.mean(1), torch.zeros(len(rows)).double(), rtol=0, atol=1e-5)
+    torch.testing.assert_close(rows.var(1, correction=0), torch.ones(len(rows)).double(), rtol=1e-4, atol=0)
 
 
 def test_a_scale_is_measured_once_and_travels_in_the_state_dict():
@@ -183,11 +182,13 @@ def test_scales_that_contradict_each_other_are_refused(settings, told):
         LatentCodec(by_channel(**settings))
 
 
-def test_an_autoencoder_of_numbers_of_codes_is_refused():
+def test_an_autoencoder_of_numbers_of_codes_and_another_network_are_refused():
     autoencoder = tiny_autoencoder("VQModel")
     autoencoder.register_to_config(lookup_from_codebook=True)
     with refused("lookup_from_codebook"):
         LatentCodec(autoencoder)
+    with refused("UNet2DModel is not a supported autoencoder"):
+        LatentCodec(tiny_unet())
 
 
 def test_without_an_autoencoder_latents_are_the_images():
@@ -195,17 +196,10 @@ def test_without_an_autoencoder_latents_are_the_images():
     images = _images(channels=5)
     assert torch.equal(codec.encode(images), images)
     assert torch.equal(codec.decode(images), images)
-    assert codec.latent_shape((5, 7, 7)) == (5, 7, 7)
+    assert codec.latent_shape((5, 7, 7)) == codec.image_shape((5, 7, 7)) == (5, 7, 7)
+    scaled = LatentCodec(scale=2.0)
+    torch.testing.assert_close(scaled.decode(scaled.encode(images)), images, **FLOAT32)
     assert codec.image_channels is None
-
-
-def test_pixels_too_can_be_scaled():
-    codec = LatentCodec(scale="measure")
-    codec.measure_scale([_images(64) * 3 + 2])
-    latents = codec.encode(_images(64) * 3 + 2)
-    assert abs(latents.mean()) < 1e-5
-    assert latents.var(correction=0) == pytest.approx(1, abs=1e-4)
-    torch.testing.assert_close(codec.decode(latents), _images(64) * 3 + 2, rtol=1e-4, atol=1e-4)
 
 
 def test_the_posterior_is_sampled_only_if_asked_and_never_for_probes():
@@ -235,7 +229,7 @@ def test_latents_are_float32_under_autocast(kind):
     assert images.dtype == torch.float32
 
 
-def test_the_digits_autoencoder_reconstructs_held_out_digits_from_latents_of_about_unit_variance():
+def test_the_digits_autoencoder_is_small_and_reconstructs_held_out_digits_from_latents_of_about_unit_variance():
     data = ImageData("builtin:digits", image_size=32)
     data.setup()
     codec = LatentCodec("builtin:digits")
@@ -246,9 +240,6 @@ def test_the_digits_autoencoder_reconstructs_held_out_digits_from_latents_of_abo
     assert (codec.decode(latents) - images).pow(2).mean() < 1e-3
     assert images.var() > 0.1  # an empty picture would not do
     assert codec.latent_shape(data.image_shape) == (2, 8, 8)
-
-
-def test_the_digits_autoencoder_is_small():
     folder = files("ldmprobe.models") / "digits_autoencoder"
     assert sum(path.stat().st_size for path in folder.iterdir() if path.is_file()) < 300_000
 
@@ -282,11 +273,6 @@ def test_a_folder_with_another_model_is_refused_by_its_class(tmp_path):
         LatentCodec(str(tmp_path))
 
 
-def test_a_module_of_another_class_is_refused():
-    with refused("UNet2DModel is not a supported autoencoder"):
-        LatentCodec(tiny_unet())
-
-
 @pytest.mark.parametrize(("safe", "why"), [(True, ""), (False, "it has no safetensors")])
 def test_broken_and_pickled_weights_are_refused(tmp_path, safe, why):
     tiny_autoencoder("AutoencoderKL").save_pretrained(tmp_path, safe_serialization=safe)
@@ -307,16 +293,6 @@ def test_broken_and_pickled_weights_are_refused(tmp_path, safe, why):
 def test_images_that_have_no_scale_are_refused(batches, message):
     with refused(message):
         LatentCodec(scale="measure").measure_scale(batches)
-
-
-def test_a_config_without_a_scale_has_it_measured():
-    autoencoder = tiny_autoencoder("AutoencoderKL")
-    autoencoder.register_to_config(scaling_factor=None, shift_factor=None)
-    codec = LatentCodec(autoencoder)
-    images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    codec.measure_scale([images])
-    latents = codec.encode(images, sample_posterior=False)
-    assert float(latents.std(correction=0)) == pytest.approx(1, abs=1e-4)
 
 
 def test_an_autoencoder_in_the_hubs_cache_is_found_by_its_id_and_a_pipeline_is_none(tmp_path, monkeypatch):

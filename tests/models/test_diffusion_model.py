@@ -71,15 +71,12 @@ def test_what_is_not_given_is_identity_and_unconditional(model):
     assert plain.modules == [plain.network, plain.codec, plain.conditioning]
 
 
-def test_a_module_offers_its_model_by_a_method(model):
+def test_a_module_offers_its_model_by_a_method_or_is_refused_with_what_to_write(model):
     class Module(nn.Module):
         def diffusion_model(self):
             return model
 
     assert diffusion_model_of(Module()) is model
-
-
-def test_a_module_without_the_method_is_refused_with_what_to_write():
     with refused(r"Linear cannot be probed: give it a method `diffusion_model\(self\)"):
         diffusion_model_of(nn.Linear(1, 1))
 

@@ -144,15 +144,12 @@ def test_weights_for_data_of_another_deviation_are_refused_before_training(kind)
     trained(0.5, MinSNR())
 
 
-def test_settings_that_are_no_standard_deviations_are_refused():
-    for kind in (Preconditioned, EpsilonNetwork):
-        with refused(f"{kind.__name__} got sigma_data 0; expected a finite number above 0"):
-            kind(Told(), sigma_data=0)
-
-
-def test_a_network_is_in_one_wrapper():
-    with refused("EpsilonNetwork got a network that is in Preconditioned already"):
-        EpsilonNetwork(Preconditioned(Told()))
+@pytest.mark.parametrize("kind", [Preconditioned, EpsilonNetwork])
+def test_what_is_no_standard_deviation_and_a_network_in_a_wrapper_are_refused(kind):
+    with refused(f"{kind.__name__} got sigma_data 0; expected a finite number above 0"):
+        kind(Told(), sigma_data=0)
+    with refused(f"{kind.__name__} got a network that is in Preconditioned already"):
+        kind(Preconditioned(Told()))
 
 
 @pytest.mark.parametrize("wrap", [lambda n: Preconditioned(n, 0.7), EpsilonNetwork, ScoreNetwork])
