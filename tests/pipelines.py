@@ -179,16 +179,20 @@ def stable_diffusion_xl(channels: int = 2, **scaling: Any) -> Any:
 _SIZES = {"sample_size": 8, "patch_size": 2, "in_channels": 2, "attention_head_dim": 8, "num_attention_heads": 2}
 
 
-def _pixart(cls: Any) -> Any:
-    texts = _texts(t5())
+def pixart(**settings: Any) -> diffusers.PixArtTransformer2DModel:
     widths = dict.fromkeys(("cross_attention_dim", "caption_channels"), 16)
-    transformer = diffusers.PixArtTransformer2DModel(**_SIZES, **widths, out_channels=4, num_layers=1)
-    return cls(
-        **texts,
-        vae=autoencoder(scaling_factor=0.5),
-        transformer=_stirred(transformer),
-        scheduler=sd_scheduler(),
-    )
+    sizes = {**_SIZES, **widths, "out_channels": 4, "num_layers": 1}
+    return _stirred(diffusers.PixArtTransformer2DModel(**{**sizes, **settings}))
+
+
+def wide_pixart(**settings: Any) -> diffusers.PixArtTransformer2DModel:
+    """A network that has room for resolution and aspect ratio."""
+    return pixart(attention_head_dim=12, cross_attention_dim=24, **settings)
+
+
+def _pixart(cls: Any) -> Any:
+    vae = autoencoder(scaling_factor=0.5)
+    return cls(**_texts(t5()), vae=vae, transformer=pixart(), scheduler=sd_scheduler())
 
 
 def _stable_diffusion_3() -> Any:

@@ -24,15 +24,8 @@ from ldmprobe.tracking.pictures import curves_figure, scatter_figure
 from tests.helpers import WHOLE_PATH, refuses, tiny_unet
 from tests.pipelines import autoencoder, clip, saved
 
-FAMILIES = ["DDPMPipeline", "DDIMPipeline", "LDMPipeline", "DiTPipeline", "StableDiffusionPipeline"]
 TINY = ["--num-samples", "8", "--num-steps", "3", "--device", "cpu"]
 FEW = ["--num-draws", "32"]
-
-
-@pytest.fixture(scope="module")
-def pipelines() -> dict[str, Path]:
-    """A saved pipeline of each family, by name."""
-    return {family: saved(family) for family in FAMILIES}
 
 
 def _pictures(path: Path, mode: str = "RGB", n: int = 24, size: int = 16) -> str:
@@ -48,8 +41,8 @@ def _pictures(path: Path, mode: str = "RGB", n: int = 24, size: int = 16) -> str
     return str(path)
 
 
-def test_probe_writes_a_record_two_figures_and_a_report(pipelines, tmp_path, capsys):
-    assert main(["probe", str(pipelines["LDMPipeline"]), "--out", str(tmp_path / "out"), *TINY]) == 0
+def test_probe_writes_a_record_two_figures_and_a_report(tmp_path, capsys):
+    assert main(["probe", str(saved("LDMPipeline")), "--out", str(tmp_path / "out"), *TINY]) == 0
     (record,) = RecordStore(tmp_path / "out").read()
     assert (record.probe, record.provenance["num_samples"], record.provenance["num_steps"]) == ("ddim", 8, 3)
     assert len(record.curves["step_kl"].value) == 3
@@ -67,36 +60,38 @@ def test_the_command_line_knows_all_samplers_and_grids_by_their_names():
         assert set(names) == own
 
 
-def test_a_probe_by_another_sampler_and_grid_says_so(pipelines, tmp_path):
+def test_a_probe_by_another_sampler_and_grid_says_so(tmp_path):
     out = tmp_path / "probed"
     options = ["--sampler", "dpmpp-2m", "--grid", "log-snr", "--num-steps", "5", "--num-samples", "8"]
-    assert main(["probe", str(pipelines["DDPMPipeline"]), "--out", str(out), *options]) == 0
+    assert main(["probe", str(saved("DDPMPipeline")), "--out", str(out), *options]) == 0
     (record,) = RecordStore(out).read("dpmpp_2m")
     assert {"sampler": "dpmpp-2m", "grid": "log-snr", "num_steps": 5}.items() <= record.provenance.items()
 
 
-def test_samplers_and_grids_have_their_settings(pipelines):
+def test_samplers_and_grids_have_their_settings():
     settings = ["--sampler-settings", "order=1", "lower_order_final=false", "--grid-settings", "rho=5"]
     parser = Parser("sample", "", "", "")
     add_model(parser)
     add_weights(parser)
     add_sampling(parser, num_samples=8)
     options = ["--sampler", "dpmpp-2m-sde", "--grid", "karras", "--num-steps", "5", "--device", "cpu"]
-    args = parser.parse_args([str(pipelines["DDPMPipeline"]), *options, *settings])
+    args = parser.parse_args([str(saved("DDPMPipeline")), *options, *settings])
     args.data = None
     _, sampling = load(args)
     assert sampling.sampler.settings == {"order": 1, "sde": True, "lower_order_final": False}
     assert sampling.grid.settings == {"rho": 5.0}
 
 
-def test_sample_makes_the_folder_of_its_grid(pipelines, tmp_path):
+def test_sample_makes_the_folder_of_its_grid_which_has_columns(tmp_path, capsys):
     out = tmp_path / "new" / "grid.png"
-    assert main(["sample", str(pipelines["LDMPipeline"]), "--out", str(out), "--columns", "4", *TINY]) == 0
+    command = ["sample", str(saved("LDMPipeline")), "--out", str(out), *TINY, "--columns"]
+    _refused([*command, "0"], capsys, "--columns: got 0, expected at least 1")
+    assert main([*command, "4"]) == 0
     assert Image.open(out).mode == "RGB"
 
 
-def test_a_guided_probe_of_prompts_says_so_and_is_not_compared_with_others(pipelines, capsys):
-    command = ["probe", str(pipelines["StableDiffusionPipeline"]), *TINY, "--guidance-scale", "3"]
+def test_a_guided_probe_of_prompts_says_so_and_is_not_compared_with_others(capsys):
+    command = ["probe", str(saved("StableDiffusionPipeline")), *TINY, "--guidance-scale", "3"]
     for out, prompts in (
         ("one", ["a red cat", "blue <dog>"]),
         ("same", ["a red cat", "blue <dog>"]),
@@ -113,16 +108,16 @@ def test_a_guided_probe_of_prompts_says_so_and_is_not_compared_with_others(pipel
         assert "\nguidance scale 3.0 shifts the marginals by design" in figure.get_suptitle()
     capsys.readouterr()
     assert main(["compare", "one", "same", "--out", "alike"]) == 0
-    error = refuses(capsys, ["compare", "one", "other", "--out", "unlike"])
-    assert "samples (num_samples, guidance, prompts, seed, latent shape)" in error
+    differing = "samples (num_samples, guidance, prompts, seed, latent shape)"
+    refuses(capsys, ["compare", "one", "other", "--out", "unlike"], differing)
 
 
 @torch.no_grad()
-def test_samples_are_those_of_diffusers_from_the_same_noise(pipelines):
+def test_samples_are_those_of_diffusers_from_the_same_noise():
     from ldmprobe.diffusion.noise import sample_noise
 
-    images = sample_images(load_model(str(pipelines["DDIMPipeline"]), "cpu"), Sampling(2, 4, batch_size=1))
-    pipeline = DDIMPipeline.from_pretrained(pipelines["DDIMPipeline"])
+    images = sample_images(load_model(str(saved("DDIMPipeline")), "cpu"), Sampling(2, 4, batch_size=1))
+    pipeline = DDIMPipeline.from_pretrained(saved("DDIMPipeline"))
     pipeline.scheduler.set_timesteps(4)
     z = sample_noise([0, 1], (3, 8, 8), 0)
     for t in pipeline.scheduler.timesteps:
@@ -130,8 +125,8 @@ def test_samples_are_those_of_diffusers_from_the_same_noise(pipelines):
     torch.testing.assert_close(images, z, **WHOLE_PATH)
 
 
-def test_the_prompt_reaches_a_text_model(pipelines):
-    name = str(pipelines["StableDiffusionPipeline"])
+def test_the_prompt_reaches_a_text_model():
+    name = str(saved("StableDiffusionPipeline"))
     plain, prompted = load_pipeline(name), load_pipeline(name, ["a red cat"])
     ids = torch.arange(2)
     text, null = prompted.conditioning.for_samples(ids), prompted.conditioning.null(2, torch.device("cpu"))
@@ -140,8 +135,8 @@ def test_the_prompt_reaches_a_text_model(pipelines):
     torch.testing.assert_close(plain.conditioning.for_samples(ids), plain.conditioning.null(2, torch.device("cpu")))
 
 
-def test_samples_depend_on_seed_and_guidance_and_not_on_the_batch_size(pipelines):
-    model = load_model(str(pipelines["DiTPipeline"]), "cpu")
+def test_samples_depend_on_seed_and_guidance_and_not_on_the_batch_size():
+    model = load_model(str(saved("DiTPipeline")), "cpu")
     assert model.conditioning.num_classes == 1000
     images = sample_images(model, Sampling(7, 2))
     torch.testing.assert_close(sample_images(model, Sampling(7, 2, batch_size=3)), images, **WHOLE_PATH)
@@ -151,12 +146,12 @@ def test_samples_depend_on_seed_and_guidance_and_not_on_the_batch_size(pipelines
 
 
 @pytest.mark.parametrize("family", ["DDPMPipeline", "DiTPipeline", "StableDiffusionPipeline"])
-def test_with_data_a_probe_also_compares_with_real_latents(family, pipelines, tmp_path):
+def test_with_data_a_probe_also_compares_with_real_latents(family, tmp_path):
     data = ["--data", _pictures(tmp_path / "pictures.parquet")]
     size = ["--image-size", "8"] if family == "DDPMPipeline" else []
     label = ["--label-column", "label"] if family == "DiTPipeline" else []
     label += ["--caption-column", "caption"] if family == "StableDiffusionPipeline" else []
-    assert main(["probe", str(pipelines[family]), "--out", "out", *TINY, *FEW, *data, *size, *label]) == 0
+    assert main(["probe", str(saved(family)), "--out", "out", *TINY, *FEW, *data, *size, *label]) == 0
     records = {record.probe: record for record in RecordStore("out").read()}
     assert set(records) == {"ddim", "denoising"}
     assert records["ddim"].provenance["reference_latents"] == 22  # 24, of which a tenth is held out
@@ -179,8 +174,8 @@ def test_a_grid_fills_rows_from_the_left():
     np.testing.assert_array_equal(image_grid(images, columns=2), expected)
 
 
-def test_without_captions_all_real_images_have_the_prompt(pipelines, tmp_path):
-    pictures, name = _pictures(tmp_path / "pictures.parquet"), str(pipelines["StableDiffusionPipeline"])
+def test_without_captions_all_real_images_have_the_prompt(tmp_path):
+    pictures, name = _pictures(tmp_path / "pictures.parquet"), str(saved("StableDiffusionPipeline"))
     model = load_model(name, "cpu", prompts=["no caption of theirs"])
     held_out = real_latents(model, pictures).held_out
     expected = model.conditioning.for_samples(torch.arange(len(held_out.latents)))["encoder_hidden_states"]
@@ -207,25 +202,25 @@ def _refused(command: list, capsys, text: str) -> None:
         ("StableDiffusionPipeline", 16, "--prompt a b --caption-column text", "There is no column 'text'"),
     ],
 )  # fmt: skip
-def test_data_that_do_not_fit_the_model_are_refused(pipelines, capsys, tmp_path, pipeline, size, options, told):
+def test_data_that_do_not_fit_the_model_are_refused(capsys, tmp_path, pipeline, size, options, told):
     data = ["--data", _pictures(tmp_path / "pictures.parquet", size=size), *options.split()]
-    _refused(["probe", pipelines[pipeline], "--out", "out", *TINY, *data], capsys, told)
+    _refused(["probe", saved(pipeline), "--out", "out", *TINY, *data], capsys, told)
 
 
-def test_guidance_without_a_prompt_is_refused(pipelines, capsys):
+def test_guidance_without_a_prompt_is_refused(capsys):
     for command in (["probe", "--out", "out"], ["sample"]):
-        command[1:1] = [pipelines["StableDiffusionPipeline"], *TINY, "--guidance-scale", "4"]
+        command[1:1] = [saved("StableDiffusionPipeline"), *TINY, "--guidance-scale", "4"]
         _refused(command, capsys, "guidance scale is 4, but there is no prompt to guide by")
 
 
-def test_what_a_model_has_no_use_for_is_refused(pipelines, capsys):
+def test_what_a_model_has_no_use_for_is_refused(capsys):
     for option, text in (
         (["--prompt", "a cat"], "takes no text, so that --prompt is of no use to it"),
         (["--guidance-scale", "3"], "guidance scale is 3, but"),
         (["--guidance-scale", "nan"], "guidance scale is nan; expected a finite number"),
         (["--variant", "fp16"], "has no weights of a variant 'fp16'; leave"),
     ):
-        _refused(["probe", pipelines["DDPMPipeline"], "--out", "out", *TINY, *option], capsys, text)
+        _refused(["probe", saved("DDPMPipeline"), "--out", "out", *TINY, *option], capsys, text)
 
 
 @pytest.mark.parametrize(
@@ -248,24 +243,12 @@ def test_what_a_model_has_no_use_for_is_refused(pipelines, capsys):
     ],
 )
 @pytest.mark.parametrize("command", ["probe", "sample"])
-def test_numbers_and_names_out_of_range_are_refused(command, option, text, pipelines, capsys):
+def test_numbers_and_names_out_of_range_are_refused(command, option, text, capsys):
     out = "out" if command == "probe" else "out.png"
-    _refused([command, pipelines["DDPMPipeline"], "--out", out, *TINY, *option], capsys, text)
+    _refused([command, saved("DDPMPipeline"), "--out", out, *TINY, *option], capsys, text)
 
 
-def test_a_grid_of_no_columns_is_refused(pipelines, capsys):
-    _refused(
-        ["sample", pipelines["DDPMPipeline"], *TINY, "--columns", "0"], capsys, "--columns: got 0, expected at least 1"
-    )
-
-
-def test_a_refused_probe_can_be_put_right_and_run_again(pipelines, capsys):
-    command = ["probe", str(pipelines["DDPMPipeline"]), "--out", "out", *TINY]
-    _refused([*command, "--num-steps", "0"], capsys, "num_steps is 0")
-    assert main(command) == 0
-
-
-def test_sample_overwrites_nothing_and_says_where_it_cannot_write(pipelines, capsys):
+def test_sample_overwrites_nothing_and_says_where_it_cannot_write(capsys):
     Path("kept.png").write_bytes(b"mine")
     Path("link.png").symlink_to("nowhere/grid.png")
     for out, told in (
@@ -274,20 +257,21 @@ def test_sample_overwrites_nothing_and_says_where_it_cannot_write(pipelines, cap
         ("kept.png/grid.png", "kept.png"),
         ("link.png", "link.png cannot be written"),
     ):
-        _refused(["sample", pipelines["DDPMPipeline"], "--out", out, *TINY], capsys, told)
+        _refused(["sample", saved("DDPMPipeline"), "--out", out, *TINY], capsys, told)
     assert Path("kept.png").read_bytes() == b"mine"
 
 
-def test_probe_overwrites_no_run(pipelines, capsys):
-    command = ["probe", pipelines["DDPMPipeline"], "--out", "out", *TINY]
-    assert main([str(word) for word in command]) == 0
+def test_a_refused_probe_can_be_put_right_and_run_again_and_overwrites_no_run(capsys):
+    command = ["probe", str(saved("DDPMPipeline")), "--out", "out", *TINY]
+    _refused([*command, "--num-steps", "0"], capsys, "num_steps is 0")
+    assert main(command) == 0
     before = {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()}
     _refused(command, capsys, "out already holds a run (probes/ddim-00000000.parquet). Choose a new `--out`, or")
     assert {path: path.read_bytes() for path in Path("out").rglob("*") if path.is_file()} == before
 
 
-def test_predictions_that_are_not_finite_are_refused(pipelines, tmp_path, capsys):
-    pipeline = DDPMPipeline.from_pretrained(pipelines["DDPMPipeline"])
+def test_predictions_that_are_not_finite_are_refused(tmp_path, capsys):
+    pipeline = DDPMPipeline.from_pretrained(saved("DDPMPipeline"))
     torch.nn.init.constant_(pipeline.unet.conv_out.weight, 3e38)  # finite, unlike what it makes
     pipeline.save_pretrained(tmp_path / "broken")
     data = ["--data", _pictures(tmp_path / "pictures.parquet"), "--image-size", "8"]
@@ -296,7 +280,7 @@ def test_predictions_that_are_not_finite_are_refused(pipelines, tmp_path, capsys
         _refused(command, capsys, "The model's predictions are not finite at t=666: NaN or Inf in its weights")
 
 
-def test_parts_that_do_not_belong_together_are_refused_before_anything_else(pipelines, tmp_path, capsys):
+def test_parts_that_do_not_belong_together_are_refused_before_anything_else(tmp_path, capsys):
     for name, part, text in (
         ("text_encoder", clip(width=32)[0], "embeddings are 32 wide and UNet2DConditionModel has cross_attention_dim"),
         (
@@ -305,7 +289,7 @@ def test_parts_that_do_not_belong_together_are_refused_before_anything_else(pipe
             "takes latents of 2 channels, those of the vae have 4; they do not belong together",
         ),
     ):
-        folder = shutil.copytree(pipelines["StableDiffusionPipeline"], tmp_path / name)
+        folder = shutil.copytree(saved("StableDiffusionPipeline"), tmp_path / name)
         part.save_pretrained(folder / name)
         for command in (["sample"], ["probe", "--out", "out"]):
             _refused([command[0], folder, *command[1:], *TINY], capsys, text)

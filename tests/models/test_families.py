@@ -14,7 +14,6 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
-    PixArtTransformer2DModel,
     PNDMScheduler,
 )
 from torch import Tensor
@@ -24,7 +23,18 @@ from ldmprobe.diffusion.trajectory import sampling_steps
 from ldmprobe.models.families import FAMILIES
 from ldmprobe.pretrained.load import load_pipeline
 from tests.helpers import WHOLE_PATH, guided
-from tests.pipelines import ALONE, BESIDE, IMAGE_SIZE, PROMPTS, TINY, saved, stable_diffusion_xl, tell_pictures, tiny
+from tests.pipelines import (
+    ALONE,
+    BESIDE,
+    IMAGE_SIZE,
+    PROMPTS,
+    TINY,
+    saved,
+    stable_diffusion_xl,
+    tell_pictures,
+    tiny,
+    wide_pixart,
+)
 
 CLASSES, STEPS, SIZE = [0, 1], 4, IMAGE_SIZE
 GUIDED = [name for name in TINY if name not in ("DDPMPipeline", "DDIMPipeline", "LDMPipeline")]
@@ -124,18 +134,21 @@ def test_stable_diffusion_3_does_without_t5(guidance_scale, tmp_path):
 SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
 LINEAR = {"beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "linear", "num_train_timesteps": 1000}
 SD_STEPS = {"set_alpha_to_one": False, "steps_offset": 1}
-SHIPPED: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
+SHIPPED: dict[str, tuple[str, Any, dict[str, Any], dict[str, Any]]] = {
     "Stable Diffusion 1.5": (
+        "StableDiffusionPipeline",
         PNDMScheduler,
         SD | SD_STEPS | {"clip_sample": False, "skip_prk_steps": True, "trained_betas": None},
         SD | SD_STEPS,
     ),
     "Stable Diffusion 2.1": (
+        "StableDiffusionPipeline",
         DDIMScheduler,
         SD | SD_STEPS | {"clip_sample": False, "skip_prk_steps": True, "prediction_type": "v_prediction"},
         SD | SD_STEPS | {"prediction_type": "v_prediction"},
     ),
     "Stable Diffusion XL": (
+        "StableDiffusionXLPipeline",
         EulerDiscreteScheduler,
         SD
         | SD_STEPS
@@ -144,6 +157,7 @@ SHIPPED: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
         SD | SD_STEPS | {"timestep_spacing": "leading"},
     ),
     "PixArt-α": (
+        "PixArtAlphaPipeline",
         DPMSolverMultistepScheduler,
         LINEAR
         | {"algorithm_type": "dpmsolver++", "dynamic_thresholding_ratio": 0.995, "lambda_min_clipped": -math.inf}
@@ -153,20 +167,12 @@ SHIPPED: dict[str, tuple[Any, dict[str, Any], dict[str, Any]]] = {
         LINEAR | {"timestep_spacing": "linspace"},
     ),
 }
-"""As the hub has them: class, what its file says, and the DDIM that follows from it."""
+"""As the hub has them: the pipeline's class and the scheduler's, what its file says, and the DDIM that follows from it."""
 
 
-@pytest.mark.parametrize(
-    ("shipped", "name"),
-    [
-        ("Stable Diffusion 1.5", "StableDiffusionPipeline"),
-        ("Stable Diffusion 2.1", "StableDiffusionPipeline"),
-        ("Stable Diffusion XL", "StableDiffusionXLPipeline"),
-        ("PixArt-α", "PixArtAlphaPipeline"),
-    ],
-)
-def test_with_another_scheduler_the_path_is_ddims_on_its_schedule(shipped, name, tmp_path):
-    cls, settings, ddim = SHIPPED[shipped]
+@pytest.mark.parametrize("shipped", SHIPPED)
+def test_with_another_scheduler_the_path_is_ddims_on_its_schedule(shipped, tmp_path):
+    name, cls, settings, ddim = SHIPPED[shipped]
     pipeline = DiffusionPipeline.from_pretrained(saved(name), scheduler=cls.from_config(settings))
     pipeline.save_pretrained(tmp_path)
     pipeline.scheduler = DDIMScheduler(**ddim, clip_sample=False)
@@ -197,20 +203,11 @@ def test_a_network_of_edm_is_preconditioned_as_its_scheduler_does(tmp_path):
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
 def test_pixart_alpha_of_1024_pixels_is_told_resolution_and_aspect_ratio(guidance_scale, tmp_path):
     pipeline = tiny("PixArtAlphaPipeline")
-    settings = dict(pipeline.transformer.config) | {
-        "sample_size": 128,
-        "attention_head_dim": 12,
-        "cross_attention_dim": 24,
-    }
-    transformer = PixArtTransformer2DModel.from_config(settings)
-    for parameter in transformer.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    pipeline.register_modules(transformer=transformer)
+    pipeline.register_modules(transformer=wide_pixart(sample_size=128))
     pipeline.save_pretrained(tmp_path)
     model = load_pipeline(str(tmp_path))
-    assert model.conditioning.for_samples(torch.arange(1))["resolution"].tolist() == [
-        [256.0, 256.0]
-    ]  # 128 latents, of 2 pixels each
+    resolution = model.conditioning.for_samples(torch.arange(1))["resolution"]
+    assert resolution.tolist() == [[256.0, 256.0]]  # 128 latents, of 2 pixels each
     assert_same_path(tmp_path, DiffusionPipeline.from_pretrained(tmp_path), guidance_scale)
 
 

@@ -6,18 +6,16 @@ import sys
 import warnings
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any
 
 import diffusers.utils
 import pytest
 import torch
-from diffusers import PixArtTransformer2DModel
 
 from ldmprobe import LatentCodec, SmallCLIP, TextConditioning, TextEncoder
 from ldmprobe.models.conditioning.small_clip import word_tokenizer
 from ldmprobe.models.families import FAMILIES
 from tests.helpers import refused
-from tests.pipelines import ALONE, conditional_unet, tiny
+from tests.pipelines import ALONE, conditional_unet, tiny, wide_pixart
 
 WORDS = "a small large red green blue circle square ring star on the left right greener starring"
 WITH_TEXT = [name for name in ALONE if FAMILIES[name.split(",")[0]].text]
@@ -266,15 +264,8 @@ def test_xl_is_told_the_size_of_the_datas_images():
 )
 def test_pixart_alpha_is_told_resolution_and_aspect_ratio_where_it_takes_them(settings, told):
     pipeline = tiny("PixArtAlphaPipeline")
-    config: dict[str, Any] = {
-        **pipeline.transformer.config,
-        "attention_head_dim": 12,
-        "cross_attention_dim": 24,
-        **settings,
-    }
-    network = PixArtTransformer2DModel(**{name: value for name, value in config.items() if name[0] != "_"})
     conditioning = TextConditioning(TextEncoder(pipeline))
-    conditioning.prepare(network, data(size=(16, 32)), LatentCodec())
+    conditioning.prepare(wide_pixart(**settings), data(size=(16, 32)), LatentCodec())
     condition = conditioning.for_samples(torch.arange(1))
     assert ("resolution" in condition) == told
     if told:

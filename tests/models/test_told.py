@@ -17,11 +17,11 @@ from tests.helpers import refused, tiny_unet
 from tests.models.spatial import SIZE, data, style
 
 
-def ready(conditioning: ldmprobe.Conditioning, codec: LatentCodec | None = None, **options) -> tuple:
+def ready(conditioning: ldmprobe.Conditioning, network: nn.Module | None = None) -> tuple:
     """A conditioning that is ready, and a batch."""
-    source = data(**options)
+    source = data()
     source.setup()
-    conditioning.prepare(nn.Identity(), source, codec or LatentCodec())
+    conditioning.prepare(network or nn.Identity(), source, LatentCodec())
     return conditioning, next(source.reference_batches(8))
 
 
@@ -127,11 +127,8 @@ def test_boxes_are_tokens_and_fill_their_areas_and_no_boxes_are_the_null_conditi
     torch.testing.assert_close(empty, null["encoder_hidden_states"][0])  # an empty ground is no condition
     assert torch.equal(told["concat"][1:], null["concat"])
     assert not told["concat"][1].any()
-
-
-def test_without_areas_boxes_are_tokens_alone():
-    conditioning = ready(ldmprobe.Layout(20, 8, max_boxes=3, filled=0))[0]
-    assert list(conditioning.null(2, torch.device("cpu"))) == ["encoder_hidden_states"]
+    without_areas = ready(ldmprobe.Layout(20, 8, max_boxes=3, filled=0))[0]
+    assert list(without_areas.null(2, torch.device("cpu"))) == ["encoder_hidden_states"]
 
 
 @pytest.mark.parametrize(("precision", "most"), [("bf16-true", 257), ("16-true", 2049)])
@@ -177,12 +174,10 @@ def test_what_does_not_fit_the_data_is_refused_before_training(conditioning, mes
 
 
 def test_a_network_that_does_not_embed_the_levels_of_noise_is_refused():
-    source = data()
-    source.setup()
     for embeds in (None, 5):
         unet = tiny_unet(3, SIZE, in_channels=6, num_class_embeds=embeds)
         with refused(f"num_class_embeds {embeds}, and LowResolution noise_levels 5; expected 6, one for each level"):
-            ldmprobe.LowResolution(4, noise_levels=5).prepare(unet, source, LatentCodec())
+            ready(ldmprobe.LowResolution(4, noise_levels=5), unet)
 
 
 def test_the_class_beside_a_picture_is_that_of_the_same_row():
