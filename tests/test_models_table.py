@@ -144,9 +144,8 @@ def sample(name: str) -> None:
 def cached(name: str, monkeypatch: Any) -> None:
     torch.manual_seed(0)
     model = FinetunedDiffusion(str(saved(name)), prompts=prompts(name))
-    folder, complete = write_cache(
-        shapes(name), model.codec, model.conditioning, model.network, Path("latents").resolve()
-    )
+    where = Path("latents").resolve()
+    folder, complete = write_cache(shapes(name), model.codec, model.conditioning, model.network, where)
     assert complete
 
     def never(*args: Any) -> None:
@@ -226,9 +225,5 @@ def test_a_cell_is_as_it_says(name, column, capsys, monkeypatch):
 
 
 def test_what_is_refused_is_named():
-    listed = set(
-        re.findall(
-            r"`(\w+)`", " ".join(re.findall(r"^- (.*?):", DOCUMENT.partition("## Refused by name")[2], re.MULTILINE))
-        )
-    )
-    assert listed == set(REFUSED)
+    listed = re.findall(r"^- (.*?):", DOCUMENT.partition("## Refused by name")[2], re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", " ".join(listed))) == set(REFUSED)

@@ -126,9 +126,8 @@ def test_an_image_is_filled_in_or_enlarged_by_a_model_that_was_not_trained_for_i
     colors = [np.asarray(Image.open(f"{name}.png"), dtype=float).mean((0, 1)) for name in ("small", "matched", "large")]
     assert (np.abs(colors[1] - colors[0]) < np.abs(colors[2] - colors[0])).all()
     restored, muted = Enlarged(small), 0.1 * large
-    assert restored.color_error(muted) == pytest.approx(
-        float((muted.mean((2, 3)) - small.mean((2, 3))).square().mean().sqrt())
-    )
+    off = (muted.mean((2, 3)) - small.mean((2, 3))).square().mean().sqrt()
+    assert restored.color_error(muted) == pytest.approx(float(off))
     assert restored.color_error(restored.matched(muted)) < 1e-6
     error = refuses(capsys, [*command, "--match-color", "--out", "s.png"])
     assert "--match-color takes the colors of small images, and none are given" in error

@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers import DiTTransformer2DModel
 from torch import nn
 
 from ldmprobe import ClassConditioning, Conditions, LatentCodec, Unconditional
 from tests.helpers import refused, tiny_unet
+from tests.pipelines import dit
 
 CPU = torch.device("cpu")
 
@@ -103,12 +103,9 @@ def test_data_or_a_network_of_other_classes_are_refused(num_classes, network, cl
 
 
 def test_a_dit_with_fewer_classes_is_refused():
-    network = DiTTransformer2DModel(
-        2, 8, in_channels=2, num_layers=1, sample_size=8, num_embeds_ada_norm=5, norm_num_groups=2
-    )
-    ClassConditioning(5).prepare(network, data(5), LatentCodec())
+    ClassConditioning(5).prepare(dit(5), data(5), LatentCodec())
     with refused("num_embeds_ada_norm 5; expected 10"):
-        ClassConditioning(10).prepare(network, data(10), LatentCodec())
+        ClassConditioning(10).prepare(dit(5), data(10), LatentCodec())
 
 
 # --- nobody asks which conditioning it is -----------------------------------------------------------------------------

@@ -166,7 +166,5 @@ class Bare(nn.Module):
 def test_a_network_without_a_condition_is_called_without_one_and_refuses_any():
     z, t = torch.ones(1, 1, 2, 2), torch.zeros(1)
     assert torch.equal(as_denoiser(Bare())(z, t, {}), 2 * z)
-    with refused(
-        "Bare.forward takes z and t and is to be told class_labels, too; give it a third argument, `condition`"
-    ):
+    with refused("Bare.forward takes z and t and is to be told class_labels, too; give it a third argument"):
         as_denoiser(Bare())(z, t, {"class_labels": t})

@@ -57,16 +57,18 @@ def test_the_outline_is_the_network_without_weights(kind):
     assert shapes[0] == shapes[1]
 
 
-def test_it_is_loaded_once_and_is_the_one_that_was_saved(kind):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_it_is_loaded_once_and_is_the_one_that_was_saved(kind, dtype):
     network, files = kind
-    frozen, state = LazyModule(files), torch.get_rng_state()
+    frozen, state = LazyModule(files, dtype), torch.get_rng_state()
     assert frozen._network is None
     with torch.inference_mode():
         loaded = frozen.network
     assert torch.equal(torch.get_rng_state(), state)
     assert frozen.network is loaded
-    for (name, ours), theirs in zip(loaded.state_dict().items(), network.state_dict().values(), strict=True):
+    for (name, ours), theirs in zip(loaded.state_dict().items(), network.to(dtype).state_dict().values(), strict=True):
         assert torch.equal(ours, theirs), name
+        assert ours.dtype == theirs.dtype
         assert not ours.is_inference()
     assert not any(parameter.requires_grad for parameter in loaded.parameters())
     assert not loaded.train(False).training
@@ -124,13 +126,6 @@ def test_one_that_is_not_saved_is_not_loaded_for_it(kind):
     assert set(around.state_dict()) == {"layer.weight", "layer.bias"}
     around.load_state_dict(around.state_dict())
     assert around.frozen._network is None
-
-
-def test_half_the_precision_is_read_as_such(kind):
-    network, files = kind
-    frozen = LazyModule(files, torch.bfloat16)
-    for ours, theirs in zip(frozen.network.parameters(), network.parameters(), strict=True):
-        assert torch.equal(ours, theirs.bfloat16())
 
 
 def test_weights_in_parts_are_read(tmp_path):

@@ -47,12 +47,10 @@ def ours(model: DiffusionModel, guidance_scale: float) -> torch.Tensor:
     """Samples 0 and 1, in [0, 1] and (N, H, W, C) as diffusers gives images."""
     noise = torch.randn(2, *model.latent_shape, generator=torch.Generator().manual_seed(5))
     with evaluating(model.modules):
-        denoise = model.predictor(
-            model.conditioning.for_samples(torch.arange(2)), 2, ClassifierFreeGuidance(guidance_scale)
-        )
-        *_, last = sampling_steps(
-            denoise, noise, DDIM().program(model.schedule.native_grid(STEPS)), model.schedule.prediction
-        )
+        told = model.conditioning.for_samples(torch.arange(2))
+        denoise = model.predictor(told, 2, ClassifierFreeGuidance(guidance_scale))
+        program = DDIM().program(model.schedule.native_grid(STEPS))
+        *_, last = sampling_steps(denoise, noise, program, model.schedule.prediction)
         return (model.codec.decode(last.z_s) / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1)
 
 
@@ -170,11 +168,8 @@ def test_a_model_that_is_told_a_picture_beside_text_is_the_pipeline_that_is_told
     torch.testing.assert_close(answers[1], answers[0], **FLOAT32)
     torch.testing.assert_close(again.codec.decode(z), model.codec.decode(z), **WHOLE_PATH)
     images = pictures()["image"]
-    torch.testing.assert_close(
-        again.codec.encode(images, sample_posterior=False),
-        model.codec.encode(images, sample_posterior=False),
-        **WHOLE_PATH,
-    )
+    latents = [each.codec.encode(images, sample_posterior=False) for each in (again, model)]
+    torch.testing.assert_close(*latents, **WHOLE_PATH)
 
 
 def test_stable_diffusion_3_keeps_a_shift_beside_the_weights():
@@ -211,9 +206,8 @@ def test_the_model_stays_as_it_is():
 
 
 def test_what_stable_diffusion_sets_in_a_scheduler_is_said():
-    with pytest.warns(
-        UserWarning, match=r"has `steps_offset: 0` and `clip_sample: True`; a StableDiffusionPipeline always"
-    ):
+    told = "has `steps_offset: 0` and `clip_sample: True`; a StableDiffusionPipeline always"
+    with pytest.warns(UserWarning, match=told):
         pipeline = as_pipeline(text_model(scheduler=DDPMScheduler()))
     assert (pipeline.scheduler.config.steps_offset, pipeline.scheduler.config.clip_sample) == (1, False)
 
