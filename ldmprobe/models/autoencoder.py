@@ -99,11 +99,7 @@ def last_layer(network: Component) -> nn.Parameter:
 
 @torch.no_grad()
 def latent_shape_of(network: Component, image_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape (c, h, w) of the latents of images (C, H, W), found by encoding one.
-
-    Raises:
-        ConfigurationError: wrong number of channels, or a size the autoencoder cannot divide.
-    """
+    """Return the shape (c, h, w) of the latents of images (C, H, W), or refuse them, as ``LatentCodec`` does."""
     channels = int(network.config.in_channels)
     if image_shape[0] != channels:
         raise ConfigurationError(
@@ -127,11 +123,7 @@ def latent_shape_of(network: Component, image_shape: tuple[int, ...]) -> tuple[i
 
 @torch.no_grad()
 def image_shape_of(network: Component, latent_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the shape (C, H, W) of the images that latents (c, h, w) become, found by decoding one.
-
-    Raises:
-        ConfigurationError: the autoencoder does not take them.
-    """
+    """Return the shape (C, H, W) of the images of latents (c, h, w), or refuse them, as ``LatentCodec`` does."""
     try:
         image = images_of(network, torch.zeros(1, *latent_shape, device=network.device))
     except RuntimeError as error:

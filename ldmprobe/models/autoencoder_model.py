@@ -111,9 +111,7 @@ class AutoencoderModel:
 
 
 def check_same_shape(images: Sequence[int], decoded: Sequence[int]) -> None:
-    """Raise ConfigurationError if an autoencoder decodes images of a shape (C, H, W) to images of another, whose
-    difference torch would broadcast.
-    """
+    """Raise ConfigurationError if images (C, H, W) are decoded to another shape, which torch would broadcast."""
     if tuple(images) != tuple(decoded):
         raise ConfigurationError(
             f"The autoencoder decodes images of shape {tuple(images)} to images of shape {tuple(decoded)}; give it as "

@@ -134,8 +134,7 @@ class LatentCodec(nn.Module):
     @property
     def description(self) -> PlainValues:
         """Return what tells this codec from another, as plain values: class and configuration, scale and shift."""
-        config = dict(config_of(self.meta_module))
-        named = {key: value for key, value in config.items() if not key.startswith("_")}
+        named = {key: value for key, value in config_of(self.meta_module).items() if not key.startswith("_")}
         scale, shift = in_digits(self.scale, ".4e"), in_digits(self.shift, ".4e")
         return {"class_name": type(self.meta_module).__name__, **named, "scale": scale, "shift": shift}
 

@@ -18,7 +18,7 @@ from ldmprobe.errors import ConfigurationError
 
 Downsampling = Literal["box", "bicubic", "blur"]
 Cells = Literal["any", "nearest"]
-MaskFamily = Literal["boxes", "strokes", "halves", "all"]
+MaskFamily = Literal["boxes", "strokes", "halves", "all"]  # a box, strokes of a brush, one side of a line, or all
 _BLUR, _NOISE = (0.2, 1.2), 0.04  # of "blur": σ in pixels of the small image, and the most noise, of values in [−1, 1]
 
 
@@ -72,15 +72,9 @@ def check_masks(owner: str, families: Sequence[MaskFamily], share: Sequence[floa
 
 
 def random_masks(
-    rows: Sequence[int],
-    size: tuple[int, int],
-    families: Sequence[MaskFamily] = ("boxes", "strokes", "halves"),
-    share: Sequence[float] = (0.1, 0.9),
-    seed: int = 0,
+    rows: Sequence[int], size: tuple[int, int], families: Sequence[MaskFamily], share: Sequence[float], seed: int = 0
 ) -> Tensor:
-    """Return a mask for each row, uint8 (N, 1, H, W), of a random family that hides a random share of the image: a box,
-    strokes of a brush, one side of a line, or all of it.
-    """
+    """Return a mask for each row, uint8 (N, 1, H, W), of a random family that hides a random share of the image."""
     masks = []
     for row in rows:
         rng = np.random.default_rng((seed, row))

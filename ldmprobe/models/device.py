@@ -37,9 +37,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.cuda.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(message in str(error) for message in _MESSAGES)
-
-
-def free_cached_memory() -> None:
-    """Give back the blocks that CUDA's allocator keeps for later, so that smaller ones find room."""
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -24,7 +24,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, Unconditional
 from ldmprobe.models.denoiser import Condition, Denoiser, as_denoiser
-from ldmprobe.models.device import free_cached_memory, is_out_of_memory
+from ldmprobe.models.device import is_out_of_memory
 from ldmprobe.models.guidance import Answer, Asked, Guidance
 from ldmprobe.models.wrapper import check_schedule
 from ldmprobe.types import PlainValues
@@ -199,7 +199,8 @@ class DiffusionModel:
             # others.
             if len(z_t) == 1 or isinstance(self.network, FSDPModule) or not is_out_of_memory(error):
                 raise
-        free_cached_memory()  # only here have the traceback and the tensors it holds been let go
+        # Only here have the traceback and the tensors it holds been let go. Without CUDA this does nothing.
+        torch.cuda.empty_cache()
         return None
 
 

@@ -1,4 +1,4 @@
-"""Other libraries: their classes by the names that files have for them, and messages that are not to be logged."""
+"""Classes by the names that files have for them, of other libraries and the user's, and messages not to be logged."""
 
 from __future__ import annotations
 
@@ -8,13 +8,29 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 
-from ldmprobe.types import Component
+from ldmprobe.errors import ConfigurationError
+from ldmprobe.types import Component, Kind, kinds_of
 
 
 def class_named(library: str, name: str) -> Component:
     """Return the class of this name in a library; None where the installed version has none."""
     found = getattr(import_module(library), name, None)
     return found if inspect.isclass(found) else None
+
+
+def own_class_named(base: type[Kind], name: str, what: str) -> type[Kind]:
+    """Return the subclass of this name.
+
+    Raises:
+        ConfigurationError: there is none; it is taken for one of the user's own. ``what`` says whose class it is.
+    """
+    found = next((kind for kind in kinds_of(base) if kind.__name__ == name), None)
+    if found is None:
+        raise ConfigurationError(
+            f"The checkpoint has {what} {name}, a class of your own; read it from Python, where that class has been "
+            "imported."
+        )
+    return found
 
 
 @contextmanager

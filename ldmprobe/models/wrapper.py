@@ -12,7 +12,8 @@ from ldmprobe.diffusion.prediction import KINDS
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.weighting import LossWeighting
 from ldmprobe.errors import ConfigurationError, check_positive
-from ldmprobe.types import Component, PlainValues, kinds_of
+from ldmprobe.models.library import own_class_named
+from ldmprobe.types import PlainValues
 
 Condition = dict[str, Tensor]
 """What a network is told of each sample, by name, each of shape (N, …): ``{}``, ``{"class_labels": …}``,
@@ -85,13 +86,7 @@ def wrapped(network: nn.Module, wrapper: PlainValues | None) -> nn.Module:
         return network
     settings = dict(wrapper)
     name = settings.pop("class_name")
-    kinds = kinds_of(NetworkWrapper)  # type: ignore[type-abstract]
-    kind: Component = next((kind for kind in kinds if kind.__name__ == name), None)
-    if kind is None:
-        raise ConfigurationError(
-            f"The checkpoint's network is in a wrapper {name} of your own; read it from Python, where its class has "
-            "been imported."
-        )
+    kind = own_class_named(NetworkWrapper, name, "its network in the wrapper")  # type: ignore[type-abstract]
     return kind(network, **settings)
 
 

@@ -130,9 +130,7 @@ def at_strength(state_dict: StateDict, strength: float) -> StateDict:
 
 @torch.no_grad()
 def merge_lora(network: nn.Module) -> None:
-    """Add the updates to the weights, in place: the network is then as it was before, of the same size, speed and
-    names. Without updates, nothing happens.
-    """
+    """Add the updates, if there are any, to the weights, in place: the network has the names that it had before."""
     if not has_lora(network):
         return
     from peft.tuners.lora import LoraLayer

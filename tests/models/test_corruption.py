@@ -27,7 +27,7 @@ def test_masks_hide_the_share_that_is_asked_for_and_belong_to_their_row(family):
 
 
 def test_all_is_all_and_a_cut_cell_is_hidden():
-    assert random_masks([0, 1], (4, 4), ["all"]).all()
+    assert random_masks([0, 1], (4, 4), ["all"], (0.1, 0.9)).all()
     mask = torch.zeros(1, 1, 8, 8)
     mask[0, 0, 3, 5] = 1
     assert at_cells(mask, (2, 2)).flatten().tolist() == [0, 1, 0, 0]

@@ -160,7 +160,7 @@ def test_description_rebuilds_wrapper_and_network(wrap):
     with torch.no_grad():
         assert torch.equal(again.eval()(Z, SIGMA, {}), network.eval()(Z, SIGMA, {}))
     assert network_config(wrap(Told())) is None
-    with refused("wrapper Wrapped of your own"):
+    with refused("its network in the wrapper Wrapped, a class of your own; read it from Python"):
         from_network_config({"class_name": "Wrapped", "network": network_config(network.network)})
 
 

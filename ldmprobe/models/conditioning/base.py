@@ -17,8 +17,8 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning.held_out_rows import HeldOutRows
 from ldmprobe.models.conditioning.protocols import CardPart, ConditioningData, FrozenEncoder, Shown, Updates
 from ldmprobe.models.denoiser import Condition
-from ldmprobe.models.library import class_named
-from ldmprobe.types import Batch, Component, PlainValues, kinds_of
+from ldmprobe.models.library import class_named, own_class_named
+from ldmprobe.types import Batch, Component, PlainValues
 
 
 class Conditioning(nn.Module, ABC):
@@ -347,11 +347,5 @@ def conditioning_of(description: PlainValues, network: nn.Module) -> Conditionin
         ConfigurationError: its class is one of the user's own that has not been imported.
     """
     name = description["class_name"]
-    kinds = kinds_of(Conditioning)  # type: ignore[type-abstract]
-    found = next((kind for kind in kinds if kind.__name__ == name), None)
-    if found is None:
-        raise ConfigurationError(
-            f"The checkpoint has the conditioning {name}, a class of your own; read it from Python, where that class "
-            "has been imported."
-        )
-    return found.from_spec({key: value for key, value in description.items() if key != "class_name"}, network)
+    kind = own_class_named(Conditioning, name, "the conditioning")  # type: ignore[type-abstract]
+    return kind.from_spec({key: value for key, value in description.items() if key != "class_name"}, network)

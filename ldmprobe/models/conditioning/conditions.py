@@ -202,7 +202,8 @@ class Conditions(Conditioning):
 
     @property
     def finetuned_spec(self) -> PlainValues:
-        return {"parts": [describe(part, finetuned=True) for part in self._parts], "pipeline": self._pipeline}
+        pipeline = self.pipeline_name("UNet2DConditionModel", latents=True, flow=False)
+        return {"parts": [describe(part, finetuned=True) for part in self._parts], "pipeline": pipeline}
 
     @property
     def run_spec(self) -> PlainValues:
@@ -245,10 +246,6 @@ class Conditions(Conditioning):
             part.add_updates(updates)
 
     # --- pipelines that are told a picture beside Stable Diffusion's text ------------------------------------------
-
-    @property
-    def _pipeline(self) -> str | None:
-        return self.pipeline_name("UNet2DConditionModel", latents=True, flow=False)
 
     def pipeline_name(self, network: str, latents: bool, flow: bool) -> str | None:
         pictures = [part.beside_text for part in self._parts if part.beside_text]

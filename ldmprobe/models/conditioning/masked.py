@@ -90,12 +90,12 @@ class Masked(SpatialConditioning):
         return {"mask": masks, **self.encoded(filled(images, masks, self.fill))}
 
     def picture(self, observed: Observed) -> Tensor:
-        latents = self.latents({name: value for name, value in observed.items() if name != "mask"})
+        latents = self.latents(observed)
         mask = at_cells(observed["mask"], (latents.shape[2], latents.shape[3]), self.cells).to(latents)
         return torch.cat([mask, latents], dim=1)
 
     def pictured(self, observed: Observed) -> Tensor:
-        latents = self.latents({name: value for name, value in observed.items() if name != "mask"})
+        latents = self.latents(observed)
         return filled(self.codec.decode(latents), observed["mask"].to(latents.device), self.fill)
 
     # --- StableDiffusionInpaintPipeline ----------------------------------------------------------------------------

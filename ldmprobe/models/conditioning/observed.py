@@ -28,10 +28,6 @@ class ObservedConditioning(Conditioning):
     cache can keep it, and `condition` makes of this what the network is told. The samples of probes have the conditions
     of distinct held-out rows, which checkpoints hold, each with the latents of its image, the truth.
 
-    Args:
-        dropout: share of training samples without a condition, for classifier-free guidance.
-        num_rows: of how many held-out rows samples have the conditions, in turn.
-
     Attributes:
         image_size: (H, W) of the images, known once it is prepared.
     """

@@ -56,8 +56,7 @@ class Sketch(SpatialConditioning):
         return {} if self.column is None else {self.column: "MaskColumn"}
 
     def observe(self, batch: Batch) -> Observed:
-        by_mask = None if self.column is None else outlines(batch[self.column])
-        lines = edges(as_floats(batch["image"]), self.quantile) if by_mask is None else by_mask
+        lines = edges(as_floats(batch["image"]), self.quantile) if self.column is None else outlines(batch[self.column])
         if self.gaps or self.thickness > 1:
             lines = sketched(lines, self.row_numbers(batch), self.seed, self.gaps, self.thickness)
         return {"sketch": lines}
