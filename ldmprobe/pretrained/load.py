@@ -8,6 +8,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
 
@@ -195,8 +196,8 @@ def _check_components(name: str, index: PlainValues) -> None:
                 f"{' or '.join(_LIBRARIES)}. Code that a pipeline brings along is never run."
             )
         with needing("transformers", f"{name}, for its {component},"):
-            found = class_named(listed[0], str(listed[1]))
-        if found is None:
+            import_module(listed[0])
+        if class_named(listed[0], str(listed[1])) is None:
             raise ConfigurationError(
                 f"{name} asks for {'.'.join(map(str, listed))} as its {component}, which {listed[0]} "
                 f"{version(listed[0])}, installed here, lacks. If a newer version has this class, install that; if it "
