@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ldmprobe import (
     Asked,
+    BlockMeans,
     ClassConditioning,
     ClassifierFreeGuidance,
     Conditioning,
@@ -16,6 +17,7 @@ from ldmprobe import (
     InstructionGuidance,
     IntervalGuidance,
     Masked,
+    MeasurementGuidance,
     RescaledGuidance,
     Sampling,
 )
@@ -100,6 +102,8 @@ def test_an_interval_is_guided_within_and_asked_once_elsewhere():
         found = interval(z_t, question)
         assert network.asked == 1 + is_guided, log_snr
         assert torch.equal(found, (whole if is_guided else plain)(z_t, question))
+    around = MeasurementGuidance(BlockMeans(2), guidance=IntervalGuidance(3.0, -2.0, 1.0))
+    assert [around.at(log_snr).guidance.shifts for log_snr in (-2.1, 0.0, 1.1)] == [False, True, False]
     guidance = IntervalGuidance(RescaledGuidance(3.0), -2.0, 1.0)
     assert guidance.shifts
     assert not IntervalGuidance(1.0, -2.0, 1.0).shifts

@@ -56,6 +56,7 @@ SD, XL = "StableDiffusionPipeline", "StableDiffusionXLPipeline"
             named("unet", ["diffusers", "MyUNet"]),
             r"asks for diffusers.MyUNet as its unet, which diffusers [\d.]+.*, installed here, lacks",
         ),
+        (SD, named("unet", ["diffusers", "utils"]), r"asks for diffusers.utils as its unet, which diffusers .* lacks"),
         (SD, named("tokenizer", ["transformers", "MyTokenizer"]), "asks for transformers.MyTokenizer as its tokenizer, which transformers"),
         (
             SD,
