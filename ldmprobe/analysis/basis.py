@@ -5,7 +5,7 @@ KL sees 1–5 % of a change in the low-variance directions.
 
 Variances along directions that the same latents chose are biased: too large along the first, too small along the last.
 So one half of the latents chooses the directions, and the other half, to which they are then as good as given, measures
-along them. Any choice is valid; a poor one only sees less.
+along them. Every choice is valid; a poor one only sees less.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -62,6 +62,11 @@ REFUSED = {
 """Why a scheduler of diffusers is not read."""
 
 
+@runtime_checkable
+class _HasTable(Protocol):
+    alphas_cumprod: object
+
+
 def as_schedule(source: SchedulerMixin | NoiseSchedule) -> NoiseSchedule:
     """Return the noise schedule of a diffusers scheduler; a NoiseSchedule is returned as it is.
 
@@ -92,7 +97,7 @@ def as_schedule(source: SchedulerMixin | NoiseSchedule) -> NoiseSchedule:
         return READ[name](source)
     if source.config.get("use_flow_sigmas", False):
         return FlowMatchSchedule(source)
-    if isinstance(getattr(source, "alphas_cumprod", None), Tensor):
+    if isinstance(source, _HasTable) and isinstance(source.alphas_cumprod, Tensor):
         return VariancePreservingSchedule(source)
     raise ConfigurationError(
         f"{name} has no table of ᾱ_t (`alphas_cumprod`). Use a variance-preserving diffusers scheduler, such as "

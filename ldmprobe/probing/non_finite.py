@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ldmprobe.analysis.bands import bands_of
 from ldmprobe.models.diffusion_model import DiffusionModel
@@ -105,4 +106,4 @@ def _rows(batch: Batch, positions: list[int]) -> str:
 def _local(tensor: Tensor) -> Tensor:
     """This rank's part of a sharded tensor, or the tensor itself."""
     tensor = tensor.detach()
-    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor

@@ -73,7 +73,7 @@ def reference_at(
     return reference
 
 
-def read_beside(loaders: Iterable[Any], num_images: int) -> Iterator[Batch]:
+def read_beside(loaders: Iterable[object], num_images: int) -> Iterator[Batch]:
     """Read the first ``num_images`` of the loaders' batches, as dicts with ``image``, leaving training's own reading of
     them alone.
 
@@ -100,7 +100,7 @@ class _NoImages(ConfigurationError):
     """A batch has none."""
 
 
-def each_loader(loaders: Any) -> Iterator[Any]:
+def each_loader(loaders: object) -> Iterator[object]:
     """Yield the loaders in dictionaries, lists and tuples of them, as Lightning takes them."""
     if isinstance(loaders, dict):
         loaders = list(loaders.values())
@@ -111,12 +111,12 @@ def each_loader(loaders: Any) -> Iterator[Any]:
         yield loaders
 
 
-def loaders_in(data: Any) -> list[Any]:
+def loaders_in(data: object) -> list[object]:
     """Return the loaders of data that are batches or a loader of them, or several by name."""
     return list(data.values()) if isinstance(data, dict) else [data]
 
 
-def same_reading(loader: DataLoader[Any], **order: Any) -> DataLoader[Any]:
+def same_reading(loader: DataLoader[object], **order: Any) -> DataLoader[object]:
     """Return a loader of the same data that reads them in the same way, with as many workers, which begin in the same
     way, but in another order. The workers end with it, and draw random numbers of their own.
     """
@@ -133,7 +133,17 @@ def same_reading(loader: DataLoader[Any], **order: Any) -> DataLoader[Any]:
     )
 
 
-def _beside(loader: Any) -> Iterator[Any]:
+@runtime_checkable
+class _HasSampler(Protocol):
+    sampler: object
+
+
+@runtime_checkable
+class _HasGenerator(Protocol):
+    generator: object
+
+
+def _beside(loader: Any) -> Iterator[object]:
     """To iterate over the loader itself would restart the persistent workers that training reads from, and move the
     generators of its order on.
     """
@@ -145,13 +155,11 @@ def _beside(loader: Any) -> Iterator[Any]:
         order = {"batch_size": loader.batch_size, "drop_last": loader.drop_last}
     elif loader.batch_sampler is None:
         order = {"sampler": loader.sampler, "batch_size": None}
-    parts: tuple[Any, ...] = (
-        loader,
-        loader.sampler,
-        loader.batch_sampler,
-        getattr(loader.batch_sampler, "sampler", None),
-    )
-    generators = [part.generator for part in parts if isinstance(getattr(part, "generator", None), torch.Generator)]
+    parts: list[object] = [loader, loader.sampler, loader.batch_sampler]
+    if isinstance(loader.batch_sampler, _HasSampler):
+        parts.append(loader.batch_sampler.sampler)
+    drawn_by = [part.generator for part in parts if isinstance(part, _HasGenerator)]
+    generators = [generator for generator in drawn_by if isinstance(generator, torch.Generator)]
     states = [generator.get_state() for generator in generators]
     try:
         yield from same_reading(loader, **order)
@@ -160,12 +168,13 @@ def _beside(loader: Any) -> Iterator[Any]:
             generator.set_state(state)
 
 
-def _first(value: Any, number: int) -> Any:
+def _first(value: object, number: int) -> object:
     """Return what belongs to the first samples of a batch; what is no collection of samples stays as it is."""
     if isinstance(value, dict):
         return {name: _first(part, number) for name, part in value.items()}
-    sliced = isinstance(value, (list, tuple, np.ndarray)) or (isinstance(value, Tensor) and value.ndim > 0)
-    return value[:number] if sliced else value
+    if isinstance(value, (list, tuple, np.ndarray)) or (isinstance(value, Tensor) and value.ndim > 0):
+        return value[:number]
+    return value
 
 
 def _as_dict(batch: object) -> PlainValues:

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -111,7 +111,7 @@ class Trajectory:
         """The training timestep that is nearest to the start of each step, (S,), whatever the network is told there."""
         return self.model.schedule.timesteps_at(self.grid.log_snr).numpy()
 
-    def curve(self, value: Any, lower: Any = None, upper: Any = None) -> Curve:
+    def curve(self, value: np.ndarray, lower: np.ndarray | None = None, upper: np.ndarray | None = None) -> Curve:
         """A number per step as a curve over the grid."""
         return Curve(self.timesteps, self.grid.log_snr.numpy(), value, lower, upper)
 
