@@ -130,7 +130,7 @@ def costs() -> None:
         return path.step_kl().mean(1)
 
     program, basis = DPMSolver().program(levels), reference.basis
-    seconds = _best(lambda: ideal_curves(basis, program, levels, 1.0, curves), 1)
+    seconds = _best(lambda: ideal_curves(basis, program, levels, curves), 1)
     print(
         f"the curves of a probe by DPM-Solver++ 2M, with {len(basis.mean_without)} jackknife groups, over "
         f"{len(basis.eigenvalues)} eigenvalues, once for all probes of a run: {seconds:.1f}"

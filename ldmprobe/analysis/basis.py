@@ -10,12 +10,14 @@ along them. Every choice is valid; a poor one only sees less.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
+from ldmprobe.analysis.intervals import jackknife
 from ldmprobe.analysis.spectrum import LinearOptimum, Ridges, spectral_measures
 
 MAX_PCA_DIMENSION = 4096
@@ -107,19 +109,9 @@ class LatentBasis:
     def known(cls, rotation: Rotation, mean: Tensor, variance: Tensor) -> LatentBasis:
         """Return the basis of latents whose covariance is diagonal in these directions, known exactly."""
         none = torch.empty(0, len(mean), dtype=torch.float64)
-        one = torch.ones(1, dtype=torch.float64)
-        order = variance.argsort(descending=True)
-        return cls(
-            rotation,
-            order,
-            mean,
-            variance,
-            none,
-            none,
-            one,
-            torch.ones(len(mean), 1),
-            LinearOptimum.of_spectrum(variance),
-        )
+        one, weights = torch.ones(1, dtype=torch.float64), torch.ones(len(mean), 1)
+        order, optimum = variance.argsort(descending=True), LinearOptimum.of_spectrum(variance)
+        return cls(rotation, order, mean, variance, none, none, one, weights, optimum)
 
     @classmethod
     def fit(cls, latents: Tensor) -> LatentBasis:
@@ -169,6 +161,15 @@ class LatentBasis:
         """Return the directions along which real latents vary in ``number`` equal parts, by falling variance."""
         falling = self.order[self.varies[self.order]]
         return [band for band in falling.tensor_split(number) if len(band)]
+
+    def jackknife(self, statistic: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Return a statistic of real latents' mean and variance along the directions, corrected for their finite
+        number, and its standard error.
+        """
+        moments = zip(self.mean_without, self.variance_without, strict=True)
+        without = [statistic(mean, variance) for mean, variance in moments]
+        whole = statistic(self.mean, self.variance)
+        return jackknife(whole, torch.stack(without) if without else whole[None])
 
     def rotate(self, z: Tensor) -> Tensor:
         """Coordinates of latents ``z`` (N, C, H, W): (N, D), same dtype."""

@@ -85,13 +85,7 @@ def gains_by_band(
     return [
         [
             BandGain(
-                low,
-                high,
-                name,
-                float(gain.value[k]),
-                float(gain.half_width[k]),
-                float(gain.p_value[k]),
-                float(corrected[k]),
+                low, high, name, *(float(each[k]) for each in (gain.value, gain.half_width, gain.p_value, corrected))
             )
             for k, (low, high, name) in enumerate(places)
         ]

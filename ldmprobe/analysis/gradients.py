@@ -69,9 +69,7 @@ def with_interval(gram: Tensor, draws: int, statistic: Callable[[GradientMoments
     """Return a statistic of the moments, and the half-width of its 95 % interval by the jackknife over groups."""
     groups = gram.shape[1]
     value = statistic(GradientMoments.of(gram, draws))
-    without = []
-    for k in range(groups):
-        kept = [j for j in range(groups) if j != k]
-        without.append(statistic(GradientMoments.of(gram[:, kept][:, :, :, kept], draws)))
+    others = ~torch.eye(groups, dtype=torch.bool)
+    without = [statistic(GradientMoments.of(gram[:, kept][..., kept], draws)) for kept in others]
     _, error = jackknife(value, torch.stack(without))
     return value, student(groups) * error

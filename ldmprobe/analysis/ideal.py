@@ -22,7 +22,7 @@ perfect path's moments are means over the eigenvalues that make up its variance 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
 
@@ -31,7 +31,7 @@ from torch import Tensor
 
 from ldmprobe.analysis.basis import LatentBasis
 from ldmprobe.analysis.divergence import gaussian_kl
-from ldmprobe.analysis.intervals import NORMAL, jackknife
+from ldmprobe.analysis.intervals import NORMAL
 from ldmprobe.diffusion.samplers import Combine, Denoise, SamplerStep
 from ldmprobe.diffusion.schedule import SamplingGrid
 
@@ -192,12 +192,14 @@ def ideal_path(
     return IdealPath(*(torch.stack(column) for column in zip(*rows, strict=True)))
 
 
+def ideal_path_of(basis: LatentBasis, program: Sequence[SamplerStep], grid: SamplingGrid) -> IdealPath:
+    """Return ``ideal_path`` of the latents of ``basis``, from the noise that ``grid`` starts in."""
+    moments, spectrum = (basis.mean, basis.variance), (basis.eigenvalues, basis.weights)
+    return ideal_path(*moments, program, grid, grid.prior_std, *spectrum)
+
+
 def ideal_curves(
-    basis: LatentBasis,
-    program: Sequence[SamplerStep],
-    grid: SamplingGrid,
-    prior_std: float,
-    curves_of: Callable[[IdealPath], Tensor],
+    basis: LatentBasis, program: Sequence[SamplerStep], grid: SamplingGrid, curves_of: Callable[[IdealPath], Tensor]
 ) -> tuple[Tensor, Tensor]:
     """Return positive numbers read off the ideal path, corrected for the finite number of latents by the jackknife, and
     the half-widths of their 95 % intervals. NaN where a number is no larger than its half-width: so small that these
@@ -205,16 +207,13 @@ def ideal_curves(
 
     Args:
         basis: real latents' moments.
-        program, grid, prior_std: as ``ideal_path``'s.
+        program, grid: as ``ideal_path``'s.
         curves_of: the numbers of one path, of any shape.
     """
 
     def numbers(mean: Tensor, variance: Tensor) -> Tensor:
-        return curves_of(ideal_path(mean, variance, program, grid, prior_std, basis.eigenvalues, basis.weights))
+        return curves_of(ideal_path_of(replace(basis, mean=mean, variance=variance), program, grid))
 
-    whole = numbers(basis.mean, basis.variance)
-    moments = zip(basis.mean_without, basis.variance_without, strict=True)
-    without = [numbers(mean, variance) for mean, variance in moments]
-    value, error = jackknife(whole, torch.stack(without) if without else whole[None])
+    value, error = basis.jackknife(numbers)
     known = (value > NORMAL * error) | (error == 0)
     return torch.where(known, value, torch.nan), torch.where(known, NORMAL * error, torch.nan)

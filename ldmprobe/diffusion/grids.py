@@ -205,5 +205,5 @@ def entered_at(grid: SamplingGrid, log_snr: float) -> SamplingGrid:
 
 def log_snr_range(schedule: NoiseSchedule, min_log_snr: float) -> tuple[float, float]:
     """Return the log-SNR of the noisiest and the cleanest level of a grid over the log-SNR."""
-    finite = schedule.log_snr[schedule.log_snr.isfinite()]
-    return max(float(finite.min()), min_log_snr), float(finite.max())
+    noisiest, cleanest = schedule.log_snr[schedule.rising[[0, -1]]].tolist()
+    return max(noisiest, min_log_snr), cleanest

@@ -21,6 +21,7 @@ from functools import cached_property
 
 import numpy as np
 import torch
+from scipy.integrate import cumulative_trapezoid
 from scipy.interpolate import PchipInterpolator
 
 from ldmprobe.diffusion.grids import NOISIEST, Grid, log_snr_range, through
@@ -124,7 +125,7 @@ def gaps(
     at = np.concatenate([[low], log_snr, [high]])
     mmse = np.exp(PchipInterpolator(at, np.concatenate([known[:1], known, known[-1:] - (high - log_snr[-1])]))(fine))
     weight = np.exp(fine) / np.sqrt(1 + np.exp(fine))  # σ dγ/dλ
-    kept, lost = (_integral(each, fine)[::_BETWEEN] for each in (weight, weight * mmse))
+    kept, lost = cumulative_trapezoid([weight, weight * mmse], fine, initial=0)[:, ::_BETWEEN]
     start = mmse[::_BETWEEN]
     gap = 0.5 * (start[:, None] * (kept[None, :] - kept[:, None]) - (lost[None, :] - lost[:, None]))
     gap[np.tril_indices(len(gap))] = np.inf
@@ -145,8 +146,3 @@ def shortest_path(cost: np.ndarray, num_steps: int) -> np.ndarray:
     for origin in reversed(came_from):
         nodes.append(int(origin[nodes[-1]]))
     return np.array(nodes[:0:-1])
-
-
-def _integral(value: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """Return the running integral by trapezoids, from 0 at the first point."""
-    return np.append(0.0, np.cumsum(0.5 * (value[1:] + value[:-1]) * np.diff(x)))

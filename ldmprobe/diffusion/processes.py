@@ -78,8 +78,7 @@ class NoiseProcess(NoiseSchedule):
         Raises:
             ConfigurationError: S is out of range, or another spacing is named.
         """
-        self.check_num_steps(num_steps)
-        self.check_only_spacing(timestep_spacing)
+        self.check_steps(num_steps, timestep_spacing)
         return through(self, self.log_snr_at_time(_evenly(1, self._first, num_steps)))
 
 

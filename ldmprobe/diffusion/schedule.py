@@ -231,6 +231,11 @@ class NoiseSchedule:
         """λ_t for t = 0 … T − 1, shape (T,), float64; −inf where the terminal SNR is zero."""
         return 2 * (self.alpha.log() - self.sigma.log())
 
+    @cached_property
+    def rising(self) -> Tensor:
+        """The timesteps whose log-SNR is finite, in the order in which it rises, from the noisiest to the cleanest."""
+        return self.log_snr.isfinite().nonzero().flatten().flip(0)
+
     def levels(self, t: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         """Return α_t and σ_t of timesteps ``t`` (N,), shaped (N, 1, …) to multiply ``like`` (N, …), on its device, in
         its dtype.
@@ -273,9 +278,8 @@ class NoiseSchedule:
             ConfigurationError: a level lies outside the table's finite range, or is NaN.
         """
         wanted, last = log_snr.to("cpu", torch.float64), self.num_timesteps - 1
-        finite = self.log_snr.isfinite().nonzero().flatten().flip(0)
-        ascending = self.log_snr[finite]
-        nearest = _interpolated(wanted.nan_to_num(), ascending, finite.double()).round().long()
+        ascending = self.log_snr[self.rising]
+        nearest = _interpolated(wanted.nan_to_num(), ascending, self.rising.double()).round().long()
         nearest = torch.where(wanted == self.log_snr[last], last, nearest)
         listed = (wanted == self.log_snr[nearest]) | ((wanted - self.log_snr[nearest]).abs() < _SAME)
         inside = listed | ((wanted >= ascending[0]) & (wanted <= ascending[-1]))
@@ -291,13 +295,11 @@ class NoiseSchedule:
 
     def log_alpha_at(self, log_snr: Tensor) -> Tensor:
         """Return ln α at log-SNR λ (K,) by the process's relation of α and σ; of a table, interpolated in λ."""
-        finite = self.log_snr.isfinite().nonzero().flatten().flip(0)
-        return _interpolated(log_snr, self.log_snr[finite], self.alpha[finite].log())
+        return _interpolated(log_snr, self.log_snr[self.rising], self.alpha[self.rising].log())
 
     def told_between(self, log_snr: Tensor) -> Tensor:
         """Return what the network is told at log-SNR λ (K,) between two timesteps: interpolated in λ."""
-        finite = self.log_snr.isfinite().nonzero().flatten().flip(0)
-        return _interpolated(log_snr, self.log_snr[finite], self.model_time[finite].double())
+        return _interpolated(log_snr, self.log_snr[self.rising], self.model_time[self.rising].double())
 
     def level_told(self, told: Tensor) -> tuple[Tensor, Tensor]:
         """Return α and σ, (K,), float64, of the levels at which the network is told ``told`` (K,): between two
@@ -308,8 +310,7 @@ class NoiseSchedule:
         listed = table[nearest].float() == wanted.float()
         if bool(listed.all()):
             return self.alpha[nearest], self.sigma[nearest]
-        finite = self.log_snr[self.log_snr.isfinite()]
-        low, high = torch.full_like(wanted, float(finite[-1])), torch.full_like(wanted, float(finite[0]))
+        low, high = (torch.full_like(wanted, float(end)) for end in self.log_snr[self.rising[[0, -1]]])
         rises = self.told_between(high) > self.told_between(low)
         for _ in range(_HALVINGS):
             middle = (low + high) / 2
@@ -326,22 +327,20 @@ class NoiseSchedule:
         Raises:
             ConfigurationError: S is out of range, or a spacing is named, which only a diffusers scheduler has.
         """
-        self.check_num_steps(num_steps)
-        self.check_only_spacing(timestep_spacing)
+        self.check_steps(num_steps, timestep_spacing)
         t = torch.linspace(self.num_timesteps, 0, num_steps + 1, dtype=torch.float64)[:-1].round().long() - 1
         end = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         alpha, sigma = (torch.cat([level[t], last]) for level, last in zip((self.alpha, self.sigma), end, strict=True))
         return SamplingGrid(self.model_time[t], alpha[:-1], sigma[:-1], alpha[1:], sigma[1:], self)
 
-    def check_num_steps(self, num_steps: int) -> None:
-        """Raise ConfigurationError unless 1 ≤ ``num_steps`` ≤ T."""
+    def check_steps(self, num_steps: int, timestep_spacing: str | None = None) -> None:
+        """Raise ConfigurationError unless 1 ≤ ``num_steps`` ≤ T, and where a spacing is named that is not the
+        schedule's only one.
+        """
         if not 1 <= num_steps <= self.num_timesteps:
             raise ConfigurationError(
                 f"num_steps is {num_steps}; expected 1 to {self.num_timesteps}, the scheduler's training timesteps."
             )
-
-    def check_only_spacing(self, timestep_spacing: str | None) -> None:
-        """Raise ConfigurationError where a spacing is named that is not the schedule's only one."""
         if timestep_spacing not in (None, self.timestep_spacing):
             raise ConfigurationError(
                 f"timestep_spacing is {timestep_spacing!r}; {self.name} has {self.timestep_spacing!r} only."

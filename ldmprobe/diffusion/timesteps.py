@@ -152,15 +152,14 @@ class LogSNRDensity(TimestepSampler):
         """P(λ' ≤ λ), shape (K,)."""
 
     def coverage(self, schedule: NoiseSchedule) -> float:
-        first, last = self.cumulative(_finite(schedule)[[0, -1]])
-        return float(first - last)
+        low, high = self.cumulative(schedule.log_snr[schedule.rising[[0, -1]]].numpy())
+        return float(high - low)
 
     def probabilities(self, schedule: NoiseSchedule) -> Tensor:
-        finite = schedule.log_snr.isfinite()
-        log_snr = _finite(schedule)
+        log_snr = schedule.log_snr[schedule.rising].numpy()
         borders = np.concatenate([log_snr[:1], (log_snr[1:] + log_snr[:-1]) / 2, log_snr[-1:]])
         p = torch.zeros_like(schedule.log_snr)
-        p[finite] = torch.from_numpy(np.abs(np.diff(self.cumulative(borders))))
+        p[schedule.rising] = torch.from_numpy(np.abs(np.diff(self.cumulative(borders))))
         if not float(p.sum()) > 0:
             raise ConfigurationError(
                 f"{type(self).__name__} draws nothing within the schedule's log-SNR {log_snr.min():.1f} … "
@@ -280,8 +279,3 @@ class Stratified(TimestepSampler):
         place = (torch.arange(num_samples) + torch.rand(num_samples, dtype=torch.float64)) / num_samples
         drawn = torch.searchsorted(cumulative, place * cumulative[-1], right=True).clamp(max=len(cumulative) - 1)
         return drawn[torch.randperm(num_samples)]
-
-
-def _finite(schedule: NoiseSchedule) -> FloatArray:
-    """Return the schedule's log-SNR but for levels without signal or without noise."""
-    return schedule.log_snr[schedule.log_snr.isfinite()].numpy()

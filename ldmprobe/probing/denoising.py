@@ -14,7 +14,8 @@ linear denoiser stand ideals that know more than a covariance (``probing/ideals.
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 import torch
 from torch import Tensor
 
@@ -58,11 +59,10 @@ def log_snr_grid(model: DiffusionModel) -> Tensor:
     """The timesteps probed, noisiest first: those nearest to multiples of 0.75 in log-SNR, within the schedule's
     range.
     """
-    log_snr = model.schedule.log_snr
-    finite = log_snr[log_snr.isfinite()]
-    first = int(np.ceil(float(finite.min()) / LOG_SNR_SPACING))
-    last = int(np.floor(float(finite.max()) / LOG_SNR_SPACING))
-    timesteps: Tensor = model.schedule.timesteps_at(LOG_SNR_SPACING * torch.arange(first, last + 1)).unique()
+    schedule = model.schedule
+    noisiest, cleanest = (schedule.log_snr[schedule.rising[[0, -1]]] / LOG_SNR_SPACING).tolist()
+    multiples = torch.arange(math.ceil(noisiest), math.floor(cleanest) + 1)
+    timesteps: Tensor = schedule.timesteps_at(LOG_SNR_SPACING * multiples).unique()
     return timesteps.flip(0)
 
 

@@ -183,10 +183,8 @@ class Flow:
     """
 
     def __init__(self, model: DiffusionModel, log_snr_step: float) -> None:
-        table = model.schedule.log_snr
-        table = table[table.isfinite()]
         self.model = model
-        cleanest, noisiest = float(table[0]), float(table[-1])
+        noisiest, cleanest = model.schedule.log_snr[model.schedule.rising[[0, -1]]].tolist()
         self.num_steps = math.ceil((cleanest - noisiest) / log_snr_step)
         self.log_snr = levels_of_path(cleanest, noisiest, self.num_steps)
         alpha, sigma, told = model.schedule.level_at(self.log_snr)

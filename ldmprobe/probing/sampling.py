@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ldmprobe.analysis.basis import LatentBasis
 from ldmprobe.analysis.divergence import gaussian_kl
-from ldmprobe.analysis.ideal import ideal_path
+from ldmprobe.analysis.ideal import ideal_path_of
 from ldmprobe.diffusion.grids import Grid, ScheduleGrid
 from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.diffusion.samplers import DDIM, Sampler
@@ -114,8 +114,7 @@ class Sampling:
         """
 
         def loss(sampler: Sampler) -> float:
-            moments = (basis.mean, basis.variance)
-            path = ideal_path(*moments, sampler.program(grid), grid, grid.prior_std, basis.eigenvalues, basis.weights)
+            path = ideal_path_of(basis, sampler.program(grid), grid)
             end = (path.mean_s[-1], path.var_s[-1], path.forward_mean_s[-1], path.forward_var_s[-1])
             return float(gaussian_kl(*end)[basis.varies].mean())
 

@@ -87,8 +87,8 @@ class Heun(Sampler):
         where = (sigma >= self.s_tmin) & (sigma <= self.s_tmax) & (grid.alpha_t > 0)
         if not gamma or not bool(where.any()):
             return {}
-        lowest = grid.schedule.log_snr[grid.schedule.log_snr.isfinite()].min()
-        log_snr = (grid.log_snr[where] - 2 * math.log1p(gamma)).clamp(min=float(lowest))
+        lowest = float(grid.schedule.log_snr[grid.schedule.rising[0]])
+        log_snr = (grid.log_snr[where] - 2 * math.log1p(gamma)).clamp(min=lowest)
         return dict(zip(torch.nonzero(where).flatten().tolist(), denoise_between(grid, log_snr), strict=True))
 
 

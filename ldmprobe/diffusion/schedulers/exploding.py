@@ -74,8 +74,7 @@ class EDMSchedule(_ExplodingSchedule):
         Raises:
             ConfigurationError: S is out of range, or another spacing is named.
         """
-        self.check_num_steps(num_steps)
-        self.check_only_spacing(timestep_spacing)
+        self.check_steps(num_steps, timestep_spacing)
         euler = self.sampling_scheduler()
         euler.set_timesteps(num_steps)
         return self._grid(euler.sigmas.double().cpu())
@@ -100,6 +99,5 @@ class ScoreSDESchedule(_ExplodingSchedule):
         Raises:
             ConfigurationError: S is out of range, or another spacing is named.
         """
-        self.check_num_steps(num_steps)
-        self.check_only_spacing(timestep_spacing)
+        self.check_steps(num_steps, timestep_spacing)
         return through(self, self.process.native_grid(num_steps).log_snr)

@@ -78,8 +78,7 @@ class FlowMatchSchedule(DiffusersSchedule):
         Raises:
             ConfigurationError: S is out of range, or another spacing is named.
         """
-        self.check_num_steps(num_steps)
-        self.check_only_spacing(timestep_spacing)
+        self.check_steps(num_steps, timestep_spacing)
         euler = self.sampling_scheduler()
         euler.set_timesteps(num_steps)
         sigmas = euler.sigmas.double().cpu()

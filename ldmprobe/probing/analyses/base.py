@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import ClassVar
 
 import numpy as np
@@ -89,7 +89,7 @@ class Trajectory:
         def of_path() -> tuple[Tensor, Tensor]:
             assert self.reference is not None
             program = self.sampling.sampler.of_ideal.program(replace(grid, clip_range=None))
-            return ideal_curves(self.reference.basis, program, grid, grid.prior_std, curves_of)
+            return ideal_curves(self.reference.basis, program, grid, curves_of)
 
         value, half_width = self.once(name, of_path)
         return (value, half_width) if self.has_ideal else (value * torch.nan, half_width * torch.nan)
@@ -205,11 +205,9 @@ def gap_to_real(
         kl = gaussian_kl_to_known(sampled.n, sampled.mean_x, sampled.var_x, *known)
         return torch.stack([kl[..., part].nanmean(-1) for part in (basis.varies, *parts)], dim=-1)
 
-    total = moments.total()
-    value = gap(total, basis.mean, basis.variance)
+    whole = moments.total()
+    value = gap(whole, basis.mean, basis.variance)
     _, of_samples = jackknife(value, gap(moments.leave_one_out(), basis.mean, basis.variance))
-    moments_without = zip(basis.mean_without, basis.variance_without, strict=True)
-    without = [gap(total, mean, variance) for mean, variance in moments_without]
-    corrected, of_reference = jackknife(value, torch.stack(without) if without else value[None])
+    corrected, of_reference = basis.jackknife(partial(gap, whole))
     half_width = NORMAL * (of_samples**2 + of_reference**2).sqrt()
     return torch.stack([corrected, corrected - half_width, corrected + half_width]).cpu().numpy()

@@ -20,7 +20,7 @@ from scipy.interpolate import CubicSpline
 from scipy.optimize import minimize_scalar
 from torch import Tensor
 
-from ldmprobe.analysis.ideal import IdealPath, ideal_path
+from ldmprobe.analysis.ideal import IdealPath, ideal_path_of
 from ldmprobe.analysis.intervals import student
 from ldmprobe.diffusion.samplers import ScaledEpsilon
 from ldmprobe.diffusion.trajectory import SamplingStep
@@ -113,9 +113,7 @@ class Exposure(Analysis):
         sampler, basis = self.trajectory.sampling.sampler.of_ideal, reference.basis
 
         def log_ratio(factor: float) -> Tensor:
-            program = ScaledEpsilon(factor, sampler).program(grid)
-            moments = basis.mean, basis.variance
-            return _ratio(ideal_path(*moments, program, grid, grid.prior_std, basis.eigenvalues, basis.weights)).log()
+            return _ratio(ideal_path_of(basis, ScaledEpsilon(factor, sampler).program(grid), grid)).log()
 
         return (torch.stack([log_ratio(float(factor)) for factor in _FACTORS]) - log_ratio(1.0),)
 

@@ -219,6 +219,5 @@ class StepKL(Analysis):
         value = ratio(variance, basis.variance)
         sampled_without = torch.stack([row["variance_without"][k] for row in self.rows], dim=1)
         _, of_samples = jackknife(value, ratio(sampled_without, basis.variance))
-        without = [ratio(variance, real) for real in basis.variance_without]
-        value, of_reference = jackknife(value, torch.stack(without) if without else value[None])
+        value, of_reference = basis.jackknife(lambda mean, real: ratio(variance, real))
         return value.numpy(), NORMAL * (of_samples**2 + of_reference**2).sqrt().numpy()
