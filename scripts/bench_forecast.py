@@ -27,9 +27,9 @@ from ldmprobe.io.store import RecordStore
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import log_snr_grid
 from ldmprobe.probing.denoising_record import ERRORS, PROBE
+from ldmprobe.probing.draws import squared_errors
 from ldmprobe.probing.forecast import forecast, measured_fall
 from ldmprobe.probing.probe import evaluating
-from ldmprobe.probing.squared_errors import squared_errors
 from ldmprobe.training.ema import EMA
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
 from planted_faults import Planted, real_latents

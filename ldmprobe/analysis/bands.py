@@ -46,16 +46,9 @@ def bands_of(log_snr: np.ndarray) -> list[LogSNRBand]:
     numbers = np.unique(number)
     inside = numbers[:, None] == number
     lows = numbers * BAND_WIDTH
-    return [
-        LogSNRBand(
-            float(low),
-            float(low + BAND_WIDTH),
-            here,
-            share,
-            range_name(max(low, log_snr.min()), min(low + BAND_WIDTH, log_snr.max())),
-        )
-        for low, here, share in zip(lows, inside, _shares(log_snr, lows, inside), strict=True)
-    ]
+    names = [range_name(max(low, log_snr.min()), min(low + BAND_WIDTH, log_snr.max())) for low in lows]
+    parts = zip(lows.tolist(), inside, _shares(log_snr, lows, inside), names, strict=True)
+    return [LogSNRBand(low, low + BAND_WIDTH, here, share, name) for low, here, share, name in parts]
 
 
 def _shares(log_snr: np.ndarray, lows: np.ndarray, inside: np.ndarray) -> np.ndarray:

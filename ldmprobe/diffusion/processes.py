@@ -74,9 +74,6 @@ class NoiseProcess(NoiseSchedule):
     def native_grid(self, num_steps: int, timestep_spacing: str | None = None) -> SamplingGrid:
         """Return the levels of ``num_steps`` steps as the process's authors take them: evenly in u from the noisiest
         level to the cleanest, and from there to x̂_0 itself.
-
-        Raises:
-            ConfigurationError: S is out of range, or another spacing is named.
         """
         self.check_steps(num_steps, timestep_spacing)
         return through(self, self.log_snr_at_time(_evenly(1, self._first, num_steps)))

@@ -325,7 +325,7 @@ class NoiseSchedule:
         timesteps evenly spaced from the last one ("trailing"), and x̂_0 itself at the end.
 
         Raises:
-            ConfigurationError: S is out of range, or a spacing is named, which only a diffusers scheduler has.
+            ConfigurationError: S is out of range, or a spacing is named that the schedule does not have.
         """
         self.check_steps(num_steps, timestep_spacing)
         t = torch.linspace(self.num_timesteps, 0, num_steps + 1, dtype=torch.float64)[:-1].round().long() - 1

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 
 from torch import Tensor
 
 from ldmprobe.diffusion.prediction import Prediction
-from ldmprobe.diffusion.samplers import Combine, Denoise, SamplerStep
+from ldmprobe.diffusion.samplers import Denoise, SamplerStep
 
 Predict = Callable[[Tensor, Denoise], Tensor]
 """(z_t, the question, with its level and what the network is told of it) → the network's answer, of the shape of
@@ -60,7 +62,7 @@ def sampling_steps(
             if isinstance(operation, Denoise):
                 registers.update(_denoised(predict, registers[operation.source], operation, prediction))
                 continue
-            value = _combined(operation, registers)
+            value = reduce(add, (c * registers[name] for name, c in operation.coefficients.items()))
             if operation.noise:
                 assert noise is not None
                 value = value + operation.noise * noise(draws)
@@ -75,10 +77,3 @@ def _denoised(predict: Predict, z: Tensor, operation: Denoise, prediction: Predi
     if operation.clip_range is not None:
         x0 = x0.clamp(-operation.clip_range, operation.clip_range)
     return {operation.x0: x0, operation.epsilon: epsilon}
-
-
-def _combined(operation: Combine, registers: dict[str, Tensor]) -> Tensor:
-    first, *others = (coefficient * registers[name] for name, coefficient in operation.coefficients.items())
-    for other in others:
-        first = first + other
-    return first

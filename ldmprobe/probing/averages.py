@@ -142,7 +142,7 @@ def probe_averages(
     errors_saved = [gain[-1].gain for gain in gains_by_band(log_snr, own, found, image, seen)]
     if any(bool(fid[0].isfinite()) for fid in fids):
         lowest, near = near_lowest(fids)
-        best = max(near, key=lambda k: _or_least(errors_saved[k]))
+        best = near[_best([errors_saved[k] for k in near])]
         close = [k for k, fid in enumerate(fids) if k != best and above(fid, fids[best]) <= NORMAL]
         why = f"is best for samples: its FID, {_fid(fids[best])}, is the lowest"
         if best != lowest:
@@ -208,11 +208,7 @@ def probe_averages(
 
 def _best(values: Sequence[float]) -> int:
     """Return where the highest is; one that is not finite is the lowest."""
-    return int(np.argmax([_or_least(value) for value in values]))
-
-
-def _or_least(value: float) -> float:
-    return value if np.isfinite(value) else -np.inf
+    return int(np.argmax(np.where(np.isfinite(values), values, -np.inf)))
 
 
 def _fid(fid: Tensor) -> str:

@@ -29,6 +29,7 @@ from ldmprobe.probing.denoising_record import (
     image_of_draw,
     is_untrained,
     levels_of,
+    log_snr_of,
     nats_of,
     residual_bands,
 )
@@ -120,9 +121,7 @@ def gather(records: Sequence[ProbeRecord], objective: ProbeRecord | None = None)
     )
     moved = np.where(visible, moved, 0.0)
     useless = (levels.mse - critical(levels, sides=1) * width > 1) & visible
-    gains: Sequence[BandGain | None] = [None] * len(recoverable)
-    if previous is not None:
-        gains = _gains(previous, last)
+    gains = [None] * len(recoverable) if previous is None else _gains(previous, last)
     outstanding = [
         np.where(visible & (kind.moved(levels, height) >= OUTLIER_MOVES), height, 0.0)
         for kind, height in zip(OUTLIERS, _outstanding(records), strict=True)
@@ -202,7 +201,7 @@ def _recoverable(levels: Levels, record: ProbeRecord, places: tuple[np.ndarray, 
     return found
 
 
-def _gains(before: ProbeRecord, after: ProbeRecord) -> list[BandGain]:
+def _gains(before: ProbeRecord, after: ProbeRecord) -> Sequence[BandGain | None]:
     """Return what each band has gained, and last all of them together."""
     levels, image = levels_of(after), image_of_draw(after)
     return gains_by_band(levels.log_snr, errors_of(before), [errors_of(after)], image, nats_of(after))[0]
@@ -252,16 +251,8 @@ def _rise(records: Sequence[ProbeRecord], share: np.ndarray) -> Rise | None:
         return None
     scatter = float(np.median(np.abs(np.diff(course[best:], 2)))) / 6**0.5
     rise = float(course[-2:].min() - course[best])
-    image = image_of_draw(trained[-1])
-    sure = all(
-        gains_by_band(
-            levels_of(record).log_snr[inside],
-            errors_of(trained[best])[inside],
-            [errors_of(record)[inside]],
-            image,
-            weights[inside],
-        )[0][-1].adjusted
-        < 0.01
-        for record in trained[-2:]
-    )
+    image, compared = image_of_draw(trained[-1]), (trained[best], *trained[-2:])
+    log_snr, first, *last_two = (each[inside] for each in (log_snr_of(trained[-1]), *map(errors_of, compared)))
+    gains = (gains_by_band(log_snr, first, [errors], image, weights[inside])[0][-1] for errors in last_two)
+    sure = all(gain.adjusted < 0.01 for gain in gains)
     return Rise(float(course[-1] - course[best]), trained[best].step) if sure and rise > 3 * scatter else None

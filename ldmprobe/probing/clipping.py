@@ -24,13 +24,6 @@ def count_clipped(x0: Tensor, clip_range: float) -> Tensor:
     return torch.stack([(x0.abs() >= clip_range).sum(), torch.tensor(x0.numel(), device=x0.device)]).double()
 
 
-def share_beyond(magnitudes: Tensor, clip_range: float) -> float:
-    """Return the share of real latents' entries beyond ``clip_range``, from evenly spaced quantiles (Q,) of their
-    magnitudes.
-    """
-    return float((magnitudes > clip_range * (1 + NEGLIGIBLE)).double().mean())
-
-
 def clipping(
     model: DiffusionModel, clip_range: float | None, clipped: Tensor, magnitudes: Tensor | None = None
 ) -> PlainValues:
@@ -40,20 +33,17 @@ def clipping(
     Args:
         clip_range: the sampling grid's; None for a scheduler that does not clip, of which there is nothing to say.
         clipped: (2,), the sum of ``count_clipped`` over the last step of all samples.
-        magnitudes: quantiles of real latents' magnitudes, where they are known. Else the model's own samples stand for
-            them, unless it is one of pixels, whose x̂_0 lies on the border itself.
+        magnitudes: evenly spaced quantiles of real latents' magnitudes, (Q,), where they are known. Else the model's
+            own samples stand for them, unless it is one of pixels, whose x̂_0 lies on the border itself.
     """
     if clip_range is None:
         return {}
     scheduler = model.schedule.name
     found: PlainValues = {"clip_range": clip_range, "clipped_samples": float(clipped[0] / clipped[1].clamp(min=1))}
-    share, of = (
-        found["clipped_samples"] if model.codec.meta_module is not None else 0.0,
-        "the model's predictions of x_0",
-    )
+    share, of = 0.0 if model.codec.meta_module is None else found["clipped_samples"], "the model's predictions of x_0"
     if magnitudes is not None and len(magnitudes):
-        share, of = share_beyond(magnitudes, clip_range), f"real latents (up to {float(magnitudes[-1]):.2g})"
-        found["clipped_real"] = share
+        share = found["clipped_real"] = float((magnitudes > clip_range * (1 + NEGLIGIBLE)).double().mean())
+        of = f"real latents (up to {float(magnitudes[-1]):.2g})"
     if share > NEGLIGIBLE:
         found["clipping"] = (
             f"the {scheduler} clips to ±{clip_range:g}, and {share:.1%} of the entries of {of} lie beyond"

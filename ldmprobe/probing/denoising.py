@@ -42,7 +42,7 @@ from ldmprobe.probing.denoising_record import (
     levels_of,
     seen_in_training,
 )
-from ldmprobe.probing.draws import Draws
+from ldmprobe.probing.draws import Draws, Level, answered
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.ideals import compared, ideal_errors
 from ldmprobe.probing.latent_statistics import LatentStatistics
@@ -112,8 +112,7 @@ def probe_denoising(
     timesteps = log_snr_grid(model)
     ranks = ranks or Ranks()
     num_images = len(held_out.latents)
-    device, schedule = model.device, model.schedule
-    levels = []
+    device, levels = model.device, []
     with evaluating(model.modules):
         draws = Draws.of(held_out, num_draws, seed, device, ranks)
         z0, noise, condition, own = draws.z0, draws.noise, draws.condition, len(draws.image)
@@ -123,14 +122,12 @@ def probe_denoising(
         errors, products, squares = torch.zeros(3, own, len(timesteps), dtype=torch.float64, device=device)
         offsets = torch.zeros(own, len(timesteps), z0.shape[1], dtype=torch.float64, device=device)
         for k, timestep in enumerate(timesteps.tolist()):
-            alpha, sigma = float(schedule.alpha[timestep]), float(schedule.sigma[timestep])
+            level = Level.of(model.schedule, timestep)
             sums: CalibrationSums | None = None
             for start in range(0, len(z0), batch_size):
                 chunk = slice(start, start + batch_size)
-                z_t = alpha * z0[chunk] + sigma * noise[chunk]
                 part = {name: value[chunk] for name, value in condition.items()}
-                told = float(schedule.model_time[timestep])
-                x0, epsilon = model.x0_and_epsilon(z_t, told, alpha, sigma, part)
+                z_t, x0, epsilon = answered(model, level, z0[chunk], noise[chunk], part)
                 if image_loss:
                     difference = model.codec.decode(x0) - model.codec.decode(z0[chunk])
                     image_errors[chunk, k] = difference.double().pow(2).flatten(1).mean(1)
@@ -155,7 +152,7 @@ def probe_denoising(
         repeated = Draws.of(held_out, min(num_draws, REPEATED), seed, device, ranks)
         variance = variance_of_answers(model, repeated, timesteps)
         ideals, known = ideal_errors(model, held_out, reference, timesteps, num_draws, batch_size, seed, ranks)
-    log_snr = schedule.log_snr[timesteps]
+    log_snr = model.schedule.log_snr[timesteps]
     dimension = held_out.latents[0].numel()
     nats = torch.from_numpy(nats_per_error(log_snr.numpy(), dimension))
     of_image = torch.arange(num_draws) % num_images
@@ -165,37 +162,36 @@ def probe_denoising(
     gain_width = clustered_half_width(product - gain * square, of_image) / square.mean(0)
     offset_width = clustered_half_width(offset.flatten(1), of_image).view(len(timesteps), -1).pow(2).mean(1).sqrt()
     residual, residual_width, excess = (
-        torch.tensor([vars(level)[name] for level in levels], dtype=torch.float64)
+        torch.tensor([vars(found)[name] for found in levels], dtype=torch.float64)
         for name in ("residual", "half_width", "excess")
     )
 
-    def curve(value: Tensor, width: Tensor | None = None) -> Curve:
-        limits = (None, None) if width is None else ((value - width).numpy(), (value + width).numpy())
-        return Curve(timesteps.numpy(), log_snr.numpy(), value.numpy(), *limits)
+    def curve(value: Tensor, *limits: Tensor) -> Curve:
+        return Curve(*(each.numpy() for each in (timesteps, log_snr, value, *limits)))
+
+    def around(value: Tensor, width: Tensor) -> Curve:
+        return curve(value, value - width, value + width)
 
     def between(value: Tensor, width: Tensor, least: Tensor, largest: Tensor) -> Curve:
         """The draws' half-width, and how far the value moves as the linear optimum does, are independent of each
         other.
         """
-        lower, upper = value - torch.hypot(width, value - least), value + torch.hypot(width, largest - value)
-        return Curve(timesteps.numpy(), log_snr.numpy(), value.numpy(), lower.numpy(), upper.numpy())
+        return curve(value, value - torch.hypot(width, value - least), value + torch.hypot(width, largest - value))
 
     curves = {
-        "denoising_mse": curve(mse, half_width),
-        "denoising_mmse": Curve(
-            timesteps.numpy(), log_snr.numpy(), mmse.numpy(), least_mmse.numpy(), largest_mmse.numpy()
-        ),
+        "denoising_mse": around(mse, half_width),
+        "denoising_mmse": curve(mmse, least_mmse, largest_mmse),
         "denoising_skill": between(
             1 - mse / mmse, half_width / mmse, 1 - mse / least_mmse.clamp(min=1e-300), 1 - mse / largest_mmse
         ),
         "denoising_nats": between(
             nats * (mmse - mse), nats * half_width, nats * (least_mmse - mse), nats * (largest_mmse - mse)
         ),
-        "calibration_residual": curve(residual, residual_width),
-        "calibration_nats": curve(nats * excess, nats * residual_width * mse),
-        "prediction_gain": curve(gain, gain_width),
+        "calibration_residual": around(residual, residual_width),
+        "calibration_nats": around(nats * excess, nats * residual_width * mse),
+        "prediction_gain": around(gain, gain_width),
         SQUARE: curve(square.mean(0)),
-        "prediction_offset": curve(offset.mean(0).pow(2).mean(1).sqrt(), offset_width),
+        "prediction_offset": around(offset.mean(0).pow(2).mean(1).sqrt(), offset_width),
         CHANCE: curve(variance / mse),
         "prediction_offset_floor": curve(offset_width / student(int(of_image.max()) + 1)),
     }
@@ -207,7 +203,7 @@ def probe_denoising(
     curves |= {name: curve(*found) for name, found in compared(squared, ideals, mmse, of_image).items()}
     curves |= use.curves | information.curves
     if image_loss:
-        curves["image_mse"] = curve(image_squared.mean(0), clustered_half_width(image_squared, of_image))
+        curves["image_mse"] = around(image_squared.mean(0), clustered_half_width(image_squared, of_image))
     fingerprints = {
         "grid": fingerprint(timesteps, log_snr.float()),
         "reference": reference.fingerprint,
@@ -217,7 +213,7 @@ def probe_denoising(
     if previous is not None and previous.fingerprints == fingerprints and previous.step < step:
         before = torch.from_numpy(previous.per_sample[ERRORS].value.copy()).T
         fall = before - squared
-        curves["denoising_progress"] = curve(nats * fall.mean(0), nats * clustered_half_width(fall, of_image))
+        curves["denoising_progress"] = around(nats * fall.mean(0), nats * clustered_half_width(fall, of_image))
     imbalance = summarize(
         log_snr.numpy(), residual.numpy(), residual_width.numpy(), mse.numpy(), nats.numpy(), num_draws
     )

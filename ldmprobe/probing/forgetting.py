@@ -210,35 +210,21 @@ def _sentence(base: Sequence[BandGain], new: Sequence[BandGain]) -> str:
     """
     if not np.isfinite([band.gain for band in (*base, *new)]).all():
         return "Predictions have NaN or Inf in them: nothing can be said of what was forgotten."
-    lost = min((band for band in base[:-1] if band.significant and band.gain < 0), key=_gain, default=None)
-    gained = max((band for band in new[:-1] if band.significant and band.gain > 0), key=_gain, default=None)
     parts = []
-    for verb, band, data, everywhere, nothing in (
-        (
-            "Forgets",
-            lost,
-            "the base model's data",
-            base[-1],
-            "No band of noise levels has measurably forgotten anything of",
-        ),
-        ("Gains", gained, "the new data", new[-1], "None has measurably gained on"),
+    for sign, gains, most, nothing, data in (
+        (-1, base, "Forgets", "No band of noise levels has measurably forgotten anything of", "the base model's data"),
+        (1, new, "Gains", "None has measurably gained on", "the new data"),
     ):
-        nats = f"{abs(everywhere.gain):,.1f} ± {everywhere.half_width:,.1f} nats"
-        total = f"all levels together: {nats} {lost_or_gained(everywhere.gain)}"
-        if band is None:
-            parts.append(f"{nothing} {data} ({total}).")
-        else:
-            parts.append(
-                f"{verb} most at log-SNR {band.name}: {abs(band.gain):,.1f} ± {band.half_width:,.1f} nats on {data} "
-                f"({total})."
-            )
+        *bands, everywhere = gains
+        sure = [band for band in bands if band.significant and sign * band.gain > 0]
+        said = f"{nothing} {data}"
+        if sure:
+            band = max(sure, key=lambda band: sign * band.gain)
+            said = f"{most} most at log-SNR {band.name}: {_nats(band)} on {data}"
+        word = "lost" if everywhere.gain < 0 else "gained"
+        parts.append(f"{said} (all levels together: {_nats(everywhere)} {word}).")
     return " ".join(parts)
 
 
-def lost_or_gained(change: float) -> str:
-    """Return the word for a change in nats."""
-    return "lost" if change < 0 else "gained"
-
-
-def _gain(band: BandGain) -> float:
-    return band.gain
+def _nats(band: BandGain) -> str:
+    return f"{abs(band.gain):,.1f} ± {band.half_width:,.1f} nats"

@@ -21,6 +21,7 @@ from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import log_snr_grid
+from ldmprobe.probing.draws import Level, answered
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.objective import LOG_SNR_LIMIT, epsilon_weights
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
@@ -114,14 +115,12 @@ def probe_gradient(
             noise = sample_noise(draws.tolist(), tuple(z0.shape[1:]), seed, stream=5).to(device)
             condition = {name: value[image].to(device) for name, value in training.condition.items()}
             for k, timestep in enumerate(timesteps.tolist()):
+                level = Level.of(schedule, timestep)
                 for start in range(0, len(z0), batch_size):
                     chunk = slice(start, start + batch_size)
                     part = {name: value[chunk] for name, value in condition.items()}
-                    alpha, sigma = float(schedule.alpha[timestep]), float(schedule.sigma[timestep])
-                    told = float(schedule.model_time[timestep])
                     with torch.enable_grad():
-                        z_t = alpha * z0[chunk] + sigma * noise[chunk]
-                        _, epsilon = model.x0_and_epsilon(z_t, told, alpha, sigma, part)
+                        epsilon = answered(model, level, z0[chunk], noise[chunk], part).epsilon
                         loss = (epsilon - noise[chunk]).pow(2).flatten(1).mean(1).sum() / len(z0)
                         found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
                     gradients[k, group] += fold(found)

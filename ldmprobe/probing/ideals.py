@@ -93,8 +93,8 @@ def ideal_errors(
 
 def compared(
     squared: Tensor, ideals: dict[str, Tensor], linear: Tensor, cluster: Tensor
-) -> dict[str, tuple[Tensor, Tensor | None]]:
-    """Return the curves of ``METRICS``, each with its half-width; none without ideals.
+) -> dict[str, tuple[Tensor, ...]]:
+    """Return the curves of ``METRICS``, those that have an interval with its ends; none without ideals.
 
     Args:
         squared: the network's squared errors of the draws, (N, L).
@@ -105,10 +105,10 @@ def compared(
     if not ideals:
         return {}
     skills = torch.stack([1 - errors.mean(0) / linear for errors in ideals.values()])
-    found: dict[str, tuple[Tensor, Tensor | None]] = {"ideal_skill": (skills.amax(0).clamp(min=0), None)}
+    found: dict[str, tuple[Tensor, ...]] = {"ideal_skill": (skills.amax(0).clamp(min=0),)}
     for name, errors in ideals.items():
-        excess = squared - errors
-        found[f"excess_over/{name}"] = excess.mean(0), clustered_half_width(excess, cluster)
+        excess, width = (squared - errors).mean(0), clustered_half_width(squared - errors, cluster)
+        found[f"excess_over/{name}"] = excess, excess - width, excess + width
     return found
 
 

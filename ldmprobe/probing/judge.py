@@ -72,12 +72,10 @@ def judge(records: Sequence[ProbeRecord]) -> Verdict:
             "Give images that are in no training split (`held_out_split` of the data, `held_out` of `ldmprobe.probe`).",
         )
     elif state.exit_code == 0 and not hidden <= _HIDDEN * bound:
-        state, told = (
-            State.CANNOT_SAY,
-            (
-                f"{known} are too few: faults of {hidden / bound:.0%} of the bound could be hidden.",
-                "Give the DenoisingProbe more images (`num_images`, `num_draws`).",
-            ),
+        state = State.CANNOT_SAY
+        told = (
+            f"{known} are too few: faults of {hidden / bound:.0%} of the bound could be hidden.",
+            "Give the DenoisingProbe more images (`num_images`, `num_draws`).",
         )
     else:
         told = _in_words(state, bands, evidence, stands_out, None if before is None else before.step)
@@ -85,6 +83,7 @@ def judge(records: Sequence[ProbeRecord]) -> Verdict:
             told = (f"{told[0]} {ahead[-1].in_words}", told[1])
         if copied:
             told = (f"{told[0]} {copied}".lstrip(), told[1])
+    more = f"Faults of {in_nats(hidden)} nats more could be hidden, at most. " if isfinite(hidden) else ""
     return Verdict(
         state=state,
         step=last.step,
@@ -95,7 +94,7 @@ def judge(records: Sequence[ProbeRecord]) -> Verdict:
         bands=bands,
         sentence=told[0],
         action=told[1],
-        confidence=f"{known}. {_more(hidden)}Of a perfect denoiser's probes {FALSE_ALARMS:.0%} at most are accused.",
+        confidence=f"{known}. {more}Of a perfect denoiser's probes {FALSE_ALARMS:.0%} at most are accused.",
         forecast=ahead[-1],
     )
 
@@ -104,10 +103,6 @@ def _copied(quality: Sequence[ProbeRecord], step: int) -> str:
     """Return what the last record of samples says of copies, where they are copies, and when it was."""
     told = copied_in(quality[-1]) if quality else ""
     return f"{told} That was at step {quality[-1].step:,}." if told and quality[-1].step < step else told
-
-
-def _more(hidden: float) -> str:
-    return f"Faults of {in_nats(hidden)} nats more could be hidden, at most. " if isfinite(hidden) else ""
 
 
 def _of_band(known: BandEvidence, bound: float, memorized: Memorized | None) -> BandVerdict:

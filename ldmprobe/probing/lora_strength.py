@@ -122,16 +122,15 @@ def probe_lora_strength(
         images.append(np.arange(num_draws) % len(data.latents))
     lost, won = (clustered_mean(fall, image) for fall, image in zip(falls, images, strict=True))
     net, width = won.value + lost.value, np.hypot(won.half_width, lost.half_width)
-    groups = _groups(images)
+    groups = min(_GROUPS, *(int(image.max()) + 1 for image in images))
     factor = student(groups)
     without = np.stack([_without(falls, images, groups, group) for group in range(groups)])  # (groups, bands + 1, S)
     best = np.array([_peak(tried, curve) for curve in net])
     peaks = np.array([_peak(tried, curve) for curve in without[:, -1]])
     lower, upper = (float(end) for end in jackknife_interval(torch.tensor(best[-1]), torch.from_numpy(peaks), factor))
     lower, upper = max(lower, tried[0]), min(upper, tried[-1])
-    gain = _at(tried, net[-1], best[-1]) - net[-1][tried.index(1.0)]
-    gains = np.array([_at(tried, curve, best[-1]) - curve[tried.index(1.0)] for curve in without[:, -1]])
-    low, high = jackknife_interval(torch.tensor(float(gain)), torch.from_numpy(gains), factor)
+    gain, *gains = (_at(tried, curve, best[-1]) - curve[tried.index(1.0)] for curve in (net[-1], *without[:, -1]))
+    low, high = jackknife_interval(torch.tensor(float(gain)), torch.tensor(gains, dtype=torch.float64), factor)
     half = float(high - low) / 2
 
     names = [band_key(band.low) for band in bands]
@@ -168,10 +167,6 @@ def probe_lora_strength(
             "held_out": fingerprint(num_draws, seed, tried, base_data.outline, new_data.outline),
         },
     )
-
-
-def _groups(images: Sequence[np.ndarray]) -> int:
-    return min(_GROUPS, *(int(image.max()) + 1 for image in images))
 
 
 def _without(falls: Sequence[np.ndarray], images: Sequence[np.ndarray], groups: int, group: int) -> np.ndarray:

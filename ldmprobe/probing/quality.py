@@ -25,7 +25,7 @@ from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.copies import METRICS as COPIES
-from ldmprobe.probing.copies import QUALITY, CopyFinder, CopySearch
+from ldmprobe.probing.copies import QUALITY, Copies, CopyFinder, CopySearch
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
 from ldmprobe.probing.real_features import IMAGES_AT_ONCE, RealFeatures, checked_fingerprint, describe_network
 from ldmprobe.probing.sampling import Sampling, sample_trajectory
@@ -92,8 +92,8 @@ def probe_quality(
             f"kid_subset_size is {kid_subset_size}, but there are {len(real.features)} real images; expected at most "
             "as many."
         )
-    others = () if copies is None else (copies.known, *([copies.held_out] if copies.held_out else []))
-    network = checked_fingerprint(feature_network, real, *others)
+    searched = (None, None) if copies is None else (copies.known, copies.held_out)
+    network = checked_fingerprint(feature_network, real, *filter(None, searched))
     grid = sampling.levels(model)
     ranks = ranks or Ranks()
     num_samples = sampling.num_samples
@@ -108,7 +108,7 @@ def probe_quality(
         features = ranks.gather_rows(torch.cat(mine), sample_ids, num_samples)
         found = (0.0,) * 3 if ranks.rank else fid_and_kid(real.features, features, kid_subset_size, sampling.seed)
         told = ranks.all_reduce_sum(torch.tensor(found, dtype=torch.float64, device=model.device))
-        copied = None
+        copied = Copies({}, {}, "")
         if finder is not None:
             image_shape = model.codec.image_shape(model.latent_shape)
             copied = finder.finish(ranks, num_samples, image_shape, feature_network, model.device)
@@ -124,22 +124,17 @@ def probe_quality(
         "notes": {
             "fid": f"{num_samples:,} samples, {len(real.features):,} real images, features of "
             f"{describe_network(feature_network)}.",
-            **({} if copied is None else {"copied": copied.summary, "copies": copied.summary}),
+            **{name: copied.summary for name in ("copied", "copies") if copied.summary},
         },
-    }
-    fingerprints = {
-        **sampling.fingerprints(model, grid),
-        "features": network,
-        "real_images": real.images,
     }
     return ProbeRecord(
         QUALITY,
         step,
-        scalars={"fid": fid, "kid": kid, "kid_std": kid_std, **({} if copied is None else copied.scalars)},
-        images={} if copied is None else copied.images,
+        scalars={"fid": fid, "kid": kid, "kid_std": kid_std, **copied.scalars},
+        images=copied.images,
         metrics=METRICS,
         provenance=provenance,
-        fingerprints=fingerprints,
+        fingerprints={**sampling.fingerprints(model, grid), "features": network, "real_images": real.images},
     )
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ldmprobe.io.metric import Metric
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.probing.draws import Draws
+from ldmprobe.probing.draws import Draws, Level, answered
 
 CURVE = "prediction_chance"
 NUM_DRAWS = 8  # that are asked for twice
@@ -39,11 +39,9 @@ def variance_of_answers(model: DiffusionModel, draws: Draws, timesteps: Tensor) 
         draws: few: each is denoised twice.
         timesteps: the levels, (L,).
     """
-    schedule = model.schedule
     found = torch.zeros(len(draws.z0), len(timesteps), dtype=torch.float64, device=model.device)
     for k, timestep in enumerate(timesteps.tolist()):
-        alpha, sigma = float(schedule.alpha[timestep]), float(schedule.sigma[timestep])
-        asked = alpha * draws.z0 + sigma * draws.noise, float(schedule.model_time[timestep]), alpha, sigma
-        (_, one), (_, other) = (model.x0_and_epsilon(*asked, draws.condition) for _ in range(2))
+        asked = Level.of(model.schedule, timestep), draws.z0, draws.noise, draws.condition
+        one, other = (answered(model, *asked).epsilon for _ in range(2))
         found[:, k] = (one - other).double().pow(2).flatten(1).mean(1) / 2
     return draws.gathered(found).mean(0)

@@ -33,6 +33,7 @@ from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics, magnitude_quantiles
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
 from ldmprobe.probing.sampling import Sampling, prompts_of
+from ldmprobe.types import PlainValues
 
 METRICS = (
     Metric(
@@ -107,28 +108,24 @@ def probe_sampling(
         found = analyzed(trajectory, analyses, seen)
     found.curves["passes"] = trajectory.curve(np.cumsum([float(step.passes) for step in program]))
     clips = clipping(model, grid.clip_range, clipped, _magnitudes(reference, held_out))
-    guided = (
-        f"{sampling.shifted_by} shifts the marginals by design, so that there are no ideal curves"
-        if sampling.shifted_by
-        else ""
-    )
-    bent = (
-        f"there are no closed-form ideal curves, since a sampler that clips x̂_0, here to ±{grid.clip_range:g}, is not "
-        "affine"
-        if reference is not None and grid.clip_range is not None
-        else ""
-    )
-    unlike = model.conditioning.unlike(held_out.condition) if held_out is not None and held_out.condition else ""
+    guided, bent, unlike = "", "", ""
+    if sampling.shifted_by:
+        guided = f"{sampling.shifted_by} shifts the marginals by design, so that there are no ideal curves"
+    if reference is not None and grid.clip_range is not None:
+        bent = (
+            f"there are no closed-form ideal curves, since a sampler that clips x̂_0, here to ±{grid.clip_range:g}, is "
+            "not affine"
+        )
+    if held_out is not None and held_out.condition:
+        unlike = model.conditioning.unlike(held_out.condition)
     provenance = {
         **sampling.provenance(model),
         "reference_latents": reference.num_latents if reference else 0,
         **clips,
         **found.provenance,
         "caveats": [caveat for caveat in (guided, clips.get("clipping"), bent, unlike) if caveat],
+        **_sample_labels(model, num_samples),
     }
-    labels = _sample_labels(model, num_samples)
-    if labels is not None:
-        provenance["sample_labels"] = labels
     return ProbeRecord(
         name or record_name(sampling.sampler),
         step,
@@ -167,8 +164,8 @@ def _magnitudes(reference: LatentStatistics | None, held_out: HeldOut | None) ->
     return None if held_out is None else magnitude_quantiles(held_out.latents)
 
 
-def _sample_labels(model: DiffusionModel, num_samples: int) -> list[int] | None:
+def _sample_labels(model: DiffusionModel, num_samples: int) -> PlainValues:
     if prompts_of(model) or not model.conditioning.tells_classes:
-        return None
+        return {}
     condition = model.conditioning.for_samples(torch.arange(num_samples))
-    return condition["class_labels"].tolist() if "class_labels" in condition else None
+    return {"sample_labels": condition["class_labels"].tolist()} if "class_labels" in condition else {}

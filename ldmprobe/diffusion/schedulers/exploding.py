@@ -36,11 +36,6 @@ class _ExplodingSchedule(DiffusersSchedule):
         """σ = e^{−λ/2}."""
         return (-log_snr / 2).exp()
 
-    def _grid(self, sigma: Tensor) -> SamplingGrid:
-        """Return the steps between consecutive σ (S + 1,), noisiest first."""
-        one = torch.ones(len(sigma) - 1, dtype=torch.float64)
-        return SamplingGrid(sigma[:-1], one, sigma[:-1], one, sigma[1:], self)
-
 
 class EDMSchedule(_ExplodingSchedule):
     """EDM's σ from σ_min to σ_max, spaced by ρ or geometrically (Karras et al., 2022, arXiv:2206.00364, table 1). Its
@@ -69,15 +64,13 @@ class EDMSchedule(_ExplodingSchedule):
         return EDMEulerScheduler.from_config(self.scheduler.config, **settings)
 
     def native_grid(self, num_steps: int, timestep_spacing: str | None = None) -> SamplingGrid:
-        """Return the levels of ``num_steps`` Euler steps as ``diffusers.EDMEulerScheduler`` takes them.
-
-        Raises:
-            ConfigurationError: S is out of range, or another spacing is named.
-        """
+        """Return the levels of ``num_steps`` Euler steps as ``diffusers.EDMEulerScheduler`` takes them."""
         self.check_steps(num_steps, timestep_spacing)
         euler = self.sampling_scheduler()
         euler.set_timesteps(num_steps)
-        return self._grid(euler.sigmas.double().cpu())
+        sigma = euler.sigmas.double().cpu()
+        one = torch.ones(num_steps, dtype=torch.float64)
+        return SamplingGrid(sigma[:-1], one, sigma[:-1], one, sigma[1:], self)
 
 
 class ScoreSDESchedule(_ExplodingSchedule):
@@ -94,10 +87,6 @@ class ScoreSDESchedule(_ExplodingSchedule):
         return ScoreSDESchedule(scheduler)
 
     def native_grid(self, num_steps: int, timestep_spacing: str | None = None) -> SamplingGrid:
-        """Return ``num_steps`` geometric steps from σ_max to σ_min, and from there to x̂_0.
-
-        Raises:
-            ConfigurationError: S is out of range, or another spacing is named.
-        """
+        """Return ``num_steps`` geometric steps from σ_max to σ_min, and from there to x̂_0."""
         self.check_steps(num_steps, timestep_spacing)
         return through(self, self.process.native_grid(num_steps).log_snr)

@@ -73,11 +73,7 @@ class FlowMatchSchedule(DiffusersSchedule):
         return scheduler
 
     def native_grid(self, num_steps: int, timestep_spacing: str | None = None) -> SamplingGrid:
-        """Return the levels of ``num_steps`` Euler steps as ``diffusers.FlowMatchEulerDiscreteScheduler`` takes them.
-
-        Raises:
-            ConfigurationError: S is out of range, or another spacing is named.
-        """
+        """Return the levels of the Euler steps that ``diffusers.FlowMatchEulerDiscreteScheduler`` takes."""
         self.check_steps(num_steps, timestep_spacing)
         euler = self.sampling_scheduler()
         euler.set_timesteps(num_steps)

@@ -7,11 +7,8 @@ import torch.nn.functional as F
 
 from ldmprobe.io.metric import Metric
 from ldmprobe.models.autoencoder_model import AutoencoderModel
-from ldmprobe.probing.analyses import Findings
-from ldmprobe.probing.probe import Ranks
-from ldmprobe.probing.reconstruction.measure import Reconstructed
+from ldmprobe.probing.reconstruction.measure import PerImage, Reconstructed
 from ldmprobe.probing.reconstruction.originals import Originals
-from ldmprobe.probing.reconstruction.pixels import PerImage
 
 _LEVELS = (-0.8, -0.4, 0.0, 0.4, 0.8)
 
@@ -37,9 +34,6 @@ class ScaleEquivariance(PerImage):
     def update(self, batch: Reconstructed) -> None:
         small = self.model.decode(F.avg_pool2d(batch.latents, 2)).clamp(self.originals.low, self.originals.high)
         self.keep(batch, (small - F.avg_pool2d(batch.images, 2)).square().flatten(1).mean(1))
-
-    def finish(self, ranks: Ranks) -> Findings:
-        return Findings({"equivariance_error": float(self.gather(ranks).mean())})
 
 
 def grid_energy(model: AutoencoderModel, image_shape: tuple[int, ...]) -> float:

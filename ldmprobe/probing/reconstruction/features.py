@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ldmprobe.io.metric import Metric
 from ldmprobe.models.autoencoder_model import AutoencoderModel
@@ -11,11 +11,11 @@ from ldmprobe.probing.analyses import Findings
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.quality import fid_and_kid
 from ldmprobe.probing.real_features import IMAGES_AT_ONCE
-from ldmprobe.probing.reconstruction.measure import Measure, Reconstructed
+from ldmprobe.probing.reconstruction.measure import PerImage, Reconstructed
 from ldmprobe.probing.reconstruction.originals import Originals
 
 
-class FeatureDistance(Measure):
+class FeatureDistance(PerImage):
     """Fréchet and kernel distance, as of samples (``probing.quality``)."""
 
     metrics = (
@@ -37,19 +37,16 @@ class FeatureDistance(Measure):
     def __init__(
         self, model: AutoencoderModel, originals: Originals, network: nn.Module, kid_subset_size: int, seed: int
     ) -> None:
+        self.row_shape = tuple(originals.features.shape[1:])
         super().__init__(model, originals)
         self.network, self.kid_subset_size, self.seed = network, kid_subset_size, seed
-        self._ids: list[Tensor] = []
-        self._features: list[Tensor] = []
 
     def update(self, batch: Reconstructed) -> None:
-        self._ids.append(batch.image_ids)
-        self._features += [self.network(part).double() for part in batch.reconstructions.split(IMAGES_AT_ONCE)]
+        parts = batch.reconstructions.split(IMAGES_AT_ONCE)
+        self.keep(batch, torch.cat([self.network(part).double() for part in parts]))
 
     def finish(self, ranks: Ranks) -> Findings:
-        real, none = self.originals.features, torch.empty(0, dtype=torch.long)
-        mine = torch.cat([real.new_zeros(0, real.shape[1]).to(self.model.device), *self._features])
-        features = ranks.gather_rows(mine, torch.cat([none, *self._ids]), self.originals.num_images)
+        real, features = self.originals.features, self.gather(ranks)
         found = (0.0,) * 3 if ranks.rank else fid_and_kid(real, features, self.kid_subset_size, self.seed)
         rfid, rkid, spread = ranks.all_reduce_sum(torch.tensor(found).double().to(self.model.device)).tolist()
         return Findings({"rfid": rfid, "rkid": rkid, "rkid_std": spread})

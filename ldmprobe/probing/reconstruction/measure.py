@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from ldmprobe.io.metric import Metric
@@ -60,3 +61,30 @@ class Measure(ABC):
 
     @abstractmethod
     def finish(self, ranks: Ranks) -> Findings: ...
+
+
+class PerImage(Measure):
+    """A row of numbers per image, () by default, of the first ``num_images``, all by default; the finding is their
+    mean.
+    """
+
+    row_shape: tuple[int, ...] = ()
+
+    def __init__(self, model: AutoencoderModel, originals: Originals) -> None:
+        super().__init__(model, originals)
+        self.num_images = originals.num_images
+        self._ids = [torch.empty(0, dtype=torch.long)]
+        self._rows = [torch.empty(0, *self.row_shape, dtype=torch.float64, device=model.device)]
+
+    def keep(self, batch: Reconstructed, rows: Tensor) -> None:
+        """Keep a row for each image of a batch, (n, …)."""
+        kept = batch.image_ids < self.num_images
+        self._ids.append(batch.image_ids[kept])
+        self._rows.append(rows[kept.to(rows.device)].double())
+
+    def gather(self, ranks: Ranks) -> Tensor:
+        """Return the rows of all images, (N, …), float64 on the CPU."""
+        return ranks.gather_rows(torch.cat(self._rows), torch.cat(self._ids), self.num_images)
+
+    def finish(self, ranks: Ranks) -> Findings:
+        return Findings({self.metrics[0].name: float(self.gather(ranks).mean())})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from ldmprobe.io.metric import Metric
 from ldmprobe.models.autoencoder import has_codebook, has_posterior
@@ -11,7 +10,7 @@ from ldmprobe.models.autoencoder_model import AutoencoderModel
 from ldmprobe.probing.analyses import Findings
 from ldmprobe.probing.analyses.samples import png_bytes
 from ldmprobe.probing.probe import Ranks
-from ldmprobe.probing.reconstruction.measure import Measure, Reconstructed
+from ldmprobe.probing.reconstruction.measure import PerImage, Reconstructed
 from ldmprobe.probing.reconstruction.originals import Originals
 
 CONTRAST = 4  # of differences
@@ -22,7 +21,7 @@ PRIOR = Metric(
 )  # fmt: skip
 
 
-class Pictures(Measure):
+class Pictures(PerImage):
     """The first held-out images, each above its reconstruction and their difference."""
 
     metrics = (
@@ -34,23 +33,17 @@ class Pictures(Measure):
     )  # fmt: skip
 
     def __init__(self, model: AutoencoderModel, originals: Originals, number: int) -> None:
+        channels, height, width = originals.shape
+        self.row_shape = (channels, 3 * height, width)
         super().__init__(model, originals)
-        self.number = min(number, originals.num_images)
-        self._ids: list[Tensor] = []
-        self._columns: list[Tensor] = []
+        self.num_images = min(number, originals.num_images)
 
     def update(self, batch: Reconstructed) -> None:
-        chosen = batch.image_ids < self.number
-        images, found = (each[chosen.to(each.device)] for each in (batch.images, batch.reconstructions))
-        self._ids.append(batch.image_ids[chosen])
-        self._columns.append(torch.cat([images, found, (CONTRAST * (found - images)).clamp(-1, 1)], dim=2))
+        difference = CONTRAST * (batch.reconstructions - batch.images)
+        self.keep(batch, torch.cat([batch.images, batch.reconstructions, difference.clamp(-1, 1)], dim=2))
 
     def finish(self, ranks: Ranks) -> Findings:
-        channels, height, width = self.originals.shape
-        none = torch.empty(0, channels, 3 * height, width, device=self.model.device)
-        ids = torch.cat([torch.empty(0, dtype=torch.long), *self._ids])
-        columns = ranks.gather_rows(torch.cat([none, *self._columns]), ids, self.number)
-        return Findings(images={"reconstructions": [png_bytes(column) for column in columns]})
+        return Findings(images={"reconstructions": [png_bytes(column) for column in self.gather(ranks)]})
 
 
 def prior_samples(model: AutoencoderModel, number: int, seed: int) -> dict[str, list[bytes]]:

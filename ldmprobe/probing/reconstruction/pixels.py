@@ -14,31 +14,11 @@ from ldmprobe.models.autoencoder_model import AutoencoderModel
 from ldmprobe.models.pixels import decibels
 from ldmprobe.probing.analyses import Findings
 from ldmprobe.probing.probe import Ranks
-from ldmprobe.probing.reconstruction.measure import Measure, Reconstructed
+from ldmprobe.probing.reconstruction.measure import Measure, PerImage, Reconstructed
 from ldmprobe.probing.reconstruction.originals import Originals
 
 _WINDOW = 11  # pixels of SSIM's
 _NO_ERROR = 1e-9  # of PCA's, beside the range of pixels: as many components as images have
-
-
-class PerImage(Measure):
-    """A number per image, and its mean over all of them."""
-
-    def __init__(self, model: AutoencoderModel, originals: Originals) -> None:
-        super().__init__(model, originals)
-        self._ids: list[Tensor] = []
-        self._values: list[Tensor] = []
-
-    def keep(self, batch: Reconstructed, values: Tensor) -> None:
-        """Keep a number (n,) for each image of a batch."""
-        self._ids.append(batch.image_ids)
-        self._values.append(values.double())
-
-    def gather(self, ranks: Ranks) -> Tensor:
-        """Return the numbers of all images, (N,)."""
-        none = [torch.empty(0, dtype=torch.float64, device=self.model.device)]
-        ids = torch.cat([torch.empty(0, dtype=torch.long), *self._ids])
-        return ranks.gather_rows(torch.cat([*none, *self._values]), ids, self.originals.num_images)
 
 
 class PixelError(PerImage):
@@ -99,9 +79,6 @@ class StructuralSimilarity(PerImage):
         )
         assert isinstance(found, Tensor)
         self.keep(batch, found.reshape(-1))
-
-    def finish(self, ranks: Ranks) -> Findings:
-        return Findings({"ssim": float(self.gather(ranks).mean())})
 
 
 class PerceptualError(Measure):

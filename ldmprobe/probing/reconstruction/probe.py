@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -28,20 +27,9 @@ from ldmprobe.probing.reconstruction.rate import CodeUsage, PosteriorRate
 
 PROBE = "reconstruction"
 _ALWAYS = (PixelError, StructuralSimilarity, PosteriorRate, CodeUsage, LatentSpectrum, LatentMoments, ScaleEquivariance)
-METRICS = tuple(
-    dict.fromkeys(
-        [
-            *Pictures.metrics,
-            PRIOR,
-            *PixelError.metrics,
-            *StructuralSimilarity.metrics,
-            *PerceptualError.metrics,
-            *FeatureDistance.metrics,
-            *chain.from_iterable(kind.metrics for kind in _ALWAYS[2:]),
-            GRID_ENERGY,
-        ]
-    )
-)
+_SHOWN = (PixelError, StructuralSimilarity, PerceptualError, FeatureDistance, *_ALWAYS[2:])
+_MEASURED = [metric for kind in _SHOWN for metric in kind.metrics]
+METRICS = tuple(dict.fromkeys([*Pictures.metrics, PRIOR, *_MEASURED, GRID_ENERGY]))
 
 
 def probe_reconstruction(
