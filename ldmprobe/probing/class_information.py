@@ -17,7 +17,7 @@ leads through the fewest noise levels, and so leaves out where there is least of
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.analyses.base import Findings
 from ldmprobe.probing.draws import Draws
 from ldmprobe.probing.held_out import HeldOut
 
@@ -52,29 +53,11 @@ METRICS = (
 )  # fmt: skip
 
 
-@dataclass
-class ClassInformation:
-    """What was found, as parts of a record.
-
-    Attributes:
-        advice: the interval for guidance, in a sentence; "" where there is none.
-    """
-
-    curves: dict[str, Curve] = field(default_factory=dict)
-    scalars: dict[str, float] = field(default_factory=dict)
-    advice: str = ""
-
-
 def class_information(
-    model: DiffusionModel,
-    held_out: HeldOut,
-    draws: Draws,
-    squared: Tensor,
-    timesteps: Tensor,
-    batch_size: int,
-) -> ClassInformation:
+    model: DiffusionModel, held_out: HeldOut, draws: Draws, squared: Tensor, timesteps: Tensor, batch_size: int
+) -> Findings:
     """Denoise draws of the denoising probe without their conditions, and compare; find nothing for a model that was
-    never trained without one.
+    never trained without one. A note advises the interval for guidance, where there is one.
 
     Args:
         draws: the probe's first N, of the held-out latents.
@@ -82,7 +65,7 @@ def class_information(
         timesteps: the levels, (L,), from noisy to clean.
     """
     if not held_out.condition or not model.conditioning.knows_null:
-        return ClassInformation()
+        return Findings()
     null = model.conditioning.without(model.device)(draws.condition)
     rise = replace(draws, condition=null).squared_errors(model, timesteps, batch_size) - squared
     of_image = torch.arange(len(squared)) % len(held_out.latents)
@@ -90,9 +73,9 @@ def class_information(
     density, half_width = (dimension / 2 * each for each in (rise.mean(0), clustered_half_width(rise, of_image)))
     nats = rise @ torch.from_numpy(nats_per_error(log_snr.numpy(), dimension))
     total, total_width = float(nats.mean()), float(clustered_half_width(nats, of_image))
-    found = ClassInformation(
-        {CURVE: Curve.around(timesteps, log_snr, density, half_width)},
+    found = Findings(
         {TOTAL: total, f"{TOTAL}_half_width": total_width},
+        {CURVE: Curve.around(timesteps, log_snr, density, half_width)},
     )
     if total > total_width:
         most = model.conditioning.most_nats
@@ -104,10 +87,8 @@ def class_information(
                 f"{most:.2f} nats that the condition can tell; measured were {total:.2f} ± {total_width:.2f}, since "
                 "without a condition the network denoises worse than it could."
             )
-        found.advice = (
-            f"Guidance is of use between two log-SNRs, --guidance-interval {low:.1f} {high:.1f}, which hold "
-            f"{SHARE:.0%} of the {told}"
-        )
+        advice = f"Guidance is of use between two log-SNRs, --guidance-interval {low:.1f} {high:.1f}, which hold "
+        found.provenance["notes"] = {CURVE: f"{advice}{SHARE:.0%} of the {told}"}
     return found
 
 

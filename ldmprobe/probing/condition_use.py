@@ -10,7 +10,7 @@ doubt, z > 5.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -22,15 +22,17 @@ from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve
 from ldmprobe.models.denoiser import Condition
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.analyses.base import Findings
 from ldmprobe.probing.draws import Draws
 from ldmprobe.probing.held_out import HeldOut
 
+NOTE = "condition_use/*"
 BEYOND_DOUBT = 5.0  # standard errors
 _IGNORED = 0.01  # of the error: a condition that surely matters by less at every level
 _FEWEST = 8  # images that some other image tells something else than
 METRICS = (
     Metric(
-        "condition_use/*", "Is the condition used?",
+        NOTE, "Is the condition used?",
         "How much the held-out error rises where an image is told another image's condition that differs, as a share "
         "of the error. 0 is a condition that is ignored. Where there is little noise the image itself says more than "
         "any condition.",
@@ -44,36 +46,19 @@ METRICS = (
 )  # fmt: skip
 
 
-@dataclass
-class ConditionUse:
-    """What was found, as parts of a record.
-
-    Attributes:
-        ignored: a sentence for each condition that surely matters at no level.
-    """
-
-    curves: dict[str, Curve] = field(default_factory=dict)
-    scalars: dict[str, float] = field(default_factory=dict)
-    ignored: list[str] = field(default_factory=list)
-
-
 def condition_use(
-    model: DiffusionModel,
-    held_out: HeldOut,
-    draws: Draws,
-    squared: Tensor,
-    timesteps: Tensor,
-    batch_size: int,
-) -> ConditionUse:
+    model: DiffusionModel, held_out: HeldOut, draws: Draws, squared: Tensor, timesteps: Tensor, batch_size: int
+) -> Findings:
     """Denoise some draws of the denoising probe with swapped conditions, and compare. Of a condition that is the same
-    for all images, and of fewer than 8 images, nothing is found.
+    for all images, and of fewer than 8 images, nothing is found; of those that surely matter at no level there is a
+    note.
 
     Args:
         draws: the probe's first N, of the held-out latents.
         squared: their squared ε-errors with their own conditions, (N, L).
         timesteps: the levels, (L,).
     """
-    num_images, used = len(held_out.latents), ConditionUse()
+    num_images, used, ignored = len(held_out.latents), Findings(), []
     every, first = held_out.condition, {name: value[:1].expand_as(value) for name, value in held_out.condition.items()}
     for name, told in model.conditioning.swapped(first, every).items():  # all but this condition is the first image's
         other, differs = _others(told, min(num_images, len(squared)))
@@ -92,10 +77,12 @@ def condition_use(
         z = (rise.mean(0) / half_width).nan_to_num(0.0) * student(int(of_image.max()) + 1)
         used.scalars[f"condition_use_z/{name}"] = float(z.max())
         if float(z.max()) < BEYOND_DOUBT and bool((rise.mean(0) + half_width < _IGNORED * mse).all()):
-            used.ignored.append(
+            ignored.append(
                 f"The condition ({name}) is ignored: held-out images are denoised as well with that of another image "
                 f"at every noise level (z = {float(z.max()):.1f} at most)."
             )
+    if ignored:
+        used.provenance["notes"] = {NOTE: " ".join(ignored)}
     return used
 
 

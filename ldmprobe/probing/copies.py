@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import ProbeRecord
+from ldmprobe.probing.analyses.base import Findings
 from ldmprobe.probing.analyses.samples import png_bytes, side_by_side
 from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.real_features import RealFeatures
@@ -81,15 +82,6 @@ class CopySearch:
     def nearest(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """Return what ``nearest`` does of the known images, which are compared with one another once."""
         return nearest(features, self.known.features, self._distinct)
-
-
-@dataclass(frozen=True)
-class Copies:
-    """What was found, as parts of a record."""
-
-    scalars: dict[str, float]
-    images: dict[str, list[bytes]]
-    summary: str
 
 
 def nearest(features: Tensor, known: Tensor, kept: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -160,8 +152,8 @@ class CopyFinder:
 
     def finish(
         self, ranks: Ranks, num_samples: int, image_shape: Sequence[int], network: nn.Module, device: torch.device
-    ) -> Copies:
-        """Return what was found among the samples of all ranks, the same on each.
+    ) -> Findings:
+        """Return what was found among the samples of all ranks, the same on each; the notes say it in words.
 
         Args:
             image_shape: (C, H, W).
@@ -183,8 +175,9 @@ class CopyFinder:
                 pictures = [png_bytes(side_by_side(pair)) for pair in zip(images, originals.cpu(), strict=True)]
         scalars = {"copy_ratio": float(ratio.min()), **_share("copied", ratio)}
         scalars |= _share("copied_held_out", self._search.held_out_ratios)
-        summary = _in_words(scalars, num_samples, len(self._search.held_out_ratios), len(known))
-        return Copies(scalars, {"copies": pictures} if pictures else {}, summary)
+        said = _in_words(scalars, num_samples, len(self._search.held_out_ratios), len(known))
+        shown_beside = {"copies": pictures} if pictures else {}
+        return Findings(scalars, images=shown_beside, provenance={"notes": dict.fromkeys(("copied", "copies"), said)})
 
 
 def _share(name: str, ratio: Tensor) -> dict[str, float]:

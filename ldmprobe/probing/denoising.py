@@ -31,6 +31,7 @@ from ldmprobe.io.record import Curve, PerSample, ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.class_information import CURVE as CLASS_INFORMATION
 from ldmprobe.probing.class_information import class_information
+from ldmprobe.probing.condition_use import NOTE as CONDITION_USE
 from ldmprobe.probing.condition_use import condition_use
 from ldmprobe.probing.denoising_record import (
     ERRORS,
@@ -148,7 +149,8 @@ def probe_denoising(
         )
         few = Draws.of(held_out, min(num_draws, _CONDITION_DRAWS), seed, device, ranks)
         conditional = (model, held_out, few, squared[: few.number], timesteps, batch_size)
-        use, information = condition_use(*conditional), class_information(*conditional)
+        further = condition_use(*conditional)
+        further.update(class_information(*conditional))
         repeated = Draws.of(held_out, min(num_draws, REPEATED), seed, device, ranks)
         variance = variance_of_answers(model, repeated, timesteps)
         ideals, known = ideal_errors(model, held_out, reference, timesteps, num_draws, batch_size, seed, ranks)
@@ -201,7 +203,7 @@ def probe_denoising(
         "prediction_offset": (offset * by_channel).mean(2) / by_channel.pow(2).mean(1).sqrt(),
     }
     curves |= {name: curve(*found) for name, found in compared(squared, ideals, mmse, of_image).items()}
-    curves |= use.curves | information.curves
+    curves |= further.curves
     if image_loss:
         curves["image_mse"] = around(image_squared.mean(0), clustered_half_width(image_squared, of_image))
     fingerprints = {
@@ -217,7 +219,7 @@ def probe_denoising(
     imbalance = summarize(
         log_snr.numpy(), residual.numpy(), residual_width.numpy(), mse.numpy(), nats.numpy(), num_draws
     )
-    notes = {"condition_use/*": " ".join(use.ignored), CLASS_INFORMATION: information.advice}
+    notes = further.provenance.get("notes", {})
     record = ProbeRecord(
         PROBE,
         step,
@@ -227,8 +229,7 @@ def probe_denoising(
             "imbalance_gini": imbalance.gini,
             **{f"imbalance_share/{band_key(band.low)}": band.share for band in imbalance.bands},
             **{f"calibration_residual_band/{band_key(band.low)}": band.residual for band in imbalance.bands},
-            **use.scalars,
-            **information.scalars,
+            **further.scalars,
         },
         curves=curves,
         metrics=METRICS,
@@ -243,7 +244,7 @@ def probe_denoising(
             "log_snr_range": [float(log_snr.min()), float(log_snr.max())],
             "linear_optimum_known_to_log_snr": min(reference.basis.optimum.known_to, 99.0),
             "progress_since_step": previous.step if "denoising_progress" in curves and previous is not None else None,
-            "notes": {name: note for name, note in notes.items() if note},
+            "notes": notes,
         },
         fingerprints=fingerprints,
     )
@@ -251,6 +252,6 @@ def probe_denoising(
     found = levels_of(record)
     record.curves.update(outliers(found, record.curves, parts, of_image))
     summary, remarks = in_words(found, imbalance.bands)
-    said = [seen_in_training(record), *use.ignored, remarks, information.advice]
+    said = [seen_in_training(record), notes.get(CONDITION_USE), remarks, notes.get(CLASS_INFORMATION)]
     record.provenance.update(summary=summary, remarks=" ".join(filter(None, said)))
     return record

@@ -24,8 +24,9 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.probing.analyses.base import Findings
 from ldmprobe.probing.copies import METRICS as COPIES
-from ldmprobe.probing.copies import QUALITY, Copies, CopyFinder, CopySearch
+from ldmprobe.probing.copies import QUALITY, CopyFinder, CopySearch
 from ldmprobe.probing.probe import Progress, Ranks, evaluating, no_progress
 from ldmprobe.probing.real_features import IMAGES_AT_ONCE, RealFeatures, checked_fingerprint, describe_network
 from ldmprobe.probing.sampling import Sampling, sample_trajectory
@@ -108,7 +109,7 @@ def probe_quality(
         features = ranks.gather_rows(torch.cat(mine), sample_ids, num_samples)
         found = (0.0,) * 3 if ranks.rank else fid_and_kid(real.features, features, kid_subset_size, sampling.seed)
         told = ranks.all_reduce_sum(torch.tensor(found, dtype=torch.float64, device=model.device))
-        copied = Copies({}, {}, "")
+        copied = Findings()
         if finder is not None:
             image_shape = model.codec.image_shape(model.latent_shape)
             copied = finder.finish(ranks, num_samples, image_shape, feature_network, model.device)
@@ -124,7 +125,7 @@ def probe_quality(
         "notes": {
             "fid": f"{num_samples:,} samples, {len(real.features):,} real images, features of "
             f"{describe_network(feature_network)}.",
-            **{name: copied.summary for name in ("copied", "copies") if copied.summary},
+            **copied.provenance.get("notes", {}),
         },
     }
     return ProbeRecord(

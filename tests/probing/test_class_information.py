@@ -52,7 +52,7 @@ def test_an_exact_denoiser_of_clusters_tells_their_entropy_where_a_posterior_lea
     between = np.cumsum((value[1:] + value[:-1]) / 2 * np.diff(log_snr.numpy()))
     expected = [learned(float(level)) for level in log_snr[1:]]
     np.testing.assert_allclose(between, expected, atol=0.12)  # both of finitely many draws
-    assert f"--guidance-interval {low:.1f} {high:.1f}" in information.advice
+    assert f"--guidance-interval {low:.1f} {high:.1f}" in information.provenance["notes"][CURVE]
 
 
 def test_nothing_is_advised_where_nothing_is_told():
@@ -62,7 +62,7 @@ def test_nothing_is_advised_where_nothing_is_told():
 
     blind, _ = found(64, Blind)
     assert blind.scalars[TOTAL] == 0
-    assert not blind.advice
+    assert not blind.provenance
     never_without, _ = found(64, dropout=0.0)
     assert not never_without.curves
 
