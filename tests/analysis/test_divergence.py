@@ -123,10 +123,8 @@ def test_kl_to_a_known_gaussian_is_exactly_unbiased(n: int, repeats: int, truth:
 
 def test_kl_to_a_known_gaussian_takes_another_number_for_each_row():
     generator = torch.Generator().manual_seed(0)
-    mean, variance = (
-        torch.randn(3, 5, generator=generator).double(),
-        torch.rand(3, 5, generator=generator).double() + 0.1,
-    )
+    mean = torch.randn(3, 5, generator=generator).double()
+    variance = torch.rand(3, 5, generator=generator).double() + 0.1
     n, zero = torch.tensor([[8.0], [64.0], [512.0]], dtype=torch.float64), torch.zeros(5, dtype=torch.float64)
     together = gaussian_kl_to_known(n, mean, variance, zero, zero + 1)
     for row, number in enumerate((8, 64, 512)):
@@ -181,8 +179,10 @@ def test_js_is_at_most_ln_2_and_never_negative(case: tuple[float, ...]):
     assert -1e-12 < js(*case) <= np.log(2) * (1 + 1e-12)
 
 
-def test_js_of_sets_far_apart_is_ln_2():
-    assert js(0.0, 1.0, 100.0, 1.0) == pytest.approx(np.log(2))
+@pytest.mark.parametrize("gap", [12.5, 20, 100, 1e3])
+@pytest.mark.parametrize("variance", [1.0, 0.01])
+def test_js_of_sets_far_apart_is_ln_2(gap: float, variance: float):
+    assert js(0.0, variance, gap, 1.0) == js(gap, 1.0, 0.0, variance) == pytest.approx(np.log(2), rel=1e-7)
 
 
 def test_js_is_per_direction_and_takes_any_shape():
