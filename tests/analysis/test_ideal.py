@@ -25,6 +25,7 @@ from ldmprobe.diffusion.samplers import (
 )
 from ldmprobe.diffusion.schedule import NoiseSchedule, SamplingGrid
 from ldmprobe.diffusion.trajectory import sampling_steps
+from tests.diffusion.catalog import ZERO_TERMINAL
 from tests.helpers import sd_scheduler, told
 
 MEAN = torch.linspace(-1, 1, 9, dtype=torch.float64)
@@ -69,9 +70,7 @@ SAMPLERS |= {
 EXPLODING = torch.logspace(-2, 1.5, 400, dtype=torch.float64)
 SCHEDULES = {
     "stable diffusion": sd_scheduler(),
-    "zero terminal": sd_scheduler(
-        timestep_spacing="trailing", rescale_betas_zero_snr=True, prediction_type="v_prediction", set_alpha_to_one=True
-    ),
+    "zero terminal": sd_scheduler(**ZERO_TERMINAL),
     "flow": FlowMatchEulerDiscreteScheduler(shift=3.0),
     "exploding": NoiseSchedule(torch.ones(400), EXPLODING, EpsilonPrediction(), prior_std=float(EXPLODING[-1])),
 }
@@ -141,8 +140,7 @@ def test_eulers_method_is_ddim(name):
 
 def test_a_table_of_ones_own_is_sampled_from_its_prior():
     """Variance exploding, α = 1: DDIM from N(0, σ_T²) composes to √((ℓ + σ_s²)/(ℓ + σ_t²)) as the steps get short."""
-    sigma = torch.logspace(-2, 1.5, 400, dtype=torch.float64)
-    schedule = NoiseSchedule(torch.ones_like(sigma), sigma, EpsilonPrediction(), prior_std=float(sigma[-1]))
+    schedule, sigma = SCHEDULES["exploding"], EXPLODING
     grid = schedule.native_grid(400)
     ideal = ideal_path(torch.zeros(9), VARIANCE, DDIM().program(grid), grid, schedule.prior_std)
     assert float(ideal.var_t[0].max()) == pytest.approx(float(sigma[-1]) ** 2)

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import integrate
+from torch.distributions import Normal, kl_divergence
 
 from ldmprobe.analysis.ideal import IdealPath, ideal_path
 from ldmprobe.analysis.spectrum import gaussian_mmse
@@ -48,13 +49,9 @@ def test_forward_moments_are_those_of_noised_gaussian_data():
     torch.testing.assert_close(
         ideal.forward_var_s, grid.alpha_s[:, None] ** 2 * lam.double() + grid.sigma_s[:, None] ** 2, **FLOAT64
     )
-    q_t, q_s = (
-        torch.distributions.Normal(mean, var.sqrt())
-        for mean, var in ((ideal.forward_mean_t, ideal.forward_var_t), (ideal.forward_mean_s, ideal.forward_var_s))
-    )
-    torch.testing.assert_close(
-        ideal.forward_step_kl(), torch.distributions.kl_divergence(q_t, q_s), rtol=1e-8, atol=1e-12
-    )
+    q_t = Normal(ideal.forward_mean_t, ideal.forward_var_t.sqrt())
+    q_s = Normal(ideal.forward_mean_s, ideal.forward_var_s.sqrt())
+    torch.testing.assert_close(ideal.forward_step_kl(), kl_divergence(q_t, q_s), rtol=1e-8, atol=1e-12)
 
 
 def test_more_steps_bring_the_path_to_the_data():
@@ -88,11 +85,6 @@ def test_gaussian_mmse_equals_the_posterior_variance_of_the_noise(variance: floa
 
 def test_gaussian_mmse_averages_over_directions_and_keeps_the_shape_of_the_levels():
     variance, log_snr = torch.tensor([0.1, 1.0, 3.0]), torch.linspace(-5, 5, 6).view(2, 3)
-    snr = np.exp(log_snr.double().numpy())[..., None] * variance.double().numpy()
-    torch.testing.assert_close(
-        gaussian_mmse(variance, log_snr), torch.from_numpy((snr / (snr + 1)).mean(-1)), **FLOAT64
-    )
-
-
-def test_a_direction_without_variance_is_pure_noise_and_fully_known():
-    assert float(gaussian_mmse(torch.tensor([0.0, -1e-12]), torch.tensor(3.0))) == 0
+    snr = log_snr.double().exp()[..., None] * variance.double()
+    torch.testing.assert_close(gaussian_mmse(variance, log_snr), (snr / (snr + 1)).mean(-1), **FLOAT64)
+    assert float(gaussian_mmse(torch.tensor([0.0, -1e-12]), torch.tensor(3.0))) == 0  # pure noise is fully known

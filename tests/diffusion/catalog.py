@@ -18,6 +18,14 @@ from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from tests.helpers import sd_scheduler
 
+ZERO_TERMINAL = {
+    "rescale_betas_zero_snr": True,
+    "prediction_type": "v_prediction",
+    "timestep_spacing": "trailing",
+    "set_alpha_to_one": True,
+}
+"""Settings by which Stable Diffusion's schedule starts without signal and ends at the data."""
+
 
 def _learned() -> ldmprobe.LearnedUncertainty:
     """With an uncertainty that is not 0."""

@@ -3,24 +3,15 @@
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from torch import Tensor
 
 from ldmprobe import DDIM
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.prediction import KINDS
 from ldmprobe.diffusion.trajectory import sampling_steps
+from tests.diffusion.test_trajectory import network, noise
 from tests.helpers import FLOAT32, FLOAT64, WHOLE_PATH, refused, told
 
 SHIFTS = [1.0, 3.0]
-
-
-def network(z_t: Tensor, timestep: float) -> Tensor:
-    """Some smooth function of z_t and t."""
-    return torch.tanh(1.5 * z_t + 0.2) * (1 - timestep / 4000) + 0.1 * z_t
-
-
-def noise(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("shift", SHIFTS)
@@ -43,7 +34,7 @@ def test_path_equals_diffusers(shift: float, num_steps: int):
     grid = as_schedule(scheduler).native_grid(num_steps)
     scheduler.set_timesteps(num_steps)
     torch.testing.assert_close(grid.timesteps, scheduler.timesteps, **FLOAT32)
-    z = noise(4, 2, 4, 4)
+    z = noise(torch.float32)
     steps = list(sampling_steps(told(network), z, DDIM().program(grid), KINDS["flow"]))
     assert len(steps) == num_steps
     for t, step in zip(scheduler.timesteps, steps, strict=True):

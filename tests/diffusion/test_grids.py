@@ -11,12 +11,10 @@ from ldmprobe.diffusion.grids import Grid, KarrasGrid, LogSNRGrid, ShiftGrid
 from ldmprobe.diffusion.named import by_name
 from ldmprobe.diffusion.prediction import EpsilonPrediction
 from ldmprobe.diffusion.schedule import NoiseSchedule
+from tests.diffusion.catalog import ZERO_TERMINAL
 from tests.helpers import FLOAT64, refused, sd_scheduler
 
 COSINE = DDIMScheduler(beta_schedule="squaredcos_cap_v2", clip_sample=False)
-ZERO_TERMINAL = sd_scheduler(
-    rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing", set_alpha_to_one=True
-)
 FLOW = FlowMatchEulerDiscreteScheduler(shift=3.0)
 EXPLODING = torch.logspace(-2, 1.7, 300, dtype=torch.float64)
 
@@ -25,7 +23,12 @@ def exploding() -> NoiseSchedule:
     return NoiseSchedule(torch.ones(300), EXPLODING, EpsilonPrediction(), EXPLODING.log() / 4, float(EXPLODING[-1]))
 
 
-@pytest.mark.parametrize("source", [sd_scheduler(), COSINE, ZERO_TERMINAL, FLOW, exploding()])
+each_source = pytest.mark.parametrize(
+    "source", [sd_scheduler(), COSINE, sd_scheduler(**ZERO_TERMINAL), FLOW, exploding()]
+)
+
+
+@each_source
 def test_a_level_of_the_table_is_its_own_entry_to_the_last_bit(source):
     schedule = as_schedule(source)
     alpha, sigma, told = schedule.level_at(schedule.log_snr)
@@ -80,7 +83,7 @@ def test_a_shift_of_3_is_that_of_flow_matching():
     torch.testing.assert_close(grid.timesteps, 1000 * grid.sigma_t, rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("source", [sd_scheduler(), COSINE, ZERO_TERMINAL, FLOW, exploding()])
+@each_source
 @pytest.mark.parametrize("num_steps", [1, 2, 9, 250])
 def test_every_grid_falls_in_noise_joins_its_steps_and_ends_at_the_data(source, num_steps: int):
     schedule = as_schedule(source)

@@ -118,19 +118,16 @@ def test_every_number_of_trailing_steps_stays_on_the_schedule():
     assert wrong == []
 
 
-@pytest.mark.parametrize("scheduler", [DDIMScheduler(), DDPMScheduler(), DDIMScheduler(clip_sample_range=3.0)])
-def test_clip_range_is_that_of_a_scheduler_that_clips(scheduler):
-    assert as_schedule(scheduler).native_grid(10).clip_range == scheduler.config.clip_sample_range
-
-
 @pytest.mark.parametrize(
-    "scheduler",
-    [sd_scheduler(), DDPMScheduler(clip_sample=False), PNDMScheduler(), UniPCMultistepScheduler()],
-    ids=type,
+    ("scheduler", "clip_range"),
+    [
+        *[(DDIMScheduler(), 1.0), (DDPMScheduler(), 1.0), (DDIMScheduler(clip_sample_range=3.0), 3.0)],
+        *[(sd_scheduler(), None), (DDPMScheduler(clip_sample=False), None)],
+        *[(PNDMScheduler(), None), (UniPCMultistepScheduler(), None)],
+    ],
 )
-def test_there_is_no_clip_range_where_the_scheduler_does_not_clip(scheduler):
-    assert not scheduler.config.get("clip_sample", False)
-    assert as_schedule(scheduler).native_grid(10).clip_range is None
+def test_clip_range_is_that_of_a_scheduler_that_clips(scheduler, clip_range: float | None):
+    assert as_schedule(scheduler).native_grid(10).clip_range == clip_range
 
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])

@@ -11,6 +11,7 @@ from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.prediction import KINDS
 from ldmprobe.diffusion.samplers import DDIM
 from ldmprobe.diffusion.trajectory import SamplingStep, sampling_steps
+from tests.diffusion.catalog import ZERO_TERMINAL
 from tests.helpers import FLOAT64, WHOLE_PATH, sd_scheduler, told
 
 
@@ -72,10 +73,7 @@ def test_path_equals_diffusers_in_float32():
 
 @pytest.mark.parametrize("num_steps", [10, 20, 50])
 def test_path_equals_diffusers_from_zero_terminal_snr(num_steps: int):
-    scheduler = sd_scheduler(
-        rescale_betas_zero_snr=True, timestep_spacing="trailing", prediction_type="v_prediction", set_alpha_to_one=True
-    )
-    assert_same_path(scheduler, num_steps)
+    assert_same_path(sd_scheduler(**ZERO_TERMINAL), num_steps)
 
 
 def test_clipping_matters_in_the_comparison():

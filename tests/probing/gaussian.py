@@ -18,6 +18,7 @@ from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel
+from ldmprobe.models.ideal_denoisers import Memorizer
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.probe import Ranks
 from tests.helpers import gaussian_model
@@ -34,6 +35,27 @@ class ScaledBand(nn.Module):
         inside = ((t >= self.start) & (t < self.stop)).view(-1, 1, 1, 1)
         epsilon = self.network(z_t, t, condition)
         return torch.where(inside, self.factor * epsilon, epsilon)
+
+
+def faulty(start: int, stop: int, factor: float = 1.5) -> DiffusionModel:
+    """``gaussian_model()`` with such a band."""
+    model = gaussian_model()
+    model.network = ScaledBand(model.network, start, stop, factor)
+    return model
+
+
+def copy_machine(latents: Tensor) -> DiffusionModel:
+    """The optimal denoiser of the latents themselves."""
+    shape = tuple(latents.shape[1:])
+    schedule = gaussian_model(shape).schedule
+    return DiffusionModel(Memorizer(latents, schedule), schedule, shape)
+
+
+def clusters(n: int, seed: int) -> Tensor:
+    """Latents (n, 1, 4, 4) in four clusters, far from Gaussian."""
+    generator = torch.Generator().manual_seed(7)
+    means = torch.randn(4, 1, 4, 4, generator=generator)
+    return means[torch.arange(n) % 4] + 0.05 * torch.randn(n, 1, 4, 4, generator=generator.manual_seed(seed))
 
 
 class WithDropout(nn.Module):

@@ -9,11 +9,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from ldmprobe import CopySearch, DiffusionModel, Memorizer, RealFeatures, RecordStore, Sampling, load_run, probe_quality
+from ldmprobe import CopySearch, RealFeatures, RecordStore, Sampling, load_run, probe_quality
 from ldmprobe.cli import main
 from ldmprobe.probing.copies import nearest
 from tests.helpers import gaussian_model
-from tests.probing.gaussian import draw, on_ranks
+from tests.probing.gaussian import copy_machine, draw, on_ranks
 from tests.probing.test_judge import probed
 
 SHAPE, CPU = (1, 8, 8), torch.device("cpu")
@@ -45,13 +45,8 @@ def pixels(png):
     return np.asarray(Image.open(io.BytesIO(png))).astype(float)
 
 
-def copy_machine(images):
-    like = gaussian_model(SHAPE, torch.float32)
-    return DiffusionModel(Memorizer(images[0], like.schedule), like.schedule, SHAPE)
-
-
 def test_a_copy_machines_samples_are_copies_and_are_shown_beside_their_originals(images):
-    model = copy_machine(images)
+    model = copy_machine(images[0])
     record = copies(model, images)
     found = record.scalars
     assert (found["copied"], found["copied_held_out"]) == (1, 0)
@@ -105,7 +100,7 @@ def test_a_copy_of_an_image_that_training_has_twice_is_one():
 def test_a_verdict_says_so_where_there_are_more_copies_than_among_held_out_images(images, capsys):
     twins = images[0], near_duplicates(images[0])
     healthy = copies(gaussian_model(SHAPE, torch.float32), images)
-    copied, of_duplicates = copies(copy_machine(images), images), copies(copy_machine(images), twins)
+    copied, of_duplicates = (copies(copy_machine(images[0]), beside) for beside in (images, twins))
     assert [record.scalars["copied"] for record in (healthy, copied, of_duplicates)] == [0, 1, 1]
     for name, quality, code in (("healthy", healthy, 0), ("copied", copied, 1), ("duplicates", of_duplicates, 0)):
         for record in (probed(100), replace(quality, step=100), probed(200)):

@@ -21,7 +21,7 @@ from ldmprobe.probing.denoising import HeldOut, log_snr_grid, probe_denoising
 from ldmprobe.probing.denoising_record import levels_of
 from ldmprobe.probing.latent_statistics import LatentStatistics
 from tests.helpers import gaussian_model, refused
-from tests.probing.gaussian import ScaledBand, assert_same_record, draw, exact_reference
+from tests.probing.gaussian import assert_same_record, draw, exact_reference, faulty
 
 NUM_LATENTS = 512
 SAME = {"rtol": 1e-5, "atol": 1e-6}
@@ -40,15 +40,11 @@ class AsPrediction(nn.Module):
         return KINDS[self.prediction_type].target((z_t - sigma * epsilon) / alpha, epsilon, alpha, sigma)
 
 
-class Shifted(nn.Module):
-    """A denoiser with a constant added to its answer."""
-
-    def __init__(self, network: nn.Module, shift: float) -> None:
-        super().__init__()
-        self.network, self.shift = network, shift
-
-    def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
-        return self.network(z_t, t, condition) + self.shift
+def shifted() -> DiffusionModel:
+    """The perfect model with .05 added to its answer."""
+    model = gaussian_model()
+    model.network.register_forward_hook(lambda module, inputs, answer: answer + 0.05)
+    return model
 
 
 def probe(model: DiffusionModel, **arguments) -> ProbeRecord:
@@ -88,9 +84,7 @@ def test_the_four_curves_hang_together(perfect: ProbeRecord):
 
 @pytest.mark.parametrize(("start", "stop"), [(0, 150), (300, 600), (700, 1000)])
 def test_scaling_epsilon_in_a_band_lowers_skill_there_and_nowhere_else(perfect: ProbeRecord, start: int, stop: int):
-    model = gaussian_model()
-    model.network = ScaledBand(model.network, start, stop)
-    found, before = probe(model).curves["denoising_skill"], perfect.curves["denoising_skill"]
+    found, before = (each.curves["denoising_skill"] for each in (probe(faulty(start, stop)), perfect))
     inside = (found.timestep >= start) & (found.timestep < stop)
     assert 0 < inside.sum() < len(inside)
     np.testing.assert_array_equal(found.value[~inside], before.value[~inside])
@@ -153,9 +147,7 @@ def test_a_perfect_model_is_accused_in_one_probe_of_twenty_at_most(perfect: Prob
 
 @pytest.mark.parametrize(("factor", "word"), [(1.05, "large"), (0.95, "small")])
 def test_five_percent_in_a_band_are_the_headline_of_a_single_run(factor: float, word: str):
-    model = gaussian_model()
-    model.network = ScaledBand(model.network, 300, 600, factor)
-    record = probe(model)
+    record = probe(faulty(300, 600, factor))
     gain = record.curves["prediction_gain"]
     inside = gain.log_snr[(gain.timestep >= 300) & (gain.timestep < 600)]
     expected = f"Predictions are too {word} at log-SNR {range_name(inside[0], inside[-1])}, gain "
@@ -164,9 +156,7 @@ def test_five_percent_in_a_band_are_the_headline_of_a_single_run(factor: float, 
 
 @pytest.mark.parametrize("factor", [1.5, 2.0])  # of a gain of ½ the formula for older records tells nothing
 def test_what_a_wrong_gain_weighs_is_by_the_square_of_predictions(perfect: ProbeRecord, factor: float):
-    model = gaussian_model()
-    model.network = ScaledBand(model.network, 300, 600, factor)
-    record = probe(model)
+    record = probe(faulty(300, 600, factor))
     levels = levels_of(record)
     inside = (record.curves["denoising_mse"].timestep >= 300) & (record.curves["denoising_mse"].timestep < 600)
     truth = 1 - perfect.curves["denoising_mmse"].value
@@ -177,9 +167,7 @@ def test_what_a_wrong_gain_weighs_is_by_the_square_of_predictions(perfect: Probe
 
 
 def test_a_shift_is_the_headline_of_a_single_run_and_is_far_above_chance(perfect: ProbeRecord):
-    model = gaussian_model()
-    model.network = Shifted(model.network, 0.05)
-    record = probe(model)
+    record = probe(shifted())
     assert record.provenance["summary"].startswith("Predictions are shifted at ")
     offset, floor = (record.curves[name].value for name in ("prediction_offset", "prediction_offset_floor"))
     assert (offset > 2.5 * floor).mean() > 0.8
@@ -193,9 +181,7 @@ def test_scaling_epsilon_by_5_percent_raises_calibration_there_and_nowhere_else(
     many: ProbeRecord, start: int, stop: int
 ):
     """E‖1.05 ε* − ε‖² = MMSE + .0025 (1 − MMSE), the last term being what a linear correction removes."""
-    model = gaussian_model()
-    model.network = ScaledBand(model.network, start, stop, 1.05)
-    record = probe(model, num_draws=4096)
+    record = probe(faulty(start, stop, 1.05), num_draws=4096)
     found, before = record.curves["calibration_residual"], many.curves["calibration_residual"]
     inside = (found.timestep >= start) & (found.timestep < stop)
     assert 0 < inside.sum() < len(inside)
@@ -220,22 +206,18 @@ def test_gain_and_offset_of_a_perfect_model_are_1_and_0(many: ProbeRecord):
 
 
 def test_gain_and_offset_show_a_factor_and_a_shift_where_they_are(many: ProbeRecord):
-    scaled, shifted = gaussian_model(), gaussian_model()
-    scaled.network = ScaledBand(scaled.network, 300, 600, 1.05)
-    shifted.network = Shifted(shifted.network, 0.05)
-    before, after = (record.curves["prediction_gain"] for record in (many, probe(scaled, num_draws=4096)))
+    scaled = probe(faulty(300, 600, 1.05), num_draws=4096)
+    before, after = (record.curves["prediction_gain"] for record in (many, scaled))
     inside = (after.timestep >= 300) & (after.timestep < 600)
     np.testing.assert_allclose(after.value[inside], before.value[inside] / 1.05, rtol=1e-6)
     np.testing.assert_array_equal(after.value[~inside], before.value[~inside])
-    offset = probe(shifted, num_draws=4096).curves["prediction_offset"]
+    offset = probe(shifted(), num_draws=4096).curves["prediction_offset"]
     assert (np.abs(offset.value - 0.05) < 2 * (offset.upper - offset.value)).all()
     assert (offset.lower > 0).all()
 
 
 def test_shares_of_the_bands_sum_to_one_and_gini_agrees():
-    model = gaussian_model()
-    model.network = ScaledBand(model.network, 0, 1000, 1.2)
-    record = probe(model)
+    record = probe(faulty(0, 1000, 1.2))
     shares = np.array([value for name, value in record.scalars.items() if name.startswith("imbalance_share/")])
     assert len(shares) >= 4
     assert shares.sum() == pytest.approx(1)
@@ -259,9 +241,7 @@ def test_per_sample_errors_are_those_of_each_draw(perfect: ProbeRecord):
 
 
 def test_progress_is_the_paired_difference_of_two_records_in_nats():
-    model = gaussian_model()
-    model.network = ScaledBand(model.network, 300, 600, 1.2)
-    worse = probe(model, step=100)
+    worse = probe(faulty(300, 600, 1.2), step=100)
     record = probe(gaussian_model(), step=200, previous=worse)
     found = record.curves["denoising_progress"]
     gain = worse.per_sample["denoising_errors"].value - record.per_sample["denoising_errors"].value
@@ -306,14 +286,10 @@ def test_intervals_count_images_not_draws():
     np.testing.assert_allclose((mse.upper - mse.lower) / 2, expected, rtol=1e-6)
 
 
-def test_a_single_held_out_image_is_an_error():
-    perfect = gaussian_model()
-    with refused("held-out image"):
-        probe_denoising(perfect, HeldOut(draw(perfect, 1), {}), exact_reference(perfect), num_draws=64)
-
-
-def test_reference_of_other_latents_is_an_error():
+def test_a_single_held_out_image_and_a_reference_of_other_latents_are_errors():
     model = gaussian_model()
+    with refused("held-out image"):
+        probe_denoising(model, HeldOut(draw(model, 1), {}), exact_reference(model), num_draws=64)
     other = LatentStatistics.fit(draw(gaussian_model((1, 4, 4)), 20))
     with refused(r"shape \(1, 4, 4\), the held-out ones are \(2, 4, 4\)"):
         probe_denoising(model, HeldOut(draw(model, 32), {}), other)

@@ -7,7 +7,6 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 
 from ldmprobe import (
     DDIM,
-    DiffusionModel,
     DPMSolver,
     FromImages,
     IdealTwins,
@@ -20,17 +19,14 @@ from ldmprobe import (
 )
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from tests.helpers import gaussian_model, refused, sd_scheduler
-from tests.probing.gaussian import assert_same_record, on_ranks
+from tests.probing.gaussian import assert_same_record, clusters, copy_machine, on_ranks
 
 SHAPE = (1, 4, 4)
 
 
 @pytest.fixture(scope="module")
 def reference():
-    """Four clusters, far from Gaussian."""
-    generator = torch.Generator().manual_seed(7)
-    means = torch.randn(4, *SHAPE, generator=generator)
-    return LatentStatistics.fit(means[torch.arange(256) % 4] + 0.05 * torch.randn(256, *SHAPE, generator=generator))
+    return LatentStatistics.fit(clusters(256, 0))
 
 
 def analyses():
@@ -39,8 +35,7 @@ def analyses():
 
 @pytest.mark.parametrize("sampler", [DDIM(eta=0.5), DPMSolver()])
 def test_a_network_that_is_an_ideal_lies_on_its_curves(reference, sampler):
-    schedule = gaussian_model(SHAPE, torch.float32).schedule
-    model = DiffusionModel(Memorizer(reference.latents, schedule), schedule, SHAPE)
+    model = copy_machine(reference.latents)
     curves = probe_sampling(model, reference, Sampling(64, 8, sampler, seed=3), analyses()).curves
     for name in ("step_kl", "marginal_gap"):
         own, twin = curves[name], curves[f"{name}_memorizer"]

@@ -8,15 +8,9 @@ from ldmprobe import DiffusionModel, HeldOut, LatentStatistics, Memorizer, probe
 from ldmprobe.probing.judge import judge
 from ldmprobe.probing.verdict import State
 from tests.helpers import gaussian_model
+from tests.probing.gaussian import clusters, copy_machine
 
 SHAPE = (1, 4, 4)
-
-
-def clusters(n: int, seed: int) -> torch.Tensor:
-    """Four clusters, far from Gaussian."""
-    generator = torch.Generator().manual_seed(7)
-    means = torch.randn(4, *SHAPE, generator=generator)
-    return means[torch.arange(n) % 4] + 0.05 * torch.randn(n, *SHAPE, generator=generator.manual_seed(seed))
 
 
 @pytest.fixture(scope="module")
@@ -25,9 +19,7 @@ def reference():
 
 
 def test_a_network_that_is_an_ideal_has_no_excess_over_it(reference, tmp_path):
-    schedule = gaussian_model().schedule
-    model = DiffusionModel(Memorizer(reference.latents, schedule), schedule, SHAPE)
-    held_out = HeldOut(clusters(64, 1), {})
+    model, held_out = copy_machine(reference.latents), HeldOut(clusters(64, 1), {})
     record = probe_denoising(model, held_out, reference, 64)
     own, skill = record.curves["excess_over/memorizer"], record.curves["ideal_skill"]
     np.testing.assert_allclose(own.value, 0, atol=1e-5)
@@ -49,9 +41,7 @@ def test_the_ideals_are_run_once(reference, monkeypatch):
 
 
 def test_the_ideals_of_other_held_out_images_are_others(reference):
-    schedule = gaussian_model().schedule
-    model = DiffusionModel(Memorizer(reference.latents, schedule), schedule, SHAPE)
-    held_out = HeldOut(clusters(128, 3), {})
+    model, held_out = copy_machine(reference.latents), HeldOut(clusters(128, 3), {})
     replaced = HeldOut(torch.cat([held_out.latents[:64], clusters(64, 4)]), {})
     swapped = HeldOut(torch.cat([held_out.latents[:64], held_out.latents[64:].flip(0)]), {})
     records = [
@@ -90,10 +80,8 @@ def test_the_best_linear_denoiser_of_clusters_is_left_behind_for_an_ideal_is_bet
 @pytest.mark.parametrize("seen", [0, 1, 64])
 def test_held_out_images_that_training_sees_tell_nothing(reference, seen):
     """They have no ideals, for a copy machine would be one, and no verdict is all clear by them."""
-    schedule = gaussian_model().schedule
-    model = DiffusionModel(Memorizer(reference.latents, schedule), schedule, SHAPE)
-    held_out = HeldOut(torch.cat([reference.latents[:seen], clusters(64 - seen, 1)]), {})
-    records = [probe_denoising(model, held_out, reference, 64, step=step) for step in (100, 200)]
+    model, held_out = copy_machine(reference.latents), torch.cat([reference.latents[:seen], clusters(64 - seen, 1)])
+    records = [probe_denoising(model, HeldOut(held_out, {}), reference, 64, step=step) for step in (100, 200)]
     verdict = judge(records)
     assert ("ideal_skill" in records[-1].curves) == (seen == 0)
     assert records[-1].provenance["held_out_in_reference"] == seen / 64

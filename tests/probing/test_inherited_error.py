@@ -4,7 +4,7 @@ import pytest
 
 from ldmprobe import Curve, DiffusionModel, HeldOut, InheritedError, Sampling, probe_sampling
 from tests.helpers import gaussian_model, refused
-from tests.probing.gaussian import ScaledBand, draw, exact_reference
+from tests.probing.gaussian import draw, exact_reference, faulty
 
 
 def gap(model: DiffusionModel) -> Curve:
@@ -17,13 +17,11 @@ def gap(model: DiffusionModel) -> Curve:
 
 
 def test_a_fault_is_in_the_chains_that_start_above_it_and_in_no_other():
-    perfect = gaussian_model()
-    network = ScaledBand(perfect.network, 300, 600, 1.3)
-    healthy, faulty = gap(perfect), gap(DiffusionModel(network, perfect.schedule, perfect.latent_shape))
+    healthy, spoilt = gap(gaussian_model()), gap(faulty(300, 600, 1.3))
     assert healthy.timestep.tolist() == [976, 726, 476, 226]
-    assert (faulty.lower[:3] > healthy.upper[:3]).all()
-    assert faulty.value[3] == pytest.approx(healthy.value[3], rel=1e-9)
-    assert faulty.value[2] < faulty.value[1]  # half of the band is above t = 476
+    assert (spoilt.lower[:3] > healthy.upper[:3]).all()
+    assert spoilt.value[3] == pytest.approx(healthy.value[3], rel=1e-9)
+    assert spoilt.value[2] < spoilt.value[1]  # half of the band is above t = 476
 
 
 def test_without_real_latents_it_is_an_error():

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from ldmprobe.analysis.probability_flow import flow_path, levels_of_path
 from ldmprobe.callbacks import LikelihoodProbe
@@ -15,7 +14,7 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.likelihood import probe_likelihood
 from tests.helpers import GaussianDenoiser, gaussian_model, refused, sd_scheduler, tiny_unet
-from tests.probing.gaussian import assert_same_record, draw, exact_reference, on_ranks
+from tests.probing.gaussian import ScaledBand, assert_same_record, draw, exact_reference, on_ranks
 
 SHAPE = (2, 4, 4)
 
@@ -60,20 +59,11 @@ def test_bits_of_a_perfect_model_are_the_entropy_of_the_data_within_half_a_perce
     np.testing.assert_allclose(divergence.value, ideal.value, atol=0.01)
 
 
-class TooConfident(nn.Module):
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, z_t, t, condition):
-        return 1.2 * self.network(z_t, t, condition)
-
-
 def test_a_worse_network_needs_more_bits_by_flow_and_by_bound():
     model, data = gaussian(tables()["VP"])
     held_out, reference = HeldOut(draw(data, 256, seed=2), {}), exact_reference(data)
     good = probe_likelihood(model, held_out, reference, log_snr_step=1.0, batch_size=256).scalars
-    model.network = TooConfident(model.network)
+    model.network = ScaledBand(model.network, 0, 1000, 1.2)
     bad = probe_likelihood(model, held_out, reference, log_snr_step=1.0, batch_size=256).scalars
     assert bad["likelihood_bits"] > good["likelihood_bits"] + 0.02
     assert bad["likelihood_bound_bits"] > good["likelihood_bound_bits"] + 0.02

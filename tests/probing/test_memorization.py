@@ -8,7 +8,7 @@ from ldmprobe import DiffusionModel, HeldOut, LatentStatistics, Memorizer, probe
 from ldmprobe.probing.judge import judge
 from ldmprobe.probing.verdict import State
 from tests.helpers import gaussian_model, refused
-from tests.probing.gaussian import assert_same_record, draw, on_ranks
+from tests.probing.gaussian import assert_same_record, copy_machine, draw, on_ranks
 
 SHAPE = (1, 4, 4)
 
@@ -27,8 +27,8 @@ def verdict_on(model, held_out, reference, record):
 
 
 def test_a_perfect_copy_machine_knows_everything_by_heart(data):
-    like, training, held_out, reference = data
-    model = DiffusionModel(Memorizer(reference.latents, like.schedule), like.schedule, SHAPE)
+    _, training, held_out, reference = data
+    model = copy_machine(reference.latents)
     record = probe_memorization(model, training, held_out, reference, 256, step=2)
     defined = np.isfinite(record.curves["memorization"].value)
     assert defined.sum() >= 8

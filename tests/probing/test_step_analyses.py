@@ -21,7 +21,7 @@ from ldmprobe.probing.probe import Ranks
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.probing.sampling_probe import probe_sampling
 from tests.helpers import FLOAT64, gaussian_model, refused
-from tests.probing.gaussian import ScaledBand, draw, exact_reference
+from tests.probing.gaussian import draw, exact_reference, faulty
 
 NUM_SAMPLES, NUM_STEPS = 1024, 50
 
@@ -42,9 +42,7 @@ def perfect() -> ProbeRecord:
 @pytest.fixture(scope="module")
 def corrupted() -> ProbeRecord:
     """ε is 20 % too large at timesteps 300 to 599."""
-    model = gaussian_model()
-    model.network = ScaledBand(model.network, 300, 600, 1.2)
-    return probed(model, [StepKL(), MarginalGap(), OneStepError(512), X0Drift()])
+    return probed(faulty(300, 600, 1.2), [StepKL(), MarginalGap(), OneStepError(512), X0Drift()])
 
 
 def in_band(curve: Curve) -> np.ndarray:
@@ -100,14 +98,8 @@ def test_marginal_gap_rises_from_a_corrupted_band_on_and_not_before(perfect: Pro
     )
 
 
-def test_marginal_gap_without_reference_is_an_error():
-    with refused("MarginalGap needs real latents"):
-        probe_sampling(gaussian_model(), None, Sampling(8, 2), analyses=[MarginalGap()])
-
-
 def test_one_step_error_is_the_paired_excess_epsilon_error_times_what_a_step_makes_of_it(corrupted: ProbeRecord):
-    model = gaussian_model()
-    network = ScaledBand(model.network, 300, 600, 1.2)
+    model, network = gaussian_model(), faulty(300, 600, 1.2).network
     grid, z0 = model.schedule.native_grid(NUM_STEPS), draw(model, 512, seed=5)
     noise = sample_noise(range(512), (2, 4, 4), seed=0, stream=3).double()
     expected = []
@@ -134,8 +126,10 @@ def test_one_step_error_takes_as_many_latents_as_there_are():
     np.testing.assert_array_equal(few.value, same.value)
 
 
-def test_one_step_error_needs_held_out_latents_reference_and_a_few_of_them():
+def test_analyses_need_real_latents_and_a_few_of_them():
     model = gaussian_model()
+    with refused("MarginalGap needs real latents"):
+        probe_sampling(model, None, Sampling(8, 2), analyses=[MarginalGap()])
     with refused("OneStepError needs held-out latents"):
         probe_sampling(model, exact_reference(model), Sampling(8, 2), analyses=[OneStepError()])
     with refused("OneStepError needs"):
@@ -152,10 +146,7 @@ def test_x0_drift_is_the_mean_squared_change_between_steps():
     assert drift.value[2] == pytest.approx(0.25)
     for k in (1, 3):
         assert drift.value[k] == pytest.approx(float(((x0[k] - x0[k - 1]) ** 2).mean()), rel=1e-12)
-
-
-def test_x0_drift_is_0_where_the_denoiser_does_not_change_its_mind():
-    x = torch.ones(10, 2, 4, 4, dtype=torch.float64)
+    x = x0[0]
     assert by_hand(X0Drift(), [(x, 2 * x), (2 * x, 3 * x)], [x, x]).curves["x0_drift"].value[1] == 0
 
 
