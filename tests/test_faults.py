@@ -29,6 +29,10 @@ from tests.training.test_latent_diffusion import assert_same_state, digits, modu
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def ddim(every_n_steps=1):
+    return DDIMProbe(every_n_steps, num_samples=16, num_steps=4, num_reference=256)
+
+
 class Failing(DDIMProbe):
     """Raises ``error()`` half-way through sampling, in eval mode and with the random state advanced, at the steps
     ``at``."""
@@ -199,7 +203,7 @@ class Full(Callback):
 
 def _on_a_full_disk(run, log):
     logging.basicConfig(filename=log)  # opened before the disk is full
-    probe = DDIMProbe(1, num_samples=16, num_steps=4, num_reference=256)
+    probe = ddim()
     fit = trainer(run, max_steps=5, callbacks=[Full(), probe, ReportWriter()])
     fit.fit(module(), digits())
     Full().limit(resource.RLIM_INFINITY)
@@ -211,9 +215,7 @@ def test_a_full_disk_costs_records_and_the_report_but_not_the_run(tmp_path):
     _ends_well(tmp_path / "output.txt", _on_a_full_disk, run, log)
     assert (run / "ended").read_text() == "5 2"
     assert [record.step for record in RecordStore(run).read()] == [0, 1, 4, 5]
-    assert {path.suffix for path in (run / "probes").iterdir()} == {
-        ".parquet"
-    }  # nothing partial, hidden files included
+    assert {path.suffix for path in (run / "probes").iterdir()} == {".parquet"}  # nothing partial or hidden
     text = log.read_text()
     assert "DDIMProbe failed at step 2 (OSError: [Errno 27] File too large" in text
     first, second = text.split("DDIMProbe failed at step 3")
@@ -226,8 +228,7 @@ def test_a_full_disk_costs_records_and_the_report_but_not_the_run(tmp_path):
 
 
 def test_a_report_that_does_not_fit_is_told_in_a_sentence(tmp_path):
-    probe = DDIMProbe(1, num_samples=16, num_steps=4, num_reference=256)
-    trainer(tmp_path, max_steps=1, callbacks=[probe]).fit(module(), digits())
+    trainer(tmp_path, max_steps=1, callbacks=[ddim()]).fit(module(), digits())
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (2**13, hard))
     try:
@@ -242,10 +243,7 @@ def test_a_report_that_does_not_fit_is_told_in_a_sentence(tmp_path):
 
 
 def test_a_logger_that_fails_is_told_once_and_the_others_go_on(tmp_path, caplog):
-    lost, kept = (
-        CSVLogger(str(tmp_path), name="lost", flush_logs_every_n_steps=1),
-        CSVLogger(str(tmp_path), name="kept"),
-    )
+    lost, kept = (CSVLogger(str(tmp_path), name=name, flush_logs_every_n_steps=1) for name in ("lost", "kept"))
 
     class Lose(ReportWriter):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -258,8 +256,9 @@ def test_a_logger_that_fails_is_told_once_and_the_others_go_on(tmp_path, caplog)
 
     plain, model = module(), module()
     trainer(tmp_path / "plain").fit(plain, digits())
-    callbacks = [Lose(), LoggerGuard(), DDIMProbe(2, num_samples=16, num_steps=4, num_reference=256)]
-    fit = trainer(tmp_path / "run", callbacks=callbacks, logger=[lost, kept], log_every_n_steps=1)
+    fit = trainer(
+        tmp_path / "run", callbacks=[Lose(), LoggerGuard(), ddim(2)], logger=[lost, kept], log_every_n_steps=1
+    )
     with caplog.at_level(logging.WARNING):
         fit.fit(model, digits())
     assert_same_state(plain.state_dict(), model.state_dict())
@@ -285,7 +284,7 @@ class KillWandb(Callback):
 
 def _without_wandb(run):
     wandb, csv = WandbLogger(project="x", offline=True, save_dir=run), CSVLogger(str(run), name="csv")
-    callbacks = [KillWandb(), DDIMProbe(2, num_samples=16, num_steps=4, num_reference=256), LoggerGuard()]
+    callbacks = [KillWandb(), ddim(2), LoggerGuard()]
     fit = trainer(run, max_steps=6, callbacks=callbacks, logger=[wandb, csv], log_every_n_steps=1)
     fit.fit(module(), digits())
     (run / "ended").write_text(f"{fit.global_step} {failures(wandb) > 2} {failures(csv)}")
@@ -360,15 +359,13 @@ def test_a_model_with_nan_in_its_weights_is_probed_with_gaps_and_said_so(tmp_pat
                 with torch.no_grad():
                     pl_module.network.conv_in.weight.fill_(torch.nan)
 
-    probe = DDIMProbe(1, num_samples=16, num_steps=4, num_reference=256)
-    trainer(tmp_path, max_steps=3, callbacks=[Spoil(), probe]).fit(model, digits())
+    trainer(tmp_path, max_steps=3, callbacks=[Spoil(), ddim()]).fit(model, digits())
     first, *_, last = RecordStore(tmp_path).read("ddim")
     assert np.isfinite(first.curves["step_kl"].value).sum() >= 3
     assert np.isnan(last.curves["step_kl"].value).all()
     told = [record.getMessage() for record in caplog.records if "has NaN or Inf in it" in record.getMessage()]
-    assert told == [
-        (
-            "DDIMProbe at step 2 probes a network whose parameter conv_in.weight has NaN or Inf in it: from here on its "
-            "records have gaps."
-        )
-    ]
+    (only,) = told
+    assert only == (
+        "DDIMProbe at step 2 probes a network whose parameter conv_in.weight has NaN or Inf in it: from here on its "
+        "records have gaps."
+    )

@@ -251,10 +251,6 @@ def test_stratified_keeps_the_expectation_and_lowers_the_variance_of_a_batch(nam
     assert stratified.var() < plain.var() / 20
 
 
-def test_stratified_passes_its_samplers_factor_on(schedule: NoiseSchedule):
-    assert torch.equal(Stratified(SpeeD()).loss_factor(schedule), SpeeD().loss_factor(schedule))
-
-
 def test_stratified_lets_an_adaptive_sampler_hear_the_losses():
     inner = LossSecondMoment(3, history=1)
     Stratified(inner).observe(torch.arange(3), torch.zeros(3), torch.tensor([1.0, 2.0, 3.0]))

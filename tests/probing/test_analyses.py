@@ -227,11 +227,8 @@ def test_first_latents_are_the_samples_own_noise(kept: KeepSteps, record: ProbeR
     )
 
 
-def test_too_few_levels_are_an_error():
+def test_too_few_levels_and_no_images_are_errors():
     with refused("num_levels 1; expected at least 2"):
         PCAScatter(1)
-
-
-def test_no_images_are_an_error():
     with refused("num_images 0; expected at least 1"):
         SampleImages(0)

@@ -16,17 +16,18 @@ from tests.models.gaussian_images import EYE, SIZE, Exact, images
 from tests.models.test_own_conditioning import KNOWN, LeftHalf
 
 
-class Blind(nn.Module):
-    """The linear denoiser of the whole image, whatever it is told."""
+class Told(nn.Module):
+    """The best denoiser of images that are the number that it is told, or 0 if it is blind, and noise of a variance."""
 
-    def __init__(self) -> None:
+    def __init__(self, variance: float, blind: bool = False) -> None:
         super().__init__()
-        self.schedule = as_schedule(sd_scheduler())
+        self.schedule, self.variance, self.blind = as_schedule(sd_scheduler()), variance, blind
         self.weight = nn.Parameter(torch.zeros(()))
 
     def forward(self, z_t, t, condition):
         alpha, sigma = float(self.schedule.alpha[t[0]]), float(self.schedule.sigma[t[0]])
-        return z_t[:, :1] * sigma / (alpha**2 * 0.05 + sigma**2)
+        mean = 0 if self.blind else alpha * condition["sign"].view(-1, 1, 1, 1)
+        return (z_t[:, :1] - mean) * sigma / (alpha**2 * self.variance + sigma**2)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +47,7 @@ def record(source: ldmprobe.ImageData, network: nn.Module) -> ldmprobe.ProbeReco
 def test_a_model_that_uses_its_condition_is_told_from_one_that_does_not(source):
     known = KNOWN.expand(SIZE, SIZE).flatten()
     best = Exact(EYE[known], torch.cat([EYE, 0 * EYE], dim=1)[known])  # reads the left half off the picture
-    used, ignored = record(source, best), record(source, Blind())
+    used, ignored = record(source, best), record(source, Told(0.05, blind=True))
     assert used.scalars["condition_use_z/LeftHalf"] > 5
     curve = used.curves["condition_use/LeftHalf"]
     assert curve.lower[:5].min() > 0.1  # in noise there is nothing but the condition
@@ -73,25 +74,11 @@ class Sign(Conditioning):
         return {"sign": torch.zeros(num_samples, device=device)}
 
 
-class Told(nn.Module):
-    """The best denoiser of images that are the number that it is told and a little noise."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.schedule = as_schedule(sd_scheduler())
-        self.weight = nn.Parameter(torch.zeros(()))
-
-    def forward(self, z_t, t, condition):
-        alpha, sigma = float(self.schedule.alpha[t[0]]), float(self.schedule.sigma[t[0]])
-        mean = alpha * condition["sign"].view(-1, 1, 1, 1)
-        return (z_t - mean) * sigma / (0.01 * alpha**2 + sigma**2)
-
-
 def told(sign: torch.Tensor, number: torch.Tensor) -> ldmprobe.ProbeRecord:
     """A record of images of these signs, told these numbers."""
     noise = torch.randn(len(sign) + 100, 1, SIZE, SIZE, generator=torch.Generator().manual_seed(0))
     held_out = HeldOut(sign.view(-1, 1, 1, 1) + 0.1 * noise[: len(sign)], {"sign": number})
-    model = ldmprobe.DiffusionModel(Told(), sd_scheduler(), (1, SIZE, SIZE), conditioning=Sign())
+    model = ldmprobe.DiffusionModel(Told(0.01), sd_scheduler(), (1, SIZE, SIZE), conditioning=Sign())
     return probe_denoising(model, held_out, LatentStatistics.fit(noise[len(sign) :], "identity"), num_draws=64)
 
 

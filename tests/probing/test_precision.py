@@ -86,7 +86,6 @@ def test_what_is_planted_is_found_where_it_is_and_as_large_as_it_is(change, wron
     total, half = (record.scalars[f"precision_lost_in_all{end}/planted"] for end in ("", "_half_width"))
     assert abs(total - truth.sum()) < 1.5 * half < truth.sum()
     worst = max(bands_of(log_snr), key=lambda band: band.sum(truth))
-    print(truth.round(4), log_snr.round(2), record.provenance, found.value.round(4), width.round(4))
     assert worst.name == where
     assert f"most in log-SNR {where}." in record.provenance["summary"]
 
@@ -94,12 +93,11 @@ def test_what_is_planted_is_found_where_it_is_and_as_large_as_it_is(change, wron
 def test_bf16_and_int8_change_copies_alone():
     model = gaussian_model(dtype=torch.float32)
     before = {name: value.clone() for name, value in model.network.state_dict().items()}
-    record = probe_precision(
-        model, HeldOut(draw(model, 32), {}), {name: FORMATS[name] for name in ("bf16", "int8", "fp8")}
-    )
+    formats = {name: FORMATS[name] for name in ("bf16", "int8", "fp8")}
+    record = probe_precision(model, HeldOut(draw(model, 32), {}), formats)
     assert all(torch.equal(value, before[name]) for name, value in model.network.state_dict().items())
     assert all(value.dtype == torch.float32 for value in model.network.state_dict().values())
-    assert all(np.abs(record.curves[f"precision_lost/{name}"].value).max() > 0 for name in ("bf16", "int8", "fp8"))
+    assert all(np.abs(record.curves[f"precision_lost/{name}"].value).max() > 0 for name in formats)
     layer = nn.Conv2d(3, 5, 2).requires_grad_(False)
     off = (FORMATS["int8"](copy.deepcopy(layer)).weight - layer.weight).abs().amax((1, 2, 3))
     assert bool((off > 0).all() and (off <= 1.001 * layer.weight.abs().amax((1, 2, 3)) / 254).all())

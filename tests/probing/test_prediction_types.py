@@ -53,12 +53,9 @@ def assert_covers(curve: Curve, truth: np.ndarray | float, at_least: int, limit:
     assert distance.max() < limit
 
 
-def test_step_kl_is_the_ideal_one_within_its_interval(ddim: ProbeRecord):
-    assert_covers(ddim.curves["step_kl"], ddim.curves["step_kl_ideal"].value, 48)
-
-
-def test_marginal_gap_is_the_ideal_one_within_its_interval(ddim: ProbeRecord):
-    assert_covers(ddim.curves["marginal_gap"], ddim.curves["marginal_gap_ideal"].value, 48)
+@pytest.mark.parametrize("name", ["step_kl", "marginal_gap"])
+def test_a_curve_is_the_ideal_one_within_its_interval(ddim: ProbeRecord, name: str):
+    assert_covers(ddim.curves[name], ddim.curves[f"{name}_ideal"].value, 48)
 
 
 def test_one_step_error_of_a_perfect_model_is_nothing(ddim: ProbeRecord):
@@ -87,15 +84,11 @@ def test_curves_of_a_flow_lie_over_the_nearest_training_timesteps():
     assert record.provenance["prediction_type"] == "flow"
 
 
-def test_skill_is_0_within_its_interval(denoising: ProbeRecord):
-    skill = denoising.curves["denoising_skill"]
+def test_skill_and_calibration_are_0_within_their_intervals(denoising: ProbeRecord):
+    """The latter less 16/(7n), what fitting two numbers to nothing costs."""
+    skill, residual = (denoising.curves[name] for name in ("denoising_skill", "calibration_residual"))
     assert_covers(skill, 0.0, 12, limit=3 / 1.96)
     assert (skill.upper - skill.lower).max() / 2 < 0.06
-
-
-def test_calibration_is_0_within_its_interval(denoising: ProbeRecord):
-    """Less 16/(7n), what fitting two numbers to nothing costs."""
-    residual = denoising.curves["calibration_residual"]
     assert_covers(residual, -16 / 7 / 512, 12)
     assert (residual.lower < 0).all()
 

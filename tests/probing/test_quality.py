@@ -23,15 +23,7 @@ SMALL = Sampling(41, 4)
 
 def quality(model, real, network, kid_subset_size=20, ranks=None, step=0, **sampling):
     """Return a small quality probe's record, its sampling changed by ``sampling``."""
-    return probe_quality(
-        model,
-        real,
-        network,
-        sampling=replace(SMALL, **sampling),
-        kid_subset_size=kid_subset_size,
-        step=step,
-        ranks=ranks,
-    )
+    return probe_quality(model, real, network, replace(SMALL, **sampling), kid_subset_size, step, ranks)
 
 
 CPU = torch.device("cpu")
@@ -240,13 +232,10 @@ def test_what_is_saved_is_loaded(tmp_path):
         RealFeatures.load(tmp_path / "real.safetensors")
 
 
-def test_features_of_other_weights_are_refused():
+def test_features_of_other_weights_and_of_no_images_are_refused():
     model = gaussian_model()
     with refused("features are of another network, or of other weights"):
         quality(model, real_of(Convolutions(0), model), Convolutions(1))
-
-
-def test_no_real_images_are_an_error():
     with refused("no real images"):
         RealFeatures.of(Pixels(), [], CPU)
 

@@ -27,26 +27,17 @@ def test_a_constant_rate_is_told_that_a_falling_one_does_better():
     assert "has been 0.001 throughout" in recipe_advice([ProbeRecord("ddim", 0), *course([1e-3] * 3)])
 
 
-@pytest.mark.parametrize(
-    "records",
-    [
-        course([1e-4, 1e-3, 1e-4]),
-        course([1e-3] * 2),
-        course([None] * 3),
-        course([1e-3] * 4)[1:],
-        course([1e-3] * 3, first_skill=0.1),
-        [ProbeRecord("denoising", 0, provenance={"learning_rate": 1e-3}), *course([1e-3] * 4)[1:]],
-        [],
-    ],
-    ids=[
-        "one cycle",
-        "too few probes",
-        "rate not known",
-        "its beginning is not known",
-        "a finetune",
-        "no skill",
-        "nothing",
-    ],
-)
-def test_nothing_is_said_where_nothing_is_known(records):
-    assert recipe_advice(records) == ""
+COURSES = {
+    "one cycle": course([1e-4, 1e-3, 1e-4]),
+    "too few probes": course([1e-3] * 2),
+    "rate not known": course([None] * 3),
+    "its beginning is not known": course([1e-3] * 4)[1:],
+    "a finetune": course([1e-3] * 3, first_skill=0.1),
+    "no skill": [ProbeRecord("denoising", 0, provenance={"learning_rate": 1e-3}), *course([1e-3] * 4)[1:]],
+    "nothing": [],
+}
+
+
+@pytest.mark.parametrize("name", COURSES)
+def test_nothing_is_said_where_nothing_is_known(name):
+    assert recipe_advice(COURSES[name]) == ""

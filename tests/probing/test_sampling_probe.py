@@ -18,9 +18,11 @@ from tests.probing.gaussian import assert_same_record, draw, exact_reference, on
 SAME = {"rtol": 1e-5, "atol": 1e-9}
 
 
-def unet_model(**network) -> DiffusionModel:
+def unet_of_classes() -> DiffusionModel:
     torch.manual_seed(0)
-    return DiffusionModel(tiny_unet(**network), as_schedule(sd_scheduler()), (2, 8, 8))
+    model = DiffusionModel(tiny_unet(num_class_embeds=4).eval(), as_schedule(sd_scheduler()), (2, 8, 8))
+    model.conditioning = ClassConditioning(3)
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -65,9 +67,7 @@ def test_without_a_reference_batches_and_ranks_agree_too(model: DiffusionModel):
 
 
 def test_samples_have_the_same_noise_and_condition_whatever_company_they_are_in():
-    model = unet_model(num_class_embeds=4)
-    model.conditioning = ClassConditioning(3)
-    model.network.eval()
+    model = unet_of_classes()
     grid = model.schedule.native_grid(3)
     with torch.no_grad():
         *_, together = sample_trajectory(model, Sampling(8), grid, torch.arange(8))
@@ -80,10 +80,8 @@ def test_samples_have_the_same_noise_and_condition_whatever_company_they_are_in(
 
 
 def test_guidance_extrapolates_from_the_null_condition():
-    model = unet_model(num_class_embeds=4)
-    model.conditioning = ClassConditioning(3)
+    model = unet_of_classes()
     torch.nn.init.normal_(model.network.class_embedding.weight)
-    model.network.eval()
     grid, ids = model.schedule.native_grid(1), torch.arange(8)
     with torch.no_grad():
         free, plain, strong = (
