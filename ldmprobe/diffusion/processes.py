@@ -75,7 +75,8 @@ class NoiseProcess(NoiseSchedule):
         """Return the levels of ``num_steps`` steps as the process's authors take them: evenly in u from the noisiest
         level to the cleanest, and from there to x̂_0 itself.
         """
-        self.check_steps(num_steps, timestep_spacing)
+        self.check_num_steps(num_steps)
+        self.check_only_spacing(timestep_spacing)
         return through(self, self.log_snr_at_time(_evenly(1, self._first, num_steps)))
 
 

@@ -327,20 +327,22 @@ class NoiseSchedule:
         Raises:
             ConfigurationError: S is out of range, or a spacing is named that the schedule does not have.
         """
-        self.check_steps(num_steps, timestep_spacing)
+        self.check_num_steps(num_steps)
+        self.check_only_spacing(timestep_spacing)
         t = torch.linspace(self.num_timesteps, 0, num_steps + 1, dtype=torch.float64)[:-1].round().long() - 1
         end = torch.ones(1, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         alpha, sigma = (torch.cat([level[t], last]) for level, last in zip((self.alpha, self.sigma), end, strict=True))
         return SamplingGrid(self.model_time[t], alpha[:-1], sigma[:-1], alpha[1:], sigma[1:], self)
 
-    def check_steps(self, num_steps: int, timestep_spacing: str | None = None) -> None:
-        """Raise ConfigurationError unless 1 ≤ ``num_steps`` ≤ T, and where a spacing is named that is not the
-        schedule's only one.
-        """
+    def check_num_steps(self, num_steps: int) -> None:
+        """Raise ConfigurationError unless 1 ≤ ``num_steps`` ≤ T."""
         if not 1 <= num_steps <= self.num_timesteps:
             raise ConfigurationError(
                 f"num_steps is {num_steps}; expected 1 to {self.num_timesteps}, the scheduler's training timesteps."
             )
+
+    def check_only_spacing(self, timestep_spacing: str | None) -> None:
+        """Raise ConfigurationError where a spacing is named that is not the schedule's only one."""
         if timestep_spacing not in (None, self.timestep_spacing):
             raise ConfigurationError(
                 f"timestep_spacing is {timestep_spacing!r}; {self.name} has {self.timestep_spacing!r} only."

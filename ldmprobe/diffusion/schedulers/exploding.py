@@ -65,7 +65,8 @@ class EDMSchedule(_ExplodingSchedule):
 
     def native_grid(self, num_steps: int, timestep_spacing: str | None = None) -> SamplingGrid:
         """Return the levels of ``num_steps`` Euler steps as ``diffusers.EDMEulerScheduler`` takes them."""
-        self.check_steps(num_steps, timestep_spacing)
+        self.check_num_steps(num_steps)
+        self.check_only_spacing(timestep_spacing)
         euler = self.sampling_scheduler()
         euler.set_timesteps(num_steps)
         sigma = euler.sigmas.double().cpu()
@@ -88,5 +89,6 @@ class ScoreSDESchedule(_ExplodingSchedule):
 
     def native_grid(self, num_steps: int, timestep_spacing: str | None = None) -> SamplingGrid:
         """Return ``num_steps`` geometric steps from σ_max to σ_min, and from there to x̂_0."""
-        self.check_steps(num_steps, timestep_spacing)
+        self.check_num_steps(num_steps)
+        self.check_only_spacing(timestep_spacing)
         return through(self, self.process.native_grid(num_steps).log_snr)

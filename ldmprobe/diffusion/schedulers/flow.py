@@ -74,7 +74,8 @@ class FlowMatchSchedule(DiffusersSchedule):
 
     def native_grid(self, num_steps: int, timestep_spacing: str | None = None) -> SamplingGrid:
         """Return the levels of the Euler steps that ``diffusers.FlowMatchEulerDiscreteScheduler`` takes."""
-        self.check_steps(num_steps, timestep_spacing)
+        self.check_num_steps(num_steps)
+        self.check_only_spacing(timestep_spacing)
         euler = self.sampling_scheduler()
         euler.set_timesteps(num_steps)
         sigmas = euler.sigmas.double().cpu()

@@ -85,7 +85,7 @@ class VariancePreservingSchedule(DiffusersSchedule):
         Raises:
             ConfigurationError: S is out of range or the spacing unknown.
         """
-        self.check_steps(num_steps)
+        self.check_num_steps(num_steps)
         try:
             ddim = self.sampling_scheduler(**({"timestep_spacing": timestep_spacing} if timestep_spacing else {}))
             ddim.set_timesteps(num_steps)
