@@ -4,14 +4,14 @@ one for the other."""
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from ldmprobe import DiffusionModel, HeldOut, probe_forgetting
+from ldmprobe import DiffusionModel, HeldOut, ProbeRecord, probe_forgetting
 from ldmprobe.analysis.likelihood import nats_per_error
 from ldmprobe.probing.forgetting import KindOfData
 from tests.helpers import FLOAT32, GaussianDenoiser, gaussian_model, refused
 from tests.probing.gaussian import ScaledBand, assert_same_record, draw, exact_reference, on_ranks
 
-DRAWS = {"num_draws": 256}
 DIMENSION = 32
 
 
@@ -19,6 +19,11 @@ def shifted(model: DiffusionModel, shift: float) -> DiffusionModel:
     """A perfect model of the same data moved by ``shift`` in every dimension."""
     network = GaussianDenoiser(model.network.mean.detach() + shift, model.network.variance.detach(), model.schedule)
     return DiffusionModel(network, model.schedule, model.latent_shape)
+
+
+def probe(network: nn.Module, before: ProbeRecord | None, **options):
+    model = DiffusionModel(network, BASE.schedule, BASE.latent_shape)
+    return probe_forgetting(model, *KINDS, before=before, num_draws=256, **options)
 
 
 def data_of(model: DiffusionModel) -> KindOfData:
@@ -32,12 +37,12 @@ KINDS = (data_of(BASE), data_of(NEW))
 
 @pytest.fixture(scope="module")
 def before():
-    return probe_forgetting(BASE, *KINDS, **DRAWS)
+    return probe(BASE.network, None)
 
 
 @pytest.fixture(scope="module")
 def after(before):
-    return probe_forgetting(NEW, *KINDS, before=before, step=10, **DRAWS)
+    return probe(NEW.network, before, step=10)
 
 
 def test_change_is_the_closed_form_at_every_level(after):
@@ -55,26 +60,19 @@ def test_change_is_the_closed_form_at_every_level(after):
 
 
 def test_small_changes_are_seen_since_draws_are_paired(before):
-    small = probe_forgetting(shifted(BASE, 0.05), *KINDS, before=before, **DRAWS)
+    small = probe(shifted(BASE, 0.05).network, before)
     each = small.per_sample["forgetting_errors/base"]
     errors = nats_per_error(each.log_snr, DIMENSION) @ each.value
     unpaired = 1.96 * errors.std() / np.sqrt(errors.size)
     assert 0 < small.scalars["forgotten_nats_half_width"] < 0.2 * unpaired
 
 
-def test_totals_are_the_sums_over_levels(after):
-    for kind, total, sign in (("base", "forgotten_nats", -1), ("new", "gained_nats", 1)):
-        summed = sign * after.curves[f"forgetting_nats/{kind}"].value.sum()
-        assert after.scalars[total] == pytest.approx(summed, rel=1e-10)
-        assert after.scalars[total] > 2 * after.scalars[f"{total}_half_width"] > 0
-
-
-def test_the_sentence_says_which_way_in_words(after):
-    lost, gained = after.scalars["forgotten_nats"], after.scalars["gained_nats"]
-    lost_half_width, gained_half_width = (after.scalars[f"{name}_nats_half_width"] for name in ("forgotten", "gained"))
-    sentence = after.provenance["summary"]
-    assert f"(all levels together: {lost:.1f} ± {lost_half_width:.1f} nats lost)" in sentence
-    assert f"(all levels together: {gained:.1f} ± {gained_half_width:.1f} nats gained)" in sentence
+def test_totals_are_the_sums_over_levels_and_the_sentence_says_which_way(after):
+    for kind, name, word, sign in (("base", "forgotten_nats", "lost", -1), ("new", "gained_nats", "gained", 1)):
+        total, half_width = after.scalars[name], after.scalars[f"{name}_half_width"]
+        assert total == pytest.approx(sign * after.curves[f"forgetting_nats/{kind}"].value.sum(), rel=1e-10)
+        assert total > 2 * half_width > 0
+        assert f"(all levels together: {total:.1f} ± {half_width:.1f} nats {word})" in after.provenance["summary"]
 
 
 def test_change_of_skill_is_skill_after_less_skill_before(before, after):
@@ -95,13 +93,13 @@ def test_the_sentence_names_the_band_that_was_spoilt(before):
     levels = before.curves["forgetting_nats/base"]
     inside = levels.timestep[(levels.log_snr >= 0) & (levels.log_snr < 3)]
     spoilt = ScaledBand(BASE.network, int(inside.min()), int(inside.max()) + 1)
-    found = probe_forgetting(DiffusionModel(spoilt, BASE.schedule, BASE.latent_shape), *KINDS, before=before, **DRAWS)
+    found = probe(spoilt, before)
     assert found.provenance["summary"].startswith("Forgets most at log-SNR 0…+3: ")
     assert "None has measurably gained on the new data" in found.provenance["summary"]
 
 
 def test_a_model_that_did_not_change_has_forgotten_nothing(before):
-    again = probe_forgetting(BASE, *KINDS, before=before, **DRAWS)
+    again = probe(BASE.network, before)
     for record in (before, again):
         assert set(record.scalars.values()) == {0.0}
         assert record.provenance["summary"].startswith(
@@ -111,14 +109,12 @@ def test_a_model_that_did_not_change_has_forgotten_nothing(before):
 
 def test_nan_is_said_to_be_nan(before):
     network = GaussianDenoiser(BASE.network.mean.detach() * torch.nan, BASE.network.variance.detach(), BASE.schedule)
-    found = probe_forgetting(DiffusionModel(network, BASE.schedule, BASE.latent_shape), *KINDS, before=before, **DRAWS)
+    found = probe(network, before)
     assert found.provenance["summary"].startswith("Predictions have NaN or Inf in them")
 
 
 def test_it_is_the_same_on_any_number_of_ranks(before, after):
-    for record in on_ranks(
-        2, lambda ranks: probe_forgetting(NEW, *KINDS, before=before, step=10, ranks=ranks, **DRAWS)
-    ):
+    for record in on_ranks(2, lambda ranks: probe(NEW.network, before, step=10, ranks=ranks)):
         assert_same_record(record, after, **FLOAT32)
 
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +23,12 @@ LINEAR = (1 / (1 + np.exp(-LOG_SNR) / VARIANCE)).mean(0)
 BEST = 0.8 * LINEAR
 SCATTER = np.random.default_rng(0).standard_normal((LEVELS, DRAWS))
 OWN = np.random.default_rng(1).standard_normal((9, LEVELS, DRAWS))  # of each probe's weights
+
+
+def stored(folder: Path, *records: ProbeRecord) -> Path:
+    for record in records:
+        RecordStore(folder).append(record)
+    return folder
 
 
 def at(low: float, high: float) -> np.ndarray:
@@ -112,9 +119,7 @@ def test_a_probe_right_after_another_changes_no_verdict(state, extra, tmp_path):
     again = [probed(step, **COURSES[state][-1]) for step in extra]
     verdict = judge([*course, *again])
     assert (verdict.state, verdict.action, verdict.since) == (known.state, known.action, 200)
-    for record in [*course, *again]:
-        RecordStore(tmp_path).append(record)
-    assert verdict_on(tmp_path) == verdict
+    assert verdict_on(stored(tmp_path, *course, *again)) == verdict
 
 
 def test_one_probe_above_the_best_is_one_though_another_is_right_behind_it():
@@ -127,9 +132,7 @@ def test_a_run_that_is_probed_often_is_judged_by_a_tenth_of_its_training(tmp_pat
     course = [probed(step, excess=4 * step**-0.5) for step in range(1000, 2001, 20)]
     verdict = judge(course)
     assert (verdict.state, verdict.since) == (State.LEARNING, 1800)
-    for record in course:
-        RecordStore(tmp_path).append(record)
-    assert verdict_on(tmp_path).since == 1800  # though few of the records are read
+    assert verdict_on(stored(tmp_path, *course)).since == 1800  # though few of the records are read
 
 
 def test_a_level_that_stands_out_from_both_sides_is_at_fault_however_much_still_falls():
@@ -161,11 +164,9 @@ def test_levels_that_are_hardly_drawn_are_at_fault_where_something_is_left_thoug
     verdict = judge([drawn(np.where(hardly, 0.0143, 1.4)), *course])
     assert states(verdict) == {**states(judge(course)), "0…+3": State.AT_FAULT}
     assert verdict.sentence.startswith("At log-SNR 0…+3, levels are drawn 1/70 times as often as evenly, and ")
-    for record in (drawn(np.where(hardly, 0.0143, 1.4)), *course):
-        RecordStore(tmp_path).append(record)
-    assert verdict_on(tmp_path) == verdict  # what the command, the page and a run's end say
-    RecordStore(tmp_path).append(replace(drawn(np.ones(LEVELS)), step=300))  # what no denoising record has seen yet
-    assert verdict_on(tmp_path) == verdict
+    # What the command, the page and a run's end say, also after draws that no denoising record has seen yet.
+    for records in ((drawn(np.where(hardly, 0.0143, 1.4)), *course), (replace(drawn(np.ones(LEVELS)), step=300),)):
+        assert verdict_on(stored(tmp_path, *records)) == verdict
     # Each band is told with what it has left itself.
     both = probed(200, excess=0.2 * at(0, 5.5), residual=0.2 * at(0, 5.5))
     told = judge([drawn(np.where(at(0, 5.5), 0.0143, 1.4)), course[0], both])
@@ -219,10 +220,8 @@ def test_a_rise_that_lasts_is_overfitting_and_one_probe_is_not():
     verdict = judge(records)
     assert verdict.state is State.OVERFITTING
     assert "step 300" in verdict.action
-    scattered = [
-        probed(step, excess) for step, excess in ((100, 0.0), (200, 0.04), (300, -0.01), (400, 0.05), (500, 0.02))
-    ]
-    assert judge(scattered).state is not State.OVERFITTING
+    scattered = zip((100, 200, 300, 400, 500), (0.0, 0.04, -0.01, 0.05, 0.02), strict=True)
+    assert judge([probed(*each) for each in scattered]).state is not State.OVERFITTING
 
 
 def test_nan_is_broken_and_so_is_worse_than_predicting_nothing():
@@ -277,8 +276,7 @@ def test_where_nothing_can_be_said_it_is_said():
 
 @pytest.mark.parametrize(("record", "code"), [(probed(100), 0), (probed(100, **unfinished(0.2)), 1), (None, 2)])
 def test_the_command_exits_with_what_is_to_be_done(record, code, tmp_path, capsys):
-    if record is not None:
-        RecordStore(tmp_path).append(record)
+    stored(tmp_path, *filter(None, [record]))
     assert main(["verdict", str(tmp_path)]) == code
     shown = capsys.readouterr()
     if record is None:
@@ -305,9 +303,7 @@ def test_six_probes_tell_what_twice_the_steps_would_bring(tmp_path, capsys):
     assert "Twice the steps would bring" in verdict.sentence
     assert "which the records do not tell" in verdict.sentence
     assert sum(band.forecast.nats for band in verdict.bands) == pytest.approx(verdict.forecast.nats, rel=0.3)
-    for record in course:
-        RecordStore(tmp_path).append(record)
-    main(["verdict", str(tmp_path), "--json"])
+    main(["verdict", str(stored(tmp_path, *course)), "--json"])
     assert json.loads(capsys.readouterr().out)["forecast"]["nats"] == pytest.approx(verdict.forecast.nats)
     # Below it stands what else the records advise: levels to sample at, and a rate that falls where it did not.
     untrained = probed(0, mse=3 * LINEAR)
