@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 from pathlib import Path
-from typing import Any
 
 from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
@@ -34,8 +33,8 @@ class ResumableCSVLogger(CSVLogger):
 
     @property
     @rank_zero_experiment
-    def experiment(self) -> Any:
-        if self._experiment is None:
+    def experiment(self) -> _GoingOn:
+        if not isinstance(self._experiment, _GoingOn):
             self._experiment = _GoingOn(self.log_dir)
         return self._experiment
 

@@ -5,17 +5,16 @@ logger sees them, so nothing of a probe is lost.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 from weakref import WeakKeyDictionary
 
 from lightning.pytorch.loggers import Logger
 
 _log = logging.getLogger(__name__)
 _METHODS = ("log_metrics", "log_hyperparams", "log_graph", "save", "after_save_checkpoint", "finalize")
-_failures: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
+_failures: WeakKeyDictionary[Logger, int] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -47,10 +46,11 @@ def guard(logger: Logger) -> None:
     and others ask for it. Starting the logger is not guarded: one that cannot start should say so before training.
     """
     for name in _METHODS:
-        if callable(getattr(logger, name, None)):
-            setattr(logger, name, partial(_call, logger, name))
+        if callable(method := getattr(type(logger), name, None)):
+            setattr(logger, name, partial(_call, method, logger))
 
 
-def _call(logger: Logger, name: str, *args: Any, **kwargs: Any) -> Any:
+def _call(method: Callable[..., object], logger: Logger, *args: object, **kwargs: object) -> object:
     with going_on(logger):
-        return getattr(type(logger), name)(logger, *args, **kwargs)
+        return method(logger, *args, **kwargs)
+    return None

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
 from ldmprobe.io.atomic import atomic_write
 from ldmprobe.io.metric import Metric
@@ -18,14 +17,11 @@ from ldmprobe.tracking.logger_guard import going_on
 from ldmprobe.tracking.pictures import Pictures
 from ldmprobe.tracking.scalars import VERDICT_METRICS, Detail, best_ends, key, numbers, scalar_metrics, verdict_metrics
 
-if TYPE_CHECKING:
-    from lightning.pytorch.loggers import WandbLogger
-
 WANDB_ADDRESS = "wandb_url"  # in the directory of a run
 
 
 def log_record(
-    loggers: Iterable[Any],
+    loggers: Iterable[Logger],
     record: ProbeRecord,
     history: RunningHistory,
     step: int,
@@ -46,7 +42,7 @@ def log_record(
 
             log_media(wandb_logger, pictures, step)
     for logger in loggers:
-        if type(logger).__name__ == "TensorBoardLogger":
+        if isinstance(logger, TensorBoardLogger):
             with going_on(logger):
                 for name in pictures.names:
                     image = pictures.drawn(name)
@@ -93,7 +89,7 @@ def log_page(loggers: Iterable[Logger], page: Path, step: int) -> None:
             log_page(logger, page, step)
 
 
-def note_addresses(loggers: Iterable[Any], run_dir: Path) -> None:
+def note_addresses(loggers: Iterable[Logger], run_dir: Path) -> None:
     """Write down where a run is to be looked at in Weights & Biases, for its report; nothing of an offline one."""
     for logger in _of_wandb(loggers):
         if isinstance(url := logger.experiment.url, str):
@@ -101,7 +97,7 @@ def note_addresses(loggers: Iterable[Any], run_dir: Path) -> None:
                 file.write(url.encode())
 
 
-def _summarize_best(loggers: Iterable[Any], metrics: Iterable[tuple[str, Metric]]) -> None:
+def _summarize_best(loggers: Iterable[Logger], metrics: Iterable[tuple[str, Metric]]) -> None:
     ends = best_ends(metrics)
     for logger in _of_wandb(loggers):
         with going_on(logger):
@@ -110,6 +106,5 @@ def _summarize_best(loggers: Iterable[Any], metrics: Iterable[tuple[str, Metric]
             summarize_best(logger, ends)
 
 
-def _of_wandb(loggers: Iterable[Any]) -> Iterator[WandbLogger]:
-    """Yield those that are Weights & Biases', by name: wandb need not be installed."""
-    return (logger for logger in loggers if type(logger).__name__ == "WandbLogger")
+def _of_wandb(loggers: Iterable[Logger]) -> Iterator[WandbLogger]:
+    return (logger for logger in loggers if isinstance(logger, WandbLogger))

@@ -7,10 +7,10 @@ import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
+from torch import nn
 
 from ldmprobe import __version__
 from ldmprobe.io.record import ProbeRecord
@@ -123,7 +123,7 @@ def averaged_in_words(weights: str) -> str:
     return {"raw": "", "ema": ", exponential moving average of the weights"}.get(weights, f", {weights}")
 
 
-def size_of(module: Any) -> str:
+def size_of(module: nn.Module) -> str:
     """Return class and number of parameters, in words."""
     return f"{type(module).__name__}, {sum(parameter.numel() for parameter in module.parameters()):,} parameters"
 
@@ -131,17 +131,14 @@ def size_of(module: Any) -> str:
 def _space(pipeline: Component, model: DiffusionModel) -> tuple[str, str]:
     codec, shape = model.codec, " × ".join(map(str, model.latent_shape))
     if codec.autoencoder is None:
-        does_nothing = "; the autoencoder does nothing, diffusers asks for one" if hasattr(pipeline, "vae") else ""
+        does_nothing = "; the autoencoder does nothing, diffusers asks for one" if "vae" in pipeline.components else ""
         return "Images", f"{shape}, in pixel space{does_nothing}"
     latents = f"{shape} of {type(codec.autoencoder).__name__}, scaled by {in_digits(codec.scale, '.5g')}"
-    autoencoder = pipeline.vae if hasattr(pipeline, "vae") else pipeline.vqvae
-    shift = in_digits(codec.shift, ".5g")
     if bool((codec.shift != 0).any()):
-        in_config = any(autoencoder.config.get(name) for name in ("shift_factor", "latents_mean"))
-        latents += f", shifted by {shift}"
-        latents += (
-            "" if in_config else "; the shift is in the autoencoder's weights, and its `shift_factor` therefore 0"
-        )
+        autoencoder = pipeline.components.get("vae", pipeline.components.get("vqvae"))
+        latents += f", shifted by {in_digits(codec.shift, '.5g')}"
+        if not any(autoencoder.config.get(name) for name in ("shift_factor", "latents_mean")):
+            latents += "; the shift is in the autoencoder's weights, and its `shift_factor` therefore 0"
     return "Latents", latents
 
 
