@@ -202,6 +202,8 @@ def _of_what_is_given(
     Raises:
         ConfigurationError: the model would be told of other rows than those of --image.
     """
+    if not args.image and args.data is None:
+        return sampling, None
     from ldmprobe.data.in_order import GivenRows
     from ldmprobe.inference import given_images, told_rows, told_small
     from ldmprobe.models.guidance import BlockMeans, KnownPixels, MeasurementGuidance
@@ -220,20 +222,15 @@ def _of_what_is_given(
             "--data, too: sample i is told what its row i says."
         )
     rows = _rows(args, model) if args.data is not None else None
-    images = None if rows is None else rows.images
-    if args.image:
-        images = given_images(model, args.image, args.enlarge or 1)
+    images = rows.images if rows and not args.image else given_images(model, args.image, args.enlarge or 1)
     hole = known = small = None
     if args.hole is not None:
-        assert images is not None
         known = KnownPixels(str(args.hole))
         known.check(tuple(images.shape[1:]))
         hole = known.holes(images, range(1))
     if hole is not None and hole_column is not None:
-        assert images is not None
         rows = (rows or GivenRows.of(images)).with_hole(hole_column, hole[0, 0])
     if told_images and args.enlarge:
-        assert images is not None
         model.conditioning = told_small(model, images)
         return sampling, Enlarged(images)
     measured = args.enlarge is not None or (hole is not None and hole_column is None)
@@ -247,17 +244,15 @@ def _of_what_is_given(
         model.conditioning = conditioning
         hole, small = conditioning.holes if hole is None else hole, conditioning.small
     if args.strength is not None:
-        assert images is not None
         sampling = replace(sampling, start=FromImages(images, args.strength))
     if measured:
-        assert images is not None
         operator = known or BlockMeans(args.enlarge)
         y = images if args.image and args.enlarge else operator.apply(images, range(len(images)))
         guidance = MeasurementGuidance(operator, args.measurement_noise, y=y, guidance=sampling.guidance)
         sampling = replace(sampling, guidance=guidance)
         sampling.levels(model)
         small = y if args.enlarge else small
-    if images is not None and hole is not None:
+    if hole is not None:
         return sampling, FilledIn(images, hole)
     return sampling, None if small is None else Enlarged(small)
 

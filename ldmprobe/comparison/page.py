@@ -12,7 +12,7 @@ import numpy as np
 from ldmprobe.comparison.configuration import configuration_differences
 from ldmprobe.comparison.findings import Comparison
 from ldmprobe.comparison.paired import FEW, first_of, gains_section, named, training_section
-from ldmprobe.comparison.words import listed, one_decimal, sorted_out, verdict
+from ldmprobe.comparison.words import cells_of, listed, one_decimal, sorted_out, table, verdict
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.denoising_record import PROBE
 from ldmprobe.tracking.charts.chart import cut_off
@@ -163,15 +163,15 @@ def _scalars_section(comparison: Comparison) -> str:
                 said += [f"<b>{escape(metric.title)}</b>: {escape(metric.meaning)}"] if metric.meaning else []
                 for when in whens:
                     values = [_scalar(when.records[run.label], name) for run in comparison.runs]
-                    rows.append([escape(metric.title), escape(when.description), *values])
-    numbers = _table(["", "", *(named(run.label, i) for i, run in enumerate(comparison.runs))], rows)
+                    rows.append(cells_of([escape(metric.title), escape(when.description), *values]))
+    numbers = table(["", "", *(named(run.label, i) for i, run in enumerate(comparison.runs))], "".join(rows))
     words = "".join(
-        _table(
+        table(
             ["run", f"in words, {escape(whens[0].description)}"],
-            [
-                [named(run.label, i), escape(str(whens[0].records[run.label].provenance.get("summary", "")))]
+            "".join(
+                cells_of([named(run.label, i), escape(str(whens[0].records[run.label].provenance.get("summary", "")))])
                 for i, run in enumerate(comparison.runs)
-            ],
+            ),
         )
         for whens in comparison.moments.values()
         if first_of(whens[0]).provenance.get("summary")
@@ -232,15 +232,8 @@ def _facts(heading: str, head: str, facts: Mapping[str, Sequence[str]], none: st
         f"<tr><th>{escape(key[:200])}</th>{''.join(f'<td>{escape(value[:1000])}</td>' for value in values)}</tr>"
         for key, values in facts.items()
     )
-    table = f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-    return f"<details open><summary>{escape(heading)}</summary>{table if facts else f'<p>{escape(none)}</p>'}</details>"
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    cells = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    heads = "".join(f"<th>{each}</th>" for each in head)
-    table = f"<thead><tr>{heads}</tr></thead><tbody>{cells}</tbody>"
-    return f'<div class="scroll"><table class="verdicts">{table}</table></div>'
+    told = f'<div class="scroll"><table><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+    return f"<details open><summary>{escape(heading)}</summary>{told if facts else f'<p>{escape(none)}</p>'}</details>"
 
 
 def _scalar(record: ProbeRecord, name: str) -> str:

@@ -6,7 +6,7 @@ import math
 from html import escape
 
 from ldmprobe.comparison.findings import Comparison
-from ldmprobe.comparison.words import mark, one_decimal, plus_minus, probability, verdict
+from ldmprobe.comparison.words import cells_of, mark, one_decimal, plus_minus, probability, table, verdict
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.probing.denoising_record import PROBE, log_snr_of
 from ldmprobe.tracking.charts.runs import bounds_chart, gains_charts
@@ -57,12 +57,9 @@ def _gains_table(comparison: Comparison, k: int) -> str:
                 f'<td>{band.name}</td><td class="{mark(band, seed)}">{plus_minus(band.gain, band.half_width)}</td>'
                 f"<td>{probability(band.adjusted)}</td><td>{verdict(label, band, seed)}</td></tr>"
             )
-        bodies.append(f"<tbody>{''.join(rows)}</tbody>")
-    head = "<tr><th>run</th><th>log-SNR</th><th>gain, nats</th><th>p, corrected</th><th>in words</th></tr>"
-    table = f'<div class="scroll"><table class="verdicts"><thead>{head}</thead>{"".join(bodies)}</table></div>'
-    if len(bodies) <= FEW:
-        return table
-    return _gains_overview(comparison, k) + folded("In words, with p", table)
+        bodies.append("".join(rows))
+    told = table(["run", "log-SNR", "gain, nats", "p, corrected", "in words"], *bodies)
+    return told if len(bodies) <= FEW else _gains_overview(comparison, k) + folded("In words, with p", told)
 
 
 def _gains_overview(comparison: Comparison, k: int) -> str:
@@ -74,11 +71,7 @@ def _gains_overview(comparison: Comparison, k: int) -> str:
         ]
         rows.append(f"<tr><td>{named(label, i)}</td>{''.join(cells)}</tr>")
     bands = next(iter(comparison.gains[k].bands.values()))
-    head = "".join(f"<th>{band.name}</th>" for band in [bands[-1], *bands[:-1]])
-    return (
-        f'<div class="scroll"><table class="verdicts"><thead><tr><th>gain, nats</th>{head}</tr></thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>"
-    )
+    return table(["gain, nats", *(band.name for band in [bands[-1], *bands[:-1]])], "".join(rows))
 
 
 def _bounds_section(comparison: Comparison) -> str:
@@ -103,19 +96,14 @@ def training_section(comparison: Comparison) -> str:
             limits = f"{reach.lower:,.0f} … {upper}" if reach.lower < reach.steps or run is not comparison.first else ""
         elif math.isfinite(reach.lower):
             limits = f"{reach.lower:,.0f} at the earliest"
-        rows.append(
-            f"<tr><td>{named(run.label, i)}</td><td>{one_decimal(bound.value[-1])}</td><td>{steps[-1]:,}</td>"
-            f"<td><b>{needed}</b></td><td>{ratio}</td><td>{limits}</td></tr>"
-        )
-    head = (
-        "<tr><th>run</th><th>last bound, nats</th><th>at step</th><th>steps needed</th><th>ratio</th><th>95 %</th></tr>"
-    )
+        last = one_decimal(bound.value[-1])
+        rows.append(cells_of([named(run.label, i), last, f"{steps[-1]:,}", f"<b>{needed}</b>", ratio, limits]))
+    head = ["run", "last bound, nats", "at step", "steps needed", "ratio", "95 %"]
     return section(
         "Training steps to the same quality",
         f"Steps until the bound at which {escape(comparison.first.label)} ended was first reached, on a line between "
         "probes; the interval is where the paired difference from that bound could still have been 0.",
-        f'<div class="scroll"><table class="verdicts"><thead>{head}</thead>'
-        f"<tbody>{''.join(rows)}</tbody></table></div>",
+        table(head, "".join(rows)),
     )
 
 

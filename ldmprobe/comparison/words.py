@@ -71,6 +71,18 @@ def one_decimal(value: float) -> str:
     return f"{value:,.1f}" if math.isfinite(value) else "not finite"
 
 
+def table(head: Sequence[str], *bodies: str) -> str:
+    """Return a table that scrolls where it is wide, of the names of its columns and bodies of rows; all are HTML."""
+    heads = "".join(f"<th>{each}</th>" for each in head)
+    told = "".join(f"<tbody>{body}</tbody>" for body in bodies)
+    return f'<div class="scroll"><table class="verdicts"><thead><tr>{heads}</tr></thead>{told}</table></div>'
+
+
+def cells_of(row: Sequence[str]) -> str:
+    """Return a row of cells, which are HTML."""
+    return f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>"
+
+
 def _number(value: float, half_width: float, sign: str = "-") -> str:
     """Return a number with as many decimals as its interval leaves meaning to."""
     decimals = min(max(1 - math.floor(math.log10(half_width)), 0), 6) if half_width > 0 else 1

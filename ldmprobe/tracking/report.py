@@ -6,7 +6,7 @@ charts, details folded away below them. Records and configuration may be a stran
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -96,8 +96,8 @@ def report_html(
     steps = sorted({step for each in moving or pictured.values() for step in steps_of(each)})
     judged = records if judged is None else judged
     images, scatters = (
-        [guarded("Pictures", draw, pictured.get(probe, []), counts[probe]) for probe in shown]
-        for draw in (_images_sections, _scatter_sections)
+        [guarded("Pictures", _picture_sections, pictured.get(probe, []), counts[probe], draw) for probe in shown]
+        for draw in (_images_section, _scatter_section)
     )
     parts = [
         slider_over_training(steps),
@@ -160,22 +160,14 @@ def _numbers(probes: Mapping[str, Sequence[ProbeRecord]], counts: Mapping[str, i
     return f'<div class="numbers">{numbers}</div>'
 
 
-def _images_sections(pictured: Sequence[ProbeRecord], count: int) -> str:
-    """Return the sections of a probe's images, which the page's slider moves."""
+def _picture_sections(pictured: Sequence[ProbeRecord], count: int, draw: Callable[..., str]) -> str:
+    """Return the sections of a probe's images or scatters, whichever ``draw`` draws; the page's slider moves them."""
     if not pictured:
         return ""
     last = pictured[-1]
-    names = list(last.images)
-    return "".join(guarded(last.metric(name).title, _images_section, pictured, last, name, count) for name in names)
-
-
-def _scatter_sections(pictured: Sequence[ProbeRecord], count: int) -> str:
-    """Return the sections of a probe's scatters, which the page's slider moves."""
-    if not pictured:
-        return ""
-    last = pictured[-1]
-    names = [name for name in last.scatters if not name.endswith("_real")]
-    return "".join(guarded(last.metric(name).title, _scatter_section, pictured, last, name, count) for name in names)
+    scatters = [name for name in last.scatters if not name.endswith("_real")]
+    names = list(last.images) if draw is _images_section else scatters
+    return "".join(guarded(last.metric(name).title, draw, pictured, last, name, count) for name in names)
 
 
 def _images_section(pictured: Sequence[ProbeRecord], last: ProbeRecord, name: str, count: int) -> str:

@@ -42,16 +42,16 @@ def range_of(records: Sequence[ProbeRecord], names: Sequence[str]) -> Range | No
     return float(levels.min()) - margin, float(levels.max()) + margin
 
 
-def on_axis(chart: Chart, reach: Range | None) -> Chart:
+def on_axis(chart: Chart, reach: Range) -> Chart:
     """Return a chart over the spectrum's axis, whose name stands on top."""
     return replace(chart, panels=[replace(panel, x="", x_range=reach) for panel in chart.panels])
 
 
-def bands_html(judged: Sequence[ProbeRecord], reach: Range | None) -> str:
+def bands_html(judged: Sequence[ProbeRecord], reach: Range) -> str:
     """Return the verdict on each band above the axis, at each of the records' training steps; the last is shown."""
     verdicts = {record.step: judge(judged[: k + 1]) for k, record in enumerate(judged)}
     verdicts = {step: verdict for step, verdict in verdicts.items() if verdict.bands}
-    if reach is None or not verdicts:
+    if not verdicts:
         return ""
     last = max(verdicts)
     stages = "".join(
@@ -61,10 +61,10 @@ def bands_html(judged: Sequence[ProbeRecord], reach: Range | None) -> str:
     return f'<div class="stages">{stages}</div>'
 
 
-def noised_html(images: Sequence[bytes], reach: Range | None) -> str:
+def noised_html(images: Sequence[bytes], reach: Range) -> str:
     """Return the first of the images that is a PNG, with noise added at levels along the axis; "" if none is."""
     image = next((found for png in images[:8] if (found := opened(png)) is not None), None)
-    if image is None or reach is None:
+    if image is None:
         return ""
     low, high = reach
     levels = low + (np.arange(_TILES) + 0.5) * (high - low) / _TILES

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ldmprobe.tracking.style import DIVERGING, STEP_COLORS
+
 
 @dataclass(frozen=True)
 class Line:
@@ -72,6 +74,11 @@ class Cells:
     unit: str
     diverging: bool = True
     high_is_good: bool = True
+
+    @property
+    def colors(self) -> list[str]:
+        """The color scale, from low to high."""
+        return (DIVERGING if self.high_is_good else DIVERGING[::-1]) if self.diverging else STEP_COLORS
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,7 @@ import numpy as np
 
 from ldmprobe.io.metric import Metric
 from ldmprobe.io.record import Curve, ProbeRecord
-from ldmprobe.tracking.charts.chart import Chart, Line, Panel, positive
-from ldmprobe.tracking.charts.matrix import matrix_chart
+from ldmprobe.tracking.charts.chart import Cells, Chart, Line, Panel, positive
 from ldmprobe.tracking.history import thinned
 from ldmprobe.tracking.style import ACCENT, BESIDE, CLASS_COLORS, IDEAL, step_color
 
@@ -83,7 +82,7 @@ def family_chart(record: ProbeRecord, family: str) -> Chart:
     of them as a matrix.
     """
     if record.metric(family).matrix:
-        return matrix_chart(record, family)
+        return _matrix(record, family)
     names = sorted(name for name in record.curves if f"{name.rpartition('/')[0]}/*" == family)
     metric, marks, axis = record.metric(names[0]), [], axis_of(record.metric(names[0]))
     for k, name in enumerate(names):
@@ -137,6 +136,17 @@ def panel(metric: Metric, axis: Axis, marks: Sequence[Line], *framed: Curve) -> 
     if limits is not None and metric.log:
         limits = 10 ** limits[0], 10 ** limits[1]
     return Panel(marks, axis.title, metric.unit, level=level, log=metric.log, log_x=axis.log, y_range=limits)
+
+
+def _matrix(record: ProbeRecord, family: str) -> Chart:
+    """Draw the members of a family as rows, the first at the bottom; white is its ideal."""
+    prefix = family.removesuffix("*")
+    names = [name for name in record.curves if name.startswith(prefix)]
+    metric, members = record.metric(names[0]), [name.removeprefix(prefix) for name in names]
+    values = np.stack([record.curves[name].value for name in names])
+    middle = float(metric.ideal) if isinstance(metric.ideal, int | float) else 0.0
+    cells = Cells(members, members, values, middle - 1, middle + 1, metric.unit)
+    return Chart([Panel([cells], metric.along, metric.along, metric.title)], square=True)
 
 
 def _limits(values: np.ndarray) -> tuple[float, float] | None:

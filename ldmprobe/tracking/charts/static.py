@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ldmprobe.tracking.charts.chart import Cells, Chart, Line, Panel, Points, positive
-from ldmprobe.tracking.style import DIVERGING, IDEAL, STEP_COLORS
+from ldmprobe.tracking.style import IDEAL, STEP_COLORS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -118,13 +118,12 @@ def _line(axis: Axes, mark: Line, panel: Panel) -> None:
 def _cells(axis: Axes, mark: Cells) -> None:
     from matplotlib.colors import LinearSegmentedColormap
 
-    colors = (DIVERGING if mark.high_is_good else DIVERGING[::-1]) if mark.diverging else STEP_COLORS
     image = axis.imshow(
         mark.values,
         aspect="auto",
         origin="lower",
         interpolation="nearest",
-        cmap=LinearSegmentedColormap.from_list("cells", colors),
+        cmap=LinearSegmentedColormap.from_list("cells", mark.colors),
         vmin=mark.low,
         vmax=mark.high,
     )

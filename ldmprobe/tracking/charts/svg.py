@@ -16,15 +16,25 @@ from PIL import Image
 
 from ldmprobe.tracking.charts.chart import Cells, Chart, Line, Panel, Points, positive
 from ldmprobe.tracking.charts.frame import EDGE, Frame, frame_of
-from ldmprobe.tracking.style import DIVERGING, STEP_COLORS, rgb
+from ldmprobe.tracking.style import STEP_COLORS, rgb
 
 _DASHES = {"solid": "", "dash": ' stroke-dasharray="6 4"', "dot": ' stroke-dasharray="2 3"'}
 _GAP = 255  # the shade of a cell without a value; the others have 0 to 254
 
 
-def drawn(chart: Chart) -> str:
-    """Return a chart as HTML."""
-    return _drawn(chart)
+def drawn(chart: Chart, moving: Sequence[Mapping[int, str]] = ()) -> str:
+    """Return a chart as HTML.
+
+    Args:
+        moving: for each panel, the places of its moving points by training step; default: nothing moves.
+    """
+    titled = len(chart.panels) > 1
+    still: Sequence[Mapping[int, str]] = [{}] * len(chart.panels)
+    panels = "".join(
+        _panel(panel, chart.square, titled, each) for panel, each in zip(chart.panels, moving or still, strict=True)
+    )
+    square = " square" if chart.square else ""
+    return f'<div class="chart{square}">{_legend(chart)}<div class="panels">{panels}</div></div>'
 
 
 def drawn_by_choice(charts: Mapping[str, Chart]) -> str:
@@ -50,17 +60,7 @@ def drawn_over_training(charts: Mapping[int, Chart]) -> str:
         moving.append(
             {step: _moved(chart.panels[k].marks, frame) for step, chart in charts.items() if k < len(chart.panels)}
         )
-    return _drawn(last, moving)
-
-
-def _drawn(chart: Chart, moving: Sequence[Mapping[int, str]] = ()) -> str:
-    titled = len(chart.panels) > 1
-    still: Sequence[Mapping[int, str]] = [{}] * len(chart.panels)
-    panels = "".join(
-        _panel(panel, chart.square, titled, each) for panel, each in zip(chart.panels, moving or still, strict=True)
-    )
-    square = " square" if chart.square else ""
-    return f'<div class="chart{square}">{_legend(chart)}<div class="panels">{panels}</div></div>'
+    return drawn(last, moving)
 
 
 # --- a panel ---------------------------------------------------------------------------------------------------------
@@ -133,8 +133,7 @@ def _points(mark: Points, frame: Frame) -> str:
 
 def _cells(mark: Cells) -> str:
     """A picture with a pixel a cell; its shades are also what is said of a cell."""
-    colors = (DIVERGING if mark.high_is_good else DIVERGING[::-1]) if mark.diverging else STEP_COLORS
-    stops = np.array([rgb(color) for color in colors], dtype=float)
+    stops = np.array([rgb(color) for color in mark.colors], dtype=float)
     shades = np.linspace(0, len(stops) - 1, _GAP)
     palette = np.stack([np.interp(shades, range(len(stops)), channel) for channel in stops.T], 1).round()
     reach = (mark.high - mark.low) or 1.0
@@ -172,8 +171,7 @@ def _legend(chart: Chart) -> str:
 
 
 def _scale(mark: Cells) -> str:
-    colors = (DIVERGING if mark.high_is_good else DIVERGING[::-1]) if mark.diverging else STEP_COLORS
-    bar = f'<b class="bar" style="background:linear-gradient(90deg,{",".join(colors)})"></b>'
+    bar = f'<b class="bar" style="background:linear-gradient(90deg,{",".join(mark.colors)})"></b>'
     return f"<span>{_signed(mark.low)}{bar}{_signed(mark.high)} {escape(mark.unit)}</span>"
 
 
