@@ -21,7 +21,6 @@ from pathlib import Path
 
 import lightning as L
 import torch
-from diffusers import UNet2DModel
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
@@ -40,7 +39,7 @@ from ldmprobe.training.checkpoint.load import load_model
 from ldmprobe.training.ema_snapshots import averaged_weights
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from ldmprobe.training.power_ema import PowerEMA
-from study.training import bare_trainer
+from study.training import bare_trainer, small_unet
 
 WITH_FID = "errors, near its own lowest FID,"
 LENGTHS = (0.03, 0.05, 0.08, 0.12, 0.16, 0.2)
@@ -70,16 +69,7 @@ def flat(weights: dict[str, Tensor]) -> Tensor:
 
 def train(folder: Path, seed: int, steps: int, stops: int) -> Directly:
     torch.manual_seed(seed)
-    network = UNet2DModel(
-        sample_size=8,
-        in_channels=2,
-        out_channels=2,
-        layers_per_block=1,
-        block_out_channels=(32, 64),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=16,
-    )
+    network = small_unet(2)
     codec, optimizer = LatentCodec("builtin:digits"), partial(torch.optim.AdamW, lr=2e-3)
     module = LatentDiffusion(network, codec, optimizer=optimizer, ema_decay=None, seed=seed)
     directly, every = Directly(steps // stops), max(1, steps // 30)

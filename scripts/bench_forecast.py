@@ -33,6 +33,7 @@ from ldmprobe.probing.probe import evaluating
 from ldmprobe.training.ema import EMA
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
 from planted_faults import Planted, real_latents
+from study.training import descend
 
 DATA = ("digits", "shapes", "gaussian")
 WIDTHS, SEEDS, PROBES, DRAWS = (64, 256), 5, 12, 256
@@ -88,10 +89,7 @@ def probes(
         t = torch.randint(1000, (64,))
         epsilon = torch.randn_like(z0)
         loss = (network(schedule.add_noise(z0, epsilon, t), t) - epsilon).pow(2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+        descend(optimizer, loss, network)
         ema.update(network)
         if step % every == 0:
             with evaluating(model.modules):

@@ -35,7 +35,8 @@ from ldmprobe.probing.memorization import probe_memorization
 from ldmprobe.probing.memorization_record import BY_HEART, MEMORIZED, MEMORIZED_WIDTH, PROBE, memorized_by_band
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
 from ldmprobe.training.power_ema import PowerEMA
-from planted_faults import Epsilon, Planted, small_unet
+from planted_faults import Epsilon, Planted
+from study.training import descend, small_unet
 
 SIZES, RATIO, RATE, BATCH, DRAWS, LENGTH = (25, 50, 100, 200, 400), 1.35, 2e-3, 32, 128, 0.1
 
@@ -55,10 +56,7 @@ def course(
         z0 = rows(step)
         t, epsilon = torch.randint(1000, (len(z0),)), torch.randn_like(z0)
         loss = (network(schedule.add_noise(z0, epsilon, t), t) - epsilon).pow(2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+        descend(optimizer, loss, network)
         ema.update(network)
         if step >= probed:
             probed = max(probed * RATIO, step + 1)

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import UNet2DModel
 from scipy.stats import entropy
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
@@ -37,7 +36,7 @@ from ldmprobe.probing.latent_statistics import LatentStatistics
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.probing.sampling_probe import probe_sampling
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
-from study.training import families_unet
+from study.training import families_unet, small_unet
 
 
 class Free(nn.Module):
@@ -49,19 +48,6 @@ class Free(nn.Module):
 
     def forward(self, z_t: Tensor, t: Tensor, condition: dict[str, Tensor]) -> Tensor:
         return z_t * self.scale
-
-
-def small_unet() -> UNet2DModel:
-    return UNet2DModel(
-        sample_size=64,
-        in_channels=4,
-        out_channels=4,
-        layers_per_block=1,
-        block_out_channels=(32, 64),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=16,
-    )
 
 
 def setting(network: nn.Module, shape: tuple[int, int, int]) -> tuple[DiffusionModel, LatentStatistics, HeldOut]:
@@ -203,7 +189,7 @@ if __name__ == "__main__":
         "U-Net of configs/families, 2×8×8", families_unet(), (2, 8, 8), 512, 10 if quick else 50, 256, 1 if quick else 3
     )
     small = (64, 3) if quick else (512, 50)
-    overhead("small U-Net, 4×64×64", small_unet(), (4, 64, 64), *small, batch=64, rounds=1)
+    overhead("small U-Net, 4×64×64", small_unet(4, size=64), (4, 64, 64), *small, batch=64, rounds=1)
     against_libraries(256, 2 if quick else 5)
     exponents(quick)
     memory()

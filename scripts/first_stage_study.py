@@ -36,6 +36,7 @@ from ldmprobe import ConfigurationError
 from ldmprobe.io.atomic import atomic_write
 from study.first_stage import KINDS, WAYS, Cell, Found, figure, markdown, rows_of
 from study.jobs import Job, run_jobs, start_command
+from study.plan import read_plan as read_keys
 
 MIDDLE = 4  # the f at which both ways are the same
 NUM_CODES = 256
@@ -60,15 +61,7 @@ def read_plan(path: Path, dataset: str | None, quick: bool) -> dict[str, Any]:
     Raises:
         ConfigurationError: what is no study, saying what is expected.
     """
-    try:
-        plan = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"No study can be read from {path}: {error}.") from error
-    if not isinstance(plan, dict) or plan.keys() != KEYS.keys():
-        raise ConfigurationError(f"{path} is no study; expected the keys {', '.join(KEYS)}, and no others.")
-    for key, kind in KEYS.items():
-        if not isinstance(plan[key], kind) or not plan[key]:
-            raise ConfigurationError(f"{path} has {key} {plan[key]!r}; expected a {kind.__name__} that is not empty.")
+    plan = read_keys(path, KEYS)
     for key, known in (("kinds", KINDS), ("ways", tuple(WAYS))):
         if wrong := [name for name in plan[key] if name not in known]:
             raise ConfigurationError(f"{path} has the {key} {wrong}; expected some of {', '.join(known)}.")

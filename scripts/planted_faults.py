@@ -20,6 +20,7 @@ from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics, encode_images
 from ldmprobe.training.ema import EMA
 from ldmprobe.training.latent_diffusion import stable_diffusion_scheduler
+from study.training import descend, small_unet
 
 FAULT_BAND = (200, 500)  # of 1,000 timesteps
 STARVED = {"starved early": (700, 1000), "starved middle": (200, 500), "starved late": (0, 60)}
@@ -82,25 +83,6 @@ class Epsilon(nn.Module):
         return self.network(z_t, t).sample
 
 
-def small_unet(channels: int, width: int = 32) -> UNet2DModel:
-    """Return a U-Net for 8×8 latents.
-
-    Args:
-        channels: of the latents.
-        width: channels at 8×8, a multiple of 16, of which there are twice as many at 4×4.
-    """
-    return UNet2DModel(
-        sample_size=8,
-        in_channels=channels,
-        out_channels=channels,
-        layers_per_block=1,
-        block_out_channels=(width, 2 * width),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        norm_num_groups=16,
-    )
-
-
 def timesteps(starved: str = "") -> TimestepSampler:
     """Return evenly drawn timesteps, but for one of ``STARVED``."""
     return StarvedBand(*STARVED[starved], OFTEN) if starved in STARVED else UniformTimesteps()
@@ -129,10 +111,7 @@ def training(
         t = sampler(64, schedule)
         noise = torch.randn_like(z0)
         loss = (network(schedule.add_noise(z0, noise, t), t).sample - noise).pow(2).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-        optimizer.step()
+        descend(optimizer, loss, network)
         decay.step()
         ema.update(network)
         yield step, average, float(loss.detach())

@@ -52,6 +52,7 @@ from ldmprobe.tracking.comparable import read_runs
 from study.figures import curves_figure, pareto_figure
 from study.halving import better_half, rung_seeds
 from study.jobs import Job, run_jobs, start_command
+from study.plan import read_plan as read_keys
 from study.statistics import BOUND, FID, Study, StudyRun, study, study_run
 from study.tables import study_markdown, study_table, tuning_markdown
 
@@ -92,19 +93,8 @@ def read_plan(path: Path, arguments: list[str]) -> Plan:
     Raises:
         ConfigurationError: what is no study, saying what is expected.
     """
-    try:
-        given = yaml.safe_load(path.read_text())
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigurationError(f"No study can be read from {path}: {error}.") from error
-    expected = {"base": list, "baseline": str, "seeds": list, "methods": dict}
-    may = {"candidates": dict}
-    if not isinstance(given, dict) or given.keys() - may.keys() != expected.keys():
-        raise ConfigurationError(
-            f"{path} is no study; expected the keys {', '.join(expected)}, perhaps {', '.join(may)}, and no others."
-        )
-    for key, kind in (expected | may).items():
-        if key in given and (not isinstance(given[key], kind) or not given[key]):
-            raise ConfigurationError(f"{path} has {key} {given[key]!r}; expected a {kind.__name__} that is not empty.")
+    keys = {"base": list, "baseline": str, "seeds": list, "methods": dict}
+    given = read_keys(path, keys, {"candidates": dict})
     base = [path.parent / name for name in given["base"]]
     if missing := [str(config) for config in base if not config.is_file()]:
         raise ConfigurationError(f"{path} has the base {', '.join(missing)}, which is no file.")

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import lightning as L
+import torch
 from diffusers import UNet2DModel
+from torch import Tensor, nn
 
 
 def bare_trainer(steps: int, *callbacks: L.Callback, **more: Any) -> L.Trainer:
@@ -35,3 +37,31 @@ def families_unet() -> UNet2DModel:
         attention_head_dim=32,
         norm_num_groups=16,
     )
+
+
+def small_unet(channels: int, width: int = 32, size: int = 8) -> UNet2DModel:
+    """Return a U-Net of two resolutions.
+
+    Args:
+        channels: of the latents.
+        width: channels at the higher resolution, a multiple of 16, of which there are twice as many at the lower.
+        size: height and width of the latents.
+    """
+    return UNet2DModel(
+        sample_size=size,
+        in_channels=channels,
+        out_channels=channels,
+        layers_per_block=1,
+        block_out_channels=(width, 2 * width),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=16,
+    )
+
+
+def descend(optimizer: torch.optim.Optimizer, loss: Tensor, network: nn.Module) -> None:
+    """Take a step down a loss, with the gradient's norm clipped to 1."""
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+    optimizer.step()

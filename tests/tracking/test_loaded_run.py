@@ -10,12 +10,17 @@ from tests.helpers import refused
 from tests.probing.test_judge import LEVELS, probed
 
 
-def test_a_run_is_read_back_as_frames_figures_and_a_verdict(tmp_path):
-    records = [probed(100, 0.2), probed(200, 0.1)]
+def written(folder, *records):
+    """The run of these records, whose bound is their step."""
     for record in records:
         record.scalars["denoising_bound_nats"] = float(record.step)
-        RecordStore(tmp_path).append(record)
-    run = load_run(tmp_path)
+        RecordStore(folder).append(record)
+    return load_run(folder)
+
+
+def test_a_run_is_read_back_as_frames_figures_and_a_verdict(tmp_path):
+    records = [probed(100, 0.2), probed(200, 0.1)]
+    run = written(tmp_path, *records)
     frame = run.frame("denoising_skill")
     assert len(frame) == 2 * LEVELS
     wide = frame.pivot(index="step", columns="log_snr", values="value")
@@ -35,10 +40,7 @@ def test_a_run_is_read_back_as_frames_figures_and_a_verdict(tmp_path):
 def test_a_metric_of_two_probes_is_that_of_both(tmp_path):
     """As ``step_kl`` of two sampling probes."""
     records = [probed(100, 0.2), replace(probed(100, 0.1), probe="fast"), replace(probed(200, 0.1), probe="fast")]
-    for record in records:
-        record.scalars["denoising_bound_nats"] = float(record.step)
-        RecordStore(tmp_path).append(record)
-    run = load_run(tmp_path)
+    run = written(tmp_path, *records)
     frame = run.frame("denoising_skill").set_index(["probe", "step"])
     for record in records:
         of_record = frame.loc[record.probe, record.step]

@@ -40,6 +40,6 @@ def test_large_images_are_reduced_and_many_are_reduced_further(monkeypatch):
     assert sum(len(uri) for uris in found for uri in uris) < 100_000 * 4 / 3 + 500
 
 
-def test_transparency_stays(monkeypatch):
+def test_transparency_stays():
     (uris,) = sample_uris([ProbeRecord("ddim", 1, images={"samples": [png(64, 4)]})], "samples")
     assert shown(uris[0]).mode == "RGBA"
