@@ -46,11 +46,7 @@ def command_named(name: str) -> Command:
     return cast("Command", import_module(f"ldmprobe.commands.{_MODULES.get(name, name)}"))
 
 
-def _without_arguments(name: str) -> Sequence[ArgumentParser]:
-    return ()
-
-
-def command_line(arguments: Callable[[str], Sequence[ArgumentParser]] = _without_arguments) -> Parser:
+def command_line(arguments: Callable[[str], Sequence[ArgumentParser]] = lambda name: ()) -> Parser:
     """Return the parser of ``ldmprobe COMMAND``.
 
     Args:

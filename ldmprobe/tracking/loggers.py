@@ -16,6 +16,8 @@ from ldmprobe.tracking.history import RunningHistory
 from ldmprobe.tracking.logger_guard import going_on
 from ldmprobe.tracking.pictures import Pictures
 from ldmprobe.tracking.scalars import VERDICT_METRICS, Detail, best_ends, key, numbers, scalar_metrics, verdict_metrics
+from ldmprobe.tracking.wandb import log_media, summarize, summarize_best
+from ldmprobe.tracking.wandb import log_page as log_page_to_wandb
 
 WANDB_ADDRESS = "wandb_url"  # in the directory of a run
 
@@ -38,8 +40,6 @@ def log_record(
     pictures = Pictures(record, history)
     for wandb_logger in _of_wandb(loggers):
         with going_on(wandb_logger):
-            from ldmprobe.tracking.wandb import log_media
-
             log_media(wandb_logger, pictures, step)
     for logger in loggers:
         if isinstance(logger, TensorBoardLogger):
@@ -75,8 +75,6 @@ def log_words(loggers: Iterable[Logger], words: dict[str, str], alert: bool = Fa
     """
     for logger in _of_wandb(loggers):
         with going_on(logger):
-            from ldmprobe.tracking.wandb import summarize
-
             summarize(logger, words, alert)
 
 
@@ -84,9 +82,7 @@ def log_page(loggers: Iterable[Logger], page: Path, step: int) -> None:
     """Send a run's report to each logger that shows pages, which is Weights & Biases'."""
     for logger in _of_wandb(loggers):
         with going_on(logger):
-            from ldmprobe.tracking.wandb import log_page
-
-            log_page(logger, page, step)
+            log_page_to_wandb(logger, page, step)
 
 
 def note_addresses(loggers: Iterable[Logger], run_dir: Path) -> None:
@@ -101,8 +97,6 @@ def _summarize_best(loggers: Iterable[Logger], metrics: Iterable[tuple[str, Metr
     ends = best_ends(metrics)
     for logger in _of_wandb(loggers):
         with going_on(logger):
-            from ldmprobe.tracking.wandb import summarize_best
-
             summarize_best(logger, ends)
 
 

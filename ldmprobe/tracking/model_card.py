@@ -209,13 +209,8 @@ def _found(
         skill = last.curves.get("denoising_skill")
         if skill is not None and np.isfinite(skill.value).any():
             k = int(np.nanargmin(skill.value))
-            level = f"log-SNR {skill.log_snr[k]:.1f}"
-            rows.append(
-                (
-                    "Lowest denoising skill",
-                    f"{skill.value[k]:.3f}, at {level} (step {last.step:,}); 0 is a linear denoiser",
-                )
-            )
+            level = f"log-SNR {skill.log_snr[k]:.1f} (step {last.step:,})"
+            rows.append(("Lowest denoising skill", f"{skill.value[k]:.3f}, at {level}; 0 is a linear denoiser"))
     if quality:
         last = quality[-1]
         known = {key: escape(str(value), quote=False) for key, value in last.provenance.items()}
