@@ -19,23 +19,8 @@ from tests.fuzz.cases import damaged, fuzz, json_values
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 SHIPPED = {name: yaml.safe_load((CONFIGS / f"{name}.yaml").read_text()) for name in ("digits", "gaussian", "images")}
 DESPAIR = [
-    None,
-    True,
-    -1,
-    0,
-    1e308,
-    float("nan"),
-    float("inf"),
-    10**30,
-    "",
-    "text",
-    "0",
-    [],
-    {},
-    [[]],
-    {"class_path": None},
-    [None],
-]
+    None, True, -1, 0, 1e308, float("nan"), float("inf"), 10**30, "", "text", "0", [], {}, [[]], {"class_path": None}, [None],
+]  # fmt: skip
 CLASS_PATHS = [
     "torch.nn.Linear", "torch.nn.Identity", "diffusers.NoSuchThing", "no.such.Module", "os.system", "torch.optim.SGD", "ldmprobe", "..", "",
     "ldmprobe.callbacks.DDIMProbe", "lightning.pytorch.callbacks.ModelCheckpoint", "diffusers.UNet2DModel", "torch", "builtins.dict", "DDIMProbe",
@@ -50,27 +35,28 @@ def places(content: Any, place: tuple = ()) -> list[tuple]:
 
 
 @st.composite
+def held(draw: Any, content: Any, otherwise: str) -> tuple[Any, Any]:
+    """A dictionary or list within ``content``, and a key of it; ``otherwise`` where there is none."""
+    *path, key = draw(st.sampled_from(places(content)[1:] or [(otherwise,)]))
+    for step in path:
+        content = content[step]
+    return content, key
+
+
+@st.composite
 def spoilt(draw: Any) -> Any:
     """A shipped configuration with one to three values replaced, removed, misspelt, moved or put in."""
     config = copy.deepcopy(SHIPPED[draw(st.sampled_from([*SHIPPED]))])
     for _ in range(draw(st.integers(1, 3))):
-        *path, key = draw(st.sampled_from(places(config)[1:] or [("run_dir",)]))
-        holder = config
-        for step in path:
-            holder = holder[step]
+        holder, key = draw(held(config, "run_dir"))
         match draw(st.sampled_from(["replace", "replace", "remove", "misspell", "class", "add"])):
             case "replace":
                 holder[key] = draw(st.sampled_from(DESPAIR) | st.integers(-3, _MAX_SIZE) | json_values)
             case "remove":
                 del holder[key]
             case "misspell" if isinstance(holder, dict):
-                holder[
-                    draw(
-                        st.sampled_from(
-                            [str(key) + "s", str(key)[1:], f"{key}+", f"{key}.x", "class_path", "init_args"]
-                        )
-                    )
-                ] = holder.pop(key)
+                others = [f"{key}s", str(key)[1:], f"{key}+", f"{key}.x", "class_path", "init_args"]
+                holder[draw(st.sampled_from(others))] = holder.pop(key)
             case "class" if isinstance(holder[key], (dict, str)):
                 chosen = draw(st.sampled_from(CLASS_PATHS))
                 holder[key] = chosen if isinstance(holder[key], str) else {**holder[key], "class_path": chosen}

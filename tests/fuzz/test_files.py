@@ -22,7 +22,7 @@ from ldmprobe import ConfigurationError, ImageData, LatentCodec, LatentStatistic
 from ldmprobe.models.denoiser import network_config
 from ldmprobe.pretrained.load import load_pipeline
 from tests.fuzz.cases import damaged, fuzz, json_values
-from tests.fuzz.test_configurations import DESPAIR, places
+from tests.fuzz.test_configurations import DESPAIR, held
 from tests.helpers import refused, sd_scheduler, tiny_unet
 
 
@@ -42,10 +42,7 @@ def spoilt(draw: Any, content: Any) -> Any:
     """A JSON value with some of its values replaced or removed."""
     content = copy.deepcopy(content)
     for _ in range(draw(st.integers(1, 3))):
-        *path, key = draw(st.sampled_from(places(content)[1:] or [("",)]))
-        holder = content
-        for step in path:
-            holder = holder[step]
+        holder, key = draw(held(content, ""))
         if draw(st.booleans()) or key == "":
             holder[key] = copy.deepcopy(draw(st.sampled_from(DESPAIR) | st.integers(-3, 16) | json_values))
         else:
@@ -208,10 +205,8 @@ def test_damaged_images(folder: Path, content: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("mode", "size", "kind"),
-    [
-        ("1", 20_000, "PNG"),
-        ("RGB", 8, "EPS"),
-    ],  # fills the memory; is a program, which Pillow would have Ghostscript run
+    # It fills the memory; it is a program, which Pillow would have Ghostscript run.
+    [("1", 20_000, "PNG"), ("RGB", 8, "EPS")],
 )
 def test_an_image_that_does_harm(tmp_path, mode, size, kind):
     file = io.BytesIO()
