@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -29,8 +27,8 @@ def probe(
     model: DiffusionModel,
     run_dir: str | Path,
     step: int,
-    real: Tensor | Iterable[Any] | None = None,
-    held_out: Tensor | Iterable[Any] | None = None,
+    real: Tensor | Iterable[object] | None = None,
+    held_out: Tensor | Iterable[object] | None = None,
     *,
     num_samples: int = 256,
     num_steps: int = 50,
@@ -96,8 +94,8 @@ def _probe_into(
     run_dir: Path,
     model: DiffusionModel,
     step: int,
-    real: Tensor | Iterable[Any] | None,
-    held_out: Tensor | Iterable[Any] | None,
+    real: Tensor | Iterable[object] | None,
+    held_out: Tensor | Iterable[object] | None,
     sampling: Sampling,
     num_draws: int,
     num_reference: int,
@@ -109,8 +107,9 @@ def _probe_into(
     kept = path.exists() and not anew
     with evaluating(model.modules):
         if real is not None or kept:
-            latents = partial(_latents, model, real, num_reference, batch_size)
-            reference = reference_at(path if kept else None, model, latents)
+            batches = _latent_batches(model, () if real is None else real, num_reference, batch_size)
+            images = (batch["image"] for batch in batches)  # of which none is read where there is a reference
+            reference = reference_at(path if kept else None, model, lambda: encode_images(LatentCodec(), images))
         if held_out is not None:
             batches = _latent_batches(model, held_out, num_draws, batch_size)
             unseen = HeldOut.encode(LatentCodec(), model.conditioning, batches)
@@ -138,12 +137,9 @@ def _probe_into(
     return records
 
 
-def _latents(model: DiffusionModel, data: Any, num_images: int, batch_size: int) -> Tensor:
-    batches = _latent_batches(model, data, num_images, batch_size)
-    return encode_images(LatentCodec(), (batch["image"] for batch in batches))
-
-
-def _latent_batches(model: DiffusionModel, data: Any, num_images: int, batch_size: int) -> Iterator[Batch]:
+def _latent_batches(
+    model: DiffusionModel, data: Tensor | Iterable[object], num_images: int, batch_size: int
+) -> Iterator[Batch]:
     """Batches whose ``image`` are latents, whatever they were."""
     loader = data.split(batch_size) if isinstance(data, Tensor) else data
     for batch in read_beside(loaders_in(loader), num_images):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ class MaskColumn(Column):
     def hashes(self, rows: Rows, files: ImageFiles) -> Hashes:
         return image_hashes(rows, self.column, files)
 
-    def read(self, value: Any, reading: Reading) -> Tensor:
+    def read(self, value: object, reading: Reading) -> Tensor:
         mask = opened(value, reading.files, [])
         if not isinstance(mask, np.ndarray):
             if mask.format == "JPEG":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -65,10 +64,10 @@ def gaussian_spectrum(size: int, exponent: float = 1.0, floor: float = 0.05) -> 
     return (rank**-exponent + floor).reshape(size, size)
 
 
-_BUILTIN: dict[str, Callable[..., Any]] = {"digits": digits, "shapes": shapes, "gaussian": gaussian}
+_BUILTIN: dict[str, Callable[..., Rows]] = {"digits": digits, "shapes": shapes, "gaussian": gaussian}
 
 
-def load_builtin(name: str, **kwargs: Any) -> Rows:
+def load_builtin(name: str, **kwargs: object) -> Rows:
     """The built-in dataset "digits", "shapes" or "gaussian" as a `datasets.Dataset`; `kwargs` are its parameters.
 
     Raises:

@@ -63,7 +63,7 @@ class Column(ABC):
     stacked: ClassVar[bool] = True
 
     @abstractmethod
-    def read(self, value: Any, reading: Reading) -> Rows:
+    def read(self, value: Any, reading: Reading) -> object:
         """Return a row's value as a sample has it: a tensor, if its shape is the same in all rows, or anything else.
 
         Raises:
@@ -74,7 +74,7 @@ class Column(ABC):
         """Return `rows` with this column as it is to be read."""
         return rows
 
-    def informed(self, splits: Sequence[tuple[str, Any]]) -> Self:
+    def informed(self, splits: Sequence[tuple[str, Rows]]) -> Self:
         """Return the column with what the (name, rows) of all splits say of it.
 
         Raises:
@@ -87,7 +87,7 @@ class Column(ABC):
         """Return how many classes its values have, where they are labels."""
         return None
 
-    def collate(self, values: list[Any]) -> Rows:
+    def collate(self, values: list[Any]) -> object:
         """Return the samples' values as a batch has them."""
         return torch.stack(values) if self.stacked and isinstance(values[0], Tensor) else values
 
@@ -100,11 +100,11 @@ class Column(ABC):
         """The settings on which cached values depend, as plain values."""
         return {"kind": type(self).__name__, **asdict(self)}
 
-    def kept(self, value: Any, reading: Reading) -> Rows:
+    def kept(self, value: Any, reading: Reading) -> object:
         """Return what a cache keeps of a row's value: a tensor, or what JSON can hold."""
         return self.read(value, reading)
 
-    def restored(self, kept: Any, rng: np.random.Generator | None) -> Rows:
+    def restored(self, kept: Any, rng: np.random.Generator | None) -> object:
         """Return the value that `read` would give, from what a cache has kept."""
         return kept
 
@@ -151,15 +151,13 @@ class ImageColumn(Column):
         from datasets import Image as ImageFeature
 
         feature = (rows.features or {}).get(self.column)
-        stored = isinstance(feature, dict) and set(feature) <= {
-            "bytes",
-            "path",
-        }  # images of a table that does not say so
+        # Images of a table that does not say so.
+        stored = isinstance(feature, dict) and set(feature) <= {"bytes", "path"}
         stored = stored or _dtype(feature) in ("binary", "large_binary", "string", "large_string")
         encoded = isinstance(feature, ImageFeature) or stored
         return rows.cast_column(self.column, ImageFeature(decode=False)) if encoded else rows
 
-    def informed(self, splits: Sequence[tuple[str, Any]]) -> ImageColumn:
+    def informed(self, splits: Sequence[tuple[str, Rows]]) -> ImageColumn:
         """Take the value range that an array's type says; lists of Python numbers have lost it."""
         of_16_bits = _dtype((splits[0][1].features or {}).get(self.column)) == "uint16"
         return replace(self, value_range=(0.0, 65535.0)) if of_16_bits and self.value_range is None else self
@@ -167,7 +165,7 @@ class ImageColumn(Column):
     def hashes(self, rows: Rows, files: ImageFiles) -> Hashes:
         return image_hashes(rows, self.column, files)
 
-    def open(self, value: Any, reading: Reading) -> Image.Image | np.ndarray:
+    def open(self, value: object, reading: Reading) -> Image.Image | np.ndarray:
         """Return an upright picture of 8 bits, or floats (C, H, W)."""
         notes = reading.notes.setdefault(self.name, [])
         picture = opened(value, reading.files, notes)
@@ -189,7 +187,7 @@ class ImageColumn(Column):
         array = array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
         return torch.from_numpy(np.ascontiguousarray(array)) / 127.5 - 1
 
-    def read(self, value: Any, reading: Reading) -> Tensor:
+    def read(self, value: object, reading: Reading) -> Tensor:
         return self.seen(self.open(value, reading), reading.view)
 
 
@@ -205,9 +203,9 @@ class LabelColumn(Column):
     name: str = "label"
     num_classes: int | None = None
 
-    def informed(self, splits: Sequence[tuple[str, Any]]) -> LabelColumn:
-        feature: Any = (splits[0][1].features or {}).get(self.column)
-        known = self.num_classes or (len(feature.names) if hasattr(feature, "names") else None)
+    def informed(self, splits: Sequence[tuple[str, Rows]]) -> LabelColumn:
+        names = class_names(splits[0][1], self.column)
+        known = self.num_classes or (None if names is None else len(names))
         if is_table(splits[0][1]):
             for name, rows in splits:
                 known = _check_labels(rows, self.column, name, known)
@@ -217,7 +215,7 @@ class LabelColumn(Column):
             )
         return replace(self, num_classes=known)
 
-    def read(self, value: Any, reading: Reading) -> int:
+    def read(self, value: object, reading: Reading) -> int:
         label = int(value) if isinstance(value, (int, np.integer, np.bool_)) else -1
         if label < 0 or (self.num_classes is not None and label >= self.num_classes):
             top = "" if self.num_classes is None else f" to {self.num_classes - 1}"
@@ -231,10 +229,10 @@ class LabelColumn(Column):
     def classes(self) -> int | None:
         return self.num_classes
 
-    def collate(self, values: list[Any]) -> Tensor:
+    def collate(self, values: list[int]) -> Tensor:
         return torch.tensor(values)
 
-    def restored(self, kept: Any, rng: np.random.Generator | None) -> int:
+    def restored(self, kept: Tensor, rng: np.random.Generator | None) -> int:
         return int(kept)
 
 
@@ -245,7 +243,7 @@ class CaptionColumn(Column):
     column: str = "caption"
     name: str = "caption"
 
-    def read(self, value: Any, reading: Reading) -> str:
+    def read(self, value: object, reading: Reading) -> str:
         return self.restored(self.kept(value, reading), reading.rng)
 
     def kept(self, value: Any, reading: Reading) -> str | list[str]:
@@ -257,13 +255,21 @@ class CaptionColumn(Column):
             )
         return value if isinstance(value, str) else captions
 
-    def restored(self, kept: Any, rng: np.random.Generator | None) -> str:
+    def restored(self, kept: str | list[str], rng: np.random.Generator | None) -> str:
         if isinstance(kept, str):
             return kept
         return kept[0 if rng is None or len(kept) == 1 else int(rng.integers(len(kept)))]
 
 
-def _dtype(feature: Any) -> str | None:
+def class_names(rows: Rows, column: str) -> list[str] | None:
+    """Return the names of the classes in a column, where the dataset has them."""
+    from datasets import ClassLabel
+
+    feature = (rows.features or {}).get(column)
+    return list(feature.names) if isinstance(feature, ClassLabel) else None
+
+
+def _dtype(feature: object) -> str | None:
     """Return the type of a value, or of an array's or nested list's values; None for anything else."""
     from datasets import Array2D, Array3D, LargeList, List, Value
 
@@ -273,11 +279,7 @@ def _dtype(feature: Any) -> str | None:
 
 
 def _check_labels(rows: Rows, column: str, split: str, num_classes: int | None) -> int:
-    """Return the number of classes: the greatest label plus one where `num_classes` does not say it.
-
-    Raises:
-        ConfigurationError: labels are no whole numbers from 0 on, or too large; the row is named.
-    """
+    """Return the number of classes: the greatest label plus one where `num_classes` does not say it."""
     labels = np.asarray(rows.with_format("numpy")[column][:])
     numbers = rows[ROW_NUMBER][:] if ROW_NUMBER in rows.column_names else range(len(rows))
     if labels.dtype.kind not in "iub" or labels.ndim != 1:

@@ -6,10 +6,9 @@ import os
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.types import Rows, is_table
+from ldmprobe.types import Batch, Rows, is_table
 
 CAPTION = "text"
 """The column of captions that are in files beside the images."""
@@ -67,7 +66,7 @@ def with_captions(rows: Rows) -> Rows:
     return undecoded.map(lambda row: {CAPTION: _caption(row["image"]["path"])}).cast(features)
 
 
-def _names(rows: Rows) -> Iterator[Any]:
+def _names(rows: Rows) -> Iterator[Batch]:
     return iter(rows.select_columns(["image"]))
 
 

@@ -9,13 +9,16 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import xxhash
 
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.types import Rows
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 _PIECE = 4096  # bytes, a page; encoded images of more than three are read at their start, middle and end
 _FILES_AT_ONCE = 16  # to hide the latency of network disks
@@ -50,7 +53,7 @@ def image_hashes(rows: Rows, column: str, files: ImageFiles) -> Hashes:
     return hashes
 
 
-def image_hash(value: Any, files: ImageFiles) -> int:
+def image_hash(value: object, files: ImageFiles) -> int:
     """Return the same hash of one image as a row has it: `{"bytes": …, "path": …}`, bytes, a path, or an array."""
     if isinstance(value, dict):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
@@ -59,12 +62,12 @@ def image_hash(value: Any, files: ImageFiles) -> int:
     return xxhash.xxh3_64_intdigest(_pieces(value) if isinstance(value, bytes) else _array(np.asarray(value)))
 
 
-def text_hashes(values: Sequence[Any]) -> Hashes:
+def text_hashes(values: Sequence[object]) -> Hashes:
     """Return a hash of each plain value."""
     return np.fromiter((xxhash.xxh3_64_intdigest(repr(value).encode()) for value in values), np.uint64, len(values))
 
 
-def _stored(chunk: Any, offsets: Sequence[int]) -> Iterator[bytes | str]:
+def _stored(chunk: pa.Array, offsets: Sequence[int]) -> Iterator[bytes | str]:
     """Return what is hashed of these rows of an Arrow array, or the path of an image that is not within."""
     import pyarrow as pa
 
@@ -83,11 +86,12 @@ def _stored(chunk: Any, offsets: Sequence[int]) -> Iterator[bytes | str]:
             yield (paths[i].as_py() if paths is not None else None) or ""
 
 
-def _values(array: Any) -> np.ndarray:
+def _values(array: pa.Array) -> np.ndarray:
     """The values of an Arrow array of lists of any depth, flat."""
     import pyarrow as pa
 
-    array = getattr(array, "storage", array)  # of datasets' Array2D and the like
+    if isinstance(array, pa.ExtensionArray):  # datasets' Array2D and the like
+        array = array.storage
     while isinstance(array, (pa.ListArray, pa.LargeListArray, pa.FixedSizeListArray)):
         array = array.flatten()
     return array.to_numpy(zero_copy_only=False)
@@ -100,7 +104,7 @@ def _array(values: np.ndarray) -> bytes:
     return values.astype(np.float32).tobytes() if values.dtype.kind == "f" else repr(values.tolist()).encode()
 
 
-def _pieces(encoded: Any) -> bytes:
+def _pieces(encoded: bytes | pa.Buffer) -> bytes:
     return _pieces_of(len(encoded), lambda start, length: bytes(encoded[start : start + length]))
 
 

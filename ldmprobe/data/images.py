@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import lightning as L
 from lightning.pytorch.utilities.rank_zero import rank_zero_warn
@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from ldmprobe import lightning_private as private
 from ldmprobe.data.checked import CheckedRows, check_captions
 from ldmprobe.data.column_names import check_names
-from ldmprobe.data.columns import CaptionColumn, Column, ImageColumn, LabelColumn
+from ldmprobe.data.columns import CaptionColumn, Column, ImageColumn, LabelColumn, class_names
 from ldmprobe.data.endless import check_epochs
 from ldmprobe.data.identity import MOST_KNOWN, DataIdentity, known_rows
 from ldmprobe.data.image_files import files_of
@@ -36,6 +36,7 @@ from ldmprobe.data.sources import (
 )
 from ldmprobe.data.stream import (
     HubStream,
+    Reader,
     RowsInFixedOrder,
     ShuffledStream,
     SkippingLoader,
@@ -102,6 +103,7 @@ class ImageData(L.LightningDataModule):
             order.
 
     Attributes:
+        rows: the dataset's rows, "train" and "held_out"; none before `setup`.
         checked_captions: of the rows that were decoded before training.
 
     Raises:
@@ -176,9 +178,8 @@ class ImageData(L.LightningDataModule):
             for column in self.reader.columns
             if isinstance(column, ImageColumn) and column.value_range is None
         }
-        self._train: Any = None
-        self._held_out: Any = None
-        self._test: Any = None
+        self.rows: dict[str, Rows] = {}
+        self._test: Rows = None
         self._cache: LatentCache | None = None
 
     def prepare_data(self) -> None:
@@ -187,7 +188,7 @@ class ImageData(L.LightningDataModule):
             load_splits(self.dataset, streaming=self.streaming, **self.dataset_kwargs)
 
     def setup(self, stage: str | None = None) -> None:
-        if self._train is not None:
+        if self.rows:
             return
         if self.trainer is not None and self.trainer.state.fn == "fit":
             check_epochs(self.trainer)
@@ -210,9 +211,10 @@ class ImageData(L.LightningDataModule):
         for rows in (train, held_out):
             for column in self.reader.columns:
                 check_column(column.column, rows.column_names or list(next(iter(rows), {})))
-        self._train, self._held_out = (only(rows, self.reader.columns) for rows in (train, held_out))
+        train, held_out = (only(rows, self.reader.columns) for rows in (train, held_out))
+        self.rows = dict(zip(SPLITS, (train, held_out), strict=True))
         self._test = splits.get(_TEST) if _TEST not in (self.train_split, held_out_split) else None
-        named = ((self.train_split, self._train), (held_out_split, self._held_out))
+        named = ((self.train_split, train), (held_out_split, held_out))
         self.reader = replace(
             self.reader,
             image=self.reader.image.informed(named),
@@ -230,10 +232,10 @@ class ImageData(L.LightningDataModule):
             self._cache.check_complete()
             self.image_shape = self._cache.image_shape
             return
-        read = ((self._train, self.reader, "training"), (self._held_out, self.held_out_reader, "held-out"))
+        read = ((train, self.reader, "training"), (held_out, self.held_out_reader, "held-out"))
         for rows, reader, kind in read:
             checked = CheckedRows.read(islice(rows, max(1, self.check_rows)), reader, kind)
-            self.image_shape = checked.check(self.image_shape, self._without_range if rows is self._train else ())
+            self.image_shape = checked.check(self.image_shape, self._without_range if rows is train else ())
             self.checked_captions += checked.captions
         check_captions(self.checked_captions, self.reader.random_flip)
 
@@ -252,7 +254,7 @@ class ImageData(L.LightningDataModule):
 
     def state_dict(self) -> StateDict:
         """Return what data a checkpoint is of."""
-        return self.identity.summary() if self._train is not None else {}
+        return self.identity.summary() if self.rows else {}
 
     def load_state_dict(self, state_dict: StateDict) -> None:
         """Compare the data that a checkpoint was trained on with these, where training goes on from it.
@@ -282,11 +284,6 @@ class ImageData(L.LightningDataModule):
             rows = column.undecoded(rows)
         return rows
 
-    @property
-    def rows(self) -> PlainValues:
-        """The dataset's rows by split."""
-        return dict(zip(SPLITS, (self._train, self._held_out), strict=True))
-
     def check_cacheable(self) -> None:
         """Raise ConfigurationError if what training sees of this data cannot be encoded beforehand."""
         if self.streaming:
@@ -314,27 +311,26 @@ class ImageData(L.LightningDataModule):
     def class_names(self) -> list[str] | None:
         """The names of the classes, where the dataset has them."""
         labels = self.reader.column_called("label")
-        feature: Any = labels and self._train is not None and (self._train.features or {}).get(labels.column)
-        return list(feature.names) if hasattr(feature, "names") else None
+        return class_names(self.rows["train"], labels.column) if labels and self.rows else None
 
-    def _latents(self, split: str) -> LatentRows:
-        assert self._cache is not None
-        return self._cache.rows(split, self.reader)
+    def _read_from(self, split: str) -> tuple[Rows, Reader]:
+        """Return rows, and their reader: those of `latents` where there are any."""
+        if self._cache is None:
+            return self.rows[split], self.reader_of(split)
+        latents = LatentRows(self._cache, split, self.reader)
+        return latents, latents
 
     def train_dataloader(self) -> Rows:
         trainer = self.trainer
         rank, world_size = (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
         workers: PlainValues = {"num_workers": self.num_workers, "persistent_workers": self.num_workers > 0}
         if not self.streaming:
-            stream = ShuffledStream(self._train, self.reader, self.seed)
-            if self._cache is not None:
-                latents = self._latents("train")
-                stream = ShuffledStream(latents, latents, self.seed)
+            stream = ShuffledStream(*self._read_from("train"), self.seed)
             positions = StreamPositions(self.batch_size, self._next_batch, rank, world_size)
             return DataLoader(stream, sampler=positions, batch_size=None, **workers)
         from datasets.distributed import split_dataset_by_node
 
-        rows = split_dataset_by_node(self._train, rank=rank, world_size=world_size)
+        rows = split_dataset_by_node(self.rows["train"], rank=rank, world_size=world_size)
         endless = HubStream(rows, self.reader, self.seed, self.batch_size, self.shuffle_buffer, rank)
         return SkippingLoader(DataLoader(endless, batch_size=None, **workers), self._next_batch)
 
@@ -346,10 +342,7 @@ class ImageData(L.LightningDataModule):
         return processed % period if period else processed
 
     def val_dataloader(self) -> DataLoader:
-        if self._cache is not None:
-            latents = self._latents("held_out")
-            return self._in_fixed_order(latents, latents)
-        return self._in_fixed_order(self._held_out, self.held_out_reader)
+        return self._in_fixed_order(*self._read_from("held_out"))
 
     def test_dataloader(self) -> DataLoader:
         """The split "test" where it is neither trained on nor held out, else what is held out.
@@ -367,7 +360,7 @@ class ImageData(L.LightningDataModule):
         reader = replace(self.held_out_reader, split=_TEST)
         return self._in_fixed_order(only(self._test, reader.columns), reader)
 
-    def _in_fixed_order(self, rows: Rows, reader: RowReader | LatentRows) -> DataLoader:
+    def _in_fixed_order(self, rows: Rows, reader: Reader) -> DataLoader:
         return DataLoader(RowsInFixedOrder(rows, reader), batch_size=self.batch_size, collate_fn=reader.collate)
 
     def reference_batches(self, num_images: int, held_out: bool = False) -> Iterator[Batch]:
@@ -375,11 +368,7 @@ class ImageData(L.LightningDataModule):
         without augmentation: what probes compare with. The same on every rank. (Of a stream's training images: the
         first.)
         """
-        if self._cache is None:
-            yield from self.reference_images(num_images, held_out)
-        else:
-            latents = self._latents(SPLITS[held_out])
-            yield from in_fixed_order(latents, latents, num_images)
+        return in_fixed_order(*self._read_from(SPLITS[held_out]), num_images)
 
     def reference_images(self, num_images: int, held_out: bool = False) -> Iterator[Batch]:
         """The same, always with `image`."""

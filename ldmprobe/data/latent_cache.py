@@ -187,9 +187,6 @@ class LatentCache:
                 f"{missing[0].path.name}; `ldmprobe cache --config YOURS.yaml --out {self.folder}` finishes it."
             )
 
-    def rows(self, split: str, reader: RowReader) -> LatentRows:
-        return LatentRows(self, split, reader)
-
 
 class LatentRows:
     """The rows of a split, memory-mapped: rows and their reader at once, as `ShuffledStream` takes them.

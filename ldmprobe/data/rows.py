@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import torch
 from PIL.Image import Image
 from torch import Tensor
+from torch.utils.data import default_collate
 
 from ldmprobe.data.column_names import ROW_NUMBER
 from ldmprobe.data.columns import Column, ImageColumn, Reading
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.view import View
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.types import Batch, Rows
+from ldmprobe.types import Batch
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class RowReader:
             column = self.column_called(name)
             if isinstance(first, Tensor) and (column is None or column.stacked):
                 self._check_shapes(name, samples)
-            batch[name] = _stack(values) if column is None else column.collate(values)
+            batch[name] = default_collate(values) if column is None else column.collate(values)
         return batch
 
     def _check_shapes(self, name: str, samples: list[Batch]) -> None:
@@ -162,10 +162,3 @@ def _naming(column: Column, reading: Reading) -> Iterator[None]:
             f"{reading.place}, column {column.column!r}: the {column.name} cannot be read ({error}). Remove the row or "
             "repair it."
         ) from error
-
-
-def _stack(values: list[Any]) -> Rows:
-    """Return tensors, dicts of tensors or numbers as one."""
-    if isinstance(values[0], dict):
-        return {name: torch.stack([value[name] for value in values]) for name in values[0]}
-    return torch.stack(values) if isinstance(values[0], Tensor) else torch.tensor(values)

@@ -107,10 +107,10 @@ class SkippingLoader:
 
     def __init__(self, loader: DataLoader, next_batch: Callable[[], int]) -> None:
         self.loader, self.next_batch = loader, next_batch
-        self._batches: Iterator[Any] | None = None
+        self._batches: Iterator[Batch] | None = None
         self._number = 0  # of the batch that is read next
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> Iterator[Batch]:
         first = self.next_batch()
         if self._batches is None or self._number != first:
             self._batches, self._number = iter(self.loader), 0
@@ -118,7 +118,7 @@ class SkippingLoader:
                 next(self)
         return self
 
-    def __next__(self) -> Rows:
+    def __next__(self) -> Batch:
         assert self._batches is not None
         self._number += 1
         return next(self._batches)
@@ -129,7 +129,7 @@ def in_fixed_order(rows: Rows, reader: Reader, num_rows: int) -> Iterator[Batch]
     `RowsInFixedOrder`, or a stream's first rows as they come, which may be sorted.
     """
     if is_table(rows):
-        samples: Iterator[Any] = (reader.read(rows[int(i)], int(i)) for i in _fixed_order(rows)[:num_rows])
+        samples: Iterator[Batch] = (reader.read(rows[int(i)], int(i)) for i in _fixed_order(rows)[:num_rows])
     else:
         samples = (reader.read(row, i) for i, row in enumerate(islice(rows, num_rows)))
     while batch := list(islice(samples, 256)):

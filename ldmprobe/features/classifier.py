@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from importlib.resources import as_file, files
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +18,7 @@ from ldmprobe.diffusion.full_precision import without_autocast
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.features.imagenet import ImageNetClassifier
 from ldmprobe.io.digest import fingerprint, weights_fingerprint
+from ldmprobe.types import PlainValues
 
 _BUILTIN = {"builtin:digits": "digits", "builtin:cifar10": "cifar10"}
 
@@ -93,7 +93,7 @@ class ImageClassifier(nn.Module):
         self, channels: int, num_classes: int, width: Sequence[int] = (24, 48, 96, 96), image_size: int = 32
     ) -> None:
         super().__init__()
-        self.config: dict[str, Any] = {
+        self.config: PlainValues = {
             "channels": channels,
             "num_classes": num_classes,
             "width": list(width),

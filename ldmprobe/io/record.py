@@ -7,12 +7,12 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from ldmprobe.io.metric import Metric, metric_named
+from ldmprobe.types import PlainValues
 
 PROBE_NAME = re.compile(r"[a-z0-9_]{1,64}")  # part of a file's name
 
@@ -89,7 +89,7 @@ class ProbeRecord:
     per_sample: dict[str, PerSample] = field(default_factory=dict)
     images: dict[str, list[bytes]] = field(default_factory=dict)
     metrics: tuple[Metric, ...] = ()
-    provenance: dict[str, Any] = field(default_factory=dict)
+    provenance: PlainValues = field(default_factory=dict)
     fingerprints: dict[str, str] = field(default_factory=dict)
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
 

@@ -24,14 +24,15 @@ The file's metadata (key ``ldmprobe``) holds schema version, time, metrics, prov
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from ldmprobe.io.metric import metric_from
 from ldmprobe.io.record import Curve, PerSample, ProbeRecord, Scatter
+from ldmprobe.types import PlainValues
 
 SCHEMA_VERSION = 2
 SCHEMA = pa.schema(
@@ -50,6 +51,7 @@ SCHEMA = pa.schema(
     ]
 )
 
+Values = Sequence[object] | np.ndarray
 _COLUMNS = ("index", "timestep", "log_snr", "sample", "value", "lower", "upper")
 
 
@@ -124,13 +126,11 @@ def from_table(table: pa.Table) -> ProbeRecord:
         raise ValueError("not a probe record: its metadata has no key 'ldmprobe'")
     header = _header(metadata)
     try:
-        parts = _parts(_checked(table, header))
+        return _record(_checked(table, header), header)
     except ValueError:
         raise
     except Exception as error:  # pyarrow has a dozen kinds
         raise ValueError(f"a table that is no record's ({type(error).__name__}: {error})") from error
-    del header["schema_version"]
-    return ProbeRecord(**parts, **header)
 
 
 def check_columns(names: list[str]) -> None:
@@ -139,7 +139,7 @@ def check_columns(names: list[str]) -> None:
         raise ValueError(f"expected one column {missing[0]!r}, came {names.count(missing[0])}")
 
 
-def _header(metadata: bytes) -> dict[str, Any]:
+def _header(metadata: bytes) -> PlainValues:
     """The file's metadata, each entry of its type."""
     try:
         header = json.loads(metadata)
@@ -169,10 +169,10 @@ def _header(metadata: bytes) -> dict[str, Any]:
         header["metrics"] = tuple(map(metric_from, header["metrics"]))
     except (TypeError, AttributeError) as error:
         raise ValueError(f"its metadata has metrics that are none ({error})") from error
-    return {key: header[key] for key in types}
+    return {key: header[key] for key in types if key != "schema_version"}
 
 
-def _checked(table: pa.Table, header: dict[str, Any]) -> pa.Table:
+def _checked(table: pa.Table, header: PlainValues) -> pa.Table:
     """The table's columns in the record's types, complete, and of this record alone."""
     check_columns(table.column_names)
     table = table.select(SCHEMA.names).cast(SCHEMA)
@@ -185,8 +185,8 @@ def _checked(table: pa.Table, header: dict[str, Any]) -> pa.Table:
     return table
 
 
-def _parts(table: pa.Table) -> dict[str, Any]:
-    """Scalars, curves, scatters, per_sample and images of a checked table."""
+def _record(table: pa.Table, header: PlainValues) -> ProbeRecord:
+    """The record of a checked table, with what the header says of it."""
     scalars: dict[str, float] = {}
     curves: dict[str, Curve] = {}
     per_sample: dict[str, PerSample] = {}
@@ -228,7 +228,9 @@ def _parts(table: pa.Table) -> dict[str, Any]:
             here = first["index"] == level
             xy = np.stack([first["value"][here], second["value"][here]], axis=1)
             scatters[name].append(Scatter(int(first["timestep"][here][0]), float(first["log_snr"][here][0]), xy))
-    return {"scalars": scalars, "curves": curves, "scatters": scatters, "per_sample": per_sample, "images": images}
+    return ProbeRecord(
+        scalars=scalars, curves=curves, scatters=scatters, per_sample=per_sample, images=images, **header
+    )
 
 
 def _expect(metric: str, consistent: bool) -> None:
@@ -236,21 +238,13 @@ def _expect(metric: str, consistent: bool) -> None:
         raise ValueError(f"the rows of {metric!r} do not fit together")
 
 
-def _block(metric: str, **columns: Any) -> pa.Table:
-    n = len(columns["value"])
-    defaults: dict[str, Any] = {
-        "index": np.full(n, -1),
-        "timestep": np.full(n, -1),
-        "log_snr": np.full(n, np.nan),
-        "sample": np.full(n, -1),
-        "lower": np.full(n, np.nan),
-        "upper": np.full(n, np.nan),
-        "image": [None] * n,
-    }
-    values = {**defaults, **{name: column for name, column in columns.items() if column is not None}}
+def _block(metric: str, value: Values, **places: Values | None) -> pa.Table:
+    """The rows of a metric; in a column that is not given, or is None, they have what the table above says of none."""
+    n = len(value)
+    none = {"index": -1, "timestep": -1, "log_snr": np.nan, "sample": -1, "lower": np.nan, "upper": np.nan}
+    columns: dict[str, Values] = {name: np.full(n, number) for name, number in none.items()}
+    columns |= {"metric": [metric] * n, "value": value, "image": [None] * n}
+    columns |= {name: column for name, column in places.items() if column is not None}
     return pa.table(
-        {
-            "metric": pa.array([metric] * n, pa.string()),
-            **{field.name: pa.array(values[field.name], field.type) for field in SCHEMA if field.name in values},
-        }
+        {field.name: pa.array(columns[field.name], field.type) for field in SCHEMA if field.name in columns}
     )
