@@ -149,9 +149,10 @@ class CheckedRows:
         if self.shape is None:
             raise ConfigurationError(f"Split {split!r} is empty.")
         self.check_shape(self.shape, self.first_row, image_shape)
-        if self.num_rows > 1 and self.captions and not any(self.captions):
+        caption = reader.column_called("caption")
+        if caption is not None and self.num_rows > 1 and self.captions and not any(self.captions):
             raise ConfigurationError(
-                f"All captions of split {split!r} are empty in column {self._caption_column!r}, from the first row on; "
+                f"All captions of split {split!r} are empty in column {caption.column!r}, from the first row on; "
                 "name the column that has them as `caption_column` (only a model without text can leave it out)."
             )
         for images in self.images:
@@ -173,11 +174,6 @@ class CheckedRows:
                     f"checked: {'; '.join(told)}."
                 )
         return self.shape
-
-    @property
-    def _caption_column(self) -> str | None:
-        column = self.reader.column_called("caption")
-        return None if column is None else column.column
 
 
 def check_captions(captions: Sequence[str], mirrored: bool) -> None:

@@ -105,9 +105,8 @@ def _unmet_settings(trainer: L.Trainer) -> Iterator[tuple[str, str]]:
 
 def _unmet_callbacks(trainer: L.Trainer) -> Iterator[tuple[str, str]]:
     """Each with what to write instead."""
-    callbacks = private.callbacks_of(trainer)
     validates = trainer.enable_validation and _validates(trainer)
-    for callback in callbacks:
+    for callback in private.callbacks_of(trainer):
         name = type(callback).__name__
         match callback:
             case ModelCheckpoint(every_n_epochs=int(n), monitor=monitor) if n > 1 or (
@@ -118,7 +117,7 @@ def _unmet_callbacks(trainer: L.Trainer) -> Iterator[tuple[str, str]]:
                     f"use `every_n_train_steps`, or {_VALIDATE}",
                 )
             case EarlyStopping() if private.checks_at_epoch_end(callback, trainer) or not validates:
-                yield f"{name}", f"leave out `check_on_train_epoch_end` and {_VALIDATE}"
+                yield name, f"leave out `check_on_train_epoch_end` and {_VALIDATE}"
             case GradientAccumulationScheduler() if max(callback.scheduling) > 0:
                 yield f"{name} from epoch {max(callback.scheduling)} on", "use `trainer.accumulate_grad_batches`"
             case LearningRateMonitor(logging_interval="epoch"):

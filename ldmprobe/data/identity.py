@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
 
 import numpy as np
 import xxhash
 
+from ldmprobe.data.column_names import IMAGE_HASH
+from ldmprobe.data.columns import Column
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.image_hashes import Hashes, image_hash
 from ldmprobe.errors import ConfigurationError
@@ -23,8 +24,6 @@ _FEWEST_HELD_OUT = 2  # what a denoising probe needs
 _SAMPLED = 256  # rows by which data sets are compared
 _MIX = np.uint64(0x9E3779B97F4A7C15)  # odd, so that to multiply by it permutes the hashes
 
-IMAGE_HASH = "__image__"
-"""The column that has the hashes of rows that were divided by them."""
 MOST_KNOWN = 0.01
 """The share of held-out images that may be training images: more are no accident."""
 
@@ -190,16 +189,7 @@ class DataIdentity:
         )
 
 
-class HashedColumn(Protocol):
-    """A column whose rows have hashes."""
-
-    @property
-    def name(self) -> str: ...
-
-    def hashes(self, rows: Rows, files: ImageFiles) -> Hashes: ...
-
-
-def known_rows(rows: Rows, columns: Sequence[HashedColumn], files: ImageFiles) -> KnownRows:
+def known_rows(rows: Rows, columns: Sequence[Column], files: ImageFiles) -> KnownRows:
     """Return the hashes of a table's rows, or of a stream's first; the first of `columns` has the images."""
     from datasets import Dataset
 

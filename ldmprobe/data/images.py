@@ -18,7 +18,6 @@ from torch.utils.data import DataLoader
 
 from ldmprobe import lightning_private as private
 from ldmprobe.data.checked import CheckedRows, check_captions
-from ldmprobe.data.column_names import check_names
 from ldmprobe.data.columns import CaptionColumn, Column, ImageColumn, LabelColumn, class_names
 from ldmprobe.data.endless import check_epochs
 from ldmprobe.data.identity import MOST_KNOWN, DataIdentity, known_rows
@@ -27,6 +26,7 @@ from ldmprobe.data.latent_cache import SPLITS, LatentCache, LatentRows, cache_ke
 from ldmprobe.data.rows import RowReader
 from ldmprobe.data.sources import (
     check_column,
+    check_names,
     check_splits,
     choose_splits,
     held_out_name,
@@ -194,7 +194,7 @@ class ImageData(L.LightningDataModule):
             check_epochs(self.trainer)
         splits = load_splits(self.dataset, streaming=self.streaming, **self.dataset_kwargs)
         check_splits(splits, self.train_split, self.held_out_split)
-        splits = {name: self._undecoded(without_own(rows)) for name, rows in splits.items()}
+        splits = {name: self.reader.undecoded(without_own(rows)) for name, rows in splits.items()}
         files = files_of(self.dataset, self.dataset_kwargs, splits[self.train_split], self.image_folder)
         train, held_out = choose_splits(
             splits,
@@ -215,14 +215,7 @@ class ImageData(L.LightningDataModule):
         self.rows = dict(zip(SPLITS, (train, held_out), strict=True))
         self._test = splits.get(_TEST) if _TEST not in (self.train_split, held_out_split) else None
         named = ((self.train_split, train), (held_out_split, held_out))
-        self.reader = replace(
-            self.reader,
-            image=self.reader.image.informed(named),
-            others=tuple(column.informed(named) for column in self.reader.others),
-            unit="Streamed image" if self.streaming else "Row",
-            split=self.train_split,
-            files=files,
-        )
+        self.reader = self.reader.informed(named, files, "Streamed image" if self.streaming else "Row")
         self.held_out_reader = replace(self.reader, split=held_out_split)
         if (labels := self.reader.column_called("label")) is not None:
             self.num_classes = labels.classes
@@ -278,11 +271,6 @@ class ImageData(L.LightningDataModule):
     def batch_names(self) -> tuple[str, ...]:
         """The names in batches of images."""
         return ("index", *(column.name for column in self.reader.columns))
-
-    def _undecoded(self, rows: Rows) -> Rows:
-        for column in self.reader.columns:
-            rows = column.undecoded(rows)
-        return rows
 
     def check_cacheable(self) -> None:
         """Raise ConfigurationError if what training sees of this data cannot be encoded beforehand."""

@@ -53,15 +53,8 @@ class GivenRows:
         rows = without_own(splits[split])
         for column in reader.columns:
             check_column(column.column, rows.column_names)
-            rows = column.undecoded(rows)
-        rows = only(rows, reader.columns)
-        reader = replace(
-            reader,
-            image=reader.image.informed([(split, rows)]),
-            others=tuple(column.informed([(split, rows)]) for column in reader.others),
-            split=split,
-            files=files_of(dataset, {}, rows, None),
-        )
+        rows = only(reader.undecoded(rows), reader.columns)
+        reader = reader.informed([(split, rows)], files_of(dataset, {}, rows, None))
         samples = (reader.read(row, i) for i, row in enumerate(islice(rows, number)))
         batches = []
         while some := list(islice(samples, batch_size)):

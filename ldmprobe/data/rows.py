@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -17,7 +17,7 @@ from ldmprobe.data.columns import Column, ImageColumn, Reading
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.view import View
 from ldmprobe.errors import ConfigurationError
-from ldmprobe.types import Batch
+from ldmprobe.types import Batch, Rows
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,17 @@ class RowReader:
     def column_called(self, name: str) -> Column | None:
         """Return the column of this name in batches, if there is one."""
         return next((column for column in self.columns if column.name == name), None)
+
+    def undecoded(self, rows: Rows) -> Rows:
+        """Return rows with each column as it is to be read."""
+        for column in self.columns:
+            rows = column.undecoded(rows)
+        return rows
+
+    def informed(self, splits: Sequence[tuple[str, Rows]], files: ImageFiles, unit: str = "Row") -> RowReader:
+        """Return the reader of the first of these splits, with what the (name, rows) of all say of their columns."""
+        image, others = self.image.informed(splits), tuple(column.informed(splits) for column in self.others)
+        return replace(self, image=image, others=others, unit=unit, split=splits[0][0], files=files)
 
     def read(
         self,

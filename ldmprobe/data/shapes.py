@@ -141,7 +141,8 @@ def _row(scene: Sequence[PlainValues], size: int, style: str) -> PlainValues:
         for each in scene
     ]
     x, y, r = (np.array([each[name] for each in scene]) for name in ("x", "y", "radius"))
-    boxes, labels = np.stack([x - r, y - r, x + r, y + r], axis=1).tolist(), [_label(each) for each in scene]
+    boxes = np.stack([x - r, y - r, x + r, y + r], axis=1).tolist()
+    labels = [f"{each['color']} {each['shape']}" for each in scene]
     mask = silhouettes(scene, size)
     color_of = np.array([0, *(1 + list(COLORS).index(each["color"]) for each in scene)], dtype=np.uint8)
     return {
@@ -153,10 +154,6 @@ def _row(scene: Sequence[PlainValues], size: int, style: str) -> PlainValues:
         "mask": mask,
         "map": Image.fromarray(color_of[np.asarray(mask)]),
     }
-
-
-def _label(each: PlainValues) -> str:
-    return f"{each['color']} {each['shape']}"
 
 
 def _corners(each: PlainValues) -> list[tuple[float, float]]:

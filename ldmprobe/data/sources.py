@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from ldmprobe.data.builtin import load_builtin
-from ldmprobe.data.column_names import OWN, ROW_NUMBER
+from ldmprobe.data.column_names import IMAGE_HASH, OWN, ROW_NUMBER
 from ldmprobe.data.columns import Column
 from ldmprobe.data.folders import is_image_folder, with_captions
-from ldmprobe.data.identity import IMAGE_HASH, held_out_mask, is_held_out
+from ldmprobe.data.identity import held_out_mask, is_held_out
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.types import PlainValues, Rows, is_table
@@ -23,6 +23,7 @@ from ldmprobe.types import PlainValues, Rows, is_table
 HELD_OUT_NAMES = ("validation", "valid", "val", "test")
 _SPLIT_SEED = 20_26  # of the held-out rows of built-in data; part of every run's comparability
 _SHARDS = 4  # of a stream of built-in data
+_RESERVED = ("index", "latent", "moments", "condition", "observed")  # names in batches that no column may have
 
 
 def load_splits(dataset: str, streaming: bool = False, **kwargs: Any) -> PlainValues:
@@ -189,6 +190,29 @@ def check_column(column: str, columns: list[str]) -> None:
     if column not in columns:
         names = ", ".join(repr(name) for name in columns if name not in OWN)
         raise ConfigurationError(f"There is no column {column!r}; the dataset has {names}.")
+
+
+def check_names(image: Column, others: Sequence[Column], further: Sequence[Column]) -> None:
+    """Raise ConfigurationError where two columns have one name, or one has a name of ldmprobe's own.
+
+    Args:
+        others: labels and captions.
+        further: the data's `columns`.
+    """
+    named = [column.column for column in (image, *others)]
+    if len(set(named)) < len(named):
+        raise ConfigurationError(
+            f"ImageData got the columns {', '.join(map(repr, named))} for images, labels and captions; expected "
+            "another column for each, or null for labels or captions that are not there."
+        )
+    names = [column.name for column in (image, *others, *further)]
+    if taken := [name for name in names if names.count(name) > 1 or name in _RESERVED]:
+        raise ConfigurationError(
+            f"ImageData got several columns that batches would call {taken[0]!r}, or its own name for something else; "
+            "give each of `columns` a `name` of its own."
+        )
+    if own := [column.column for column in (image, *others, *further) if column.column in OWN]:
+        raise ConfigurationError(f"ImageData got a column called {own[0]!r}, a name of its own; rename it.")
 
 
 def _first_line(error: Exception) -> str:

@@ -45,7 +45,8 @@ class FeatureNetwork(nn.Module):
         super().__init__()
         self.classifier = _load(network) if isinstance(network, str) else network
         self.num_features = self.classifier.num_features
-        self.description = _describe(self.classifier)
+        what = fingerprint(self.classifier.config, weights_fingerprint(self.classifier.state_dict().values()))
+        self.description = f"{type(self.classifier).__name__}, {self.num_features} features, fingerprint {what}"
         self.requires_grad_(False)
         self.train(False)
 
@@ -129,7 +130,7 @@ class ImageClassifier(nn.Module):
         """``config.json`` and ``model.safetensors`` in half precision."""
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.json").write_text(json.dumps(self.config, indent=2) + "\n")
-        weights = {name: (t.half() if t.is_floating_point() else t) for name, t in self.state_dict().items()}
+        weights = {name: t.half() if t.is_floating_point() else t for name, t in self.state_dict().items()}
         save_file({name: t.contiguous() for name, t in weights.items()}, folder / "model.safetensors")
 
     @classmethod
@@ -160,8 +161,3 @@ def _load(name: str) -> Classifier:
             f"No feature network could be loaded from {name!r} ({error}); expected {', '.join(_BUILTIN)}, imagenet or "
             "a folder written by scripts/build_feature_network.py."
         ) from error
-
-
-def _describe(classifier: Classifier) -> str:
-    what = fingerprint(classifier.config, weights_fingerprint(classifier.state_dict().values()))
-    return f"{type(classifier).__name__}, {classifier.num_features} features, fingerprint {what}"

@@ -7,7 +7,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
@@ -80,8 +80,7 @@ def _held_file(path: Path) -> Iterator[BinaryIO]:
     """Create a locked file, again if another process removes it before the lock is held."""
     while True:
         with path.open("wb") as file:
-            with suppress(OSError):  # a file system without locks
-                _lock(file.fileno())
+            _lock(file.fileno())
             if os.fstat(file.fileno()).st_nlink > 0:
                 yield file
                 return
@@ -99,25 +98,25 @@ def _held(path: Path, wait: bool = True) -> Iterator[None]:
         return
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        if wait:
-            with suppress(OSError):
-                _lock(descriptor)
-        else:
-            _lock(descriptor, wait=False)
+        _lock(descriptor, wait)
         yield
     finally:
         os.close(descriptor)
 
 
 def _lock(descriptor: int, wait: bool = True) -> None:
-    """Lock an open file until it is closed; OSError if the file system has no locks or, without ``wait``, another
-    process has it.
+    """Lock an open file until it is closed, where the file system has locks; without ``wait``, OSError if it has none
+    or another process has it.
     """
-    if os.name == "nt":
-        raise OSError("no such locks")
-    import fcntl
+    try:
+        if os.name == "nt":
+            raise OSError("no such locks")
+        import fcntl
 
-    fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if not wait:
+            raise
 
 
 def _synchronize(folder: Path) -> None:
