@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ldmprobe.cli import main
 from ldmprobe.data.columns import CaptionColumn, ImageColumn, LabelColumn
+from ldmprobe.data.images import ImageData
 from ldmprobe.data.rows import RowReader
 from ldmprobe.diffusion.diffusers_schedules import as_schedule
 from ldmprobe.diffusion.schedule import NoiseSchedule
@@ -41,6 +42,12 @@ def refuses(capsys: pytest.CaptureFixture[str], command: Sequence[object], *text
     assert error.count("error:") == 1
     assert "Traceback" not in error
     return error
+
+
+def ready(data: ImageData) -> ImageData:
+    """The data, set up."""
+    data.setup()
+    return data
 
 
 def guided(model: DiffusionModel, z_t: Tensor, t: Tensor, condition: Condition, scale: float) -> Tensor:

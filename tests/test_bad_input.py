@@ -1,6 +1,7 @@
 """Whatever a user can put right is told in one message, before anything is written."""
 
 import copy
+from functools import partial, reduce
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -36,26 +37,20 @@ def _config() -> dict:
     }
 
 
-def _data(**init_args) -> dict:
+def _changed(*place: str, **init_args) -> dict:
+    """That run, with other settings of one of its parts."""
     config = _config()
-    config["data"]["init_args"] |= init_args
+    part = reduce(lambda part, name: part[name]["init_args"], place, config)
+    part |= init_args
     return config
 
 
-def _model(**init_args) -> dict:
-    config = _config()
-    config["model"]["init_args"] |= init_args
-    return config
+_data, _model = partial(_changed, "data"), partial(_changed, "model")
+_network = partial(_changed, "model", "network")
 
 
 def _finetune(**init_args) -> dict:
     return _config() | {"model": component("FinetunedDiffusion", **{"pretrained": "me/sd", **init_args})}
-
-
-def _network(**init_args) -> dict:
-    config = _config()
-    config["model"]["init_args"]["network"]["init_args"] |= init_args
-    return config
 
 
 def _probe(**init_args) -> dict:
@@ -210,19 +205,13 @@ def test_what_a_user_can_put_right_is_told_before_anything_is_written(config, te
 # --- the run directory ------------------------------------------------------------------------------------------------
 
 
-def test_a_directory_that_holds_another_run(capsys):
+def test_a_directory_of_another_run_and_a_checkpoint_of_another_model(capsys):
     assert _fit(_config()) == 0
     capsys.readouterr()
     _refused(capsys, _network(layers_per_block=2), "runs/one already holds a run", "Choose a new `--run_dir`")
-
-
-def test_a_checkpoint_of_another_model(capsys):
-    assert _fit(_config()) == 0
-    capsys.readouterr()
-    config = _network(block_out_channels=[16])
     text = "The checkpoint is of another model: its network.block_out_channels is"
     arguments = ("--ckpt_path", "runs/one/checkpoints/last.ckpt")
-    _refused(capsys, config, text, arguments=arguments)
+    _refused(capsys, _network(block_out_channels=[16]), text, arguments=arguments)
 
 
 def test_a_checkpoint_that_is_not_there(capsys):

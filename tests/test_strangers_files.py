@@ -21,7 +21,8 @@ from ldmprobe import ProbeRecord, RecordStore
 from ldmprobe.cli import main
 from ldmprobe.io.record_table import to_table
 from tests.helpers import tiny_unet
-from tests.test_bad_input import _config, _fit
+from tests.run_config import component
+from tests.test_bad_input import UNET, _config, _data, _fit, _model
 from tests.training.killing import run
 
 TINY = ["--num-samples", "8", "--num-steps", "2", "--device", "cpu"]
@@ -130,22 +131,15 @@ def test_a_pipeline_with_pickled_weights(command, pipeline, capsys):
 def test_an_autoencoder_with_pickled_weights(tmp_path, capsys):
     AutoencoderKL(block_out_channels=(8,), norm_num_groups=4).save_pretrained(tmp_path / "vae")
     _plant(tmp_path / "vae")
-    config = _config()
-    config["model"]["init_args"]["codec"] = {
-        "class_path": "ldmprobe.LatentCodec",
-        "init_args": {"autoencoder": str(tmp_path / "vae")},
-    }
-    _refused(capsys, "No AutoencoderKL can be loaded from", "safetensors", code=_fit(config))
+    codec = component("ldmprobe.LatentCodec", autoencoder=str(tmp_path / "vae"))
+    _refused(capsys, "No AutoencoderKL can be loaded from", "safetensors", code=_fit(_model(codec=codec)))
 
 
 def test_a_network_with_pickled_weights(pipeline, capsys):
     _plant(pipeline / "unet")
-    config = _config()
-    config["model"]["init_args"]["network"] = {
-        "class_path": "diffusers.UNet2DModel.from_pretrained",
-        "init_args": {"pretrained_model_name_or_path": str(pipeline / "unet")},
-    }
-    _refused(capsys, code=_fit(config))
+    path = "diffusers.UNet2DModel.from_pretrained"
+    network = component(path, pretrained_model_name_or_path=str(pipeline / "unet"))
+    _refused(capsys, code=_fit(_model(network=network)))
 
 
 # --- pipelines that bring code ---------------------------------------------------------------------------------------
@@ -184,24 +178,18 @@ def test_a_pipeline_with_code_of_its_own_or_of_no_known_library(entry, told, pip
 # --- data ------------------------------------------------------------------------------------------------------------
 
 
-def _data(dataset: str, **kwargs: object) -> dict:
-    config = _config()
-    config["data"]["init_args"] |= {"dataset": dataset, "dataset_kwargs": kwargs}
-    return config
-
-
 def test_a_dataset_with_a_loading_script(tmp_path, capsys):
     (tmp_path / "theirs").mkdir()
     (tmp_path / "theirs" / "theirs.py").write_text("open('went_off', 'w')\n")
-    _refused(capsys, "Dataset", code=_fit(_data(str(tmp_path / "theirs"))))
-    code = _fit(_data(str(tmp_path / "theirs"), trust_remote_code=True))
+    _refused(capsys, "Dataset", code=_fit(_data(dataset=str(tmp_path / "theirs"), dataset_kwargs={})))
+    code = _fit(_data(dataset=str(tmp_path / "theirs"), dataset_kwargs={"trust_remote_code": True}))
     _refused(capsys, "data.init_args.dataset_kwargs.trust_remote_code: True", "convert it to parquet", code=code)
-    _refused(capsys, "Dataset", code=_fit(_data(str(tmp_path / "theirs" / "theirs.py"))))
+    _refused(capsys, "Dataset", code=_fit(_data(dataset=str(tmp_path / "theirs" / "theirs.py"), dataset_kwargs={})))
 
 
 def test_a_pickle_as_dataset(tmp_path, capsys):
     (tmp_path / "frame.pkl").write_bytes(pickle.dumps(Bomb()))
-    code = _fit(_data("pandas", data_files=str(tmp_path / "frame.pkl")))
+    code = _fit(_data(dataset="pandas", dataset_kwargs={"data_files": str(tmp_path / "frame.pkl")}))
     _refused(capsys, "Dataset 'pandas'", code=code)
 
 
@@ -214,10 +202,21 @@ def test_a_pickle_in_an_archive_of_data(tmp_path, capsys):
     with tarfile.open(folder / "train.tar", "w") as archive:
         for name in ("0.pyd", "0.pickle", "0.pth", "0.npy"):
             archive.add(tmp_path / name, name)
-    _refused(capsys, "Dataset", code=_fit(_data("webdataset", data_files=str(folder / "train.tar"))))
+    config = _data(dataset="webdataset", dataset_kwargs={"data_files": str(folder / "train.tar")})
+    _refused(capsys, "Dataset", code=_fit(config))
 
 
 # --- records ---------------------------------------------------------------------------------------------------------
+
+
+def _place_of_a_record(run_dir: Path) -> Path:
+    (run_dir / "probes").mkdir()
+    return run_dir / "probes" / "ddim-0.parquet"
+
+
+def _is_skipped(run_dir: Path, told: str) -> None:
+    with pytest.warns(UserWarning, match=told):
+        assert RecordStore(run_dir).read() == []
 
 
 @pytest.mark.parametrize("name", ["../../outside", "/tmp/outside", "a/b", "", "ddim\n", "..", "ddim\x00", "A" * 65])
@@ -227,29 +226,23 @@ def test_a_record_cannot_choose_where_it_is_written(name, tmp_path):
     table = to_table(ProbeRecord("ddim", 0, scalars={"s": 1.0}))
     header = json.loads(table.schema.metadata[b"ldmprobe"]) | {"probe": name}
     table = table.set_column(0, "probe", pa.array([name])).replace_schema_metadata({"ldmprobe": json.dumps(header)})
-    (tmp_path / "probes").mkdir()
-    pq.write_table(table, tmp_path / "probes" / "ddim-0.parquet")
-    with pytest.warns(UserWarning, match="was skipped: the probe is called"):
-        assert RecordStore(tmp_path).read() == []
+    pq.write_table(table, _place_of_a_record(tmp_path))
+    _is_skipped(tmp_path, "was skipped: the probe is called")
 
 
 def test_a_pipe_in_place_of_a_record_is_skipped(tmp_path):
-    (tmp_path / "probes").mkdir()
-    os.mkfifo(tmp_path / "probes" / "ddim-0.parquet")
-    with pytest.warns(UserWarning, match="was skipped: not a regular file"):
-        assert RecordStore(tmp_path).read() == []
+    os.mkfifo(_place_of_a_record(tmp_path))
+    _is_skipped(tmp_path, "was skipped: not a regular file")
 
 
 def test_a_small_file_that_stands_for_a_large_table_is_skipped(tmp_path):
     n = 60_000_000
     zeros = pa.chunked_array([pa.array(np.zeros(1_000_000, np.int64))] * (n // 1_000_000))
     table = pa.table({"value": zeros}).replace_schema_metadata({"ldmprobe": "{}"})
-    (tmp_path / "probes").mkdir()
-    path = tmp_path / "probes" / "ddim-0.parquet"
+    path = _place_of_a_record(tmp_path)
     pq.write_table(table, path, compression="zstd")
     assert path.stat().st_size < 1_000_000
-    with pytest.warns(UserWarning, match="are more than a probe finds"):
-        assert RecordStore(tmp_path).read() == []
+    _is_skipped(tmp_path, "are more than a probe finds")
 
 
 # --- configurations that bring code ----------------------------------------------------------------------------------
@@ -268,8 +261,7 @@ def test_the_name_comes_first_in_a_process_of_its_own(tmp_path, monkeypatch):
     _module("loud", tmp_path, monkeypatch)
     with Path("loud.py").open("a") as file:
         file.write("import sys\nprint('IMPORTED', file=sys.stderr, flush=True)\n")
-    config = _config()
-    config["model"]["init_args"]["network"]["class_path"] = "loud.Net"
+    config = _model(network=component("loud.Net", **UNET))
     Path("config.yaml").write_text(yaml.safe_dump(config))
     assert run(["fit", "--config", "config.yaml", "--print_config"], tmp_path / "output.txt") == 0
     said = (tmp_path / "output.txt").read_text()

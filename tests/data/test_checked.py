@@ -7,7 +7,7 @@ from PIL import Image as PILImage
 
 from ldmprobe import ImageColumn, ImageData
 from tests.data.test_images import gray, parquet
-from tests.helpers import refused
+from tests.helpers import ready, refused
 
 
 @pytest.mark.parametrize(
@@ -69,8 +69,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (12, 3, 8, 8))
 def test_arrays_of_any_type_become_the_same_images_and_truth_values_black_and_white(
     images, dtype, value_range, tmp_path
 ):
-    data = ImageData(_arrays(tmp_path / "a.parquet", images, dtype), value_range=value_range)
-    data.setup()
+    data = ready(ImageData(_arrays(tmp_path / "a.parquet", images, dtype), value_range=value_range))
     expected = np.where(images, 1.0, -1.0) if dtype == "bool" else PIXELS / 127.5 - 1
     for held_out in (False, True):
         (batch,) = data.reference_batches(99, held_out)
@@ -106,8 +105,7 @@ def test_a_further_column_of_images_says_which_are_black_and_white_too(source, d
     rows.to_parquet(tmp_path / "a.parquet")
     with refused(message):
         ImageData(str(tmp_path / "a.parquet"), columns=[ImageColumn("drawn", "source")]).setup()
-    data = ImageData(str(tmp_path / "a.parquet"), columns=[ImageColumn("drawn", "source", value_range=(0, 1))])
-    data.setup()
+    data = ready(ImageData(str(tmp_path / "a.parquet"), columns=[ImageColumn("drawn", "source", value_range=(0, 1))]))
     (batch,) = data.reference_batches(99)
     expected = source[batch["index"].numpy()] * 2.0 - 1
     np.testing.assert_allclose(batch["source"], expected, atol=1e-6)

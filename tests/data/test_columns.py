@@ -20,7 +20,7 @@ from ldmprobe.data.checked import check_captions
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.image_hashes import image_hashes
 from ldmprobe.data.latent_writer import write_cache
-from tests.helpers import refused, tiny_unet
+from tests.helpers import ready, refused, tiny_unet
 
 WIDTH, HEIGHT, SIZE, RED = 48, 32, 16, (255, 0, 0)
 
@@ -60,9 +60,7 @@ def folder(tmp_path_factory) -> Path:
 def scenes(folder: Path, **options) -> ImageData:
     columns = [MaskColumn(), BoxesColumn(), ObjectsColumn(), ImageColumn("sketch", "sketch", channels=1)]
     settings = {"image_size": SIZE, "batch_size": 8, "columns": columns, "caption_column": "caption"}
-    data = ImageData(str(folder), **{**settings, **options})
-    data.setup()
-    return data
+    return ready(ImageData(str(folder), **{**settings, **options}))
 
 
 def visible(mask: torch.Tensor) -> tuple[int, int, int, int]:
@@ -129,9 +127,7 @@ def test_a_kind_of_column_of_ones_own(tmp_path):
     Dataset.from_dict(table).to_parquet(tmp_path / "a.parquet")
 
     def data(**options) -> ImageData:
-        found = ImageData(str(tmp_path / "a.parquet"), columns=[Weight()], batch_size=4, **options)
-        found.setup()
-        return found
+        return ready(ImageData(str(tmp_path / "a.parquet"), columns=[Weight()], batch_size=4, **options))
 
     write_cache(data(), LatentCodec(), Unconditional(), tiny_unet(), tmp_path / "latents")
     for found in (data(), data(latents=str(tmp_path / "latents"))):
@@ -255,8 +251,7 @@ def test_an_image_folder_names_further_files_in_its_metadata(tmp_path):
         names = {"file_name": f"{i}.png", "mask_file_name": f"masks/{i}.png"}
         lines.append(json.dumps(names | {"objects": row["objects"]}))
     (tmp_path / "metadata.jsonl").write_text("\n".join(lines))
-    data = ImageData(str(tmp_path), image_size=SIZE, columns=[MaskColumn(), ObjectsColumn()], batch_size=6)
-    data.setup()
+    data = ready(ImageData(str(tmp_path), image_size=SIZE, columns=[MaskColumn(), ObjectsColumn()], batch_size=6))
     batch = next(data.reference_batches(6))
     assert sorted(
         torch.cat([batch["index"], next(data.reference_batches(6, held_out=True))["index"]]).tolist()

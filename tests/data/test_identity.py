@@ -17,7 +17,7 @@ from ldmprobe.data.identity import held_out_mask
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.image_hashes import image_hash, image_hashes
 from ldmprobe.inference import real_latents
-from tests.helpers import refused
+from tests.helpers import ready, refused
 from tests.test_bad_input import _config, _fit, _probe, _refused
 
 KINDS = ["folder", "parquet", "save_to_disk", "arrays", "folder, streamed", "parquet, streamed"]
@@ -54,9 +54,7 @@ def data(kind: str, place: Path, names: dict[str, int], **options) -> ImageData:
         )
         dataset = place / "a.parquet" if "parquet" in kind else place
         table.to_parquet(dataset) if "parquet" in kind else table.save_to_disk(dataset)
-    found = ImageData(str(dataset), streaming="streamed" in kind, batch_size=4, **options)
-    found.setup()
-    return found
+    return ready(ImageData(str(dataset), streaming="streamed" in kind, batch_size=4, **options))
 
 
 def sides(found: ImageData) -> tuple[set[int], set[int]]:
@@ -81,8 +79,9 @@ def test_held_out_images_that_are_training_images_are_told_with_their_share(stre
 
     def shared(held_out: str | None) -> float:
         kwargs = {"data_files": files}
-        found = ImageData("parquet", kwargs, held_out_split=held_out, image_folder=str(tmp_path), streaming=streaming)
-        found.setup()
+        found = ready(
+            ImageData("parquet", kwargs, held_out_split=held_out, image_folder=str(tmp_path), streaming=streaming)
+        )
         return found.identity.repeated
 
     with pytest.warns(UserWarning, match="50% of the images of split 'test', which is held out, are in split 'train'"):
@@ -257,8 +256,7 @@ def test_a_split_of_its_own_with_copies_of_training_rows_is_gone_on_with(tmp_pat
     for name in ("train", "test"):
         (tmp_path / "data").mkdir(exist_ok=True)
         table.to_parquet(tmp_path / "data" / f"{name}-00000-of-00001.parquet")
-    found = ImageData(str(tmp_path))
-    found.setup()
+    found = ready(ImageData(str(tmp_path)))
     with pytest.warns(UserWarning, match="100% of the images of split 'test'"):
         assert found.identity.changes(found.identity.summary()) == []
 
@@ -280,9 +278,7 @@ def test_other_captions_are_told(tmp_path):
             "text": [f"{text} {n}" if n % 2 else "" for n in range(40)],
         }
         Dataset.from_dict(columns).to_parquet(tmp_path / "a.parquet")
-        found = ImageData(str(tmp_path / "a.parquet"), caption_column="text", check_rows=0)
-        found.setup()
-        return found
+        return ready(ImageData(str(tmp_path / "a.parquet"), caption_column="text", check_rows=0))
 
     before, after = captioned("a dog").identity, captioned("a cat").identity
     (train, held_out) = after.changes(before.summary())

@@ -16,7 +16,7 @@ from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.latent_cache import SPLITS, LatentCache, cache_key
 from ldmprobe.data.latent_writer import write_cache
 from ldmprobe.data.sources import choose_splits
-from tests.helpers import refused, row_reader, tiny_unet
+from tests.helpers import ready, refused, row_reader, tiny_unet
 
 SETTINGS = {"label_column": "label", "caption_column": "caption", "batch_size": 4}
 
@@ -33,11 +33,6 @@ def write(folder: Path, data: ImageData | None = None, codec: LatentCodec | None
     options = {"rows_per_shard": 13, "batch_size": 5, **options}
     write_cache(data or shapes(), codec or LatentCodec(), Unconditional(), tiny_unet(), folder, **options)
     return folder
-
-
-def ready(data: ImageData) -> ImageData:
-    data.setup()
-    return data
 
 
 def assert_same_batches(latents: list[dict], images: list[dict]) -> None:

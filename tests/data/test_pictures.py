@@ -13,7 +13,7 @@ from ldmprobe import ImageData, LatentCodec, Unconditional
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.latent_writer import write_cache
 from ldmprobe.data.pictures import AS_IS, BOOLEANS, FLATTENED, FRAMED, REDUCED, SCALED, TURNED
-from tests.helpers import refused, row_reader, tiny_unet
+from tests.helpers import ready, refused, row_reader, tiny_unet
 
 UPRIGHT = np.zeros((24, 16, 3), dtype=np.uint8)
 UPRIGHT[:12, :, 0] = 255  # red above
@@ -91,8 +91,7 @@ def test_photos_lie_on_no_side_in_training_validation_probes_and_cache(tmp_path)
         data.setup()
     batches = [next(iter(data.train_dataloader())), *data.val_dataloader(), *data.reference_images(99)]
     write_cache(data, LatentCodec(), Unconditional(), tiny_unet(), tmp_path / "latents")
-    cached = ImageData(str(tmp_path / "photos"), latents=str(tmp_path / "latents"), **settings)
-    cached.setup()
+    cached = ready(ImageData(str(tmp_path / "photos"), latents=str(tmp_path / "latents"), **settings))
     batches += [
         {"image": batch["latent"]} for batch in [next(iter(cached.train_dataloader())), *cached.val_dataloader()]
     ]
@@ -261,8 +260,7 @@ def test_a_strangers_table_does_not_make_training_read_local_images(kind, folder
     where = str(folders / "own" / ("rows.parquet" if kind == "parquet" else ""))
     with refused(r"Row 19 of split 'train'.*b\.png', which is not in"):
         ImageData(where).setup()
-    data = ImageData(where, image_folder=str(folders / "private"))  # unless the user says so
-    data.setup()
+    data = ready(ImageData(where, image_folder=str(folders / "private")))  # unless the user says so
     assert data.image_shape == (3, 4, 4)
 
 

@@ -16,7 +16,7 @@ from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.latent_writer import write_cache
 from ldmprobe.data.sources import choose_splits, load_splits
 from ldmprobe.probing.latent_statistics import latents_of
-from tests.helpers import refused, tiny_unet
+from tests.helpers import ready, refused, tiny_unet
 
 TRAIN, TEST = range(12), range(12, 16)
 KINDS = ["parquet folder", "save_to_disk", "DatasetDict", "imagefolder"]
@@ -58,13 +58,20 @@ def _write(kind: str, folder: Path) -> str:
     return str(folder)
 
 
-def _contents(data: ImageData, held_out: bool) -> list[tuple[int, int]]:
-    """(number, label) of every picture."""
-    found = []
-    for batch in data.reference_batches(1000, held_out=held_out):
-        numbers = ((batch["image"][:, 0, 0, 0] + 1) * 127.5 / 10).round().int().tolist()
-        found += zip(numbers, batch["label"].tolist(), strict=True)
-    return sorted(found)
+def _numbers(images: torch.Tensor) -> list[int]:
+    return ((images[:, 0, 0, 0] + 1) * 127.5 / 10).round().int().tolist()
+
+
+def _contents(data: ImageData, held_out: bool, column: str = "label") -> list[tuple]:
+    """(number, label or caption) of every picture."""
+    batches = data.reference_batches(1000, held_out=held_out)
+    return sorted(pair for b in batches for pair in zip(_numbers(b["image"]), list(b[column]), strict=True))
+
+
+def _captions(data: ImageData) -> list[tuple[int, str]]:
+    """(number, caption) of every picture, of both sides."""
+    data.setup()
+    return sorted(_contents(data, False, "caption") + _contents(data, True, "caption"))
 
 
 def _expected(numbers) -> list[tuple[int, int]]:
@@ -73,8 +80,7 @@ def _expected(numbers) -> list[tuple[int, int]]:
 
 @pytest.mark.parametrize("kind", [*KINDS, "parquet file"])
 def test_every_kind_of_source_gives_every_picture_with_its_label(kind, tmp_path):
-    data = ImageData(_write(kind, tmp_path / "pictures"), label_column="label")
-    data.setup()
+    data = ready(ImageData(_write(kind, tmp_path / "pictures"), label_column="label"))
     train, held_out = _contents(data, held_out=False), _contents(data, held_out=True)
     assert sorted(train + held_out) == _expected([*TRAIN, *TEST])
     assert data.class_names == ["even", "odd"]
@@ -89,16 +95,14 @@ def test_a_test_split_beside_what_is_held_out_is_what_test_measures(tmp_path):
     def seen(data: ImageData) -> tuple[list[int], ...]:
         data.setup()
         loaders = data.val_dataloader(), data.test_dataloader()
-        gray = (torch.cat([batch["image"][:, 0, 0, 0] for batch in loader]) for loader in loaders)
-        return tuple(sorted(((values + 1) * 127.5 / 10).round().int().tolist()) for values in gray)
+        return tuple(sorted(number for batch in loader for number in _numbers(batch["image"])) for loader in loaders)
 
     pictures = str(tmp_path / "pictures")
     assert seen(ImageData(pictures)) == ([6, 7, 8], [9, 10, 11])
     assert seen(ImageData(pictures, held_out_split="test")) == ([9, 10, 11], [9, 10, 11])
     data = ImageData(pictures, check_rows=3)
     assert write_cache(data, LatentCodec(), Unconditional(), tiny_unet(), tmp_path / "latents")[1]
-    cached = ImageData(pictures, latents=str(tmp_path / "latents"))
-    cached.setup()
+    cached = ready(ImageData(pictures, latents=str(tmp_path / "latents")))
     with refused("leave `latents` out to measure that one"):
         cached.test_dataloader()
 
@@ -113,13 +117,6 @@ def test_a_source_can_be_streamed(kind, tmp_path):
     assert sorted(train + held_out) == _expected([*TRAIN, *TEST])
     if kind != "parquet file":  # they have a test split
         assert held_out == _expected(TEST)
-
-
-def test_builtin_data_can_be_streamed():
-    data = ImageData("builtin:shapes", {"num_images": 20, "size": 8}, "image", "label", streaming=True, held_out_rows=5)
-    data.setup()
-    assert len(_contents(data, held_out=False)) == 15
-    assert len(_contents(data, held_out=True)) == 5
 
 
 def test_a_folder_from_save_to_disk_is_not_streamed(tmp_path):
@@ -199,17 +196,6 @@ def _lora_folder(folder: Path, n: int, captions: dict[int, str], ending: str = "
     return str(folder)
 
 
-def _captions(data: ImageData) -> list[tuple[int, str]]:
-    """(number, caption) of every picture."""
-    data.setup()
-    found = []
-    for held_out in (False, True):
-        for batch in data.reference_batches(99, held_out):
-            numbers = ((batch["image"][:, 0, 0, 0] + 1) * 127.5 / 10).round().int().tolist()
-            found += zip(numbers, batch["caption"], strict=True)
-    return sorted(found)
-
-
 @pytest.mark.parametrize(("ending", "under"), [(".txt", ""), (".caption", "10_cat")])
 @pytest.mark.parametrize("streaming", [False, True])
 def test_captions_are_in_text_files_beside_the_images(ending, under, streaming, tmp_path):
@@ -232,8 +218,7 @@ def test_an_image_without_a_caption_beside_it_has_an_empty_one_and_is_counted(tm
 @pytest.mark.parametrize(("n", "setting"), [(5, None), (8, "train"), (10, None), (14, None)])
 def test_a_handful_of_images_are_probed_or_refused_with_the_setting_that_would_do(n, setting, tmp_path):
     folder = _lora_folder(tmp_path / "cats", n, dict.fromkeys(range(n), "a cat"))
-    data = ImageData(folder, caption_column="text", held_out_split=setting)
-    data.setup()
+    data = ready(ImageData(folder, caption_column="text", held_out_split=setting))
     real = [latents_of(LatentCodec(), data.reference_batches(99, held_out)) for held_out in (False, True)]
     if n < 8:
         with refused(r"expected at least 8.*`held_out_split: train`"):
@@ -286,7 +271,6 @@ def test_images_are_stored_as_bytes_or_as_names_of_files(kind, streaming, tmp_pa
 @pytest.mark.parametrize("format", ["torch", "numpy"])
 def test_a_format_that_was_set_does_not_matter(format, tmp_path):
     _table([*TRAIN, *TEST]).with_format(format).save_to_disk(tmp_path / "table")
-    data = ImageData(str(tmp_path / "table"), label_column="label")
-    data.setup()
+    data = ready(ImageData(str(tmp_path / "table"), label_column="label"))
     contents = _contents(data, held_out=False) + _contents(data, held_out=True)
     assert sorted(contents) == _expected([*TRAIN, *TEST])
