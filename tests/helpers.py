@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, UNet2DModel
+from PIL import Image
 from torch import Tensor, nn
 
 from ldmprobe.cli import main
@@ -48,6 +50,13 @@ def ready(data: ImageData) -> ImageData:
     """The data, set up."""
     data.setup()
     return data
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> dict[str, Any]:
+    """A picture as a row of a dataset has it, undecoded."""
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def guided(model: DiffusionModel, z_t: Tensor, t: Tensor, condition: Condition, scale: float) -> Tensor:

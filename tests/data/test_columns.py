@@ -20,7 +20,7 @@ from ldmprobe.data.checked import check_captions
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.image_hashes import image_hashes
 from ldmprobe.data.latent_writer import write_cache
-from tests.helpers import ready, refused, tiny_unet
+from tests.helpers import encoded, ready, refused, tiny_unet
 
 WIDTH, HEIGHT, SIZE, RED = 48, 32, 16, (255, 0, 0)
 
@@ -167,11 +167,8 @@ def test_a_mask_of_a_lossy_file_is_refused_and_that_of_a_lossless_one_is_as_it_w
     reader = ldmprobe.data.rows.RowReader(others=(MaskColumn(),))
     drawn = np.zeros((24, 24), np.uint8)
     drawn[5:13, 3:20] = 255
-    stored = {}
-    for kind in ("JPEG", "PNG"):
-        file = io.BytesIO()
-        PILImage.fromarray(drawn).save(file, kind)
-        stored[kind] = {"image": PILImage.new("RGB", (24, 24)), "mask": {"bytes": file.getvalue(), "path": None}}
+    masks = {kind: encoded(PILImage.fromarray(drawn), kind) for kind in ("JPEG", "PNG")}
+    stored = {kind: {"image": PILImage.new("RGB", (24, 24)), "mask": mask} for kind, mask in masks.items()}
     assert (np.asarray(PILImage.open(io.BytesIO(stored["JPEG"]["mask"]["bytes"]))) != 0).sum() > (drawn != 0).sum()
     assert reader.read(stored["PNG"], 3)["mask"].tolist() == drawn.tolist()
     with refused("Row 3, column 'mask': the mask cannot be read .it is a JPEG.* write masks as PNG"):

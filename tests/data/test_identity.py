@@ -1,6 +1,5 @@
 """Rows keep their side whatever is added, renamed, moved or packed otherwise; and data sets are told apart."""
 
-import io
 import shutil
 import warnings
 from pathlib import Path
@@ -17,7 +16,7 @@ from ldmprobe.data.identity import held_out_mask
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.image_hashes import image_hash, image_hashes
 from ldmprobe.inference import real_latents
-from tests.helpers import ready, refused
+from tests.helpers import encoded, ready, refused
 from tests.test_bad_input import _config, _fit, _probe, _refused
 
 KINDS = ["folder", "parquet", "save_to_disk", "arrays", "folder, streamed", "parquet, streamed"]
@@ -30,12 +29,6 @@ def picture(number: int) -> PILImage.Image:
     return PILImage.fromarray(pixels)
 
 
-def encoded(number: int) -> bytes:
-    file = io.BytesIO()
-    picture(number).save(file, "png")
-    return file.getvalue()
-
-
 def data(kind: str, place: Path, names: dict[str, int], **options) -> ImageData:
     """A data set of numbered pictures, in the order of their names, set up."""
     shutil.rmtree(place, ignore_errors=True)
@@ -44,14 +37,13 @@ def data(kind: str, place: Path, names: dict[str, int], **options) -> ImageData:
     dataset = place
     if "folder" in kind:
         for name, number in names.items():
-            (place / name).write_bytes(encoded(number))
+            (place / name).write_bytes(encoded(picture(number))["bytes"])
     elif kind == "arrays":
         dataset = place / "a.parquet"
         Dataset.from_dict({"image": [np.asarray(picture(number)) for number in numbers]}).to_parquet(dataset)
     else:
-        table = Dataset.from_dict(
-            {"image": [{"bytes": encoded(number), "path": None} for number in numbers]}, Features({"image": Image()})
-        )
+        rows = [encoded(picture(number)) for number in numbers]
+        table = Dataset.from_dict({"image": rows}, Features({"image": Image()}))
         dataset = place / "a.parquet" if "parquet" in kind else place
         table.to_parquet(dataset) if "parquet" in kind else table.save_to_disk(dataset)
     return ready(ImageData(str(dataset), streaming="streamed" in kind, batch_size=4, **options))
@@ -73,7 +65,7 @@ def sides(found: ImageData) -> tuple[set[int], set[int]]:
 @pytest.mark.parametrize("streaming", [False, True])
 def test_held_out_images_that_are_training_images_are_told_with_their_share(streaming, tmp_path):
     for split, numbers in (("train", range(40)), ("test", range(30, 50)), ("other", range(40, 50))):
-        rows = [{"bytes": encoded(number), "path": None} for number in numbers]
+        rows = [encoded(picture(number)) for number in numbers]
         Dataset.from_dict({"image": rows}, Features({"image": Image()})).to_parquet(tmp_path / f"{split}.parquet")
     files = {split: str(tmp_path / f"{split}.parquet") for split in ("train", "test", "other")}
 

@@ -13,7 +13,7 @@ from ldmprobe import ImageData, LatentCodec, Unconditional
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.latent_writer import write_cache
 from ldmprobe.data.pictures import AS_IS, BOOLEANS, FLATTENED, FRAMED, REDUCED, SCALED, TURNED
-from tests.helpers import ready, refused, row_reader, tiny_unet
+from tests.helpers import encoded, ready, refused, row_reader, tiny_unet
 
 UPRIGHT = np.zeros((24, 16, 3), dtype=np.uint8)
 UPRIGHT[:12, :, 0] = 255  # red above
@@ -35,12 +35,6 @@ def _read(value, notes: list | None = None, **options) -> np.ndarray:
     return row_reader(**options).read({"image": value}, 0, notes=told)["image"].numpy()
 
 
-def _encoded(image: Image.Image, kind: str = "PNG", **options) -> dict:
-    buffer = io.BytesIO()
-    image.save(buffer, kind, **options)
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
 def _turned(orientation: int, kind: str = "JPEG") -> dict:
     exif = Image.Exif()
     exif[274] = orientation
@@ -48,7 +42,7 @@ def _turned(orientation: int, kind: str = "JPEG") -> dict:
     options = {"quality": 95, "subsampling": 0} if kind in ("JPEG", "MPO") else {}
     if kind == "MPO":
         options |= {"save_all": True, "append_images": [image.resize((4, 4))]}
-    return _encoded(image, kind, exif=exif.tobytes(), **options)
+    return encoded(image, kind, exif=exif.tobytes(), **options)
 
 
 def _is_upright(tensor) -> bool:
@@ -108,10 +102,10 @@ def _transparent(mode: str) -> dict:
     if mode == "P":
         image = Image.new("P", (4, 4), 0)
         image.putpalette([0, 0, 0] * 256)
-        return _encoded(image, transparency=0)
+        return encoded(image, transparency=0)
     if mode == "RGB":  # one color is transparent
-        return _encoded(Image.new("RGB", (4, 4), (9, 9, 9)), transparency=(9, 9, 9))
-    return _encoded(Image.new(mode, (4, 4), 0))
+        return encoded(Image.new("RGB", (4, 4), (9, 9, 9)), transparency=(9, 9, 9))
+    return encoded(Image.new(mode, (4, 4), 0))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
@@ -127,13 +121,13 @@ def test_transparency_is_laid_on_the_background(mode):
 
 
 def test_half_transparent_is_half_of_each_before_and_after_resizing():
-    image = _encoded(Image.new("RGBA", (8, 8), (0, 0, 0, 51)))
+    image = encoded(Image.new("RGBA", (8, 8), (0, 0, 0, 51)))
     assert _read(image, channels=3, size=4) == pytest.approx(0.6, abs=1e-6)
 
 
 def test_an_opaque_picture_with_alpha_is_not_said_to_be_transparent():
     notes: list[str] = []
-    assert _read(_encoded(Image.new("RGBA", (4, 4), "red")), notes, channels=3)[:, 0, 0].tolist() == [1, -1, -1]
+    assert _read(encoded(Image.new("RGBA", (4, 4), "red")), notes, channels=3)[:, 0, 0].tolist() == [1, -1, -1]
     assert notes == []
 
 
@@ -150,7 +144,7 @@ def test_of_several_frames_the_first_is_taken_and_told(kind):
     notes: list[str] = []
     frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     options = {"lossless": True} if kind == "WEBP" else {}
-    value = _encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+    value = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
     assert _read(value, notes, channels=3)[:, 0, 0].tolist() == [1, -1, -1]
     assert notes == [FRAMED]
 
@@ -158,7 +152,7 @@ def test_of_several_frames_the_first_is_taken_and_told(kind):
 def test_a_16_bit_tiff_whose_zero_is_white():
     ramp = np.linspace(0, 65535, 16).round().astype(np.uint16).reshape(4, 4)
     notes: list[str] = []
-    found = _read(_encoded(Image.fromarray(ramp), "TIFF", tiffinfo={262: 0}), notes)
+    found = _read(encoded(Image.fromarray(ramp), "TIFF", tiffinfo={262: 0}), notes)
     assert found[0] == pytest.approx(1 - ramp / 32767.5, abs=1 / 127)
     assert notes == [REDUCED]
 
@@ -196,7 +190,7 @@ def test_a_picture_of_floats_that_are_not_finite_is_refused(bad, value_range):
     floats = np.full((4, 4), 0.5, dtype=np.float32)
     floats[1, 2:] = bad
     with refused(r"Row 0, column 'image'.*2 of its 16 values are NaN or infinite"):
-        _read(_encoded(Image.fromarray(floats), "TIFF"), value_range=value_range)
+        _read(encoded(Image.fromarray(floats), "TIFF"), value_range=value_range)
 
 
 def test_floats_of_a_value_range_are_resized_and_others_refused():
@@ -251,7 +245,7 @@ def test_a_row_names_no_other_file(name, folders):
 @pytest.mark.parametrize("kind", ["parquet", "save_to_disk"])
 def test_a_strangers_table_does_not_make_training_read_local_images(kind, folders):
     pictures = [Image.new("RGB", (4, 4), (9 * i, 0, 0)) for i in range(20)]
-    rows = [_encoded(image) for image in pictures[:-1]] + [{"bytes": None, "path": str(folders / "private/b.png")}]
+    rows = [encoded(image) for image in pictures[:-1]] + [{"bytes": None, "path": str(folders / "private/b.png")}]
     table = Dataset.from_dict({"image": rows}, features=Features({"image": ImageFeature()}))
     if kind == "parquet":
         table.to_parquet(folders / "own/rows.parquet")

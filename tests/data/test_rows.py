@@ -1,14 +1,12 @@
 """Any picture becomes a float32 tensor in [−1, 1]."""
 
-import io
-
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from ldmprobe.data.rows import RowReader
-from tests.helpers import refused, row_reader
+from tests.helpers import encoded, refused, row_reader
 
 MODES = ["1", "L", "P", "LA", "RGB", "RGBA", "I;16", "I", "F", "CMYK"]
 RANGES = {"I": (0, 65535), "F": (0, 255)}  # of modes that do not say
@@ -34,12 +32,6 @@ def _half_white(mode: str) -> Image.Image:
     return (image.convert("RGB") if mode in ("P", "CMYK") else image).convert(mode)
 
 
-def _png(image: Image.Image) -> dict:
-    buffer = io.BytesIO()
-    image.save(buffer, "png")
-    return {"bytes": buffer.getvalue(), "path": None}
-
-
 @pytest.mark.parametrize("channels", [1, 3, 4])
 @pytest.mark.parametrize("mode", MODES)
 def test_white_is_1_and_black_is_minus_1_in_every_mode(mode, channels):
@@ -57,7 +49,7 @@ def test_white_is_1_and_black_is_minus_1_in_every_mode(mode, channels):
 @pytest.mark.parametrize("mode", ["1", "L", "P", "LA", "RGB", "RGBA", "I;16"])
 def test_an_undecoded_png_reads_as_the_picture_itself(mode):
     image = _half_white(mode)
-    assert torch.equal(_read(_png(image), _reader(channels=3)), _read(image, _reader(channels=3)))
+    assert torch.equal(_read(encoded(image), _reader(channels=3)), _read(image, _reader(channels=3)))
 
 
 @pytest.mark.parametrize(
@@ -170,7 +162,7 @@ def test_a_missing_label_is_refused_and_its_row_named():
         None,
         {"bytes": b"no picture", "path": None},
         {"bytes": None, "path": "/no/such/file.png"},
-        {"bytes": _png(_half_white("RGB"))["bytes"][:60], "path": None},
+        {"bytes": encoded(_half_white("RGB"))["bytes"][:60], "path": None},
         np.array([[0, 300]]),
         np.zeros((2, 3, 4, 5), dtype=np.uint8),
         "text",
