@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.precision import FSDPPrecision, MixedPrecision
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -81,7 +82,8 @@ class NonFinite(L.Callback):
 
     def on_before_optimizer_step(self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: Optimizer) -> None:
         losses, self._losses = self._losses, []
-        scaled = getattr(trainer.precision_plugin, "scaler", None) is not None
+        plugin = trainer.precision_plugin
+        scaled = isinstance(plugin, (MixedPrecision, FSDPPrecision)) and plugin.scaler is not None
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [] if scaled else [parameter.grad for parameter in parameters]
         self._flags.append((trainer.global_step, not_finite(losses + gradients)))

@@ -7,7 +7,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence, Sized
 from dataclasses import replace
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -118,7 +117,7 @@ def data_source(trainer: L.Trainer) -> DataSource:
     return data if isinstance(data, DataSource) else Loaders(trainer)
 
 
-def _whole(loader: Any) -> Any:
+def _whole(loader: object) -> object:
     """Return the loader without the sampler by which Lightning gives each rank a part of its data."""
     if not isinstance(loader, DataLoader) or type(loader.sampler) is not DistributedSampler:
         return loader

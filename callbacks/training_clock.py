@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import lightning as L
 import torch
@@ -31,6 +32,14 @@ class WholeModule:
     """A module in training, whatever it trains."""
 
     network: nn.Module
+
+
+@runtime_checkable
+class _CostsTime(Protocol):
+    """A callback that may be part of training, and what it has cost so far."""
+
+    part_of_training: bool
+    cost_seconds: float
 
 
 class TrainingClock(ProbeCallback[WholeModule]):
@@ -85,7 +94,7 @@ class TrainingClock(ProbeCallback[WholeModule]):
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord:
         callbacks = callbacks_of(trainer)
-        others = sum(getattr(c, "cost_seconds", 0.0) for c in callbacks if getattr(c, "part_of_training", False))
+        others = sum(c.cost_seconds for c in callbacks if isinstance(c, _CostsTime) and c.part_of_training)
         provenance = {"device": str(pl_module.device), "num_threads": torch.get_num_threads()}
         return ProbeRecord(
             self.records,

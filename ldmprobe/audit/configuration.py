@@ -8,16 +8,15 @@ import io
 import pydoc
 import warnings
 from pathlib import Path
-from typing import Any
 
 import yaml
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
 
 from ldmprobe.audit.observation import is_probe
-from ldmprobe.configuration.cli import LDMProbeCLI
+from ldmprobe.configuration.cli import LDMProbeCLI, listed
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.tracking.scalars import OF_PROBES
-from ldmprobe.types import Batch, PlainValues
+from ldmprobe.types import PlainValues
 
 
 def read_configuration(fit_arguments: list[str]) -> PlainValues:
@@ -35,7 +34,7 @@ def read_configuration(fit_arguments: list[str]) -> PlainValues:
         if end.code:  # an argument was refused, and the user told
             raise
     config = yaml.safe_load(text.getvalue())
-    if not any(is_probe(_class_of(callback)) for callback in _listed(config["trainer"]["callbacks"])):
+    if not any(is_probe(_class_of(callback)) for callback in listed(config["trainer"]["callbacks"])):
         raise ConfigurationError(
             "The configuration names no probe, so there is nothing to audit; add some under `trainer.callbacks`, such "
             "as `ldmprobe.callbacks.DDIMProbe`, or a second file: `--config configs/probes.yaml`."
@@ -62,7 +61,7 @@ def audited(config: PlainValues, run_dir: Path, steps: int, probed: bool) -> Pla
     interval = trainer["val_check_interval"]
     config["run_dir"] = str(run_dir)
     config["trainer"] |= {
-        "callbacks": [callback for callback in _listed(trainer["callbacks"]) if not is_left_out(callback)],
+        "callbacks": [callback for callback in listed(trainer["callbacks"]) if not is_left_out(callback)],
         "default_root_dir": None,
         "logger": _loggers(trainer["logger"], run_dir),
         "max_steps": steps,
@@ -83,27 +82,18 @@ def audited(config: PlainValues, run_dir: Path, steps: int, probed: bool) -> Pla
     return config
 
 
-def _loggers(loggers: Any, folder: Path) -> list[Batch]:
+def _loggers(loggers: object, folder: Path) -> list[PlainValues]:
     """A CSVLogger, and those of the configuration's loggers that can be kept from the network: logging media is part of
     a probe.
     """
-    kept = [
-        {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(folder), "name": "csv"}}
-    ]
-    for logger in _listed(loggers):
-        kind = logger["class_path"].rpartition(".")[2] if isinstance(logger, dict) else ""
-        if kind == "WandbLogger":
-            settings = {"project": "audit", "offline": True, "save_dir": str(folder)}
-        elif kind == "TensorBoardLogger":
-            settings = {"save_dir": str(folder), "name": "tensorboard"}
-        else:
-            continue
-        kept.append({"class_path": logger["class_path"], "init_args": settings})
-    return kept
-
-
-def _listed(value: Any) -> list[Any]:
-    return [] if value is None else value if isinstance(value, list) else [value]
+    settings = {
+        "WandbLogger": {"project": "audit", "offline": True, "save_dir": str(folder)},
+        "TensorBoardLogger": {"save_dir": str(folder), "name": "tensorboard"},
+    }
+    csv = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(folder), "name": "csv"}}
+    paths = [str(each["class_path"]) for each in listed(loggers) if isinstance(each, dict)]
+    kept = [(path, settings.get(path.rpartition(".")[2])) for path in paths]
+    return [csv, *({"class_path": path, "init_args": given} for path, given in kept if given)]
 
 
 def _class_of(callback: PlainValues) -> type:

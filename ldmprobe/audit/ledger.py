@@ -7,7 +7,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import lightning as L
 import numpy as np
@@ -82,7 +81,7 @@ def in_words(kind: str, name: str) -> str:
 
 def _entries(
     trainer: L.Trainer, module: L.LightningModule, averages: Mapping[str, nn.Module]
-) -> Iterator[tuple[str, str, Any]]:
+) -> Iterator[tuple[str, str, object]]:
     yield "random state", "Python", random.getstate()
     yield "random state", "NumPy", np.random.get_state()
     yield "random state", "torch", torch.get_rng_state()
@@ -131,7 +130,7 @@ def _entries(
         yield "loop counters", name, value
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flat(tree: Mapping[str, object], prefix: str = "") -> Iterator[tuple[str, object]]:
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{key}.")

@@ -6,7 +6,6 @@ import csv
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from torch import nn
@@ -96,8 +95,8 @@ def bracket(callback: L.Callback, seen: Observation, averages: dict[str, nn.Modu
     kind = type(callback)
     name = kind.__name__
 
-    def bracketed(hook_name: str, hook: Callable[..., Any]) -> Callable[..., Any]:
-        def run(trainer: L.Trainer, pl_module: L.LightningModule, *args: Any, **kwargs: Any) -> Any:
+    def bracketed(hook_name: str, hook: Callable[..., object]) -> Callable[..., object]:
+        def run(trainer: L.Trainer, pl_module: L.LightningModule, *args: object, **kwargs: object) -> object:
             before = take_ledger(trainer, pl_module, averages)
             try:
                 return hook(trainer, pl_module, *args, **kwargs)
@@ -110,8 +109,8 @@ def bracket(callback: L.Callback, seen: Observation, averages: dict[str, nn.Modu
 
         return run
 
-    def counted(work: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any, **kwargs: Any) -> Any:
+    def counted(work: Callable[..., object]) -> Callable[..., object]:
+        def run(*args: object, **kwargs: object) -> object:
             seen.probe_runs[name] = seen.probe_runs.get(name, 0) + 1
             try:
                 return work(*args, **kwargs)

@@ -5,7 +5,6 @@ what to write instead, or not at all.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 from jsonargparse import Namespace
@@ -22,7 +21,7 @@ RUN_DIR = "runs/run"
 """Where a run goes that names no place."""
 
 
-def chosen_run_dir(run_dir: str | None, default_root_dir: Any) -> str:
+def chosen_run_dir(run_dir: str | None, default_root_dir: str | Path | None) -> str:
     """Return where a run goes.
 
     Raises:
@@ -63,7 +62,7 @@ def check_trainers_numbers(settings: Namespace) -> None:
         check_numbers("The Trainer", at_least, **numbers)
 
 
-def check_devices(accelerator: Any, devices: Any) -> None:
+def check_devices(accelerator: object, devices: object) -> None:
     """Raise ConfigurationError where GPUs are asked for that are not there; the Trainer's own error does not say what
     to write instead.
     """
@@ -75,7 +74,7 @@ def check_devices(accelerator: Any, devices: Any) -> None:
             f"There is no GPU here for `--trainer.accelerator {accelerator}`; write `--trainer.accelerator cpu "
             "--trainer.devices 1`."
         )
-    if (asked or accelerator == "auto") and str(devices).isdecimal() and 0 < gpus < int(devices):
+    if (asked or accelerator == "auto") and str(devices).isdecimal() and 0 < gpus < int(str(devices)):
         raise ConfigurationError(
             f"There are fewer GPUs here than `--trainer.devices {devices}`; write `--trainer.devices {gpus}`."
         )

@@ -10,7 +10,7 @@ import warnings
 from operator import attrgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 from jsonargparse import Namespace
@@ -48,6 +48,8 @@ from ldmprobe.training.checkpoint.write import AtomicCheckpointIO
 
 attrgetter(*ldmprobe.__all__)(ldmprobe)  # imports them all: only a class that is imported can go by its bare name
 
+T = TypeVar("T")
+
 
 class Parser(LightningArgumentParser):
     """Loggers that have to be told a ``save_dir`` are told the run's, where a configuration does not name one;
@@ -70,7 +72,7 @@ class Parser(LightningArgumentParser):
 
 
 class LDMProbeCLI(LightningCLI):
-    """Any LightningModule and LightningDataModule by ``class_path``; ``run_dir`` sets ``trainer.default_root_dir``, the
+    """A LightningModule and a LightningDataModule by ``class_path``; ``run_dir`` sets ``trainer.default_root_dir``, the
     ``save_dir`` of loggers and the ``dirpath`` of checkpoints, where these are not set themselves; a
     ``trainer.default_root_dir`` is taken for the ``run_dir`` where there is none. Checkpoints are whole or not
     there, one process has the run directory, and ``--ckpt_path last`` goes on exactly (``ExactResume``).
@@ -92,7 +94,6 @@ class LDMProbeCLI(LightningCLI):
             run=run,
             seed_everything_default=0,
             save_config_callback=SaveConfig if run else None,
-            save_config_kwargs={"overwrite": True},
             trainer_defaults={
                 "max_epochs": -1,
                 "check_val_every_n_epoch": None,
@@ -143,7 +144,7 @@ class LDMProbeCLI(LightningCLI):
         check_trainers_numbers(config.trainer)
         config.run_dir = chosen_run_dir(config.run_dir, config.trainer.default_root_dir)
         config.trainer.default_root_dir = None  # so that a saved configuration has one place to change
-        self.save_config_kwargs = {**self.save_config_kwargs, "asked": config.clone()}
+        self.save_config_kwargs = {"asked": config.clone()}
         if self.subcommand == "fit" and config.trainer.fast_dev_run:
             self._throw_away(config)
         run_dir = config.run_dir
@@ -152,14 +153,16 @@ class LDMProbeCLI(LightningCLI):
             take(run_dir, resuming=config.get("ckpt_path") is not None)
             if config.get("ckpt_path") not in (None, "last", "best", "hpc"):
                 check_own_checkpoint(config.ckpt_path, run_dir)
-        for logger in _listed(config.trainer.logger):
-            settings = getattr(logger, "init_args", None)
+        for logger in listed(config.trainer.logger):
+            if not isinstance(logger, Namespace):  # true or false
+                continue
+            settings = logger.get("init_args")
             if settings is not None and settings.get("save_dir") in (None, "."):
                 settings.save_dir = run_dir
             elif settings is not None:
                 check_own(settings.save_dir, run_dir, f"{logger.class_path}'s `save_dir`")
             continue_curves(logger)
-        for callback in _listed(config.trainer.callbacks):
+        for callback in listed(config.trainer.callbacks):
             if callback.class_path.endswith("ModelCheckpoint"):
                 if (dirpath := callback.init_args.get("dirpath")) is None:
                     callback.init_args.dirpath = f"{run_dir}/checkpoints"
@@ -178,7 +181,7 @@ class LDMProbeCLI(LightningCLI):
         self._scratch = TemporaryDirectory(prefix="ldmprobe-", ignore_cleanup_errors=True)
         config.run_dir = self._scratch.name
         config.ckpt_path = None
-        for callback in _listed(config.trainer.callbacks):
+        for callback in listed(config.trainer.callbacks):
             if callback.class_path.endswith("ModelCheckpoint"):  # Lightning's saves a last.ckpt even so
                 callback.init_args.save_last = False
 
@@ -189,7 +192,7 @@ class LDMProbeCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
         settings = self._get(self.config_init, "trainer")
         if settings.enable_progress_bar is False:  # which Lightning takes for an error where callbacks name a bar
-            settings.callbacks = [each for each in _listed(settings.callbacks) if not isinstance(each, ProgressBar)]
+            settings.callbacks = [each for each in listed(settings.callbacks) if not isinstance(each, ProgressBar)]
         trainer = super().instantiate_trainer(default_root_dir=self._get(self.config_init, "run_dir"), **kwargs)
         # Lightning's default, not one of the user's choice.
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -229,7 +232,7 @@ class LDMProbeCLI(LightningCLI):
     before_test = before_validate
 
 
-def _listed(setting: Any) -> list[Any]:
+def listed(setting: T | list[T] | None) -> list[T]:
     """Return the list that callbacks or loggers are, which one of them alone or none may stand for."""
     if isinstance(setting, list):
         return setting

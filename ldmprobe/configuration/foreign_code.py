@@ -75,7 +75,8 @@ class _Policy:
         denied = [
             f"{package}.{module.name}"
             for package, allowed in _CLASSES_OF.items()
-            for module in pkgutil.iter_modules(_folders(package))
+            if (spec := find_spec(package)) is not None
+            for module in pkgutil.iter_modules(spec.submodule_search_locations)
             if module.name not in allowed
         ]
         allowed = [package for package, parts in LIBRARIES.items() if not parts]
@@ -97,8 +98,8 @@ class _Policy:
                 self.refused.append(path)
                 raise
             # Under the name that it was given, if this is the one it has where it is defined.
-            imported = _imported(path)
-            if imported is None or not any(imported is _imported(other) for other in self.named):
+            found = imported(path)
+            if found is None or not any(found is imported(other) for other in self.named):
                 self.named.append(path)
                 _say(f"the configuration names code from outside ldmprobe and its libraries: {path}")
             set_parsing_settings(import_path_allowlist=[path])
@@ -191,15 +192,10 @@ def _check_size(content: object) -> None:
         )
 
 
-def _imported(path: str) -> object:
+def imported(path: str) -> object:
     """Return what is at ``path``, if its module has been imported; None otherwise."""
     module, _, name = path.rpartition(".")
     return vars(sys.modules[module]).get(name) if module in sys.modules else None
-
-
-def _folders(package: str) -> list[str]:
-    spec = find_spec(package)
-    return list(spec.submodule_search_locations or ()) if spec else []
 
 
 def _say(message: str) -> None:

@@ -4,10 +4,8 @@ that there are.
 
 from __future__ import annotations
 
-from typing import Any
-
 from jsonargparse import capture_parser
-from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser
 
 from ldmprobe.configuration.cli import LDMProbeCLI
 from ldmprobe.configuration.errors import configuration_errors
@@ -47,7 +45,8 @@ def build_parts(fit_arguments: list[str]) -> tuple[LatentDiffusion, ImageData]:
 class _Options(LDMProbeCLI):
     """Is built as far as to parse arguments."""
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        assert isinstance(args, list)
         parser.parse_args(args)
 
 

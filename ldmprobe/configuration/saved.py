@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Iterator
 from copy import deepcopy
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import lightning as L
 import torch
@@ -16,6 +14,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser, SaveConfigCallback
 
+from ldmprobe.configuration.foreign_code import imported
 from ldmprobe.io.atomic import atomic_write
 from ldmprobe.io.difference import changes
 from ldmprobe.training.checkpoint.resume import say
@@ -25,7 +24,6 @@ _KEY = "ldmprobe.configuration"
 _OF_THIS_START = ("run_dir", "ckpt_path")  # no part of what is compared
 _MOST_TOLD = 40
 _HELD_IN_STATE = (torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler)
-_Path = tuple[str, ...]
 
 
 def plain_settings(parser: LightningArgumentParser, config: Namespace, **kwargs: bool) -> PlainValues:
@@ -49,8 +47,8 @@ class SaveConfig(SaveConfigCallback):
         asked: the same without them.
     """
 
-    def __init__(self, parser: LightningArgumentParser, config: Namespace, asked: Namespace, **kwargs: Any) -> None:
-        super().__init__(parser, config, **{**kwargs, "save_to_log_dir": False})
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, asked: Namespace) -> None:
+        super().__init__(parser, config, save_to_log_dir=False)
         self.settings: PlainValues = plain_settings(parser, asked)
         self.settings.pop("ckpt_path", None)
         self._text: str | None = None  # of `settings`, as checkpoints have it
@@ -103,12 +101,13 @@ def _compared(settings: PlainValues) -> PlainValues:
     return {name: value for name, value in settings.items() if name not in _OF_THIS_START}
 
 
-def _read(path: Path) -> Any:
+def _read(path: Path) -> object:
     """The settings in a file; None where there is none that can be read."""
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
+        settings: object = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return None
+    return settings
 
 
 def _keep(path: Path) -> Path | None:
@@ -122,22 +121,19 @@ def _keep(path: Path) -> Path | None:
 # --- what the checkpoint decides -------------------------------------------------------------------------------------
 
 
-def _in_state(settings: Any, path: _Path = ()) -> Iterator[_Path]:
-    """Return where the settings have an optimizer or learning-rate scheduler, whose arguments are kept in its state."""
-    if not isinstance(settings, dict):
+def _in_state(ours: object, theirs: object) -> Iterator[tuple[PlainValues, PlainValues]]:
+    """Yield the settings of each optimizer and learning-rate scheduler, whose arguments are kept in its state, and the
+    checkpoint's of the same class in the same place; the class is imported, as it was built.
+    """
+    if not (isinstance(ours, dict) and isinstance(theirs, dict)):
         return
-    if "class_path" in settings and _is_held_in_state(str(settings["class_path"])):
-        yield path
+    kind = imported(str(ours.get("class_path")))
+    if inspect.isclass(kind) and issubclass(kind, _HELD_IN_STATE):
+        if theirs.get("class_path") == ours["class_path"]:
+            yield ours, theirs
         return
-    for name, value in settings.items():
-        yield from _in_state(value, (*path, name))
-
-
-def _is_held_in_state(class_path: str) -> bool:
-    """Return whether it names an optimizer or scheduler, if it is imported, as those are that were built."""
-    module, _, name = class_path.rpartition(".")
-    kind = vars(sys.modules[module]).get(name) if module in sys.modules else None
-    return inspect.isclass(kind) and issubclass(kind, _HELD_IN_STATE)
+    for name, value in ours.items():
+        yield from _in_state(value, theirs.get(name))
 
 
 def _with_state(asked: PlainValues, theirs: PlainValues) -> PlainValues:
@@ -147,16 +143,8 @@ def _with_state(asked: PlainValues, theirs: PlainValues) -> PlainValues:
     settings = deepcopy(asked)
     if "seed_everything" in settings and "seed_everything" in theirs:
         settings["seed_everything"] = theirs["seed_everything"]
-    for path in _in_state(settings):
-        here, there = _at(settings, path), _at(theirs, path)
-        if isinstance(there, dict) and there.get("class_path") == here["class_path"]:
-            here["init_args"] = deepcopy(there.get("init_args", {}))
-    return settings
-
-
-def _at(settings: Any, path: _Path) -> Any:
-    for name in path:
-        settings = settings.get(name) if isinstance(settings, dict) else None
+    for here, there in _in_state(settings, theirs):
+        here["init_args"] = deepcopy(there.get("init_args", {}))
     return settings
 
 

@@ -7,20 +7,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Literal, get_args
 
-import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from ldmprobe.diffusion.full_precision import without_autocast
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.features.perceptual import PerceptualDistance
-from ldmprobe.lightning_private import batches_begun, datamodule_of
+from ldmprobe.lightning_private import datamodule_of
 from ldmprobe.models.autoencoder import (
     as_posterior,
     autoencoder_folder,
@@ -37,15 +36,13 @@ from ldmprobe.models.autoencoder_model import AutoencoderModel
 from ldmprobe.models.pixels import as_floats, decibels
 from ldmprobe.models.quantization import Quantization, VectorQuantization, has_own_codes
 from ldmprobe.training.adversarial import Adversarial
-from ldmprobe.training.batches import FirstBatch, check_names
-from ldmprobe.training.checkpoint.spec import autoencoder_spec, check_same_model, check_same_state
+from ldmprobe.training.checkpoint.spec import autoencoder_spec
 from ldmprobe.training.ema import EMA
 from ldmprobe.training.equivariance import Equivariance
 from ldmprobe.training.image_source import image_shape_in, measured_latents
-from ldmprobe.training.precision import check_precision
+from ldmprobe.training.module import TrainingModule, check_names
 from ldmprobe.training.rates import configured
 from ldmprobe.training.reconstruction import Reconstruction, ReconstructionLoss
-from ldmprobe.training.sharding import check_not_sharded
 from ldmprobe.types import Batch, Component, PlainValues, StateDict
 
 Train = Literal["all", "decoder"]
@@ -57,7 +54,7 @@ def adam(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.Adam(params, lr=1e-4, betas=(0.5, 0.9))
 
 
-class Autoencoding(L.LightningModule):
+class Autoencoding(TrainingModule):
     r"""Trains an autoencoder on images: batches are dicts with ``image`` (N, C, H, W) in [−1, 1].
 
     The loss is ℓ + w_KL · KL(q(z|x) ‖ N(0, I)) + the quantization's + the adversarial term (Rombach et al., 2022,
@@ -92,6 +89,8 @@ class Autoencoding(L.LightningModule):
     Raises:
         ConfigurationError: before training: data, autoencoder and losses do not fit each other.
     """
+
+    batch_names = ("image",)
 
     def __init__(
         self,
@@ -138,8 +137,7 @@ class Autoencoding(L.LightningModule):
     # --- before training -------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        check_not_sharded(self.trainer.strategy, "Autoencoding")
-        check_precision(self.trainer, "Autoencoding")
+        self.check_whole_in_float32()
         self.image_shape = image_shape_in(datamodule_of(self.trainer))
         if self.image_shape:
             _ = AutoencoderModel(copy.deepcopy(self.autoencoder).to("meta"), self.image_shape).latent_shape
@@ -147,10 +145,10 @@ class Autoencoding(L.LightningModule):
                 self.reconstruction.perceptual.check(self.image_shape[0])
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         if self.adversarial is not None:
             steps = self.trainer.estimated_stepping_batches
             self.adversarial.check(self.image_shape, steps, self.trainer.precision)
-        self._first_batch = FirstBatch(self.trainer)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         groups = [{"params": parameters, "name": name} for name, parameters in self._trained().items() if parameters]
@@ -168,15 +166,6 @@ class Autoencoding(L.LightningModule):
 
     # --- training --------------------------------------------------------------------------------------------------
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        check_names(batch, "image")
-        self._first_batch.check(batch)
-        torch.manual_seed(self._seed(self.global_rank))
-
-    def _seed(self, *of: int) -> int:
-        """Return a seed of the current batch."""
-        return int(np.random.SeedSequence((self.seed, batches_begun(self.trainer), *of)).generate_state(1)[0])
-
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         images = _images(batch)
         with torch.set_grad_enabled(self.encoder_is_trained):
@@ -186,7 +175,7 @@ class Autoencoding(L.LightningModule):
         if self.quantization is not None:
             self._begin(latents)
             with without_autocast(images.device):
-                quantized = self.quantization(self.autoencoder, latents, self._gather)
+                quantized = self.quantization(self.autoencoder, latents, self.gathered)
             latents, regularizer = quantized.latents, regularizer + quantized.loss
             statistics |= {"quantization": quantized.loss.detach(), **quantized.statistics}
         decoded = images_of(self.autoencoder, latents, quantize=self.quantization is None).float()
@@ -213,12 +202,16 @@ class Autoencoding(L.LightningModule):
         kl = posterior.kl().mean() / math.prod(images.shape[1:])
         return posterior.sample(), self.kl_weight * kl, {"kl": kl.detach()}
 
-    def optimizer_step(self, *args: Component, **kwargs: Component) -> None:
-        super().optimizer_step(*args, **kwargs)
-        if self.ema is not None:
-            self.ema.update(self.autoencoder)
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: torch.optim.Optimizer | LightningOptimizer,
+        optimizer_closure: Callable[[], object] | None = None,
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         if self.quantization is not None:
-            self.quantization.after_step(self._codebooks(), self._gather, self._generator())
+            self.quantization.after_step(self._codebooks(), self.gathered, self._generator())
 
     def configure_gradient_clipping(
         self,
@@ -237,7 +230,7 @@ class Autoencoding(L.LightningModule):
 
     def _begin(self, latents: Tensor) -> None:
         if not self._begun and self.quantization is not None:
-            self.quantization.begin(self._codebooks(), latents.detach(), self._gather, self._generator())
+            self.quantization.begin(self._codebooks(), latents.detach(), self.gathered, self._generator())
             self._begun = True
 
     def _codebooks(self) -> list[nn.Parameter]:
@@ -245,14 +238,7 @@ class Autoencoding(L.LightningModule):
         return list({id(code): code for code in (network.quantize.embedding.weight for network in networks)}.values())
 
     def _generator(self) -> torch.Generator:
-        return torch.Generator().manual_seed(self._seed(*_OF_ALL_RANKS))
-
-    def _gather(self, tensor: Tensor) -> Tensor:
-        if self.trainer.world_size == 1:
-            return tensor
-        joined = self.all_gather(tensor)
-        assert isinstance(joined, Tensor)
-        return joined.flatten(0, 1)
+        return torch.Generator().manual_seed(self._seed_of_batch(*_OF_ALL_RANKS))
 
     def _mean_of_ranks(self, tensor: Tensor) -> Tensor:
         mean: Tensor = self.trainer.strategy.reduce(tensor, reduce_op="mean")
@@ -283,23 +269,19 @@ class Autoencoding(L.LightningModule):
         """The live autoencoder, whose parameters the optimizer moves."""
         return self.autoencoder
 
+    _live = trained_network
+
     def autoencoder_model(self) -> AutoencoderModel:
         """Return what probes look at: the EMA network if there is one, else the live one."""
-        if self.ema is None:
-            return AutoencoderModel(self.autoencoder, self.image_shape, "raw")
-        return AutoencoderModel(self.ema.network, self.image_shape, "ema")
+        network, weights = self._probed
+        return AutoencoderModel(network, self.image_shape, weights)
 
     def model_spec(self) -> PlainValues:
-        """Return what a checkpoint says of the model."""
         return autoencoder_spec(self.autoencoder_model(), self.quantization)
 
     def on_save_checkpoint(self, checkpoint: StateDict) -> None:
         moments = measured_latents(self.autoencoder_model(), datamodule_of(self.trainer))
         checkpoint["ldmprobe"] = {**self.model_spec(), "latents": moments}
-
-    def on_load_checkpoint(self, checkpoint: StateDict) -> None:
-        check_same_model(checkpoint, self.model_spec())
-        check_same_state(checkpoint, self)
 
 
 def _images(batch: Batch) -> Tensor:

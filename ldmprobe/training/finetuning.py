@@ -5,7 +5,7 @@ LoRA.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from lightning.pytorch.strategies import ModelParallelStrategy
 
@@ -20,6 +20,11 @@ from ldmprobe.training.checkpoint.spec import finetune_spec
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from ldmprobe.training.sharding import is_sharded
 from ldmprobe.types import Batch, PlainValues, StateDict
+
+
+@runtime_checkable
+class _HasClasses(Protocol):
+    num_classes: int | None
 
 
 class FinetunedDiffusion(LatentDiffusion):
@@ -96,8 +101,8 @@ class FinetunedDiffusion(LatentDiffusion):
                 "LoRA does not go with ModelParallelStrategy, which would shard the frozen weights twice, for network "
                 "and average; use `strategy: ddp`: what is frozen needs no gradients and no optimizer."
             )
-        classes = getattr(datamodule_of(self.trainer), "num_classes", None)
-        self.conditioning.check_finetune(classes, self.base.name)
+        data = datamodule_of(self.trainer)
+        self.conditioning.check_finetune(data.num_classes if isinstance(data, _HasClasses) else None, self.base.name)
         super().setup(stage)
 
     def _look_at_scale(self, batches: Iterable[Batch]) -> None:

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any
 
-import lightning as L
 import numpy as np
 import torch
 from diffusers import SchedulerMixin
@@ -24,20 +22,20 @@ from ldmprobe.diffusion.schedule import NoiseSchedule
 from ldmprobe.diffusion.timesteps import RARELY, TimestepSampler, UniformTimesteps
 from ldmprobe.diffusion.weighting import LossWeighting, UniformWeighting
 from ldmprobe.errors import ConfigurationError, check_numbers
-from ldmprobe.lightning_private import batches_begun, datamodule_of, log_interval
+from ldmprobe.lightning_private import datamodule_of, log_interval
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import Conditioning, Unconditional
 from ldmprobe.models.conditioning.label import drop_no_labels_
 from ldmprobe.models.denoiser import Condition, check_denoiser, config_of
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.wrapper import check_schedule, check_weighting, innermost, wrapper_of
-from ldmprobe.training.batches import FirstBatch, check_names
-from ldmprobe.training.checkpoint.spec import check_same_model, check_same_state, model_spec
+from ldmprobe.training.checkpoint.spec import model_spec
 from ldmprobe.training.ema import EMA
-from ldmprobe.training.image_source import measure_scale
+from ldmprobe.training.image_source import CachedLatents, measure_scale, shows_images
+from ldmprobe.training.module import TrainingModule, check_names
 from ldmprobe.training.rates import configured
 from ldmprobe.training.sharding import check_strategy, check_trained, is_sharded, same_on_every_rank, shard
-from ldmprobe.types import Batch, PlainValues, StateDict
+from ldmprobe.types import Batch, PlainValues
 
 _SEEN_IMAGES = 16  # of which a scale that was not measured is checked
 _WHOLE = 0.99  # share of a density over noise levels that a schedule has to cover, so as not to warn
@@ -48,7 +46,7 @@ def adamw(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(params, lr=1e-4)
 
 
-class LatentDiffusion(L.LightningModule):
+class LatentDiffusion(TrainingModule):
     """Trains a denoiser on the latents of images: batches are dicts with ``image`` (N, C, H, W) in [−1, 1], ``index``
     and, if conditioned, ``label``.
 
@@ -142,21 +140,21 @@ class LatentDiffusion(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         check_strategy(self.trainer.strategy)
-        data: Any = datamodule_of(self.trainer)
-        image_shape = getattr(data, "image_shape", None)
-        cached = getattr(data, "latents", None) is not None
-        if not cached:
+        data = datamodule_of(self.trainer)
+        if not (isinstance(data, CachedLatents) and data.latents is not None):
             self.codec.load()
-        if image_shape:
+        image_shape = None
+        if shows_images(data):
+            image_shape = data.image_shape
             self.latent_shape = self.codec.latent_shape(image_shape)
             self.conditioning.prepare(self.network, data, self.codec)
-            if cached:
+            if isinstance(data, CachedLatents):
                 data.use_latents(self.codec, self.conditioning)
         elif self.latent_shape is None:
             self.latent_shape = _latent_shape_of(self.network)
         condition = self.conditioning.for_samples(torch.zeros(1, dtype=torch.long))
         check_denoiser(self.network, self.latent_shape, condition, self.codec.scale.device, image_shape)
-        if image_shape and hasattr(data, "reference_batches"):
+        if shows_images(data):
             measure_scale(self.codec, data, self.trainer.strategy.root_device)
             self._look_at_scale(data.reference_batches(_SEEN_IMAGES))
 
@@ -174,21 +172,15 @@ class LatentDiffusion(L.LightningModule):
             shard(network, self.device_mesh)
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         if not self.trainer.strategy.restore_checkpoint_after_setup:  # else what a checkpoint says is not known yet
             self.codec.check_measured()
-        self._first_batch = FirstBatch(self.trainer)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
         return configured(trained, self.optimizer, self.lr_scheduler)
 
     # --- training --------------------------------------------------------------------------------------------------
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        check_names(batch)
-        self._first_batch.check(batch)
-        k = batches_begun(self.trainer)
-        torch.manual_seed(int(np.random.SeedSequence((self.seed, k, self.global_rank)).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """The weighted loss, and for each sample (N,) what noise-level statistics need: ``epsilon_mse`` (raw),
@@ -231,13 +223,8 @@ class LatentDiffusion(L.LightningModule):
             return
         log_snr = self.schedule.log_snr[t]
         losses = self.weighting.prediction_weight(log_snr, self.schedule.prediction).to(errors) * errors
-        seen: Any = self.all_gather([value.to(errors.device) for value in (t, log_snr, losses)])
-        self.timesteps.observe(*(value.flatten().cpu() for value in seen))
-
-    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
-        super().optimizer_step(*args, **kwargs)
-        if self.ema is not None:
-            self.ema.update(self.network)
+        seen = (self.gathered(value.to(errors.device)) for value in (t, log_snr, losses))
+        self.timesteps.observe(*(value.cpu() for value in seen))
 
     def _prediction_errors(
         self,
@@ -282,6 +269,8 @@ class LatentDiffusion(L.LightningModule):
         """The live network, whose parameters the optimizer moves."""
         return self.network
 
+    _live = trained_network
+
     @property
     def _trained_model(self) -> DiffusionModel:
         """The model that a step asks, made once for each network."""
@@ -293,21 +282,12 @@ class LatentDiffusion(L.LightningModule):
         """Return what probes look at: the EMA network if there is one, else the live one."""
         if self.latent_shape is None:
             self.latent_shape = _latent_shape_of(self.network)
-        weights = "raw" if self.ema is None else "ema"
-        if network is None:
-            network = self.network if self.ema is None else self.ema.network
-        return DiffusionModel(network, self.schedule, self.latent_shape, self.codec, self.conditioning, weights)
+        probed, weights = self._probed
+        asked = probed if network is None else network
+        return DiffusionModel(asked, self.schedule, self.latent_shape, self.codec, self.conditioning, weights)
 
     def model_spec(self) -> PlainValues:
-        """Return what a checkpoint says of the model."""
         return model_spec(self.diffusion_model(self.network))
-
-    def on_save_checkpoint(self, checkpoint: StateDict) -> None:
-        checkpoint["ldmprobe"] = self.model_spec()
-
-    def on_load_checkpoint(self, checkpoint: StateDict) -> None:
-        check_same_model(checkpoint, self.model_spec())
-        check_same_state(checkpoint, self, self.codec)
 
 
 def stable_diffusion_scheduler() -> SchedulerMixin:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import lightning as L
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -14,18 +13,15 @@ from torch import Tensor, nn
 
 from ldmprobe.diffusion.noise import sample_noise
 from ldmprobe.errors import ConfigurationError, check_numbers
-from ldmprobe.lightning_private import batches_begun, datamodule_of
+from ldmprobe.lightning_private import datamodule_of
 from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.models.noisy_classifier import CLASSIFIER, ClassifierModel, NoisyClassifier
-from ldmprobe.training.batches import FirstBatch, check_names
-from ldmprobe.training.checkpoint.spec import check_same_model, check_same_state
 from ldmprobe.training.ema import EMA
-from ldmprobe.training.image_source import measure_scale
-from ldmprobe.training.precision import check_precision
+from ldmprobe.training.image_source import CachedLatents, measure_scale, shows_images
+from ldmprobe.training.module import TrainingModule, check_names
 from ldmprobe.training.rates import configured
-from ldmprobe.training.sharding import check_not_sharded
-from ldmprobe.types import Batch, Component, PlainValues, StateDict
+from ldmprobe.types import Batch, PlainValues
 
 _VALIDATED = 8  # noise levels
 
@@ -35,7 +31,7 @@ def adamw(params: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
     return torch.optim.AdamW(params, lr=3e-4, weight_decay=0.05)
 
 
-class NoisyClassification(L.LightningModule):
+class NoisyClassification(TrainingModule):
     r"""Trains a classifier on noisy latents: cross-entropy of :math:`p(y \mid \alpha z_0 + \sigma\epsilon)` at log-SNRs
     that are drawn evenly, α² + σ² = 1. Batches are dicts with ``image`` and ``label``.
 
@@ -53,6 +49,8 @@ class NoisyClassification(L.LightningModule):
     Raises:
         ConfigurationError: before training: data, codec and classifier do not fit each other.
     """
+
+    batch_names = ("label",)
 
     def __init__(
         self,
@@ -81,14 +79,13 @@ class NoisyClassification(L.LightningModule):
     # --- before training -------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        check_not_sharded(self.trainer.strategy, "NoisyClassification")
-        check_precision(self.trainer, "NoisyClassification")
-        data: Component = datamodule_of(self.trainer)
+        self.check_whole_in_float32()
+        data = datamodule_of(self.trainer)
         self.codec.load()
-        if getattr(data, "image_shape", None):
+        if shows_images(data):
             labels = ClassConditioning(self.classifier.config["num_classes"])
             labels.prepare(self.classifier, data, self.codec)
-            if hasattr(data, "use_latents"):
+            if isinstance(data, CachedLatents):
                 data.use_latents(self.codec, labels)
             shape = self.codec.latent_shape(data.image_shape)
             if shape[0] != self.classifier.config["channels"]:
@@ -99,19 +96,13 @@ class NoisyClassification(L.LightningModule):
             measure_scale(self.codec, data, self.trainer.strategy.root_device)
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         self.codec.check_measured()
-        self._first_batch = FirstBatch(self.trainer)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configured(list(self.classifier.parameters()), self.optimizer, self.lr_scheduler)
 
     # --- training --------------------------------------------------------------------------------------------------
-
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        check_names(batch, "label")
-        self._first_batch.check(batch)
-        k = batches_begun(self.trainer)
-        torch.manual_seed(int(np.random.SeedSequence((self.seed, k, self.global_rank)).generate_state(1)[0]))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         z0, labels = self.codec.latents(batch), batch["label"]
@@ -121,11 +112,6 @@ class NoisyClassification(L.LightningModule):
         loss = F.cross_entropy(logits, labels)
         self.log_dict({"train/loss": loss, "train/accuracy": _accuracy(logits, labels)}, batch_size=len(z0))
         return loss
-
-    def optimizer_step(self, *args: Component, **kwargs: Component) -> None:
-        super().optimizer_step(*args, **kwargs)
-        if self.ema is not None:
-            self.ema.update(self.classifier)
 
     # --- held-out data ---------------------------------------------------------------------------------------------
 
@@ -146,27 +132,22 @@ class NoisyClassification(L.LightningModule):
 
     # --- for probes, checkpoints -----------------------------------------------------------------------------------
 
+    @property
+    def _live(self) -> nn.Module:
+        return self.classifier
+
     def classifier_model(self) -> ClassifierModel:
         """Return what probes look at: the EMA network if there is one, else the live one."""
-        network = self.classifier if self.ema is None else self.ema.network
-        classes = int(self.classifier.config["num_classes"])
-        return ClassifierModel(network, classes, self.codec.description, "raw" if self.ema is None else "ema")
+        network, weights = self._probed
+        return ClassifierModel(network, int(self.classifier.config["num_classes"]), self.codec.description, weights)
 
     def model_spec(self) -> PlainValues:
-        """Return what a checkpoint says of the classifier; its ``kind`` tells it from a diffusion model's."""
-        return {
+        return {  # its `kind` tells it from a diffusion model's
             "kind": CLASSIFIER,
             "classifier": self.classifier.config,
             "codec": self.codec.description,
             "ema": self.ema is not None,
         }
-
-    def on_save_checkpoint(self, checkpoint: StateDict) -> None:
-        checkpoint["ldmprobe"] = self.model_spec()
-
-    def on_load_checkpoint(self, checkpoint: StateDict) -> None:
-        check_same_model(checkpoint, self.model_spec())
-        check_same_state(checkpoint, self, self.codec)
 
 
 def _noised(z0: Tensor, epsilon: Tensor, log_snr: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader, IterableDataset
 
-import ldmprobe.training.batches
+import ldmprobe.training.module
 from ldmprobe.callbacks import NonFinite, TrainingLoss
 from ldmprobe.diffusion.weighting import LearnedUncertainty, LossWeighting, MinSNR
 from ldmprobe.models.codec import LatentCodec
@@ -60,7 +60,7 @@ class _Watch(L.Callback):
 def looked_at(monkeypatch) -> list[torch.Tensor]:
     """The images whose values were looked at; here nobody can."""
     images: list[torch.Tensor] = []
-    monkeypatch.setattr(ldmprobe.training.batches, "check_pixels", images.append)
+    monkeypatch.setattr(ldmprobe.training.module, "check_pixels", images.append)
     return images
 
 

@@ -62,13 +62,11 @@ def last_checkpoint(trainer: L.Trainer, run_dir: str, may_start: bool) -> str | 
     return None if saved is None else str(saved.path)
 
 
-def continue_curves(logger: Namespace | bool | None) -> None:
+def continue_curves(logger: Namespace) -> None:
     """Make a logger's configuration one that a resumed run goes on with, where Lightning's begins anew: a CSVLogger
     that keeps its file, a TensorBoardLogger that keeps its folder.
     """
-    if not isinstance(logger, Namespace):
-        return
-    kind = str(logger.get("class_path", ""))
+    kind = logger.class_path
     if kind.startswith(("lightning.", "pytorch_lightning.")) and kind.endswith(".CSVLogger"):
         logger.class_path = "ldmprobe.ResumableCSVLogger"
     if kind.endswith((".CSVLogger", ".TensorBoardLogger")) and logger.init_args.get("version") is None:

@@ -99,15 +99,12 @@ def check_same_model(checkpoint: StateDict, ours: PlainValues) -> None:
             raise ConfigurationError(f"The checkpoint is of another model: its {detail}. {advice}")
 
 
-def check_same_state(checkpoint: StateDict, module: nn.Module, codec: LatentCodec | None = None) -> None:
+def check_same_state(checkpoint: StateDict, module: nn.Module) -> None:
     """Raise ConfigurationError if loading the checkpoint would fail, or silently replace what the configuration asks
     for.
 
     That is a frozen network with other weights, another scale of latents, and a timestep sampler or weighting with
     another kind of state.
-
-    Args:
-        module: the module to be loaded, with ``codec`` in it, if it has one.
     """
     if "state_dict" not in checkpoint:  # sharded: read in parts
         return
@@ -127,10 +124,11 @@ def check_same_state(checkpoint: StateDict, module: nn.Module, codec: LatentCode
                 {f"{place}.{name}": value for name, value in part.network.state_dict().items()},
                 f"weights of {place}",
             )
-    if codec is not None and codec.scale_known:
-        _check_same_values(
-            theirs, {f"codec.{name}": codec.state_dict()[name] for name in ("scale", "shift")}, "codec.scale or shift"
-        )
+        if isinstance(part, LatentCodec) and part.scale_known:
+            state = part.state_dict()
+            _check_same_values(
+                theirs, {f"{place}.{name}": state[name] for name in ("scale", "shift")}, f"{place}.scale or shift"
+            )
 
 
 def _check_same_values(theirs: dict[str, Tensor], ours: dict[str, Tensor], what: str) -> None:
