@@ -112,7 +112,7 @@ def test_a_batch_tells_the_probability_of_its_draw_not_that_which_its_losses_lea
         Seen(), timesteps=AdaptiveLoss(num_bins=4, decay=0.0), latent_shape=(1, 2, 2), ema_decay=None
     )
     model.log = lambda *args, **kwargs: None
-    model.all_gather = lambda values: values
+    model.gathered = lambda values: values
     torch.manual_seed(0)
     for k in range(3):
         before = model.timesteps.probabilities(model.schedule)
