@@ -75,7 +75,8 @@ class DenoisingProbe(ProbeCallback[DiffusionModel]):
         reference = self._latents.reference(trainer, model)
         held_out = self._latents.held_out(trainer, model)
         if self._previous is None and trainer.global_step > 0:  # resumed
-            self._previous = from_rank_zero(trainer, lambda: self._last_before(trainer))
+            store = RecordStore(run_directory(trainer))
+            self._previous = from_rank_zero(trainer, lambda: store.last_before(PROBE, trainer.global_step))
         with self.running(trainer, ranks) as how:
             self._previous = probe_denoising(
                 model,
@@ -101,6 +102,3 @@ class DenoisingProbe(ProbeCallback[DiffusionModel]):
                 seconds = time.monotonic() - self._began
                 trainer.progress_bar_callback.print(plain(f"{verdict.news} (probed in {seconds:.1f} s)"))
         return verdict_metrics(verdict)
-
-    def _last_before(self, trainer: L.Trainer) -> ProbeRecord | None:
-        return RecordStore(run_directory(trainer)).last_before(PROBE, trainer.global_step)

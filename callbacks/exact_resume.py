@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeGuard
 
 import lightning as L
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -25,7 +24,7 @@ from ldmprobe.callbacks.superseded import set_aside_recorded
 from ldmprobe.data.images import ImageData
 from ldmprobe.training.checkpoint.newest import set_aside_later
 from ldmprobe.training.checkpoint.paths import paths_here
-from ldmprobe.training.checkpoint.resume import checkpoint_folders, say
+from ldmprobe.training.checkpoint.resume import saving_here, say
 from ldmprobe.types import Batch, PlainValues, StateDict
 
 LAST_WORDS = "terminated.ckpt"
@@ -100,7 +99,7 @@ class ExactResume(L.Callback):
                 "that are held out now, held-out numbers flatter it."
             )
         self._extra, self._schedules = checkpoint.get(_KEY, {}), checkpoint.get("lr_schedulers", [])
-        callbacks = [callback for callback in trainer.checkpoint_callbacks if _saves_here(callback)]
+        callbacks = [callback for callback, _ in saving_here(trainer)]
         states = checkpoint.get("callbacks", {})
         changes = from_rank_zero(trainer, lambda: [_paths_here(callback, callbacks, states) for callback in callbacks])
         for callback, changed in zip(callbacks, changes, strict=True):
@@ -127,7 +126,9 @@ class ExactResume(L.Callback):
         extra, self._extra, self._trained = self._extra, {}, False
         set_aside_recorded(trainer, run_directory(trainer))
         step = trainer.global_step
-        if trainer.is_global_zero and (later := set_aside_later(checkpoint_folders(trainer), after=step)):
+        if trainer.is_global_zero and (
+            later := set_aside_later((folder for _, folder in saving_here(trainer)), after=step)
+        ):
             places = ", ".join(map(str, later))
             say(f"going on from step {step}; checkpoints of later steps are set aside, as {places}.")
         parameters = dict(pl_module.named_parameters())
@@ -150,27 +151,21 @@ class ExactResume(L.Callback):
         terminated = isinstance(exception, SIGTERMException) and self._trained
         if not terminated or not private.ended_between_batches(trainer):
             return
-        folder = _folder(trainer)
-        if folder is not None and trainer.world_size == 1 and not private.is_dry_run(trainer):
+        path = _last_words(trainer)
+        if path is not None and trainer.world_size == 1:
             self._terminating = True
-            trainer.save_checkpoint(folder / LAST_WORDS)
+            trainer.save_checkpoint(path)
 
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        folder = None if private.is_dry_run(trainer) else _folder(trainer)
-        if folder is not None and trainer.is_global_zero:
-            (folder / LAST_WORDS).unlink(missing_ok=True)
+        path = _last_words(trainer)
+        if path is not None and trainer.is_global_zero:
+            path.unlink(missing_ok=True)
 
 
-def _folder(trainer: L.Trainer) -> Path | None:
-    """Return where the first ModelCheckpoint saves, if it does so in a local folder."""
-    return next(
-        (Path(str(callback.dirpath)) for callback in trainer.checkpoint_callbacks if _saves_here(callback)), None
-    )
-
-
-def _saves_here(callback: L.Callback) -> TypeGuard[ModelCheckpoint]:
-    """Return whether it saves to a local folder."""
-    return isinstance(callback, ModelCheckpoint) and bool(callback.dirpath) and "://" not in str(callback.dirpath)
+def _last_words(trainer: L.Trainer) -> Path | None:
+    """Return the place of ``terminated.ckpt``, beside the first ModelCheckpoint's; None where nothing is to be kept."""
+    folders = [] if private.is_dry_run(trainer) else [folder for _, folder in saving_here(trainer)]
+    return folders[0] / LAST_WORDS if folders else None
 
 
 def _paths_here(

@@ -23,7 +23,7 @@ from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.run_directory import lock, unlock
 from ldmprobe.io.store import RecordStore
-from ldmprobe.lightning_private import callbacks_of, logger_step
+from ldmprobe.lightning_private import callbacks_of, is_dry_run, logger_step
 from ldmprobe.models.diffusion_model import diffusion_model_of
 from ldmprobe.probing.non_finite import first_not_finite
 from ldmprobe.probing.probe import Progress, Ranks, Running, plain_stderr, progress_bar
@@ -220,8 +220,7 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
         show_metrics(trainer, metrics)
         if record is not None and trainer.is_global_zero:
             with self._going_on(trainer, alone=True):
-                store = RecordStore(run_directory(trainer))
-                store.append(record)
+                RecordStore(run_directory(trainer)).append(record)
                 if trainer.loggers:
                     log_record(trainer.loggers, record, self._history, logger_step(trainer, record.step), self.detail)
         if record is not None:
@@ -256,8 +255,7 @@ class ProbeCallback(L.Callback, ABC, Generic[S]):
                 error.add_note(
                     f"{name} failed before the first optimizer step: repair it, or take it out of the callbacks."
                 )
-                raise
-            if not alone:
+            if step == 0 or not alone:
                 raise
             self.failures += 1
             told = f"{name} failed at step {step} ({type(error).__name__}: {error}); training goes on."
@@ -293,7 +291,7 @@ def run_directory(trainer: L.Trainer) -> Path:
     """Return where everything of a run is written; of a ``fast_dev_run``, which is to leave nothing behind, a folder
     that goes with the Trainer.
     """
-    if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+    if not is_dry_run(trainer):
         return Path(trainer.default_root_dir)
     if trainer not in _thrown_away:
         _thrown_away[trainer] = TemporaryDirectory(prefix="ldmprobe-", ignore_cleanup_errors=True)

@@ -48,25 +48,24 @@ class TrainingLoss(ProbeCallback[DiffusionModel]):
     def __init__(self, every_n_steps: int = 100) -> None:
         super().__init__(every_n_steps)
         self._sums = torch.zeros(2, len(BAND_EDGES) - 1, dtype=torch.float64)  # Σ w·error, Σ w
-        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []  # on their device, so that no step waits for it
+        self._waiting: list[list[Tensor]] = []  # on their device, so that no step waits for it
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: object, batch: object, batch_idx: int
     ) -> None:
         if isinstance(outputs, dict) and "epsilon_mse" in outputs:
             names = ("log_snr", "epsilon_mse", "sampling_probability")
-            log_snr, error, probability = (outputs[name].detach() for name in names)
-            self._waiting.append((log_snr, error, probability))
+            self._waiting.append([outputs[name].detach() for name in names])
             if len(self._waiting) == _MOST_WAITING:
                 self._add_up()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def _add_up(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for values in waiting:
+        for values in self._waiting:
             log_snr, error, probability = (value.double().cpu() for value in values)
             weight = 1 / probability
             self._sums += _by_band(log_snr, torch.stack([weight * error, weight]))
+        self._waiting = []
 
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord | None:
         self._add_up()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import lightning as L
 import numpy as np
 
@@ -48,17 +46,15 @@ class TrainingObjective(ProbeCallback[DiffusionModel]):
     def probe(self, trainer: L.Trainer, pl_module: L.LightningModule, ranks: Ranks) -> ProbeRecord | None:
         step = trainer.global_step
         if self._last_regular is None and step > 0:  # resumed
-            self._last_regular = from_rank_zero(trainer, lambda: self._last_before(step, run_directory(trainer)))
+            # Without the record of where training was stopped, which an unbroken run does not have.
+            store = RecordStore(run_directory(trainer))
+            self._last_regular = from_rank_zero(trainer, lambda: store.last_before(PROBE, step, self.is_due))
         record = objective_record(_objective_of(pl_module), step)
         if self._last_regular is not None and _same(record, self._last_regular):
             return None
         if self.is_due(step):
             self._last_regular = record
         return record
-
-    def _last_before(self, step: int, run_dir: Path) -> ProbeRecord | None:
-        """Without those of where training was stopped, which an unbroken run does not have."""
-        return RecordStore(run_dir).last_before(PROBE, step, self.is_due)
 
 
 def _objective_of(pl_module: L.LightningModule) -> TimestepObjective:

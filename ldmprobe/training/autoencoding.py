@@ -167,7 +167,7 @@ class Autoencoding(TrainingModule):
     # --- training --------------------------------------------------------------------------------------------------
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
-        images = _images(batch)
+        images = as_floats(batch["image"])
         with torch.set_grad_enabled(self.encoder_is_trained):
             latents, regularizer, statistics = self._encode(images)
         if self.equivariance is not None:
@@ -248,7 +248,7 @@ class Autoencoding(TrainingModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         check_names(batch, "image")
-        images, model = _images(batch), self.autoencoder_model()
+        images, model = as_floats(batch["image"]), self.autoencoder_model()
         posterior = model.posterior(images) if has_posterior(model.network) else None
         decoded = model.decode(model.encode(images) if posterior is None else posterior.mode())
         _, parts = self.reconstruction(images, decoded)
@@ -257,8 +257,7 @@ class Autoencoding(TrainingModule):
         if posterior is not None:
             parts["kl"] = posterior.kl().mean() / math.prod(images.shape[1:])
         for name, value in parts.items():
-            shown = name == "psnr"
-            self.log(f"val/{name}", value, prog_bar=shown, batch_size=len(images), sync_dist=True)
+            self.log(f"val/{name}", value, prog_bar=name == "psnr", batch_size=len(images), sync_dist=True)
 
     test_step = validation_step
 
@@ -282,10 +281,6 @@ class Autoencoding(TrainingModule):
     def on_save_checkpoint(self, checkpoint: StateDict) -> None:
         moments = measured_latents(self.autoencoder_model(), datamodule_of(self.trainer))
         checkpoint["ldmprobe"] = {**self.model_spec(), "latents": moments}
-
-
-def _images(batch: Batch) -> Tensor:
-    return as_floats(batch["image"])
 
 
 def _kl_weight(network: nn.Module, given: float | None) -> float:

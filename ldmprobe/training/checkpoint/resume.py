@@ -20,10 +20,10 @@ from ldmprobe.lightning_private import set_wandb_id
 from ldmprobe.training.checkpoint.newest import newest_intact
 
 
-def checkpoint_folders(trainer: L.Trainer) -> list[Path]:
-    """Return the folders on this machine that a Trainer's ModelCheckpoints write to."""
+def saving_here(trainer: L.Trainer) -> list[tuple[ModelCheckpoint, Path]]:
+    """Return the ModelCheckpoints of a Trainer that save on this machine, each with its folder."""
     saving = (callback for callback in trainer.checkpoint_callbacks if isinstance(callback, ModelCheckpoint))
-    return [Path(callback.dirpath) for callback in saving if callback.dirpath and "://" not in str(callback.dirpath)]
+    return [(each, Path(each.dirpath)) for each in saving if each.dirpath and "://" not in str(each.dirpath)]
 
 
 def last_checkpoint(trainer: L.Trainer, run_dir: str, may_start: bool) -> str | None:
@@ -34,7 +34,7 @@ def last_checkpoint(trainer: L.Trainer, run_dir: str, may_start: bool) -> str | 
     Raises:
         ConfigurationError: no checkpoint is intact, or all are gone.
     """
-    folders = [Path(run_dir), *checkpoint_folders(trainer)]
+    folders = [Path(run_dir), *(folder for _, folder in saving_here(trainer))]
     saved, torn = newest_intact(folders)
     faults = ", ".join(f"{path} ({fault})" for path, fault in torn.items())
     if saved is None and torn:
@@ -77,17 +77,15 @@ def keep_wandb_id(trainer: L.Trainer, run_dir: str, resuming: bool) -> None:
     """Have W&B take a resumed run for the run it resumes: by its id, kept in ``run_dir/wandb_id``, unless the user
     gives one.
     """
-    if not any(isinstance(logger, WandbLogger) and logger.version is None for logger in trainer.loggers):
+    without = [each for each in trainer.loggers if isinstance(each, WandbLogger) and each.version is None]
+    if not without or "WANDB_RUN_ID" in os.environ:
         return
     path = Path(run_dir) / "wandb_id"
-    if "WANDB_RUN_ID" in os.environ:
-        return
     if not resuming or not path.exists():
         with atomic_write(path) as file:
             file.write(secrets.token_hex(4).encode())
-    for logger in trainer.loggers:
-        if isinstance(logger, WandbLogger) and logger.version is None:
-            set_wandb_id(logger, path.read_text())
+    for logger in without:
+        set_wandb_id(logger, path.read_text())
 
 
 def say(message: str) -> None:
