@@ -208,19 +208,18 @@ class LDMProbeCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Say what the run has come to, as its last lines; a ``fast_dev_run`` comes to nothing."""
-        run_dir = Path(self.config_init["fit"].run_dir)
-        if (
-            self.config_init["fit"].trainer.fast_dev_run
-            or not self.trainer.is_global_zero
-            or not RecordStore(run_dir).paths(PROBE)
-        ):
+        fit = self.config_init["fit"]
+        run_dir = Path(fit.run_dir)
+        if fit.trainer.fast_dev_run or not self.trainer.is_global_zero or not RecordStore(run_dir).paths(PROBE):
             return
         try:
             records = judged_records(run_dir)
             said = told_in_full(run_dir, records, judge(records))
         except Exception as error:  # noqa: BLE001 (training is done, and must not end in a traceback)
             said = f"No verdict could be reached on these records ({type(error).__name__}: {error})."
-        print(f"\n{plain(said)}\n\n{_where_to_look(run_dir)}", flush=True)
+        page = run_dir / "report.html"
+        where = f"{page}: open it in a browser" if page.is_file() else f"`ldmprobe report {run_dir}` writes the page"
+        print(f"\n{plain(said)}\n\n{where}", flush=True)
 
     def before_validate(self) -> None:
         settings = self.config_init[self.subcommand]
@@ -237,11 +236,6 @@ def listed(setting: T | list[T] | None) -> list[T]:
     if isinstance(setting, list):
         return setting
     return [] if setting is None else [setting]
-
-
-def _where_to_look(run_dir: Path) -> str:
-    report = run_dir / "report.html"
-    return f"{report}: open it in a browser" if report.is_file() else f"`ldmprobe report {run_dir}` writes the page"
 
 
 def _is_first_process() -> bool:

@@ -110,8 +110,12 @@ class _Policy:
             raise ConfigurationError(
                 f"A part of the configuration is longer than {_MAX_CHARACTERS:,} characters; expected YAML."
             )
-        content = self._load(text)
-        _check_size(content)
+        content: object = self._load(text)
+        if _size(content, {}) > _MAX_VALUES:
+            raise ConfigurationError(
+                f"The configuration has more than {_MAX_VALUES:,} values once its aliases (`*name`) are written out; "
+                "no configuration needs that."
+            )
         return content
 
 
@@ -171,25 +175,16 @@ def _refusal(path: str) -> str:
     )
 
 
-def _check_size(content: object) -> None:
-    """Refuse what YAML's aliases blow up (a kilobyte can stand for billions of values) before anything walks through
-    it.
-    """
-    sizes: dict[int, int] = {}
-
-    def size(value: object) -> int:
-        if not isinstance(value, (dict, list, tuple, set)):
-            return 1
-        if id(value) not in sizes:
-            sizes[id(value)] = _MAX_VALUES + 1  # of a container inside itself
-            sizes[id(value)] = 1 + sum(size(item) for item in (value.values() if isinstance(value, dict) else value))
-        return sizes[id(value)]
-
-    if size(content) > _MAX_VALUES:
-        raise ConfigurationError(
-            f"The configuration has more than {_MAX_VALUES:,} values once its aliases (`*name`) are written out; no "
-            "configuration needs that."
+def _size(value: object, known: dict[int, int]) -> int:
+    """Return how many values YAML's aliases make, without writing them out: a kilobyte can stand for billions."""
+    if not isinstance(value, (dict, list, tuple, set)):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = _MAX_VALUES + 1  # of a container inside itself
+        known[id(value)] = 1 + sum(
+            _size(item, known) for item in (value.values() if isinstance(value, dict) else value)
         )
+    return known[id(value)]
 
 
 def imported(path: str) -> object:

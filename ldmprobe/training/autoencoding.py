@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Literal, get_args
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
@@ -173,7 +172,9 @@ class Autoencoding(TrainingModule):
         if self.equivariance is not None:
             latents, images = self.equivariance(latents, images)
         if self.quantization is not None:
-            self._begin(latents)
+            if not self._begun:
+                self.quantization.begin(self._codebooks(), latents.detach(), self.gathered, self._generator())
+                self._begun = True
             with without_autocast(images.device):
                 quantized = self.quantization(self.autoencoder, latents, self.gathered)
             latents, regularizer = quantized.latents, regularizer + quantized.loss
@@ -202,14 +203,8 @@ class Autoencoding(TrainingModule):
         kl = posterior.kl().mean() / math.prod(images.shape[1:])
         return posterior.sample(), self.kl_weight * kl, {"kl": kl.detach()}
 
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: torch.optim.Optimizer | LightningOptimizer,
-        optimizer_closure: Callable[[], object] | None = None,
-    ) -> None:
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+    def _after_step(self) -> None:
+        super()._after_step()
         if self.quantization is not None:
             self.quantization.after_step(self._codebooks(), self.gathered, self._generator())
 
@@ -227,11 +222,6 @@ class Autoencoding(TrainingModule):
             clip(group["params"], gradient_clip_val)
 
     # --- quantization ----------------------------------------------------------------------------------------------
-
-    def _begin(self, latents: Tensor) -> None:
-        if not self._begun and self.quantization is not None:
-            self.quantization.begin(self._codebooks(), latents.detach(), self.gathered, self._generator())
-            self._begun = True
 
     def _codebooks(self) -> list[nn.Parameter]:
         networks = [self.autoencoder] if self.ema is None else [self.autoencoder, self.ema.network]

@@ -92,6 +92,9 @@ class TrainingModule(L.LightningModule, ABC):
         optimizer_closure: Callable[[], object] | None = None,
     ) -> None:
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self._after_step()
+
+    def _after_step(self) -> None:
         if self.ema is not None:
             self.ema.update(self._live)
 
