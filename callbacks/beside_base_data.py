@@ -6,8 +6,8 @@ import logging
 
 import lightning as L
 
-from ldmprobe.callbacks.kept_latents import KeptLatents
 from ldmprobe.callbacks.probe_callback import ProbeCallback
+from ldmprobe.callbacks.probe_data import KeptLatents
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError, check_numbers

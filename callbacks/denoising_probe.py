@@ -8,8 +8,8 @@ from typing import Any
 
 import lightning as L
 
-from ldmprobe.callbacks.kept_latents import KeptLatents
 from ldmprobe.callbacks.probe_callback import ProbeCallback, run_directory
+from ldmprobe.callbacks.probe_data import KeptLatents
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.errors import check_numbers
 from ldmprobe.io.plain_text import plain

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import lightning as L
 
-from ldmprobe.callbacks.kept_latents import KeptLatents
 from ldmprobe.callbacks.probe_callback import ProbeCallback
+from ldmprobe.callbacks.probe_data import KeptLatents
 from ldmprobe.diffusion.objective import objective_of
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.record import ProbeRecord

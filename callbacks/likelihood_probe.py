@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import lightning as L
 
-from ldmprobe.callbacks.kept_latents import KeptLatents
 from ldmprobe.callbacks.probe_callback import ProbeCallback
+from ldmprobe.callbacks.probe_data import KeptLatents
 from ldmprobe.errors import check_numbers
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.models.diffusion_model import DiffusionModel

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import lightning as L
 
-from ldmprobe.callbacks.kept_latents import KeptLatents
 from ldmprobe.callbacks.probe_callback import ProbeCallback
-from ldmprobe.callbacks.probe_data import has_held_out, prepared
+from ldmprobe.callbacks.probe_data import KeptLatents, has_held_out, prepared
 from ldmprobe.diffusion.grids import Grid
 from ldmprobe.diffusion.samplers import Sampler
 from ldmprobe.errors import ConfigurationError, check_numbers

@@ -13,8 +13,8 @@ import torch
 
 from ldmprobe.analysis.balancing import Controller, HeldOutProgress, Measured, bounded, moved
 from ldmprobe.analysis.likelihood import nats_per_error
-from ldmprobe.callbacks.kept_latents import KeptLatents
 from ldmprobe.callbacks.probe_callback import ProbeCallback
+from ldmprobe.callbacks.probe_data import KeptLatents
 from ldmprobe.callbacks.training_clock import seconds_spent
 from ldmprobe.diffusion.balanced_timesteps import BalancedTimesteps
 from ldmprobe.errors import ConfigurationError, check_numbers

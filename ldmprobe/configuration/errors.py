@@ -80,7 +80,7 @@ def _told(error: Exception, doing: str) -> ConfigurationError:
             "model.scheduler is the noise schedule, and what it names is a schedule of the learning rate; write it as "
             "the model's `lr_scheduler`."
         )
-    elif (number := re.fullmatch(r"Expected a float\b.*G(?:ot|iven) value: (\S+?)\)?", reason)) is not None:
+    elif (number := re.fullmatch(r"Expected a float\b.*(?:Got|Given) value: (\S+?)\)?", reason)) is not None:
         name = option.rpartition(".")[2]
         told = f"{option} is {number[1]!r}; expected a finite number, such as {name}: 1.0e-3."
     elif isinstance(error, ArgumentError):

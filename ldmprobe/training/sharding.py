@@ -73,9 +73,8 @@ def shard(network: nn.Module, mesh: DeviceMesh) -> None:
     for module in (*blocks, network):
         # Resharded after each pass, the outermost too: probes make passes that no backward pass follows.
         fully_shard(module, mesh=mesh["data_parallel"], reshard_after_forward=True)
-    type(
-        network
-    ).__name__ = name  # of the subclass that FSDP2 puts in its place: what checkpoints and adapters know it by
+    # Of the subclass that FSDP2 puts in its place: what checkpoints and adapters know it by.
+    type(network).__name__ = name
 
 
 def is_sharded(network: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from ldmprobe.data.builtin import digits as all_digits
 from ldmprobe.pretrained.lora import at_strength, lora_at
 from ldmprobe.tracking.report import report_html
 from tests.helpers import refused, tiny_unet
-from tests.training.test_latent_diffusion import assert_same_state, trainer
+from tests.training.test_latent_diffusion import assert_same_state, stopped, trainer
 
 BASE_STEPS, NEW_STEPS = 300, 60
 
@@ -69,9 +69,11 @@ def module(network, **kwargs):
     return LatentDiffusion(network, optimizer=adam, **{**settings, **kwargs})
 
 
-def finetuned(folder, run_dir, callbacks, max_steps=NEW_STEPS, ckpt_path=None):
+def finetuned(folder, run_dir, callbacks, max_steps=NEW_STEPS, ckpt_path=None, lora=None):
     network = Perceptron()
     network.load_state_dict(torch.load(folder / "base.pt", weights_only=True))
+    if lora is not None:
+        lora.add_to(network)
     fit = trainer(run_dir, max_steps=max_steps, limit_val_batches=0, callbacks=callbacks)
     model = module(network)
     fit.fit(model, data(folder, "new"), ckpt_path=ckpt_path)
@@ -133,21 +135,15 @@ def test_a_resumed_run_compares_with_the_same_base_model(folder, run, tmp_path):
 
 
 def test_a_run_whose_base_model_was_not_measured_is_told_what_to_do(folder, tmp_path):
-    first, _ = finetuned(folder, tmp_path, [], max_steps=2)
-    first.save_checkpoint(tmp_path / "two.ckpt")
+    two = stopped(tmp_path, 2, module(Perceptron()), data(folder, "new"), limit_val_batches=0)
     with refused(r"no such record in .*: start anew with Forgetting .*probe_forgetting"):
-        finetuned(folder, tmp_path, [forgetting(folder)], ckpt_path=str(tmp_path / "two.ckpt"))
+        finetuned(folder, tmp_path, [forgetting(folder)], ckpt_path=two)
 
 
 def test_the_report_shows_it(folder, run):
     html = unescape((run[0] / "report.html").read_text())
-    for heading in (
-        "What finetuning forgot and gained",
-        "Forgotten",
-        "Gained",
-        "Skill before and after finetuning",
-        "Residual R before and after finetuning",
-    ):
+    changes = [f"{what} before and after finetuning" for what in ("Skill", "Residual R")]
+    for heading in ("What finetuning forgot and gained", "Forgotten", "Gained", *changes):
         assert f"<h2>{heading}</h2>" in html
     assert "could not be drawn" not in html.lower()
     sets = [data(folder, name) for name in ("base", "new")]
@@ -208,15 +204,10 @@ def test_impossible_settings_are_refused_at_construction(build, message):
 
 
 def test_the_strength_of_a_lora_is_where_most_is_gained_less_what_is_forgotten(folder, tmp_path):
-    network = Perceptron()
-    network.load_state_dict(torch.load(folder / "base.pt", weights_only=True))
-    LoRA(rank=8, targets=["0", "2", "4"]).add_to(network)
-    settings = {"num_images": 96, "num_draws": 192}
-    strength = LoRAStrength(data(folder, "base"), **settings)
+    strength = LoRAStrength(data(folder, "base"), num_images=96, num_draws=192)
     callbacks = [forgetting(folder, every_n_steps=NEW_STEPS), strength]
-    fit = trainer(tmp_path, max_steps=NEW_STEPS, limit_val_batches=0, callbacks=callbacks)
-    model = module(network)
-    fit.fit(model, data(folder, "new"))
+    fit, model = finetuned(folder, tmp_path, callbacks, lora=LoRA(rank=8, targets=["0", "2", "4"]))
+    network = model.network
     store = RecordStore(tmp_path)
     (record,), forgot = store.read("lora_strength"), store.read("forgetting")[-1]
     tried = record.curves["lora_strength_tried"].value

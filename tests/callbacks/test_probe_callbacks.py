@@ -52,7 +52,7 @@ from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import refused, sd_scheduler, tiny_unet
 from tests.pipelines import conditional_unet
 from tests.tracking.wandb_file import read_history
-from tests.training.test_latent_diffusion import digits, module, trainer
+from tests.training.test_latent_diffusion import digits, module, stopped, trainer
 
 
 def ddim(every_n_steps=2):
@@ -108,22 +108,16 @@ def test_probes_run_at_step_0_every_n_steps_and_at_the_end(tmp_path, accumulate)
     callbacks = [ddim(), denoising(), TrainingLoss(2), TrainingObjective(2)]
     trainer(tmp_path, max_steps=3, accumulate_grad_batches=accumulate, callbacks=callbacks).fit(module(), digits())
     store = RecordStore(tmp_path)
-    assert [record.step for record in store.read("ddim")] == [0, 2, 3]
-    assert [record.step for record in store.read("denoising")] == [0, 2, 3]
-    assert [record.step for record in store.read("training")] == [2, 3]
-    assert [record.step for record in store.read("objective")] == [0]  # it never changed
+    expected = {"ddim": [0, 2, 3], "denoising": [0, 2, 3], "training": [2, 3], "objective": [0]}  # it never changed
+    assert {name: [record.step for record in store.read(name)] for name in expected} == expected
 
 
 def test_a_resumed_run_neither_loses_nor_doubles_records(tmp_path):
     whole = tmp_path / "whole"
     trainer(whole, max_steps=4, callbacks=[ddim(), denoising()]).fit(module(), digits())
     parts = tmp_path / "parts"
-    first = trainer(parts, max_steps=3, callbacks=[ddim(), denoising()])
-    first.fit(module(), digits())
-    first.save_checkpoint(tmp_path / "three.ckpt")
-    trainer(parts, max_steps=4, callbacks=[ddim(), denoising()]).fit(
-        module(), digits(), ckpt_path=str(tmp_path / "three.ckpt")
-    )
+    three = stopped(parts, 3, callbacks=[ddim(), denoising()])
+    trainer(parts, max_steps=4, callbacks=[ddim(), denoising()]).fit(module(), digits(), ckpt_path=three)
     for probe, metric in (("ddim", "step_kl"), ("denoising", "denoising_mse")):
         expected = {record.step: record.curves[metric].value for record in RecordStore(whole).read(probe)}
         found = {record.step: record.curves[metric].value for record in RecordStore(parts).read(probe)}
@@ -133,19 +127,17 @@ def test_a_resumed_run_neither_loses_nor_doubles_records(tmp_path):
 
 
 def test_a_run_that_goes_on_from_an_earlier_checkpoint_takes_its_later_records_anew(tmp_path):
-    def fit(max_steps, ckpt_path=None, **settings):
-        made = trainer(tmp_path, max_steps=max_steps, callbacks=[ddim(), TrainingLoss(2)], **settings)
-        made.fit(module(), digits(), ckpt_path=ckpt_path)
-        return made
+    def fit(max_steps, **settings):
+        again = trainer(tmp_path, max_steps, callbacks=[ddim(), TrainingLoss(2)], **settings)
+        again.fit(module(), digits(), ckpt_path=two)
 
     def drift(folder):
         return {path.name: read_record(path).curves["step_kl"].value.tolist() for path in folder.glob("ddim-*.parquet")}
 
-    two = str(tmp_path / "two.ckpt")
-    fit(2).save_checkpoint(two)
-    fit(6, two)
+    two = stopped(tmp_path, 2, callbacks=[ddim(), TrainingLoss(2)])
+    fit(6)
     before = drift(tmp_path / "probes")
-    fit(4, two, accumulate_grad_batches=2)  # other gradients than before
+    fit(4, accumulate_grad_batches=2)  # other gradients than before
     now, aside = drift(tmp_path / "probes"), drift(tmp_path / "superseded")
     names = [f"ddim-0000000{step}.parquet" for step in (0, 2, 4, 6)]
     assert aside == {name: before[name] for name in names[2:]}
@@ -208,16 +200,13 @@ def test_loggers_have_one_axis_where_a_batch_takes_several_steps(tmp_path):
 
 
 def test_a_basis_of_another_codec_is_refused(tmp_path):
-    first = trainer(tmp_path, max_steps=2, callbacks=[ddim()])
-    first.fit(module(codec=LatentCodec(scale=1.0)), digits())
-    first.save_checkpoint(tmp_path / "two.ckpt")
-    state = torch.load(tmp_path / "two.ckpt", weights_only=True)
+    two = stopped(tmp_path, 2, callbacks=[ddim()])
+    state = torch.load(two, weights_only=True)
     state["state_dict"]["codec.scale"] *= 2
-    torch.save(state, tmp_path / "two.ckpt")
-    again = trainer(tmp_path, max_steps=4, callbacks=[ddim()])
+    torch.save(state, two)
     other = module(codec=LatentCodec(scale=2.0))
     with refused("fitted on latents of another codec"):
-        again.fit(other, digits(), ckpt_path=str(tmp_path / "two.ckpt"))
+        trainer(tmp_path, max_steps=4, callbacks=[ddim()]).fit(other, digits(), ckpt_path=two)
 
 
 def test_a_directory_with_another_run_is_refused_before_training(tmp_path):
@@ -227,18 +216,17 @@ def test_a_directory_with_another_run_is_refused_before_training(tmp_path):
 
 
 def test_probes_use_the_averaged_weights_and_say_so(tmp_path):
-    model = module(ema_decay=0.0)  # the average is the live network
-    trainer(tmp_path / "ema", max_steps=2, callbacks=[ddim()]).fit(model, digits())
-    raw = module(ema_decay=None)
-    trainer(tmp_path / "raw", max_steps=2, callbacks=[ddim()]).fit(raw, digits())
-    one, other = (RecordStore(tmp_path / name).read("ddim")[-1] for name in ("ema", "raw"))
-    assert (one.provenance["weights"], other.provenance["weights"]) == ("ema", "raw")
-    # decay 0 with warm-up is min(0, …) = 0: the same weights, so the same record.
-    np.testing.assert_allclose(one.curves["step_kl"].value, other.curves["step_kl"].value, rtol=1e-5)
-    slow = module(ema_decay=0.9999)
-    trainer(tmp_path / "slow", max_steps=2, callbacks=[ddim()]).fit(slow, digits())
-    lagging = RecordStore(tmp_path / "slow").read("ddim")[-1].curves["step_kl"].value
-    assert not np.allclose(lagging, other.curves["step_kl"].value, rtol=1e-5)
+    def probed(decay):
+        folder = tmp_path / str(decay)
+        trainer(folder, max_steps=2, callbacks=[ddim()]).fit(module(ema_decay=decay), digits())
+        record = RecordStore(folder).read("ddim")[-1]
+        return record.provenance["weights"], record.curves["step_kl"].value
+
+    # decay 0 with warm-up is min(0, …) = 0: the average is the live network, so the same record.
+    (ema, one), (raw, other), (_, lagging) = (probed(decay) for decay in (0.0, None, 0.9999))
+    assert (ema, raw) == ("ema", "raw")
+    np.testing.assert_allclose(one, other, rtol=1e-5)
+    assert not np.allclose(lagging, other, rtol=1e-5)
 
 
 def test_training_loss_per_band_is_the_mean_of_its_samples(tmp_path):
@@ -272,12 +260,8 @@ def test_wandb_holds_every_scalar_and_picture_of_every_probe(run):
         for timestep, value in zip(curve.timestep, curve.value, strict=True):
             logged = merged.get(f"probe_ddim/step_kl/t{timestep:04d}")
             assert logged == pytest.approx(value) or (logged is None and not math.isfinite(value))
-        for key, kind in (
-            ("probe_ddim/pca", "image-file"),
-            ("probe_ddim/heatmaps", "image-file"),
-            ("probe_ddim/samples", "image-file"),
-            ("probe_ddim/pca_table", "table-file"),
-        ):
+        kinds = dict.fromkeys(("pca", "heatmaps", "samples"), "image-file") | {"pca_table": "table-file"}
+        for key, kind in ((f"probe_ddim/{name}", kind) for name, kind in kinds.items()):
             found = {tuple(k.split(".")): v for k, v in merged.items() if k == key or k.startswith(f"{key}.")}
             assert kind in str(found), (key, found)
         picture = next((run / "wandb").glob("offline-run-*/files/media/images/probe_ddim/pca*.png"))
@@ -290,12 +274,9 @@ def test_wandb_holds_every_scalar_and_picture_of_every_probe(run):
     assert steps == [0, 2]
 
 
-def test_csv_logger_gets_the_scalars(run):
+def test_csv_logger_gets_the_scalars_and_a_report_is_written_at_the_end(run):
     text = next((run / "csv").rglob("metrics.csv")).read_text()
     assert "probe_ddim/step_kl/t0751" in text.splitlines()[0]
-
-
-def test_report_is_written_at_the_end(run):
     assert "Denoising skill on held-out data" in (run / "report.html").read_text()
 
 

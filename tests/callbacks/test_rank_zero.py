@@ -1,14 +1,11 @@
-"""What only rank zero can know is told to all ranks, its errors too; and it sees the whole of a loader."""
+"""What only rank zero can know is told to all ranks, its errors too."""
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import pytest
-import torch
-from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
-from ldmprobe.callbacks.probe_data import _whole
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.errors import ConfigurationError
 
@@ -51,12 +48,3 @@ def test_an_error_is_raised_on_every_rank_and_stays_one_that_a_user_can_put_righ
 
     raised = on_both_ranks(make)
     assert [(type(each), str(each)) for each in raised] == [(type(each), str(each)) for each in (error, there)]
-
-
-def test_a_loader_is_read_without_the_sampler_that_gives_each_rank_a_part():
-    rows = TensorDataset(torch.arange(10))
-    part = DataLoader(rows, batch_size=4, sampler=DistributedSampler(rows, num_replicas=2, rank=0, shuffle=False))
-    assert [batch[0].tolist() for batch in part] == [[0, 2, 4, 6], [8]]
-    assert [batch[0].tolist() for batch in _whole(part)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
-    alone = DataLoader(rows, batch_size=4)
-    assert _whole(alone) is alone

@@ -17,7 +17,7 @@ from ldmprobe.callbacks import DDIMProbe, SampleQuality
 from ldmprobe.probing.real_features import RealFeatures
 from tests.audit.audited_run import Convolutions
 from tests.helpers import refused, tiny_unet
-from tests.training.test_latent_diffusion import digits, module, trainer
+from tests.training.test_latent_diffusion import digits, module, stopped, trainer
 
 SMALL = {"num_samples": 24, "num_steps": 2, "num_real": 40, "kid_subset_size": 10, "batch_size": 16}
 
@@ -49,12 +49,9 @@ def test_fid_and_kid_are_recorded_and_logged_over_training(tmp_path):
 def test_a_resumed_run_finds_the_same_and_reads_its_real_images_once(tmp_path, monkeypatch):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     trainer(whole, max_steps=4, callbacks=[quality()]).fit(module(), digits())
-    first = trainer(parts, max_steps=2, callbacks=[quality()])
-    first.fit(module(), digits())
-    first.save_checkpoint(tmp_path / "two.ckpt")
+    two = stopped(parts, 2, callbacks=[quality()])
     monkeypatch.setattr(RealFeatures, "of", None)
-    again = trainer(parts, max_steps=4, callbacks=[quality()])
-    again.fit(module(), digits(), ckpt_path=str(tmp_path / "two.ckpt"))
+    trainer(parts, max_steps=4, callbacks=[quality()]).fit(module(), digits(), ckpt_path=two)
     expected, found = records(whole), records(parts)
     assert [record.step for record in found] == [0, 2, 4]
     assert [record.scalars for record in found] == [record.scalars for record in expected]
@@ -67,11 +64,8 @@ class Pixels(nn.Flatten):
 
 @pytest.mark.parametrize("changed", [{"num_real": 30}, {"real": "held_out"}, {"feature_network": Pixels()}])
 def test_real_images_of_another_choice_are_not_taken_for_these(tmp_path, changed):
-    first = trainer(tmp_path, max_steps=1, callbacks=[quality()])
-    first.fit(module(), digits())
-    first.save_checkpoint(tmp_path / "one.ckpt")
-    again = trainer(tmp_path, max_steps=2, callbacks=[quality(**changed)])
-    again.fit(module(), digits(), ckpt_path=str(tmp_path / "one.ckpt"))
+    one = stopped(tmp_path, 1, callbacks=[quality()])
+    trainer(tmp_path, max_steps=2, callbacks=[quality(**changed)]).fit(module(), digits(), ckpt_path=one)
     before, after = records(tmp_path)[0].fingerprints, records(tmp_path)[-1].fingerprints
     part = "features" if "feature_network" in changed else "real_images"
     assert {name for name in before if before[name] != after[name]} == {part}
@@ -87,14 +81,11 @@ def loader(brightness, num_rows=80):
 @pytest.mark.parametrize(("changed", "kept"), [((1.0,), True), ((0.5,), False), ((1.0, 96), False)])
 def test_real_images_of_loaders_are_kept_as_long_as_their_data_are_the_same(tmp_path, monkeypatch, changed, kept):
     """However often the generator that shuffles them has been drawn from when the run was stopped."""
-    first = trainer(tmp_path, max_steps=1, callbacks=[quality()])
-    first.fit(module(), loader(1.0))
-    first.save_checkpoint(tmp_path / "one.ckpt")
+    one = stopped(tmp_path, 1, data=loader(1.0), callbacks=[quality()])
     before = (tmp_path / "real_features.safetensors").read_bytes()
     computed, of = [], RealFeatures.of
     monkeypatch.setattr(RealFeatures, "of", lambda *args: computed.append(of(*args)) or computed[-1])
-    again = trainer(tmp_path, max_steps=2, callbacks=[quality()])
-    again.fit(module(), loader(*changed), ckpt_path=str(tmp_path / "one.ckpt"))
+    trainer(tmp_path, max_steps=2, callbacks=[quality()]).fit(module(), loader(*changed), ckpt_path=one)
     steps = [record.fingerprints["real_images"] for record in records(tmp_path)]
     assert [steps[-1]] == ([steps[0]] if kept else [each.images for each in computed])
     assert (steps[0] == steps[-1]) == kept

@@ -7,7 +7,7 @@ import torch
 from ldmprobe import BalancedTimesteps, Controller, RecordStore, UniformTimesteps
 from ldmprobe.callbacks import TimestepBalancer
 from tests.helpers import refused
-from tests.training.test_latent_diffusion import digits, module, trainer
+from tests.training.test_latent_diffusion import assert_same_state, digits, module, trainer
 
 
 class Wish(Controller):
@@ -106,8 +106,7 @@ def test_a_dry_run_says_what_it_would_do_and_changes_nothing(tmp_path):
     plain, _ = run(tmp_path / "plain", balancer(Wish(), dry_run=True), steps=3)
     without = module(timesteps=BalancedTimesteps())
     trainer(tmp_path / "without", max_steps=3).fit(without, digits())
-    for one, other in zip(plain.parameters(), without.parameters(), strict=True):
-        assert torch.equal(one, other)
+    assert_same_state(dict(plain.named_parameters()), dict(without.named_parameters()))
     assert not plain.timesteps.is_steered
     records = RecordStore(tmp_path / "plain").read("balance")
     assert all(record.scalars["balance_moved"] > 0.1 for record in records)
@@ -128,8 +127,7 @@ def test_a_run_that_was_broken_off_goes_on_alike(tmp_path, broken_off):
     first.save_checkpoint(tmp_path / "part.ckpt")
     parts, _ = run(tmp_path / "parts", balancer(hysteresis=0.0), steps=4, ckpt_path=str(tmp_path / "part.ckpt"))
     assert torch.equal(drawn(whole), drawn(parts))
-    for one, other in zip(whole.network.parameters(), parts.network.parameters(), strict=True):
-        assert torch.equal(one, other)
+    assert_same_state(whole.network.state_dict(), parts.network.state_dict())
     for name in ("balance_progress", "balance_target", "balance_density"):
         values = [RecordStore(tmp_path / of).read("balance")[-1].curves[name].value for of in ("whole", "parts")]
         np.testing.assert_array_equal(*values)
@@ -142,16 +140,16 @@ def test_a_model_that_cannot_be_steered_is_an_error_before_training(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "settings",
+    ("name", "value"),
     [
-        {"smoothing": 1.0},
-        {"max_ratio": 1.0},
-        {"hysteresis": 1.0},
-        {"hysteresis": -0.1},
-        {"equalize": 2.0},
-        {"begin_at_skill": 1.0},
+        ("smoothing", 1),
+        ("max_ratio", 1),
+        ("hysteresis", 1),
+        ("hysteresis", -0.1),
+        ("equalize", 2),
+        ("begin_at_skill", 1),
     ],
 )
-def test_numbers_out_of_range_are_errors(settings):
-    with refused(next(iter(settings))):
-        TimestepBalancer(**settings)
+def test_numbers_out_of_range_are_errors(name, value):
+    with refused(name):
+        TimestepBalancer(**{name: value})

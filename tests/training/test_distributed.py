@@ -139,9 +139,9 @@ def checkpoint(run: Path, step: int) -> Path:
     return run / "checkpoints" / f"step={step}.ckpt"
 
 
-def largest_deviation(run: Path, data: ImageData, denoising: bool = True) -> float:
-    """Of the records of ``run`` from those that this one process makes of its checkpoints and the same data: relative
-    to the largest number of each curve. Raises where more than rounding differs."""
+def assert_records_of_one_process(run: Path, data: ImageData, denoising: bool = True) -> None:
+    """Those of ``run`` are the ones that this process makes of its checkpoints and the same data, to rounding, relative
+    to the largest number of each curve."""
     data.setup()
     reference = LatentStatistics.load(run / "reference.safetensors")
     store, largest = RecordStore(run), 0.0
@@ -171,7 +171,8 @@ def largest_deviation(run: Path, data: ImageData, denoising: bool = True) -> flo
                 deviation = np.nanmax(np.abs(mine[name] - value), initial=0) / max(scale, 1e-30)
                 assert deviation < 1e-3, (name, deviation, value, mine[name])
                 largest = max(largest, float(deviation))
-    return largest
+    print(f"largest relative deviation: {largest:.1e}")
+    assert largest < TOLERANCE
 
 
 def assert_written_once(run: Path) -> None:
@@ -223,9 +224,7 @@ def test_several_processes_make_the_records_of_one_and_resume_identically(tmp_pa
     assert is_sharded_checkpoint(checkpoint(run, 2)) == (isinstance(strategy, dict) and strategy != WHOLE)
     assert_written_once(run)
     assert any("timesteps" in name for name in weights(checkpoint(run, 4)))
-    deviation = largest_deviation(run, ImageData(**DATA))
-    print(f"largest relative deviation: {deviation:.1e}")
-    assert deviation < TOLERANCE
+    assert_records_of_one_process(run, ImageData(**DATA))
     assert_resumed_identically(run, fit(tmp_path / "again", devices, strategy, ckpt_path=checkpoint(run, 2)))
 
 
@@ -251,7 +250,7 @@ def test_two_nodes_that_share_no_disk_make_the_records_of_one_process_and_resume
     assert_written_once(run)
     assert not is_sharded_checkpoint(checkpoint(run, 2))
     assert any("timesteps" in name for name in weights(checkpoint(run, 4)))
-    assert largest_deviation(run, ImageData(**DATA)) < TOLERANCE
+    assert_records_of_one_process(run, ImageData(**DATA))
     assert_resumed_identically(run, fit(tmp_path / "again", 2, ckpt_path=checkpoint(run, 2)))
     assert [path for path in (tmp_path / "node1").rglob("*") if path.is_file()] == []
 
@@ -273,9 +272,7 @@ def test_two_nodes_that_share_no_disk_make_the_records_of_one_process_and_resume
 def test_a_finetune_on_two_processes_is_rebuilt_and_resumes_identically(tmp_path, family, strategy, model, trained):
     model["pretrained"] = str(saved(family))
     run = fit(tmp_path / "whole", 2, strategy, partial(finetuning, **model))
-    deviation = largest_deviation(run, ImageData(**SHAPES), denoising=False)
-    print(f"largest relative deviation: {deviation:.1e}")
-    assert deviation < TOLERANCE
+    assert_records_of_one_process(run, ImageData(**SHAPES), denoising=False)
     again = fit(tmp_path / "again", 2, strategy, partial(finetuning, **model), ckpt_path=checkpoint(run, 2))
     assert_resumed_identically(run, again)
     path = checkpoint(again, 4)
@@ -296,9 +293,7 @@ def test_each_condition_is_the_same_on_two_processes_resumes_identically_and_is_
     run = fit(tmp_path / "whole", 2, "ddp", partial(task, name=name))
     settings = told(name)["data"]["init_args"]
     columns = [made(column) for column in settings.pop("columns", [])]
-    deviation = largest_deviation(run, ImageData(**settings, columns=columns))
-    print(f"largest relative deviation: {deviation:.1e}")
-    assert deviation < TOLERANCE
+    assert_records_of_one_process(run, ImageData(**settings, columns=columns))
     assert_resumed_identically(
         run, fit(tmp_path / "again", 2, "ddp", partial(task, name=name), ckpt_path=checkpoint(run, 2))
     )

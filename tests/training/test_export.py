@@ -31,7 +31,7 @@ from tests import autoencoding, pipelines
 from tests.helpers import FLOAT32, WHOLE_PATH, refused, refuses, tiny_unet
 from tests.pipelines import conditional_unet
 from tests.pretrained.test_pipeline_export import assert_same_images
-from tests.training.test_latent_diffusion import trainer
+from tests.training.test_latent_diffusion import stopped
 
 
 def autoencoder(cls=AutoencoderKL, **options):
@@ -72,15 +72,13 @@ def pixels(**settings):
 
 def trained(path: Path, callbacks=(), **settings) -> Path:
     """A checkpoint after two steps on 8×8 digits, or with text on 16×16 shapes."""
-    fit = trainer(path.parent, max_steps=2, callbacks=list(callbacks), limit_val_batches=0)
     if isinstance(settings.get("conditioning"), TextConditioning):
         shapes = {"num_images": 64, "size": 16}
         data = ImageData("builtin:shapes", dataset_kwargs=shapes, caption_column="caption", batch_size=16, check_rows=5)
     else:
         data = ImageData("builtin:digits", label_column="label", image_size=8, batch_size=16, check_rows=5)
-    fit.fit(LatentDiffusion(validation_timesteps=2, ema_decay=0.9, **settings), data)
-    fit.save_checkpoint(path)
-    return path
+    module = LatentDiffusion(validation_timesteps=2, ema_decay=0.9, **settings)
+    return Path(stopped(path.parent, 2, module, data, callbacks=list(callbacks), limit_val_batches=0)).rename(path)
 
 
 COMBINATIONS = {
@@ -89,10 +87,7 @@ COMBINATIONS = {
     "pixels, flow": ("DDPMPipeline", lambda: pixels(scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0))),
     "VQModel": ("LDMPipeline", lambda: latents(autoencoder(VQModel, num_vq_embeddings=16), scale=0.5)),
     "VQModel, shifted": ("LDMPipeline", lambda: latents(autoencoder(VQModel, num_vq_embeddings=16))),
-    "AutoencoderKL": (
-        "LDMPipeline",
-        lambda: latents(autoencoder(scaling_factor=0.7, shift_factor=0.4), scale="config"),
-    ),
+    "AutoencoderKL": ("LDMPipeline", lambda: latents(autoencoder(scaling_factor=0.7, shift_factor=0.4), "config")),
     "AutoencoderKL, shifted": ("LDMPipeline", lambda: latents(autoencoder())),
     "AutoencoderKL, no quant_conv": (
         "LDMPipeline",
@@ -139,10 +134,8 @@ def test_the_folder_is_read_back_as_the_same_model(name, exported):
     checkpoint, folder = exported(name)
     before = load_model(checkpoint)
     after = load_pipeline(str(folder), prompts=getattr(before.conditioning, "prompts", ("",)))
-    assert (after.latent_shape, after.schedule.prediction.name) == (
-        before.latent_shape,
-        before.schedule.prediction.name,
-    )
+    shape, prediction = before.latent_shape, before.schedule.prediction.name
+    assert (after.latent_shape, after.schedule.prediction.name) == (shape, prediction)
     torch.testing.assert_close(after.schedule.alpha, before.schedule.alpha, **FLOAT32)
     if before.codec.autoencoder is not None:
         assert float(after.codec.scale) == float(before.codec.scale)

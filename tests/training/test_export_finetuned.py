@@ -15,7 +15,7 @@ from tests.helpers import refuses
 from tests.pipelines import saved
 from tests.pretrained.test_pipeline_export import PROMPTS, assert_same_images, ours
 from tests.tracking.test_model_card import images_of
-from tests.training.test_latent_diffusion import trainer
+from tests.training.test_latent_diffusion import stopped
 
 LOADS_LORA = {
     "StableDiffusionPipeline": DDIMScheduler,
@@ -32,16 +32,13 @@ def strongly(params):
 
 def finetuned(pretrained: Path, **settings) -> Path:
     """A checkpoint after two steps on 16×16 shapes, large enough to be seen."""
-    fit = trainer(Path(), max_steps=2, limit_val_batches=0)
     shapes = {"num_images": 32, "size": 16}
     data = ImageData("builtin:shapes", dataset_kwargs=shapes, caption_column="caption", batch_size=8, check_rows=5)
     torch.manual_seed(0)
     module = FinetunedDiffusion(
         str(pretrained), prompts=PROMPTS, optimizer=strongly, ema_decay=0.5, validation_timesteps=1, **settings
     )
-    fit.fit(module, data)
-    fit.save_checkpoint("model.ckpt")
-    return Path("model.ckpt")
+    return Path(stopped(Path(), 2, module, data, limit_val_batches=0)).rename("model.ckpt")
 
 
 def assert_changed(checkpoint: Path, base: Path) -> None:

@@ -1,6 +1,5 @@
 """Pretrained pipelines of every family, trained on, whole and by LoRA: what is trained, kept, rebuilt and refused."""
 
-import copy
 import warnings
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from ldmprobe.models.lazy import LazyModule
 from ldmprobe.training.checkpoint.checkpoint import Checkpoint
 from tests.helpers import FLOAT32, FLOAT64, guided, refused, sd_scheduler
 from tests.pipelines import saved
-from tests.training.test_latent_diffusion import assert_same_state, trainer
+from tests.training.test_latent_diffusion import assert_same_state, stopped, trainer
 
 CONFIG = Path(__file__).resolve().parents[2] / "configs" / "finetune.yaml"
 SD = "StableDiffusionPipeline"
@@ -44,12 +43,17 @@ def finetune(family=SD, **options):
     return FinetunedDiffusion(pretrained, **{**settings, **options})
 
 
-def fitted(folder, module, data, max_steps=2, **options):
-    """The path of its checkpoint."""
-    fit = trainer(folder, max_steps=max_steps, **options)
-    fit.fit(module, data)
-    fit.save_checkpoint(folder / "model.ckpt")
-    return folder / "model.ckpt"
+def fitted(folder, module, data, max_steps=2):
+    return Path(stopped(folder, max_steps, module, data))
+
+
+def whole_and_resumed(tmp_path, make):
+    """Two finetunes of four steps, the second stopped after two and gone on with, and the checkpoint between."""
+    whole, resumed = make(), make()
+    trainer(tmp_path / "whole", max_steps=4).fit(whole, shapes())
+    path = fitted(tmp_path / "first", make(), shapes())
+    trainer(tmp_path / "second", max_steps=4).fit(resumed, shapes(), ckpt_path=str(path))
+    return whole, resumed, path
 
 
 def predictions(model, guidance_scale=2.0):
@@ -70,11 +74,8 @@ def test_a_resumed_finetune_with_its_text_encoder_ends_with_the_same_weights(tmp
     def module():
         return finetune(lora=lora, train_text_encoder=True, gradient_checkpointing=True, offset_noise=0.1)
 
-    whole, resumed = module(), module()
-    before = copy.deepcopy(whole.conditioning.state_dict())
-    trainer(tmp_path / "whole", max_steps=4).fit(whole, shapes())
-    path = fitted(tmp_path / "first", module(), shapes())
-    trainer(tmp_path / "second", max_steps=4).fit(resumed, shapes(), ckpt_path=str(path))
+    before = module().conditioning.state_dict()
+    whole, resumed, _ = whole_and_resumed(tmp_path, module)
     assert_same_state(whole.state_dict(), resumed.state_dict())
     changed = [
         name for name, value in resumed.conditioning.state_dict().items() if not torch.equal(value, before[name])
@@ -90,14 +91,11 @@ def test_settings_of_the_scheduler_leave_the_pipelines_others_and_are_kept_when_
     def module(**options):
         return finetune(scheduler=ZERO_SNR, **options)
 
-    whole, resumed = module(), module()
+    whole, resumed, path = whole_and_resumed(tmp_path, module)
     expected = as_schedule(sd_scheduler(**ZERO_SNR))  # the pipeline's betas, and its steps_offset
     torch.testing.assert_close(whole.schedule.alpha, expected.alpha, **FLOAT64)
     assert whole.schedule.native_grid(5).timesteps.tolist() == expected.native_grid(5).timesteps.tolist()
     assert whole.schedule.scheduler.config.clip_sample is False
-    trainer(tmp_path / "whole", max_steps=4).fit(whole, shapes())
-    path = fitted(tmp_path / "first", module(), shapes())
-    trainer(tmp_path / "second", max_steps=4).fit(resumed, shapes(), ckpt_path=str(path))
     assert_same_state(whole.state_dict(), resumed.state_dict())
     with refused(r"its scheduler\.prediction_type is v_prediction, this configuration's is"):
         trainer(tmp_path / "other", max_steps=4).fit(finetune(), shapes(), ckpt_path=str(path))

@@ -52,6 +52,14 @@ def trainer(folder, max_steps=6, **kwargs):
     return L.Trainer(default_root_dir=str(folder), max_steps=max_steps, max_epochs=-1, **{**settings, **kwargs})
 
 
+def stopped(folder, max_steps, model=None, data=None, **settings):
+    """The checkpoint of a run that ends at this step."""
+    fit = trainer(folder, max_steps, **settings)
+    fit.fit(model or module(), data or digits())
+    fit.save_checkpoint(folder / "stopped.ckpt")
+    return str(folder / "stopped.ckpt")
+
+
 def assert_same_state(one, other):
     assert one.keys() == other.keys()
     different = [name for name in one if not torch.equal(one[name], other[name])]
@@ -78,10 +86,7 @@ def test_average_follows_optimizer_steps_not_batches(tmp_path):
 
 def test_checkpoint_rebuilds_the_averaged_model(tmp_path):
     model = module(codec=LatentCodec(scale="measure"), scheduler=sd_scheduler(prediction_type="v_prediction"))
-    fit = trainer(tmp_path, max_steps=3)
-    fit.fit(model, digits())
-    fit.save_checkpoint(tmp_path / "model.ckpt")
-    loaded = load_model(tmp_path / "model.ckpt")
+    loaded = load_model(stopped(tmp_path, 3, model))
     assert (loaded.weights, loaded.trained_steps, loaded.latent_shape) == ("ema", 3, (1, 8, 8))
     assert loaded.schedule.prediction.name == "v_prediction"
     assert_same_state(loaded.network.state_dict(), model.ema.network.state_dict())
@@ -157,28 +162,21 @@ def test_plain_tensor_loaders_work_without_a_datamodule(tmp_path):
     batches = [{"image": part, "index": torch.arange(len(part))} for part in images.split(16)]
     model = LatentDiffusion(tiny_unet(channels=1), validation_timesteps=2)
     loader = torch.utils.data.DataLoader(batches, batch_size=None)
-    fit = trainer(
-        tmp_path, callbacks=[DDIMProbe(2, num_samples=8, num_steps=2), DenoisingProbe(2, num_images=16, num_draws=32)]
-    )
-    fit.fit(model, loader, loader)
+    probes = [DDIMProbe(2, num_samples=8, num_steps=2), DenoisingProbe(2, num_images=16, num_draws=32)]
+    trainer(tmp_path, callbacks=probes).fit(model, loader, loader)
     assert len(list((tmp_path / "probes").glob("*.parquet"))) == 8
 
 
 def test_mixed_precision_trains_and_probes(tmp_path):
-    model = module()
-    probe = DDIMProbe(3, num_samples=8, num_steps=2, num_reference=256)
-    fit = trainer(tmp_path, precision="bf16-mixed", callbacks=[probe])
-    fit.fit(model, digits())
+    model, probe = module(), DDIMProbe(3, num_samples=8, num_steps=2, num_reference=256)
+    trainer(tmp_path, precision="bf16-mixed", callbacks=[probe]).fit(model, digits())
     assert all(torch.isfinite(value).all() for value in model.state_dict().values())
 
 
 def test_the_average_of_a_run_in_half_precision_is_probed_saved_and_loaded_in_float32(tmp_path):
     model = module(ema_decay=0.999, ema_warmup=False)
     probe = DDIMProbe(3, num_samples=8, num_steps=2, num_reference=256)
-    fit = trainer(tmp_path, precision="bf16-true", callbacks=[probe], enable_checkpointing=False)
-    fit.fit(model, digits())
-    fit.save_checkpoint(tmp_path / "half.ckpt")
-    loaded = load_model(tmp_path / "half.ckpt")
+    loaded = load_model(stopped(tmp_path, 6, model, precision="bf16-true", callbacks=[probe]))
     average = dict(model.ema.network.named_parameters())
     assert model.network.conv_in.weight.dtype == torch.bfloat16
     for name, parameter in loaded.network.named_parameters():
@@ -208,11 +206,8 @@ def test_compiled_network_keeps_its_checkpoint_keys(tmp_path):
 
 
 def test_checkpoint_of_a_network_that_is_not_of_diffusers_says_how_to_probe_it(tmp_path):
-    fit = trainer(tmp_path, max_steps=1)
-    fit.fit(LatentDiffusion(OneLayer()), digits())
-    fit.save_checkpoint(tmp_path / "own.ckpt")
     with refused(r"holds a OneLayer, which is not of diffusers; probe it from Python"):
-        load_model(tmp_path / "own.ckpt")
+        load_model(stopped(tmp_path, 1, LatentDiffusion(OneLayer())))
 
 
 def test_learning_rate_schedule_steps_with_the_optimizer(tmp_path):
@@ -231,11 +226,10 @@ def test_a_run_by_soap_resumes_between_two_updates_of_its_eigenbases(tmp_path):
     def by_soap():
         return module(optimizer=lambda params: soap(params, lr=2e-3, precondition_frequency=2))
 
-    whole, resumed, first = by_soap(), by_soap(), trainer(tmp_path / "first", max_steps=3)
+    whole, resumed = by_soap(), by_soap()
     trainer(tmp_path / "whole", max_steps=5).fit(whole, digits())
-    first.fit(by_soap(), digits())
-    first.save_checkpoint(tmp_path / "three.ckpt")
-    trainer(tmp_path / "second", max_steps=5).fit(resumed, digits(), ckpt_path=str(tmp_path / "three.ckpt"))
+    three = stopped(tmp_path / "first", 3, by_soap())
+    trainer(tmp_path / "second", max_steps=5).fit(resumed, digits(), ckpt_path=three)
     assert_same_state(whole.state_dict(), resumed.state_dict())
 
 
@@ -251,14 +245,12 @@ def test_validation_noise_is_fixed_and_draws_nothing(tmp_path):
 @pytest.mark.parametrize("weighting", [MinSNR(), LearnedUncertainty()], ids=lambda weighting: type(weighting).__name__)
 def test_an_adaptive_sampler_hears_the_losses_and_its_state_is_in_the_checkpoint(tmp_path, weighting):
     model = module(weighting=weighting, timesteps=Stratified(AdaptiveLoss()))
-    fit = trainer(tmp_path, max_steps=3)
-    fit.fit(model, digits())
+    three = stopped(tmp_path, 3, model)
     sampler = model.timesteps.sampler
     assert int(sampler.seen.sum()) == 3 * 16
     p, uniform = (each.probabilities(model.schedule) for each in (model.timesteps, UniformLogSNR()))
     assert not torch.allclose(p, uniform)
-    fit.save_checkpoint(tmp_path / "three.ckpt")
-    state = torch.load(tmp_path / "three.ckpt", weights_only=True)["state_dict"]
+    state = torch.load(three, weights_only=True)["state_dict"]
     torch.testing.assert_close(state["timesteps.sampler._extra_state"]["average"], sampler.average, rtol=0, atol=0)
 
 

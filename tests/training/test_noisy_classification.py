@@ -19,7 +19,7 @@ from ldmprobe.cli import main
 from ldmprobe.data.latent_writer import write_cache
 from ldmprobe.models.conditioning import Unconditional
 from tests.helpers import refused, refuses, tiny_unet
-from tests.training.test_latent_diffusion import assert_same_state, digits, module, trainer
+from tests.training.test_latent_diffusion import assert_same_state, digits, module, stopped, trainer
 
 
 def classification(**settings) -> NoisyClassification:
@@ -75,11 +75,10 @@ def test_it_guides_samples_from_yaml_and_from_the_command_line(run, tmp_path, ca
     model.ema = None
     guidance = ClassifierGuidance(str(run / "last.ckpt"), 3.0)
     probe = DDIMProbe(2, num_samples=20, num_steps=4, num_reference=256, guidance=guidance)
-    fit = trainer(tmp_path, max_steps=2, callbacks=[probe], limit_val_batches=0)
-    fit.fit(model, ImageData("builtin:digits", batch_size=16, check_rows=5))
-    fit.save_checkpoint(tmp_path / "model.ckpt")
+    data = ImageData("builtin:digits", batch_size=16, check_rows=5)
+    checkpoint = stopped(tmp_path, 2, model, data, callbacks=[probe], limit_val_batches=0)
     assert RecordStore(tmp_path).read("ddim")[-1].provenance["classifier_scale"] == 3.0
-    sample = ["sample", str(tmp_path / "model.ckpt"), "--num-samples", "4", "--num-steps", "2"]
+    sample = ["sample", checkpoint, "--num-samples", "4", "--num-steps", "2"]
     pictures = []
     for name, more in (("plain", []), ("guided", ["--classifier", str(run / "last.ckpt"), "--classifier-scale", "9"])):
         assert main([*sample, "--out", str(tmp_path / f"{name}.png"), *more]) == 0, capsys.readouterr().err

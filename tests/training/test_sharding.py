@@ -13,12 +13,9 @@ from tests.test_configs import CONFIGS, build
 from tests.training.test_latent_diffusion import module
 
 
-def test_fsdp_of_the_first_kind_is_refused():
+def test_fsdp_of_the_first_kind_and_tensor_parallelism_are_refused():
     with refused(r"use FSDP2: .*ModelParallelStrategy"):
         check_strategy(FSDPStrategy())
-
-
-def test_tensor_parallelism_is_refused():
     strategy = ModelParallelStrategy()
     sizes = {"data_parallel": 1, "tensor_parallel": 2}  # Lightning's defaults on one node of two devices
     strategy._device_mesh = {name: SimpleNamespace(size=lambda size=size: size) for name, size in sizes.items()}

@@ -1,7 +1,5 @@
 """Text encoders that are trained along with a diffusion model."""
 
-import copy
-
 import pytest
 import torch
 
@@ -11,7 +9,7 @@ from ldmprobe.training.checkpoint.load import load_model
 from ldmprobe.training.latent_diffusion import LatentDiffusion
 from tests.helpers import refused
 from tests.pipelines import conditional_unet
-from tests.training.test_latent_diffusion import adam, assert_same_state, trainer
+from tests.training.test_latent_diffusion import adam, assert_same_state, stopped, trainer
 
 
 def captioned():
@@ -31,16 +29,12 @@ def text_module(words="red blue circle square", **kwargs):
 @pytest.mark.parametrize("precision", [pytest.param("32-true", marks=pytest.mark.reliability), "bf16-mixed"])
 def test_a_text_encoder_trained_along_is_in_the_checkpoint_and_resumes(tmp_path, precision):
     whole, first, resumed = text_module(), text_module(), text_module()
-    start = copy.deepcopy(whole.conditioning.state_dict())
+    start = text_module().conditioning.state_dict()
     trainer(tmp_path / "whole", max_steps=4, precision=precision).fit(whole, captioned())
-    fit = trainer(tmp_path / "first", max_steps=2, precision=precision)
-    fit.fit(first, captioned())
-    fit.save_checkpoint(tmp_path / "two.ckpt")
-    trainer(tmp_path / "second", max_steps=4, precision=precision).fit(
-        resumed, captioned(), ckpt_path=str(tmp_path / "two.ckpt")
-    )
+    two = stopped(tmp_path / "first", 2, first, captioned(), precision=precision)
+    trainer(tmp_path / "second", max_steps=4, precision=precision).fit(resumed, captioned(), ckpt_path=two)
     assert_same_state(whole.state_dict(), resumed.state_dict())
-    loaded = load_model(tmp_path / "two.ckpt")
+    loaded = load_model(two)
     assert loaded.conditioning.prompts == ("a red circle", "a blue star")
     assert_same_state(loaded.conditioning.state_dict(), first.conditioning.state_dict())
     assert not torch.equal(next(iter(start.values())), next(iter(loaded.conditioning.state_dict().values())))
@@ -50,13 +44,11 @@ def test_a_text_encoder_trained_along_is_in_the_checkpoint_and_resumes(tmp_path,
 
 
 def test_a_checkpoint_of_other_words_is_refused(tmp_path):
-    fit = trainer(tmp_path, max_steps=1)
-    fit.fit(text_module(), captioned())
-    fit.save_checkpoint(tmp_path / "model.ckpt")
+    one = stopped(tmp_path, 1, text_module(), captioned())
     with refused(
         r"its conditioning\.encoder\.encoders\.text_encoder\.config\.vocab_size is \d+, this configuration's is \d+"
     ):
-        trainer(tmp_path).fit(text_module("green star"), captioned(), ckpt_path=str(tmp_path / "model.ckpt"))
+        trainer(tmp_path).fit(text_module("green star"), captioned(), ckpt_path=one)
 
 
 def test_gradient_checkpointing_changes_no_gradient():

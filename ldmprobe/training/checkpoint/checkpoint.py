@@ -275,19 +275,13 @@ def model_of(source: Source) -> DiffusionModel:
                 "(HF_HUB_OFFLINE=1 in the environment keeps the hub from being asked)."
             )
         return Checkpoint.of(source).model()
-    if source.ema_length is not None:
-        raise ConfigurationError(
-            f"{source.name} is a pipeline, of whose weights there is one average only; leave out `--ema-length`."
-        )
-    if source.lora_strength != 1:
-        raise ConfigurationError(
-            f"{source.name} is a pipeline; `--lora-strength` is for the checkpoint of a LoRA. Leave it out."
-        )
-    if source.base is not None:
-        raise ConfigurationError(
-            f"{source.name} is a pipeline, which is whole; leave out `--base` ({source.base}), which only a finetune's "
-            "checkpoint takes."
-        )
+    for is_set, why in (
+        (source.ema_length is not None, "of whose weights there is one average only; leave out `--ema-length`"),
+        (source.lora_strength != 1, "which has no LoRA of its own; leave out `--lora-strength`"),
+        (source.base is not None, f"which is whole; leave out `--base` ({source.base}), which only a finetune takes"),
+    ):
+        if is_set:
+            raise ConfigurationError(f"{source.name} is a pipeline, {why}.")
     if holds_autoencoder(source.name):
         raise _first_stage(source.name, "train")
     return load_pipeline(source)

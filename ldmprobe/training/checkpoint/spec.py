@@ -91,9 +91,8 @@ def check_same_model(checkpoint: StateDict, ours: PlainValues) -> None:
     theirs = checkpoint.get("ldmprobe")
     if theirs is None:
         raise ConfigurationError("The checkpoint was not written by ldmprobe.LatentDiffusion or ldmprobe.Autoencoding.")
-    for part in sorted(
-        {**ours, **theirs}, key=lambda part: part != "base_weights"
-    ):  # what follows from it comes after it
+    # Base weights first: what follows from them comes after them.
+    for part in sorted({**ours, **theirs}, key=lambda part: part != "base_weights"):
         if part not in _MAY_DIFFER and (detail := first_difference(theirs.get(part), ours.get(part), part)):
             advice = _ADVICE.get(part, "Give the configuration it was trained with.")
             raise ConfigurationError(f"The checkpoint is of another model: its {detail}. {advice}")

@@ -40,7 +40,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
                 finally:
                     failed = writer.error
         except (OSError, RuntimeError) as error:
-            if (cause := failed or error) is not None and isinstance(cause, OSError):
+            if isinstance(cause := failed or error, OSError):
                 raise ConfigurationError(
                     f"{path} could not be written: {cause.strerror}. The checkpoints before it are kept; make room, "
                     "then go on with `--ckpt_path last`."

@@ -4,6 +4,7 @@ import os
 import pickle
 import shutil
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,22 +14,23 @@ from ldmprobe import load_model
 from ldmprobe.training.checkpoint.newest import damage
 from ldmprobe.training.checkpoint.sharded import is_sharded_checkpoint, load_sharded_checkpoint
 from tests.helpers import refused
-from tests.training.test_latent_diffusion import assert_same_state, digits, module, trainer
+from tests.training.test_latent_diffusion import assert_same_state, stopped
 
 
 @pytest.fixture
 def sharded(tmp_path):
     """A checkpoint of one process, saved anew as ModelParallelStrategy does (here of one part)."""
-    fit = trainer(tmp_path, max_steps=1)
-    fit.fit(module(), digits())
-    fit.save_checkpoint(tmp_path / "whole.ckpt")
-    checkpoint = torch.load(tmp_path / "whole.ckpt", weights_only=True)
+    checkpoint = torch.load(Path(stopped(tmp_path, 1)).rename(tmp_path / "whole.ckpt"), weights_only=True)
     parts = {"state_dict": checkpoint.pop("state_dict"), "optimizer_0": checkpoint.pop("optimizer_states")[0]}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        save(parts, checkpoint_id=tmp_path / "parts.ckpt", no_dist=True)
+    save_parts(parts, tmp_path / "parts.ckpt")
     torch.save(checkpoint, tmp_path / "parts.ckpt" / "meta.pt")
     return tmp_path / "parts.ckpt"
+
+
+def save_parts(parts, path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        save(parts, checkpoint_id=path, no_dist=True)
 
 
 def rewrite_index(path, change):
@@ -80,9 +82,7 @@ def test_a_weight_that_is_said_to_be_an_object_is_not_unpickled(sharded, tmp_pat
 
     name = "state_dict.ema.network.conv_in.weight"
     state = {"state_dict": {"ema.network.conv_in.weight": Save()}}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        save(state, checkpoint_id=tmp_path / "object.ckpt", no_dist=True)
+    save_parts(state, tmp_path / "object.ckpt")
     theirs = pickle.loads((tmp_path / "object.ckpt" / ".metadata").read_bytes())
     (part,) = theirs.storage_data.values()
     (tmp_path / "object.ckpt" / part.relative_path).rename(sharded / "object.distcp")
@@ -100,9 +100,7 @@ def test_a_weight_that_is_said_to_be_an_object_is_not_unpickled(sharded, tmp_pat
 
 def test_a_run_does_not_go_on_from_parts_that_would_run_something(sharded, tmp_path):
     assert damage(sharded) is None
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        save({"optimizer_0": {"lr": Runs(tmp_path / "ran")}}, checkpoint_id=tmp_path / "theirs.ckpt", no_dist=True)
+    save_parts({"optimizer_0": {"lr": Runs(tmp_path / "ran")}}, tmp_path / "theirs.ckpt")
     shutil.copy(sharded / "meta.pt", tmp_path / "theirs.ckpt" / "meta.pt")
     assert "UnpicklingError" in damage(tmp_path / "theirs.ckpt")
     rewrite_index(sharded, lambda index: Runs(tmp_path / "ran"))

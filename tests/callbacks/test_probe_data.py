@@ -1,9 +1,12 @@
-"""Real latents that the probes of a run share."""
+"""Real latents that the probes of a run share, and loaders that are read whole."""
 
 import pytest
+import torch
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 from ldmprobe import RecordStore
 from ldmprobe.callbacks import DDIMProbe, DenoisingProbe
+from ldmprobe.callbacks.probe_data import _whole
 from tests.training.test_latent_diffusion import digits, module, trainer
 
 
@@ -16,3 +19,12 @@ def test_the_reference_is_of_as_many_images_as_the_probe_that_wants_most(tmp_pat
     (ddim, *_), (denoising, *_) = (RecordStore(tmp_path).read(name) for name in ("ddim", "denoising"))
     assert ddim.provenance["reference_latents"] == 256
     assert ddim.fingerprints["reference"] == denoising.fingerprints["reference"]
+
+
+def test_a_loader_is_read_without_the_sampler_that_gives_each_rank_a_part():
+    rows = TensorDataset(torch.arange(10))
+    part = DataLoader(rows, batch_size=4, sampler=DistributedSampler(rows, num_replicas=2, rank=0, shuffle=False))
+    assert [batch[0].tolist() for batch in part] == [[0, 2, 4, 6], [8]]
+    assert [batch[0].tolist() for batch in _whole(part)] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    alone = DataLoader(rows, batch_size=4)
+    assert _whole(alone) is alone
