@@ -1,7 +1,4 @@
-"""Autoencoding: the LightningModule that trains a first stage, the autoencoder behind a latent diffusion model.
-
-More than 300 lines: one LightningModule, whose settings and hooks are read together.
-"""
+"""Autoencoding: the LightningModule that trains a first stage, the autoencoder behind a latent diffusion model."""
 
 from __future__ import annotations
 
