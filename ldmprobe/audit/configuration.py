@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 from lightning.pytorch.callbacks import Checkpoint, ProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from ldmprobe.audit.observation import is_probe
 from ldmprobe.configuration.cli import LDMProbeCLI, listed
@@ -84,18 +85,18 @@ def audited(config: PlainValues, run_dir: Path, steps: int, probed: bool) -> Pla
 
 def _loggers(loggers: object, folder: Path) -> list[PlainValues]:
     """A CSVLogger, and those of the configuration's loggers that can be kept from the network: logging media is part of
-    a probe.
+    a probe. In a user's own logger's place stands the one that it extends.
     """
-    settings = {
-        "WandbLogger": {"project": "audit", "offline": True, "save_dir": str(folder)},
-        "TensorBoardLogger": {"save_dir": str(folder), "name": "tensorboard"},
+    settings: dict[type, PlainValues] = {
+        CSVLogger: {"save_dir": str(folder), "name": "csv"},
+        WandbLogger: {"project": "audit", "offline": True, "save_dir": str(folder)},
+        TensorBoardLogger: {"save_dir": str(folder), "name": "tensorboard"},
     }
-    csv = {"class_path": "lightning.pytorch.loggers.CSVLogger", "init_args": {"save_dir": str(folder), "name": "csv"}}
-    paths = [str(each["class_path"]) for each in listed(loggers) if isinstance(each, dict)]
-    kept = [(path, settings.get(path.rpartition(".")[2])) for path in paths]
-    return [csv, *({"class_path": path, "init_args": given} for path, given in kept if given)]
+    asked = [_class_of(each) for each in listed(loggers) if isinstance(each, dict)]
+    kept = [kind for kind in settings if kind is CSVLogger or any(issubclass(each, kind) for each in asked)]
+    return [{"class_path": f"lightning.pytorch.loggers.{kind.__name__}", "init_args": settings[kind]} for kind in kept]
 
 
-def _class_of(callback: PlainValues) -> type:
-    found = pydoc.locate(callback["class_path"])
+def _class_of(part: PlainValues) -> type:
+    found = pydoc.locate(part["class_path"])
     return found if isinstance(found, type) else object

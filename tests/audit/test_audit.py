@@ -6,7 +6,7 @@ import pytest
 
 from ldmprobe.audit.audit import audit
 from ldmprobe.audit.comparison import compare, unsteady_metrics, verdict
-from ldmprobe.audit.configuration import read_configuration
+from ldmprobe.audit.configuration import audited, read_configuration
 from ldmprobe.audit.ledger import differences
 from ldmprobe.audit.run import observe
 from ldmprobe.cli import main
@@ -125,6 +125,14 @@ def test_what_is_missing_differs():
     one = {"parameters": {"a": digest(1), "b": digest(2)}}
     assert list(differences(one, {"parameters": {"a": digest(1)}})) == [("parameters", "b")]
     assert list(differences({}, one)) == [("parameters", "a"), ("parameters", "b")]
+
+
+def test_a_logger_of_ones_own_is_audited_as_the_one_that_it_extends(tmp_path):
+    probes = [own("Disturbing", how="looks")]
+    path = write_config(tmp_path / "run.yaml", callbacks=probes, logger=[own("OwnLogger", save_dir="elsewhere")])
+    kept = audited(read_configuration(["--config", str(path)]), tmp_path, 2, probed=True)["trainer"]["logger"]
+    assert [each["class_path"].rpartition(".")[2] for each in kept] == ["CSVLogger", "TensorBoardLogger"]
+    assert {each["init_args"]["save_dir"] for each in kept} == {str(tmp_path)}
 
 
 def test_a_configuration_without_probes_is_refused(tmp_path):
