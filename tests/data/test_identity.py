@@ -267,7 +267,7 @@ def test_other_captions_are_told(tmp_path):
     def captioned(text: str) -> ImageData:
         columns = {
             "image": [np.asarray(picture(n)) for n in range(40)],
-            "text": [f"{text} {n}" if n % 2 else "" for n in range(40)],
+            "text": [f"{text} {n}" if n % 2 else "a bird" for n in range(40)],
         }
         Dataset.from_dict(columns).to_parquet(tmp_path / "a.parquet")
         return ready(ImageData(str(tmp_path / "a.parquet"), caption_column="text", check_rows=0))

@@ -53,6 +53,8 @@ def _records(data: bytes) -> Iterator[Any]:
             position += left
             continue
         position += _HEADER
+        if position + length > len(data):  # still being written
+            return
         parts.append(data[position : position + length])
         position += length
         if kind in (1, 4):  # full, last
