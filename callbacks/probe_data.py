@@ -20,12 +20,21 @@ from ldmprobe.data.images import ImageData
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.digest import fingerprint
 from ldmprobe.lightning_private import callbacks_of, datamodule_of
+from ldmprobe.models.codec import IMAGES
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.pixels import as_bytes, as_floats
 from ldmprobe.probing.held_out import HeldOut
 from ldmprobe.probing.latent_statistics import LatentStatistics, latents_of
 from ldmprobe.probing.probe import evaluating
-from ldmprobe.probing.real_data import DataSource, each_loader, loaders_in, read_beside, reference_at, same_reading
+from ldmprobe.probing.real_data import (
+    DataSource,
+    FirstImages,
+    each_loader,
+    loaders_in,
+    read_beside,
+    reference_at,
+    same_reading,
+)
 from ldmprobe.probing.real_features import images_at
 from ldmprobe.probing.sampling import Sampling
 from ldmprobe.types import Batch
@@ -88,8 +97,15 @@ def data_fingerprint(trainer: L.Trainer, held_out: bool) -> str:
             batches = read_beside(loaders, _LOOKED_AT)
         else:
             batches = source.reference_images(_LOOKED_AT, held_out)
-        images = [fingerprint(image) for batch in batches for image in as_bytes(as_floats(batch["image"]))]
+        images = [fingerprint(image) for batch in batches for image in _rounded(batch)]
     return fingerprint(rows, images)
+
+
+def _rounded(batch: Batch) -> Tensor:
+    """Return images in 8 bits; where there are only latents of them, these."""
+    if "image" in batch:
+        return as_bytes(as_floats(batch["image"]))
+    return torch.as_tensor(next(batch[name] for name in IMAGES if name in batch))
 
 
 class Loaders:
@@ -181,7 +197,8 @@ class KeptLatents:
     def _read_or_fit(self, trainer: L.Trainer, model: DiffusionModel) -> LatentStatistics:
         path, source = run_directory(trainer) / f"{self._name}.safetensors", self._data or data_source(trainer)
         number = max(self._num_reference, *(vars(each).get("num_reference", 0) for each in callbacks_of(trainer)))
-        rows = source.identity.train if isinstance(source, ImageData) else None
+        known = source.identity.train if isinstance(source, ImageData) else None
+        rows = known or FirstImages(data_fingerprint(trainer, held_out=False))
         with evaluating(model.modules):
             reference = reference_at(
                 path, model, lambda: latents_of(model.codec, source.reference_batches(number)), rows

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -39,8 +39,26 @@ class DataSource(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class FirstImages:
+    """Training data of which no more is known than their number of rows and first images, by a fingerprint of these."""
+
+    fingerprint: str
+
+    def summary(self) -> PlainValues:
+        """Plain values for files."""
+        return {"first": self.fingerprint}
+
+    def changes(self, theirs: PlainValues, name: str, if_none: str) -> list[str]:
+        """Return in words that these data differ from those of a summary."""
+        return [] if theirs == self.summary() else [f"the number of {name} rows or their first images have changed"]
+
+
 def reference_at(
-    path: Path | None, model: DiffusionModel, latents: Callable[[], Tensor], rows: KnownRows | None = None
+    path: Path | None,
+    model: DiffusionModel,
+    latents: Callable[[], Tensor],
+    rows: KnownRows | FirstImages | None = None,
 ) -> LatentStatistics:
     """The reference kept at ``path``; where there is none, or no path, one fitted on ``latents()`` (N, C, H, W), for
     the caller to save.
@@ -57,7 +75,10 @@ def reference_at(
         return replace(LatentStatistics.fit(latents(), codec), data={} if rows is None else rows.summary())
     reference = LatentStatistics.load(path)
     if rows is not None and reference.data:
-        changes = rows.changes(reference.data, "training", f"{path} is of other data; choose another run directory.")
+        changes = ["they came in another way"]
+        if rows.summary().keys() == reference.data.keys():
+            if_none = f"{path} is of other data; choose another run directory."
+            changes = rows.changes(reference.data, "training", if_none)
         if changes:
             warnings.warn(f"{path} is of the data as they were, and is kept: {'; '.join(changes)}.", stacklevel=2)
     if reference.codec != codec:
