@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ldmprobe.diffusion.full_precision import Move, without_autocast
-from ldmprobe.errors import ConfigurationError
+from ldmprobe.errors import ConfigurationError, check_positive
 from ldmprobe.models.autoencoder import (
     as_posterior,
     autoencoder_folder,
@@ -88,7 +88,12 @@ class LatentCodec(nn.Module):
         if scale == "config" and not measure:
             scale_value, shift_value = scale_and_shift({name: config.get(name) for name in scaling})
         elif not isinstance(scale, str):
+            check_positive("LatentCodec", scale=scale)
             scale_value.fill_(scale)
+        elif not measure:
+            raise ConfigurationError(
+                f"LatentCodec got scale {scale!r}; expected 'config', 'measure' or a number above 0."
+            )
         self.register_buffer("scale", scale_value)
         self.register_buffer("shift", shift_value)
         self.register_buffer("measured", torch.tensor(not measure))

@@ -33,7 +33,8 @@ def downsampled(
     Zhang et al., 2021, arXiv:2103.14006).
     """
     if how == "bicubic":
-        return F.interpolate(images, scale_factor=1 / factor, mode="bicubic", antialias=True)
+        size = [side // factor for side in images.shape[2:]]
+        return F.interpolate(images, size, mode="bicubic", antialias=True)
     if how == "box":
         return F.avg_pool2d(images, factor)
     small = []

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.models.library import class_named
-from ldmprobe.models.wrapper import Condition, config_of, wrapped, wrapper_of
+from ldmprobe.models.wrapper import Condition, config_of, is_of_diffusers, wrapped, wrapper_of
 from ldmprobe.types import Component, PlainValues
 
 CONCAT = "concat"
@@ -48,7 +48,7 @@ def as_denoiser(network: nn.Module, scores: bool = False) -> Denoiser:
     """
     if (wrapper := wrapper_of(network)) is not None:
         return wrapper
-    own: Denoiser = _adapted(network, scores) if config_of(network) else _as_it_is(network)
+    own: Denoiser = _adapted(network, scores) if is_of_diffusers(network) else _as_it_is(network)
 
     def denoise(z_t: Tensor, t: Tensor, condition: Condition) -> Tensor:
         first = next(network.parameters(), None)
@@ -218,8 +218,10 @@ def network_config(network: Component) -> PlainValues | None:
     if (wrapper := wrapper_of(network)) is not None:
         inner = network_config(wrapper.network)
         return inner and {**wrapper.description, "network": inner}
+    if not is_of_diffusers(network):
+        return None
     config = {key: value for key, value in config_of(network).items() if not key.startswith("_")}
-    return {"class_name": type(network).__name__, **copy.deepcopy(config)} if config else None
+    return {"class_name": type(network).__name__, **copy.deepcopy(config)}
 
 
 def from_network_config(config: PlainValues) -> Component:

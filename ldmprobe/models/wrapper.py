@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
+from diffusers.configuration_utils import FrozenDict
 from torch import Tensor, nn
 
 from ldmprobe.diffusion.prediction import KINDS
@@ -26,7 +27,13 @@ network.
 
 def config_of(network: object) -> PlainValues:
     """Return the configuration of a network of diffusers; an empty one for any other network."""
-    return getattr(network, "config", {})
+    config = getattr(network, "config", None)
+    return config if isinstance(config, FrozenDict) else {}
+
+
+def is_of_diffusers(network: object) -> bool:
+    """Return whether a network, compiled or not, is called as those of diffusers are: its ``config`` is of theirs."""
+    return isinstance(config_of(network), FrozenDict)
 
 
 class NetworkWrapper(nn.Module, ABC):

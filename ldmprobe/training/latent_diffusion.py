@@ -6,7 +6,7 @@ More than 300 lines: one LightningModule, whose settings and hooks are read toge
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 import torch
@@ -175,6 +175,11 @@ class LatentDiffusion(TrainingModule):
         super().on_fit_start()
         if not self.trainer.strategy.restore_checkpoint_after_setup:  # else what a checkpoint says is not known yet
             self.codec.check_measured()
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        if isinstance(batch, Mapping):  # else a training step says what is expected
+            self.conditioning.check_values(batch)
+        return batch
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]

@@ -81,6 +81,12 @@ def without_a_scale():
     return autoencoder
 
 
+@pytest.mark.parametrize("scale", ["measured", 0.0, -1.0, float("nan")])
+def test_what_is_no_scale_is_refused(scale):
+    with refused(f"LatentCodec got scale '?{scale}"):
+        LatentCodec(tiny_autoencoder("AutoencoderKL"), scale)
+
+
 MEASURED = {kind: lambda kind=kind: LatentCodec(tiny_autoencoder(kind), scale="measure") for kind in KINDS}
 MEASURED |= {"pixels": lambda: LatentCodec(scale="measure"), "no scale": lambda: LatentCodec(without_a_scale())}
 

@@ -88,6 +88,12 @@ def test_a_batch_without_labels_is_refused():
         ClassConditioning(3).from_batch({"image": torch.zeros(1)})
 
 
+@pytest.mark.parametrize("labels", [[1, 2, 3], [-1, 0, 1]])
+def test_labels_that_would_be_the_null_class_or_none_are_refused(labels):
+    with refused(f"labels from {labels[0]} to {labels[2]}, and ClassConditioning num_classes 3, classes 0 to 2"):
+        ClassConditioning(3).from_batch({"label": torch.tensor(labels)})
+
+
 @pytest.mark.parametrize(
     ("num_classes", "network", "classes", "told"),
     [

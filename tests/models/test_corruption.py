@@ -45,6 +45,7 @@ def test_small_images_have_the_colors_of_the_large_ones(how):
     checkers = ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2.0 - 1).expand(1, 3, 32, 32)
     assert downsampled(checkers, 4, how, [4], seed=1).abs().max() < (0.2 if how == "blur" else 0.02)
     assert torch.equal(downsampled(ramp, 4, how, [4], 1), downsampled(ramp, 4, how, [4], 1))
+    assert downsampled(torch.zeros(1, 3, 98, 98), 49, how, [4]).shape == (1, 3, 2, 2)  # 98 · (1/49) is below 2
 
 
 def test_lines_are_where_regions_end():

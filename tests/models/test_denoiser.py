@@ -2,7 +2,9 @@
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, UNet2DConditionModel
+from diffusers import ConfigMixin, DDIMScheduler, ModelMixin, UNet2DConditionModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.modeling_outputs import Transformer2DModelOutput
 from torch import nn
 
 from ldmprobe.models.denoiser import as_denoiser, check_denoiser, from_network_config, network_config
@@ -15,6 +17,20 @@ Z, T = torch.randn(3, 2, 8, 8, generator=torch.Generator().manual_seed(0)), torc
 
 def tiny_text_unet() -> UNet2DConditionModel:
     return conditional_unet(cross_attention_dim=12)
+
+
+class Plain(ModelMixin, ConfigMixin):
+    """A network of one's own, of diffusers' kind, without settings."""
+
+    config_name = "config.json"
+
+    @register_to_config
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Conv2d(2, 2, 1)
+
+    def forward(self, sample, timestep):
+        return Transformer2DModelOutput(self.layer(sample) * timestep[:, None, None, None])
 
 
 CASES = {
@@ -116,6 +132,20 @@ def test_a_network_is_rebuilt_from_its_configuration(case):
     twin = from_network_config(network_config(network)).eval()
     twin.load_state_dict(network.state_dict())
     assert torch.equal(as_denoiser(twin)(Z, T, condition), as_denoiser(network)(Z, T, condition))
+
+
+@torch.no_grad()
+def test_a_network_of_ones_own_is_known_by_the_kind_of_its_configuration():
+    bare, settings = Plain(), nn.Conv2d(2, 2, 1)
+    settings.config = {"width": 2}
+    settings.forward = lambda z_t, t: z_t * t[:, None, None, None]
+    for network, answer in (
+        (bare, bare(Z, T).sample),
+        (torch.compile(bare, backend="eager"), bare(Z, T).sample),
+        (settings, settings(Z, T)),
+    ):
+        assert torch.equal(as_denoiser(network)(Z, T, {}), answer)
+    assert (network_config(bare), network_config(settings)) == ({"class_name": "Plain"}, None)
 
 
 def test_a_scheduler_is_rebuilt_from_its_configuration():

@@ -138,6 +138,13 @@ def test_more_classes_of_boxes_than_half_precision_tells_apart_are_refused(preci
             ldmprobe.Layout(most + 1, 8).from_batch(given)
 
 
+@pytest.mark.parametrize("number", [-2.0, -1.0, 1.75, 3.0])
+def test_a_box_of_no_class_is_refused(number):
+    layout = ldmprobe.Layout(3, 8)
+    with refused(f"A box has class {number:g}, and Layout num_classes 3, classes 0 to 2"):
+        layout.observe({layout.column: [torch.tensor([[0.0, 0.0, 1.0, 1.0, number]])]})
+
+
 @pytest.mark.parametrize("conditioning", [ldmprobe.Layout(20, 8), ldmprobe.SemanticMap(4)])
 def test_what_is_not_made_ready_is_refused_where_its_shape_is_asked_for(conditioning):
     with refused("does not know its shape yet: it is made ready before training"):

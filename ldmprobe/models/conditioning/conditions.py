@@ -57,6 +57,10 @@ class Conditions(Conditioning):
     def from_batch(self, batch: Batch) -> Condition:
         return self._merged([part.from_batch(self._own(k, batch)) for k, part in enumerate(self._parts)])
 
+    def check_values(self, batch: Batch) -> None:
+        for part in self._parts:
+            part.check_values(batch)
+
     def for_samples(self, sample_ids: Tensor) -> Condition:
         rows = self._rows_of(sample_ids)
         return self._merged(

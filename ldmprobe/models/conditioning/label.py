@@ -39,7 +39,20 @@ class ClassConditioning(Conditioning):
 
     def from_batch(self, batch: Batch) -> Condition:
         self.check_columns(batch)
+        self.check_values(batch)
         return {"class_labels": batch["label"]}
+
+    def check_values(self, batch: Batch) -> None:
+        labels = batch.get("label")
+        if not isinstance(labels, Tensor) or not labels.is_cpu or not len(labels):  # no step waits for a device
+            return
+        low, high = (int(each) for each in labels.aminmax())
+        if low < 0 or high >= self.num_classes:
+            raise ConfigurationError(
+                f"A batch has labels from {low} to {high}, and ClassConditioning num_classes {self.num_classes}, "
+                f"classes 0 to {self.num_classes - 1} ({self.num_classes} stands for no class); number the classes "
+                "from 0, and set it to how many there are."
+            )
 
     def for_samples(self, sample_ids: Tensor) -> Condition:
         return {"class_labels": sample_ids % self.num_classes}

@@ -99,10 +99,12 @@ class Layout(ObservedConditioning):
                     f"An image has {len(each)} boxes, and Layout max_boxes {self.max_boxes}; set it to the most there "
                     "are."
                 )
-            if len(each) and int(each[:, 4].max()) >= self.num_classes:
+            classes = each[:, 4]
+            unknown = classes[(classes < 0) | (classes >= self.num_classes) | (classes % 1 != 0)]
+            if len(unknown):
                 raise ConfigurationError(
-                    f"A box has class {int(each[:, 4].max())}, and Layout num_classes {self.num_classes}, classes 0 to "
-                    f"{self.num_classes - 1}; set it to one more than the largest."
+                    f"A box has class {unknown[0]:g}, and Layout num_classes {self.num_classes}, classes 0 to "
+                    f"{self.num_classes - 1}; number the classes from 0, and set it to one more than the largest."
                 )
             padded[i, : len(each)] = each.to(padded)
         return padded
