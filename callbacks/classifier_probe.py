@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback
-from ldmprobe.callbacks.probe_data import data_source
+from ldmprobe.callbacks.probe_data import data_source, has_held_out
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.io.record import ProbeRecord
@@ -58,6 +58,10 @@ class ClassifierProbe(ProbeCallback[ClassifierModel]):
             )
 
     def _read(self, trainer: L.Trainer, module: NoisyClassification) -> tuple[Tensor, Tensor]:
+        if not has_held_out(trainer):
+            raise ConfigurationError(
+                "ClassifierProbe looks at held-out images, and the Trainer has no validation data; give it some."
+            )
         with evaluating([module.codec]):
             batches = list(data_source(trainer).reference_batches(self.num_images, held_out=True))
             return latents_of(module.codec, batches), torch.cat([batch["label"].cpu() for batch in batches])

@@ -9,7 +9,7 @@ import lightning as L
 from torch import nn
 
 from ldmprobe.callbacks.probe_callback import ProbeCallback
-from ldmprobe.callbacks.probe_data import data_source
+from ldmprobe.callbacks.probe_data import data_source, has_held_out
 from ldmprobe.callbacks.rank_zero import from_rank_zero
 from ldmprobe.errors import ConfigurationError, check_numbers
 from ldmprobe.features.choose import chosen_network
@@ -105,6 +105,10 @@ class ReconstructionProbe(ProbeCallback[AutoencoderModel]):
             )
 
     def _originals_of(self, trainer: L.Trainer, model: AutoencoderModel) -> Originals:
+        if not has_held_out(trainer):
+            raise ConfigurationError(
+                "ReconstructionProbe looks at held-out images, and the Trainer has no validation data; give it some."
+            )
         with evaluating(model.modules):  # data may be shuffled
             training, held_out = (
                 (batch["image"] for batch in data_source(trainer).reference_images(number, held_out=of_held_out))

@@ -160,10 +160,12 @@ class SampleQuality(ProbeCallback[DiffusionModel]):
 
         def make() -> RealFeatures:
             held_out = split == "held_out"
-            if held_out and self.real == "held_out" and not has_held_out(trainer):
+            if held_out and not has_held_out(trainer):
                 raise ConfigurationError(
                     "SampleQuality got real 'held_out', but the Trainer has no validation data; give it some, or set "
                     "real to 'train'."
+                    if self.real == "held_out"
+                    else "the Trainer has no validation data."
                 )
             data = data_fingerprint(trainer, held_out)
             if path.exists():

@@ -97,7 +97,7 @@ def gaussian_js(mean_x: Tensor, var_x: Tensor, mean_y: Tensor, var_y: Tensor, sp
     mixture = torch.logaddexp(log_p, log_q) - math.log(2)
     integrand = 0.5 * (log_p.exp() * (log_p - mixture) + log_q.exp() * (log_q - mixture)) * u.cosh()
     divergence = (integrand.sum(-1) * 2 * top / (num_nodes - 1) * scale).clamp(max=math.log(2))
-    return torch.where((gap > 12 * wider) & (scale > 0), math.log(2), divergence)
+    return torch.where((gap > 12 * wider) & gap.isfinite() & (scale > 0), math.log(2), divergence)
 
 
 def softmax_kl(x: Tensor, y: Tensor) -> Tensor:

@@ -157,9 +157,9 @@ class LDMProbeCLI(LightningCLI):
             if not isinstance(logger, Namespace):  # true or false
                 continue
             settings = logger.get("init_args")
-            if settings is not None and settings.get("save_dir") in (None, "."):
+            if settings is not None and "save_dir" in settings and settings.save_dir in (None, "."):
                 settings.save_dir = run_dir
-            elif settings is not None:
+            elif settings is not None and "save_dir" in settings:
                 check_own(settings.save_dir, run_dir, f"{logger.class_path}'s `save_dir`")
             continue_curves(logger)
         for callback in listed(config.trainer.callbacks):

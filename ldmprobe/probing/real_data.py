@@ -50,8 +50,9 @@ class FirstImages:
         return {"first": self.fingerprint}
 
     def changes(self, theirs: PlainValues, name: str, if_none: str) -> list[str]:
-        """Return in words that these data differ from those of a summary."""
-        return [] if theirs == self.summary() else [f"the number of {name} rows or their first images have changed"]
+        """Return in words that these data differ from those of a summary, or come in another order."""
+        other = f"the number of {name} rows has changed, or others of their images come first"
+        return [] if theirs == self.summary() else [other]
 
 
 def reference_at(

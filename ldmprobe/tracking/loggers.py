@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from math import isfinite
 from pathlib import Path
+from typing import TypeGuard
 
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 
@@ -42,7 +43,7 @@ def log_record(
         with going_on(wandb_logger):
             log_media(wandb_logger, pictures, step)
     for logger in loggers:
-        if isinstance(logger, TensorBoardLogger):
+        if _is_tensorboard(logger):
             with going_on(logger):
                 for name in pictures.names:
                     image = pictures.drawn(name)
@@ -101,4 +102,19 @@ def _summarize_best(loggers: Iterable[Logger], metrics: Iterable[tuple[str, Metr
 
 
 def _of_wandb(loggers: Iterable[Logger]) -> Iterator[WandbLogger]:
-    return (logger for logger in loggers if isinstance(logger, WandbLogger))
+    return filter(_is_wandb, loggers)
+
+
+def _is_wandb(logger: Logger) -> TypeGuard[WandbLogger]:
+    return _extends(logger, "WandbLogger")
+
+
+def _is_tensorboard(logger: Logger) -> TypeGuard[TensorBoardLogger]:
+    return _extends(logger, "TensorBoardLogger")
+
+
+def _extends(logger: Logger, name: str) -> bool:
+    """Return whether a logger is one called so, or extends it: by name, as `lightning` and `pytorch_lightning` have one
+    each.
+    """
+    return any(kind.__name__ == name for kind in type(logger).__mro__)

@@ -27,17 +27,25 @@ class CachedLatents(Protocol):
 
 
 @runtime_checkable
-class _ShowsImages(Protocol):
+class _HasImageShape(Protocol):
     image_shape: tuple[int, ...]
 
+
+@runtime_checkable
+class _ShowsImages(Protocol):
     def reference_batches(self, num_images: int) -> Iterator[Batch]: ...
 
 
-def shows_images(data: object) -> TypeGuard[ConditioningData]:
-    """Return whether data say what shape their images have, and show some, as ImageData does. What else of a
-    ConditioningData they need, the conditioning decides.
+def says_shape(data: object) -> TypeGuard[ConditioningData]:
+    """Return whether data say what shape their images have, as ImageData does. What else of a ConditioningData they
+    need, the conditioning decides.
     """
-    return isinstance(data, _ShowsImages) and bool(data.image_shape)
+    return isinstance(data, _HasImageShape) and bool(data.image_shape)
+
+
+def shows_images(data: object) -> TypeGuard[ConditioningData]:
+    """Return whether data say what shape their images have, and show some, too."""
+    return says_shape(data) and isinstance(data, _ShowsImages)
 
 
 def image_shape_in(data: object) -> tuple[int, ...]:
@@ -48,7 +56,7 @@ def image_shape_in(data: object) -> tuple[int, ...]:
     """
     if isinstance(data, CachedLatents) and data.latents is not None:
         raise ConfigurationError("Autoencoding is trained on images, not on latents; leave out the data's `latents`.")
-    return tuple(data.image_shape) if shows_images(data) else ()
+    return tuple(data.image_shape) if says_shape(data) else ()
 
 
 def measured_latents(model: AutoencoderModel, data: object) -> PlainValues:

@@ -6,7 +6,7 @@ More than 300 lines: one LightningModule, whose settings and hooks are read toge
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.models.wrapper import check_schedule, check_weighting, innermost, wrapper_of
 from ldmprobe.training.checkpoint.spec import model_spec
 from ldmprobe.training.ema import EMA
-from ldmprobe.training.image_source import CachedLatents, measure_scale, shows_images
+from ldmprobe.training.image_source import CachedLatents, measure_scale, says_shape, shows_images
 from ldmprobe.training.module import TrainingModule, check_names
 from ldmprobe.training.rates import configured
 from ldmprobe.training.sharding import check_strategy, check_trained, is_sharded, same_on_every_rank, shard
@@ -144,7 +144,7 @@ class LatentDiffusion(TrainingModule):
         if not (isinstance(data, CachedLatents) and data.latents is not None):
             self.codec.load()
         image_shape = None
-        if shows_images(data):
+        if says_shape(data):
             image_shape = data.image_shape
             self.latent_shape = self.codec.latent_shape(image_shape)
             self.conditioning.prepare(self.network, data, self.codec)
@@ -176,10 +176,9 @@ class LatentDiffusion(TrainingModule):
         if not self.trainer.strategy.restore_checkpoint_after_setup:  # else what a checkpoint says is not known yet
             self.codec.check_measured()
 
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        if isinstance(batch, Mapping):  # else a training step says what is expected
-            self.conditioning.check_values(batch)
-        return batch
+    def look_at(self, batch: Batch) -> None:
+        super().look_at(batch)
+        self.conditioning.check_values(batch)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         trained = [parameter for parameter in self.parameters() if parameter.requires_grad]

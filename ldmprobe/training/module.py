@@ -72,14 +72,19 @@ class TrainingModule(L.LightningModule, ABC):
 
     def on_fit_start(self) -> None:
         # An ImageData has looked at its own; later batches are not looked at, since each look waits for the device.
-        self._look_at_pixels = not isinstance(datamodule_of(self.trainer), ImageData)
+        self._looks = not isinstance(datamodule_of(self.trainer), ImageData)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         check_names(batch, *self.batch_names)
-        look, self._look_at_pixels = self._look_at_pixels, False
-        if look and "image" in batch:
-            check_pixels(batch["image"])
+        looks, self._looks = self._looks, False
+        if looks:
+            self.look_at(batch)
         torch.manual_seed(self._seed_of_batch(self.global_rank))
+
+    def look_at(self, batch: Batch) -> None:
+        """Raise ConfigurationError if values in the first batch of a fit would be taken for others."""
+        if "image" in batch:
+            check_pixels(batch["image"])
 
     def _seed_of_batch(self, *of: int) -> int:
         return int(np.random.SeedSequence((self.seed, batches_begun(self.trainer), *of)).generate_state(1)[0])

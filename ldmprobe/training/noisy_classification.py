@@ -18,7 +18,7 @@ from ldmprobe.models.codec import LatentCodec
 from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.models.noisy_classifier import CLASSIFIER, ClassifierModel, NoisyClassifier
 from ldmprobe.training.ema import EMA
-from ldmprobe.training.image_source import CachedLatents, measure_scale, shows_images
+from ldmprobe.training.image_source import CachedLatents, measure_scale, says_shape, shows_images
 from ldmprobe.training.module import TrainingModule, check_names
 from ldmprobe.training.rates import configured
 from ldmprobe.types import Batch, PlainValues
@@ -82,7 +82,7 @@ class NoisyClassification(TrainingModule):
         self.check_whole_in_float32()
         data = datamodule_of(self.trainer)
         self.codec.load()
-        if shows_images(data):
+        if says_shape(data):
             labels = ClassConditioning(self.classifier.config["num_classes"])
             labels.prepare(self.classifier, data, self.codec)
             if isinstance(data, CachedLatents):
@@ -93,6 +93,7 @@ class NoisyClassification(TrainingModule):
                     f"NoisyClassifier has {self.classifier.config['channels']} channels, and latents are of shape "
                     f"{shape}; set its `channels: {shape[0]}`."
                 )
+        if shows_images(data):
             measure_scale(self.codec, data, self.trainer.strategy.root_device)
 
     def on_fit_start(self) -> None:

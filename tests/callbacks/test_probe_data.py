@@ -30,7 +30,7 @@ def test_a_reference_of_loaders_whose_data_have_changed_is_kept_and_told_of(tmp_
     probe = {"num_samples": 16, "num_steps": 2, "num_reference": 64}
     one = stopped(tmp_path, 1, data=loader(1.0), callbacks=[DDIMProbe(2, **probe)])
     on = trainer(tmp_path, max_steps=2, callbacks=[DDIMProbe(2, **probe)])
-    told = nullcontext() if same else pytest.warns(UserWarning, match="first images have changed")
+    told = nullcontext() if same else pytest.warns(UserWarning, match="or others of their images come first")
     with told:
         on.fit(module(), loader(*changed), ckpt_path=one)
     first, *_, last = RecordStore(tmp_path).read("ddim")

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.io import AsyncCheckpointIO
 
 from ldmprobe import ImageData, LatentDiffusion, RecordStore
@@ -130,6 +131,27 @@ def test_a_logger_named_alone_writes_into_the_run_directory(tmp_path, name):
         )
     )
     assert {each.save_dir for each in built(tmp_path, f"--config={path}").trainer.loggers} == {str(tmp_path / "run")}
+
+
+class OwnTensorBoard(TensorBoardLogger):
+    """A user's own."""
+
+
+class Printing(TensorBoardLogger):
+    """A user's own, which writes nothing."""
+
+    def __init__(self, mark: str = "-") -> None:
+        super().__init__("nowhere")
+        self.mark = mark
+
+
+def test_a_users_own_logger_is_given_no_more_than_it_takes_and_goes_on_as_its_base_does(tmp_path):
+    (logger,) = built(tmp_path, f"--trainer.logger={__name__}.OwnTensorBoard").trainer.loggers
+    assert (logger.save_dir, logger.version) == (str(tmp_path / "run"), 0)
+    (logger,) = built(
+        tmp_path, f"--trainer.logger={__name__}.Printing", "--trainer.logger.init_args.mark=+"
+    ).trainer.loggers
+    assert (logger.save_dir, logger.mark) == ("nowhere", "+")
 
 
 def test_no_progress_bar_is_shown_where_none_is_wanted_whatever_callbacks_name(tmp_path):

@@ -183,6 +183,8 @@ def test_samples_become_a_batch():
     assert (batch["label"].tolist(), batch["index"].tolist()) == ([0, 1, 2], [10, 11, 12])
     assert (batch["label"].dtype, batch["index"].dtype) == (torch.int64, torch.int64)
     assert batch["caption"] == ["no. 0", "no. 1", "no. 2"]
+    unnamed = row_reader(None, None, "picture", channels=3)
+    assert set(unnamed.collate([unnamed.read(row, 10) for row in rows])) == {"image", "index"}
 
 
 def test_pictures_of_different_shapes_are_refused_and_the_rows_named():

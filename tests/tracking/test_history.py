@@ -87,6 +87,15 @@ def test_a_logger_that_draws_no_history_reads_none(tmp_path, read):
     assert read == []
 
 
+def test_a_users_own_tensorboard_is_sent_the_pictures_that_its_base_is(tmp_path):
+    logger = type("Own", (TensorBoardLogger,), {})(tmp_path, "tensorboard")
+    records, sent = RecordStore(tmp_path), []
+    logger.experiment.add_image = lambda name, *args, **kwargs: sent.append(name)
+    records.append(record(0, "denoising"))
+    log_record([logger], records.read("denoising")[-1], RunningHistory(records), 0)
+    assert sent
+
+
 def test_numbers_and_headers_are_read_without_the_images(tmp_path, monkeypatch):
     path = RecordStore(tmp_path).append(record(3))
     whole, sizes = record(3), []

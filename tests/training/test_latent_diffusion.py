@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers.models.embeddings import LabelEmbedding
 from torch import nn
+from torch.utils.data import DataLoader
 
 from ldmprobe.callbacks import DDIMProbe, DenoisingProbe
 from ldmprobe.data.images import ImageData
@@ -64,6 +65,31 @@ def assert_same_state(one, other):
     assert one.keys() == other.keys()
     different = [name for name in one if not torch.equal(one[name], other[name])]
     assert different == []
+
+
+class OwnData(L.LightningDataModule):
+    """Data that say what they are, and show no images but in their batches."""
+
+    image_shape, batch_names, num_classes, checked_captions = (1, 8, 8), ("image", "label"), 12, ()
+
+    def __init__(self, labels):
+        super().__init__()
+        self.rows = [
+            {"image": torch.linspace(-1, 1, 64).view(1, 8, 8), "label": label, "index": i}
+            for i, label in enumerate(labels)
+        ]
+
+    def train_dataloader(self):
+        return DataLoader(self.rows, batch_size=4)
+
+
+def test_classes_of_data_of_ones_own_are_checked_by_what_they_say_and_by_their_first_batch(tmp_path):
+    data = OwnData([1, 2, 3, 10])
+    with refused("the data has 12 classes"):
+        trainer(tmp_path).fit(module(), data)
+    data.num_classes = 10
+    with refused("A batch has labels from 1 to 10, and ClassConditioning num_classes 10"):
+        trainer(tmp_path).fit(module(), data)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])

@@ -132,7 +132,7 @@ class Conditioning(nn.Module, ABC):
                 raise ConfigurationError(f"{type(self).__name__} reads {name!r}, which the data lacks; {setting}.")
 
     def check_values(self, batch: Batch) -> None:
-        """Raise ConfigurationError if values in a batch, while it is on the host, would be taken for others."""
+        """Raise ConfigurationError if values in a batch would be taken for others; may wait for the device."""
 
     def forget_rows(self) -> None:
         """Forget the held-out rows that samples have the conditions of: `prepare` then chooses them of its data."""

@@ -6,11 +6,12 @@ import os
 import secrets
 import sys
 from pathlib import Path
+from pydoc import locate
 
 import lightning as L
 from jsonargparse import Namespace
 from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.atomic import atomic_write, remove_partials
@@ -66,11 +67,13 @@ def continue_curves(logger: Namespace) -> None:
     """Make a logger's configuration one that a resumed run goes on with, where Lightning's begins anew: a CSVLogger
     that keeps its file, a TensorBoardLogger that keeps its folder.
     """
-    kind = logger.class_path
-    if kind.startswith(("lightning.", "pytorch_lightning.")) and kind.endswith(".CSVLogger"):
+    kind = locate(logger.class_path)
+    if kind is CSVLogger:
         logger.class_path = "ldmprobe.ResumableCSVLogger"
-    if kind.endswith((".CSVLogger", ".TensorBoardLogger")) and logger.init_args.get("version") is None:
-        logger.init_args.version = 0
+    settings = logger.get("init_args") or Namespace()
+    numbered = isinstance(kind, type) and issubclass(kind, CSVLogger | TensorBoardLogger)
+    if numbered and "version" in settings and settings.version is None:
+        settings.version = 0
 
 
 def keep_wandb_id(trainer: L.Trainer, run_dir: str, resuming: bool) -> None:
