@@ -1,4 +1,4 @@
-"""A training step fetches nothing from the device, but for the pixels of the first batch of a fit. It runs here on torch's "meta" device, from which nothing can be
+"""A training step fetches nothing from the device, but for pixels and labels of the first batch of a fit. It runs here on torch's "meta" device, from which nothing can be
 fetched: `.item()`, `.cpu()`, `bool(tensor)` and indexing a host tensor by a device tensor all raise there."""
 
 from contextlib import suppress
@@ -10,7 +10,6 @@ from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch.utils.data import DataLoader, IterableDataset
 
-import ldmprobe.training.module
 from ldmprobe.callbacks import NonFinite, TrainingLoss
 from ldmprobe.diffusion.weighting import LearnedUncertainty, LossWeighting, MinSNR
 from ldmprobe.models.codec import LatentCodec
@@ -18,6 +17,7 @@ from ldmprobe.models.conditioning import ClassConditioning
 from ldmprobe.pretrained.lora import LoRA
 from ldmprobe.training.finetuning import FinetunedDiffusion
 from ldmprobe.training.latent_diffusion import LatentDiffusion
+from ldmprobe.types import Batch
 from tests.helpers import tiny_unet
 from tests.pipelines import saved
 
@@ -57,11 +57,11 @@ class _Watch(L.Callback):
 
 
 @pytest.fixture(autouse=True)
-def looked_at(monkeypatch) -> list[torch.Tensor]:
-    """The images whose values were looked at; here nobody can."""
-    images: list[torch.Tensor] = []
-    monkeypatch.setattr(ldmprobe.training.module, "check_pixels", images.append)
-    return images
+def looked_at(monkeypatch) -> list[Batch]:
+    """The batches whose values were looked at; here nobody can."""
+    batches: list[Batch] = []
+    monkeypatch.setattr(LatentDiffusion, "look_at", lambda self, batch: batches.append(batch))
+    return batches
 
 
 def batches_without_a_copy(module, image_shape, accumulate=1):
