@@ -76,8 +76,8 @@ class LinearAutoencoder:
 
     @classmethod
     def fit(cls, x: Tensor, entries: int) -> LinearAutoencoder:
-        """From samples ``x`` (N, D); N of them have at most N − 1 directions, so that k is the smallest of ``entries``,
-        D and N − 1.
+        """From samples ``x`` (N, D); N of them have at most N − 1 directions, fewer if some are alike, so that k is at
+        most the smallest of ``entries``, D and N − 1.
         """
         x = x.double()
         mean = x.mean(0)
@@ -86,8 +86,9 @@ class LinearAutoencoder:
         if x.shape[1] <= len(x):
             directions = torch.linalg.eigh(centered.T @ centered)[1][:, -k:].T
         else:
-            values, vectors = torch.linalg.eigh(centered @ centered.T)
-            directions = (centered.T @ vectors[:, -k:] / values[-k:].clamp(min=1e-300).sqrt()).T
+            values, vectors = (each[..., -k:] for each in torch.linalg.eigh(centered @ centered.T))
+            there = values > 1e-10 * values[-1]
+            directions = (centered.T @ vectors[:, there] / values[there].sqrt()).T
         return cls(mean, directions.flip(0).contiguous())
 
     def squared_error(self, x: Tensor) -> Tensor:

@@ -37,10 +37,10 @@ class MaskColumn(Column):
     def read(self, value: object, reading: Reading) -> Tensor:
         mask = opened(value, reading.files, [])
         if not isinstance(mask, np.ndarray):
-            if mask.format == "JPEG":
+            if mask.format in ("JPEG", "MPO", "JPEG2000"):
                 raise ValueError(
-                    "it is a JPEG, which has other numbers around each edge than were drawn; write masks as PNG, and "
-                    "where there were but black and white, what is above 127 as white"
+                    f"it is a {mask.format}, which has other numbers around each edge than were drawn; write masks as "
+                    "PNG, and where there were but black and white, what is above 127 as white"
                 )
             if mask.mode not in ("1", "L", "P", "I", "I;16"):
                 raise ValueError(f"a mask holds one number for each pixel, this picture of mode {mask.mode} several")
@@ -128,14 +128,15 @@ def _seen(boxes: np.ndarray, reading: Reading) -> Tensor:
     """Return what is seen of boxes in pixels, with what stands beside them.
 
     Raises:
-        ValueError: they are widths and heights, or fractions, or not finite.
+        ValueError: they are widths and heights, or fractions, or not finite, or of another image's pixels.
     """
     width, height = reading.image_size
     corners = boxes[:, :4]
     whole = np.isfinite(corners).all() and (corners[:, 2:] > corners[:, :2]).all() and corners.max(initial=0) > 1
-    if len(boxes) and not whole:
+    inside = (corners[:, :2] < (width, height)).all() and (corners[:, 2:] > 0).all()
+    if len(boxes) and not (whole and inside):
         raise ValueError(
             f"{corners.tolist()} are no boxes x0, y0, x1, y1 in pixels of an image of {width}×{height}: expected x0 "
-            "< x1 and y0 < y1 (not widths and heights), and no fractions"
+            "< x1 and y0 < y1 (not widths and heights), no fractions, and all within the image, at least in part"
         )
     return torch.from_numpy(reading.view.boxes(boxes, width, height)).float()

@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageColor
 from torch import Tensor
 
+from ldmprobe.data.classes import check_same_classes, class_names
 from ldmprobe.data.column_names import ROW_NUMBER
 from ldmprobe.data.image_files import ImageFiles
 from ldmprobe.data.image_hashes import Hashes, image_hashes, text_hashes
@@ -206,6 +207,8 @@ class LabelColumn(Column):
     def informed(self, splits: Sequence[tuple[str, Rows]]) -> LabelColumn:
         names = class_names(splits[0][1], self.column)
         known = self.num_classes or (None if names is None else len(names))
+        for name, rows in splits[1:]:
+            check_same_classes(splits[0][0], names, name, class_names(rows, self.column))
         if is_table(splits[0][1]):
             for name, rows in splits:
                 known = _check_labels(rows, self.column, name, known)
@@ -259,14 +262,6 @@ class CaptionColumn(Column):
         if isinstance(kept, str):
             return kept
         return kept[0 if rng is None or len(kept) == 1 else int(rng.integers(len(kept)))]
-
-
-def class_names(rows: Rows, column: str) -> list[str] | None:
-    """Return the names of the classes in a column, where the dataset has them."""
-    from datasets import ClassLabel
-
-    feature = (rows.features or {}).get(column)
-    return list(feature.names) if isinstance(feature, ClassLabel) else None
 
 
 def _dtype(feature: object) -> str | None:

@@ -18,7 +18,8 @@ from torch.utils.data import DataLoader
 
 from ldmprobe import lightning_private as private
 from ldmprobe.data.checked import CheckedRows, check_captions
-from ldmprobe.data.columns import CaptionColumn, Column, ImageColumn, LabelColumn, class_names
+from ldmprobe.data.classes import class_names
+from ldmprobe.data.columns import CaptionColumn, Column, ImageColumn, LabelColumn
 from ldmprobe.data.endless import check_epochs
 from ldmprobe.data.identity import MOST_KNOWN, DataIdentity, known_rows
 from ldmprobe.data.image_files import files_of

@@ -96,7 +96,9 @@ def _upright(image: Image.Image, notes: list[str]) -> Image.Image:
     if turned_by_decoder or image.getexif().get(ExifTags.Base.Orientation, 1) not in range(2, 9):
         return image
     notes.append(TURNED)
-    return ImageOps.exif_transpose(image)
+    turned = ImageOps.exif_transpose(image)
+    turned.format = image.format
+    return turned
 
 
 def in_eight_bits(

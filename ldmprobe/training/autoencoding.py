@@ -267,6 +267,8 @@ class Autoencoding(TrainingModule):
 
     def on_save_checkpoint(self, checkpoint: StateDict) -> None:
         moments = measured_latents(self.autoencoder_model(), datamodule_of(self.trainer))
+        if moments:
+            moments["encoder_is_trained"] = self.encoder_is_trained
         checkpoint["ldmprobe"] = {**self.model_spec(), "latents": moments}
 
 

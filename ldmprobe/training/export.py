@@ -107,11 +107,14 @@ def _autoencoder(read: Checkpoint, name: str, per_channel: bool) -> Callable[[Pa
             f"{read.path} does not know the scale of its latents, which is measured on training images of ImageData "
             "when a checkpoint is saved; train it on ImageData."
         )
-    model.network.register_to_config(**scaling_of(moments["mean"], moments["std"], per_channel))
+    known = any(model.network.config.get(name) is not None for name in ("scaling_factor", "latents_mean"))
+    kept = known and not moments.get("encoder_is_trained", True) and not per_channel
+    if not kept:
+        model.network.register_to_config(**scaling_of(moments["mean"], moments["std"], per_channel))
 
     def write(folder: Path) -> None:
         model.network.save_pretrained(folder, safe_serialization=True)
-        write_autoencoder_card(folder, name, model, moments)
+        write_autoencoder_card(folder, name, model, None if kept else moments["images"])
 
     return write
 

@@ -55,3 +55,11 @@ def test_pca_is_the_baseline(samples):
     found = LinearAutoencoder.fit(torch.from_numpy(x), 5).squared_error(torch.from_numpy(y))
     np.testing.assert_allclose(found, expected, **FLOAT64)
     assert len(LinearAutoencoder.fit(torch.from_numpy(x), 100).directions) == min(20, samples - 1)
+
+
+def test_pca_of_samples_that_come_twice_is_that_of_each_once():
+    x, y = torch.randn(40, 200, generator=torch.Generator().manual_seed(0)).split([20, 20])
+    once, twice = (LinearAutoencoder.fit(each, 200) for each in (x, torch.cat([x, x])))
+    assert (len(once.directions), len(twice.directions)) == (19, 19)
+    torch.testing.assert_close(twice.squared_error(y), once.squared_error(y), **FLOAT64)
+    assert len(LinearAutoencoder.fit(x[:1].expand(9, -1), 5).directions) == 0

@@ -152,6 +152,7 @@ def one_row(**values) -> dict[str, Any]:
         (MaskColumn(), np.full((6, 8), 2**32 - 1, np.uint32), "it holds the number 4294967295; expected"),
         (MaskColumn(), np.full((6, 8), -(2**40)), "it holds the number -1099511627776; expected"),
         (BoxesColumn(), [[0.1, 0.1, 0.4, 0.5]], "no fractions"),
+        (BoxesColumn(), [[1, 1, 3, 3], [8, 2, 12, 5]], "all within the image, at least in part"),
         (BoxesColumn(), [[1, 1, 3, 4], [1, np.nan, 3, 2]], "no boxes x0, y0, x1, y1 in pixels"),
         (BoxesColumn(), [[1, 1, np.inf, 2]], "no boxes x0, y0, x1, y1 in pixels"),
         (ObjectsColumn(), {"boxes": [[np.nan, 1, 3, 2]], "labels": [0]}, "no boxes x0, y0, x1, y1 in pixels"),
@@ -167,12 +168,16 @@ def test_a_mask_of_a_lossy_file_is_refused_and_that_of_a_lossless_one_is_as_it_w
     reader = ldmprobe.data.rows.RowReader(others=(MaskColumn(),))
     drawn = np.zeros((24, 24), np.uint8)
     drawn[5:13, 3:20] = 255
+    turned = PILImage.Exif()
+    turned[274] = 3
     masks = {kind: encoded(PILImage.fromarray(drawn), kind) for kind in ("JPEG", "PNG")}
+    masks["turned"] = encoded(PILImage.fromarray(drawn), "JPEG", exif=turned.tobytes())
     stored = {kind: {"image": PILImage.new("RGB", (24, 24)), "mask": mask} for kind, mask in masks.items()}
     assert (np.asarray(PILImage.open(io.BytesIO(stored["JPEG"]["mask"]["bytes"]))) != 0).sum() > (drawn != 0).sum()
     assert reader.read(stored["PNG"], 3)["mask"].tolist() == drawn.tolist()
-    with refused("Row 3, column 'mask': the mask cannot be read .it is a JPEG.* write masks as PNG"):
-        reader.read(stored["JPEG"], 3)
+    for kind in ("JPEG", "turned"):
+        with refused("Row 3, column 'mask': the mask cannot be read .it is a JPEG.* write masks as PNG"):
+            reader.read(stored[kind], 3)
 
 
 def test_an_image_without_boxes_has_none_and_palettes_are_numbers():

@@ -217,6 +217,16 @@ def test_a_class_label_feature_names_the_classes(tmp_path):
     assert (data.class_names, data.num_classes) == (["cat", "dog", "emu"], 3)
 
 
+def test_splits_that_number_their_classes_otherwise_are_refused(tmp_path):
+    splits = {}
+    for split, names in (("train", ["a", "b", "c"]), ("test", ["b", "c"])):
+        features = Features({"image": Image(), "label": ClassLabel(names=names)})
+        splits[split] = Dataset.from_dict({"image": gray(4), "label": [0, 1, 0, 1]}, features=features)
+    DatasetDict(splits).save_to_disk(str(tmp_path / "data"))
+    with refused("Class 0 is 'a' in split 'train' and 'b' in split 'test'; have both number their classes alike"):
+        ImageData(str(tmp_path / "data"), label_column="label").setup()
+
+
 def test_the_rows_of_batches_are_rows_of_the_dataset():
     table = shapes(**SHAPES)
     for batch in [*_take(_shapes().train_dataloader(), 3), *_take(_shapes().val_dataloader(), 1)]:

@@ -289,5 +289,7 @@ def test_an_average_of_the_encoder_is_not_exported_with_the_scale_of_other_laten
     else:
         assert main(average) == 0
         own, averaged = (AutoencoderKL.from_pretrained(folder) for folder in ("own", "average"))
-        assert averaged.config.scaling_factor == own.config.scaling_factor
+        trained_with = settings["autoencoder"].config.scaling_factor
+        assert averaged.config.scaling_factor == own.config.scaling_factor == trained_with
+        assert "its encoder's own" in Path("own/README.md").read_text()
         assert not torch.equal(averaged.decoder.conv_out.weight, own.decoder.conv_out.weight)

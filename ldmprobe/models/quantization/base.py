@@ -99,7 +99,7 @@ def code_statistics(codes: Tensor, number: int) -> dict[str, Tensor]:
 def has_own_codes(network: Component) -> bool:
     """Return whether a VQModel's codes are others than diffusers draws for a new one, all of them in ±1/K."""
     codes: Tensor = network.quantize.embedding.weight
-    return bool(codes.detach().abs().max() > 2 / len(codes))
+    return bool(codes.detach().abs().max() > 1.001 / len(codes))
 
 
 def fix_codes(network: Component, codes: Tensor, name: str) -> None:
