@@ -11,7 +11,7 @@ from ldmprobe.errors import ConfigurationError
 from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.run_directory import locked
 from ldmprobe.io.store import RecordStore
-from ldmprobe.models.codec import LatentCodec
+from ldmprobe.models.codec import IMAGES, LatentCodec
 from ldmprobe.models.diffusion_model import DiffusionModel
 from ldmprobe.probing.denoising import probe_denoising
 from ldmprobe.probing.held_out import HeldOut
@@ -152,4 +152,4 @@ def _latent_batches(
                 f"{tuple(model.latent_shape)}; give latents of that shape, or images and the model's "
                 "`codec=ldmprobe.LatentCodec(vae)`."
             )
-        yield {**batch, "image": z.cpu()}
+        yield {**{name: value for name, value in batch.items() if name not in IMAGES}, "image": z.cpu()}

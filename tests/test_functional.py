@@ -34,10 +34,20 @@ def test_images_are_encoded_and_latents_are_not():
     model = DiffusionModel(tiny_unet(), schedule, (2, 8, 8), codec)
     of_images = ldmprobe.probe(model, "images", 0, images[:16], [images[16:]], **QUICK)
     of_latents = ldmprobe.probe(model, "latents", 0, [latents[:10], latents[10:16]], latents[16:], **QUICK)
+    both = [{"image": part, "latent": torch.zeros(len(part), 2, 8, 8)} for part in (images[:16], images[16:])]
+    of_both = ldmprobe.probe(model, "both", 0, both[:1], both[1:], **QUICK)
+    assert [record.fingerprints for record in of_both] == [record.fingerprints for record in of_images]
     for one, other in zip(of_images, of_latents, strict=True):
         assert one.fingerprints == other.fingerprints
         for name, curve in one.curves.items():
             torch.testing.assert_close(curve.value, other.curves[name].value, rtol=1e-4, atol=1e-5, equal_nan=True)
+
+
+def test_a_scale_that_was_to_be_measured_and_was_not_is_refused():
+    model = DiffusionModel(tiny_unet(), sd_scheduler(), (2, 8, 8), LatentCodec("builtin:digits", scale="measure"))
+    images = torch.rand(16, 1, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with refused(r"scale of the latents is to be measured .* call `codec.measure_scale\(batches\)` first"):
+        ldmprobe.probe(model, "run", 0, images, **QUICK)
 
 
 def test_labels_of_held_out_batches_reach_the_network():

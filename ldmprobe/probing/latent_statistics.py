@@ -156,7 +156,12 @@ def encode_images(codec: LatentCodec, image_batches: Iterable[Tensor]) -> Tensor
 
 
 def latents_of(codec: LatentCodec, batches: Iterable[Batch]) -> Tensor:
-    """Return the latents of batches as ``LatentCodec.latents`` takes them: images, or what a cache keeps of them."""
+    """Return the latents of batches as ``LatentCodec.latents`` takes them: images, or what a cache keeps of them.
+
+    Raises:
+        ConfigurationError: there are none, or the scale of the latents was to be measured and was not.
+    """
+    codec.check_measured()
     named = ({name: batch[name] for name in IMAGES if name in batch} for batch in batches)
     checked = ({**batch, "image": checked_floats(batch["image"])} if "image" in batch else batch for batch in named)
     on_device = ({name: value.to(codec.scale.device) for name, value in batch.items()} for batch in checked)
