@@ -86,7 +86,9 @@ def _in(dtype: torch.dtype, value: Tensor) -> Tensor:
 
 
 def _class_names(network: nn.Module) -> list[str]:
-    return [cls.__name__ for cls in type(network).__mro__]  # FSDP puts a class of its own before diffusers'
+    """Return its classes: FSDP puts one of its own before diffusers', and ``torch.compile`` wraps the network."""
+    inner = dict(network.named_children()).get("_orig_mod", network)
+    return [cls.__name__ for cls in type(inner).__mro__]
 
 
 def _adapted(network: Component, scores: bool) -> Denoiser:

@@ -107,7 +107,7 @@ def check_schedule(network: nn.Module, schedule: NoiseSchedule) -> None:
     """
     wrapper, needed = wrapper_of(network), schedule.network_wrapper
     name, answers = type(network).__name__, schedule.prediction.name
-    told_sigma = torch.equal(schedule.model_time.double(), schedule.sigma.float().double())
+    told_sigma = torch.equal(schedule.model_time.float(), schedule.sigma.float())
     told_sigma = told_sigma and bool((schedule.alpha == 1).all())
     if wrapper is not None:
         if not told_sigma:
@@ -120,7 +120,7 @@ def check_schedule(network: nn.Module, schedule: NoiseSchedule) -> None:
                 f"{name} answers {wrapper.answers}, and the {schedule.name} has prediction {answers}; give it "
                 f"`prediction: {{class_path: {type(KINDS[wrapper.answers]).__name__}}}`."
             )
-    elif told_sigma and needed is None and type(network).__module__.startswith("diffusers."):
+    elif told_sigma and needed is None and is_of_diffusers(network):
         raise ConfigurationError(
             f"The {schedule.name} tells {name} σ in the place of a timestep, and shows it latents of scale up to "
             f"{float(schedule.sigma[-1]):g}, neither of which it is made for; write `network: {{class_path: "

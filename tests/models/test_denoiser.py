@@ -145,6 +145,9 @@ def test_a_network_of_ones_own_is_known_by_the_kind_of_its_configuration():
         (settings, settings(Z, T)),
     ):
         assert torch.equal(as_denoiser(network)(Z, T, {}), answer)
+    flow = type("AuraFlowTransformer2DModel", (Plain,), {})()
+    for each in (flow, torch.compile(flow, backend="eager")):  # is told t/1000
+        torch.testing.assert_close(as_denoiser(each)(Z, T, {}), flow(Z, T / 1000).sample)
     assert (network_config(bare), network_config(settings)) == ({"class_name": "Plain"}, None)
 
 

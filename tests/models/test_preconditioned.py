@@ -24,6 +24,7 @@ from ldmprobe import (
     LogNormalSigma,
     LoRA,
     MinSNR,
+    NoiseSchedule,
     Preconditioned,
     Sampling,
     ScoreNetwork,
@@ -126,6 +127,16 @@ def test_a_schedule_that_tells_or_asks_something_else_is_refused_before_training
     for make in (DiffusionModel, LatentDiffusion):
         with refused(message):
             make(network, **{"scheduler" if make is LatentDiffusion else "schedule": schedule}, latent_shape=(2, 8, 8))
+
+
+def test_a_network_of_diffusers_that_is_compiled_or_told_sigma_in_float64_is_known():
+    levels = torch.logspace(-2, 1, 10, dtype=torch.float64)
+    for network, schedule in (
+        (torch.compile(tiny_unet(), backend="eager"), VESDE()),
+        (tiny_unet(), NoiseSchedule(torch.ones_like(levels), levels, EpsilonPrediction(), levels)),
+    ):
+        with refused("σ in the place of a timestep"):
+            DiffusionModel(network, schedule, (2, 8, 8))
 
 
 @pytest.mark.parametrize("kind", [Preconditioned, EpsilonNetwork])
