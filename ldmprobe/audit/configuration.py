@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import pydoc
 import warnings
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from ldmprobe.audit.observation import is_probe
 from ldmprobe.configuration.cli import LDMProbeCLI, listed
 from ldmprobe.errors import ConfigurationError
+from ldmprobe.models.library import class_at
 from ldmprobe.tracking.scalars import OF_PROBES
 from ldmprobe.types import PlainValues
 
@@ -35,7 +35,7 @@ def read_configuration(fit_arguments: list[str]) -> PlainValues:
         if end.code:  # an argument was refused, and the user told
             raise
     config = yaml.safe_load(text.getvalue())
-    if not any(is_probe(_class_of(callback)) for callback in listed(config["trainer"]["callbacks"])):
+    if not any(is_probe(class_at(callback["class_path"])) for callback in listed(config["trainer"]["callbacks"])):
         raise ConfigurationError(
             "The configuration names no probe, so there is nothing to audit; add some under `trainer.callbacks`, such "
             "as `ldmprobe.callbacks.DDIMProbe`, or a second file: `--config configs/probes.yaml`."
@@ -52,7 +52,7 @@ def audited(config: PlainValues, run_dir: Path, steps: int, probed: bool) -> Pla
     trainer = config["trainer"]
 
     def is_left_out(callback: PlainValues) -> bool:
-        kind = _class_of(callback)
+        kind = class_at(callback["class_path"])
         monitored = str((callback.get("init_args") or {}).get("monitor"))
         by_a_probe = monitored.startswith(OF_PROBES)  # training is meant to depend on it
         return issubclass(kind, (Checkpoint, ProgressBar)) or by_a_probe or (not probed and is_probe(kind))
@@ -92,11 +92,6 @@ def _loggers(loggers: object, folder: Path) -> list[PlainValues]:
         WandbLogger: {"project": "audit", "offline": True, "save_dir": str(folder)},
         TensorBoardLogger: {"save_dir": str(folder), "name": "tensorboard"},
     }
-    asked = [_class_of(each) for each in listed(loggers) if isinstance(each, dict)]
+    asked = [class_at(each["class_path"]) for each in listed(loggers) if isinstance(each, dict)]
     kept = [kind for kind in settings if kind is CSVLogger or any(issubclass(each, kind) for each in asked)]
     return [{"class_path": f"lightning.pytorch.loggers.{kind.__name__}", "init_args": settings[kind]} for kind in kept]
-
-
-def _class_of(part: PlainValues) -> type:
-    found = pydoc.locate(part["class_path"])
-    return found if isinstance(found, type) else object

@@ -156,11 +156,12 @@ class LDMProbeCLI(LightningCLI):
         for logger in listed(config.trainer.logger):
             if not isinstance(logger, Namespace):  # true or false
                 continue
-            settings = logger.get("init_args")
-            if settings is not None and "save_dir" in settings and settings.save_dir in (None, "."):
-                settings.save_dir = run_dir
-            elif settings is not None and "save_dir" in settings:
-                check_own(settings.save_dir, run_dir, f"{logger.class_path}'s `save_dir`")
+            settings = logger.get("init_args") or Namespace()
+            if "save_dir" in settings:
+                if settings.save_dir in (None, "."):
+                    settings.save_dir = run_dir
+                else:
+                    check_own(settings.save_dir, run_dir, f"{logger.class_path}'s `save_dir`")
             continue_curves(logger)
         for callback in listed(config.trainer.callbacks):
             if callback.class_path.endswith("ModelCheckpoint"):

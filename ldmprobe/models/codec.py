@@ -23,7 +23,7 @@ from ldmprobe.models.autoencoder import (
     posterior_of,
 )
 from ldmprobe.models.denoiser import config_of
-from ldmprobe.models.latent_scale import SCALING, in_digits, moments_of, scale_and_shift
+from ldmprobe.models.latent_scale import SCALING, in_digits, moments_of, says_scale, scale_and_shift
 from ldmprobe.models.lazy import LazyModule
 from ldmprobe.models.pixels import as_floats
 from ldmprobe.types import Batch, Component, PlainValues, StateDict
@@ -82,8 +82,7 @@ class LatentCodec(nn.Module):
             check_autoencoder(outline)
         self.sample_posterior = sample_posterior
         config = dict(config_of(outline))
-        known = outline is None or any(config.get(name) is not None for name in ("scaling_factor", "latents_mean"))
-        measure = scale == "measure" or (scale == "config" and not known)
+        measure = scale == "measure" or (scale == "config" and outline is not None and not says_scale(config))
         scale_value, shift_value = torch.ones((), dtype=torch.float32), torch.zeros((), dtype=torch.float32)
         if scale == "config" and not measure:
             scale_value, shift_value = scale_and_shift({name: config.get(name) for name in scaling})

@@ -16,6 +16,11 @@ SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 """The settings of an autoencoder that say how its latents are scaled."""
 
 
+def says_scale(config: PlainValues) -> bool:
+    """Return whether an autoencoder's configuration says how its latents are scaled."""
+    return any(config.get(name) is not None for name in ("scaling_factor", "latents_mean"))
+
+
 class Moments(NamedTuple):
     """The first two moments of latents, over all entries, (), or over those of each channel, (c,), in float64.
 

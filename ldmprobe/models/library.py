@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from pydoc import locate
 
 from ldmprobe.errors import ConfigurationError
 from ldmprobe.types import Component, Kind, kinds_of
@@ -16,6 +17,12 @@ def class_named(library: str, name: str) -> Component:
     """Return the class of this name in a library; None where the installed version has none."""
     found = getattr(import_module(library), name, None)
     return found if inspect.isclass(found) else None
+
+
+def class_at(path: str) -> type:
+    """Return the class at a dotted path, as a configuration gives it; ``object`` where there is none."""
+    found = locate(path)
+    return found if isinstance(found, type) else object
 
 
 def own_class_named(base: type[Kind], name: str, what: str) -> type[Kind]:

@@ -16,7 +16,7 @@ from ldmprobe.io.record import ProbeRecord
 from ldmprobe.io.store import RecordStore, read_or_skip
 from ldmprobe.models.autoencoder import decoder_parameters
 from ldmprobe.models.diffusion_model import DiffusionModel
-from ldmprobe.models.latent_scale import scaling_of
+from ldmprobe.models.latent_scale import says_scale, scaling_of
 from ldmprobe.pretrained.export import as_pipeline
 from ldmprobe.pretrained.source import Source
 from ldmprobe.probing.denoising_record import PROBE
@@ -107,8 +107,7 @@ def _autoencoder(read: Checkpoint, name: str, per_channel: bool) -> Callable[[Pa
             f"{read.path} does not know the scale of its latents, which is measured on training images of ImageData "
             "when a checkpoint is saved; train it on ImageData."
         )
-    known = any(model.network.config.get(name) is not None for name in ("scaling_factor", "latents_mean"))
-    kept = known and not moments.get("encoder_is_trained", True) and not per_channel
+    kept = says_scale(model.network.config) and not moments.get("encoder_is_trained", True) and not per_channel
     if not kept:
         model.network.register_to_config(**scaling_of(moments["mean"], moments["std"], per_channel))
 

@@ -6,7 +6,6 @@ import os
 import secrets
 import sys
 from pathlib import Path
-from pydoc import locate
 
 import lightning as L
 from jsonargparse import Namespace
@@ -18,6 +17,7 @@ from ldmprobe.io.atomic import atomic_write, remove_partials
 from ldmprobe.io.plain_text import plain
 from ldmprobe.io.run_directory import set_aside_measured
 from ldmprobe.lightning_private import set_wandb_id
+from ldmprobe.models.library import class_at
 from ldmprobe.training.checkpoint.newest import newest_intact
 
 
@@ -67,11 +67,11 @@ def continue_curves(logger: Namespace) -> None:
     """Make a logger's configuration one that a resumed run goes on with, where Lightning's begins anew: a CSVLogger
     that keeps its file, a TensorBoardLogger that keeps its folder.
     """
-    kind = locate(logger.class_path)
+    kind = class_at(logger.class_path)
     if kind is CSVLogger:
         logger.class_path = "ldmprobe.ResumableCSVLogger"
     settings = logger.get("init_args") or Namespace()
-    numbered = isinstance(kind, type) and issubclass(kind, CSVLogger | TensorBoardLogger)
+    numbered = issubclass(kind, CSVLogger | TensorBoardLogger)
     if numbered and "version" in settings and settings.version is None:
         settings.version = 0
 
